@@ -1,1 +1,46 @@
-//! placeholder
+//! The rules of leases: what may be granted, what it counts against and when it ends.
+//!
+//! A *session* is the right to run one stream, a *worker* the right to run one job under it. Both
+//! are leases: counted, owned, time bounded, kept alive, returned. [`Ledger`] is every rule about
+//! them, as one synchronous and deterministic state machine: no clock, no I/O, no async, no
+//! logging. Time is an argument, and so are the terms of each borrow.
+//!
+//! ```
+//! use lease::{Config, Ledger, Limits, Refusal, Request, Terms, Timestamp};
+//!
+//! let mut ledger = Ledger::new(Config::default());
+//! let terms = Terms { limits: Limits { organization: Some(1), ..Limits::default() }, ..Terms::default() };
+//! let start = Timestamp::ZERO;
+//!
+//! let first = ledger.borrow(&Request::session("t1r", "acme"), &terms, start).expect("a free slot");
+//! let refused = ledger.borrow(&Request::session("t1r", "acme"), &terms, start).unwrap_err();
+//! assert_eq!(refused.to_string(), "the organization ceiling is reached: 1/1");
+//!
+//! // Nobody keeps the first one alive: one TTL later its slot is free.
+//! let later = start + first.ttl;
+//! assert!(ledger.borrow(&Request::session("t1r", "acme"), &terms, later).is_ok());
+//! ```
+
+mod budget;
+mod change;
+mod clock;
+mod ledger;
+mod memory;
+mod scope;
+mod slab;
+mod table;
+mod terms;
+mod timer;
+mod types;
+mod usage;
+
+pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
+pub use change::{Change, End};
+pub use clock::{LONGEST_STEP, StoreClock};
+pub use ledger::{Config, Holder, Ledger, PoolUse};
+pub use scope::{Scope, forms_a_scope};
+pub use terms::{Denied, Grant, KeptAlive, Limits, PoolState, Refusal, Released, Terms};
+pub use types::{
+    BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, MAX_ID_BYTES, MAX_MINIMAL_LIFE, MAX_TTL,
+    NotALeaseId, Reason, Request, Timestamp, validate_id,
+};

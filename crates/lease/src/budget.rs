@@ -1,0 +1,160 @@
+//! Usage budgets: how much of a metric an organization may use in a day or a month, in UTC.
+
+use std::fmt;
+
+use time::{Date, Month, OffsetDateTime};
+
+/// The wall clock in whole seconds since the start of 1970, UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WallTime(i64);
+
+impl WallTime {
+    /// The time `seconds` after the start of 1970, UTC; clamped to the years 1970 to 9999.
+    pub const fn from_unix(seconds: i64) -> Self {
+        const END: i64 = 253_402_300_799;
+        Self(if seconds < 0 {
+            0
+        } else if seconds > END {
+            END
+        } else {
+            seconds
+        })
+    }
+
+    /// Seconds since the start of 1970, UTC.
+    pub const fn as_unix(self) -> i64 {
+        self.0
+    }
+
+    fn date(self) -> Date {
+        OffsetDateTime::from_unix_timestamp(self.0).unwrap_or(OffsetDateTime::UNIX_EPOCH).date()
+    }
+}
+
+impl fmt::Display for WallTime {
+    /// Writes `2026-12-01T00:00:00Z`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = OffsetDateTime::from_unix_timestamp(self.0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
+        let (hour, minute, second) = at.to_hms();
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+}
+
+/// The length of a budget's window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Period {
+    /// From midnight to midnight, UTC.
+    Day,
+    /// From the first of a month to the first of the next, UTC.
+    Month,
+}
+
+impl Period {
+    /// The number of the window that `at` lies in; a later window has a higher number.
+    pub fn window(self, at: WallTime) -> u32 {
+        let date = at.date();
+        let number = match self {
+            Self::Day => date.to_julian_day(),
+            Self::Month => date.year() * 12 + i32::from(u8::from(date.month())) - 1,
+        };
+        u32::try_from(number).unwrap_or(0)
+    }
+
+    /// When the window numbered `window` ends.
+    pub fn end(self, window: u32) -> WallTime {
+        let next = i32::try_from(window).unwrap_or(i32::MAX).saturating_add(1);
+        let date = match self {
+            Self::Day => Date::from_julian_day(next).ok(),
+            Self::Month => u8::try_from(next % 12 + 1)
+                .ok()
+                .and_then(|month| Month::try_from(month).ok())
+                .and_then(|month| Date::from_calendar_date(next / 12, month, 1).ok()),
+        };
+        let date = date.unwrap_or(Date::MAX);
+        WallTime::from_unix(date.midnight().assume_utc().unix_timestamp())
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Day => "day",
+            Self::Month => "month",
+        })
+    }
+}
+
+/// What an organization may use of one metric in one window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Budget {
+    /// The metric, as reports name it.
+    pub metric: Box<str>,
+    /// The amount at which the budget is spent.
+    pub amount: f64,
+    /// The length of the window.
+    pub per: Period,
+}
+
+/// A budget of which nothing is left.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("usage budget spent: {metric} {used}/{amount} per {per}, resets at {resets_at}")]
+pub struct BudgetSpent {
+    /// The metric.
+    pub metric: Box<str>,
+    /// What was used in the window.
+    pub used: f64,
+    /// The budget.
+    pub amount: f64,
+    /// The length of the window.
+    pub per: Period,
+    /// When the window ends.
+    pub resets_at: WallTime,
+}
+
+/// What was used of one metric, in the current day and the current month.
+///
+/// Both are counted whatever the budgets say, so a budget that is changed from a day to a month
+/// finds its count.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Used {
+    /// The number of the day and the amount used in it.
+    pub day: (u32, f64),
+    /// The number of the month and the amount used in it.
+    pub month: (u32, f64),
+}
+
+impl Used {
+    /// Adds `value` at `at`. A wall clock that was set back goes on counting in the latest window.
+    pub fn add(&mut self, value: f64, at: WallTime) {
+        for (slot, period) in [(&mut self.day, Period::Day), (&mut self.month, Period::Month)] {
+            let window = period.window(at);
+            if window > slot.0 {
+                *slot = (window, 0.0);
+            }
+            // Infinity would never be spent down again and cannot be written as JSON.
+            slot.1 = (slot.1 + value).min(f64::MAX);
+        }
+    }
+
+    /// The amount used in the window of `per` that `at` lies in, and the number of that window.
+    pub fn in_window(&self, per: Period, at: WallTime) -> (u32, f64) {
+        let latest = match per {
+            Period::Day => self.day,
+            Period::Month => self.month,
+        };
+        let window = per.window(at);
+        if window > latest.0 { (window, 0.0) } else { latest }
+    }
+}
+
+/// The amount one report adds to one metric of one organization.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Usage<'a> {
+    /// The organization.
+    pub organization: &'a str,
+    /// The metric.
+    pub metric: &'a str,
+    /// The amount, finite and not negative.
+    pub value: f64,
+}

@@ -1,0 +1,553 @@
+//! The state machine that holds every rule.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use foldhash::fast::FixedState;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
+use crate::budget::{Budget, BudgetSpent, Usage, WallTime};
+use crate::change::{Change, End};
+use crate::memory::Memory;
+use crate::scope::{Scope, forms_a_scope};
+use crate::table::{Entry, NewLease, Place, Table, whole_milliseconds};
+use crate::terms::{Denied, Grant, KeptAlive, Refusal, Released, Terms};
+use crate::timer::Timer;
+use crate::types::{
+    BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, MAX_MINIMAL_LIFE, MAX_TTL, Reason,
+    Request, Timestamp,
+};
+use crate::usage::UsageBook;
+
+mod recovery;
+
+/// How long the end of a borrow id is remembered when no lease tells a TTL.
+const BORROW_ID_MEMORY: Duration = Duration::from_secs(60);
+
+/// The shortest time the reason of a revocation is remembered.
+const REVOCATION_MEMORY: Duration = Duration::from_secs(600);
+
+/// What a ledger is made with.
+#[derive(Clone, Copy)]
+pub struct Config {
+    /// Most leases at once, whatever the policy allows.
+    pub max_leases: u64,
+    /// Where the secrets of keys and the order of hash tables come from. A server fills it from
+    /// the operating system; the same seed gives the same ledger.
+    pub seed: [u8; 32],
+    /// Whether changes are collected for [`Ledger::drain_changes`].
+    pub journal: bool,
+}
+
+impl Default for Config {
+    /// Room for 2,000,000 leases, a seed of zeros, no journal.
+    fn default() -> Self {
+        Self { max_leases: 2_000_000, seed: [0; 32], journal: false }
+    }
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { max_leases, seed: _, journal } = self;
+        f.debug_struct("Config")
+            .field("max_leases", max_leases)
+            .field("journal", journal)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who holds a lease and what it counts against, for [`Ledger::revoke_matching`] to judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder<'a> {
+    /// The indexer that holds the lease.
+    pub indexer: Option<&'a str>,
+    /// Its service.
+    pub service: &'a str,
+    /// Its organization.
+    pub organization: &'a str,
+    /// Its API key id; empty when there is none.
+    pub api_key: &'a str,
+}
+
+/// The counts of one pool (organization, service).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolUse {
+    /// Live leases, lingering ones too.
+    pub leases: u64,
+    /// Live leases by trace, of those that have one.
+    pub traces: BTreeMap<String, u64>,
+}
+
+/// Every lease of a server and every rule about them.
+///
+/// Operations are total and deterministic. Each one first ends what has ended by `now`, so no
+/// answer depends on a background task; a `now` before one already told counts as that one. A
+/// refused operation changes nothing but that.
+///
+/// See the [crate] for an example.
+#[derive(Debug)]
+pub struct Ledger {
+    table: Table,
+    timer: Timer,
+    now: Timestamp,
+    next_serial: NonZeroU64,
+    max_leases: u64,
+    secrets: ChaCha8Rng,
+    /// What each borrow id bought: by indexer and id.
+    borrows: Memory<(u32, BorrowId), Bought>,
+    /// Why leases were revoked: by serial number.
+    revoked: Memory<u64, Revocation>,
+    usage: UsageBook,
+    changes: Option<Vec<Change>>,
+}
+
+/// What a borrow id bought.
+#[derive(Clone, Copy, Debug)]
+enum Bought {
+    /// A lease; [`Request::fingerprint`] tells whether a retry asks for the same.
+    Lease { id: LeaseId, fingerprint: u64 },
+    /// Nothing, and nothing any more: it was returned before it arrived.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct Revocation {
+    id: LeaseId,
+    indexer: Option<Box<str>>,
+    reason: Reason,
+}
+
+impl Ledger {
+    /// An empty ledger at [`Timestamp::ZERO`].
+    pub fn new(config: Config) -> Self {
+        let Config { max_leases, seed, journal } = config;
+        let mut secrets = ChaCha8Rng::from_seed(seed);
+        let hasher = &FixedState::with_seed(secrets.next_u64());
+        let memories = usize::try_from(max_leases.max(1024)).unwrap_or(usize::MAX);
+        Self {
+            table: Table::new(hasher),
+            timer: Timer::new(),
+            now: Timestamp::ZERO,
+            next_serial: NonZeroU64::MIN,
+            max_leases,
+            secrets,
+            borrows: Memory::new(memories.saturating_mul(2), hasher),
+            revoked: Memory::new(memories, hasher),
+            usage: UsageBook::new(hasher),
+            changes: journal.then(Vec::new),
+        }
+    }
+
+    /// Grants one lease, or says what stands against it. The request must be valid.
+    ///
+    /// Within one TTL a retry under the same borrow id gets the same live lease, with its full TTL
+    /// again. All ceilings are looked at before anything changes.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Refusal`] that applies, in the order: borrow id, budgets, the ceilings in the
+    /// order of [`Scope::ALL`], the ledger's own ceiling.
+    pub fn borrow(
+        &mut self,
+        request: &Request<'_>,
+        terms: &Terms<'_>,
+        now: Timestamp,
+    ) -> Result<Grant, Refusal> {
+        self.expire(now);
+        let indexer = self.table.indexer(request.indexer);
+        if let Some(replayed) = self.replay(request, terms, indexer)? {
+            return Ok(replayed);
+        }
+        let place = self.table.place(request, indexer);
+        let observed = match self.admit(request, terms, place) {
+            Err(refusal) if terms.observe => Some(Box::new(refusal)),
+            admitted => admitted.map(|()| None)?,
+        };
+        if self.table.leases.len() as u64 >= self.max_leases {
+            return Err(Refusal::Full { max_leases: self.max_leases });
+        }
+        let (id, ttl) = self.grant(request, terms, indexer, place);
+        let pool = self.table.pool_state(request, terms.limits.organization);
+        Ok(Grant { id, ttl, pool, replayed: false, observed })
+    }
+
+    /// Looks for what stands against a borrow, without changing anything.
+    fn admit(&self, request: &Request<'_>, terms: &Terms<'_>, place: Place) -> Result<(), Refusal> {
+        if let Some(spent) = self.spent(request.organization, terms.budgets, terms.wall) {
+            return Err(Refusal::BudgetSpent(spent));
+        }
+        let counts = self.table.counts(place);
+        // What forms no scope has no ceiling.
+        let api_key = terms.limits.api_key.filter(|_| !request.api_key.is_empty());
+        let workers = (request.kind() == Kind::Worker && forms_a_scope(request.trace))
+            .then(|| request.max_workers.unsigned_abs());
+        for scope in Scope::ALL {
+            let (active, ceiling) = match scope {
+                Scope::Service => (counts.service, terms.limits.service),
+                Scope::Organization => (counts.organization, terms.limits.organization),
+                Scope::ApiKey => (counts.api_key, api_key),
+                Scope::Trace => (counts.trace_workers, workers),
+            };
+            if let Some(max) = ceiling.filter(|&max| active >= max) {
+                let pool = self.table.pool_state(request, terms.limits.organization);
+                return Err(Refusal::Denied(Denied { scope, active, max, pool }));
+            }
+        }
+        Ok(())
+    }
+
+    fn grant(
+        &mut self,
+        request: &Request<'_>,
+        terms: &Terms<'_>,
+        indexer: u32,
+        place: Place,
+    ) -> (LeaseId, Duration) {
+        let serial = self.next_serial;
+        // 2^64 grants take longer than the hardware lasts.
+        self.next_serial = serial.saturating_add(1);
+        let mut secret = [0; 12];
+        self.secrets.fill_bytes(&mut secret);
+        let ttl = Duration::from_millis(whole_milliseconds(terms.ttl.min(MAX_TTL)).into());
+        let ends_at = self.now + ttl;
+        let (kind, granted_at) = (request.kind(), self.now);
+        let new = NewLease { serial, secret, kind, granted_at, ends_at, ttl };
+        let slot = self
+            .table
+            .insert(new, request, indexer, place, None)
+            .expect("an unnamed slot is never taken");
+        self.timer.set(slot, ends_at);
+        let id = LeaseId::new(slot, serial.get(), secret);
+        if let Some(borrow_id) = request.borrow_id {
+            let bought = Bought::Lease { id, fingerprint: request.fingerprint() };
+            self.borrows.insert((indexer, borrow_id), bought, ends_at);
+        }
+        if self.changes.is_some() {
+            let borrowed_as =
+                request.borrow_id.map(|id| BorrowedAs { id, fingerprint: request.fingerprint() });
+            let lease = Lease { borrowed_as, ..self.lease(slot, &self.table.leases[slot]) };
+            self.record(|| Change::Granted(Box::new(lease)));
+        }
+        (id, ttl)
+    }
+
+    /// The lease that an earlier try of the same borrow took.
+    fn replay(
+        &mut self,
+        request: &Request<'_>,
+        terms: &Terms<'_>,
+        indexer: u32,
+    ) -> Result<Option<Grant>, Refusal> {
+        let Some(borrow_id) = request.borrow_id else { return Ok(None) };
+        let (id, known) = match self.borrows.get(&(indexer, borrow_id)) {
+            None => return Ok(None),
+            Some(Bought::Nothing) => return Err(Refusal::BorrowEnded),
+            Some(&Bought::Lease { id, fingerprint }) => (id, fingerprint),
+        };
+        if known != request.fingerprint() {
+            return Err(Refusal::BorrowIdReused);
+        }
+        let now = self.now;
+        let entry = self.table.find_mut(id).filter(|entry| !entry.lingers());
+        let entry = entry.ok_or(Refusal::BorrowEnded)?;
+        entry.ends_at = now + entry.ttl();
+        let ttl = entry.ttl();
+        let pool = self.table.pool_state(request, terms.limits.organization);
+        Ok(Some(Grant { id, ttl, pool, replayed: true, observed: None }))
+    }
+
+    /// Gives a live lease its full TTL again, if `caller` holds it. Nothing else changes, ever:
+    /// what has ended stays ended.
+    pub fn keep_alive(&mut self, id: LeaseId, caller: Option<&str>, now: Timestamp) -> KeptAlive {
+        self.expire(now);
+        let now = self.now;
+        if let Some(entry) = self.table.find(id) {
+            if !self.table.belongs_to(entry, caller) || entry.lingers() {
+                return KeptAlive::Failed;
+            }
+            let ttl = entry.ttl();
+            // The end only moves later, so the timer finds it where it looks already.
+            if let Some(entry) = self.table.find_mut(id) {
+                entry.ends_at = now + ttl;
+            }
+            return KeptAlive::Extended { ttl };
+        }
+        match self.revoked.get(&id.serial()) {
+            Some(revocation)
+                if revocation.id.proves(id.serial, &id.secret)
+                    && (revocation.indexer.is_none()
+                        || revocation.indexer.as_deref() == caller) =>
+            {
+                KeptAlive::Revoked(revocation.reason)
+            }
+            _ => KeptAlive::Failed,
+        }
+    }
+
+    /// Returns a lease, if `caller` holds it.
+    ///
+    /// One younger than `minimal_life` (clamped to [`MAX_MINIMAL_LIFE`]) lingers: it counts until
+    /// it reaches that age and cannot be kept alive. A further return may only bring the end nearer.
+    pub fn release(
+        &mut self,
+        id: LeaseId,
+        caller: Option<&str>,
+        minimal_life: Duration,
+        now: Timestamp,
+    ) -> Released {
+        self.expire(now);
+        let now = self.now;
+        let Some(entry) = self.table.find(id).filter(|e| self.table.belongs_to(e, caller)) else {
+            return Released::Missing;
+        };
+        let asked = entry.granted_at + minimal_life.min(MAX_MINIMAL_LIFE);
+        let until = if entry.lingers() { asked.min(entry.ends_at) } else { asked };
+        if until <= now {
+            self.end(id.slot, End::Returned);
+            return Released::Returned;
+        }
+        if entry.lingers() && until == entry.ends_at {
+            return Released::Lingers { until };
+        }
+        if let Some(entry) = self.table.find_mut(id) {
+            entry.linger(until);
+        }
+        self.timer.set(id.slot, until);
+        self.record(|| Change::Lingers { id, until });
+        Released::Lingers { until }
+    }
+
+    /// Returns whatever the borrow of that id took, as [`Ledger::release`] does.
+    ///
+    /// A try of the borrow that arrives later is refused, so a caller that gave up leaves nothing
+    /// behind even if its borrow was still on the way.
+    pub fn release_borrow(
+        &mut self,
+        borrow_id: BorrowId,
+        caller: Option<&str>,
+        minimal_life: Duration,
+        now: Timestamp,
+    ) -> Released {
+        self.expire(now);
+        let key = (self.table.indexer(caller), borrow_id);
+        match self.borrows.get(&key) {
+            Some(&Bought::Lease { id, .. }) => self.release(id, caller, minimal_life, now),
+            Some(Bought::Nothing) => Released::Missing,
+            None => {
+                self.borrows.insert(key, Bought::Nothing, self.now + BORROW_ID_MEMORY);
+                Released::Missing
+            }
+        }
+    }
+
+    /// Takes back a grant whose answer could not be delivered: nobody holds the lease.
+    ///
+    /// Its borrow id is free again, because the caller may retry. Answers whether there was
+    /// anything to take back.
+    pub fn undo(&mut self, id: LeaseId, borrow_id: Option<BorrowId>, now: Timestamp) -> bool {
+        self.expire(now);
+        let Some(indexer) = self.table.find(id).map(Entry::indexer) else { return false };
+        if let Some(borrow_id) = borrow_id {
+            self.borrows.remove(&(indexer, borrow_id));
+        }
+        self.end(id.slot, End::Returned);
+        true
+    }
+
+    /// Ends one lease at once and remembers why. Answers whether there was such a lease.
+    pub fn revoke(&mut self, id: LeaseId, reason: Reason, now: Timestamp) -> bool {
+        self.expire(now);
+        let found = self.table.find(id).is_some();
+        if found {
+            self.revoke_slot(id.slot, reason);
+        }
+        found
+    }
+
+    /// Ends every lease that `judge` gives a reason for, and answers how many those are.
+    ///
+    /// It looks at every lease once, and ends workers before sessions, so that a worker whose
+    /// session goes too is told the reason and not just that it is gone.
+    pub fn revoke_matching(
+        &mut self,
+        now: Timestamp,
+        mut judge: impl FnMut(&Holder<'_>) -> Option<Reason>,
+    ) -> usize {
+        self.expire(now);
+        let mut sentenced = Vec::new();
+        for (slot, entry) in self.table.leases.iter() {
+            let names = self.table.names(entry);
+            let holder = Holder {
+                indexer: names.indexer,
+                service: names.service,
+                organization: names.organization,
+                api_key: names.api_key,
+            };
+            if let Some(reason) = judge(&holder) {
+                sentenced.push((entry.kind() == Kind::Session, slot, reason));
+            }
+        }
+        sentenced.sort_by_key(|&(is_session, slot, _)| (is_session, slot));
+        for &(_, slot, reason) in &sentenced {
+            self.revoke_slot(slot, reason);
+        }
+        sentenced.len()
+    }
+
+    fn revoke_slot(&mut self, slot: u32, reason: Reason) {
+        let entry = &self.table.leases[slot];
+        let id = entry.id(slot);
+        let until = self.now + REVOCATION_MEMORY.max(entry.ttl().saturating_mul(10));
+        let indexer: Option<Box<str>> = self.table.indexer_name(entry.indexer()).map(Into::into);
+        self.record(|| Change::Revoked { id, indexer: indexer.clone(), reason, until });
+        self.revoked.insert(id.serial(), Revocation { id, indexer, reason }, until);
+        self.end(slot, End::Revoked(reason));
+    }
+
+    /// Counts a report of usage, all of it or nothing.
+    ///
+    /// The same `idempotency_key` from the same `caller` counts once in ten minutes; the answer is
+    /// whether it counted now. Spent budgets end nothing by themselves: see [`Ledger::spent`] and
+    /// [`Ledger::revoke_matching`].
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] names the field: an empty or oversized organization, metric or key, a value that
+    /// is negative or not finite, too many metrics.
+    pub fn report(
+        &mut self,
+        caller: Option<&str>,
+        idempotency_key: Option<&str>,
+        usages: &[Usage<'_>],
+        wall: WallTime,
+        now: Timestamp,
+    ) -> Result<bool, Invalid> {
+        self.expire(now);
+        let changes = self.usage.report(caller, idempotency_key, usages, wall, self.now)?;
+        let counted = !changes.is_empty() || idempotency_key.is_none();
+        if let Some(journal) = &mut self.changes {
+            journal.extend(changes);
+        }
+        Ok(counted)
+    }
+
+    /// The first budget of `budgets` of which `organization` has nothing left.
+    pub fn spent(
+        &self,
+        organization: &str,
+        budgets: &[Budget],
+        wall: WallTime,
+    ) -> Option<BudgetSpent> {
+        self.usage.spent(organization, budgets, wall)
+    }
+
+    /// The counts of the pool (organization, service).
+    pub fn state(&mut self, service: &str, organization: &str, now: Timestamp) -> PoolUse {
+        self.expire(now);
+        let (leases, traces) = self.table.pool_use(service, organization);
+        PoolUse { leases, traces }
+    }
+
+    /// Ends what has ended by `now`, in the order of the ends.
+    pub fn expire(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        while let Some(slot) = {
+            let leases = &self.table.leases;
+            self.timer.pop(now, |slot| leases.get(slot).map(|entry| entry.ends_at))
+        } {
+            let lingers = self.table.leases[slot].lingers();
+            self.end(slot, if lingers { End::Lingered } else { End::Expired });
+        }
+        self.borrows.expire(now);
+        self.revoked.expire(now);
+        self.usage.expire(now);
+    }
+
+    /// A time at which [`Ledger::expire`] may have something to end; never later than the next end.
+    pub fn next_expiry(&self) -> Option<Timestamp> {
+        self.timer.next()
+    }
+
+    /// Takes a lease out of the table, and the workers of its trace after its last session.
+    fn end(&mut self, slot: u32, end: End) {
+        let Some((entry, orphaned)) = self.table.remove(slot) else { return };
+        self.record(|| Change::Ended { id: entry.id(slot), end });
+        let Some(trace) = orphaned else { return };
+        while let Some(worker) = self.table.first_of_trace(trace) {
+            let Some((entry, _)) = self.table.remove(worker) else { return };
+            self.record(|| Change::Ended { id: entry.id(worker), end: End::WithSession });
+        }
+    }
+
+    fn record(&mut self, change: impl FnOnce() -> Change) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change());
+        }
+    }
+
+    /// Everything that changed since the last call, in the order applied; nothing without a journal.
+    pub fn drain_changes(&mut self) -> impl Iterator<Item = Change> {
+        self.changes.iter_mut().flat_map(|changes| changes.drain(..))
+    }
+
+    /// The number of live leases.
+    pub fn len(&self) -> usize {
+        self.table.leases.len()
+    }
+
+    /// Whether there is no live lease.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The latest time the ledger was told.
+    pub const fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// The serial number of the next grant.
+    pub const fn next_serial(&self) -> u64 {
+        self.next_serial.get()
+    }
+
+    /// The number of live leases of each service that has any.
+    pub fn leases_by_service(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.table.leases_by_service()
+    }
+
+    /// Every live lease, in no particular order. Borrow ids are left out: see [`Ledger::snapshot`].
+    pub fn leases(&self) -> impl Iterator<Item = Lease> {
+        self.table.leases.iter().map(|(slot, entry)| self.lease(slot, entry))
+    }
+
+    fn lease(&self, slot: u32, entry: &Entry) -> Lease {
+        let names = self.table.names(entry);
+        Lease {
+            id: entry.id(slot),
+            kind: entry.kind(),
+            indexer: names.indexer.map(Into::into),
+            service: names.service.into(),
+            organization: names.organization.into(),
+            api_key: names.api_key.into(),
+            trace: names.trace.into(),
+            granted_at: entry.granted_at,
+            ttl: entry.ttl(),
+            lingers_until: entry.lingers().then_some(entry.ends_at),
+            borrowed_as: None,
+        }
+    }
+
+    /// Recomputes every count from the table of leases.
+    ///
+    /// It takes time in proportion to the table: it is for tests and for a doubt in production.
+    ///
+    /// # Errors
+    ///
+    /// The first count that is off, in words.
+    pub fn audit(&self) -> Result<(), String> {
+        self.table.audit()
+    }
+}

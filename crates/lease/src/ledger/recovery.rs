@@ -1,0 +1,140 @@
+//! A ledger that comes back from what a store kept.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+
+use crate::change::Change;
+use crate::table::NewLease;
+use crate::types::{BorrowedAs, Invalid, Kind, Lease, Request, Timestamp};
+
+use super::{Bought, Ledger, Revocation};
+
+impl Ledger {
+    /// Puts back what a change said, into a ledger that no operation has touched yet.
+    ///
+    /// A store gives back the leases it kept as [`Change::Granted`], with
+    /// [`Lease::lingers_until`] as it stands; then revocations, usage counts and report keys, in
+    /// any order. [`Ledger::resume`] has to follow.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] when the change contradicts what was restored before it: the store is damaged.
+    pub fn restore(&mut self, change: Change) -> Result<(), Invalid> {
+        match change {
+            Change::Granted(lease) => self.restore_lease(&lease),
+            Change::Revoked { id, indexer, reason, until } => {
+                self.revoked.insert(id.serial(), Revocation { id, indexer, reason }, until);
+                self.skip_serial(id.serial());
+                Ok(())
+            }
+            Change::Used { organization, metric, used } => {
+                self.usage.restore_used(organization, metric, used);
+                Ok(())
+            }
+            Change::Reported { indexer, key, until } => {
+                self.usage.restore_reported(indexer, key, until);
+                Ok(())
+            }
+            Change::Lingers { .. } | Change::Ended { .. } => {
+                Err(Invalid { field: "change", problem: "is part of a lease's record" })
+            }
+        }
+    }
+
+    fn restore_lease(&mut self, lease: &Lease) -> Result<(), Invalid> {
+        let Some(serial) = NonZeroU64::new(lease.id.serial()) else {
+            return Err(Invalid { field: "lease", problem: "has no serial number" });
+        };
+        if u64::from(lease.id.slot) >= self.max_slot() {
+            return Err(Invalid { field: "lease", problem: "stands at a slot out of all bounds" });
+        }
+        let request = Request {
+            indexer: lease.indexer.as_deref(),
+            service: &lease.service,
+            organization: &lease.organization,
+            api_key: &lease.api_key,
+            trace: &lease.trace,
+            max_workers: i64::from(lease.kind == Kind::Worker),
+            borrow_id: None,
+        };
+        request.validate()?;
+        let indexer = self.table.indexer(request.indexer);
+        let new = NewLease {
+            serial,
+            secret: lease.id.secret,
+            kind: lease.kind,
+            granted_at: lease.granted_at,
+            ends_at: lease.lingers_until.unwrap_or(lease.granted_at),
+            ttl: lease.ttl,
+        };
+        let place = self.table.place(&request, indexer);
+        let slot = self
+            .table
+            .insert(new, &request, indexer, place, Some(lease.id.slot))
+            .ok_or(Invalid { field: "lease", problem: "stands at the slot of another" })?;
+        if let Some(until) = lease.lingers_until {
+            self.table.leases[slot].linger(until);
+        }
+        if let Some(BorrowedAs { id, fingerprint }) = lease.borrowed_as {
+            let bought = Bought::Lease { id: lease.id, fingerprint };
+            self.borrows.insert((indexer, id), bought, lease.granted_at + lease.ttl);
+        }
+        self.skip_serial(lease.id.serial());
+        Ok(())
+    }
+
+    /// A table never has more slots than it held leases, but its ceiling may have been lowered.
+    fn max_slot(&self) -> u64 {
+        self.max_leases.max(1 << 24)
+    }
+
+    fn skip_serial(&mut self, used: u64) {
+        let next = NonZeroU64::MIN.saturating_add(used);
+        self.next_serial = self.next_serial.max(next);
+    }
+
+    /// Goes on after a restart: every lease has its full TTL from `now`, and a lingering one what
+    /// was left of its minimal life at `last`, the latest time the store kept.
+    ///
+    /// `next_serial` is the one the store kept: keys of leases long gone are not used again.
+    pub fn resume(&mut self, last: Timestamp, next_serial: u64, now: Timestamp) {
+        self.now = now.max(last);
+        self.skip_serial(next_serial.saturating_sub(1));
+        self.table.leases.settle();
+        let slots: Vec<u32> = self.table.leases.iter().map(|(slot, _)| slot).collect();
+        // Lets the timer turn to the present before anything is filed in it.
+        self.expire_nothing();
+        for slot in slots {
+            let entry = &mut self.table.leases[slot];
+            let left = if entry.lingers() { entry.ends_at.since(last) } else { entry.ttl() };
+            entry.ends_at = self.now + left;
+            self.timer.set(slot, entry.ends_at);
+        }
+    }
+
+    fn expire_nothing(&mut self) {
+        let nothing = self.timer.pop(self.now, |_| None);
+        debug_assert_eq!(nothing, None, "nothing is filed before a ledger resumes");
+    }
+
+    /// Everything that [`Ledger::restore`] needs to make this ledger again.
+    pub fn snapshot(&self) -> impl Iterator<Item = Change> {
+        let mut borrowed: HashMap<u64, BorrowedAs> = HashMap::new();
+        for (&(_, id), bought, _) in self.borrows.iter() {
+            if let &Bought::Lease { id: lease, fingerprint } = bought {
+                borrowed.insert(lease.serial(), BorrowedAs { id, fingerprint });
+            }
+        }
+        let leases = self.leases().map(move |lease| {
+            let borrowed_as = borrowed.get(&lease.id.serial()).copied();
+            Change::Granted(Box::new(Lease { borrowed_as, ..lease }))
+        });
+        let revoked = self.revoked.iter().map(|(_, revocation, until)| Change::Revoked {
+            id: revocation.id,
+            indexer: revocation.indexer.clone(),
+            reason: revocation.reason,
+            until,
+        });
+        leases.chain(revoked).chain(self.usage.snapshot())
+    }
+}

@@ -1,0 +1,625 @@
+//! The table of live leases and the counts beside it.
+//!
+//! Every scope keeps one count. The counts change in [`Table::insert`] and [`Table::remove`] and
+//! nowhere else, in the same call that changes the table; [`Table::audit`] recomputes them all.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use foldhash::fast::FixedState;
+
+use crate::scope::forms_a_scope;
+use crate::slab::{NONE, Slab};
+use crate::terms::PoolState;
+use crate::types::{Kind, LeaseId, Request, Secret, Timestamp};
+
+mod audit;
+mod records;
+
+use records::{Record, Records};
+
+/// One live lease. The names it counts against stand in the records that the numbers point to.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Not zero, so that an empty slot needs no room of its own.
+    pub(crate) serial: NonZeroU64,
+    pub(crate) granted_at: Timestamp,
+    /// When it ends without a keep-alive, or whatever happens while it lingers.
+    pub(crate) ends_at: Timestamp,
+    pub(crate) secret: Secret,
+    ttl_ms: u32,
+    pool: u32,
+    key: u32,
+    /// Its (trace, pool) record, or [`NONE`] without a trace.
+    cell: u32,
+    /// The indexer and, above it, the two facts below: a table of a million leases feels 8 bytes.
+    flags_and_indexer: u32,
+    in_pool: Links,
+    in_trace: Links,
+}
+
+/// Stands for no indexer in particular; numbers of indexers are lower.
+const ANYBODY: u32 = IS_WORKER - 1;
+const IS_WORKER: u32 = 1 << 30;
+const LINGERS: u32 = 1 << 31;
+
+impl Entry {
+    pub(crate) const fn id(&self, slot: u32) -> LeaseId {
+        LeaseId::new(slot, self.serial.get(), self.secret)
+    }
+
+    pub(crate) const fn ttl(&self) -> Duration {
+        Duration::from_millis(self.ttl_ms as u64)
+    }
+
+    pub(crate) const fn kind(&self) -> Kind {
+        if self.flags_and_indexer & IS_WORKER == 0 { Kind::Session } else { Kind::Worker }
+    }
+
+    pub(crate) const fn lingers(&self) -> bool {
+        self.flags_and_indexer & LINGERS != 0
+    }
+
+    /// Lets the lease end at `until` and at no other time.
+    pub(crate) const fn linger(&mut self, until: Timestamp) {
+        self.flags_and_indexer |= LINGERS;
+        self.ends_at = until;
+    }
+
+    pub(crate) const fn indexer(&self) -> u32 {
+        self.flags_and_indexer & ANYBODY
+    }
+}
+
+/// Neighbours in a list that runs through the table.
+#[derive(Clone, Copy, Debug)]
+struct Links {
+    next: u32,
+    prev: u32,
+}
+
+const UNLINKED: Links = Links { next: NONE, prev: NONE };
+
+#[derive(Debug)]
+struct Service {
+    name: Box<str>,
+    leases: u64,
+}
+
+impl Record for Service {
+    type Key<'a> = &'a str;
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+}
+
+#[derive(Debug)]
+struct Organization {
+    name: Box<str>,
+    pools: u32,
+}
+
+impl Record for Organization {
+    type Key<'a> = &'a str;
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+}
+
+/// An organization's leases of one service.
+#[derive(Debug)]
+struct Pool {
+    organization: u32,
+    service: u32,
+    leases: u64,
+    /// Distinct traces among them, whichever indexer holds them.
+    traces: u64,
+    head: u32,
+}
+
+impl Record for Pool {
+    type Key<'a> = (u32, u32);
+
+    fn key(&self) -> (u32, u32) {
+        (self.organization, self.service)
+    }
+}
+
+/// The leases of a pool that came with one API key.
+#[derive(Debug)]
+struct KeyScope {
+    pool: u32,
+    name: Box<str>,
+    leases: u64,
+}
+
+impl Record for KeyScope {
+    type Key<'a> = (u32, &'a str);
+
+    fn key(&self) -> (u32, &str) {
+        (self.pool, &self.name)
+    }
+}
+
+/// One indexer's leases of an organization under one trace id, of any service.
+///
+/// The key leaves the indexer out, so the traces of different indexers that share an id are found
+/// in one probe.
+#[derive(Debug)]
+struct Trace {
+    indexer: u32,
+    organization: u32,
+    id: Box<str>,
+    sessions: u32,
+    head: u32,
+}
+
+impl Record for Trace {
+    type Key<'a> = (u32, &'a str);
+
+    fn key(&self) -> (u32, &str) {
+        (self.organization, &self.id)
+    }
+}
+
+/// The leases of one [`Trace`] in one [`Pool`].
+#[derive(Debug)]
+struct Cell {
+    trace: u32,
+    pool: u32,
+    leases: u32,
+    workers: u32,
+}
+
+impl Record for Cell {
+    type Key<'a> = (u32, u32);
+
+    fn key(&self) -> (u32, u32) {
+        (self.trace, self.pool)
+    }
+}
+
+/// The names of a lease, as they stand in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named<'a> {
+    pub(crate) indexer: Option<&'a str>,
+    pub(crate) service: &'a str,
+    pub(crate) organization: &'a str,
+    pub(crate) api_key: &'a str,
+    pub(crate) trace: &'a str,
+}
+
+/// Where a request's scopes stand, [`NONE`] for those that hold no lease.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    service: u32,
+    organization: u32,
+    pool: u32,
+    key: u32,
+    trace: u32,
+    cell: u32,
+}
+
+/// What one scope after the other holds, as a borrow compares it with the ceilings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) service: u64,
+    pub(crate) organization: u64,
+    pub(crate) api_key: u64,
+    pub(crate) trace_workers: u64,
+}
+
+/// A lease to insert.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewLease {
+    pub(crate) serial: NonZeroU64,
+    pub(crate) secret: Secret,
+    pub(crate) kind: Kind,
+    pub(crate) granted_at: Timestamp,
+    pub(crate) ends_at: Timestamp,
+    pub(crate) ttl: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) leases: Slab<Entry>,
+    /// Numbered for ever: the policy bounds them.
+    indexers: Vec<Box<str>>,
+    services: Records<Service>,
+    organizations: Records<Organization>,
+    pools: Records<Pool>,
+    keys: Records<KeyScope>,
+    traces: Records<Trace>,
+    cells: Records<Cell>,
+}
+
+impl Table {
+    pub(crate) fn new(hasher: &FixedState) -> Self {
+        Self {
+            leases: Slab::new(),
+            indexers: Vec::new(),
+            services: Records::new(hasher),
+            organizations: Records::new(hasher),
+            pools: Records::new(hasher),
+            keys: Records::new(hasher),
+            traces: Records::new(hasher),
+            cells: Records::new(hasher),
+        }
+    }
+
+    /// The number that stands for an indexer, for as long as the table does.
+    pub(crate) fn indexer(&mut self, name: Option<&str>) -> u32 {
+        let Some(name) = name else { return ANYBODY };
+        let known = self.indexers.iter().position(|known| &**known == name);
+        let at = known.unwrap_or_else(|| {
+            self.indexers.push(name.into());
+            self.indexers.len() - 1
+        });
+        u32::try_from(at)
+            .ok()
+            .filter(|&at| at < ANYBODY)
+            .expect("a policy names fewer than 2^30 indexers")
+    }
+
+    /// The name that [`Table::indexer`] gave the number to.
+    pub(crate) fn indexer_name(&self, indexer: u32) -> Option<&str> {
+        self.indexers.get(indexer as usize).map(|name| &**name)
+    }
+
+    /// Whether `caller` may keep and return the lease: it holds it, or nobody in particular does.
+    pub(crate) fn belongs_to(&self, entry: &Entry, caller: Option<&str>) -> bool {
+        entry.indexer() == ANYBODY || self.indexer_name(entry.indexer()) == caller
+    }
+
+    /// The live lease of that id.
+    pub(crate) fn find(&self, id: LeaseId) -> Option<&Entry> {
+        self.leases.get(id.slot).filter(|entry| id.proves(entry.serial.get(), &entry.secret))
+    }
+
+    pub(crate) fn find_mut(&mut self, id: LeaseId) -> Option<&mut Entry> {
+        self.leases.get_mut(id.slot).filter(|entry| id.proves(entry.serial.get(), &entry.secret))
+    }
+
+    pub(crate) fn place(&self, request: &Request<'_>, indexer: u32) -> Place {
+        let service = self.services.find(request.service);
+        let organization = self.organizations.find(request.organization);
+        let pool = match (organization, service) {
+            (NONE, _) | (_, NONE) => NONE,
+            key => self.pools.find(key),
+        };
+        let key = match (pool, request.api_key) {
+            (NONE, _) | (_, "") => NONE,
+            key => self.keys.find(key),
+        };
+        let trace = match (organization, request.trace) {
+            (organization, id) if organization != NONE && forms_a_scope(id) => {
+                let mut traces = self.traces.all((organization, id));
+                traces.find(|&at| self.traces[at].indexer == indexer).unwrap_or(NONE)
+            }
+            _ => NONE,
+        };
+        Place { service, organization, pool, key, trace, cell: self.find_cell(trace, pool) }
+    }
+
+    pub(crate) fn counts(&self, place: Place) -> Counts {
+        Counts {
+            service: self.services.get(place.service).map_or(0, |service| service.leases),
+            organization: self.pools.get(place.pool).map_or(0, |pool| pool.leases),
+            api_key: self.keys.get(place.key).map_or(0, |key| key.leases),
+            trace_workers: self.cells.get(place.cell).map_or(0, |cell| u64::from(cell.workers)),
+        }
+    }
+
+    /// The pool of a request as its answer shows it.
+    pub(crate) fn pool_state(&self, request: &Request<'_>, max: Option<u64>) -> PoolState {
+        let at = self.find_pool(request.organization, request.service);
+        let Some(pool) = self.pools.get(at) else { return PoolState { max, ..Default::default() } };
+        let own_trace = if forms_a_scope(request.trace) {
+            self.leases_of_trace(pool.organization, request.trace, at)
+        } else {
+            0
+        };
+        PoolState { borrowed: pool.leases, max, traces: pool.traces, own_trace }
+    }
+
+    /// Puts a lease into the table, and one more onto the count of each of its scopes.
+    ///
+    /// `slot` is where a restored lease stood. Answers the slot; `None`, with nothing changed, when
+    /// that slot is taken.
+    pub(crate) fn insert(
+        &mut self,
+        new: NewLease,
+        request: &Request<'_>,
+        indexer: u32,
+        place: Place,
+        slot: Option<u32>,
+    ) -> Option<u32> {
+        if slot.is_some_and(|slot| self.leases.get(slot).is_some()) {
+            return None;
+        }
+        let pool = self.take_pool(request, place);
+        let key = self.take_key(request, pool, place.key);
+        let cell = self.take_cell(request, indexer, pool, place, new.kind);
+        let entry = Entry {
+            serial: new.serial,
+            granted_at: new.granted_at,
+            ends_at: new.ends_at,
+            secret: new.secret,
+            ttl_ms: whole_milliseconds(new.ttl),
+            pool,
+            key,
+            cell,
+            flags_and_indexer: indexer | if new.kind == Kind::Worker { IS_WORKER } else { 0 },
+            in_pool: UNLINKED,
+            in_trace: UNLINKED,
+        };
+        let slot = match slot {
+            None => self.leases.insert(entry),
+            Some(slot) => self.leases.insert_at(slot, entry).map(|()| slot).ok()?,
+        };
+        self.link(slot, pool, cell);
+        Some(slot)
+    }
+
+    /// Takes a lease out of the table, and one off the count of each of its scopes.
+    ///
+    /// The second answer is the trace that has lost its last session with this lease.
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<(Entry, Option<u32>)> {
+        let entry = self.leases.remove(slot)?;
+        self.unlink(&entry);
+        let left = self.leave_trace(&entry);
+        if entry.key != NONE {
+            let key = &mut self.keys[entry.key];
+            key.leases -= 1;
+            if key.leases == 0 {
+                self.keys.remove(entry.key);
+            }
+        }
+        self.leave_pool(entry.pool);
+        Some((entry, left))
+    }
+
+    /// Any lease of a trace.
+    pub(crate) fn first_of_trace(&self, trace: u32) -> Option<u32> {
+        self.traces.get(trace).map(|trace| trace.head).filter(|&slot| slot != NONE)
+    }
+
+    pub(crate) fn names(&self, entry: &Entry) -> Named<'_> {
+        let pool = &self.pools[entry.pool];
+        Named {
+            indexer: self.indexer_name(entry.indexer()),
+            service: &self.services[pool.service].name,
+            organization: &self.organizations[pool.organization].name,
+            api_key: self.keys.get(entry.key).map_or("", |key| &key.name),
+            trace: self.cells.get(entry.cell).map_or("", |cell| &self.traces[cell.trace].id),
+        }
+    }
+
+    /// The number of leases of a pool, and of those with a trace by trace.
+    pub(crate) fn pool_use(
+        &self,
+        service: &str,
+        organization: &str,
+    ) -> (u64, BTreeMap<String, u64>) {
+        let mut traces = BTreeMap::new();
+        let Some(pool) = self.pools.get(self.find_pool(organization, service)) else {
+            return (0, traces);
+        };
+        let mut slot = pool.head;
+        while slot != NONE {
+            let entry = &self.leases[slot];
+            if let Some(cell) = self.cells.get(entry.cell) {
+                let trace = &self.traces[cell.trace].id;
+                match traces.get_mut(&**trace) {
+                    Some(count) => *count += 1,
+                    None => drop(traces.insert(String::from(&**trace), 1)),
+                }
+            }
+            slot = entry.in_pool.next;
+        }
+        (pool.leases, traces)
+    }
+
+    pub(crate) fn leases_by_service(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.services.iter().map(|(_, service)| (&*service.name, service.leases))
+    }
+}
+
+/// Finding records. A record of [`NONE`] has none under it.
+impl Table {
+    fn find_pool(&self, organization: &str, service: &str) -> u32 {
+        match (self.organizations.find(organization), self.services.find(service)) {
+            (NONE, _) | (_, NONE) => NONE,
+            key => self.pools.find(key),
+        }
+    }
+
+    fn find_cell(&self, trace: u32, pool: u32) -> u32 {
+        match (trace, pool) {
+            (NONE, _) | (_, NONE) => NONE,
+            key => self.cells.find(key),
+        }
+    }
+
+    /// The leases of a pool under a trace id, whichever indexer holds them.
+    fn leases_of_trace(&self, organization: u32, id: &str, pool: u32) -> u64 {
+        let cells = self.traces.all((organization, id)).map(|trace| self.find_cell(trace, pool));
+        cells.filter_map(|cell| self.cells.get(cell)).map(|cell| u64::from(cell.leases)).sum()
+    }
+}
+
+/// Counting a lease in.
+impl Table {
+    fn take_pool(&mut self, request: &Request<'_>, place: Place) -> u32 {
+        let service = match place.service {
+            NONE => self.services.insert(Service { name: request.service.into(), leases: 0 }),
+            at => at,
+        };
+        self.services[service].leases += 1;
+        let organization = match place.organization {
+            NONE => {
+                let name = request.organization.into();
+                self.organizations.insert(Organization { name, pools: 0 })
+            }
+            at => at,
+        };
+        let pool = match place.pool {
+            NONE => {
+                self.organizations[organization].pools += 1;
+                self.pools.insert(Pool { organization, service, leases: 0, traces: 0, head: NONE })
+            }
+            at => at,
+        };
+        self.pools[pool].leases += 1;
+        pool
+    }
+
+    fn take_key(&mut self, request: &Request<'_>, pool: u32, key: u32) -> u32 {
+        let name = request.api_key;
+        if name.is_empty() {
+            return NONE;
+        }
+        let key = match key {
+            NONE => self.keys.insert(KeyScope { pool, name: name.into(), leases: 0 }),
+            at => at,
+        };
+        self.keys[key].leases += 1;
+        key
+    }
+
+    fn take_cell(
+        &mut self,
+        request: &Request<'_>,
+        indexer: u32,
+        pool: u32,
+        place: Place,
+        kind: Kind,
+    ) -> u32 {
+        let id = request.trace;
+        if !forms_a_scope(id) {
+            return NONE;
+        }
+        let organization = self.pools[pool].organization;
+        let trace = if place.trace == NONE {
+            let id = id.into();
+            self.traces.insert(Trace { indexer, organization, id, sessions: 0, head: NONE })
+        } else {
+            place.trace
+        };
+        let cell = if place.cell == NONE {
+            if self.leases_of_trace(organization, id, pool) == 0 {
+                self.pools[pool].traces += 1;
+            }
+            self.cells.insert(Cell { trace, pool, leases: 0, workers: 0 })
+        } else {
+            place.cell
+        };
+        self.cells[cell].leases += 1;
+        match kind {
+            Kind::Session => self.traces[trace].sessions += 1,
+            Kind::Worker => self.cells[cell].workers += 1,
+        }
+        cell
+    }
+
+    fn link(&mut self, slot: u32, pool: u32, cell: u32) {
+        let head = std::mem::replace(&mut self.pools[pool].head, slot);
+        self.leases[slot].in_pool.next = head;
+        if head != NONE {
+            self.leases[head].in_pool.prev = slot;
+        }
+        if cell != NONE {
+            let trace = self.cells[cell].trace;
+            let head = std::mem::replace(&mut self.traces[trace].head, slot);
+            self.leases[slot].in_trace.next = head;
+            if head != NONE {
+                self.leases[head].in_trace.prev = slot;
+            }
+        }
+    }
+}
+
+/// Counting a lease out.
+impl Table {
+    fn unlink(&mut self, entry: &Entry) {
+        let Links { next, prev } = entry.in_pool;
+        if next != NONE {
+            self.leases[next].in_pool.prev = prev;
+        }
+        match prev {
+            NONE => self.pools[entry.pool].head = next,
+            prev => self.leases[prev].in_pool.next = next,
+        }
+        if entry.cell == NONE {
+            return;
+        }
+        let Links { next, prev } = entry.in_trace;
+        if next != NONE {
+            self.leases[next].in_trace.prev = prev;
+        }
+        match prev {
+            NONE => {
+                let trace = self.cells[entry.cell].trace;
+                self.traces[trace].head = next;
+            }
+            prev => self.leases[prev].in_trace.next = next,
+        }
+    }
+
+    fn leave_trace(&mut self, entry: &Entry) -> Option<u32> {
+        if entry.cell == NONE {
+            return None;
+        }
+        let cell = &mut self.cells[entry.cell];
+        let (trace, pool) = (cell.trace, cell.pool);
+        cell.leases -= 1;
+        if entry.kind() == Kind::Worker {
+            cell.workers -= 1;
+        }
+        if cell.leases == 0 {
+            self.cells.remove(entry.cell);
+            let Trace { organization, id, .. } = &self.traces[trace];
+            if self.leases_of_trace(*organization, id, pool) == 0 {
+                self.pools[pool].traces -= 1;
+            }
+        }
+        let record = &mut self.traces[trace];
+        let mut lost_its_last_session = false;
+        if entry.kind() == Kind::Session {
+            record.sessions -= 1;
+            lost_its_last_session = record.sessions == 0;
+        }
+        if record.head == NONE {
+            self.traces.remove(trace);
+            return None;
+        }
+        lost_its_last_session.then_some(trace)
+    }
+
+    fn leave_pool(&mut self, at: u32) {
+        let pool = &mut self.pools[at];
+        let (service, organization) = (pool.service, pool.organization);
+        pool.leases -= 1;
+        if pool.leases == 0 {
+            self.pools.remove(at);
+            let record = &mut self.organizations[organization];
+            record.pools -= 1;
+            if record.pools == 0 {
+                self.organizations.remove(organization);
+            }
+        }
+        let record = &mut self.services[service];
+        record.leases -= 1;
+        if record.leases == 0 {
+            self.services.remove(service);
+        }
+    }
+}
+
+/// A TTL as the table keeps it: whole milliseconds, a fraction counting as one.
+pub(crate) fn whole_milliseconds(ttl: Duration) -> u32 {
+    u32::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
+}

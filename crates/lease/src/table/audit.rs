@@ -1,0 +1,120 @@
+//! Recomputing every count from the table.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::slab::NONE;
+use crate::types::Kind;
+
+use super::Table;
+
+impl Table {
+    /// Recomputes every count and list from the leases alone.
+    ///
+    /// The answer names the first one that is off.
+    pub(crate) fn audit(&self) -> Result<(), String> {
+        let indexed = [
+            ("services", self.services.is_indexed()),
+            ("organizations", self.organizations.is_indexed()),
+            ("pools", self.pools.is_indexed()),
+            ("API keys", self.keys.is_indexed()),
+            ("traces", self.traces.is_indexed()),
+            ("cells", self.cells.is_indexed()),
+        ];
+        if let Some((what, _)) = indexed.into_iter().find(|(_, indexed)| !indexed) {
+            return Err(format!("the index of {what} does not match its records"));
+        }
+        self.audit_counts()?;
+        self.audit_lists()
+    }
+
+    fn audit_counts(&self) -> Result<(), String> {
+        let (mut services, mut pools, mut keys) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (mut sessions, mut cells, mut workers) =
+            (HashMap::new(), HashMap::new(), HashMap::new());
+        let mut traces_of_pool: HashMap<u32, HashSet<&str>> = HashMap::new();
+        for (_, entry) in self.leases.iter() {
+            *services.entry(self.pools[entry.pool].service).or_insert(0) += 1;
+            *pools.entry(entry.pool).or_insert(0) += 1;
+            *keys.entry(entry.key).or_insert(0) += 1;
+            if let Some(cell) = self.cells.get(entry.cell) {
+                *cells.entry(entry.cell).or_insert(0) += 1;
+                traces_of_pool.entry(entry.pool).or_default().insert(&self.traces[cell.trace].id);
+                match entry.kind() {
+                    Kind::Session => *sessions.entry(cell.trace).or_insert(0) += 1,
+                    Kind::Worker => *workers.entry(entry.cell).or_insert(0) += 1,
+                }
+            }
+        }
+        keys.remove(&NONE);
+        let kept = self.services.iter().map(|(at, service)| (at, service.leases));
+        same("leases of service", kept, &services)?;
+        same("leases of pool", self.pools.iter().map(|(at, pool)| (at, pool.leases)), &pools)?;
+        same("leases of API key", self.keys.iter().map(|(at, key)| (at, key.leases)), &keys)?;
+        let kept = self.cells.iter().map(|(at, cell)| (at, u64::from(cell.leases)));
+        same("leases of cell", kept, &cells)?;
+        let kept = self.cells.iter().map(|(at, cell)| (at, u64::from(cell.workers)));
+        same("workers of cell", kept, &workers)?;
+        let kept = self.traces.iter().map(|(at, trace)| (at, u64::from(trace.sessions)));
+        same("sessions of trace", kept, &sessions)?;
+        let traces: HashMap<u32, u64> =
+            traces_of_pool.into_iter().map(|(pool, traces)| (pool, traces.len() as u64)).collect();
+        same("traces of pool", self.pools.iter().map(|(at, pool)| (at, pool.traces)), &traces)?;
+        let mut of_organization = HashMap::new();
+        for (_, pool) in self.pools.iter() {
+            *of_organization.entry(pool.organization).or_insert(0) += 1;
+        }
+        let kept = self.organizations.iter().map(|(at, record)| (at, u64::from(record.pools)));
+        same("pools of organization", kept, &of_organization)
+    }
+
+    fn audit_lists(&self) -> Result<(), String> {
+        let (mut in_pools, mut in_traces) = (HashSet::new(), HashSet::new());
+        for (at, pool) in self.pools.iter() {
+            let (mut slot, mut prev) = (pool.head, NONE);
+            while slot != NONE {
+                let entry = &self.leases[slot];
+                if entry.pool != at || entry.in_pool.prev != prev || !in_pools.insert(slot) {
+                    return Err(format!("slot {slot} is linked wrongly in pool {at}"));
+                }
+                (prev, slot) = (slot, entry.in_pool.next);
+            }
+        }
+        for (at, trace) in self.traces.iter() {
+            let (mut slot, mut prev) = (trace.head, NONE);
+            while slot != NONE {
+                let entry = &self.leases[slot];
+                let belongs = self.cells.get(entry.cell).is_some_and(|cell| cell.trace == at);
+                if !belongs || entry.in_trace.prev != prev || !in_traces.insert(slot) {
+                    return Err(format!("slot {slot} is linked wrongly in trace {at}"));
+                }
+                (prev, slot) = (slot, entry.in_trace.next);
+            }
+        }
+        let with_trace = self.leases.iter().filter(|(_, entry)| entry.cell != NONE).count();
+        if in_pools.len() != self.leases.len() || in_traces.len() != with_trace {
+            return Err("a lease stands in no list of its pool or trace".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Compares kept counts with recomputed ones.
+fn same(
+    what: &str,
+    kept: impl Iterator<Item = (u32, u64)>,
+    recomputed: &HashMap<u32, u64>,
+) -> Result<(), String> {
+    let mut seen = 0;
+    for (at, count) in kept {
+        let expected = recomputed.get(&at).copied().unwrap_or(0);
+        if count != expected {
+            return Err(format!("{what} {at}: {count} kept, {expected} in the table"));
+        }
+        // A trace may have no session and a cell no worker; nothing else is kept empty.
+        if expected == 0 && what.starts_with("leases") {
+            return Err(format!("{what} {at}: kept without a lease"));
+        }
+        seen += usize::from(expected > 0);
+    }
+    if seen == recomputed.len() { Ok(()) } else { Err(format!("{what}: a record is missing")) }
+}

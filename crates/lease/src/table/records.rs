@@ -1,0 +1,89 @@
+//! Records with stable numbers that are found by what they are called.
+
+use std::hash::{BuildHasher as _, Hash};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+
+use crate::slab::{NONE, Slab};
+
+/// Something that is found by a key it carries itself.
+pub(super) trait Record {
+    type Key<'a>: Eq + Hash
+    where
+        Self: 'a;
+
+    fn key(&self) -> Self::Key<'_>;
+}
+
+/// Records by number and by key. The index keeps numbers alone, so a key is stored once.
+#[derive(Debug)]
+pub(super) struct Records<R> {
+    slab: Slab<R>,
+    index: HashTable<u32>,
+    hasher: FixedState,
+}
+
+impl<R: Record> Records<R> {
+    pub(super) fn new(hasher: &FixedState) -> Self {
+        Self { slab: Slab::new(), index: HashTable::new(), hasher: hasher.clone() }
+    }
+
+    /// The number of the record of that key, or [`NONE`].
+    pub(super) fn find<'a>(&'a self, key: R::Key<'a>) -> u32 {
+        let hash = self.hasher.hash_one(&key);
+        self.index.find(hash, |&at| self.slab[at].key() == key).map_or(NONE, |&at| at)
+    }
+
+    /// The numbers of all records of that key, where a key may stand for several.
+    pub(super) fn all<'a>(&'a self, key: R::Key<'a>) -> impl Iterator<Item = u32> {
+        let hash = self.hasher.hash_one(&key);
+        self.index.iter_hash(hash).copied().filter(move |&at| self.slab[at].key() == key)
+    }
+
+    pub(super) fn insert(&mut self, record: R) -> u32 {
+        let Self { slab, index, hasher } = self;
+        let hash = hasher.hash_one(record.key());
+        let at = slab.insert(record);
+        index.insert_unique(hash, at, |&at| hasher.hash_one(slab[at].key()));
+        at
+    }
+
+    pub(super) fn remove(&mut self, at: u32) -> Option<R> {
+        let record = self.slab.remove(at)?;
+        let hash = self.hasher.hash_one(record.key());
+        if let Ok(found) = self.index.find_entry(hash, |&other| other == at) {
+            found.remove();
+        }
+        Some(record)
+    }
+
+    /// The record of that number; none for [`NONE`].
+    pub(super) fn get(&self, at: u32) -> Option<&R> {
+        self.slab.get(at)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &R)> {
+        self.slab.iter()
+    }
+
+    /// Whether every record is found under its key, and nothing else is.
+    pub(super) fn is_indexed(&self) -> bool {
+        self.index.len() == self.slab.len()
+            && self.slab.iter().all(|(at, record)| self.all(record.key()).any(|found| found == at))
+    }
+}
+
+impl<R> std::ops::Index<u32> for Records<R> {
+    type Output = R;
+
+    fn index(&self, at: u32) -> &R {
+        &self.slab[at]
+    }
+}
+
+impl<R> std::ops::IndexMut<u32> for Records<R> {
+    fn index_mut(&mut self, at: u32) -> &mut R {
+        &mut self.slab[at]
+    }
+}

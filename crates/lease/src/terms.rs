@@ -1,0 +1,148 @@
+//! The terms of one borrow, and what the rules answer to it.
+
+use std::time::Duration;
+
+use crate::budget::{Budget, BudgetSpent, WallTime};
+use crate::scope::Scope;
+use crate::types::{LeaseId, Reason, Timestamp};
+
+/// The ceilings that stand over one borrow: `None` is no ceiling, `Some(0)` admits nobody.
+///
+/// The ceiling over a trace is not among them: the request itself carries it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Over all leases of the service.
+    pub service: Option<u64>,
+    /// Over the leases of the organization and service.
+    pub organization: Option<u64>,
+    /// Over the leases of the organization, service and API key.
+    pub api_key: Option<u64>,
+}
+
+/// Everything the policy says about one borrow.
+///
+/// Terms are an argument of each borrow and never part of the table, so a changed policy applies
+/// to the next call, and a lowered limit ends nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The ceilings.
+    pub limits: Limits,
+    /// How long the lease lives without a keep-alive; kept with the lease.
+    pub ttl: Duration,
+    /// The minimal life told to the borrower. The rules do not enforce it.
+    pub minimal_life: Duration,
+    /// Whether ceilings and budgets are counted and reported, but refuse nobody.
+    pub observe: bool,
+    /// The usage budgets of the organization.
+    pub budgets: &'a [Budget],
+    /// The wall clock, which budget windows follow; not looked at without budgets.
+    pub wall: WallTime,
+}
+
+impl Default for Terms<'_> {
+    /// No ceilings, no budgets, a TTL of 60 s and a minimal life of 5 s.
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            ttl: Duration::from_secs(60),
+            minimal_life: Duration::from_secs(5),
+            observe: false,
+            budgets: &[],
+            wall: WallTime::default(),
+        }
+    }
+}
+
+/// The counts of the pool (organization, service) that a borrow answer shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolState {
+    /// Live leases of the pool, lingering ones too.
+    pub borrowed: u64,
+    /// The ceiling of the pool at this borrow.
+    pub max: Option<u64>,
+    /// Distinct traces with a live lease in the pool.
+    pub traces: u64,
+    /// Live leases of the pool under the borrower's own trace; 0 when it has none.
+    pub own_trace: u64,
+}
+
+/// A granted borrow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grant {
+    /// The key of the lease.
+    pub id: LeaseId,
+    /// How long it lives without a keep-alive.
+    pub ttl: Duration,
+    /// The pool after the borrow.
+    pub pool: PoolState,
+    /// Whether the lease was there already, from an earlier try under the same borrow id.
+    pub replayed: bool,
+    /// What would have refused the borrow if its service were not observed.
+    pub observed: Option<Box<Refusal>>,
+}
+
+/// A borrow that was not granted. Nothing changed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// A usage budget of the organization is spent.
+    #[error(transparent)]
+    BudgetSpent(BudgetSpent),
+    /// A ceiling is reached.
+    #[error(transparent)]
+    Denied(Denied),
+    /// The table holds as many leases as this server may hold.
+    #[error("the server holds {max_leases} leases, its own ceiling")]
+    Full {
+        /// The ceiling.
+        max_leases: u64,
+    },
+    /// The borrow id names another request.
+    #[error("x-borrow-id names a borrow with other fields")]
+    BorrowIdReused,
+    /// The lease of this borrow id has ended, or was returned before this try of it arrived: one
+    /// borrow id buys one lease.
+    #[error("the lease of this x-borrow-id has ended")]
+    BorrowEnded,
+}
+
+/// A ceiling that is reached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {scope} ceiling is reached: {active}/{max}")]
+pub struct Denied {
+    /// Which ceiling.
+    pub scope: Scope,
+    /// How many leases the scope holds.
+    pub active: u64,
+    /// How many it may hold.
+    pub max: u64,
+    /// The pool, unchanged.
+    pub pool: PoolState,
+}
+
+/// What a keep-alive answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptAlive {
+    /// The lease has its full TTL again.
+    Extended {
+        /// That TTL.
+        ttl: Duration,
+    },
+    /// There is no such lease, or it was returned.
+    Failed,
+    /// The lease was revoked.
+    Revoked(Reason),
+}
+
+/// What a release answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// There is no such lease.
+    Missing,
+    /// The lease is gone and its slot free.
+    Returned,
+    /// The lease is younger than the minimal life asked for and counts until it reaches it.
+    Lingers {
+        /// When it ends.
+        until: Timestamp,
+    },
+}

@@ -1,0 +1,223 @@
+//! When which slot has to be looked at.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::slab::NONE;
+use crate::types::Timestamp;
+
+/// A bucket covers 2^26 ns, about 67 ms; the ring of them about 69 s.
+const BUCKET_BITS: u32 = 26;
+const BUCKETS: u32 = 1 << 10;
+
+/// Where a slot stands when it is not in the ring.
+const NOWHERE: u64 = u64::MAX;
+const SOON: u64 = u64::MAX - 1;
+
+/// Tells which slots may have ended, in the order of their ends.
+///
+/// A ring of buckets, refiled lazily: a keep-alive moves a lease's end without touching the timer,
+/// and the slot is filed again when its old bucket comes up. The slots of the current bucket stand
+/// in a small heap, so ends are exact to the nanosecond. Every slot stands in one place at most; a
+/// freed slot keeps its place for the next lease that takes it. A slot costs 16 bytes.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    /// The bucket that is current: all slots due in it or before stand in `soon`.
+    current: u64,
+    /// The first slot of each bucket of the ring.
+    heads: Vec<u32>,
+    links: Vec<Link>,
+    soon: BinaryHeap<Reverse<(Timestamp, u32)>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    /// The bucket the slot is filed under, [`SOON`] or [`NOWHERE`].
+    bucket: u64,
+    next: u32,
+    prev: u32,
+}
+
+const fn bucket_of(at: Timestamp) -> u64 {
+    at.as_nanos() >> BUCKET_BITS
+}
+
+impl Timer {
+    pub(crate) fn new() -> Self {
+        Self {
+            current: 0,
+            heads: vec![NONE; BUCKETS as usize],
+            links: Vec::new(),
+            soon: BinaryHeap::new(),
+        }
+    }
+
+    /// Sees to it that `slot` is looked at no later than `at`.
+    pub(crate) fn set(&mut self, slot: u32, at: Timestamp) {
+        let index = slot as usize;
+        if index >= self.links.len() {
+            let nowhere = Link { bucket: NOWHERE, next: NONE, prev: NONE };
+            self.links.resize(index + 1, nowhere);
+        }
+        // What ends after the ring does is filed in its last bucket and looked at again there.
+        let bucket = bucket_of(at).min(self.current + u64::from(BUCKETS) - 1);
+        let filed = self.links[index].bucket;
+        if bucket <= self.current {
+            if filed < SOON {
+                self.unlink(slot);
+            }
+            self.links[index].bucket = SOON;
+            self.soon.push(Reverse((at, slot)));
+        } else if filed == NOWHERE || (filed != SOON && bucket < filed) {
+            if filed != NOWHERE {
+                self.unlink(slot);
+            }
+            self.link(slot, bucket);
+        }
+    }
+
+    /// Takes the next slot whose end, as `end_of` tells it, is not after `now`.
+    ///
+    /// Slots come in the order of their ends. `end_of` answers `None` for a free slot.
+    pub(crate) fn pop(
+        &mut self,
+        now: Timestamp,
+        end_of: impl Fn(u32) -> Option<Timestamp>,
+    ) -> Option<u32> {
+        if bucket_of(now) > self.current {
+            self.turn(bucket_of(now), &end_of);
+        }
+        while let Some(&Reverse((at, slot))) = self.soon.peek() {
+            if at > now {
+                return None;
+            }
+            self.soon.pop();
+            if self.links[slot as usize].bucket == SOON {
+                self.links[slot as usize].bucket = NOWHERE;
+            }
+            match end_of(slot) {
+                Some(end) if end == at => return Some(slot),
+                Some(end) => self.set(slot, end),
+                None => {}
+            }
+        }
+        None
+    }
+
+    /// A time at which [`Timer::pop`] may find something; never later than the first end.
+    pub(crate) fn next(&self) -> Option<Timestamp> {
+        if let Some(&Reverse((at, _))) = self.soon.peek() {
+            return Some(at);
+        }
+        let ring = self.current + 1..self.current + u64::from(BUCKETS);
+        let bucket = ring.into_iter().find(|bucket| self.heads[place(*bucket)] != NONE)?;
+        Some(Timestamp::from_nanos(bucket << BUCKET_BITS))
+    }
+
+    /// Makes `target` the current bucket and files again what stood in the buckets up to it.
+    fn turn(&mut self, target: u64, end_of: &impl Fn(u32) -> Option<Timestamp>) {
+        let passed = (target - self.current).min(u64::from(BUCKETS));
+        let first = self.current + 1;
+        self.current = target;
+        for bucket in first..first + passed {
+            let mut slot = std::mem::replace(&mut self.heads[place(bucket)], NONE);
+            while slot != NONE {
+                let next = self.links[slot as usize].next;
+                self.links[slot as usize].bucket = NOWHERE;
+                if let Some(end) = end_of(slot) {
+                    self.set(slot, end);
+                }
+                slot = next;
+            }
+        }
+    }
+
+    fn link(&mut self, slot: u32, bucket: u64) {
+        let head = std::mem::replace(&mut self.heads[place(bucket)], slot);
+        if head != NONE {
+            self.links[head as usize].prev = slot;
+        }
+        self.links[slot as usize] = Link { bucket, next: head, prev: NONE };
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Link { bucket, next, prev } = self.links[slot as usize];
+        if next != NONE {
+            self.links[next as usize].prev = prev;
+        }
+        if prev == NONE {
+            self.heads[place(bucket)] = next;
+        } else {
+            self.links[prev as usize].next = next;
+        }
+        self.links[slot as usize].bucket = NOWHERE;
+    }
+}
+
+/// Where in the ring a bucket stands.
+const fn place(bucket: u64) -> usize {
+    (bucket % BUCKETS as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_slot_kept_alive_is_found_at_its_new_end_and_not_before() {
+        let mut timer = Timer::new();
+        timer.set(0, Timestamp::from_nanos(SECOND));
+        let end = Timestamp::from_nanos(600 * SECOND);
+        for now in (0..600).map(|second| Timestamp::from_nanos(second * SECOND)) {
+            assert_eq!(timer.pop(now, |_| Some(end)), None);
+        }
+        assert_eq!(timer.pop(end, |_| Some(end)), Some(0));
+    }
+
+    proptest! {
+        /// Against a map of slot to end: whatever is set, freed, moved and however time jumps,
+        /// exactly the slots that have ended come out, in the order of their ends.
+        #[test]
+        fn exactly_the_ended_slots_come_out_in_order(
+            steps in prop::collection::vec((0..6u32, 0..3u8, 0..200u64, 0..30_000u64), 1..120),
+        ) {
+            let mut timer = Timer::new();
+            let ends = RefCell::new(BTreeMap::new());
+            let mut now = 0;
+            for (slot, action, seconds, forward) in steps {
+                let end = Timestamp::from_nanos(now + seconds * SECOND / 2 + 1);
+                match action {
+                    0 => { ends.borrow_mut().remove(&slot); }
+                    // A keep-alive: the end moves later and the timer is not told.
+                    1 if ends.borrow().get(&slot).is_some_and(|old| *old <= end) => {
+                        ends.borrow_mut().insert(slot, end);
+                    }
+                    _ => {
+                        ends.borrow_mut().insert(slot, end);
+                        timer.set(slot, end);
+                    }
+                }
+                now += forward * SECOND / 100;
+                let time = Timestamp::from_nanos(now);
+                let first = ends.borrow().values().min().copied();
+                if let Some(first) = first {
+                    prop_assert!(timer.next().is_some_and(|next| next <= first));
+                }
+                let mut previous = Timestamp::ZERO;
+                while let Some(slot) = timer.pop(time, |slot| ends.borrow().get(&slot).copied()) {
+                    let end = ends.borrow_mut().remove(&slot).expect("a slot comes out once");
+                    prop_assert!(previous <= end && end <= time);
+                    previous = end;
+                }
+                prop_assert!(ends.borrow().values().all(|end| *end > time));
+            }
+        }
+    }
+}

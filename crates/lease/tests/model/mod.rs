@@ -1,0 +1,393 @@
+//! The rules once more, as slowly and plainly as they can be said: a list of leases that every
+//! question scans from one end to the other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use lease::{Budget, Kind, Reason, Scope, WallTime};
+
+/// A borrow in the model's own words.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ask {
+    pub(crate) indexer: Option<&'static str>,
+    pub(crate) service: &'static str,
+    pub(crate) organization: &'static str,
+    pub(crate) api_key: &'static str,
+    pub(crate) trace: &'static str,
+    pub(crate) max_workers: i64,
+    pub(crate) borrow_id: Option<u128>,
+}
+
+/// The policy of a borrow in the model's own words.
+#[derive(Clone, Debug)]
+pub(crate) struct Deal {
+    pub(crate) service: Option<u64>,
+    pub(crate) organization: Option<u64>,
+    pub(crate) api_key: Option<u64>,
+    pub(crate) ttl: Duration,
+    pub(crate) observe: bool,
+    pub(crate) budgets: Vec<Budget>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    /// The how-manieth grant it was.
+    pub(crate) grant: usize,
+    pub(crate) ask: Ask,
+    pub(crate) granted_at: Duration,
+    pub(crate) ttl: Duration,
+    pub(crate) ends_at: Duration,
+    pub(crate) lingers: bool,
+}
+
+impl Held {
+    fn kind(&self) -> Kind {
+        if self.ask.max_workers > 0 { Kind::Worker } else { Kind::Session }
+    }
+
+    fn trace(&self) -> Option<&'static str> {
+        trace_of(&self.ask)
+    }
+}
+
+fn trace_of(ask: &Ask) -> Option<&'static str> {
+    Some(ask.trace).filter(|trace| trace.chars().any(|c| c != '0'))
+}
+
+/// What the model answers, in a form the ledger's answers can be put into.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Answer {
+    None,
+    Granted { grant: usize, ttl: Duration, pool: [u64; 3], replayed: bool, observed: bool },
+    Spent { used: f64 },
+    Denied { scope: Scope, active: u64, max: u64, pool: [u64; 3] },
+    Full,
+    BorrowIdReused,
+    BorrowEnded,
+    Extended(Duration),
+    Failed,
+    Revoked(Reason),
+    Missing,
+    Returned,
+    Lingers(Duration),
+    Yes(bool),
+    Count(usize),
+    Invalid,
+}
+
+/// How a lease left the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    Ended,
+    Revoked(Reason),
+}
+
+#[derive(Clone, Debug)]
+struct Tombstone {
+    grant: usize,
+    indexer: Option<&'static str>,
+    reason: Reason,
+    until: Duration,
+}
+
+#[derive(Clone, Debug)]
+struct Bought {
+    by: (Option<&'static str>, u128),
+    /// The grant and what was asked for; `None` when it was returned before it arrived.
+    what: Option<(usize, Ask)>,
+    until: Duration,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Model {
+    pub(crate) now: Duration,
+    pub(crate) held: Vec<Held>,
+    pub(crate) grants: usize,
+    pub(crate) max_leases: usize,
+    tombstones: Vec<Tombstone>,
+    bought: Vec<Bought>,
+    used: HashMap<(&'static str, &'static str), Vec<(i64, f64)>>,
+    reports: Vec<(Option<&'static str>, &'static str, Duration)>,
+}
+
+impl Model {
+    pub(crate) fn new(max_leases: usize) -> Self {
+        Self { max_leases, ..Self::default() }
+    }
+
+    fn count(&self, counts: impl Fn(&Held) -> bool) -> u64 {
+        self.held.iter().filter(|held| counts(held)).count() as u64
+    }
+
+    fn in_pool(held: &Held, ask: &Ask) -> bool {
+        held.ask.organization == ask.organization && held.ask.service == ask.service
+    }
+
+    fn pool(&self, ask: &Ask) -> [u64; 3] {
+        let pool = self.held.iter().filter(|held| Self::in_pool(held, ask));
+        let mut traces: Vec<_> = pool.filter_map(Held::trace).collect();
+        let own = traces.iter().filter(|trace| Some(**trace) == trace_of(ask)).count() as u64;
+        traces.sort_unstable();
+        traces.dedup();
+        [self.count(|held| Self::in_pool(held, ask)), traces.len() as u64, own]
+    }
+
+    pub(crate) fn expire(&mut self) {
+        let now = self.now;
+        while let Some(first) = self
+            .held
+            .iter()
+            .filter(|held| held.ends_at <= now)
+            .min_by_key(|held| held.ends_at)
+            .map(|held| held.grant)
+        {
+            self.remove(first);
+        }
+        self.tombstones.retain(|tombstone| tombstone.until > now);
+        self.bought.retain(|bought| bought.until > now);
+        self.reports.retain(|(_, _, until)| *until > now);
+    }
+
+    fn remove(&mut self, grant: usize) {
+        let Some(at) = self.held.iter().position(|held| held.grant == grant) else { return };
+        let gone = self.held.remove(at);
+        let Some(trace) = gone.trace() else { return };
+        if gone.kind() == Kind::Worker {
+            return;
+        }
+        let same = |held: &Held| {
+            held.trace() == Some(trace)
+                && held.ask.indexer == gone.ask.indexer
+                && held.ask.organization == gone.ask.organization
+        };
+        if self.count(|held| same(held) && held.kind() == Kind::Session) == 0 {
+            self.held.retain(|held| !same(held));
+        }
+    }
+
+    pub(crate) fn borrow(&mut self, ask: &Ask, deal: &Deal, wall: WallTime) -> Answer {
+        if let Some(id) = ask.borrow_id
+            && let Some(bought) = self.bought.iter().find(|b| b.by == (ask.indexer, id))
+        {
+            let Some((grant, asked)) = bought.what.clone() else { return Answer::BorrowEnded };
+            if asked != *ask {
+                return Answer::BorrowIdReused;
+            }
+            let (now, pool) = (self.now, self.pool(ask));
+            let live = self.held.iter_mut().find(|held| held.grant == grant && !held.lingers);
+            let Some(held) = live else { return Answer::BorrowEnded };
+            held.ends_at = now + held.ttl;
+            return Answer::Granted { grant, ttl: held.ttl, pool, replayed: true, observed: false };
+        }
+        let refusal = self.refusal(ask, deal, wall);
+        if let (Some(refusal), false) = (&refusal, deal.observe) {
+            return refusal.clone();
+        }
+        if self.held.len() >= self.max_leases {
+            return Answer::Full;
+        }
+        let grant = self.grants;
+        self.grants += 1;
+        self.held.push(Held {
+            grant,
+            ask: ask.clone(),
+            granted_at: self.now,
+            ttl: deal.ttl,
+            ends_at: self.now + deal.ttl,
+            lingers: false,
+        });
+        if let Some(id) = ask.borrow_id {
+            let what = Some((grant, ask.clone()));
+            let until = self.now + deal.ttl;
+            self.bought.push(Bought { by: (ask.indexer, id), what, until });
+        }
+        let (pool, observed) = (self.pool(ask), refusal.is_some());
+        Answer::Granted { grant, ttl: deal.ttl, pool, replayed: false, observed }
+    }
+
+    fn refusal(&self, ask: &Ask, deal: &Deal, wall: WallTime) -> Option<Answer> {
+        for budget in &deal.budgets {
+            let window = window(wall, budget);
+            let used: f64 = self
+                .used
+                .iter()
+                .filter(|((organization, metric), _)| {
+                    *organization == ask.organization && **metric == *budget.metric
+                })
+                .flat_map(|(_, reports)| reports)
+                .filter(|(at, _)| self::window(WallTime::from_unix(*at), budget) == window)
+                .map(|(_, value)| value)
+                .sum();
+            if used >= budget.amount {
+                return Some(Answer::Spent { used });
+            }
+        }
+        let in_service = self.count(|held| held.ask.service == ask.service);
+        let in_pool = self.count(|held| Self::in_pool(held, ask));
+        let of_key = self.count(|held| Self::in_pool(held, ask) && held.ask.api_key == ask.api_key);
+        let of_trace = self.count(|held| {
+            Self::in_pool(held, ask)
+                && held.ask.indexer == ask.indexer
+                && held.trace() == trace_of(ask)
+                && held.kind() == Kind::Worker
+        });
+        let cap = trace_of(ask).filter(|_| ask.max_workers > 0).map(|_| ask.max_workers as u64);
+        let ceilings = [
+            (Scope::Service, in_service, deal.service),
+            (Scope::Organization, in_pool, deal.organization),
+            (Scope::ApiKey, of_key, deal.api_key.filter(|_| !ask.api_key.is_empty())),
+            (Scope::Trace, of_trace, cap),
+        ];
+        ceilings.into_iter().find_map(|(scope, active, max)| {
+            let max = max.filter(|max| active >= *max)?;
+            Some(Answer::Denied { scope, active, max, pool: self.pool(ask) })
+        })
+    }
+
+    fn owned(&mut self, grant: usize, caller: Option<&'static str>) -> Option<&mut Held> {
+        self.held.iter_mut().find(|held| {
+            held.grant == grant && (held.ask.indexer.is_none() || held.ask.indexer == caller)
+        })
+    }
+
+    pub(crate) fn keep_alive(&mut self, grant: usize, caller: Option<&'static str>) -> Answer {
+        let now = self.now;
+        if let Some(held) = self.owned(grant, caller).filter(|held| !held.lingers) {
+            held.ends_at = now + held.ttl;
+            return Answer::Extended(held.ttl);
+        }
+        let tombstone = self.tombstones.iter().find(|tombstone| {
+            tombstone.grant == grant && (tombstone.indexer.is_none() || tombstone.indexer == caller)
+        });
+        tombstone.map_or(Answer::Failed, |tombstone| Answer::Revoked(tombstone.reason))
+    }
+
+    pub(crate) fn release(
+        &mut self,
+        grant: usize,
+        caller: Option<&'static str>,
+        minimal_life: Duration,
+    ) -> Answer {
+        let now = self.now;
+        let Some(held) = self.owned(grant, caller) else { return Answer::Missing };
+        let mut until = held.granted_at + minimal_life.min(Duration::from_secs(600));
+        if held.lingers {
+            until = until.min(held.ends_at);
+        }
+        if until <= now {
+            self.remove(grant);
+            return Answer::Returned;
+        }
+        (held.lingers, held.ends_at) = (true, until);
+        Answer::Lingers(until)
+    }
+
+    pub(crate) fn release_borrow(
+        &mut self,
+        id: u128,
+        caller: Option<&'static str>,
+        minimal_life: Duration,
+    ) -> Answer {
+        let by = (caller, id);
+        match self.bought.iter().find(|bought| bought.by == by).map(|bought| bought.what.clone()) {
+            Some(Some((grant, _))) => self.release(grant, caller, minimal_life),
+            Some(None) => Answer::Missing,
+            None => {
+                let until = self.now + Duration::from_secs(60);
+                self.bought.push(Bought { by, what: None, until });
+                Answer::Missing
+            }
+        }
+    }
+
+    pub(crate) fn undo(&mut self, grant: usize) -> Answer {
+        let Some(held) = self.held.iter().find(|held| held.grant == grant) else {
+            return Answer::Yes(false);
+        };
+        if let Some(id) = held.ask.borrow_id {
+            let by = (held.ask.indexer, id);
+            self.bought.retain(|bought| bought.by != by);
+        }
+        self.remove(grant);
+        Answer::Yes(true)
+    }
+
+    pub(crate) fn revoke(&mut self, grants: &[usize], reason: Reason) -> Answer {
+        let mut doomed: Vec<Held> =
+            self.held.iter().filter(|held| grants.contains(&held.grant)).cloned().collect();
+        doomed.sort_by_key(|held| held.kind() == Kind::Session);
+        for held in &doomed {
+            let memory = Duration::from_secs(600).max(held.ttl * 10);
+            self.tombstones.push(Tombstone {
+                grant: held.grant,
+                indexer: held.ask.indexer,
+                reason,
+                until: self.now + memory,
+            });
+            self.remove(held.grant);
+        }
+        Answer::Count(doomed.len())
+    }
+
+    pub(crate) fn report(
+        &mut self,
+        caller: Option<&'static str>,
+        key: Option<&'static str>,
+        usages: &[(&'static str, &'static str, f64)],
+        wall: WallTime,
+    ) -> Answer {
+        if usages.iter().any(|(_, _, value)| value.is_nan() || *value < 0.0) {
+            return Answer::Invalid;
+        }
+        if let Some(key) = key {
+            if self.reports.iter().any(|(by, known, _)| *by == caller && *known == key) {
+                return Answer::Yes(false);
+            }
+            self.reports.push((caller, key, self.now + Duration::from_secs(600)));
+        }
+        for (organization, metric, value) in usages {
+            let reports = self.used.entry((organization, metric)).or_default();
+            reports.push((wall.as_unix(), *value));
+        }
+        Answer::Yes(true)
+    }
+
+    pub(crate) fn state(&self, service: &str, organization: &str) -> (u64, BTreeMap<String, u64>) {
+        let mut traces = BTreeMap::new();
+        let in_pool =
+            |held: &&Held| held.ask.service == service && held.ask.organization == organization;
+        for trace in self.held.iter().filter(in_pool).filter_map(Held::trace) {
+            *traces.entry(trace.to_owned()).or_insert(0) += 1;
+        }
+        (self.held.iter().filter(in_pool).count() as u64, traces)
+    }
+
+    /// A restart at which the store had everything.
+    pub(crate) fn restart(&mut self, later: Duration) {
+        for held in &mut self.held {
+            held.ends_at =
+                if held.lingers { held.ends_at + later } else { self.now + later + held.ttl };
+        }
+        self.now += later;
+        // What a borrow id bought is kept with the lease and forgotten with it.
+        let live: Vec<usize> = self.held.iter().map(|held| held.grant).collect();
+        self.bought.retain(|b| b.what.as_ref().is_some_and(|(grant, _)| live.contains(grant)));
+        let granted: HashMap<usize, Duration> =
+            self.held.iter().map(|held| (held.grant, held.granted_at + held.ttl)).collect();
+        for bought in &mut self.bought {
+            if let Some(until) = bought.what.as_ref().and_then(|(grant, _)| granted.get(grant)) {
+                bought.until = *until;
+            }
+        }
+        self.expire();
+    }
+}
+
+/// The name of the window of `budget` that `at` lies in.
+fn window(at: WallTime, budget: &Budget) -> String {
+    let date = at.to_string();
+    match budget.per {
+        lease::Period::Day => date[..10].to_owned(),
+        lease::Period::Month => date[..7].to_owned(),
+    }
+}

@@ -1,0 +1,432 @@
+//! Random operations on the ledger answer as the plain model does, and every count is right after
+//! each of them.
+
+mod model;
+
+use std::time::Duration;
+
+use lease::{
+    BorrowId, Budget, Change, Config, KeptAlive, Ledger, Limits, Period, Reason, Refusal, Released,
+    Request, Terms, Timestamp, Usage, WallTime,
+};
+use model::{Answer, Ask, Deal, Model};
+use proptest::prelude::*;
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
+
+const INDEXERS: [Option<&str>; 3] = [None, Some("east"), Some("west")];
+const SERVICES: [&str; 2] = ["t1r", "t2w"];
+const ORGANIZATIONS: [&str; 2] = ["acme", "globex"];
+const API_KEYS: [&str; 3] = ["", "key-1", "key-2"];
+const TRACES: [&str; 4] = ["", "0000", "trace-a", "trace-b"];
+const METRICS: [&str; 2] = ["egress_bytes", "processed_blocks"];
+const MAX_LEASES: usize = 9;
+/// The last days of a month, so that windows turn while a case runs.
+const WALL_START: i64 = 1_798_675_200;
+
+/// One thing that may happen. `usize` picks among all grants there ever were.
+#[derive(Clone, Debug)]
+enum Step {
+    Borrow(Ask, Deal),
+    KeepAlive(usize, Option<&'static str>),
+    Release(usize, Option<&'static str>, Duration),
+    ReleaseBorrow(u128, Option<&'static str>, Duration),
+    Undo(usize),
+    Revoke(usize),
+    Disable(&'static str),
+    Report(Option<&'static str>, Option<&'static str>, Vec<(&'static str, &'static str, f64)>),
+    Pass(Duration),
+    PassDays(i64),
+    Restart(Duration),
+}
+
+#[derive(Clone, Debug)]
+struct World {
+    model: Model,
+    wall: i64,
+    answer: Answer,
+}
+
+impl World {
+    fn pick(&self, number: usize) -> usize {
+        number % self.model.grants.max(1)
+    }
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    let ids = (
+        prop::sample::select(&INDEXERS[..]),
+        prop::sample::select(&SERVICES[..]),
+        prop::sample::select(&ORGANIZATIONS[..]),
+        prop::sample::select(&API_KEYS[..]),
+        prop::sample::select(&TRACES[..]),
+    );
+    let borrow_id = prop::option::weighted(0.3, 0..3u128);
+    (ids, prop_oneof![2 => Just(0), 3 => 1..4i64], borrow_id).prop_map(
+        |((indexer, service, organization, api_key, trace), max_workers, borrow_id)| Ask {
+            indexer,
+            service,
+            organization,
+            api_key,
+            trace,
+            max_workers,
+            borrow_id,
+        },
+    )
+}
+
+fn deal() -> impl Strategy<Value = Deal> {
+    let ceiling = || prop::option::weighted(0.5, 0..6u64);
+    let budget = (prop::sample::select(&METRICS[..]), 0..20u32, any::<bool>()).prop_map(
+        |(metric, amount, daily)| Budget {
+            metric: metric.into(),
+            amount: f64::from(amount),
+            per: if daily { Period::Day } else { Period::Month },
+        },
+    );
+    let ttl = prop_oneof![Just(1_000), Just(60_000), Just(120_000)];
+    let budgets = prop::collection::vec(budget, 0..2);
+    (ceiling(), ceiling(), ceiling(), ttl, prop::bool::weighted(0.1), budgets).prop_map(
+        |(service, organization, api_key, ttl, observe, budgets)| Deal {
+            service,
+            organization,
+            api_key,
+            ttl: Duration::from_millis(ttl),
+            observe,
+            budgets,
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let caller = || prop::sample::select(&INDEXERS[..]);
+    let life = || prop_oneof![Just(0), Just(5_000), Just(90_000), Just(900_000)];
+    let life = move || life().prop_map(Duration::from_millis);
+    let usage = (
+        prop::sample::select(&ORGANIZATIONS[..]),
+        prop::sample::select(&METRICS[..]),
+        prop_oneof![9 => (0..9u32).prop_map(f64::from), 1 => Just(f64::NAN)],
+    );
+    let key = prop::option::of(prop::sample::select(&["report-1", "report-2"][..]));
+    prop_oneof![
+        8 => (ask(), deal()).prop_map(|(ask, deal)| Step::Borrow(ask, deal)),
+        4 => (any::<usize>(), caller()).prop_map(|(at, by)| Step::KeepAlive(at, by)),
+        4 => (any::<usize>(), caller(), life()).prop_map(|(at, by, l)| Step::Release(at, by, l)),
+        1 => (0..3u128, caller(), life()).prop_map(|(id, by, l)| Step::ReleaseBorrow(id, by, l)),
+        1 => any::<usize>().prop_map(Step::Undo),
+        1 => any::<usize>().prop_map(Step::Revoke),
+        1 => prop::sample::select(&ORGANIZATIONS[..]).prop_map(Step::Disable),
+        2 => (caller(), key, prop::collection::vec(usage, 0..3))
+            .prop_map(|(by, key, usages)| Step::Report(by, key, usages)),
+        4 => (0..70_000u64).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
+        1 => (0..3i64).prop_map(Step::PassDays),
+        1 => (0..600_000u64).prop_map(|ms| Step::Restart(Duration::from_millis(ms))),
+    ]
+}
+
+struct Rules;
+
+impl ReferenceStateMachine for Rules {
+    type State = World;
+    type Transition = Step;
+
+    fn init_state() -> BoxedStrategy<World> {
+        let model = Model::new(MAX_LEASES);
+        Just(World { model, wall: WALL_START, answer: Answer::None }).boxed()
+    }
+
+    fn transitions(_: &World) -> BoxedStrategy<Step> {
+        step().boxed()
+    }
+
+    fn apply(mut world: World, step: &Step) -> World {
+        let wall = WallTime::from_unix(world.wall);
+        world.answer = match step {
+            Step::Borrow(ask, deal) => world.model.borrow(ask, deal, wall),
+            Step::KeepAlive(at, by) => world.model.keep_alive(world.pick(*at), *by),
+            Step::Release(at, by, life) => world.model.release(world.pick(*at), *by, *life),
+            Step::ReleaseBorrow(id, by, life) => world.model.release_borrow(*id, *by, *life),
+            Step::Undo(at) => world.model.undo(world.pick(*at)),
+            Step::Revoke(at) => {
+                let doomed = world.pick(*at);
+                world.model.revoke(&[doomed], Reason::Operator)
+            }
+            Step::Disable(organization) => {
+                let held = world.model.held.iter();
+                let doomed: Vec<usize> = held
+                    .filter(|held| held.ask.organization == *organization)
+                    .map(|held| held.grant)
+                    .collect();
+                world.model.revoke(&doomed, Reason::OrganizationDisabled)
+            }
+            Step::Report(by, key, usages) => world.model.report(*by, *key, usages, wall),
+            Step::Pass(time) => {
+                world.model.now += *time;
+                world.model.expire();
+                Answer::None
+            }
+            Step::PassDays(days) => {
+                world.wall += days * 86_400;
+                Answer::None
+            }
+            Step::Restart(later) => {
+                world.model.restart(*later);
+                Answer::None
+            }
+        };
+        world
+    }
+}
+
+/// The ledger under test, with what its callers know.
+struct Tested {
+    ledger: Ledger,
+    /// The ids of all grants, in their order.
+    ids: Vec<lease::LeaseId>,
+    asked: Vec<Ask>,
+    now: Timestamp,
+    wall: i64,
+}
+
+fn request(ask: &Ask) -> Request<'static> {
+    Request {
+        indexer: ask.indexer,
+        service: ask.service,
+        organization: ask.organization,
+        api_key: ask.api_key,
+        trace: ask.trace,
+        max_workers: ask.max_workers,
+        borrow_id: ask.borrow_id.map(BorrowId),
+    }
+}
+
+impl Tested {
+    fn id(&self, number: usize) -> lease::LeaseId {
+        let known = self.ids.get(number % self.ids.len().max(1)).copied();
+        known.unwrap_or(lease::LeaseId::new(0, 77, [0; 12]))
+    }
+
+    fn borrow(&mut self, ask: &Ask, deal: &Deal) -> Answer {
+        let limits = Limits {
+            service: deal.service,
+            organization: deal.organization,
+            api_key: deal.api_key,
+        };
+        let terms = Terms {
+            limits,
+            ttl: deal.ttl,
+            observe: deal.observe,
+            budgets: &deal.budgets,
+            wall: WallTime::from_unix(self.wall),
+            ..Terms::default()
+        };
+        let pool = |pool: lease::PoolState| [pool.borrowed, pool.traces, pool.own_trace];
+        match self.ledger.borrow(&request(ask), &terms, self.now) {
+            Ok(grant) => {
+                if !grant.replayed {
+                    self.ids.push(grant.id);
+                    self.asked.push(ask.clone());
+                }
+                let grant_number = self.ids.iter().position(|id| *id == grant.id);
+                Answer::Granted {
+                    grant: grant_number.expect("every grant is known"),
+                    ttl: grant.ttl,
+                    pool: pool(grant.pool),
+                    replayed: grant.replayed,
+                    observed: grant.observed.is_some(),
+                }
+            }
+            Err(Refusal::BudgetSpent(spent)) => Answer::Spent { used: spent.used },
+            Err(Refusal::Denied(denied)) => Answer::Denied {
+                scope: denied.scope,
+                active: denied.active,
+                max: denied.max,
+                pool: pool(denied.pool),
+            },
+            Err(Refusal::Full { .. }) => Answer::Full,
+            Err(Refusal::BorrowIdReused) => Answer::BorrowIdReused,
+            Err(Refusal::BorrowEnded) => Answer::BorrowEnded,
+        }
+    }
+
+    fn apply(&mut self, step: &Step) -> Answer {
+        let now = self.now;
+        match step {
+            Step::Borrow(ask, deal) => self.borrow(ask, deal),
+            Step::KeepAlive(at, by) => match self.ledger.keep_alive(self.id(*at), *by, now) {
+                KeptAlive::Extended { ttl } => Answer::Extended(ttl),
+                KeptAlive::Failed => Answer::Failed,
+                KeptAlive::Revoked(reason) => Answer::Revoked(reason),
+            },
+            Step::Release(at, by, life) => {
+                released(self.ledger.release(self.id(*at), *by, *life, now))
+            }
+            Step::ReleaseBorrow(id, by, life) => {
+                released(self.ledger.release_borrow(BorrowId(*id), *by, *life, now))
+            }
+            Step::Undo(at) => {
+                let asked = self.asked.get(at % self.asked.len().max(1));
+                let borrow_id = asked.and_then(|ask| ask.borrow_id).map(BorrowId);
+                Answer::Yes(self.ledger.undo(self.id(*at), borrow_id, now))
+            }
+            Step::Revoke(at) => {
+                Answer::Count(self.ledger.revoke(self.id(*at), Reason::Operator, now).into())
+            }
+            Step::Disable(organization) => Answer::Count(self.ledger.revoke_matching(now, |h| {
+                (h.organization == *organization).then_some(Reason::OrganizationDisabled)
+            })),
+            Step::Report(by, key, usages) => {
+                let usages: Vec<Usage<'_>> = usages
+                    .iter()
+                    .map(|&(organization, metric, value)| Usage { organization, metric, value })
+                    .collect();
+                let wall = WallTime::from_unix(self.wall);
+                let counted = self.ledger.report(*by, *key, &usages, wall, now);
+                counted.map_or(Answer::Invalid, Answer::Yes)
+            }
+            Step::Pass(time) => {
+                self.now = now + *time;
+                self.ledger.expire(self.now);
+                Answer::None
+            }
+            Step::PassDays(days) => {
+                self.wall += days * 86_400;
+                Answer::None
+            }
+            Step::Restart(later) => {
+                self.restart(*later);
+                Answer::None
+            }
+        }
+    }
+
+    /// Makes the ledger anew from its snapshot, as a server does that comes back.
+    fn restart(&mut self, later: Duration) {
+        let mut restarted = Ledger::new(Config { seed: [9; 32], ..config() });
+        for change in self.ledger.snapshot() {
+            restarted.restore(change).expect("a snapshot restores");
+        }
+        restarted.resume(self.now, self.ledger.next_serial(), self.now + later);
+        self.now = self.now + later;
+        self.ledger = restarted;
+    }
+}
+
+fn released(released: Released) -> Answer {
+    match released {
+        Released::Missing => Answer::Missing,
+        Released::Returned => Answer::Returned,
+        Released::Lingers { until } => Answer::Lingers(until.since(Timestamp::ZERO)),
+    }
+}
+
+fn config() -> Config {
+    Config { max_leases: MAX_LEASES as u64, seed: [7; 32], journal: true }
+}
+
+impl StateMachineTest for Rules {
+    type SystemUnderTest = Tested;
+    type Reference = Self;
+
+    fn init_test(world: &World) -> Tested {
+        Tested {
+            ledger: Ledger::new(config()),
+            ids: Vec::new(),
+            asked: Vec::new(),
+            now: Timestamp::ZERO,
+            wall: world.wall,
+        }
+    }
+
+    fn apply(mut tested: Tested, world: &World, step: Step) -> Tested {
+        let answer = tested.apply(&step);
+        assert_eq!(answer, world.answer, "after {step:?}");
+        tested
+    }
+
+    fn check_invariants(tested: &Tested, world: &World) {
+        // Counts change beside the table alone: recomputed, they are what was kept.
+        assert_eq!(tested.ledger.audit(), Ok(()));
+        assert_eq!(tested.ledger.len(), world.model.held.len());
+        // Keys are never used again.
+        let mut ids: Vec<String> = tested.ids.iter().map(ToString::to_string).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), tested.ids.len());
+        let first = world.model.held.iter().map(|held| held.ends_at).min();
+        if let Some(first) = first {
+            let next = tested.ledger.next_expiry().expect("something is to end");
+            assert!(next <= Timestamp::ZERO + first);
+        }
+    }
+
+    fn teardown(mut tested: Tested, world: World) {
+        for (service, organization) in
+            SERVICES.iter().flat_map(|service| ORGANIZATIONS.iter().map(move |o| (service, o)))
+        {
+            let pool = tested.ledger.state(service, organization, tested.now);
+            assert_eq!((pool.leases, pool.traces), world.model.state(service, organization));
+        }
+        // What the changes say, and nothing else, makes the same leases again.
+        // Nothing leaks: with nobody keeping anything alive, all of it ends.
+        while let Some(next) = tested.ledger.next_expiry() {
+            tested.ledger.expire(next.max(tested.now));
+        }
+        assert!(tested.ledger.is_empty());
+        assert_eq!(tested.ledger.leases_by_service().count(), 0);
+        assert_eq!(tested.ledger.audit(), Ok(()));
+    }
+}
+
+prop_state_machine! {
+    #![proptest_config(ProptestConfig {
+        cases: 10_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_ledger_answers_as_the_plain_model_does(sequential 1..40 => Rules);
+}
+
+/// Applies changes to a list of leases the way a store does.
+fn keep(kept: &mut Vec<lease::Lease>, change: Change) {
+    match change {
+        Change::Granted(lease) => kept.push(*lease),
+        Change::Lingers { id, until } => {
+            let lease = kept.iter_mut().find(|lease| lease.id == id).expect("granted before");
+            lease.lingers_until = Some(until);
+        }
+        Change::Ended { id, .. } => {
+            let at = kept.iter().position(|lease| lease.id == id).expect("ended once");
+            kept.remove(at);
+        }
+        Change::Revoked { .. } | Change::Used { .. } | Change::Reported { .. } => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The changes alone, kept in the order applied, always say which leases there are.
+    #[test]
+    fn the_changes_say_exactly_which_leases_there_are(steps in prop::collection::vec(step(), 1..40)) {
+        let mut tested = Rules::init_test(&World {
+            model: Model::new(MAX_LEASES),
+            wall: WALL_START,
+            answer: Answer::None,
+        });
+        let mut kept = Vec::new();
+        for step in steps.iter().filter(|step| !matches!(step, Step::Restart(_))) {
+            tested.apply(step);
+            for change in tested.ledger.drain_changes() {
+                keep(&mut kept, change);
+            }
+            let mut there: Vec<lease::Lease> = tested.ledger.leases().collect();
+            let mut said: Vec<lease::Lease> =
+                kept.iter().map(|lease| lease::Lease { borrowed_as: None, ..lease.clone() }).collect();
+            there.sort_by_key(|lease| lease.id.serial());
+            said.sort_by_key(|lease| lease.id.serial());
+            prop_assert_eq!(there, said);
+        }
+    }
+}
