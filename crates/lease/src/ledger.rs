@@ -160,7 +160,7 @@ impl Ledger {
         if let Some(replayed) = self.replay(request, terms, indexer)? {
             return Ok(replayed);
         }
-        let place = self.table.place(request, indexer);
+        let mut place = self.table.place(request, indexer);
         let observed = match self.admit(request, terms, place) {
             Err(refusal) if terms.observe => Some(Box::new(refusal)),
             admitted => admitted.map(|()| None)?,
@@ -168,8 +168,8 @@ impl Ledger {
         if self.table.leases.len() as u64 >= self.max_leases {
             return Err(Refusal::Full { max_leases: self.max_leases });
         }
-        let (id, ttl) = self.grant(request, terms, indexer, place);
-        let pool = self.table.pool_state(request, terms.limits.organization);
+        let (id, ttl) = self.grant(request, terms, indexer, &mut place);
+        let pool = self.table.pool_state(place, terms.limits.organization);
         Ok(Grant { id, ttl, pool, replayed: false, observed })
     }
 
@@ -191,7 +191,7 @@ impl Ledger {
                 Scope::Trace => (counts.trace_workers, workers),
             };
             if let Some(max) = ceiling.filter(|&max| active >= max) {
-                let pool = self.table.pool_state(request, terms.limits.organization);
+                let pool = self.table.pool_state(place, terms.limits.organization);
                 return Err(Refusal::Denied(Denied { scope, active, max, pool }));
             }
         }
@@ -203,7 +203,7 @@ impl Ledger {
         request: &Request<'_>,
         terms: &Terms<'_>,
         indexer: u32,
-        place: Place,
+        place: &mut Place,
     ) -> (LeaseId, Duration) {
         let serial = self.next_serial;
         // 2^64 grants take longer than the hardware lasts.
@@ -254,7 +254,8 @@ impl Ledger {
         let entry = entry.ok_or(Refusal::BorrowEnded)?;
         entry.ends_at = now + entry.ttl();
         let ttl = entry.ttl();
-        let pool = self.table.pool_state(request, terms.limits.organization);
+        let place = self.table.place(request, indexer);
+        let pool = self.table.pool_state(place, terms.limits.organization);
         Ok(Some(Grant { id, ttl, pool, replayed: true, observed: None }))
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use foldhash::fast::FixedState;
 
 use crate::scope::forms_a_scope;
@@ -97,7 +98,7 @@ impl Record for Service {
 
 #[derive(Debug)]
 struct Organization {
-    name: Box<str>,
+    name: CompactString,
     pools: u32,
 }
 
@@ -132,7 +133,7 @@ impl Record for Pool {
 #[derive(Debug)]
 struct KeyScope {
     pool: u32,
-    name: Box<str>,
+    name: CompactString,
     leases: u64,
 }
 
@@ -201,6 +202,8 @@ pub(crate) struct Place {
     key: u32,
     trace: u32,
     cell: u32,
+    /// Leases of the pool that other indexers hold under the same trace id.
+    others: u64,
 }
 
 /// What one scope after the other holds, as a borrow compares it with the ceilings.
@@ -294,14 +297,18 @@ impl Table {
             (NONE, _) | (_, "") => NONE,
             key => self.keys.find(key),
         };
-        let trace = match (organization, request.trace) {
-            (organization, id) if organization != NONE && forms_a_scope(id) => {
-                let mut traces = self.traces.all((organization, id));
-                traces.find(|&at| self.traces[at].indexer == indexer).unwrap_or(NONE)
+        let (mut trace, mut others) = (NONE, 0);
+        if organization != NONE && forms_a_scope(request.trace) {
+            for at in self.traces.all((organization, request.trace)) {
+                if self.traces[at].indexer == indexer {
+                    trace = at;
+                } else {
+                    others += self.leases_of(at, pool);
+                }
             }
-            _ => NONE,
-        };
-        Place { service, organization, pool, key, trace, cell: self.find_cell(trace, pool) }
+        }
+        let cell = self.find_cell(trace, pool);
+        Place { service, organization, pool, key, trace, cell, others }
     }
 
     pub(crate) fn counts(&self, place: Place) -> Counts {
@@ -313,36 +320,36 @@ impl Table {
         }
     }
 
-    /// The pool of a request as its answer shows it.
-    pub(crate) fn pool_state(&self, request: &Request<'_>, max: Option<u64>) -> PoolState {
-        let at = self.find_pool(request.organization, request.service);
-        let Some(pool) = self.pools.get(at) else { return PoolState { max, ..Default::default() } };
-        let own_trace = if forms_a_scope(request.trace) {
-            self.leases_of_trace(pool.organization, request.trace, at)
-        } else {
-            0
+    /// The pool of a place as the answer to a borrow shows it.
+    pub(crate) fn pool_state(&self, place: Place, max: Option<u64>) -> PoolState {
+        let Some(pool) = self.pools.get(place.pool) else {
+            return PoolState { max, ..PoolState::default() };
         };
+        let own = self.cells.get(place.cell).map_or(0, |cell| u64::from(cell.leases));
+        let own_trace = own + place.others;
         PoolState { borrowed: pool.leases, max, traces: pool.traces, own_trace }
     }
 
     /// Puts a lease into the table, and one more onto the count of each of its scopes.
     ///
-    /// `slot` is where a restored lease stood. Answers the slot; `None`, with nothing changed, when
-    /// that slot is taken.
+    /// `slot` is where a restored lease stood. Answers the slot, and updates the place; `None`, with
+    /// nothing changed, when that slot is taken.
     pub(crate) fn insert(
         &mut self,
         new: NewLease,
         request: &Request<'_>,
         indexer: u32,
-        place: Place,
+        place: &mut Place,
         slot: Option<u32>,
     ) -> Option<u32> {
         if slot.is_some_and(|slot| self.leases.get(slot).is_some()) {
             return None;
         }
-        let pool = self.take_pool(request, place);
+        self.take_pool(request, place);
+        let pool = place.pool;
         let key = self.take_key(request, pool, place.key);
-        let cell = self.take_cell(request, indexer, pool, place, new.kind);
+        self.take_cell(request, indexer, place, new.kind);
+        let cell = place.cell;
         let entry = Entry {
             serial: new.serial,
             granted_at: new.granted_at,
@@ -444,37 +451,31 @@ impl Table {
         }
     }
 
-    /// The leases of a pool under a trace id, whichever indexer holds them.
-    fn leases_of_trace(&self, organization: u32, id: &str, pool: u32) -> u64 {
-        let cells = self.traces.all((organization, id)).map(|trace| self.find_cell(trace, pool));
-        cells.filter_map(|cell| self.cells.get(cell)).map(|cell| u64::from(cell.leases)).sum()
+    fn leases_of(&self, trace: u32, pool: u32) -> u64 {
+        let cell = self.cells.get(self.find_cell(trace, pool));
+        cell.map_or(0, |cell| u64::from(cell.leases))
     }
 }
 
 /// Counting a lease in.
 impl Table {
-    fn take_pool(&mut self, request: &Request<'_>, place: Place) -> u32 {
-        let service = match place.service {
-            NONE => self.services.insert(Service { name: request.service.into(), leases: 0 }),
-            at => at,
-        };
-        self.services[service].leases += 1;
-        let organization = match place.organization {
-            NONE => {
-                let name = request.organization.into();
-                self.organizations.insert(Organization { name, pools: 0 })
-            }
-            at => at,
-        };
-        let pool = match place.pool {
-            NONE => {
-                self.organizations[organization].pools += 1;
-                self.pools.insert(Pool { organization, service, leases: 0, traces: 0, head: NONE })
-            }
-            at => at,
-        };
-        self.pools[pool].leases += 1;
-        pool
+    fn take_pool(&mut self, request: &Request<'_>, place: &mut Place) {
+        if place.service == NONE {
+            let name = request.service.into();
+            place.service = self.services.insert(Service { name, leases: 0 });
+        }
+        self.services[place.service].leases += 1;
+        if place.organization == NONE {
+            let name = request.organization.into();
+            place.organization = self.organizations.insert(Organization { name, pools: 0 });
+        }
+        if place.pool == NONE {
+            let Place { organization, service, .. } = *place;
+            self.organizations[organization].pools += 1;
+            let pool = Pool { organization, service, leases: 0, traces: 0, head: NONE };
+            place.pool = self.pools.insert(pool);
+        }
+        self.pools[place.pool].leases += 1;
     }
 
     fn take_key(&mut self, request: &Request<'_>, pool: u32, key: u32) -> u32 {
@@ -490,39 +491,28 @@ impl Table {
         key
     }
 
-    fn take_cell(
-        &mut self,
-        request: &Request<'_>,
-        indexer: u32,
-        pool: u32,
-        place: Place,
-        kind: Kind,
-    ) -> u32 {
-        let id = request.trace;
-        if !forms_a_scope(id) {
-            return NONE;
+    fn take_cell(&mut self, request: &Request<'_>, indexer: u32, place: &mut Place, kind: Kind) {
+        if !forms_a_scope(request.trace) {
+            return;
         }
-        let organization = self.pools[pool].organization;
-        let trace = if place.trace == NONE {
-            let id = id.into();
-            self.traces.insert(Trace { indexer, organization, id, sessions: 0, head: NONE })
-        } else {
-            place.trace
-        };
-        let cell = if place.cell == NONE {
-            if self.leases_of_trace(organization, id, pool) == 0 {
+        if place.trace == NONE {
+            let (organization, id) = (place.organization, request.trace.into());
+            let trace = Trace { indexer, organization, id, sessions: 0, head: NONE };
+            place.trace = self.traces.insert(trace);
+        }
+        let Place { trace, pool, .. } = *place;
+        if place.cell == NONE {
+            if place.others == 0 {
                 self.pools[pool].traces += 1;
             }
-            self.cells.insert(Cell { trace, pool, leases: 0, workers: 0 })
-        } else {
-            place.cell
-        };
-        self.cells[cell].leases += 1;
+            place.cell = self.cells.insert(Cell { trace, pool, leases: 0, workers: 0 });
+        }
+        let cell = &mut self.cells[place.cell];
+        cell.leases += 1;
         match kind {
             Kind::Session => self.traces[trace].sessions += 1,
-            Kind::Worker => self.cells[cell].workers += 1,
+            Kind::Worker => cell.workers += 1,
         }
-        cell
     }
 
     fn link(&mut self, slot: u32, pool: u32, cell: u32) {
@@ -574,29 +564,32 @@ impl Table {
             return None;
         }
         let cell = &mut self.cells[entry.cell];
-        let (trace, pool) = (cell.trace, cell.pool);
+        let (at, pool) = (cell.trace, cell.pool);
         cell.leases -= 1;
         if entry.kind() == Kind::Worker {
             cell.workers -= 1;
         }
-        if cell.leases == 0 {
+        let emptied = cell.leases == 0;
+        if emptied {
             self.cells.remove(entry.cell);
-            let Trace { organization, id, .. } = &self.traces[trace];
-            if self.leases_of_trace(*organization, id, pool) == 0 {
+        }
+        let trace = &mut self.traces[at];
+        let mut orphaned = None;
+        if entry.kind() == Kind::Session {
+            trace.sessions -= 1;
+            orphaned = (trace.sessions == 0).then_some(at);
+        }
+        if emptied {
+            let key = self.traces[at].key();
+            if !self.traces.all(key).any(|other| self.leases_of(other, pool) > 0) {
                 self.pools[pool].traces -= 1;
             }
         }
-        let record = &mut self.traces[trace];
-        let mut lost_its_last_session = false;
-        if entry.kind() == Kind::Session {
-            record.sessions -= 1;
-            lost_its_last_session = record.sessions == 0;
-        }
-        if record.head == NONE {
-            self.traces.remove(trace);
+        if self.traces[at].head == NONE {
+            self.traces.remove(at);
             return None;
         }
-        lost_its_last_session.then_some(trace)
+        orphaned
     }
 
     fn leave_pool(&mut self, at: u32) {

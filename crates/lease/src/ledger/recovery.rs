@@ -67,10 +67,10 @@ impl Ledger {
             ends_at: lease.lingers_until.unwrap_or(lease.granted_at),
             ttl: lease.ttl,
         };
-        let place = self.table.place(&request, indexer);
+        let mut place = self.table.place(&request, indexer);
         let slot = self
             .table
-            .insert(new, &request, indexer, place, Some(lease.id.slot))
+            .insert(new, &request, indexer, &mut place, Some(lease.id.slot))
             .ok_or(Invalid { field: "lease", problem: "stands at the slot of another" })?;
         if let Some(until) = lease.lingers_until {
             self.table.leases[slot].linger(until);
