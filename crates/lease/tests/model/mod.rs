@@ -75,13 +75,6 @@ pub(crate) enum Answer {
     Invalid,
 }
 
-/// How a lease left the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Gone {
-    Ended,
-    Revoked(Reason),
-}
-
 #[derive(Clone, Debug)]
 struct Tombstone {
     grant: usize,
