@@ -1,0 +1,261 @@
+//! The shape of a policy file, as it is written.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lease::Period;
+use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use toml::Spanned;
+
+use super::duration;
+
+/// A whole file. Every name in it keeps its place, for errors that say where.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default)]
+    pub(super) server: ServerSection,
+    #[serde(default)]
+    pub(super) services: Named<Service>,
+    #[serde(default)]
+    pub(super) plans: Named<Plan>,
+    #[serde(default)]
+    pub(super) organizations: Named<Organization>,
+    #[serde(default)]
+    pub(super) api_keys: Named<ApiKey>,
+    #[serde(default)]
+    pub(super) indexers: Vec<Indexer>,
+}
+
+/// A table of tables: what each is called, where that stands, and what it says.
+pub(super) type Named<T> = BTreeMap<Spanned<String>, T>;
+
+/// Ceilings by the name of the service they stand over.
+pub(super) type ServiceLimits = BTreeMap<Spanned<String>, Limit>;
+
+/// The settings of `serve` that a policy file may carry; every one may also be a flag or a variable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ServerSection {
+    /// Where gRPC is served.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
+    /// Where the admin port is served.
+    #[serde(default, alias = "admin-listen")]
+    pub admin_listen: Option<SocketAddr>,
+    /// The URL of the store.
+    #[serde(default)]
+    pub store: Option<String>,
+    /// Whether an address off loopback may be served without indexers.
+    #[serde(default, alias = "allow-anonymous")]
+    pub allow_anonymous: Option<bool>,
+    /// The most leases the server holds.
+    #[serde(default, alias = "max-leases")]
+    pub max_leases: Option<u64>,
+    /// The most connections the gRPC port holds.
+    #[serde(default, alias = "max-connections")]
+    pub max_connections: Option<u32>,
+    /// How many threads serve gRPC.
+    #[serde(default)]
+    pub threads: Option<u16>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Service {
+    #[serde(default)]
+    pub(super) max_per_organization: Option<Limit>,
+    #[serde(default)]
+    pub(super) max_per_api_key: Option<Limit>,
+    #[serde(default)]
+    pub(super) max_total: Option<Limit>,
+    #[serde(default)]
+    pub(super) ttl: Option<Spanned<Span>>,
+    #[serde(default)]
+    pub(super) minimal_life: Option<Spanned<Span>>,
+    #[serde(default)]
+    pub(super) observe: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Plan {
+    #[serde(default)]
+    pub(super) limits: ServiceLimits,
+    #[serde(default)]
+    pub(super) budgets: Named<Budget>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Budget {
+    pub(super) amount: Spanned<f64>,
+    pub(super) per: Per,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Per {
+    Day,
+    Month,
+}
+
+impl From<Per> for Period {
+    fn from(per: Per) -> Self {
+        match per {
+            Per::Day => Self::Day,
+            Per::Month => Self::Month,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Organization {
+    #[serde(default)]
+    pub(super) plan: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) limits: ServiceLimits,
+    #[serde(default)]
+    pub(super) disabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ApiKey {
+    #[serde(default)]
+    pub(super) limits: ServiceLimits,
+    #[serde(default)]
+    pub(super) disabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Indexer {
+    pub(super) name: Spanned<String>,
+    pub(super) key_sha256: Digests,
+    #[serde(default)]
+    pub(super) services: Option<Vec<Spanned<String>>>,
+}
+
+/// A ceiling: a whole number, 0 or more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit(pub(super) u64);
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl Visitor<'_> for Number {
+            type Value = Limit;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number, 0 (nobody) or more; leave it out for no limit")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Limit, E> {
+                u64::try_from(value)
+                    .map(Limit)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Limit, E> {
+                Ok(Limit(value))
+            }
+        }
+        deserializer.deserialize_i64(Number)
+    }
+}
+
+/// A duration such as `60s` or `1m30s`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span(pub(super) Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Span;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as \"60s\", \"1m30s\" or \"250ms\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
+                duration::parse(text)
+                    .map(Span)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// One digest of a key, or several while keys are rotated.
+#[derive(Debug)]
+pub(super) struct Digests(pub(super) Vec<Digest>);
+
+impl<'de> Deserialize<'de> for Digests {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = Digests;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the SHA-256 of a key as 64 hex digits, or a list of them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Digests, E> {
+                Digest::read(text).map(|digest| Digests(vec![digest]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Digests, A::Error> {
+                let mut digests = Vec::new();
+                while let Some(digest) = list.next_element()? {
+                    digests.push(digest);
+                }
+                if digests.is_empty() {
+                    return Err(de::Error::invalid_length(0, &self));
+                }
+                Ok(Digests(digests))
+            }
+        }
+        deserializer.deserialize_any(OneOrMore)
+    }
+}
+
+/// The SHA-256 of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Digest(pub(super) [u8; 32]);
+
+impl Digest {
+    /// Reads 64 hex digits. The text itself stays out of the error: it may be a key by mistake.
+    fn read<E: de::Error>(text: &str) -> Result<Self, E> {
+        let mut digest = [0; 32];
+        hex::decode_to_slice(text, &mut digest).map_err(|_| {
+            E::custom("key_sha256 is not 64 hex digits: give the SHA-256 of the key, not the key")
+        })?;
+        Ok(Self(digest))
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Hex;
+        impl Visitor<'_> for Hex {
+            type Value = Digest;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the SHA-256 of a key as 64 hex digits")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Digest, E> {
+                Digest::read(text)
+            }
+        }
+        deserializer.deserialize_str(Hex)
+    }
+}

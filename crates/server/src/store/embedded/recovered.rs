@@ -1,0 +1,126 @@
+//! A store on its way up: opened and read, not yet running.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lease::{Config, Ledger, Timestamp};
+
+use super::Embedded;
+use super::shared::Shared;
+use crate::clock::{Clock, SystemClock};
+use crate::error::Error;
+use crate::store::journal::{Journal, Stamp};
+use crate::store::url::StoreUrl;
+
+/// What a store within the process is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The most leases it holds at once, whatever the policy allows.
+    pub max_leases: u64,
+    /// Where it reads the time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for Options {
+    /// Room for 2,000,000 leases, and the clocks of the operating system.
+    fn default() -> Self {
+        Self { max_leases: Config::default().max_leases, clock: Arc::new(SystemClock::new()) }
+    }
+}
+
+/// A store that has read what it kept and waits for the port to open.
+///
+/// [`Recovered::resume`] starts it: from that moment every lease has its full TTL.
+#[derive(Debug)]
+pub struct Recovered {
+    ledger: Ledger,
+    journal: Option<Journal>,
+    stamp: Stamp,
+    clock: Arc<dyn Clock>,
+}
+
+impl Recovered {
+    /// Opens the store that `url` names.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recovered::file`].
+    pub fn open(url: &StoreUrl, options: Options) -> Result<Self, Error> {
+        match url {
+            StoreUrl::Memory => Self::memory(options),
+            StoreUrl::File { path, make_folders } => {
+                Self::file(&StoreUrl::prepare(path, *make_folders)?, options)
+            }
+        }
+    }
+
+    /// A store that forgets everything with the process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the operating system has no random bytes.
+    pub fn memory(options: Options) -> Result<Self, Error> {
+        let Options { max_leases, clock } = options;
+        let config = Config { max_leases, seed: random_seed()?, journal: false };
+        Ok(Self { ledger: Ledger::new(config), journal: None, stamp: Stamp::default(), clock })
+    }
+
+    /// Opens the store file at `path`, or makes it, and reads every lease in it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened or made, is in use by another server, is damaged, has an unknown
+    /// format, or is no store file. It is left as it is then.
+    pub fn file(path: &Path, options: Options) -> Result<Self, Error> {
+        Self::from_journal(Journal::open(path)?, options)
+    }
+
+    /// Opens the store kept on `backend`, or starts one there. This is how tests give a store a
+    /// disk that fails or stalls.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recovered::file`].
+    pub fn on_backend(backend: impl redb::StorageBackend, options: Options) -> Result<Self, Error> {
+        Self::from_journal(Journal::on(backend, Path::new("(custom backend)"))?, options)
+    }
+
+    fn from_journal(mut journal: Journal, options: Options) -> Result<Self, Error> {
+        let Options { max_leases, clock } = options;
+        let mut ledger = Ledger::new(Config { max_leases, seed: random_seed()?, journal: true });
+        let stamp = journal.recover(|change| ledger.restore(change))?;
+        Ok(Self { ledger, journal: Some(journal), stamp, clock })
+    }
+
+    /// How many leases were read.
+    pub fn leases(&self) -> usize {
+        self.ledger.len()
+    }
+
+    /// Starts the store: every lease has its full TTL from now, a lingering one what was left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when a thread cannot be started.
+    pub fn resume(self) -> Result<Embedded, Error> {
+        let Self { mut ledger, journal, stamp, clock } = self;
+        let unix = u64::try_from(clock.unix().as_nanos()).unwrap_or(u64::MAX);
+        let start = stamp.time.max(Timestamp::from_nanos(unix));
+        ledger.resume(stamp.time, stamp.next_serial, start);
+        let embedded = Embedded::new(Shared::new(ledger, journal.is_some(), start, stamp, clock));
+        embedded.spawn("store-clock", |shared| shared.keep_time())?;
+        if let Some(journal) = journal {
+            embedded.spawn("store-journal", |shared| shared.keep_journal(journal))?;
+        }
+        Ok(embedded)
+    }
+}
+
+fn random_seed() -> Result<[u8; 32], Error> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| Error::System {
+        action: "get random bytes from the operating system",
+        source: std::io::Error::other(error),
+    })?;
+    Ok(seed)
+}

@@ -1,0 +1,335 @@
+//! The ledger behind its lock, and what the store's threads do with it.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lease::{
+    BorrowId, Change, Grant, KeptAlive, LeaseId, Ledger, Refusal, Request, StoreClock, Terms,
+    Timestamp,
+};
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::store::commit::Batch;
+use crate::store::journal::{Journal, Stamp};
+use crate::store::{Delivery, TakeBack, Unavailable};
+
+/// How often the clock is read and leases expire when nobody calls.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How far store time may run ahead of the journal while there are leases: this well is known,
+/// after a restart, what a lingering lease has left.
+const STAMP_EVERY: Duration = Duration::from_secs(1);
+
+/// Changes that may wait for the disk; past that, calls that would add to them are refused.
+const MAX_PENDING: usize = 100_000;
+
+/// The batch that an answer has to wait for, if any.
+pub(super) type Wait = Option<Arc<Batch>>;
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    pub(super) clock: Arc<dyn Clock>,
+    /// Wakes the journal: there is something to commit, or nothing ever again.
+    work: Condvar,
+    /// Wakes the clock: the store is closing.
+    closing: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    time: StoreClock,
+    journaled: bool,
+    /// What the next batch holds.
+    pending: Vec<Change>,
+    /// The next batch.
+    gathering: Arc<Batch>,
+    /// The batch that is being flushed.
+    committing: Wait,
+    /// The store time that the journal knows.
+    stamped: Timestamp,
+    failed: bool,
+    closing: bool,
+    /// Set while the ledger is at work. Found set, that work panicked: nobody knows what holds.
+    applying: bool,
+    /// For leases with a borrow id, by serial number: how many answers are on their way, as long
+    /// as none got away.
+    undelivered: HashMap<u64, u32>,
+}
+
+impl State {
+    /// Whether changes can be made.
+    fn sound(&self) -> Result<(), Unavailable> {
+        if self.failed || self.applying {
+            Err(Unavailable::Failed)
+        } else if self.closing {
+            Err(Unavailable::Closing)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Moves what changed into the gathering batch, and answers what to wait for so that every
+    /// change up to now is durable.
+    fn gather(&mut self) -> Wait {
+        if !self.journaled {
+            return None;
+        }
+        if self.failed || self.closing {
+            // Nobody commits these any more, and no answer reveals them.
+            self.ledger.drain_changes().for_each(drop);
+            return None;
+        }
+        self.pending.extend(self.ledger.drain_changes());
+        if self.pending.is_empty() { self.committing.clone() } else { Some(self.gathering.clone()) }
+    }
+
+    fn stamp_is_due(&self) -> bool {
+        self.journaled
+            && !self.failed
+            && !self.ledger.is_empty()
+            && self.ledger.now().since(self.stamped) >= STAMP_EVERY
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp { time: self.ledger.now(), next_serial: self.ledger.next_serial() }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(
+        ledger: Ledger,
+        journaled: bool,
+        start: Timestamp,
+        stamp: Stamp,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let state = State {
+            ledger,
+            time: StoreClock::starting_at(start, clock.monotonic()),
+            journaled,
+            pending: Vec::new(),
+            gathering: Arc::default(),
+            committing: None,
+            stamped: stamp.time,
+            failed: false,
+            closing: false,
+            applying: false,
+            undelivered: HashMap::new(),
+        };
+        Self { state: Mutex::new(state), clock, work: Condvar::new(), closing: Condvar::new() }
+    }
+
+    /// Applies one operation to the ledger, at the present.
+    fn apply<R>(
+        &self,
+        state: &mut State,
+        operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
+    ) -> (R, Wait) {
+        let now = state.time.read(self.clock.monotonic());
+        state.applying = true;
+        let answer = operation(&mut state.ledger, now);
+        state.applying = false;
+        let wait = state.gather();
+        if wait.is_some() && state.committing.is_none() {
+            self.work.notify_one();
+        }
+        (answer, wait)
+    }
+
+    /// Applies an operation that changes something or tells of changes.
+    pub(super) fn change<R>(
+        &self,
+        operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
+    ) -> Result<(R, Wait), Unavailable> {
+        let mut state = self.state.lock();
+        state.sound()?;
+        if state.pending.len() >= MAX_PENDING {
+            return Err(Unavailable::Overloaded);
+        }
+        Ok(self.apply(&mut state, operation))
+    }
+
+    /// Grants a lease, and promises that it is taken back if its answer is lost.
+    #[expect(clippy::type_complexity, reason = "an answer, and what it waits for")]
+    pub(super) fn grant(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        terms: &Terms<'_>,
+    ) -> Result<(Result<(Grant, Delivery), Refusal>, Wait), Unavailable> {
+        let mut state = self.state.lock();
+        state.sound()?;
+        if state.pending.len() >= MAX_PENDING {
+            return Err(Unavailable::Overloaded);
+        }
+        let (outcome, wait) =
+            self.apply(&mut state, |ledger, now| ledger.borrow(request, terms, now));
+        let outcome = outcome.map(|grant| {
+            let delivery = match (request.borrow_id, grant.replayed) {
+                (None, _) => true,
+                (Some(_), false) => state.undelivered.insert(grant.id.serial(), 1).is_none(),
+                (Some(_), true) => match state.undelivered.get_mut(&grant.id.serial()) {
+                    Some(answers) => {
+                        *answers += 1;
+                        true
+                    }
+                    None => false,
+                },
+            };
+            let delivery = if delivery {
+                Delivery::pending(self.clone(), grant.id, request.borrow_id)
+            } else {
+                Delivery::done()
+            };
+            (grant, delivery)
+        });
+        Ok((outcome, wait))
+    }
+
+    /// Keeps a lease alive. An extended TTL is told whatever the disk does.
+    pub(super) fn keep_alive(
+        &self,
+        id: LeaseId,
+        caller: Option<&str>,
+    ) -> Result<(KeptAlive, Wait), Unavailable> {
+        let mut state = self.state.lock();
+        if state.applying {
+            return Err(Unavailable::Failed);
+        }
+        match self.apply(&mut state, |ledger, now| ledger.keep_alive(id, caller, now)) {
+            (extended @ KeptAlive::Extended { .. }, _) => Ok((extended, None)),
+            // What ended may not be known to the disk: the caller had better ask again.
+            ended => state.sound().map(|()| ended),
+        }
+    }
+
+    /// Reads something that no answer on the wire depends on.
+    pub(super) fn look<R>(&self, at: impl FnOnce(&Ledger) -> R) -> R {
+        at(&self.state.lock().ledger)
+    }
+
+    pub(super) fn sound(&self) -> Result<(), Unavailable> {
+        self.state.lock().sound()
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.sound() == Err(Unavailable::Failed)
+    }
+
+    /// Refuses what comes from now on, and lets the threads finish.
+    pub(super) fn close(&self) {
+        self.state.lock().closing = true;
+        self.closing.notify_all();
+        self.work.notify_all();
+    }
+
+    /// Reads the clock and expires what has ended, over and over until the store closes.
+    pub(super) fn keep_time(&self) {
+        let mut state = self.state.lock();
+        while !state.closing {
+            self.tick_locked(&mut state);
+            self.closing.wait_for(&mut state, TICK);
+        }
+    }
+
+    pub(super) fn tick(&self) {
+        self.tick_locked(&mut self.state.lock());
+    }
+
+    fn tick_locked(&self, state: &mut State) {
+        if state.applying {
+            return;
+        }
+        self.apply(state, |ledger, now| ledger.expire(now));
+        if state.stamp_is_due() {
+            self.work.notify_one();
+        }
+    }
+
+    /// Commits batch after batch until the store closes and nothing is left to commit.
+    pub(super) fn keep_journal(&self, mut journal: Journal) {
+        while let Some((batch, changes, stamp)) = self.next_batch() {
+            let outcome = commit(&mut journal, changes, stamp);
+            let mut state = self.state.lock();
+            state.committing = None;
+            if let Err(error) = outcome {
+                tracing::error!(%error, "the store failed: changes are refused until a restart");
+                state.failed = true;
+                state.pending = Vec::new();
+                let next = state.gathering.clone();
+                drop(state);
+                batch.settle(Err(Unavailable::Failed));
+                next.settle(Err(Unavailable::Failed));
+                break;
+            }
+            state.stamped = stamp.time;
+            drop(state);
+            batch.settle(Ok(()));
+        }
+        let mut state = self.state.lock();
+        // Even a file that cannot be written to stays this server's until it stops.
+        while !state.closing {
+            self.work.wait(&mut state);
+        }
+        if !state.failed && state.stamped < state.ledger.now() {
+            let stamp = state.stamp();
+            state.failed = commit(&mut journal, Vec::new(), stamp).is_err();
+        }
+    }
+
+    /// Waits for something to commit and takes it; `None` when there will be nothing.
+    fn next_batch(&self) -> Option<(Arc<Batch>, Vec<Change>, Stamp)> {
+        let mut state = self.state.lock();
+        while state.pending.is_empty() && (state.closing || !state.stamp_is_due()) {
+            if state.closing {
+                return None;
+            }
+            self.work.wait(&mut state);
+        }
+        let room = Vec::with_capacity(state.pending.len());
+        let changes = std::mem::replace(&mut state.pending, room);
+        let batch = std::mem::take(&mut state.gathering);
+        state.committing = Some(batch.clone());
+        let stamp = state.stamp();
+        Some((batch, changes, stamp))
+    }
+}
+
+/// Commits one batch. A panic on the way is a failure like any other: waiters must be told.
+fn commit(journal: &mut Journal, changes: Vec<Change>, stamp: Stamp) -> Result<(), Error> {
+    catch_unwind(AssertUnwindSafe(|| journal.commit(changes.into_iter(), stamp))).unwrap_or_else(
+        |_| Err(Error::StoreFailed { problem: "a commit panicked".to_owned() }),
+    )
+}
+
+impl TakeBack for Shared {
+    fn delivered(&self, id: LeaseId, borrow_id: Option<BorrowId>) {
+        if borrow_id.is_some() {
+            self.state.lock().undelivered.remove(&id.serial());
+        }
+    }
+
+    fn take_back(&self, id: LeaseId, borrow_id: Option<BorrowId>) {
+        let mut state = self.state.lock();
+        if borrow_id.is_some() {
+            match state.undelivered.get_mut(&id.serial()) {
+                None => return, // an answer of another try got away
+                Some(1) => {
+                    state.undelivered.remove(&id.serial());
+                }
+                Some(answers) => {
+                    *answers -= 1;
+                    return;
+                }
+            }
+        }
+        if state.sound().is_ok() {
+            self.apply(&mut state, |ledger, now| ledger.undo(id, borrow_id, now));
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The file that outlives the process: redb tables that say what a ledger's changes said.
+//!
+//! One batch of changes is one write transaction, flushed before it is acknowledged. redb keeps a
+//! checksum of every page; all of them are checked when the file is opened.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use lease::{Change, Timestamp};
+use prost::Message as _;
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, Durability, ReadableDatabase, ReadableTable, StorageBackend,
+    TableDefinition, TableError,
+};
+
+use super::rows::{BadRow, LeaseRow, RememberedRow, UsedRow};
+use crate::error::Error;
+
+/// The format this version reads and writes.
+const FORMAT: u64 = 1;
+
+/// Keeps the pages that are in use by a hundred thousand leases; more than that is read again.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// Facts past their time that one commit forgets: enough to keep up, bounded per commit.
+const FORGET_AT_ONCE: usize = 1_000;
+
+/// A file is compacted at start when it is larger than this and mostly empty.
+const WORTH_COMPACTING: u64 = 64 << 20;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Leases by serial number.
+const LEASES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("leases");
+/// When lingering leases end, by serial number.
+const LINGERING: TableDefinition<'_, u64, u64> = TableDefinition::new("lingering");
+/// Facts with a time limit, in the order they may be forgotten.
+const REMEMBERED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("remembered");
+/// Usage counts by organization and metric.
+const USAGE: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("usage");
+
+/// What a journal keeps beside the changes, as of one batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stamp {
+    /// Store time.
+    pub(super) time: Timestamp,
+    /// The serial number of the next grant.
+    pub(super) next_serial: u64,
+}
+
+/// The open file of a durable store. Nobody else can open it meanwhile.
+#[derive(Debug)]
+pub(super) struct Journal {
+    database: Database,
+    path: PathBuf,
+}
+
+impl Journal {
+    /// Opens the file at `path`, or makes it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever is there and is not a sound store file is left as it is: an empty file too, since
+    /// this version never leaves one behind.
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::StoreFile { action: "open", path: path.to_owned(), source };
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(path)?;
+                OpenOptions::new().read(true).write(true).open(path).map_err(failed)?
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        if file.metadata().map_err(failed)?.len() == 0 {
+            let problem = "it is empty; remove it to start without leases".to_owned();
+            return Err(Error::StoreDamaged { path: path.to_owned(), problem });
+        }
+        let backend = FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
+        Self::on(backend, path)
+    }
+
+    /// Opens the journal kept on `backend`, or starts one there; `path` is what errors call it.
+    pub(super) fn on(backend: impl StorageBackend, path: &Path) -> Result<Self, Error> {
+        let fresh = backend
+            .len()
+            .map_err(|source| Error::StoreFile { action: "open", path: path.to_owned(), source })?
+            == 0;
+        guarded(path, || {
+            let database = Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .set_check_integrity_on_open(true)
+                .create_with_backend(backend)
+                .map_err(|error| explain(path, "open", error.into()))?;
+            let mut journal = Self { database, path: path.to_owned() };
+            if fresh {
+                journal.commit(std::iter::empty(), Stamp::default())?;
+            }
+            journal.check_format()?;
+            Ok(journal)
+        })
+    }
+
+    fn check_format(&self) -> Result<(), Error> {
+        let meta = self.read("format")?;
+        match meta {
+            Some(FORMAT) => Ok(()),
+            Some(found) => {
+                Err(Error::StoreFormat { path: self.path.clone(), found, known: FORMAT })
+            }
+            None => Err(self.damaged("it carries no format version")),
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<u64>, Error> {
+        let explain = |error| explain(&self.path, "read", error);
+        let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
+        match transaction.open_table(META) {
+            Ok(meta) => {
+                let value = meta.get(name).map_err(|error| explain(error.into()))?;
+                Ok(value.map(|value| value.value()))
+            }
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(explain(error.into())),
+        }
+    }
+
+    fn damaged(&self, problem: impl Into<String>) -> Error {
+        Error::StoreDamaged { path: self.path.clone(), problem: problem.into() }
+    }
+
+    /// Gives everything kept to `restore`, and answers the stamp of the last batch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StoreDamaged`] when a row cannot be read or contradicts another.
+    pub(super) fn recover(
+        &mut self,
+        mut restore: impl FnMut(Change) -> Result<(), lease::Invalid>,
+    ) -> Result<Stamp, Error> {
+        let path = self.path.clone();
+        let (stamp, bytes) = guarded(&path, || self.read_all(&mut restore))?;
+        self.compact_if_mostly_empty(bytes)?;
+        Ok(stamp)
+    }
+
+    fn read_all(
+        &self,
+        restore: &mut impl FnMut(Change) -> Result<(), lease::Invalid>,
+    ) -> Result<(Stamp, u64), Error> {
+        let explain = |error| explain(&self.path, "read", error);
+        let bad_row = |error: BadRow| self.damaged(error.to_string());
+        let mut put_back = |change| {
+            restore(change).map_err(|invalid| self.damaged(format!("contradiction: {invalid}")))
+        };
+        let stamp = Stamp {
+            time: Timestamp::from_nanos(self.read("time")?.unwrap_or_default()),
+            next_serial: self.read("next_serial")?.unwrap_or_default(),
+        };
+        let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
+        let leases = transaction.open_table(LEASES).map_err(|error| explain(error.into()))?;
+        let lingering = transaction.open_table(LINGERING).map_err(|error| explain(error.into()))?;
+        let mut bytes = 0;
+        for row in leases.iter().map_err(|error| explain(error.into()))? {
+            let (serial, row) = row.map_err(|error| explain(error.into()))?;
+            let until = lingering.get(serial.value()).map_err(|error| explain(error.into()))?;
+            let until = until.map(|until| until.value());
+            bytes += row.value().len() as u64;
+            let lease = LeaseRow::read(serial.value(), row.value(), until).map_err(bad_row)?;
+            put_back(Change::Granted(Box::new(lease)))?;
+        }
+        let remembered =
+            transaction.open_table(REMEMBERED).map_err(|error| explain(error.into()))?;
+        for row in remembered.iter().map_err(|error| explain(error.into()))? {
+            let (key, row) = row.map_err(|error| explain(error.into()))?;
+            bytes += row.value().len() as u64;
+            let (until, change) = RememberedRow::read(key.value(), row.value()).map_err(bad_row)?;
+            if until > stamp.time {
+                put_back(change)?;
+            }
+        }
+        let usage = transaction.open_table(USAGE).map_err(|error| explain(error.into()))?;
+        for row in usage.iter().map_err(|error| explain(error.into()))? {
+            let (key, row) = row.map_err(|error| explain(error.into()))?;
+            let (organization, metric) = key.value();
+            let used = UsedRow::read(row.value()).map_err(bad_row)?;
+            put_back(Change::Used {
+                organization: organization.into(),
+                metric: metric.into(),
+                used,
+            })?;
+        }
+        Ok((stamp, bytes))
+    }
+
+    fn compact_if_mostly_empty(&mut self, bytes_in_rows: u64) -> Result<(), Error> {
+        let Ok(size) = std::fs::metadata(&self.path).map(|metadata| metadata.len()) else {
+            return Ok(()); // not a file: a store on another backend
+        };
+        if size > WORTH_COMPACTING && size / 8 > bytes_in_rows {
+            self.database.compact().map_err(|error| explain(&self.path, "compact", error.into()))?;
+            tracing::info!(bytes_before = size, "compacted the store");
+        }
+        Ok(())
+    }
+
+    /// Makes one batch of changes durable, in one transaction. They are durable when it returns.
+    ///
+    /// # Errors
+    ///
+    /// The journal must not be used after an error: nobody knows what is on the disk.
+    pub(super) fn commit(
+        &mut self,
+        changes: impl Iterator<Item = Change>,
+        stamp: Stamp,
+    ) -> Result<(), Error> {
+        let batch = Rows::collect(changes);
+        batch.write(&self.database, stamp).map_err(|error| explain(&self.path, "write", error))
+    }
+}
+
+/// The rows one batch comes to. A lease granted and gone within the batch leaves no trace.
+#[derive(Default)]
+struct Rows {
+    granted: BTreeMap<u64, LeaseRow>,
+    lingering: BTreeMap<u64, u64>,
+    ended: Vec<u64>,
+    remembered: BTreeMap<Vec<u8>, RememberedRow>,
+    used: BTreeMap<(Box<str>, Box<str>), UsedRow>,
+}
+
+impl Rows {
+    fn collect(changes: impl Iterator<Item = Change>) -> Self {
+        let mut rows = Self::default();
+        for change in changes {
+            rows.add(change);
+        }
+        // In the order of the tables, so that neighbours are written together.
+        rows.ended.sort_unstable();
+        rows
+    }
+
+    fn add(&mut self, change: Change) {
+        match change {
+            Change::Granted(lease) => {
+                self.granted.insert(lease.id.serial(), LeaseRow::from(*lease));
+            }
+            Change::Lingers { id, until } => {
+                self.lingering.insert(id.serial(), until.as_nanos());
+            }
+            Change::Ended { id, .. } => {
+                self.lingering.remove(&id.serial());
+                if self.granted.remove(&id.serial()).is_none() {
+                    self.ended.push(id.serial());
+                }
+            }
+            Change::Revoked { id, indexer, reason, until } => {
+                let (key, row) = RememberedRow::revoked(id, indexer, reason, until);
+                self.remembered.insert(key, row);
+            }
+            Change::Used { organization, metric, used } => {
+                self.used.insert((organization, metric), used.into());
+            }
+            Change::Reported { indexer, key, until } => {
+                let (key, row) = RememberedRow::reported(indexer, key, until);
+                self.remembered.insert(key, row);
+            }
+        }
+    }
+
+    fn write(&self, database: &Database, stamp: Stamp) -> Result<(), redb::Error> {
+        let mut transaction = database.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        {
+            let mut row = Vec::with_capacity(512);
+            let mut leases = transaction.open_table(LEASES)?;
+            let mut lingering = transaction.open_table(LINGERING)?;
+            for serial in &self.ended {
+                leases.remove(serial)?;
+                lingering.remove(serial)?;
+            }
+            for (serial, lease) in &self.granted {
+                row.clear();
+                lease.encode_raw(&mut row);
+                leases.insert(serial, row.as_slice())?;
+            }
+            for (serial, until) in &self.lingering {
+                lingering.insert(serial, until)?;
+            }
+            let mut remembered = transaction.open_table(REMEMBERED)?;
+            for (key, fact) in &self.remembered {
+                row.clear();
+                fact.encode_raw(&mut row);
+                remembered.insert(key.as_slice(), row.as_slice())?;
+            }
+            let past = RememberedRow::keys_up_to(stamp.time);
+            let mut forgotten = 0;
+            while forgotten < FORGET_AT_ONCE
+                && remembered.first()?.is_some_and(|(key, _)| key.value() <= past.as_slice())
+            {
+                remembered.pop_first()?;
+                forgotten += 1;
+            }
+            let mut usage = transaction.open_table(USAGE)?;
+            for ((organization, metric), used) in &self.used {
+                row.clear();
+                used.encode_raw(&mut row);
+                usage.insert((&**organization, &**metric), row.as_slice())?;
+            }
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("format", FORMAT)?;
+            meta.insert("time", stamp.time.as_nanos())?;
+            meta.insert("next_serial", stamp.next_serial)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+/// Makes a store file without leases, complete before it appears under its name.
+///
+/// So a crash on the way leaves no file at `path`, and an empty file there is always damage.
+fn create(path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::StoreFile { action: "make", path: path.to_owned(), source };
+    // A name of its own, so that two servers that start at once do not write into one file.
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}.new", std::process::id()));
+    let unfinished = PathBuf::from(unfinished);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    {
+        // Lease keys are secrets.
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    }
+    let file = options.open(&unfinished).map_err(failed)?;
+    let backend = FileBackend::new(file).map_err(|error| explain(path, "make", error.into()))?;
+    drop(Journal::on(backend, path)?);
+    // A link, unlike a rename, never replaces what another server made meanwhile.
+    let linked = match std::fs::hard_link(&unfinished, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        Err(_) if !path.exists() => std::fs::rename(&unfinished, path),
+        other => other,
+    };
+    linked.map_err(failed)?;
+    match std::fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Runs what reads a file that may be damaged: redb may panic on pages that make no sense.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Error::StoreDamaged {
+            path: path.to_owned(),
+            problem: "its pages contradict each other".to_owned(),
+        })
+    })
+}
+
+/// Says what a database error means for the one who started the server.
+fn explain(path: &Path, action: &'static str, error: redb::Error) -> Error {
+    let path = path.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen => Error::StoreInUse { path },
+        redb::Error::Io(source)
+            if !matches!(
+                source.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Error::StoreFile { action, path, source }
+        }
+        other => Error::StoreDamaged { path, problem: other.to_string() },
+    }
+}

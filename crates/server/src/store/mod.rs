@@ -1,0 +1,190 @@
+//! Stores: where leases are kept, one atomic operation at a time.
+
+mod commit;
+mod embedded;
+mod journal;
+mod rows;
+mod url;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lease::{
+    BorrowId, Grant, KeptAlive, LeaseId, PoolUse, Reason, Refusal, Released, Request, Terms,
+};
+
+pub use embedded::{Embedded, Options, Recovered};
+pub use url::StoreUrl;
+
+use crate::policy::Policy;
+
+/// A store of leases.
+///
+/// A method is one whole lease operation, never a read or a write of a value, so every store
+/// applies the same rules atomically. An answer is given once every change that it reveals is as
+/// durable as the store makes it; only an extended TTL waits for nothing.
+///
+/// The trait is used as a type parameter, not as an object: a boxed future per call would cost an
+/// allocation where the whole call costs a few.
+pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// Grants one lease, or says what stands against it. The request must be valid.
+    ///
+    /// Cancellation: dropped before the answer, a grant that was applied is taken back. Dropped
+    /// with its [`Delivery`] pending, too.
+    fn borrow(
+        &self,
+        request: &Request<'_>,
+        terms: &Terms<'_>,
+    ) -> impl Future<Output = Result<Borrowed, BorrowError>> + Send;
+
+    /// Gives a lease that `caller` holds its full TTL again.
+    fn keep_alive(
+        &self,
+        id: LeaseId,
+        caller: Option<&str>,
+    ) -> impl Future<Output = Result<KeptAlive, Unavailable>> + Send;
+
+    /// Returns a lease that `caller` holds; one younger than `minimal_life` lingers.
+    ///
+    /// Cancellation: dropped before the answer, the return may have been applied.
+    fn release(
+        &self,
+        id: LeaseId,
+        caller: Option<&str>,
+        minimal_life: Duration,
+    ) -> impl Future<Output = Result<Released, Unavailable>> + Send;
+
+    /// Returns whatever the borrow that `caller` named `borrow_id` took, as [`Store::release`] does.
+    fn release_borrow(
+        &self,
+        borrow_id: BorrowId,
+        caller: Option<&str>,
+        minimal_life: Duration,
+    ) -> impl Future<Output = Result<Released, Unavailable>> + Send;
+
+    /// The counts of the pool (organization, service).
+    fn state(
+        &self,
+        service: &str,
+        organization: &str,
+    ) -> impl Future<Output = Result<PoolUse, Unavailable>> + Send;
+
+    /// Ends one lease at once and remembers why. Answers whether there was such a lease.
+    fn revoke(
+        &self,
+        id: LeaseId,
+        reason: Reason,
+    ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+
+    /// Ends every lease that `policy` no longer allows to live: of a disabled organization or API
+    /// key, or of an organization with a spent budget. Answers how many those were.
+    ///
+    /// Lowered ceilings end nobody.
+    fn enforce(&self, policy: &Policy) -> impl Future<Output = Result<usize, Unavailable>> + Send;
+
+    /// The number of live leases of each service that has any.
+    fn live(&self) -> impl Future<Output = Result<Vec<(Box<str>, u64)>, Unavailable>> + Send;
+
+    /// Whether changes can be made.
+    fn ready(&self) -> Result<(), Unavailable>;
+}
+
+/// A store that cannot answer now. Nothing is known to have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unavailable {
+    /// A write or a flush failed. Changes are refused until a restart.
+    #[error("the store failed and refuses changes until the server is restarted")]
+    Failed,
+    /// More changes wait for the disk than the server is ready to hold.
+    #[error("too many changes wait for the disk")]
+    Overloaded,
+    /// The store is being closed.
+    #[error("the server is stopping")]
+    Closing,
+}
+
+/// A borrow that got no lease.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum BorrowError {
+    /// The rules refuse it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The store cannot answer.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// A granted borrow on its way to the caller.
+#[derive(Debug)]
+pub struct Borrowed {
+    /// What was granted.
+    pub grant: Grant,
+    /// Takes the lease back unless the answer gets away.
+    pub delivery: Delivery,
+}
+
+/// The promise that a borrow nobody hears of takes no slot.
+///
+/// It travels with the answer. Dropped before [`Delivery::complete`], it returns the lease at
+/// once: the caller was gone before the answer was handed to the transport, so nobody knows the
+/// key. A lease that several tries of one borrow were granted is returned when the last of their
+/// answers is lost, and never once one of them got away.
+#[must_use = "dropping it takes the lease back"]
+pub struct Delivery {
+    pending: Option<Pending>,
+}
+
+struct Pending {
+    store: Arc<dyn TakeBack>,
+    id: LeaseId,
+    borrow_id: Option<BorrowId>,
+}
+
+/// What a store does about the answers of its grants. Neither method waits.
+pub(crate) trait TakeBack: Send + Sync {
+    /// The answer was handed to the transport.
+    fn delivered(&self, id: LeaseId, borrow_id: Option<BorrowId>);
+
+    /// The answer is lost.
+    fn take_back(&self, id: LeaseId, borrow_id: Option<BorrowId>);
+}
+
+impl Delivery {
+    /// The promise for the lease `id` of `store`.
+    pub(crate) fn pending(
+        store: Arc<dyn TakeBack>,
+        id: LeaseId,
+        borrow_id: Option<BorrowId>,
+    ) -> Self {
+        Self { pending: Some(Pending { store, id, borrow_id }) }
+    }
+
+    /// A promise that is kept already: an earlier answer with the same lease got away.
+    pub(crate) const fn done() -> Self {
+        Self { pending: None }
+    }
+
+    /// Says that the answer was handed to the transport: the lease is the caller's now.
+    pub fn complete(mut self) {
+        if let Some(Pending { store, id, borrow_id }) = self.pending.take() {
+            store.delivered(id, borrow_id);
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(Pending { store, id, borrow_id }) = self.pending.take() {
+            store.take_back(id, borrow_id);
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lease = self.pending.as_ref().map(|pending| pending.id);
+        f.debug_struct("Delivery").field("pending", &lease).finish()
+    }
+}

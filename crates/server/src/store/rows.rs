@@ -1,0 +1,266 @@
+//! How leases and what is remembered beside them are written down.
+//!
+//! The rows are protobuf messages, so a later version can add to them and still read these. They
+//! say what a [`Change`] says, under the serial number of the lease.
+
+use std::time::Duration;
+
+use lease::{BorrowId, BorrowedAs, Change, Kind, Lease, LeaseId, Reason, Timestamp, Used};
+use prost::{Message, Oneof};
+
+/// A row that says nothing sensible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a row of {table:?} cannot be read")]
+pub(super) struct BadRow {
+    pub(super) table: &'static str,
+}
+
+/// One lease, but for its serial number, which is its key, and the end of its lingering.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LeaseRow {
+    #[prost(uint32, tag = "1")]
+    slot: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    secret: Vec<u8>,
+    #[prost(bool, tag = "3")]
+    worker: bool,
+    #[prost(string, optional, tag = "4")]
+    indexer: Option<String>,
+    #[prost(string, tag = "5")]
+    service: String,
+    #[prost(string, tag = "6")]
+    organization: String,
+    #[prost(string, tag = "7")]
+    api_key: String,
+    #[prost(string, tag = "8")]
+    trace: String,
+    #[prost(fixed64, tag = "9")]
+    granted_at: u64,
+    #[prost(uint64, tag = "10")]
+    ttl_nanos: u64,
+    #[prost(message, optional, tag = "11")]
+    borrowed_as: Option<BorrowedAsRow>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct BorrowedAsRow {
+    #[prost(fixed64, tag = "1")]
+    id_high: u64,
+    #[prost(fixed64, tag = "2")]
+    id_low: u64,
+    #[prost(fixed64, tag = "3")]
+    fingerprint: u64,
+}
+
+impl From<Lease> for LeaseRow {
+    fn from(lease: Lease) -> Self {
+        let (slot, secret) = slot_and_secret(lease.id);
+        Self {
+            slot,
+            secret: secret.into(),
+            worker: lease.kind == Kind::Worker,
+            indexer: lease.indexer.map(String::from),
+            service: lease.service.into(),
+            organization: lease.organization.into(),
+            api_key: lease.api_key.into(),
+            trace: lease.trace.into(),
+            granted_at: lease.granted_at.as_nanos(),
+            ttl_nanos: u64::try_from(lease.ttl.as_nanos()).unwrap_or(u64::MAX),
+            borrowed_as: lease.borrowed_as.map(|BorrowedAs { id, fingerprint }| BorrowedAsRow {
+                id_high: (id.0 >> 64) as u64,
+                id_low: id.0 as u64,
+                fingerprint,
+            }),
+        }
+    }
+}
+
+impl LeaseRow {
+    /// Reads the lease kept under `serial`, which lingers until `lingers_until` if at all.
+    pub(super) fn read(
+        serial: u64,
+        row: &[u8],
+        lingers_until: Option<u64>,
+    ) -> Result<Lease, BadRow> {
+        let bad = BadRow { table: "leases" };
+        let row = Self::decode(row).map_err(|_| bad)?;
+        Ok(Lease {
+            id: lease_id(serial, row.slot, &row.secret).ok_or(bad)?,
+            kind: if row.worker { Kind::Worker } else { Kind::Session },
+            indexer: row.indexer.map(Into::into),
+            service: row.service.into(),
+            organization: row.organization.into(),
+            api_key: row.api_key.into(),
+            trace: row.trace.into(),
+            granted_at: Timestamp::from_nanos(row.granted_at),
+            ttl: Duration::from_nanos(row.ttl_nanos),
+            lingers_until: lingers_until.map(Timestamp::from_nanos),
+            borrowed_as: row.borrowed_as.map(|borrowed_as| BorrowedAs {
+                id: BorrowId(
+                    u128::from(borrowed_as.id_high) << 64 | u128::from(borrowed_as.id_low),
+                ),
+                fingerprint: borrowed_as.fingerprint,
+            }),
+        })
+    }
+}
+
+/// A fact that is known until its time has passed. The time leads the key it is kept under.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RememberedRow {
+    #[prost(oneof = "Remembered", tags = "1, 2")]
+    fact: Option<Remembered>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+enum Remembered {
+    #[prost(message, tag = "1")]
+    Revoked(RevokedRow),
+    #[prost(message, tag = "2")]
+    Reported(ReportedRow),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RevokedRow {
+    #[prost(fixed64, tag = "1")]
+    serial: u64,
+    #[prost(uint32, tag = "2")]
+    slot: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    secret: Vec<u8>,
+    #[prost(string, optional, tag = "4")]
+    indexer: Option<String>,
+    #[prost(uint32, tag = "5")]
+    reason: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ReportedRow {
+    #[prost(string, optional, tag = "1")]
+    indexer: Option<String>,
+    #[prost(string, tag = "2")]
+    key: String,
+}
+
+impl RememberedRow {
+    /// The row of a revocation, and the key it is kept under.
+    pub(super) fn revoked(
+        id: LeaseId,
+        indexer: Option<Box<str>>,
+        reason: Reason,
+        until: Timestamp,
+    ) -> (Vec<u8>, Self) {
+        let mut key = Self::keys_up_to(until);
+        key.extend(id.serial().to_be_bytes());
+        let (slot, secret) = slot_and_secret(id);
+        let fact = Remembered::Revoked(RevokedRow {
+            serial: id.serial(),
+            slot,
+            secret: secret.into(),
+            indexer: indexer.map(String::from),
+            reason: reason_number(reason),
+        });
+        (key, Self { fact: Some(fact) })
+    }
+
+    /// The row of a counted report, and the key it is kept under.
+    pub(super) fn reported(
+        indexer: Option<Box<str>>,
+        report: Box<str>,
+        until: Timestamp,
+    ) -> (Vec<u8>, Self) {
+        let mut key = Self::keys_up_to(until);
+        // A byte that no UTF-8 text contains keeps the two texts apart, and reports from serials
+        // by what comes first: serials that begin with it are 2^63 grants away.
+        key.push(0xff);
+        key.extend(indexer.as_deref().unwrap_or_default().as_bytes());
+        key.push(0xff);
+        key.extend(report.as_bytes());
+        let row = ReportedRow { indexer: indexer.map(String::from), key: report.into() };
+        (key, Self { fact: Some(Remembered::Reported(row)) })
+    }
+
+    /// The key that everything past at `time` sorts before, or equal to.
+    pub(super) fn keys_up_to(time: Timestamp) -> Vec<u8> {
+        let mut key = Vec::with_capacity(24);
+        key.extend(time.as_nanos().to_be_bytes());
+        key
+    }
+
+    /// Reads back what is kept under `key`.
+    pub(super) fn read(key: &[u8], row: &[u8]) -> Result<(Timestamp, Change), BadRow> {
+        let bad = BadRow { table: "remembered" };
+        let until = key.first_chunk().ok_or(bad)?;
+        let until = Timestamp::from_nanos(u64::from_be_bytes(*until));
+        let change = match Self::decode(row).map_err(|_| bad)?.fact.ok_or(bad)? {
+            Remembered::Revoked(row) => Change::Revoked {
+                id: lease_id(row.serial, row.slot, &row.secret).ok_or(bad)?,
+                indexer: row.indexer.map(Into::into),
+                reason: reason(row.reason).ok_or(bad)?,
+                until,
+            },
+            Remembered::Reported(row) => Change::Reported {
+                indexer: row.indexer.map(Into::into),
+                key: row.key.into(),
+                until,
+            },
+        };
+        Ok((until, change))
+    }
+}
+
+/// What an organization used of one metric.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(super) struct UsedRow {
+    #[prost(uint32, tag = "1")]
+    day: u32,
+    #[prost(double, tag = "2")]
+    in_day: f64,
+    #[prost(uint32, tag = "3")]
+    month: u32,
+    #[prost(double, tag = "4")]
+    in_month: f64,
+}
+
+impl From<Used> for UsedRow {
+    fn from(used: Used) -> Self {
+        let Used { day: (day, in_day), month: (month, in_month) } = used;
+        Self { day, in_day, month, in_month }
+    }
+}
+
+impl UsedRow {
+    pub(super) fn read(row: &[u8]) -> Result<Used, BadRow> {
+        let row = Self::decode(row).map_err(|_| BadRow { table: "usage" })?;
+        Ok(Used { day: (row.day, row.in_day), month: (row.month, row.in_month) })
+    }
+}
+
+fn slot_and_secret(id: LeaseId) -> (u32, [u8; 12]) {
+    let [_, _, _, _, _, _, _, _, a, b, c, d, secret @ ..] = id.to_bytes();
+    (u32::from_be_bytes([a, b, c, d]), secret)
+}
+
+fn lease_id(serial: u64, slot: u32, secret: &[u8]) -> Option<LeaseId> {
+    Some(LeaseId::new(slot, serial, secret.try_into().ok()?))
+}
+
+/// The number a reason is kept as. Numbers never change their meaning.
+fn reason_number(reason: Reason) -> u32 {
+    match reason {
+        Reason::Operator => 1,
+        Reason::OrganizationDisabled => 2,
+        Reason::ApiKeyDisabled => 3,
+        Reason::BudgetSpent => 4,
+    }
+}
+
+fn reason(number: u32) -> Option<Reason> {
+    Some(match number {
+        1 => Reason::Operator,
+        2 => Reason::OrganizationDisabled,
+        3 => Reason::ApiKeyDisabled,
+        4 => Reason::BudgetSpent,
+        _ => return None,
+    })
+}
