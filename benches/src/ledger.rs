@@ -1,0 +1,174 @@
+//! The ledger alone: no server, no store, no journal.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use lease::{BorrowId, Config, KeptAlive, LeaseId, Ledger, Released, Request, Terms, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{SESSIONS, Traces, api_key, organization};
+
+/// Organizations the sessions belong to.
+pub const ORGANIZATIONS: u64 = 10_000;
+
+/// Different traces of the speed run; each is used again only after all the others.
+const TRACES: usize = 1_100_000;
+
+/// Store time between two operations.
+const STEP: Duration = Duration::from_nanos(200);
+
+/// Operations per second with so many sessions live.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Speed {
+    /// Sessions live all the while.
+    pub live: usize,
+    /// Borrows, each with the return of the oldest session.
+    pub pairs: f64,
+    /// Keep-alives, over the live sessions in turn; none without any.
+    pub keep_alives: Option<f64>,
+}
+
+/// What a lease costs in memory.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Bytes {
+    /// Leases live.
+    pub leases: usize,
+    /// Bytes allocated for each, timer and counts included.
+    pub each: f64,
+    /// The same when each borrow carried a borrow id, which is kept while a retry may come.
+    pub with_borrow_id: f64,
+}
+
+/// A ledger in which every session has a trace of its own and nothing is collected for a journal.
+struct Bench {
+    ledger: Ledger,
+    organizations: Vec<(String, String)>,
+    now: Timestamp,
+    turn: u64,
+}
+
+impl Bench {
+    fn new(organizations: Vec<(String, String)>) -> Self {
+        let ledger = Ledger::new(Config { seed: [7; 32], ..Config::default() });
+        Self { ledger, organizations, now: Timestamp::ZERO, turn: 0 }
+    }
+
+    fn borrow(&mut self, trace: &str, borrow_id: Option<BorrowId>) -> anyhow::Result<LeaseId> {
+        self.turn += 1;
+        self.now = self.now + STEP;
+        // A stride without a common factor visits every organization, out of order.
+        let (organization, api_key) =
+            &self.organizations[(self.turn.wrapping_mul(7919) % ORGANIZATIONS) as usize];
+        let request = Request {
+            borrow_id,
+            ..Request::session(SESSIONS, organization).trace(trace).api_key(api_key)
+        };
+        let grant = self.ledger.borrow(&request, &Terms::default(), self.now);
+        Ok(grant.context("a borrow was refused")?.id)
+    }
+
+    fn release(&mut self, id: LeaseId) -> anyhow::Result<()> {
+        self.now = self.now + STEP;
+        let released = self.ledger.release(id, None, Duration::ZERO, self.now);
+        ensure!(released == Released::Returned, "a return was answered {released:?}");
+        Ok(())
+    }
+}
+
+/// Every organization with its API key.
+fn organizations() -> Vec<(String, String)> {
+    (0..ORGANIZATIONS).map(|n| (organization(n), api_key(n))).collect()
+}
+
+/// Measures a ledger in which `live` sessions stay, for `span` each of pairs and keep-alives.
+///
+/// # Errors
+///
+/// The ledger answered other than it must.
+pub fn speed(live: usize, span: Duration) -> anyhow::Result<Speed> {
+    let mut supply = Traces::new(1);
+    let traces: Vec<String> = (0..TRACES).map(|_| supply.next_id()).collect();
+    let mut bench = Bench::new(organizations());
+    let mut held = VecDeque::with_capacity(live + 1);
+    let mut next_trace = traces.iter().cycle();
+    let mut pair = |bench: &mut Bench, held: &mut VecDeque<LeaseId>| -> anyhow::Result<()> {
+        held.push_back(bench.borrow(next_trace.next().context("a cycle ended")?, None)?);
+        let oldest = held.pop_front().context("just filled")?;
+        bench.release(oldest)
+    };
+
+    let mut more = Traces::new(2);
+    for _ in 0..live {
+        held.push_back(bench.borrow(&more.next_id(), None)?);
+    }
+    // Until every table has its lasting size.
+    for _ in 0..100_000 {
+        pair(&mut bench, &mut held)?;
+    }
+    let pairs = per_second(span, || pair(&mut bench, &mut held))?;
+
+    let mut turn = 0;
+    let keep_alives = (live > 0).then(|| {
+        per_second(span, || {
+            turn = (turn + 7919) % held.len();
+            bench.now = bench.now + STEP;
+            let kept = bench.ledger.keep_alive(held[turn], None, bench.now);
+            ensure!(matches!(kept, KeptAlive::Extended { .. }), "answered {kept:?}");
+            Ok(())
+        })
+    });
+    ensure!(bench.ledger.len() == live, "{} leases are live, not {live}", bench.ledger.len());
+    Ok(Speed { live, pairs, keep_alives: keep_alives.transpose()? })
+}
+
+/// How many times a second `operation` can be done, tried for `span`.
+fn per_second(
+    span: Duration,
+    mut operation: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<f64> {
+    const BATCH: u64 = 10_000;
+    let mut done = 0;
+    let started = Instant::now();
+    while started.elapsed() < span {
+        for _ in 0..BATCH {
+            operation()?;
+        }
+        done += BATCH;
+    }
+    Ok(done as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Measures the memory of `leases` sessions; `allocated` tells how many bytes the process holds.
+///
+/// # Errors
+///
+/// The ledger answered other than it must.
+pub fn memory(leases: usize, allocated: impl Fn() -> usize) -> anyhow::Result<Bytes> {
+    let each = |with_borrow_id: bool| -> anyhow::Result<f64> {
+        let mut traces = Traces::new(1);
+        let organizations = organizations();
+        let before = allocated();
+        let mut bench = Bench::new(organizations);
+        for _ in 0..leases {
+            let borrow_id = with_borrow_id.then(|| BorrowId(traces.next_borrow_id()));
+            bench.borrow(&traces.next_id(), borrow_id)?;
+        }
+        ensure!(bench.ledger.len() == leases, "some leases expired while others were borrowed");
+        Ok((allocated() - before) as f64 / leases as f64)
+    };
+    Ok(Bytes { leases, each: each(false)?, with_borrow_id: each(true)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_run_of_each_part_answers() {
+        let speed = speed(100, Duration::from_millis(10)).expect("the ledger answers");
+        assert!(speed.pairs > 0.0 && speed.keep_alives.is_some());
+        let bytes = memory(100, || 0).expect("the ledger answers");
+        assert_eq!(bytes.each, 0.0);
+    }
+}

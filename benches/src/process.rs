@@ -1,0 +1,167 @@
+//! Servers as processes of their own, each tied to one core, and what they cost.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+/// The core that servers run on.
+pub const SERVER_CORE: &str = "0";
+
+/// The core that load comes from.
+pub const LOAD_CORE: &str = "1";
+
+/// How long a server may take to accept.
+const START: Duration = Duration::from_secs(20);
+
+/// Ticks per second of `/proc/PID/stat`, part of the interface of the Linux kernel.
+const USER_HZ: f64 = 100.0;
+
+/// Tells the parent process, on standard output, where this one serves.
+///
+/// # Errors
+///
+/// Standard output is closed.
+pub fn announce(address: SocketAddr) -> anyhow::Result<()> {
+    let line = serde_json::json!({ "grpc": address.to_string() });
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("standard output is closed")
+}
+
+/// `program` as a command that runs on `cores` only.
+pub fn pinned(cores: &str, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    // taskset becomes the program, so the process id stays the one that was started.
+    command.arg("-c").arg(cores).arg(program);
+    command
+}
+
+/// A server that runs until this value is dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Starts `command` and waits for the line of JSON with its `grpc` address; what it logs goes
+    /// to `log`.
+    ///
+    /// # Errors
+    ///
+    /// The process cannot be started, ends, or tells no address within 20 s; the error shows the
+    /// end of its log.
+    pub fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        let errors =
+            File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        let stdout = child.stdout.take().context("standard output was not piped")?;
+        match address_in(stdout) {
+            Some(address) => Ok(Self { child, address }),
+            None => {
+                // Whatever it is doing, it does not serve; its log says why.
+                let _ = child.kill();
+                let _ = child.wait();
+                let said = fs::read_to_string(log).unwrap_or_default();
+                bail!("{command:?} does not serve. It said:\n{}", last_lines(&said, 20))
+            }
+        }
+    }
+
+    /// Where it serves.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// CPU time it has used so far, user and system, all threads.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        cpu_time(&stat).with_context(|| format!("{path} has an unknown form"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nothing of it is needed any more, its store neither.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads lines until one tells the `grpc` address, then goes on emptying the pipe in the
+/// background so that the server never blocks on it.
+fn address_in(stdout: impl std::io::Read + Send + 'static) -> Option<SocketAddr> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let address = serde_json::from_str::<Value>(&line)
+                .ok()
+                .and_then(|value| value.get("grpc")?.as_str()?.parse().ok());
+            if let Some(address) = address {
+                // The receiver is gone once it has its address.
+                let _ = sender.send(address);
+            }
+        }
+    });
+    receiver.recv_timeout(START).ok()
+}
+
+/// The CPU time in a line of `/proc/PID/stat`.
+fn cpu_time(stat: &str) -> Option<Duration> {
+    // The name of the program, in parentheses, may hold anything; what follows it does not.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some(Duration::from_secs_f64((user + system) / USER_HZ))
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_read_behind_a_name_with_spaces_and_parentheses() {
+        let stat = "42 (a) b (c)) S 1 42 42 0 -1 4194304 100 0 0 0 150 25 0 0 20 0 3 0 1000";
+        assert_eq!(cpu_time(stat), Some(Duration::from_millis(1750)));
+        assert_eq!(cpu_time("42 (a"), None);
+    }
+
+    #[test]
+    fn the_address_is_found_behind_other_lines() {
+        let output: &[u8] =
+            b"starting\n{\"grpc\":\"127.0.0.1:9010\",\"admin\":\"127.0.0.1:9011\"}\n";
+        assert_eq!(address_in(output), Some(SocketAddr::from(([127, 0, 0, 1], 9010))));
+        assert_eq!(address_in(&b"cannot bind\n"[..]), None);
+    }
+
+    #[test]
+    fn a_program_that_does_not_serve_is_reported_with_what_it_said() {
+        let log = tempfile::NamedTempFile::new().expect("a temporary file");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no such store >&2"]);
+        let error = Server::start(command, log.path()).expect_err("it never serves");
+        assert!(error.to_string().contains("no such store"), "{error}");
+    }
+}

@@ -1,0 +1,269 @@
+//! Single calls from h2load, as fast as the server answers them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use wire::worker::borrow_worker_response::BorrowStatus;
+use wire::worker::keep_alive_response::Status as KeptAlive;
+use wire::worker::worker_pool_client::WorkerPoolClient;
+use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, WorkersStateRequest};
+
+use crate::disk;
+use crate::h2load::{CONNECTIONS, Load, framed};
+use crate::ids::{SESSIONS, Traces, api_key, organization};
+use crate::pairs::connect;
+use crate::process::Server;
+use crate::report::{Bound, Cell, Report, Table, median};
+
+use super::{Bench, Target, micros_each};
+
+/// Streams at once on each connection.
+const STREAMS: [u32; 2] = [4, 32];
+
+/// Requests before anything is measured.
+const WARM_UP: u64 = 20_000;
+
+/// What keep-alive requests carry to the reference server, which gives no keys.
+const STAND_IN_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// The two calls that a server answers most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Borrow,
+    KeepAlive,
+}
+
+impl Method {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Borrow => "BorrowWorker",
+            Self::KeepAlive => "KeepAlive",
+        }
+    }
+}
+
+/// One run against one server.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    rate: f64,
+    micros: f64,
+}
+
+pub(super) fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    let rounds = bench.pick(2, 5);
+    for method in [Method::Borrow, Method::KeepAlive] {
+        for streams in STREAMS {
+            let mut outcomes: [Vec<Outcome>; 3] = Default::default();
+            for round in 1..=rounds {
+                eprintln!("{} {CONNECTIONS} × {streams}, round {round}/{rounds}", method.name());
+                // The servers take turns, so that a slow moment of the machine hits all of them.
+                for (target, outcomes) in Target::ALL.into_iter().zip(&mut outcomes) {
+                    outcomes.push(one(bench, method, target, streams)?);
+                }
+            }
+            show(report, method, streams, &outcomes);
+        }
+    }
+    durable(bench, report)
+}
+
+fn show(report: &mut Report, method: Method, streams: u32, outcomes: &[Vec<Outcome>; 3]) {
+    let mut table = Table::new(
+        format!(
+            "{} from h2load, {CONNECTIONS} × {streams} streams; server on one core, load on another; medians of {} rounds",
+            method.name(),
+            outcomes[0].len()
+        ),
+        &["server", "requests/s", "of reference", "CPU µs/request", "of reference"],
+    );
+    let each = |target: usize, value: fn(&Outcome) -> f64| {
+        median(outcomes[target].iter().map(value).collect())
+    };
+    // Round by round, because the machine is the same within a round.
+    let ratio = |target: usize, value: fn(&Outcome) -> f64| {
+        let pairs = outcomes[target].iter().zip(&outcomes[0]);
+        median(pairs.map(|(ours, reference)| value(ours) / value(reference)).collect())
+    };
+    for (index, target) in Target::ALL.into_iter().enumerate() {
+        let cpu = ratio(index, |outcome| outcome.micros);
+        table.row([
+            target.name().into(),
+            Cell::Number(each(index, |outcome| outcome.rate), 0),
+            Cell::Number(ratio(index, |outcome| outcome.rate), 2),
+            Cell::Number(each(index, |outcome| outcome.micros), 2),
+            Cell::Number(cpu, 2),
+        ]);
+        if target == Target::Memory {
+            let most = if streams == 4 { 1.11 } else { 1.18 };
+            let name = format!(
+                "{} CPU on memory:, {CONNECTIONS} × {streams}, of reference",
+                method.name()
+            );
+            report.goal(name, cpu, 2, Bound::AtMost(most));
+        }
+    }
+    report.table(table);
+}
+
+/// One run of one method against a fresh server.
+fn one(bench: &Bench, method: Method, target: Target, streams: u32) -> anyhow::Result<Outcome> {
+    let server = bench.start(target)?;
+    // A durable borrow is several times as slow as any other call.
+    let requests = match (method, target) {
+        (Method::Borrow, Target::File) => bench.pick(60_000, 200_000),
+        _ => bench.pick(150_000, 400_000),
+    };
+    let (rate, cpu) = load(bench, method, target, &server, requests, streams)?;
+    Ok(Outcome { rate, micros: micros_each(cpu, requests) })
+}
+
+/// Warms the server up, runs `requests`, and checks that they did what they say.
+fn load(
+    bench: &Bench,
+    method: Method,
+    target: Target,
+    server: &Server,
+    requests: u64,
+    streams: u32,
+) -> anyhow::Result<(f64, Duration)> {
+    let caller = Caller::new(server)?;
+    let key = if target == Target::Reference { STAND_IN_KEY.into() } else { caller.borrow()? };
+    let body = body(bench, method, &key)?;
+    let warm_up = Load {
+        address: server.address(),
+        method: method.name(),
+        body: &body,
+        requests: WARM_UP,
+        streams,
+    };
+    warm_up.run()?;
+    let before = server.cpu()?;
+    let rate = Load { requests, ..warm_up }.run()?;
+    let cpu = server.cpu()?.saturating_sub(before);
+    if target != Target::Reference {
+        match method {
+            // h2load takes any answer; the server's own count tells whether each call was granted.
+            Method::Borrow => caller.holds(1 + WARM_UP + requests)?,
+            Method::KeepAlive => caller.keeps(key)?,
+        }
+    }
+    Ok((rate, cpu))
+}
+
+/// Writes the framed request of `method`.
+fn body(bench: &Bench, method: Method, key: &str) -> anyhow::Result<PathBuf> {
+    let bytes = match method {
+        Method::Borrow => framed(&borrow_request(2)),
+        Method::KeepAlive => {
+            framed(&KeepAliveRequest { worker_key: key.into(), api_key_id: api_key(0) })
+        }
+    };
+    let path = bench.folder.path().join("framed.bin");
+    fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+fn borrow_request(trace: u64) -> BorrowWorkerRequest {
+    BorrowWorkerRequest {
+        service: SESSIONS.into(),
+        organization_id: organization(0),
+        api_key_id: api_key(0),
+        trace_id: Traces::new(trace).next_id(),
+        max_worker_for_trace_id: 0,
+    }
+}
+
+/// Durable borrows beside what the disk can do, with the server on one core and on all.
+fn durable(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    let mut table = Table::new(
+        "Durable borrows on file:, beside this disk's fdatasync of 256 bytes",
+        &["callers", "server cores", "borrows/s", "fdatasync/s", "borrows per fdatasync"],
+    );
+    for (streams, goal) in STREAMS.into_iter().zip([40_000.0, 80_000.0]) {
+        let callers = CONNECTIONS * streams;
+        for cores in ["0", "0,1"] {
+            let mut rates = Vec::new();
+            let mut syncs = Vec::new();
+            let rounds = bench.pick(1, 3);
+            for round in 1..=rounds {
+                eprintln!("{callers} durable callers, server on {cores}, round {round}/{rounds}");
+                let span = bench.pick(Duration::from_millis(500), Duration::from_secs(1));
+                syncs.push(disk::fdatasyncs_per_second(bench.folder.path(), span)?);
+                let server = bench.start_on(Target::File, cores)?;
+                let requests = bench.pick(60_000, 200_000);
+                let (rate, _) =
+                    load(bench, Method::Borrow, Target::File, &server, requests, streams)?;
+                rates.push(rate);
+            }
+            let (rate, sync) = (median(rates), median(syncs));
+            if cores == "0" {
+                let name = format!("durable borrows per second, {callers} callers, one core");
+                report.goal(name, rate, 0, Bound::AtLeast(goal));
+            }
+            table.row([
+                Cell::Number(f64::from(callers), 0),
+                if cores == "0" { "one" } else { "two, shared with the load" }.into(),
+                Cell::Number(rate, 0),
+                Cell::Number(sync, 0),
+                Cell::Number(rate / sync, 1),
+            ]);
+        }
+    }
+    report.table(table);
+    Ok(())
+}
+
+/// A caller that prepares runs and checks them.
+struct Caller<'a> {
+    server: &'a Server,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl<'a> Caller<'a> {
+    fn new(server: &'a Server) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { server, runtime })
+    }
+
+    /// Borrows one session and answers its key.
+    fn borrow(&self) -> anyhow::Result<String> {
+        self.runtime.block_on(async {
+            let mut client = WorkerPoolClient::new(connect(self.server.address()).await?);
+            let answer = client.borrow_worker(borrow_request(1)).await?.into_inner();
+            ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {answer:?}");
+            Ok(answer.worker_key)
+        })
+    }
+
+    /// Checks that the pool holds exactly `leases`.
+    fn holds(&self, leases: u64) -> anyhow::Result<()> {
+        self.runtime.block_on(async {
+            let mut client = WorkerPoolClient::new(connect(self.server.address()).await?);
+            let request = WorkersStateRequest {
+                service: SESSIONS.into(),
+                organization_id: organization(0),
+                api_key_id: api_key(0),
+            };
+            let answer = client.workers_state(request).await?.into_inner();
+            let held = answer.worker_state.context("no state was answered")?.borrowed_workers;
+            ensure!(
+                u64::try_from(held) == Ok(leases),
+                "the pool holds {held} leases, not {leases}"
+            );
+            Ok(())
+        })
+    }
+
+    /// Checks that the lease of `key` is still alive.
+    fn keeps(&self, worker_key: String) -> anyhow::Result<()> {
+        self.runtime.block_on(async {
+            let mut client = WorkerPoolClient::new(connect(self.server.address()).await?);
+            let request = KeepAliveRequest { worker_key, api_key_id: api_key(0) };
+            let status = client.keep_alive(request).await?.into_inner().status();
+            ensure!(status == KeptAlive::TtlExtended, "a keep-alive was answered {status:?}");
+            Ok(())
+        })
+    }
+}
