@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use compact_str::CompactString;
 use foldhash::fast::FixedState;
 
 use crate::scope::forms_a_scope;
@@ -17,8 +16,10 @@ use crate::types::{Kind, LeaseId, Request, Secret, Timestamp};
 
 mod audit;
 mod records;
+mod scopes;
 
-use records::{Record, Records};
+use records::{Record as _, Records};
+use scopes::{Cell, KeyScope, Organization, Pool, Service, Trace};
 
 /// One live lease. The names it counts against stand in the records that the numbers point to.
 #[derive(Debug)]
@@ -81,107 +82,6 @@ struct Links {
 }
 
 const UNLINKED: Links = Links { next: NONE, prev: NONE };
-
-#[derive(Debug)]
-struct Service {
-    name: Box<str>,
-    leases: u64,
-}
-
-impl Record for Service {
-    type Key<'a> = &'a str;
-
-    fn key(&self) -> &str {
-        &self.name
-    }
-}
-
-#[derive(Debug)]
-struct Organization {
-    name: CompactString,
-    pools: u32,
-}
-
-impl Record for Organization {
-    type Key<'a> = &'a str;
-
-    fn key(&self) -> &str {
-        &self.name
-    }
-}
-
-/// An organization's leases of one service.
-#[derive(Debug)]
-struct Pool {
-    organization: u32,
-    service: u32,
-    leases: u64,
-    /// Distinct traces among them, whichever indexer holds them.
-    traces: u64,
-    head: u32,
-}
-
-impl Record for Pool {
-    type Key<'a> = (u32, u32);
-
-    fn key(&self) -> (u32, u32) {
-        (self.organization, self.service)
-    }
-}
-
-/// The leases of a pool that came with one API key.
-#[derive(Debug)]
-struct KeyScope {
-    pool: u32,
-    name: CompactString,
-    leases: u64,
-}
-
-impl Record for KeyScope {
-    type Key<'a> = (u32, &'a str);
-
-    fn key(&self) -> (u32, &str) {
-        (self.pool, &self.name)
-    }
-}
-
-/// One indexer's leases of an organization under one trace id, of any service.
-///
-/// The key leaves the indexer out, so the traces of different indexers that share an id are found
-/// in one probe.
-#[derive(Debug)]
-struct Trace {
-    indexer: u32,
-    organization: u32,
-    id: Box<str>,
-    sessions: u32,
-    head: u32,
-}
-
-impl Record for Trace {
-    type Key<'a> = (u32, &'a str);
-
-    fn key(&self) -> (u32, &str) {
-        (self.organization, &self.id)
-    }
-}
-
-/// The leases of one [`Trace`] in one [`Pool`].
-#[derive(Debug)]
-struct Cell {
-    trace: u32,
-    pool: u32,
-    leases: u32,
-    workers: u32,
-}
-
-impl Record for Cell {
-    type Key<'a> = (u32, u32);
-
-    fn key(&self) -> (u32, u32) {
-        (self.trace, self.pool)
-    }
-}
 
 /// The names of a lease, as they stand in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,106 @@
+//! What leases count against: one record, with its count, for each scope that holds a lease.
+
+use compact_str::CompactString;
+
+use super::records::Record;
+
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) name: Box<str>,
+    pub(super) leases: u64,
+}
+
+impl Record for Service {
+    type Key<'a> = &'a str;
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Organization {
+    pub(super) name: CompactString,
+    pub(super) pools: u32,
+}
+
+impl Record for Organization {
+    type Key<'a> = &'a str;
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+}
+
+/// An organization's leases of one service.
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) organization: u32,
+    pub(super) service: u32,
+    pub(super) leases: u64,
+    /// Distinct traces among them, whichever indexer holds them.
+    pub(super) traces: u64,
+    pub(super) head: u32,
+}
+
+impl Record for Pool {
+    type Key<'a> = (u32, u32);
+
+    fn key(&self) -> (u32, u32) {
+        (self.organization, self.service)
+    }
+}
+
+/// The leases of a pool that came with one API key.
+#[derive(Debug)]
+pub(super) struct KeyScope {
+    pub(super) pool: u32,
+    pub(super) name: CompactString,
+    pub(super) leases: u64,
+}
+
+impl Record for KeyScope {
+    type Key<'a> = (u32, &'a str);
+
+    fn key(&self) -> (u32, &str) {
+        (self.pool, &self.name)
+    }
+}
+
+/// One indexer's leases of an organization under one trace id, of any service.
+///
+/// The key leaves the indexer out, so the traces of different indexers that share an id are found
+/// in one probe.
+#[derive(Debug)]
+pub(super) struct Trace {
+    pub(super) indexer: u32,
+    pub(super) organization: u32,
+    pub(super) id: Box<str>,
+    pub(super) sessions: u32,
+    pub(super) head: u32,
+}
+
+impl Record for Trace {
+    type Key<'a> = (u32, &'a str);
+
+    fn key(&self) -> (u32, &str) {
+        (self.organization, &self.id)
+    }
+}
+
+/// The leases of one [`Trace`] in one [`Pool`].
+#[derive(Debug)]
+pub(super) struct Cell {
+    pub(super) trace: u32,
+    pub(super) pool: u32,
+    pub(super) leases: u32,
+    pub(super) workers: u32,
+}
+
+impl Record for Cell {
+    type Key<'a> = (u32, u32);
+
+    fn key(&self) -> (u32, u32) {
+        (self.trace, self.pool)
+    }
+}

@@ -1,0 +1,277 @@
+//! The rows of the contract about usage budgets, revocation and borrow ids, sentence by sentence.
+
+use std::time::Duration;
+
+use lease::{
+    BorrowId, Budget, BudgetSpent, Config, End, Grant, Holder, KeptAlive, Ledger, Limits, Period,
+    Reason, Refusal, Released, Request, Terms, Timestamp, Usage, WallTime,
+};
+
+/// 2026-11-30T23:59:00Z, a minute before a day and a month end.
+const LATE_NOVEMBER: WallTime = WallTime::from_unix(1_796_083_140);
+const DECEMBER: WallTime = WallTime::from_unix(1_796_083_200);
+const NOW: Timestamp = Timestamp::from_nanos(1 << 60);
+
+fn ledger() -> Ledger {
+    let mut ledger = Ledger::new(Config { journal: true, ..Config::default() });
+    ledger.expire(NOW);
+    ledger
+}
+
+fn budget(amount: f64, per: Period) -> Budget {
+    Budget { metric: "egress_bytes".into(), amount, per }
+}
+
+fn terms(budgets: &[Budget], wall: WallTime) -> Terms<'_> {
+    Terms { budgets, wall, ..Terms::default() }
+}
+
+fn session(ledger: &mut Ledger) -> Grant {
+    let request = Request::session("t1r", "acme").trace("trace-a");
+    ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling")
+}
+
+fn worker(ledger: &mut Ledger) -> Grant {
+    let request = Request::worker("t2w", "acme", "trace-a", 10);
+    ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling")
+}
+
+fn report(ledger: &mut Ledger, value: f64, wall: WallTime) {
+    let usage = Usage { organization: "acme", metric: "egress_bytes", value };
+    ledger.report(None, None, &[usage], wall, NOW).expect("a valid report");
+}
+
+#[test]
+fn a_spent_budget_refuses_with_the_metric_the_numbers_and_the_reset() {
+    let mut ledger = ledger();
+    let budgets = [budget(100.0, Period::Month)];
+    let request = Request::session("t1r", "acme");
+    report(&mut ledger, 99.5, LATE_NOVEMBER);
+    assert!(ledger.borrow(&request, &terms(&budgets, LATE_NOVEMBER), NOW).is_ok());
+    report(&mut ledger, 0.5, LATE_NOVEMBER);
+    let refused = ledger.borrow(&request, &terms(&budgets, LATE_NOVEMBER), NOW).unwrap_err();
+    let spent = BudgetSpent {
+        metric: "egress_bytes".into(),
+        used: 100.0,
+        amount: 100.0,
+        per: Period::Month,
+        resets_at: DECEMBER,
+    };
+    assert_eq!(refused, Refusal::BudgetSpent(spent));
+    let message = "usage budget spent: egress_bytes 100/100 per month, \
+                   resets at 2026-12-01T00:00:00Z";
+    assert_eq!(refused.to_string(), message);
+}
+
+#[test]
+fn a_budget_is_whole_again_when_its_window_turns() {
+    for per in [Period::Day, Period::Month] {
+        let mut ledger = ledger();
+        report(&mut ledger, 100.0, LATE_NOVEMBER);
+        let budgets = [budget(100.0, per)];
+        assert!(ledger.spent("acme", &budgets, LATE_NOVEMBER).is_some());
+        assert_eq!(ledger.spent("acme", &budgets, DECEMBER), None);
+        assert_eq!(ledger.spent("globex", &budgets, LATE_NOVEMBER), None);
+    }
+}
+
+#[test]
+fn a_wall_clock_that_is_set_back_goes_on_counting_in_the_latest_window() {
+    let mut ledger = ledger();
+    report(&mut ledger, 60.0, DECEMBER);
+    report(&mut ledger, 40.0, LATE_NOVEMBER);
+    let budgets = [budget(100.0, Period::Month)];
+    assert!(ledger.spent("acme", &budgets, LATE_NOVEMBER).is_some());
+    assert!(ledger.spent("acme", &budgets, DECEMBER).is_some());
+}
+
+#[test]
+fn a_budget_of_nothing_is_spent_from_the_start() {
+    assert!(ledger().spent("acme", &[budget(0.0, Period::Day)], DECEMBER).is_some());
+}
+
+#[test]
+fn a_spent_budget_is_looked_at_before_the_ceilings() {
+    let mut ledger = ledger();
+    let budgets = [budget(0.0, Period::Day)];
+    let limits = Limits { service: Some(0), ..Limits::default() };
+    let terms = Terms { limits, ..terms(&budgets, DECEMBER) };
+    let refused = ledger.borrow(&Request::session("t1r", "acme"), &terms, NOW);
+    assert!(matches!(refused, Err(Refusal::BudgetSpent(_))));
+}
+
+#[test]
+fn an_observed_service_is_granted_what_would_have_been_refused_and_says_so() {
+    let mut ledger = ledger();
+    let budgets = [budget(0.0, Period::Day)];
+    let observed = Terms { observe: true, ..terms(&budgets, DECEMBER) };
+    let grant = ledger.borrow(&Request::session("t1r", "acme"), &observed, NOW).expect("observed");
+    assert!(matches!(grant.observed.as_deref(), Some(Refusal::BudgetSpent(_))));
+    assert_eq!(grant.pool.borrowed, 1);
+}
+
+#[test]
+fn a_report_with_one_bad_value_counts_nothing_of_it() {
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0] {
+        let mut ledger = ledger();
+        let usage = |value| Usage { organization: "acme", metric: "egress_bytes", value };
+        let refused = ledger.report(None, Some("r1"), &[usage(100.0), usage(bad)], DECEMBER, NOW);
+        assert_eq!(refused.unwrap_err().field, "metrics.value");
+        assert_eq!(ledger.spent("acme", &[budget(1.0, Period::Day)], DECEMBER), None);
+        // Its idempotency key is not used up either.
+        assert_eq!(ledger.report(None, Some("r1"), &[usage(1.0)], DECEMBER, NOW), Ok(true));
+    }
+}
+
+#[test]
+fn a_report_counts_once_in_ten_minutes_for_one_indexer() {
+    let mut ledger = ledger();
+    let usage = [Usage { organization: "acme", metric: "egress_bytes", value: 10.0 }];
+    let mut report = |by, later| {
+        let at = NOW + Duration::from_secs(later);
+        ledger.report(Some(by), Some("r1"), &usage, DECEMBER, at).expect("valid")
+    };
+    assert!(report("west", 0));
+    assert!(!report("west", 599));
+    assert!(report("east", 599));
+    assert!(report("west", 600));
+    let spent = ledger.spent("acme", &[budget(1.0, Period::Day)], DECEMBER).expect("spent");
+    assert_eq!(spent.used, 30.0);
+}
+
+#[test]
+fn the_metrics_of_one_organization_are_bounded() {
+    let mut ledger = ledger();
+    let names: Vec<String> = (0..65).map(|number| format!("metric-{number}")).collect();
+    let usages: Vec<Usage<'_>> =
+        names.iter().map(|metric| Usage { organization: "acme", metric, value: 1.0 }).collect();
+    assert_eq!(ledger.report(None, None, &usages[..64], DECEMBER, NOW), Ok(true));
+    let refused = ledger.report(None, None, &usages[64..], DECEMBER, NOW).unwrap_err();
+    assert_eq!(refused.field, "metrics.key");
+}
+
+#[test]
+fn a_revoked_lease_frees_its_slot_and_answers_its_reason_for_ten_minutes_or_ten_ttls() {
+    let reasons = [
+        Reason::Operator,
+        Reason::OrganizationDisabled,
+        Reason::ApiKeyDisabled,
+        Reason::BudgetSpent,
+    ];
+    for reason in reasons {
+        for (ttl, memory) in [(10, 600), (90, 900)] {
+            let mut ledger = ledger();
+            let terms = Terms { ttl: Duration::from_secs(ttl), ..Terms::default() };
+            let request = Request::session("t1r", "acme").indexer("west");
+            let id = ledger.borrow(&request, &terms, NOW).expect("no ceiling").id;
+            assert!(ledger.revoke(id, reason, NOW));
+            assert!(ledger.is_empty());
+            let last = NOW + (Duration::from_secs(memory) - Duration::from_nanos(1));
+            let kept = ledger.keep_alive(id, Some("west"), last);
+            assert_eq!(kept, KeptAlive::Revoked(reason));
+            // To another indexer it does not exist, and a return finds nothing.
+            assert_eq!(ledger.keep_alive(id, Some("east"), last), KeptAlive::Failed);
+            assert_eq!(ledger.release(id, Some("west"), Duration::ZERO, last), Released::Missing);
+            let after = NOW + Duration::from_secs(memory);
+            assert_eq!(ledger.keep_alive(id, Some("west"), after), KeptAlive::Failed);
+        }
+    }
+}
+
+#[test]
+fn the_reason_of_a_revocation_survives_a_restart() {
+    let mut ledger = ledger();
+    let id = session(&mut ledger).id;
+    ledger.revoke(id, Reason::BudgetSpent, NOW);
+    let mut restarted = Ledger::new(Config::default());
+    for change in ledger.snapshot() {
+        restarted.restore(change).expect("a snapshot restores");
+    }
+    restarted.resume(NOW, ledger.next_serial(), NOW + Duration::from_secs(30));
+    let kept = restarted.keep_alive(id, None, NOW + Duration::from_secs(60));
+    assert_eq!(kept, KeptAlive::Revoked(Reason::BudgetSpent));
+}
+
+#[test]
+fn a_worker_that_ended_with_its_session_is_gone_and_not_revoked() {
+    let mut ledger = ledger();
+    let (session, worker) = (session(&mut ledger).id, worker(&mut ledger).id);
+    ledger.drain_changes().for_each(drop);
+    ledger.revoke(session, Reason::Operator, NOW);
+    assert_eq!(ledger.keep_alive(session, None, NOW), KeptAlive::Revoked(Reason::Operator));
+    assert_eq!(ledger.keep_alive(worker, None, NOW), KeptAlive::Failed);
+    let ends: Vec<End> = ledger
+        .drain_changes()
+        .filter_map(|change| match change {
+            lease::Change::Ended { end, .. } => Some(end),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ends, [End::Revoked(Reason::Operator), End::WithSession]);
+}
+
+#[test]
+fn disabling_an_organization_tells_its_workers_the_reason_too() {
+    let mut ledger = ledger();
+    let held = [session(&mut ledger).id, worker(&mut ledger).id];
+    let other = ledger.borrow(&Request::session("t1r", "globex"), &Terms::default(), NOW);
+    let disabled = |holder: &Holder<'_>| {
+        (holder.organization == "acme").then_some(Reason::OrganizationDisabled)
+    };
+    assert_eq!(ledger.revoke_matching(NOW, disabled), 2);
+    for id in held {
+        let kept = ledger.keep_alive(id, None, NOW);
+        assert_eq!(kept, KeptAlive::Revoked(Reason::OrganizationDisabled));
+    }
+    let other = other.expect("no ceiling").id;
+    assert!(matches!(ledger.keep_alive(other, None, NOW), KeptAlive::Extended { .. }));
+}
+
+#[test]
+fn a_lowered_limit_ends_nobody_and_refuses_until_the_count_fits() {
+    let mut ledger = ledger();
+    let held: Vec<_> = (0..3).map(|_| session(&mut ledger).id).collect();
+    let limits = Limits { organization: Some(1), ..Limits::default() };
+    let lowered = Terms { limits, ..Terms::default() };
+    let request = Request::session("t1r", "acme");
+    for (returned, id) in held.into_iter().enumerate() {
+        let refused = ledger.borrow(&request, &lowered, NOW).unwrap_err();
+        let Refusal::Denied(denied) = refused else { panic!("denied, not {refused}") };
+        assert_eq!((denied.active, denied.max), (3 - returned as u64, 1));
+        assert!(matches!(ledger.keep_alive(id, None, NOW), KeptAlive::Extended { .. }));
+        ledger.release(id, None, Duration::ZERO, NOW);
+    }
+    assert!(ledger.borrow(&request, &lowered, NOW).is_ok());
+}
+
+#[test]
+fn a_retry_gets_the_same_lease_with_its_full_ttl_again() {
+    let mut ledger = ledger();
+    let request = Request::session("t1r", "acme").borrow_id(BorrowId(7));
+    let granted = ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling");
+    let late = NOW + (granted.ttl - Duration::from_nanos(1));
+    let again = ledger.borrow(&request, &Terms::default(), late).expect("replayed");
+    assert_eq!(again, Grant { replayed: true, ..granted });
+    let alive = ledger.keep_alive(again.id, None, late + (granted.ttl - Duration::from_nanos(1)));
+    assert_eq!(alive, KeptAlive::Extended { ttl: granted.ttl });
+}
+
+#[test]
+fn a_borrow_id_with_another_request_is_refused_and_another_indexers_is_its_own() {
+    let mut ledger = ledger();
+    let request = Request::session("t1r", "acme").indexer("west").borrow_id(BorrowId(7));
+    let first = ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling");
+    let others = [
+        Request { service: "t2w", ..request },
+        Request { organization: "globex", ..request },
+        Request { api_key: "key-1", ..request },
+        Request { trace: "0", ..request },
+        Request { max_workers: 1, ..request },
+    ];
+    for other in others {
+        let refused = ledger.borrow(&other, &Terms::default(), NOW);
+        assert_eq!(refused, Err(Refusal::BorrowIdReused), "{other:?}");
+    }
+    let east = ledger.borrow(&request.indexer("east"), &Terms::default(), NOW).expect("its own");
+    assert_ne!(east.id, first.id);
+}
