@@ -1,1 +1,116 @@
-//! placeholder
+//! Borrow, keep alive and return the sessions and workers of a streaming data service.
+//!
+//! A *session* is the right to run one stream; a *worker* is the right to run one job under it.
+//! Many server processes share what an organization bought, so each asks a session server, or
+//! counts by itself with `local://`.
+//!
+//! ```no_run
+//! # async fn serve() {}
+//! # async fn example() -> Result<(), tgm_session::Error> {
+//! use std::time::Duration;
+//! use tgm_session::SessionRequest;
+//!
+//! let pool = tgm_session::connect("tgm://sessions.example:9010?indexer-api-key=$KEY").await?;
+//!
+//! let request = SessionRequest::new("t1r", "acme")
+//!     .api_key("key-1")
+//!     .trace("4bf92f3577b34da6a3ce929d0e0e4736")
+//!     .on_error(|reason| eprintln!("the stream has to stop: {reason}"));
+//! let session = pool.borrow(request).await?;
+//! let worker = session.borrow_worker("t2w", 10).await?;
+//!
+//! tokio::select! {
+//!     reason = session.ended() => return Err(reason), // revoked or lost: stop the stream
+//!     () = serve() => {}
+//! }
+//! drop(worker); // queues the return: never blocks, never spawns
+//! session.release().await?; // waits until the server has it back
+//!
+//! let report = pool.close(Duration::from_secs(10)).await;
+//! assert_eq!(report.not_returned, 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Pools by URL
+//!
+//! [`connect`] knows `tgm://` and `local://`; a [`Registry`] learns the schemes of an application.
+//! `$VAR` and `${VAR}` are replaced from the environment first. An unknown parameter is an error.
+//!
+//! **`tgm://HOST[:PORT]`**, a session server. The host may be left out: it is
+//! `session.thegraph.market`. The port is 443, or 80 with plaintext.
+//!
+//! | parameter | default | meaning |
+//! | --- | --- | --- |
+//! | `plaintext` | false | no TLS |
+//! | `insecure` | false | accept any certificate |
+//! | `ca-file` | the system's | trust this certificate authority only |
+//! | `client-cert-file`, `client-key-file` | none | show this certificate |
+//! | `indexer-api-key` | none | who this service is; never logged |
+//! | `request-keep-alive-delay` | `20s` | longest time between two keep-alives of a lease |
+//! | `default-max-request-per-organization` | none | most sessions of one organization and service that this pool admits; formerly `default-max-request-per-user` |
+//! | `minimal-worker-life-duration` | the server's, else `5s` | a session released younger counts until this age |
+//! | `borrow-timeout` | `5s` | how long a borrow may take, retries included |
+//! | `borrow-wait` | `0s` | how long a borrow keeps trying while a ceiling is reached |
+//! | `on-unavailable` | `deny` | `deny` refuses borrows while the server cannot be reached |
+//!
+//! **`local://`**, this process alone:
+//!
+//! | parameter | default | most |
+//! | --- | --- | --- |
+//! | `max_sessions` | 100 | sessions |
+//! | `max_sessions_per_organization` | 10 | sessions of one organization; formerly `max_sessions_per_user` |
+//! | `max_workers` | 100 | workers |
+//! | `max_workers_per_organization` | 100 | workers of one organization; formerly `max_workers_per_user` |
+//! | `max_workers_per_session` | 100 | workers of one session |
+//!
+//! # What happens to a session
+//!
+//! The pool keeps every lease alive from one task, at a third of its TTL or every
+//! `request-keep-alive-delay`. A failed keep-alive is repeated every second. A session ends, and
+//! its `on_error` callback is called, when the server says so ([`Error::PermissionDenied`],
+//! [`Error::QuotaExceeded`]), or when it is lost ([`Error::Lost`]): one TTL went by without a
+//! successful keep-alive, or a server that forgot it does not grant it again. A server that was
+//! restarted and forgot everything grants it again without anyone noticing.
+//!
+//! Returns are repeated for up to one TTL. A borrow whose answer never came is given back by its
+//! borrow id, so a lost packet costs no slot.
+
+mod dsn;
+mod duration;
+mod error;
+mod expand;
+mod heartbeat;
+mod held;
+mod link;
+mod local;
+mod pool;
+mod registry;
+mod tgm;
+
+pub use dsn::{Dsn, Parameters};
+pub use duration::{InvalidDuration, parse_duration};
+pub use error::{Error, Scope};
+pub use held::{Lease, OnError, Release, Released};
+pub use local::{LocalConfig, LocalPool};
+pub use pool::{
+    BoxFuture, CloseReport, Pool, Session, SessionPool, SessionRequest, Worker, WorkerRequest,
+};
+pub use registry::Registry;
+pub use tgm::{PoolState, TgmConfig, TgmPool};
+
+/// Makes the pool that `url` describes, with the plugins `tgm` and `local`.
+///
+/// # Errors
+///
+/// As [`Registry::connect`].
+///
+/// ```
+/// # async fn example() -> Result<(), tgm_session::Error> {
+/// let pool = tgm_session::connect("local://?max_sessions_per_organization=3").await?;
+/// # Ok(())
+/// # }
+/// ```
+pub async fn connect(url: &str) -> Result<Pool, Error> {
+    Registry::default().connect(url).await
+}

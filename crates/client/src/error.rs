@@ -1,0 +1,249 @@
+//! What can go wrong, each kind apart and with its facts.
+
+use std::fmt;
+
+use tonic::{Code, Status};
+
+/// Why a session or worker was not granted, or why it ended.
+///
+/// A usage budget that is spent ([`Error::QuotaExceeded`]) and a ceiling that is reached
+/// ([`Error::ConcurrentStreamLimitExceeded`], [`Error::WorkersLimitExceeded`]) are never mixed up:
+/// waiting helps with the second and not with the first.
+///
+/// ```
+/// use tgm_session::{Error, Scope};
+///
+/// let error = Error::ConcurrentStreamLimitExceeded { active: 7, max: 10, scope: Scope::Organization };
+/// assert_eq!(error.to_string(), "Concurrent stream limit exceeded (active sessions: 7/10)");
+/// assert!(error.is_retryable());
+/// assert_eq!(tonic::Status::from(error).code(), tonic::Code::ResourceExhausted);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The session server cannot be reached, does not answer in time, or answers nonsense.
+    #[error("session server unavailable: {message}")]
+    Unavailable {
+        /// What was seen.
+        message: String,
+    },
+    /// The session server does not accept the indexer API key.
+    #[error("unauthenticated: {message}")]
+    Unauthenticated {
+        /// The server's words.
+        message: String,
+    },
+    /// The organization, the API key or the service is disabled, or an operator ended the session.
+    #[error("permission denied: {message}")]
+    PermissionDenied {
+        /// The server's words.
+        message: String,
+    },
+    /// A usage budget of the organization is spent.
+    #[error("usage quota exceeded: {message}")]
+    QuotaExceeded {
+        /// The server's words.
+        message: String,
+    },
+    /// A ceiling on sessions is reached.
+    #[error("Concurrent stream limit exceeded (active sessions: {active}/{max})")]
+    ConcurrentStreamLimitExceeded {
+        /// How many the scope holds.
+        active: u64,
+        /// How many it may hold.
+        max: u64,
+        /// What the ceiling stands over.
+        scope: Scope,
+    },
+    /// A ceiling on workers is reached.
+    #[error("Worker limit exceeded (active workers: {active}/{max})")]
+    WorkersLimitExceeded {
+        /// How many the scope holds.
+        active: u64,
+        /// How many it may hold.
+        max: u64,
+        /// What the ceiling stands over.
+        scope: Scope,
+    },
+    /// The session of a worker was released or has ended.
+    #[error("session not found: it was released or has ended")]
+    SessionNotFound,
+    /// The call or the session URL cannot mean anything.
+    #[error("invalid argument: {message}")]
+    InvalidArgument {
+        /// The field or parameter, and what is wrong with it.
+        message: String,
+    },
+    /// The pool is closed.
+    #[error("the session pool is closed")]
+    Closed,
+    /// The lease was held and is gone, and could not be had again.
+    #[error("lost: {cause}")]
+    Lost {
+        /// Why it could not be kept, or not be borrowed again.
+        #[source]
+        cause: Box<Error>,
+    },
+}
+
+impl Error {
+    /// Says whether the same borrow may succeed later although nobody changes a limit, a budget,
+    /// a key or the call itself.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unavailable { .. }
+            | Self::ConcurrentStreamLimitExceeded { .. }
+            | Self::WorkersLimitExceeded { .. } => true,
+            Self::Lost { cause } => cause.is_retryable(),
+            Self::Unauthenticated { .. }
+            | Self::PermissionDenied { .. }
+            | Self::QuotaExceeded { .. }
+            | Self::SessionNotFound
+            | Self::InvalidArgument { .. }
+            | Self::Closed => false,
+        }
+    }
+
+    /// Returns the gRPC code a streaming service answers its own caller with.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unavailable { .. } | Self::Closed => Code::Unavailable,
+            Self::Unauthenticated { .. } => Code::Unauthenticated,
+            Self::PermissionDenied { .. } => Code::PermissionDenied,
+            Self::QuotaExceeded { .. }
+            | Self::ConcurrentStreamLimitExceeded { .. }
+            | Self::WorkersLimitExceeded { .. } => Code::ResourceExhausted,
+            Self::SessionNotFound => Code::NotFound,
+            Self::InvalidArgument { .. } => Code::InvalidArgument,
+            Self::Lost { cause } => cause.code(),
+        }
+    }
+
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::Unavailable { message: message.into() }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::InvalidArgument { message: message.into() }
+    }
+
+    pub(crate) fn lost(self) -> Self {
+        Self::Lost { cause: Box::new(self) }
+    }
+
+    /// Whether a ceiling was reached: what `borrow-wait` waits for.
+    pub(crate) fn is_ceiling(&self) -> bool {
+        matches!(
+            self,
+            Self::ConcurrentStreamLimitExceeded { .. } | Self::WorkersLimitExceeded { .. }
+        )
+    }
+}
+
+impl From<Error> for Status {
+    /// Makes the answer a streaming service gives its own caller: [`Error::code`] and the message.
+    fn from(error: Error) -> Self {
+        Status::new(error.code(), error.to_string())
+    }
+}
+
+impl From<lease::Invalid> for Error {
+    fn from(invalid: lease::Invalid) -> Self {
+        Self::invalid(invalid.to_string())
+    }
+}
+
+/// What a ceiling stands over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scope {
+    /// All leases of one service.
+    Service,
+    /// The leases of one organization.
+    Organization,
+    /// The leases of one API key.
+    ApiKey,
+    /// The workers of one trace, that is of one session.
+    Trace,
+    /// What this pool admits by itself, whatever its server would say.
+    Pool,
+}
+
+impl Scope {
+    /// Returns the name of the scope as the wire writes it (`x-denied-scope`).
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Organization => "organization",
+            Self::ApiKey => "api_key",
+            Self::Trace => "trace",
+            Self::Pool => "pool",
+        }
+    }
+
+    pub(crate) fn from_wire(name: &str) -> Option<Self> {
+        [Self::Service, Self::Organization, Self::ApiKey, Self::Trace, Self::Pool]
+            .into_iter()
+            .find(|scope| scope.as_str() == name)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl From<lease::Scope> for Scope {
+    fn from(scope: lease::Scope) -> Self {
+        match scope {
+            lease::Scope::Service => Self::Service,
+            lease::Scope::Organization => Self::Organization,
+            lease::Scope::ApiKey => Self::ApiKey,
+            lease::Scope::Trace => Self::Trace,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: Error =
+        Error::ConcurrentStreamLimitExceeded { active: 7, max: 10, scope: Scope::Organization };
+
+    #[test]
+    fn the_message_shows_how_many_are_active_and_then_the_maximum() {
+        assert_eq!(FULL.to_string(), "Concurrent stream limit exceeded (active sessions: 7/10)");
+        let workers = Error::WorkersLimitExceeded { active: 3, max: 4, scope: Scope::Trace };
+        assert_eq!(workers.to_string(), "Worker limit exceeded (active workers: 3/4)");
+    }
+
+    #[test]
+    fn a_ceiling_may_be_retried_and_a_spent_budget_may_not() {
+        let quota = Error::QuotaExceeded { message: "egress_bytes 10/10".into() };
+        assert!(FULL.is_retryable() && !quota.is_retryable());
+        assert_eq!(FULL.code(), quota.code());
+        assert_ne!(FULL.to_string(), quota.to_string());
+    }
+
+    #[test]
+    fn a_lost_lease_answers_with_the_code_of_its_cause() {
+        let lost = FULL.lost();
+        assert_eq!(lost.code(), Code::ResourceExhausted);
+        assert_eq!(
+            Status::from(lost).message(),
+            "lost: Concurrent stream limit exceeded (active sessions: 7/10)"
+        );
+        assert_eq!(Error::unavailable("no answer").lost().code(), Code::Unavailable);
+    }
+
+    #[test]
+    fn every_scope_reads_back_from_its_wire_name() {
+        for scope in [Scope::Service, Scope::Organization, Scope::ApiKey, Scope::Trace, Scope::Pool]
+        {
+            assert_eq!(Scope::from_wire(scope.as_str()), Some(scope));
+        }
+        assert_eq!(Scope::from_wire("galaxy"), None);
+    }
+}

@@ -1,0 +1,225 @@
+//! One lease as its holder sees it: its key, and how it ends.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use crate::error::Error;
+
+/// What is called when a session ends before its holder released it.
+pub type OnError = Box<dyn FnOnce(Error) + Send>;
+
+/// One session or worker that a pool granted: the part that pool and guard share.
+///
+/// A plugin makes one per grant, with a number that it never uses again, and ends it when the
+/// lease is revoked or lost. Applications meet it only through [`Session`](crate::Session) and
+/// [`Worker`](crate::Worker).
+pub struct Lease {
+    number: u64,
+    key: Mutex<Arc<str>>,
+    reason: OnceLock<Error>,
+    ended: Notify,
+    on_error: Mutex<Option<OnError>>,
+}
+
+impl Lease {
+    /// Makes the lease that `key` names on the wire and `number` inside of its pool.
+    pub fn new(number: u64, key: impl Into<Arc<str>>, on_error: Option<OnError>) -> Self {
+        Self {
+            number,
+            key: Mutex::new(key.into()),
+            reason: OnceLock::new(),
+            ended: Notify::new(),
+            on_error: Mutex::new(on_error),
+        }
+    }
+
+    /// Returns the number of the lease inside of its pool; it stays when the key changes.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Returns the key the lease has on the wire now.
+    ///
+    /// The key changes when a server that forgot the lease granted it again.
+    pub fn key(&self) -> Arc<str> {
+        self.key.lock().clone()
+    }
+
+    /// Gives the lease the key of its new grant.
+    pub fn set_key(&self, key: impl Into<Arc<str>>) {
+        *self.key.lock() = key.into();
+    }
+
+    /// Ends the lease for `reason`, and returns whether it had not ended before.
+    ///
+    /// Wakes everyone who waits in [`Lease::ended`] and then calls the `on_error` callback, once
+    /// in the life of the lease, on this thread. A panic in the callback is caught and logged. A
+    /// plugin calls this with none of its locks held.
+    pub fn end(&self, reason: Error) -> bool {
+        if self.reason.set(reason.clone()).is_err() {
+            return false;
+        }
+        self.ended.notify_waiters();
+        let callback = self.on_error.lock().take();
+        if let Some(callback) = callback {
+            // The callback is gone after this call, so nobody can see what it left half done.
+            if catch_unwind(AssertUnwindSafe(|| callback(reason))).is_err() {
+                tracing::error!(lease = self.number, "the on_error callback of a session panicked");
+            }
+        }
+        true
+    }
+
+    /// Returns why the lease ended, or `None` while it lives.
+    pub fn end_reason(&self) -> Option<&Error> {
+        self.reason.get()
+    }
+
+    /// Waits until the lease ends and returns why. Cancellation safe.
+    ///
+    /// A lease that its holder released never ends in this sense.
+    pub async fn ended(self: Arc<Self>) -> Error {
+        // Made before the check, so that an end between the two is not missed.
+        let notified = self.ended.notified();
+        if let Some(reason) = self.reason.get() {
+            return reason.clone();
+        }
+        notified.await;
+        self.reason.get().cloned().expect("the reason is set before anyone is woken")
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key is a proof of holding the lease: it stays out.
+        f.debug_struct("Lease")
+            .field("number", &self.number)
+            .field("ended", &self.reason.get())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the server answered to a return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Released {
+    /// The slot is free.
+    Returned,
+    /// The lease is younger than its minimal life, counts until it reaches it, and ends then.
+    Lingers,
+    /// The server holds no such lease: it ended before.
+    Missing,
+}
+
+/// A return under way. It began when this was made; waiting for it is a choice.
+///
+/// Resolves with the server's answer. Dropping it stops nothing.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`] when the server could not be told within one TTL: its own TTL frees the
+/// slot then. [`Error::Closed`] when the pool stopped before it had an answer.
+#[derive(Debug)]
+pub struct Release(State);
+
+#[derive(Debug)]
+enum State {
+    Known(Result<Released, Error>),
+    Waiting(oneshot::Receiver<Result<Released, Error>>),
+}
+
+impl Release {
+    /// Makes a return whose outcome is known already.
+    pub fn known(outcome: Result<Released, Error>) -> Self {
+        Self(State::Known(outcome))
+    }
+
+    /// Makes a return whose outcome somebody will send.
+    pub fn waiting(outcome: oneshot::Receiver<Result<Released, Error>>) -> Self {
+        Self(State::Waiting(outcome))
+    }
+}
+
+impl Future for Release {
+    type Output = Result<Released, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let outcome = match &mut self.0 {
+            State::Known(outcome) => outcome.clone(),
+            State::Waiting(outcome) => {
+                ready!(Pin::new(outcome).poll(cx)).unwrap_or(Err(Error::Closed))
+            }
+        };
+        Poll::Ready(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_ended_lease_tells_everyone_the_first_reason_and_calls_back_once() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        let on_error: OnError = Box::new(move |reason| {
+            assert_eq!(reason, Error::Closed);
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let lease = Arc::new(Lease::new(1, "key", Some(on_error)));
+        let mut early = Box::pin(lease.clone().ended());
+        assert_eq!(early.as_mut().now_or_never(), None);
+
+        assert!(lease.end(Error::Closed));
+        assert!(!lease.end(Error::SessionNotFound));
+
+        assert_eq!(early.await, Error::Closed);
+        assert_eq!(lease.clone().ended().await, Error::Closed);
+        assert_eq!(lease.end_reason(), Some(&Error::Closed));
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_panic_in_the_callback_goes_no_further() {
+        let lease = Lease::new(1, "key", Some(Box::new(|_| panic!("in a callback"))));
+        assert!(lease.end(Error::Closed));
+        assert_eq!(lease.end_reason(), Some(&Error::Closed));
+    }
+
+    #[test]
+    fn the_callback_may_look_at_its_own_lease() {
+        let slot: Arc<OnceLock<Arc<Lease>>> = Arc::default();
+        let seen = slot.clone();
+        let on_error: OnError = Box::new(move |_| {
+            let lease = seen.get().unwrap();
+            assert_eq!((&*lease.key(), lease.end_reason()), ("key", Some(&Error::Closed)));
+            assert!(!lease.end(Error::Closed));
+        });
+        let lease = slot.get_or_init(|| Arc::new(Lease::new(1, "key", Some(on_error))));
+        // The assertions above would be caught as a panic; a lock held meanwhile would hang here.
+        assert!(lease.end(Error::Closed));
+    }
+
+    #[test]
+    fn debug_does_not_show_the_key() {
+        assert!(!format!("{:?}", Lease::new(1, "proof", None)).contains("proof"));
+    }
+
+    #[tokio::test]
+    async fn a_return_that_nobody_can_answer_any_more_ends_as_closed() {
+        let (sender, receiver) = oneshot::channel();
+        drop(sender);
+        assert_eq!(Release::waiting(receiver).await, Err(Error::Closed));
+        assert_eq!(Release::known(Ok(Released::Missing)).await, Ok(Released::Missing));
+    }
+}

@@ -1,0 +1,384 @@
+//! The plugin `local://`: sessions and workers counted in this process.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lease::{Config, LeaseId, Ledger, Limits, MAX_TTL, Refusal, Request, Terms, Timestamp};
+use parking_lot::Mutex;
+
+use crate::dsn::Dsn;
+use crate::error::{Error, Scope};
+use crate::held::{Lease, OnError, Release, Released};
+use crate::pool::{BoxFuture, CloseReport, SessionPool, SessionRequest, WorkerRequest};
+
+/// The ledger counts by service; here all services count together.
+const SESSIONS: &str = "sessions";
+const WORKERS: &str = "workers";
+
+/// How much time may pass for the ledger before every lease is kept alive: the process that holds
+/// them is the one that counts them, so none ever expires.
+const STEP: Duration = Duration::from_secs(24 * 3600);
+
+/// The limits of a pool that counts in this process. Every field is a parameter of `local://`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LocalConfig {
+    /// Most sessions.
+    pub max_sessions: u64,
+    /// Most sessions of one organization.
+    pub max_sessions_per_organization: u64,
+    /// Most workers.
+    pub max_workers: u64,
+    /// Most workers of one organization.
+    pub max_workers_per_organization: u64,
+    /// Most workers of one session, whatever the call allows.
+    pub max_workers_per_session: u64,
+}
+
+impl Default for LocalConfig {
+    /// 100 of everything, and 10 sessions per organization.
+    fn default() -> Self {
+        Self {
+            max_sessions: 100,
+            max_sessions_per_organization: 10,
+            max_workers: 100,
+            max_workers_per_organization: 100,
+            max_workers_per_session: 100,
+        }
+    }
+}
+
+impl LocalConfig {
+    /// Reads the parameters of a `local://` URL.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] names the parameter that is unknown or wrong.
+    pub fn from_dsn(dsn: &Dsn) -> Result<Self, Error> {
+        if dsn.host().is_some() {
+            return Err(crate::dsn::invalid(format_args!(
+                "names a host, and {}:// counts in this process",
+                dsn.scheme()
+            )));
+        }
+        let mut p = dsn.parameters();
+        let Self {
+            max_sessions,
+            max_sessions_per_organization,
+            max_workers,
+            max_workers_per_organization,
+            max_workers_per_session,
+        } = Self::default();
+        let config = Self {
+            max_sessions: p.count(&["max_sessions"])?.unwrap_or(max_sessions),
+            max_sessions_per_organization: p
+                .count(&["max_sessions_per_organization", "max_sessions_per_user"])?
+                .unwrap_or(max_sessions_per_organization),
+            max_workers: p.count(&["max_workers"])?.unwrap_or(max_workers),
+            max_workers_per_organization: p
+                .count(&["max_workers_per_organization", "max_workers_per_user"])?
+                .unwrap_or(max_workers_per_organization),
+            max_workers_per_session: p
+                .count(&["max_workers_per_session"])?
+                .unwrap_or(max_workers_per_session),
+        };
+        p.finish()?;
+        Ok(config)
+    }
+}
+
+/// A pool that counts in this process, by the rules of the session server.
+///
+/// Nothing expires: the process is the owner, and its leases go with it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tgm_session::Error> {
+/// use tgm_session::SessionRequest;
+///
+/// let pool = tgm_session::connect("local://?max_sessions=1").await?;
+/// let session = pool.borrow(SessionRequest::new("t1r", "acme")).await?;
+/// assert_eq!(&*session.key(), "local-session-1");
+/// let refused = pool.borrow(SessionRequest::new("t1r", "acme")).await.unwrap_err();
+/// assert_eq!(refused.to_string(), "Concurrent stream limit exceeded (active sessions: 1/1)");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct LocalPool {
+    config: LocalConfig,
+    start: Instant,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    ledger: Ledger,
+    /// Until when every lease was kept alive.
+    kept: Timestamp,
+    held: HashMap<u64, Held>,
+    numbers: u64,
+    sessions: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Held {
+    id: LeaseId,
+    lease: Arc<Lease>,
+    role: Role,
+}
+
+#[derive(Debug)]
+enum Role {
+    Session { organization: Arc<str>, workers: BTreeSet<u64>, named: u64 },
+    Worker { session: u64 },
+}
+
+impl LocalPool {
+    /// Makes an empty pool with these limits.
+    pub fn new(config: LocalConfig) -> Self {
+        let ledger = Ledger::new(Config { seed: rand::random(), ..Config::default() });
+        let table = Table {
+            ledger,
+            kept: Timestamp::ZERO,
+            held: HashMap::new(),
+            numbers: 0,
+            sessions: 0,
+            closed: false,
+        };
+        Self { config, start: now(), table: Mutex::new(table) }
+    }
+
+    /// Makes the pool that a `local://` URL describes.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalConfig::from_dsn`].
+    pub fn from_dsn(dsn: &Dsn) -> Result<Self, Error> {
+        Ok(Self::new(LocalConfig::from_dsn(dsn)?))
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut Table, Timestamp) -> R) -> R {
+        let now = Timestamp::ZERO + now().saturating_duration_since(self.start);
+        let mut table = self.table.lock();
+        table.keep_alive(now);
+        act(&mut table, now)
+    }
+
+    fn session(&self, request: SessionRequest) -> Result<Arc<Lease>, Error> {
+        let SessionRequest { service, organization, api_key, trace, on_error } = request;
+        Request::session(&service, &organization).api_key(&api_key).trace(&trace).validate()?;
+        let limits = Limits {
+            service: Some(self.config.max_sessions),
+            organization: Some(self.config.max_sessions_per_organization),
+            api_key: None,
+        };
+        self.with(|table, now| table.borrow_session(organization, limits, on_error, now))
+    }
+
+    fn worker(&self, session: u64, request: &WorkerRequest) -> Result<Arc<Lease>, Error> {
+        lease::validate_id("service", &request.service, true)?;
+        let limits = Limits {
+            service: Some(self.config.max_workers),
+            organization: Some(self.config.max_workers_per_organization),
+            api_key: None,
+        };
+        let cap = u64::from(request.max_per_session).min(self.config.max_workers_per_session);
+        self.with(|table, now| table.borrow_worker(session, cap, limits, now))
+    }
+
+    fn release(&self, number: u64, minimal_life: Option<Duration>) -> Release {
+        let mut ended = Vec::new();
+        let life = minimal_life.unwrap_or_default();
+        let released = self.with(|table, now| table.release(number, life, now, &mut ended));
+        ended.into_iter().for_each(|lease| {
+            lease.end(Error::SessionNotFound);
+        });
+        Release::known(Ok(released))
+    }
+}
+
+impl Table {
+    fn keep_alive(&mut self, now: Timestamp) {
+        while now.since(self.kept) > STEP {
+            self.kept = self.kept + STEP;
+            for held in self.held.values() {
+                self.ledger.keep_alive(held.id, None, self.kept);
+            }
+        }
+    }
+
+    fn borrow_session(
+        &mut self,
+        organization: Arc<str>,
+        limits: Limits,
+        on_error: Option<OnError>,
+        now: Timestamp,
+    ) -> Result<Arc<Lease>, Error> {
+        if self.closed {
+            return Err(Error::Closed);
+        }
+        let key = format!("local-session-{}", self.sessions + 1);
+        let request = Request::session(SESSIONS, &organization).trace(&key);
+        let terms = Terms { limits, ttl: MAX_TTL, ..Terms::default() };
+        let grant = self.ledger.borrow(&request, &terms, now).map_err(|refusal| {
+            refused(refusal, |active, max, scope| Error::ConcurrentStreamLimitExceeded {
+                active,
+                max,
+                scope,
+            })
+        })?;
+        self.sessions += 1;
+        let role = Role::Session { organization, workers: BTreeSet::new(), named: 0 };
+        Ok(self.hold(grant.id, key, on_error, role))
+    }
+
+    fn borrow_worker(
+        &mut self,
+        session: u64,
+        cap: u64,
+        limits: Limits,
+        now: Timestamp,
+    ) -> Result<Arc<Lease>, Error> {
+        if self.closed {
+            return Err(Error::Closed);
+        }
+        let held = self.held.get(&session).ok_or(Error::SessionNotFound)?;
+        let Role::Session { organization, workers, named } = &held.role else {
+            return Err(Error::SessionNotFound);
+        };
+        let full = |active, max, scope| Error::WorkersLimitExceeded { active, max, scope };
+        if cap == 0 {
+            // The ledger takes a cap of 0 for a session.
+            return Err(full(workers.len() as u64, 0, Scope::Trace));
+        }
+        let trace = held.lease.key();
+        let key = format!("{trace}-w{:04}", named + 1);
+        let cap = i64::try_from(cap).unwrap_or(i64::MAX);
+        let request = Request::worker(WORKERS, organization, &trace, cap);
+        let terms = Terms { limits, ttl: MAX_TTL, ..Terms::default() };
+        let grant =
+            self.ledger.borrow(&request, &terms, now).map_err(|refusal| refused(refusal, full))?;
+        let lease = self.hold(grant.id, key, None, Role::Worker { session });
+        if let Some(Role::Session { workers, named, .. }) =
+            self.held.get_mut(&session).map(|held| &mut held.role)
+        {
+            workers.insert(lease.number());
+            *named += 1;
+        }
+        Ok(lease)
+    }
+
+    fn hold(
+        &mut self,
+        id: LeaseId,
+        key: String,
+        on_error: Option<OnError>,
+        role: Role,
+    ) -> Arc<Lease> {
+        self.numbers += 1;
+        let lease = Arc::new(Lease::new(self.numbers, key, on_error));
+        self.held.insert(self.numbers, Held { id, lease: lease.clone(), role });
+        lease
+    }
+
+    /// Returns a lease, with a session its workers first; they go into `ended`.
+    fn release(
+        &mut self,
+        number: u64,
+        minimal_life: Duration,
+        now: Timestamp,
+        ended: &mut Vec<Arc<Lease>>,
+    ) -> Released {
+        let Some(held) = self.held.remove(&number) else { return Released::Missing };
+        match held.role {
+            Role::Session { workers, .. } => {
+                for worker in workers {
+                    ended.extend(self.held.get(&worker).map(|held| held.lease.clone()));
+                    self.release(worker, Duration::ZERO, now, ended);
+                }
+            }
+            Role::Worker { session } => {
+                if let Some(Role::Session { workers, .. }) =
+                    self.held.get_mut(&session).map(|held| &mut held.role)
+                {
+                    workers.remove(&number);
+                }
+            }
+        }
+        match self.ledger.release(held.id, None, minimal_life, now) {
+            lease::Released::Returned => Released::Returned,
+            lease::Released::Lingers { .. } => Released::Lingers,
+            lease::Released::Missing => Released::Missing,
+        }
+    }
+}
+
+impl SessionPool for LocalPool {
+    fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>> {
+        Box::pin(async move { self.session(request) })
+    }
+
+    fn borrow_worker<'a>(
+        &'a self,
+        session: &'a Lease,
+        request: WorkerRequest,
+    ) -> BoxFuture<'a, Result<Arc<Lease>, Error>> {
+        Box::pin(async move { self.worker(session.number(), &request) })
+    }
+
+    fn release_session(&self, session: &Lease, minimal_life: Option<Duration>) -> Release {
+        self.release(session.number(), minimal_life)
+    }
+
+    fn release_worker(&self, worker: &Lease, minimal_life: Option<Duration>) -> Release {
+        self.release(worker.number(), minimal_life)
+    }
+
+    fn close(&self, _deadline: Duration) -> BoxFuture<'_, CloseReport> {
+        Box::pin(async move {
+            let held: Vec<Arc<Lease>> = self.with(|table, now| {
+                table.closed = true;
+                let mut numbers: Vec<u64> = table.held.keys().copied().collect();
+                numbers.sort_unstable();
+                let leases =
+                    numbers.iter().map(|number| table.held[number].lease.clone()).collect();
+                for number in numbers {
+                    table.release(number, Duration::ZERO, now, &mut Vec::new());
+                }
+                leases
+            });
+            let returned = held.len() as u64;
+            held.into_iter().for_each(|lease| {
+                lease.end(Error::Closed);
+            });
+            CloseReport { returned, not_returned: 0 }
+        })
+    }
+}
+
+/// The present, as the runtime tells it: tests may pause it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn refused(refusal: Refusal, full: impl FnOnce(u64, u64, Scope) -> Error) -> Error {
+    match refusal {
+        Refusal::Denied(denied) => {
+            let scope = match denied.scope {
+                // The one service of the ledger is everything this pool counts.
+                lease::Scope::Service => Scope::Pool,
+                scope => scope.into(),
+            };
+            full(denied.active, denied.max, scope)
+        }
+        Refusal::Full { max_leases } => full(max_leases, max_leases, Scope::Pool),
+        // This pool has no budgets and names no borrows.
+        other => Error::unavailable(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,337 @@
+//! What a pool can do, and the guards an application holds.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::held::{Lease, OnError, Release};
+
+/// A boxed future, as an object-safe trait needs it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a plugin does: borrow, keep alive and return, for one URL scheme.
+///
+/// The five verbs are those of the plugins in production. Applications use [`Pool`], whose guards
+/// return what they hold; a caller of the trait itself has to release every lease.
+///
+/// # Cancellation
+///
+/// Every future may be dropped at any point. A borrow that is dropped holds nothing afterwards:
+/// what a server may have granted meanwhile is given back. A release happens whether or not its
+/// future is polled. A close that is dropped goes on refusing borrows and giving back.
+pub trait SessionPool: fmt::Debug + Send + Sync {
+    /// Borrows a session.
+    ///
+    /// # Errors
+    ///
+    /// Every kind of [`Error`] but [`Error::WorkersLimitExceeded`], [`Error::SessionNotFound`] and
+    /// [`Error::Lost`].
+    fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>>;
+
+    /// Borrows a worker under a session of this pool.
+    ///
+    /// # Errors
+    ///
+    /// Every kind of [`Error`] but [`Error::ConcurrentStreamLimitExceeded`] and [`Error::Lost`].
+    fn borrow_worker<'a>(
+        &'a self,
+        session: &'a Lease,
+        request: WorkerRequest,
+    ) -> BoxFuture<'a, Result<Arc<Lease>, Error>>;
+
+    /// Returns a session, its workers first. Never blocks and never panics, whatever the lease.
+    ///
+    /// A session younger than `minimal_life` lingers: it counts until it reaches that age. `None`
+    /// leaves the choice to the pool.
+    fn release_session(&self, session: &Lease, minimal_life: Option<Duration>) -> Release;
+
+    /// Returns a worker. Never blocks and never panics, whatever the lease.
+    fn release_worker(&self, worker: &Lease, minimal_life: Option<Duration>) -> Release;
+
+    /// Refuses new borrows, waits for what is under way, and returns everything held with minimal
+    /// life 0, workers first. Everything held ends as [`Error::Closed`].
+    fn close(&self, deadline: Duration) -> BoxFuture<'_, CloseReport>;
+}
+
+/// What a close did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "leases that could not be returned count until their TTL ends"]
+pub struct CloseReport {
+    /// How many leases the server has back.
+    pub returned: u64,
+    /// How many it could not be told about: they count until their TTL ends.
+    pub not_returned: u64,
+}
+
+/// What a session is asked for.
+///
+/// ```
+/// # use tgm_session::SessionRequest;
+/// let request = SessionRequest::new("t1r", "acme")
+///     .api_key("key-1")
+///     .trace("4bf92f3577b34da6a3ce929d0e0e4736")
+///     .on_error(|reason| eprintln!("the stream has to stop: {reason}"));
+/// ```
+pub struct SessionRequest {
+    /// The service to run, as the server's policy names it.
+    pub service: Arc<str>,
+    /// The organization that pays.
+    pub organization: Arc<str>,
+    /// The id of the API key the stream came with; empty when there is none.
+    pub api_key: Arc<str>,
+    /// The trace id that ties workers to the session; empty when there is none.
+    ///
+    /// Without one the server applies no ceiling on the workers of the session.
+    pub trace: Arc<str>,
+    /// What is called if the session ends before it is released.
+    pub on_error: Option<OnError>,
+}
+
+impl SessionRequest {
+    /// Asks for a session of `service` for `organization`.
+    pub fn new(service: impl Into<Arc<str>>, organization: impl Into<Arc<str>>) -> Self {
+        Self {
+            service: service.into(),
+            organization: organization.into(),
+            api_key: Arc::default(),
+            trace: Arc::default(),
+            on_error: None,
+        }
+    }
+
+    /// Adds the id of the API key the stream came with.
+    pub fn api_key(mut self, api_key: impl Into<Arc<str>>) -> Self {
+        self.api_key = api_key.into();
+        self
+    }
+
+    /// Adds the trace id of the stream.
+    pub fn trace(mut self, trace: impl Into<Arc<str>>) -> Self {
+        self.trace = trace.into();
+        self
+    }
+
+    /// Adds what is called, at most once, if the session is revoked or lost.
+    ///
+    /// It gets what [`Session::ended`] resolves with. It runs on the pool's own task: it must not
+    /// block, or keep-alives of other sessions come late.
+    pub fn on_error(mut self, on_error: impl FnOnce(Error) + Send + 'static) -> Self {
+        self.on_error = Some(Box::new(on_error));
+        self
+    }
+}
+
+impl fmt::Debug for SessionRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionRequest")
+            .field("service", &self.service)
+            .field("organization", &self.organization)
+            .field("api_key", &self.api_key)
+            .field("trace", &self.trace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a worker is asked for.
+#[derive(Clone, Debug)]
+pub struct WorkerRequest {
+    /// The service to run, as the server's policy names it.
+    pub service: Arc<str>,
+    /// Most workers under the session at once; 0 admits nobody.
+    pub max_per_session: u32,
+}
+
+impl WorkerRequest {
+    /// Asks for a worker of `service`, of which the session may hold `max_per_session`.
+    pub fn new(service: impl Into<Arc<str>>, max_per_session: u32) -> Self {
+        Self { service: service.into(), max_per_session }
+    }
+}
+
+/// A pool of sessions and workers. Cloning it is cheap, and all clones are one pool.
+///
+/// Dropping the last clone and the last guard returns what is still queued, in the background, as
+/// long as the runtime runs. [`Pool::close`] waits for it and says what became of it.
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<dyn SessionPool>);
+
+impl Pool {
+    /// Puts guards on top of a plugin.
+    pub fn new(pool: Arc<dyn SessionPool>) -> Self {
+        Self(pool)
+    }
+
+    /// Borrows a session, kept alive until its guard is dropped or released.
+    ///
+    /// Cancellation safe: a borrow that is dropped holds nothing afterwards.
+    ///
+    /// # Errors
+    ///
+    /// See [`SessionPool::borrow_session`].
+    pub async fn borrow(&self, request: SessionRequest) -> Result<Session, Error> {
+        let lease = self.0.borrow_session(request).await?;
+        Ok(Session { pool: self.0.clone(), lease, released: false })
+    }
+
+    /// Refuses new borrows from now on, waits for what is under way, and returns everything held
+    /// with minimal life 0, workers first, for at most `deadline`.
+    ///
+    /// Everything held ends as [`Error::Closed`]. A second close waits for the same and reports
+    /// what it saw itself.
+    pub async fn close(&self, deadline: Duration) -> CloseReport {
+        self.0.close(deadline).await
+    }
+}
+
+/// The right to run one stream, returned when dropped.
+///
+/// Dropping never blocks and never spawns: the return is queued, after the returns of the
+/// session's workers. Workers end with their session.
+pub struct Session {
+    pool: Arc<dyn SessionPool>,
+    lease: Arc<Lease>,
+    released: bool,
+}
+
+impl Session {
+    /// Borrows a worker of `service` under this session, which may hold `max_per_session`.
+    ///
+    /// Cancellation safe: a borrow that is dropped holds nothing afterwards.
+    ///
+    /// # Errors
+    ///
+    /// See [`SessionPool::borrow_worker`].
+    pub async fn borrow_worker(
+        &self,
+        service: impl Into<Arc<str>>,
+        max_per_session: u32,
+    ) -> Result<Worker, Error> {
+        let request = WorkerRequest::new(service, max_per_session);
+        let lease = self.pool.borrow_worker(&self.lease, request).await?;
+        Ok(Worker { pool: self.pool.clone(), lease, released: false })
+    }
+
+    /// Resolves with the reason when the session is revoked or lost, or its pool is closed.
+    ///
+    /// The future stands on its own: it may outlive the guard, and never resolves once the session
+    /// was released. Cancellation safe.
+    pub fn ended(&self) -> impl Future<Output = Error> + Send + use<> {
+        self.lease.clone().ended()
+    }
+
+    /// Returns why the session ended, or `None` while it may go on.
+    pub fn end_reason(&self) -> Option<&Error> {
+        self.lease.end_reason()
+    }
+
+    /// Returns the key the session has on the wire now.
+    ///
+    /// Whoever knows it can return the session: treat it as a secret.
+    pub fn key(&self) -> Arc<str> {
+        self.lease.key()
+    }
+
+    /// Returns the session, its workers first; the future resolves with the server's answer.
+    ///
+    /// The return begins at once and goes on if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// See [`Release`].
+    pub fn release(mut self) -> Release {
+        self.released = true;
+        self.pool.release_session(&self.lease, None)
+    }
+
+    /// As [`Session::release`]; a session younger than `minimal_life` counts until it is that old.
+    ///
+    /// # Errors
+    ///
+    /// See [`Release`].
+    pub fn release_after(mut self, minimal_life: Duration) -> Release {
+        self.released = true;
+        self.pool.release_session(&self.lease, Some(minimal_life))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.released {
+            drop(self.pool.release_session(&self.lease, None));
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+/// The right to run one job under a session, returned when dropped.
+pub struct Worker {
+    pool: Arc<dyn SessionPool>,
+    lease: Arc<Lease>,
+    released: bool,
+}
+
+impl Worker {
+    /// Resolves with the reason when the worker is lost, its session ends or is released, or its
+    /// pool is closed.
+    ///
+    /// The future stands on its own, and never resolves once the worker was released.
+    /// Cancellation safe.
+    pub fn ended(&self) -> impl Future<Output = Error> + Send + use<> {
+        self.lease.clone().ended()
+    }
+
+    /// Returns why the worker ended, or `None` while it may go on.
+    pub fn end_reason(&self) -> Option<&Error> {
+        self.lease.end_reason()
+    }
+
+    /// Returns the key the worker has on the wire now.
+    ///
+    /// Whoever knows it can return the worker: treat it as a secret.
+    pub fn key(&self) -> Arc<str> {
+        self.lease.key()
+    }
+
+    /// Returns the worker; the future resolves with the server's answer.
+    ///
+    /// The return begins at once and goes on if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// See [`Release`].
+    pub fn release(mut self) -> Release {
+        self.released = true;
+        self.pool.release_worker(&self.lease, None)
+    }
+
+    /// As [`Worker::release`]; a worker younger than `minimal_life` counts until it is that old.
+    ///
+    /// # Errors
+    ///
+    /// See [`Release`].
+    pub fn release_after(mut self, minimal_life: Duration) -> Release {
+        self.released = true;
+        self.pool.release_worker(&self.lease, Some(minimal_life))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !self.released {
+            drop(self.pool.release_worker(&self.lease, None));
+        }
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}

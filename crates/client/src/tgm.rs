@@ -1,0 +1,196 @@
+//! The remote plugin, `tgm://`: sessions and workers counted by a session server.
+
+mod answer;
+mod borrow;
+mod channel;
+mod config;
+mod driver;
+mod keeper;
+mod returns;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lease::Request;
+use secrecy::ExposeSecret;
+use tonic::metadata::{Ascii, MetadataValue};
+use wire::worker::{WorkersState, WorkersStateRequest};
+
+use self::borrow::{Patience, Wanted};
+pub use self::config::TgmConfig;
+use self::driver::Shared;
+use self::keeper::{Asked, Keeper, Rules};
+use crate::dsn::Dsn;
+use crate::error::Error;
+use crate::held::{Lease, Release};
+use crate::pool::{BoxFuture, CloseReport, SessionPool, SessionRequest, WorkerRequest};
+
+/// A pool of sessions and workers that a session server counts.
+///
+/// One task does all the work in the background: it keeps every lease alive, returns what was
+/// released, and borrows again what a restarted server forgot. It ends when the pool is closed, or
+/// when the pool and all its guards are gone and everything is returned.
+#[derive(Debug)]
+pub struct TgmPool {
+    shared: Arc<Shared>,
+    patience: Patience,
+}
+
+impl TgmPool {
+    /// Makes the pool that a `tgm://` URL describes. The server is reached by the first borrow.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] as [`TgmConfig::from_dsn`] and [`TgmPool::connect`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn from_dsn(dsn: &Dsn) -> Result<Self, Error> {
+        Self::connect(&TgmConfig::from_dsn(dsn)?)
+    }
+
+    /// Makes the pool that `config` describes. The server is reached by the first borrow.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when the host, the key or a certificate file cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn connect(config: &TgmConfig) -> Result<Self, Error> {
+        let key = config.indexer_api_key.as_ref().map(|key| {
+            let value: Result<MetadataValue<Ascii>, _> = key.expose_secret().parse();
+            value
+                .map(|mut value| {
+                    value.set_sensitive(true);
+                    value
+                })
+                .map_err(|_| Error::invalid("`indexer-api-key` holds a character no header may"))
+        });
+        let rules = Rules {
+            delay: config.keep_alive_delay,
+            minimal_life: config.minimal_life,
+            most_sessions: config.max_sessions_per_organization,
+        };
+        let keeper = Keeper::new(rules, rand::make_rng());
+        let shared = Arc::new(Shared::new(keeper, channel::connect(config)?, key.transpose()?));
+        tokio::spawn(driver::run(shared.clone()));
+        let patience = Patience { timeout: config.borrow_timeout, wait: config.borrow_wait };
+        Ok(Self { shared, patience })
+    }
+
+    /// Asks the server what `organization` holds of `service`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a service the server does not know,
+    /// [`Error::Unauthenticated`], and [`Error::Unavailable`] after the borrow timeout.
+    pub async fn state(&self, service: &str, organization: &str) -> Result<PoolState, Error> {
+        let request = self.shared.request(WorkersStateRequest {
+            service: service.to_owned(),
+            organization_id: organization.to_owned(),
+            api_key_id: String::new(),
+        });
+        let mut client = self.shared.client();
+        let answer = driver::within(self.patience.timeout, client.workers_state(request)).await;
+        let answer = answer.map_err(|status| answer::error(&status))?;
+        Ok(PoolState::from_wire(answer.into_inner().worker_state.unwrap_or_default()))
+    }
+}
+
+/// What one organization holds of one service, as the server counts it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolState {
+    /// Live leases, sessions and workers alike.
+    pub borrowed: u64,
+    /// The ceiling; `None` when there is none.
+    pub max: Option<u64>,
+    /// How many more fit under the ceiling; 0 without one.
+    pub available: u64,
+    /// Distinct trace ids with a live lease.
+    pub active_traces: u64,
+    /// Live leases per trace id.
+    pub per_trace: std::collections::BTreeMap<String, u64>,
+}
+
+impl PoolState {
+    fn from_wire(state: WorkersState) -> Self {
+        let count = |count: i64| u64::try_from(count).unwrap_or(0);
+        let per_trace = state.worker_count_per_trace_id.into_iter();
+        Self {
+            borrowed: count(state.borrowed_workers),
+            max: Some(count(state.max_workers)).filter(|max| *max > 0),
+            available: count(state.available_workers),
+            active_traces: count(state.active_trace_id),
+            per_trace: per_trace.map(|(trace, held)| (trace, count(held))).collect(),
+        }
+    }
+}
+
+impl SessionPool for TgmPool {
+    fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>> {
+        Box::pin(async move {
+            Request::session(&request.service, &request.organization)
+                .api_key(&request.api_key)
+                .trace(&request.trace)
+                .validate()?;
+            let asked = Asked {
+                service: request.service,
+                organization: request.organization,
+                api_key: request.api_key,
+                trace: request.trace,
+                max_workers: 0,
+            };
+            let wanted = Wanted::Session { asked, on_error: request.on_error };
+            borrow::borrow(&self.shared, wanted, self.patience).await
+        })
+    }
+
+    fn borrow_worker<'a>(
+        &'a self,
+        session: &'a Lease,
+        request: WorkerRequest,
+    ) -> BoxFuture<'a, Result<Arc<Lease>, Error>> {
+        Box::pin(async move {
+            lease::validate_id("service", &request.service, true)?;
+            let wanted = Wanted::Worker {
+                session: session.number(),
+                service: request.service,
+                max_per_session: request.max_per_session,
+            };
+            borrow::borrow(&self.shared, wanted, self.patience).await
+        })
+    }
+
+    fn release_session(&self, session: &Lease, minimal_life: Option<Duration>) -> Release {
+        self.shared.tell(|keeper, now| keeper.release(session.number(), minimal_life, now))
+    }
+
+    fn release_worker(&self, worker: &Lease, minimal_life: Option<Duration>) -> Release {
+        self.shared.tell(|keeper, now| keeper.release(worker.number(), minimal_life, now))
+    }
+
+    fn close(&self, deadline: Duration) -> BoxFuture<'_, CloseReport> {
+        Box::pin(async move {
+            let drained = self.shared.tell(Keeper::close);
+            if tokio::time::timeout(deadline, drained).await.is_err() {
+                return self.shared.tell(|keeper, _| {
+                    let report = keeper.report();
+                    keeper.give_up();
+                    report
+                });
+            }
+            self.shared.tell(|keeper, _| keeper.report())
+        })
+    }
+}
+
+impl Drop for TgmPool {
+    fn drop(&mut self) {
+        // Nobody waits; the task goes on until everything is returned.
+        drop(self.shared.tell(Keeper::close));
+    }
+}

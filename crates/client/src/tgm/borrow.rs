@@ -1,0 +1,185 @@
+//! A caller's borrow: tries, retries, and what is left behind when the caller goes away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lease::BorrowId;
+use rand::RngExt;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::answer::{self, BorrowAnswer, UNTOLD_TTL};
+use super::driver::{Shared, now, within};
+use super::keeper::Asked;
+use super::returns::Target;
+use crate::error::Error;
+use crate::held::{Lease, OnError};
+
+/// The pauses between the tries of one borrow double from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who a borrow is for.
+pub(crate) enum Wanted {
+    Session { asked: Asked, on_error: Option<OnError> },
+    Worker { session: u64, service: Arc<str>, max_per_session: u32 },
+}
+
+/// How long a borrow may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// With every fault retried.
+    pub(crate) timeout: Duration,
+    /// While a ceiling is reached.
+    pub(crate) wait: Duration,
+}
+
+/// Borrows what is wanted. May be dropped at any point: whatever a server took is given back.
+pub(crate) async fn borrow(
+    shared: &Arc<Shared>,
+    mut wanted: Wanted,
+    patience: Patience,
+) -> Result<Arc<Lease>, Error> {
+    let give_up = Instant::now() + patience.wait;
+    let mut pause = Pause::default();
+    loop {
+        let error = match UnderWay::begin(shared, &wanted) {
+            Ok(borrow) => match borrow.finish(&mut wanted, patience.timeout).await {
+                Ok(lease) => return Ok(lease),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        let left = give_up.saturating_duration_since(Instant::now());
+        if !error.is_ceiling() || left.is_zero() {
+            return Err(error);
+        }
+        sleep(pause.next().min(left)).await;
+    }
+}
+
+/// One borrow that the keeper counts as under way, until this is dropped.
+struct UnderWay<'a> {
+    shared: &'a Arc<Shared>,
+    asked: Asked,
+    session: Option<u64>,
+    id: BorrowId,
+    /// Whether the server may hold something for this borrow that nobody knows of.
+    doubt: bool,
+    over: bool,
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(shared: &'a Arc<Shared>, wanted: &Wanted) -> Result<Self, Error> {
+        let (asked, session) = match wanted {
+            Wanted::Session { asked, .. } => {
+                shared.tell(|keeper, _| keeper.begin_session(asked))?;
+                (asked.clone(), None)
+            }
+            Wanted::Worker { session, service, max_per_session } => {
+                let asked = shared
+                    .tell(|keeper, _| keeper.begin_worker(*session, service, *max_per_session))?;
+                (asked, Some(*session))
+            }
+        };
+        let id = BorrowId(rand::random());
+        Ok(Self { shared, asked, session, id, doubt: false, over: false })
+    }
+
+    /// Tries until the server says yes or no, or `timeout` passes.
+    async fn finish(mut self, wanted: &mut Wanted, timeout: Duration) -> Result<Arc<Lease>, Error> {
+        let deadline = Instant::now() + timeout;
+        let mut pause = Pause::default();
+        loop {
+            let error = match self.attempt(wanted, deadline).await {
+                Ok(lease) => return Ok(lease),
+                Err(Try::Over(error)) => return Err(error),
+                Err(Try::Fault(error)) => error,
+            };
+            let again = Instant::now() + pause.next();
+            if again >= deadline {
+                return Err(error);
+            }
+            tracing::debug!(%error, "a borrow failed and is tried again");
+            sleep_until(again).await;
+        }
+    }
+
+    async fn attempt(&mut self, wanted: &mut Wanted, deadline: Instant) -> Result<Arc<Lease>, Try> {
+        let sent = now();
+        let doubted = std::mem::replace(&mut self.doubt, true);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = within(left, self.shared.borrow(&self.asked, self.id)).await;
+        match answer::borrow(answer, &self.asked) {
+            BorrowAnswer::Granted(grant) => {
+                // The same id brings the same lease, so earlier tries are no longer in doubt.
+                self.doubt = false;
+                self.over = true;
+                let on_error = match wanted {
+                    Wanted::Session { on_error, .. } => on_error.take(),
+                    Wanted::Worker { .. } => None,
+                };
+                let (asked, session) = (&self.asked, self.session);
+                self.shared
+                    .tell(|keeper, now| keeper.granted(asked, session, on_error, grant, sent, now))
+                    .map_err(Try::Over)
+            }
+            BorrowAnswer::Refused(error) => {
+                self.doubt = doubted;
+                self.shared.tell(|keeper, _| keeper.saw_link(true));
+                Err(Try::Over(error))
+            }
+            BorrowAnswer::Nonsense { error, key } => {
+                self.doubt = doubted;
+                if let Some(key) = key {
+                    let target = Target::Key(key.into());
+                    self.shared.tell(|keeper, now| keeper.stray(target, UNTOLD_TTL, now));
+                }
+                Err(Try::Over(error))
+            }
+            BorrowAnswer::Fault { error, sent } => {
+                self.doubt = doubted || sent;
+                self.shared.tell(|keeper, _| keeper.saw_link(false));
+                Err(Try::Fault(error))
+            }
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        self.shared.tell(|keeper, now| {
+            if self.doubt {
+                keeper.stray(Target::Borrow(self.id), UNTOLD_TTL, now);
+            }
+            keeper.borrow_over(&self.asked);
+        });
+    }
+}
+
+/// Why a try brought no lease.
+enum Try {
+    /// The server decided.
+    Over(Error),
+    /// The next try may bring one.
+    Fault(Error),
+}
+
+/// Growing pauses, each somewhere in the upper half of its length.
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Pause {
+    fn next(&mut self) -> Duration {
+        let pause = self.0.mul_f64(rand::rng().random_range(0.5..=1.0));
+        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+        pause
+    }
+}

@@ -1,0 +1,219 @@
+//! The parameters of `tgm://`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::dsn::{Dsn, invalid, wrong};
+use crate::error::Error;
+
+/// Where a URL without a host leads.
+const DEFAULT_HOST: &str = "session.thegraph.market";
+
+/// How to reach a session server, and how to behave towards it.
+///
+/// Every field is a parameter of the URL; see the crate's table of them.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TgmConfig {
+    /// The host; an IPv6 address in its brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Whether to speak HTTP/2 without TLS.
+    pub plaintext: bool,
+    /// Whether to accept any certificate.
+    pub insecure: bool,
+    /// A private certificate authority, instead of those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate this client shows, and its key.
+    pub client_identity: Option<(PathBuf, PathBuf)>,
+    /// What this client is known by; `Debug` does not show it.
+    pub indexer_api_key: Option<SecretString>,
+    /// The longest time between two keep-alives of one lease.
+    pub keep_alive_delay: Duration,
+    /// Most sessions of one organization and service that the pool admits by itself.
+    pub max_sessions_per_organization: Option<u64>,
+    /// The minimal life sent when a session is released, instead of the one the server told.
+    pub minimal_life: Option<Duration>,
+    /// How long a borrow may take, retries included.
+    pub borrow_timeout: Duration,
+    /// How long a borrow keeps trying while a ceiling is reached.
+    pub borrow_wait: Duration,
+}
+
+impl TgmConfig {
+    /// Reads the parameters of a `tgm://` URL.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] names the parameter that is unknown, wrong, or contradicts
+    /// another one.
+    pub fn from_dsn(dsn: &Dsn) -> Result<Self, Error> {
+        let mut p = dsn.parameters();
+        let plaintext = p.flag("plaintext");
+        let config = Self {
+            host: dsn.host().unwrap_or(DEFAULT_HOST).to_owned(),
+            port: dsn.port().unwrap_or(if plaintext { 80 } else { 443 }),
+            plaintext,
+            insecure: p.flag("insecure"),
+            ca_file: p.text("ca-file").map(PathBuf::from),
+            client_identity: match (p.text("client-cert-file"), p.text("client-key-file")) {
+                (Some(cert), Some(key)) => Some((cert.into(), key.into())),
+                (None, None) => None,
+                _ => {
+                    return Err(invalid(
+                        "gives only one of `client-cert-file` and `client-key-file`; both are needed",
+                    ));
+                }
+            },
+            indexer_api_key: p.secret("indexer-api-key"),
+            keep_alive_delay: p
+                .duration("request-keep-alive-delay")?
+                .unwrap_or(Duration::from_secs(20)),
+            max_sessions_per_organization: p
+                .count(&["default-max-request-per-organization", "default-max-request-per-user"])?,
+            minimal_life: p.duration("minimal-worker-life-duration")?,
+            borrow_timeout: p.duration("borrow-timeout")?.unwrap_or(Duration::from_secs(5)),
+            borrow_wait: p.duration("borrow-wait")?.unwrap_or_default(),
+        };
+        match p.text("on-unavailable") {
+            None | Some("deny") => {}
+            // Better no pool than one that refuses what its operator wants admitted.
+            Some("allow") => {
+                return Err(wrong("on-unavailable", "allow", "is not supported yet; use `deny`"));
+            }
+            Some(other) => {
+                return Err(wrong("on-unavailable", other, "is neither `deny` nor `allow`"));
+            }
+        }
+        p.finish()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Returns `host:port`.
+    pub fn endpoint(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.keep_alive_delay.is_zero() {
+            return Err(invalid("gives `request-keep-alive-delay=0`, and it must be above 0"));
+        }
+        if self.borrow_timeout.is_zero() {
+            return Err(invalid("gives `borrow-timeout=0`, and it must be above 0"));
+        }
+        if self.plaintext && (self.ca_file.is_some() || self.client_identity.is_some()) {
+            return Err(invalid("gives certificate files, which `plaintext=true` has no use for"));
+        }
+        if self.insecure && self.ca_file.is_some() {
+            return Err(invalid("gives `ca-file`, which `insecure=true` has no use for"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<TgmConfig, Error> {
+        TgmConfig::from_dsn(&Dsn::parse_with(text, |_| String::new())?)
+    }
+
+    fn message(text: &str) -> String {
+        read(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn urls_in_production_lead_where_they_always_did() {
+        for (url, endpoint) in [
+            ("", "session.thegraph.market:443"),
+            ("tgm://", "session.thegraph.market:443"),
+            ("tgm://?plaintext=true", "session.thegraph.market:80"),
+            ("tgm://h", "h:443"),
+            ("tgm://h?plaintext=true", "h:80"),
+            ("tgm://h?plaintext=TRUE", "h:443"),
+            ("tgm://h:8080", "h:8080"),
+            ("tgm://h:8080?plaintext=true", "h:8080"),
+            ("tgm://[::1]", "[::1]:443"),
+            ("tgm://[::1]:9010", "[::1]:9010"),
+        ] {
+            assert_eq!(read(url).unwrap().endpoint(), endpoint, "{url}");
+        }
+    }
+
+    #[test]
+    fn every_parameter_has_the_documented_default() {
+        let config = read("tgm://h").unwrap();
+        assert!(!config.plaintext && !config.insecure);
+        assert_eq!(config.keep_alive_delay, Duration::from_secs(20));
+        assert_eq!(config.max_sessions_per_organization, None);
+        assert_eq!(config.minimal_life, None);
+        assert_eq!(config.borrow_timeout, Duration::from_secs(5));
+        assert_eq!(config.borrow_wait, Duration::ZERO);
+        assert!(config.indexer_api_key.is_none() && config.ca_file.is_none());
+        assert!(config.client_identity.is_none());
+    }
+
+    #[test]
+    fn every_parameter_is_read() {
+        let config = read(
+            "tgm://h?insecure=true&request-keep-alive-delay=1m30s\
+             &default-max-request-per-organization=7&indexer-api-key=k%261\
+             &minimal-worker-life-duration=250ms&on-unavailable=deny&borrow-timeout=2s\
+             &borrow-wait=3s&client-cert-file=c.pem&client-key-file=k.pem",
+        )
+        .unwrap();
+        assert!(config.insecure);
+        assert_eq!(config.keep_alive_delay, Duration::from_secs(90));
+        assert_eq!(config.max_sessions_per_organization, Some(7));
+        assert_eq!(config.indexer_api_key.unwrap().expose_secret(), "k&1");
+        assert_eq!(config.minimal_life, Some(Duration::from_millis(250)));
+        assert_eq!(config.borrow_timeout, Duration::from_secs(2));
+        assert_eq!(config.borrow_wait, Duration::from_secs(3));
+        assert_eq!(config.client_identity, Some(("c.pem".into(), "k.pem".into())));
+        assert_eq!(read("tgm://h?ca-file=ca.pem").unwrap().ca_file, Some("ca.pem".into()));
+    }
+
+    #[test]
+    fn the_old_name_of_the_maximum_is_read_and_checked() {
+        let maximum = |url| read(url).unwrap().max_sessions_per_organization;
+        assert_eq!(maximum("tgm://h?default-max-request-per-user=4"), Some(4));
+        assert_eq!(maximum("tgm://h?default-max-request-per-user=0"), Some(0));
+        let wrong = message("tgm://h?default-max-request-per-user=invalid");
+        assert!(wrong.contains("`default-max-request-per-user=invalid`"), "{wrong}");
+    }
+
+    #[test]
+    fn values_that_cannot_be_meant_are_refused() {
+        for (url, about) in [
+            ("tgm://h?request-keep-alive-delay=0", "must be above 0"),
+            ("tgm://h?request-keep-alive-delay=20", "has no unit"),
+            ("tgm://h?request-keep-alive-delay=-1s", "is negative"),
+            ("tgm://h?borrow-timeout=0s", "must be above 0"),
+            ("tgm://h?borrow-wait=soon", "is not a duration"),
+            ("tgm://h?on-unavailable=maybe", "is neither `deny` nor `allow`"),
+            ("tgm://h?on-unavailable=allow", "is not supported yet"),
+            ("tgm://h?client-cert-file=c.pem", "both are needed"),
+            ("tgm://h?client-key-file=c.pem", "both are needed"),
+            ("tgm://h?plaintext=true&ca-file=ca.pem", "has no use for"),
+            ("tgm://h?insecure=true&ca-file=ca.pem", "has no use for"),
+            ("tgm://h?keep-alive-delay=1s", "nearest is `request-keep-alive-delay`"),
+            ("tgm://h?max_sessions=1", "`max_sessions`"),
+        ] {
+            assert!(message(url).contains(about), "{url}: {}", message(url));
+        }
+    }
+
+    #[test]
+    fn debug_does_not_show_the_key() {
+        let config = read("tgm://h?indexer-api-key=s3cret").unwrap();
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("s3cret") && shown.contains("REDACTED"), "{shown}");
+    }
+}

@@ -1,0 +1,216 @@
+//! The one task of a remote pool: makes the calls the keeper asks for and tells it the answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lease::BorrowId;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+use wire::worker::worker_pool_client::WorkerPoolClient;
+use wire::worker::{
+    BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, ReturnWorkerRequest,
+};
+
+use super::answer;
+use super::keeper::{Asked, Call, Keeper};
+use super::returns::Target;
+
+/// How long one try of a return may take.
+const RETURN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What guards, callers and the task of one pool share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Wakes the task when something is due earlier than it planned.
+    earlier: Notify,
+    client: WorkerPoolClient<Channel>,
+    indexer_api_key: Option<MetadataValue<Ascii>>,
+}
+
+#[derive(Debug)]
+struct State {
+    keeper: Keeper,
+    /// When the task looks again by itself; `None` when it waits for answers only.
+    planned: Option<Instant>,
+}
+
+/// The present, as the runtime tells it: tests may pause it.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Shared {
+    pub(crate) fn new(
+        keeper: Keeper,
+        channel: Channel,
+        indexer_api_key: Option<MetadataValue<Ascii>>,
+    ) -> Self {
+        Self {
+            state: Mutex::new(State { keeper, planned: None }),
+            earlier: Notify::new(),
+            client: WorkerPoolClient::new(channel),
+            indexer_api_key,
+        }
+    }
+
+    /// Tells the keeper something. What others have to hear of it is told when the lock is free.
+    pub(crate) fn tell<R>(&self, what: impl FnOnce(&mut Keeper, Instant) -> R) -> R {
+        let now = now();
+        let mut state = self.state.lock();
+        let result = what(&mut state.keeper, now);
+        let next = state.keeper.next_time(now);
+        let earlier = match (next, state.planned) {
+            (Some(next), Some(planned)) => next < planned,
+            (next, None) => next.is_some(),
+            (None, Some(_)) => false,
+        };
+        if earlier {
+            state.planned = next;
+        }
+        let wake = earlier || state.keeper.is_drained();
+        let news = state.keeper.take_news();
+        drop(state);
+        if wake {
+            self.earlier.notify_one();
+        }
+        news.tell();
+        result
+    }
+
+    /// Sends one try of a borrow. Takes as long as the server does.
+    pub(crate) async fn borrow(
+        &self,
+        asked: &Asked,
+        id: BorrowId,
+    ) -> Result<Response<BorrowWorkerResponse>, Status> {
+        let message = BorrowWorkerRequest {
+            service: asked.service.to_string(),
+            organization_id: asked.organization.to_string(),
+            api_key_id: asked.api_key.to_string(),
+            trace_id: asked.trace.to_string(),
+            max_worker_for_trace_id: asked.max_workers,
+        };
+        let mut request = self.request(message);
+        request.metadata_mut().insert("x-borrow-id", named(id));
+        self.client.clone().borrow_worker(request).await
+    }
+
+    /// Returns the client, and a request with everything that every call carries.
+    pub(crate) fn client(&self) -> WorkerPoolClient<Channel> {
+        self.client.clone()
+    }
+
+    /// Wraps a message with what every call carries.
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(key) = &self.indexer_api_key {
+            request.metadata_mut().insert("x-api-key", key.clone());
+        }
+        request
+    }
+
+    async fn call(&self, call: Call) {
+        let sent = now();
+        let mut client = self.client.clone();
+        match call {
+            Call::KeepAlive { number, key, api_key, deadline } => {
+                let message = KeepAliveRequest {
+                    worker_key: key.to_string(),
+                    api_key_id: api_key.to_string(),
+                };
+                let request = self.request(message);
+                let answer = within(deadline, client.keep_alive(request)).await;
+                let answer = answer::keep_alive(answer);
+                self.tell(|keeper, now| keeper.kept_alive(number, answer, sent, now));
+            }
+            Call::Borrow { number, asked, id, deadline } => {
+                let answer = within(deadline, self.borrow(&asked, id)).await;
+                let answer = answer::borrow(answer, &asked);
+                self.tell(|keeper, now| keeper.borrowed_again(number, answer, sent, now));
+            }
+            Call::Return { number, target, minimal_life } => {
+                let request = self.give_back(target, minimal_life);
+                let answer = within(RETURN_DEADLINE, client.return_worker(request)).await;
+                let answer = answer::give_back(answer);
+                self.tell(|keeper, now| keeper.returned(number, answer, now));
+            }
+        }
+    }
+
+    fn give_back(
+        &self,
+        target: Target,
+        minimal_life: Option<Duration>,
+    ) -> Request<ReturnWorkerRequest> {
+        // A life that no wire duration can hold is longer than any server grants.
+        let minimal_worker_life_duration = minimal_life.map(|life| {
+            life.min(lease::MAX_MINIMAL_LIFE).try_into().expect("ten minutes fit a wire duration")
+        });
+        let (worker_key, borrow) = match target {
+            Target::Key(key) => (key.to_string(), None),
+            Target::Borrow(id) => (String::new(), Some(id)),
+        };
+        let mut request =
+            self.request(ReturnWorkerRequest { worker_key, minimal_worker_life_duration });
+        if let Some(id) = borrow {
+            request.metadata_mut().insert("x-borrow-id", named(id));
+        }
+        request
+    }
+}
+
+/// The metadata value that names a borrow.
+fn named(id: BorrowId) -> MetadataValue<Ascii> {
+    id.to_string().parse().expect("hex digits are a metadata value")
+}
+
+/// Waits for an answer until the deadline, which looks like a fault of the transport.
+pub(crate) async fn within<T>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(answer::late(deadline)),
+    }
+}
+
+/// Runs until the pool is closed and nothing is left to do.
+///
+/// All calls run inside of this task: none is spawned, so nothing outlives it.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut calls = FuturesUnordered::new();
+    loop {
+        let (planned, over) = {
+            let now = now();
+            let mut state = shared.state.lock();
+            while let Some(call) = state.keeper.next_call(now) {
+                calls.push(shared.call(call));
+            }
+            state.planned = state.keeper.next_time(now);
+            (state.planned, state.keeper.is_drained())
+        };
+        // Leases may have been lost just now.
+        shared.tell(|_, _| ());
+        if over {
+            return;
+        }
+        let at = planned.map(tokio::time::Instant::from_std);
+        let time = async {
+            match at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(()) = calls.next(), if !calls.is_empty() => {}
+            () = shared.earlier.notified() => {}
+            () = time => {}
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! What a remote pool holds and what it has to do next: pure, without I/O and without a clock.
+//!
+//! Guards and the pool's one task tell the keeper what happened; the task asks it for the next
+//! call. Every decision about a lease is made here, under one lock that is never held across an
+//! await, so each interleaving of calls and answers is a sequence of these methods.
+
+mod calls;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lease::BorrowId;
+use rand::rngs::StdRng;
+use tokio::sync::oneshot;
+
+pub(crate) use self::calls::Call;
+use super::answer::Grant;
+use super::returns::{Return, Returns, Settled, Target};
+use crate::error::{Error, Scope};
+use crate::heartbeat::Heartbeat;
+use crate::held::{Lease, OnError, Release, Released};
+use crate::link::Link;
+use crate::pool::CloseReport;
+
+/// Most leases without a known key that may wait for their return at once.
+const MOST_STRAYS: usize = 65_536;
+
+/// The minimal life of a session when neither the URL nor the server says one.
+const MINIMAL_LIFE: Duration = Duration::from_secs(5);
+
+/// What a keeper is told once and for all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// The longest time between two keep-alives of one lease.
+    pub(crate) delay: Duration,
+    /// The minimal life sent when a session is released, instead of the server's.
+    pub(crate) minimal_life: Option<Duration>,
+    /// Most sessions of one organization and service that the pool admits by itself.
+    pub(crate) most_sessions: Option<u64>,
+}
+
+/// What a borrow asks for: the same again when the server forgot the lease.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) service: Arc<str>,
+    pub(crate) organization: Arc<str>,
+    pub(crate) api_key: Arc<str>,
+    pub(crate) trace: Arc<str>,
+    /// 0 asks for a session.
+    pub(crate) max_workers: i64,
+}
+
+impl Asked {
+    pub(crate) fn is_worker(&self) -> bool {
+        self.max_workers > 0
+    }
+}
+
+/// What others have to hear, once the lock is free.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    ended: Vec<(Arc<Lease>, Error)>,
+    settled: Vec<Settled>,
+    drained: Vec<oneshot::Sender<()>>,
+}
+
+impl News {
+    /// Ends leases, with their callbacks, and answers everyone who waits. Takes no lock of the pool.
+    pub(crate) fn tell(self) {
+        for (lease, reason) in self.ended {
+            lease.end(reason);
+        }
+        for (waiters, outcome) in self.settled {
+            for waiter in waiters {
+                // Who no longer waits does not want to know.
+                let _ = waiter.send(outcome.clone());
+            }
+        }
+        for closer in self.drained {
+            let _ = closer.send(());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Held {
+    lease: Arc<Lease>,
+    asked: Asked,
+    role: Role,
+    ttl: Duration,
+    /// What the server told when it granted the lease.
+    minimal_life: Option<Duration>,
+    /// Whether a keep-alive or a borrow is under way.
+    calling: bool,
+    /// Whether the lease ended and only waits for its guard to go.
+    ended: bool,
+    /// Whether the server said that it holds no such lease.
+    forgotten: bool,
+    /// The borrow that may have had it again, while nobody knows.
+    borrowing: Option<BorrowId>,
+    /// Why the last call failed.
+    fault: Option<Box<Error>>,
+}
+
+#[derive(Debug)]
+enum Role {
+    Session {
+        workers: BTreeSet<u64>,
+    },
+    Worker {
+        session: u64,
+        /// Whether it waits for its session to be found alive, to be borrowed again.
+        aside: bool,
+    },
+}
+
+/// The state of one remote pool.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    rules: Rules,
+    rng: StdRng,
+    numbers: u64,
+    held: HashMap<u64, Held>,
+    heartbeat: Heartbeat,
+    returns: Returns,
+    link: Link,
+    /// Calls of the task under way, returns apart.
+    calls: usize,
+    /// Borrows of callers under way.
+    borrows: usize,
+    /// Sessions per organization and service, while there is a ceiling on them.
+    sessions: HashMap<(Arc<str>, Arc<str>), u64>,
+    closing: bool,
+    closers: Vec<oneshot::Sender<()>>,
+    news: News,
+}
+
+impl Keeper {
+    /// Makes a keeper that holds nothing; `rng` spreads beats and retries.
+    pub(crate) fn new(rules: Rules, rng: StdRng) -> Self {
+        Self {
+            rules,
+            rng,
+            numbers: 0,
+            held: HashMap::new(),
+            heartbeat: Heartbeat::new(rules.delay),
+            returns: Returns::default(),
+            link: Link::default(),
+            calls: 0,
+            borrows: 0,
+            sessions: HashMap::new(),
+            closing: false,
+            closers: Vec::new(),
+            news: News::default(),
+        }
+    }
+
+    /// Takes what others have to hear.
+    pub(crate) fn take_news(&mut self) -> News {
+        self.news.settled = self.returns.take_settled();
+        if self.is_drained() {
+            self.news.drained = std::mem::take(&mut self.closers);
+        }
+        std::mem::take(&mut self.news)
+    }
+
+    // ---- borrows of callers ----
+
+    /// Lets a borrow of a session begin; [`Keeper::granted`] or [`Keeper::borrow_over`] ends it.
+    pub(crate) fn begin_session(&mut self, asked: &Asked) -> Result<(), Error> {
+        if self.closing {
+            return Err(Error::Closed);
+        }
+        if let Some(max) = self.rules.most_sessions {
+            let pool = (asked.organization.clone(), asked.service.clone());
+            let active = self.sessions.get(&pool).copied().unwrap_or(0);
+            if active >= max {
+                let scope = Scope::Pool;
+                return Err(Error::ConcurrentStreamLimitExceeded { active, max, scope });
+            }
+            self.sessions.insert(pool, active + 1);
+        }
+        self.borrows += 1;
+        Ok(())
+    }
+
+    /// Lets a borrow of a worker under `session` begin, and returns what to ask for.
+    pub(crate) fn begin_worker(
+        &mut self,
+        session: u64,
+        service: &Arc<str>,
+        max_per_session: u32,
+    ) -> Result<Asked, Error> {
+        if self.closing {
+            return Err(Error::Closed);
+        }
+        let held = self.held.get(&session).ok_or(Error::SessionNotFound)?;
+        let Role::Session { workers } = &held.role else { return Err(Error::SessionNotFound) };
+        // Nothing is borrowed after a revocation: whoever asks hears the reason again.
+        if let Some(reason) = held.lease.end_reason() {
+            return Err(reason.clone());
+        }
+        if held.ended {
+            return Err(Error::SessionNotFound);
+        }
+        if max_per_session == 0 {
+            // On the wire a cap of 0 would ask for a session.
+            let active = workers.len() as u64;
+            return Err(Error::WorkersLimitExceeded { active, max: 0, scope: Scope::Trace });
+        }
+        self.borrows += 1;
+        let max_workers = i64::from(max_per_session);
+        Ok(Asked { service: service.clone(), max_workers, ..held.asked.clone() })
+    }
+
+    /// Takes the grant of a caller's borrow that was sent at `sent`.
+    pub(crate) fn granted(
+        &mut self,
+        asked: &Asked,
+        session: Option<u64>,
+        on_error: Option<OnError>,
+        grant: Grant,
+        sent: Instant,
+        now: Instant,
+    ) -> Result<Arc<Lease>, Error> {
+        self.link.answered();
+        let refusal = match session.map(|session| self.held.get(&session)) {
+            _ if self.closing => Some(Error::Closed),
+            None => None,
+            Some(Some(held)) if !held.ended => None,
+            Some(held) => {
+                let reason = held.and_then(|held| held.lease.end_reason().cloned());
+                Some(reason.unwrap_or(Error::SessionNotFound))
+            }
+        };
+        if let Some(error) = refusal {
+            self.stray(Target::Key(grant.key.into()), grant.ttl, now);
+            self.borrow_over(asked);
+            return Err(error);
+        }
+        self.borrows -= 1;
+        let number = self.next_number();
+        let lease = Arc::new(Lease::new(number, grant.key, on_error));
+        let role = match session {
+            None => Role::Session { workers: BTreeSet::new() },
+            Some(session) => Role::Worker { session, aside: false },
+        };
+        if let Some(workers) = session.and_then(|session| self.workers_of(session)) {
+            workers.insert(number);
+        }
+        self.heartbeat.insert(number, session.is_some(), grant.ttl, sent, now, &mut self.rng);
+        let held = Held {
+            lease: lease.clone(),
+            asked: asked.clone(),
+            role,
+            ttl: grant.ttl,
+            minimal_life: grant.minimal_life,
+            calling: false,
+            ended: false,
+            forgotten: false,
+            borrowing: None,
+            fault: None,
+        };
+        self.held.insert(number, held);
+        Ok(lease)
+    }
+
+    /// Ends a caller's borrow that was not granted.
+    pub(crate) fn borrow_over(&mut self, asked: &Asked) {
+        self.borrows -= 1;
+        if !asked.is_worker() {
+            self.leave_pool(asked);
+        }
+    }
+
+    /// Notes how the way to the server looked to a caller.
+    pub(crate) fn saw_link(&mut self, answered: bool) {
+        if answered { self.link.answered() } else { self.link.failed() }
+    }
+
+    /// Queues the return of something that no guard holds.
+    pub(crate) fn stray(&mut self, target: Target, ttl: Duration, now: Instant) {
+        if self.returns.len() >= self.held.len() + MOST_STRAYS {
+            tracing::warn!("too many unanswered borrows; one is left to end by its TTL");
+            return;
+        }
+        let number = self.next_number();
+        let minimal_life = Some(Duration::ZERO);
+        let order = Return {
+            target: Some(target),
+            minimal_life,
+            give_up: now + ttl,
+            holds: 0,
+            session: None,
+        };
+        self.returns.add(number, order, now);
+    }
+
+    // ---- returns ----
+
+    /// Queues the return of a lease, its workers first. Unknown and returned leases are no error.
+    pub(crate) fn release(
+        &mut self,
+        number: u64,
+        minimal_life: Option<Duration>,
+        now: Instant,
+    ) -> Release {
+        self.give_back(number, minimal_life, None, now);
+        match self.returns.watch(number) {
+            Some(outcome) => Release::waiting(outcome),
+            None => Release::known(Ok(Released::Missing)),
+        }
+    }
+
+    /// Moves a lease and its workers from the table to the returns.
+    fn give_back(
+        &mut self,
+        number: u64,
+        minimal_life: Option<Duration>,
+        session: Option<u64>,
+        now: Instant,
+    ) {
+        let Some(held) = self.held.remove(&number) else { return };
+        self.heartbeat.remove(number);
+        let (workers, minimal_life) = match held.role {
+            Role::Worker { session, .. } => {
+                if let Some(workers) = self.workers_of(session) {
+                    workers.remove(&number);
+                }
+                (BTreeSet::new(), minimal_life)
+            }
+            Role::Session { workers } => {
+                self.leave_pool(&held.asked);
+                let told = self.rules.minimal_life.or(held.minimal_life);
+                (workers, minimal_life.or(told).or(Some(MINIMAL_LIFE)))
+            }
+        };
+        let target = match (held.forgotten, held.borrowing) {
+            (false, _) => Some(Target::Key(held.lease.key())),
+            (true, borrowing) => borrowing.map(Target::Borrow),
+        };
+        let holds = usize::from(held.calling) + workers.len();
+        let give_up = now + held.ttl;
+        self.returns.add(number, Return { target, minimal_life, give_up, holds, session }, now);
+        for worker in workers {
+            if let Some(held) = self.held.get(&worker) {
+                self.news.ended.push((held.lease.clone(), Error::SessionNotFound));
+            }
+            self.give_back(worker, None, Some(number), now);
+        }
+    }
+
+    fn workers_of(&mut self, session: u64) -> Option<&mut BTreeSet<u64>> {
+        match &mut self.held.get_mut(&session)?.role {
+            Role::Session { workers } => Some(workers),
+            Role::Worker { .. } => None,
+        }
+    }
+
+    fn leave_pool(&mut self, asked: &Asked) {
+        if self.rules.most_sessions.is_none() {
+            return;
+        }
+        let pool = (asked.organization.clone(), asked.service.clone());
+        if let Some(active) = self.sessions.get_mut(&pool) {
+            *active -= 1;
+            if *active == 0 {
+                self.sessions.remove(&pool);
+            }
+        }
+    }
+
+    // ---- close ----
+
+    /// Refuses borrows from now on, and ends and returns everything held, workers first.
+    pub(crate) fn close(&mut self, now: Instant) -> oneshot::Receiver<()> {
+        self.closing = true;
+        for held in self.held.values().filter(|held| !held.ended) {
+            self.news.ended.push((held.lease.clone(), Error::Closed));
+        }
+        let is_session = |(number, held): (&u64, &Held)| {
+            matches!(held.role, Role::Session { .. }).then_some(*number)
+        };
+        let sessions: Vec<u64> = self.held.iter().filter_map(is_session).collect();
+        for session in sessions {
+            self.give_back(session, Some(Duration::ZERO), None, now);
+        }
+        let (closer, drained) = oneshot::channel();
+        self.closers.push(closer);
+        drained
+    }
+
+    /// Stops trying to return what is left.
+    pub(crate) fn give_up(&mut self) {
+        self.returns.give_up();
+    }
+
+    /// Returns what became of all returns; what is still on its way counts as not returned.
+    pub(crate) fn report(&self) -> CloseReport {
+        let CloseReport { returned, not_returned } = self.returns.tally();
+        CloseReport { returned, not_returned: not_returned + self.returns.len() as u64 }
+    }
+
+    /// Whether the pool is closed and nothing is left to do.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.closing && self.borrows == 0 && self.calls == 0 && self.returns.len() == 0
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+}

@@ -1,0 +1,359 @@
+//! What has to be given back, and when the next try is due: a pure queue.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lease::BorrowId;
+use rand::{Rng, RngExt};
+use tokio::sync::oneshot;
+
+use crate::error::Error;
+use crate::held::Released;
+use crate::link::Link;
+use crate::pool::CloseReport;
+
+/// Most calls under way at once.
+const MOST_CALLS: usize = 64;
+
+/// The pauses between tries double from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a return waits while the link admits no more calls.
+const LINK_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the server is asked to take back.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The lease of this key.
+    Key(Arc<str>),
+    /// Whatever this borrow took: its answer never came.
+    Borrow(BorrowId),
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Key(_) => f.write_str("Key(..)"),
+            Self::Borrow(_) => f.write_str("Borrow(..)"),
+        }
+    }
+}
+
+/// One try that is due.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) number: u64,
+    pub(crate) target: Target,
+    pub(crate) minimal_life: Option<Duration>,
+}
+
+/// A return that is over: who waits for it, and how it went.
+pub(crate) type Settled = (Vec<oneshot::Sender<Result<Released, Error>>>, Result<Released, Error>);
+
+/// One lease on its way back.
+#[derive(Debug)]
+pub(crate) struct Return {
+    /// `None` when the server holds nothing: it only keeps the order.
+    pub(crate) target: Option<Target>,
+    pub(crate) minimal_life: Option<Duration>,
+    /// When to stop trying: the lease's own TTL has freed the slot by then.
+    pub(crate) give_up: Instant,
+    /// How many things it waits for before its first try: a call of its own under way, workers.
+    pub(crate) holds: usize,
+    /// The session that waits for the first try of this worker.
+    pub(crate) session: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Item {
+    order: Return,
+    tries: u32,
+    calling: bool,
+    waiters: Vec<oneshot::Sender<Result<Released, Error>>>,
+}
+
+/// All returns of one pool that are not settled.
+#[derive(Debug, Default)]
+pub(crate) struct Returns {
+    items: HashMap<u64, Item>,
+    queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    calls: usize,
+    settled: Vec<Settled>,
+    tally: CloseReport,
+}
+
+impl Returns {
+    /// Queues the return of lease `number`.
+    pub(crate) fn add(&mut self, number: u64, order: Return, now: Instant) {
+        let ready = order.holds == 0;
+        let item = Item { order, tries: 0, calling: false, waiters: Vec::new() };
+        self.items.insert(number, item);
+        if ready {
+            self.ready(number, now);
+        }
+    }
+
+    /// Notes that one of the things the return waited for has happened.
+    pub(crate) fn unhold(&mut self, number: u64, now: Instant) {
+        let Some(item) = self.items.get_mut(&number) else { return };
+        if item.order.holds > 0 {
+            item.order.holds -= 1;
+            if item.order.holds == 0 {
+                self.ready(number, now);
+            }
+        }
+    }
+
+    /// Changes what is given back, before the first try.
+    pub(crate) fn retarget(&mut self, number: u64, target: Option<Target>) {
+        if let Some(item) = self.items.get_mut(&number) {
+            item.order.target = target;
+        }
+    }
+
+    /// Returns a receiver of the outcome; `None` when nothing of that number is on its way.
+    pub(crate) fn watch(
+        &mut self,
+        number: u64,
+    ) -> Option<oneshot::Receiver<Result<Released, Error>>> {
+        let (sender, receiver) = oneshot::channel();
+        self.items.get_mut(&number)?.waiters.push(sender);
+        Some(receiver)
+    }
+
+    /// Returns when to ask [`Returns::due`] again; `None` when only an answer can change that.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let Reverse((at, _)) = self.queue.peek()?;
+        (self.calls < MOST_CALLS).then_some(*at)
+    }
+
+    /// Returns the next try that is due at `now`.
+    pub(crate) fn due(&mut self, now: Instant, link: &mut Link) -> Option<Attempt> {
+        while self.next().is_some_and(|at| at <= now) {
+            let Reverse((_, number)) = self.queue.pop()?;
+            let Some(item) = self.items.get_mut(&number) else { continue };
+            let Some(target) = item.order.target.clone() else { continue };
+            if !link.admits(now) {
+                self.queue.push(Reverse((now + LINK_PAUSE, number)));
+                continue;
+            }
+            item.calling = true;
+            self.calls += 1;
+            return Some(Attempt { number, target, minimal_life: item.order.minimal_life });
+        }
+        None
+    }
+
+    /// Takes the answer to a try; `again` says whether another try may help.
+    pub(crate) fn answered(
+        &mut self,
+        number: u64,
+        outcome: Result<Released, Error>,
+        again: bool,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) {
+        self.calls -= 1;
+        let Some(item) = self.items.get_mut(&number) else { return };
+        item.calling = false;
+        item.tries += 1;
+        // One try of each worker goes first; a worker that cannot be returned yet does not keep
+        // the slot of its session taken.
+        let session = item.order.session.take();
+        if outcome.is_err() && again && now < item.order.give_up {
+            let doubled = FIRST_PAUSE.saturating_mul(1 << item.tries.min(16).saturating_sub(1));
+            let pause = doubled.min(LONGEST_PAUSE).mul_f64(rng.random_range(0.5..=1.0));
+            self.queue.push(Reverse((now + pause, number)));
+        } else {
+            self.settle(number, outcome);
+        }
+        if let Some(session) = session {
+            self.unhold(session, now);
+        }
+    }
+
+    /// Stops trying: everything left counts as not returned.
+    pub(crate) fn give_up(&mut self) {
+        self.queue.clear();
+        let numbers: Vec<u64> = self.items.keys().copied().collect();
+        for number in numbers {
+            let late = Error::unavailable("the pool was closed before the return was answered");
+            self.settle(number, Err(late));
+        }
+    }
+
+    /// Returns how many returns are not settled.
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Returns what became of all returns so far.
+    pub(crate) fn tally(&self) -> CloseReport {
+        self.tally
+    }
+
+    /// Takes the returns that were settled since the last time.
+    pub(crate) fn take_settled(&mut self) -> Vec<Settled> {
+        std::mem::take(&mut self.settled)
+    }
+
+    fn ready(&mut self, number: u64, now: Instant) {
+        let Some(item) = self.items.get_mut(&number) else { return };
+        if item.order.target.is_some() {
+            self.queue.push(Reverse((now, number)));
+            return;
+        }
+        let session = item.order.session.take();
+        self.settle(number, Ok(Released::Missing));
+        if let Some(session) = session {
+            self.unhold(session, now);
+        }
+    }
+
+    fn settle(&mut self, number: u64, outcome: Result<Released, Error>) {
+        let Some(item) = self.items.remove(&number) else { return };
+        match &outcome {
+            Ok(_) if matches!(item.order.target, Some(Target::Key(_))) => self.tally.returned += 1,
+            // Nothing was held, or nobody knows whether anything was.
+            Ok(_) => {}
+            Err(error) => {
+                self.tally.not_returned += 1;
+                tracing::warn!(lease = number, tries = item.tries, %error, "a return was given up");
+            }
+        }
+        if !item.waiters.is_empty() {
+            self.settled.push((item.waiters, outcome));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    struct Bench {
+        returns: Returns,
+        link: Link,
+        rng: StdRng,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let rng = StdRng::seed_from_u64(1);
+            Self { returns: Returns::default(), link: Link::default(), rng, now: Instant::now() }
+        }
+
+        fn add(&mut self, number: u64, holds: usize, session: Option<u64>) {
+            let target = Some(Target::Key(format!("key-{number}").into()));
+            let give_up = self.now + TTL;
+            let order = Return { target, minimal_life: None, give_up, holds, session };
+            self.returns.add(number, order, self.now);
+        }
+
+        fn due(&mut self) -> Option<u64> {
+            self.returns.due(self.now, &mut self.link).map(|attempt| attempt.number)
+        }
+
+        fn answer(&mut self, number: u64, outcome: Result<Released, Error>) {
+            self.returns.answered(number, outcome, true, self.now, &mut self.rng);
+        }
+    }
+
+    fn fault() -> Result<Released, Error> {
+        Err(Error::unavailable("gone"))
+    }
+
+    #[test]
+    fn a_lost_return_is_tried_again_with_growing_pauses_for_one_ttl() {
+        let mut bench = Bench::new();
+        let start = bench.now;
+        bench.add(1, 0, None);
+        let mut outcome = bench.returns.watch(1).unwrap();
+        let mut pauses = Vec::new();
+        while let Some(at) = bench.returns.next() {
+            pauses.push(at - bench.now);
+            bench.now = at;
+            assert_eq!(bench.due(), Some(1));
+            bench.answer(1, fault());
+        }
+        assert!(bench.now - start >= TTL && bench.now - start <= TTL + LONGEST_PAUSE);
+        assert!(pauses[1] <= FIRST_PAUSE && pauses[1] >= FIRST_PAUSE / 2);
+        assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
+        assert!(pauses.len() > 12, "{pauses:?}");
+        for (waiters, outcome) in bench.returns.take_settled() {
+            waiters.into_iter().for_each(|waiter| waiter.send(outcome.clone()).unwrap());
+        }
+        assert_eq!(outcome.try_recv().unwrap(), fault());
+        assert_eq!(bench.returns.tally(), CloseReport { returned: 0, not_returned: 1 });
+    }
+
+    #[test]
+    fn a_session_waits_for_one_try_of_each_of_its_workers() {
+        let mut bench = Bench::new();
+        bench.add(10, 2, None);
+        bench.add(1, 0, Some(10));
+        bench.add(2, 0, Some(10));
+        assert_eq!([bench.due(), bench.due(), bench.due()], [Some(1), Some(2), None]);
+        bench.answer(1, Ok(Released::Returned));
+        assert_eq!(bench.due(), None);
+        // The second worker failed; it is tried again, and the session goes meanwhile.
+        bench.answer(2, fault());
+        assert_eq!([bench.due(), bench.due()], [Some(10), None]);
+        bench.answer(10, Ok(Released::Lingers));
+        assert_eq!(bench.returns.len(), 1);
+    }
+
+    #[test]
+    fn a_worker_that_the_server_no_longer_holds_does_not_keep_its_session_waiting() {
+        let mut bench = Bench::new();
+        bench.add(10, 1, None);
+        bench.add(1, 1, Some(10));
+        bench.returns.retarget(1, None);
+        bench.returns.unhold(1, bench.now);
+        assert_eq!([bench.due(), bench.due()], [Some(10), None]);
+    }
+
+    #[test]
+    fn an_answer_that_no_try_can_change_ends_the_return() {
+        let mut bench = Bench::new();
+        bench.add(1, 0, None);
+        assert_eq!(bench.due(), Some(1));
+        bench.returns.answered(1, fault(), false, bench.now, &mut bench.rng);
+        assert_eq!((bench.returns.len(), bench.returns.next()), (0, None));
+    }
+
+    #[test]
+    fn few_returns_are_under_way_at_once_and_fewer_while_the_link_is_down() {
+        let mut bench = Bench::new();
+        (0..200).for_each(|number| bench.add(number, 0, None));
+        let first: Vec<u64> = std::iter::from_fn(|| bench.due()).collect();
+        assert_eq!((first.len(), bench.returns.next()), (MOST_CALLS, None));
+        for number in first {
+            bench.answer(number, Ok(Released::Returned));
+        }
+        bench.link.failed();
+        assert_eq!(std::iter::from_fn(|| bench.due()).count(), 16);
+        assert!(bench.returns.next().is_some_and(|at| at > bench.now));
+    }
+
+    #[test]
+    fn giving_up_settles_everything_and_late_answers_change_nothing() {
+        let mut bench = Bench::new();
+        bench.add(1, 0, None);
+        bench.add(2, 1, None);
+        assert_eq!(bench.due(), Some(1));
+        bench.returns.give_up();
+        bench.answer(1, Ok(Released::Returned));
+        assert_eq!((bench.returns.len(), bench.due()), (0, None));
+        assert_eq!(bench.returns.tally(), CloseReport { returned: 0, not_returned: 2 });
+    }
+}
