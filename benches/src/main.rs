@@ -1,5 +1,6 @@
 //! The benchmark that `scripts/bench` builds and starts, and the parts it starts in turn.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use benches::run::{self, Options};
@@ -42,8 +43,18 @@ enum Part {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    let answer = match Arguments::parse().part {
+fn main() -> ExitCode {
+    match play(Arguments::parse().part) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn play(part: Part) -> anyhow::Result<()> {
+    let answer = match part {
         Part::Run(options) => return run::run(options),
         Part::Reference => return reference::serve(),
         Part::Pairs(plan) => serde_json::to_value(plan.run()?)?,
