@@ -7,6 +7,7 @@ mod check;
 mod duration;
 mod file;
 mod indexers;
+mod summary;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use lease::{Budget, Limits, Reason, Request, Terms, WallTime};
 
 pub use file::ServerSection;
 pub use indexers::{Indexer, Unauthenticated};
+pub use summary::{ServiceSummary, Summary};
 
 use crate::error::Error;
 use indexers::Indexers;
