@@ -3,6 +3,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
@@ -22,6 +23,7 @@ pub type OnError = Box<dyn FnOnce(Error) + Send>;
 pub struct Lease {
     number: u64,
     key: Mutex<Arc<str>>,
+    keep_alives: AtomicU64,
     reason: OnceLock<Error>,
     ended: Notify,
     on_error: Mutex<Option<OnError>>,
@@ -33,6 +35,7 @@ impl Lease {
         Self {
             number,
             key: Mutex::new(key.into()),
+            keep_alives: AtomicU64::new(0),
             reason: OnceLock::new(),
             ended: Notify::new(),
             on_error: Mutex::new(on_error),
@@ -54,6 +57,16 @@ impl Lease {
     /// Gives the lease the key of its new grant.
     pub fn set_key(&self, key: impl Into<Arc<str>>) {
         *self.key.lock() = key.into();
+    }
+
+    /// Returns how many keep-alives gave the lease its full TTL again.
+    pub fn keep_alives(&self) -> u64 {
+        self.keep_alives.load(Ordering::Relaxed)
+    }
+
+    /// Counts a keep-alive that gave the lease its full TTL again.
+    pub fn kept_alive(&self) {
+        self.keep_alives.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ends the lease for `reason`, and returns whether it had not ended before.
@@ -162,7 +175,7 @@ impl Future for Release {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use futures_util::FutureExt;
 

@@ -226,6 +226,13 @@ impl Session {
         self.lease.end_reason()
     }
 
+    /// Returns how many keep-alives of the session the server has answered with a full TTL.
+    ///
+    /// It stays 0 where nothing has to be kept alive, as with `local://`.
+    pub fn keep_alives(&self) -> u64 {
+        self.lease.keep_alives()
+    }
+
     /// Returns the key the session has on the wire now.
     ///
     /// Whoever knows it can return the session: treat it as a secret.
@@ -290,6 +297,13 @@ impl Worker {
     /// Returns why the worker ended, or `None` while it may go on.
     pub fn end_reason(&self) -> Option<&Error> {
         self.lease.end_reason()
+    }
+
+    /// Returns how many keep-alives of the worker the server has answered with a full TTL.
+    ///
+    /// It stays 0 where nothing has to be kept alive, as with `local://`.
+    pub fn keep_alives(&self) -> u64 {
+        self.lease.keep_alives()
     }
 
     /// Returns the key the worker has on the wire now.

@@ -87,6 +87,7 @@ impl Keeper {
             KeepAliveAnswer::Extended(ttl) => {
                 held.ttl = ttl.unwrap_or(held.ttl);
                 held.fault = None;
+                held.lease.kept_alive();
                 self.heartbeat.succeeded(number, ttl, sent, now, &mut self.rng);
                 self.line_up_workers(number, now);
             }
