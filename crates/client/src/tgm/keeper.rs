@@ -377,7 +377,9 @@ impl Keeper {
 
     /// Refuses borrows from now on, and ends and returns everything held, workers first.
     pub(crate) fn close(&mut self, now: Instant) -> oneshot::Receiver<()> {
-        self.closing = true;
+        if !std::mem::replace(&mut self.closing, true) {
+            self.returns.begin_tally();
+        }
         for held in self.held.values().filter(|held| !held.ended) {
             self.news.ended.push((held.lease.clone(), Error::Closed));
         }
@@ -398,7 +400,8 @@ impl Keeper {
         self.returns.give_up();
     }
 
-    /// Returns what became of all returns; what is still on its way counts as not returned.
+    /// Returns what became of all returns since the close began; what is still on its way counts as
+    /// not returned.
     pub(crate) fn report(&self) -> CloseReport {
         let CloseReport { returned, not_returned } = self.returns.tally();
         CloseReport { returned, not_returned: not_returned + self.returns.len() as u64 }

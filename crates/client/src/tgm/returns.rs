@@ -190,7 +190,12 @@ impl Returns {
         self.items.len()
     }
 
-    /// Returns what became of all returns so far.
+    /// Forgets what became of earlier returns: a close tells what it did itself.
+    pub(crate) fn begin_tally(&mut self) {
+        self.tally = CloseReport::default();
+    }
+
+    /// Returns what became of all returns since [`Returns::begin_tally`].
     pub(crate) fn tally(&self) -> CloseReport {
         self.tally
     }
