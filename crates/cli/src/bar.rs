@@ -1,0 +1,88 @@
+//! A ceiling and how much of it is taken, at a glance.
+
+use std::fmt;
+
+use crate::output::{FAINT, NAME, WARN, styled};
+
+/// The most cells a bar takes.
+const WIDEST: u64 = 24;
+
+/// `███░░ 3/5`: one cell per slot while those fit, else in proportion.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bar {
+    /// Slots taken.
+    pub(crate) active: u64,
+    /// Slots there are; `None` without a ceiling.
+    pub(crate) max: Option<u64>,
+}
+
+impl Bar {
+    /// Cells alone, for something that is measured: `part` of `whole`.
+    pub(crate) fn cells_of(part: u128, whole: u128) -> String {
+        let scaled = (part.min(whole) * u128::from(WIDEST)).div_ceil(whole.max(1));
+        let full = usize::try_from(scaled).unwrap_or(0);
+        let empty = usize::try_from(WIDEST).unwrap_or(0).saturating_sub(full);
+        styled(NAME, "█".repeat(full)) + &styled(FAINT, "░".repeat(empty))
+    }
+
+    /// The number of full and of empty cells.
+    fn cells(self) -> (usize, usize) {
+        let max = self.max.unwrap_or(self.active).max(1);
+        let shown = max.min(WIDEST);
+        let active = self.active.min(max);
+        // Rounded up, so that one lease of thousands shows, and full means full.
+        let full = (u128::from(active) * u128::from(shown)).div_ceil(u128::from(max));
+        let full = if active < max {
+            full.min(u128::from(shown) - 1).max(u128::from(active.min(1)))
+        } else {
+            full
+        };
+        let full = usize::try_from(full).unwrap_or(usize::MAX);
+        let shown = usize::try_from(shown).unwrap_or(usize::MAX);
+        (full, shown - full)
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (full, empty) = self.cells();
+        let style = if self.max.is_some_and(|max| self.active >= max) { WARN } else { NAME };
+        write!(f, "{style}{}{style:#}{FAINT}{}{FAINT:#}", "█".repeat(full), "░".repeat(empty))?;
+        match self.max {
+            Some(max) => write!(f, " {}/{max}", self.active),
+            None => write!(f, " {}, no ceiling", self.active),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(active: u64, max: Option<u64>) -> String {
+        anstream::adapter::strip_str(&Bar { active, max }.to_string()).to_string()
+    }
+
+    #[test]
+    fn a_bar_has_one_cell_per_slot_while_they_fit() {
+        assert_eq!(plain(3, Some(5)), "███░░ 3/5");
+        assert_eq!(plain(5, Some(5)), "█████ 5/5");
+        assert_eq!(plain(0, Some(2)), "░░ 0/2");
+    }
+
+    #[test]
+    fn a_long_bar_is_full_only_when_every_slot_is_taken() {
+        assert_eq!(Bar { active: 1, max: Some(4000) }.cells(), (1, 23));
+        assert_eq!(Bar { active: 3999, max: Some(4000) }.cells(), (23, 1));
+        assert_eq!(Bar { active: 4000, max: Some(4000) }.cells(), (24, 0));
+    }
+
+    #[test]
+    fn no_count_and_no_ceiling_breaks_a_bar() {
+        assert_eq!(plain(7, Some(5)), "█████ 7/5");
+        assert_eq!(Bar { active: 0, max: Some(0) }.cells(), (0, 1));
+        assert_eq!(plain(2, None), "██ 2, no ceiling");
+        assert_eq!(Bar { active: u64::MAX, max: Some(u64::MAX) }.cells(), (24, 0));
+        assert_eq!(Bar { active: u64::MAX, max: None }.cells(), (24, 0));
+    }
+}

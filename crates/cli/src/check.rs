@@ -1,0 +1,211 @@
+//! `check`: is this policy file sound, and what does it say?
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use tgm_session_server::policy::{Loaded, Place, ServiceSummary, Summary, Warning};
+use tgm_session_server::store::StoreUrl;
+use tgm_session_server::{Error, Policy};
+
+use crate::failure::Failure;
+use crate::output::{FAINT, GOOD, Output, WARN, styled};
+
+const ABOUT: &str = "\
+A file that is not sound is an error with its line, what is wrong and what would be right; exit
+code 2. Warnings are about what is allowed but likely not meant; exit code 0.
+
+  tgm-session check policy.toml
+  tgm-session check policy.toml --format json";
+
+/// Check a policy file, and show what it says.
+#[derive(Debug, clap::Args)]
+#[command(after_help = ABOUT)]
+pub(crate) struct Args {
+    /// The policy file.
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+}
+
+/// A sound policy file, as it is printed.
+#[derive(Debug, Serialize)]
+struct Sound<'a> {
+    file: &'a Path,
+    ok: bool,
+    services: Vec<Service<'a>>,
+    plans: usize,
+    organizations: usize,
+    disabled_organizations: usize,
+    api_keys: usize,
+    disabled_api_keys: usize,
+    indexers: usize,
+    warnings: Vec<Finding<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Service<'a> {
+    name: &'a str,
+    max_per_organization: Option<u64>,
+    max_per_api_key: Option<u64>,
+    max_total: Option<u64>,
+    ttl_ms: u128,
+    minimal_life_ms: u128,
+    observe: bool,
+}
+
+/// Something about one place of the file.
+#[derive(Debug, Serialize)]
+struct Finding<'a> {
+    line: usize,
+    column: usize,
+    problem: &'a str,
+}
+
+/// A policy file that is not sound, for programs; people get the error line.
+#[derive(Debug, Serialize)]
+struct Unsound<'a> {
+    file: &'a Path,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    problem: String,
+}
+
+impl<'a> Finding<'a> {
+    fn new(Place { line, column, .. }: &Place, problem: &'a str) -> Self {
+        Self { line: *line, column: *column, problem }
+    }
+}
+
+impl<'a> From<ServiceSummary<'a>> for Service<'a> {
+    fn from(service: ServiceSummary<'a>) -> Self {
+        Self {
+            name: service.name,
+            max_per_organization: service.max_per_organization,
+            max_per_api_key: service.max_per_api_key,
+            max_total: service.max_total,
+            ttl_ms: service.ttl.as_millis(),
+            minimal_life_ms: service.minimal_life.as_millis(),
+            observe: service.observe,
+        }
+    }
+}
+
+impl<'a> Sound<'a> {
+    fn new(file: &'a Path, summary: Summary<'a>, warnings: &'a [Warning]) -> Self {
+        Self {
+            file,
+            ok: true,
+            services: summary.services.into_iter().map(Service::from).collect(),
+            plans: summary.plans,
+            organizations: summary.organizations,
+            disabled_organizations: summary.disabled_organizations,
+            api_keys: summary.api_keys,
+            disabled_api_keys: summary.disabled_api_keys,
+            indexers: summary.indexers,
+            warnings: warnings.iter().map(|w| Finding::new(&w.place, &w.problem)).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Sound<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        for Finding { line, column, problem } in &self.warnings {
+            writeln!(f, "{} {file}:{line}:{column}: {problem}", styled(WARN, "warning:"))?;
+        }
+        writeln!(f, "{} {file}", styled(GOOD, "sound"))?;
+        let width = self.services.iter().map(|service| service.name.chars().count()).max();
+        let width = width.unwrap_or(0).max("service".len());
+        let heading = format!(
+            "  {:<width$}  {:>16}  {:>11}  {:>9}  {:>7}  {:>12}",
+            "service", "per organization", "per API key", "in total", "TTL", "minimal life"
+        );
+        writeln!(f, "{}", styled(FAINT, heading))?;
+        for service in &self.services {
+            writeln!(
+                f,
+                "  {:<width$}  {:>16}  {:>11}  {:>9}  {:>7}  {:>12}{}",
+                service.name,
+                ceiling(service.max_per_organization),
+                ceiling(service.max_per_api_key),
+                ceiling(service.max_total),
+                span(service.ttl_ms),
+                span(service.minimal_life_ms),
+                if service.observe { "  observed only" } else { "" }
+            )?;
+        }
+        let disabled = |count| match count {
+            0 => String::new(),
+            count => format!(" ({count} disabled)"),
+        };
+        write!(
+            f,
+            "  {}, {}{}, {}{}, {}",
+            counted(self.plans, "plan"),
+            counted(self.organizations, "organization"),
+            disabled(self.disabled_organizations),
+            counted(self.api_keys, "API key"),
+            disabled(self.disabled_api_keys),
+            counted(self.indexers, "indexer"),
+        )?;
+        if self.indexers == 0 {
+            write!(f, ": callers show no key, so serve it on loopback or add [[indexers]]")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Unsound<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.file.display(), self.problem)
+    }
+}
+
+fn ceiling(max: Option<u64>) -> String {
+    max.map_or_else(|| "none".to_owned(), |max| max.to_string())
+}
+
+fn span(milliseconds: u128) -> String {
+    let span = Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX));
+    format!("{span:?}")
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
+    let file = &*args.config;
+    match load(file) {
+        Ok(Loaded { policy, warnings, .. }) => {
+            output.show(&Sound::new(file, policy.summary(), &warnings))
+        }
+        Err(error) => {
+            if output.is_json() {
+                let (place, problem) = match &error {
+                    Error::Policy(error) => (Some(&error.place), error.problem.clone()),
+                    error => (None, error.to_string()),
+                };
+                let (line, column) =
+                    (place.map(|place| place.line), place.map(|place| place.column));
+                output.show(&Unsound { file, ok: false, line, column, problem })?;
+            }
+            // Whatever keeps a policy file from being read, the argument is at fault.
+            Err(Failure::Usage(error.to_string()))
+        }
+    }
+}
+
+/// Reads the file, and what its `[server]` section leaves to be read later.
+fn load(file: &Path) -> Result<Loaded, Error> {
+    let loaded = Policy::load(file)?;
+    if let Some(url) = &loaded.server.store {
+        url.parse::<StoreUrl>()?;
+    }
+    Ok(loaded)
+}

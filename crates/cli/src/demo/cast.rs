@@ -1,0 +1,214 @@
+//! The processes of the story: a server and a client, both this very binary.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::timeout;
+
+use crate::failure::Failure;
+
+/// How long a process may take for anything it is asked.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The policy of the story. Times are short so that nobody has to wait for long.
+const POLICY: &str = r#"
+[services.t1r]
+max_per_organization = 4
+ttl = "3s"
+minimal_life = "0s"
+
+[services.t2w]
+max_per_organization = 12
+ttl = "3s"
+minimal_life = "0s"
+
+[plans.pro]
+limits = { t1r = 8, t2w = 24 }
+
+[organizations.acme]
+plan = "pro"
+
+[organizations.cirrus]
+limits = { t1r = 3 }
+"#;
+
+/// The TTL of that policy.
+pub(super) const TTL: Duration = Duration::from_secs(3);
+
+/// Everything that runs outside of this process.
+#[derive(Debug)]
+pub(super) struct Cast {
+    binary: PathBuf,
+    home: PathBuf,
+    server: Option<Process>,
+    client: Option<Process>,
+}
+
+/// Where a started server listens, and what it keeps leases in.
+#[derive(Clone, Debug)]
+pub(super) struct Listening {
+    pub(super) grpc: String,
+    pub(super) store: String,
+}
+
+impl Cast {
+    /// Prepares a stage in the folder `home`, which has to be empty.
+    pub(super) fn new(home: &Path) -> Result<Self, Failure> {
+        let binary = std::env::current_exe()
+            .map_err(|error| Failure::Failed(format!("cannot find this program: {error}")))?;
+        let cast = Self { binary, home: home.to_owned(), server: None, client: None };
+        let policy = cast.policy();
+        std::fs::write(&policy, POLICY).map_err(|error| {
+            Failure::Failed(format!("cannot write {}: {error}", policy.display()))
+        })?;
+        Ok(cast)
+    }
+
+    fn policy(&self) -> PathBuf {
+        self.home.join("policy.toml")
+    }
+
+    /// Starts the server on `listen` and waits until it accepts. The store is always the same.
+    pub(super) async fn start_server(&mut self, listen: &str) -> Result<Listening, Failure> {
+        let mut store = OsString::from("file:");
+        store.push(self.home.join("sessions.redb"));
+        let mut command = self.command("serve");
+        command.arg("--config").arg(self.policy()).arg("--store").arg(store);
+        command.args(["--listen", listen, "--admin-listen", "127.0.0.1:0"]);
+        let server = self.server.insert(Process::start(command, self.home.join("server.log"))?);
+        let ready = server.event("ready").await?;
+        let text = |name: &str| ready[name].as_str().unwrap_or_default().to_owned();
+        Ok(Listening { grpc: text("grpc"), store: text("store") })
+    }
+
+    /// Kills the server with SIGKILL: it can flush nothing and say nothing.
+    pub(super) async fn kill_server(&mut self) -> Result<(), Failure> {
+        running(&mut self.server)?.kill().await
+    }
+
+    /// Asks the server to stop, and returns how it exited.
+    pub(super) async fn stop_server(&mut self) -> Result<ExitStatus, Failure> {
+        running(&mut self.server)?.stop().await
+    }
+
+    /// Starts a client in a process of its own that holds one session and `workers` workers.
+    pub(super) async fn start_client(
+        &mut self,
+        url: &str,
+        organization: &str,
+        workers: usize,
+    ) -> Result<(), Failure> {
+        let mut command = self.command("borrow");
+        command.args([url, "--organization", organization, "--workers", &workers.to_string()]);
+        let client = self.client.insert(Process::start(command, self.home.join("client.log"))?);
+        client.event("holding").await?;
+        Ok(())
+    }
+
+    /// Kills the client with SIGKILL: it returns nothing.
+    pub(super) async fn kill_client(&mut self) -> Result<(), Failure> {
+        running(&mut self.client)?.kill().await
+    }
+
+    /// Kills whatever still runs, and waits until it is gone.
+    pub(super) async fn end_all(&mut self) {
+        for process in [self.client.take(), self.server.take()].into_iter().flatten() {
+            // One that is gone already cannot be killed, and that is what was wanted.
+            let _ = process.kill().await;
+        }
+    }
+
+    /// A run of this binary that no variable of the environment changes.
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        for (variable, _) in std::env::vars_os() {
+            if variable.as_encoded_bytes().starts_with(b"TGM_SESSION_") {
+                command.env_remove(variable);
+            }
+        }
+        command.args([name, "--format", "json"]);
+        command
+    }
+}
+
+fn running(process: &mut Option<Process>) -> Result<Process, Failure> {
+    process.take().ok_or_else(|| Failure::Failed("a process of the demo does not run".into()))
+}
+
+/// One child process that reports what it does as lines of JSON.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    /// Held open to the end: a process that prints into a closed pipe may stop.
+    events: Lines<BufReader<ChildStdout>>,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(mut command: Command, log: PathBuf) -> Result<Self, Failure> {
+        let failed = |error| Failure::Failed(format!("cannot start a process: {error}"));
+        let errors = OpenOptions::new().create(true).append(true).open(&log).map_err(failed)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            // A group of its own: Ctrl-C reaches this process only, which then ends the others.
+            .process_group(0)
+            .kill_on_drop(true);
+        let mut child = command.spawn().map_err(failed)?;
+        let stdout = child.stdout.take().expect("the output was asked for");
+        Ok(Self { child, events: BufReader::new(stdout).lines(), log })
+    }
+
+    /// Waits for the event called `name` and returns it.
+    async fn event(&mut self, name: &str) -> Result<Value, Failure> {
+        let found = timeout(PATIENCE, async {
+            while let Ok(Some(line)) = self.events.next_line().await {
+                match serde_json::from_str::<Value>(&line) {
+                    Ok(event) if event["event"] == name => return Some(event),
+                    _ => {}
+                }
+            }
+            None
+        });
+        match found.await {
+            Ok(Some(event)) => Ok(event),
+            Ok(None) => Err(self.failure(&format!("a process ended and was never {name}"))),
+            Err(_) => Err(self.failure(&format!("a process did not get {name} in time"))),
+        }
+    }
+
+    /// What went wrong, with the last words of the process.
+    fn failure(&self, what: &str) -> Failure {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let last = log.lines().last().unwrap_or("it said nothing").to_owned();
+        Failure::Failed(format!("{what}: {last}"))
+    }
+
+    async fn kill(mut self) -> Result<(), Failure> {
+        self.child
+            .kill()
+            .await
+            .map_err(|error| Failure::Failed(format!("cannot kill a process: {error}")))
+    }
+
+    async fn stop(mut self) -> Result<ExitStatus, Failure> {
+        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        if let Some(pid) = pid {
+            kill_process(pid, Signal::TERM)
+                .map_err(|error| Failure::Failed(format!("cannot stop a process: {error}")))?;
+        }
+        match timeout(PATIENCE, self.child.wait()).await {
+            Ok(Ok(status)) => Ok(status),
+            Ok(Err(error)) => Err(Failure::Failed(format!("cannot wait for a process: {error}"))),
+            Err(_) => Err(self.failure("a process did not stop in time")),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `demo`: a real server, real clients and real crashes, as a story that checks itself.
+
+mod cast;
+mod play;
+mod stage;
+mod watch;
+
+use std::time::{Duration, Instant};
+
+use crate::demo::cast::Cast;
+use crate::demo::stage::Stage;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::signals::Signals;
+
+const ABOUT: &str = "\
+It starts a server of its own on free ports, with a durable store in a temporary folder, and plays
+against it: three organizations streaming, workers under a session, a refusal with its reason, a
+client that dies without a word, the server killed and restarted, a clean close. Nothing is
+simulated. Whatever it shows it has checked; what did not happen is named, and the exit code is 1.
+
+  tgm-session demo
+  tgm-session demo --format json      every scene, pool and check as one line of JSON";
+
+/// Longer than the whole story ever takes: a demo that hangs has failed.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// See it work: a real server, three organizations, a crash and a clean end, in 15 seconds.
+#[derive(Debug, clap::Args)]
+#[command(after_help = ABOUT)]
+pub(crate) struct Args {}
+
+/// Plays the story and leaves nothing behind: no process and no file, whatever happened.
+pub(crate) fn run(_: &Args, output: Output) -> Result<(), Failure> {
+    let runtime = crate::runtime()?;
+    let home = tempfile::Builder::new()
+        .prefix("tgm-session-demo-")
+        .tempdir()
+        .map_err(|error| Failure::Failed(format!("cannot make a temporary folder: {error}")))?;
+    let outcome = runtime.block_on(async {
+        let mut signals = Signals::take_with_hangup()?;
+        let mut stage = Stage::new(output);
+        let mut cast = Cast::new(home.path())?;
+        let started = Instant::now();
+        let outcome = tokio::select! {
+            outcome = play::play(&mut stage, &mut cast) => outcome,
+            name = signals.next() => Err(Failure::Failed(format!("stopped by {name}"))),
+            () = tokio::time::sleep(DEADLINE) => {
+                Err(Failure::Failed(format!("the demo hung in scene {}", stage.scene())))
+            }
+        };
+        cast.end_all().await;
+        match outcome {
+            Ok(()) => stage.finish(started.elapsed()),
+            Err(failure) => {
+                stage.abort();
+                Err(failure)
+            }
+        }
+    });
+    // Tasks of the pools may still retry returns: they must not outlive the story.
+    runtime.shutdown_background();
+    let left = home.path().to_owned();
+    let removed = home.close().map_err(|error| {
+        Failure::Failed(format!("cannot remove the temporary folder {}: {error}", left.display()))
+    });
+    outcome.and(removed)
+}

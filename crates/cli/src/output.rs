@@ -1,0 +1,107 @@
+//! What a command prints: the same things for people and for programs.
+
+use std::fmt;
+use std::io::{IsTerminal as _, Write as _};
+
+use anstream::AutoStream;
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one JSON value per line.
+    Json,
+}
+
+/// Standard output, in the format that was asked for.
+///
+/// Colours reach terminals only, and none where `NO_COLOR` is set. Every line is flushed: what
+/// happened is visible when it happened, through a pipe too.
+#[derive(Debug)]
+pub(crate) struct Output {
+    format: Format,
+    stream: AutoStream<std::io::Stdout>,
+    live: bool,
+}
+
+impl Output {
+    /// Prints to standard output in `format`.
+    pub(crate) fn new(format: Format) -> Self {
+        let stdout = std::io::stdout();
+        // A terminal that cannot move its cursor gets the lines that a pipe gets.
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let live = format == Format::Text && stdout.is_terminal() && !dumb;
+        Self { format, stream: AutoStream::auto(stdout), live }
+    }
+
+    /// Whether programs read this.
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Whether somebody watches a terminal, where lines may change.
+    pub(crate) const fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Prints `thing`: its text for people, or itself as one line of JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::NobodyReads`] when the reader is gone, [`Failure::Failed`] when writing failed.
+    pub(crate) fn show(&mut self, thing: &(impl Serialize + fmt::Display)) -> Result<(), Failure> {
+        match self.format {
+            Format::Text => writeln!(self.stream, "{thing}")?,
+            Format::Json => {
+                let json = serde_json::to_string(thing)
+                    .map_err(|error| Failure::Failed(format!("cannot print JSON: {error}")))?;
+                writeln!(self.stream, "{json}")?;
+            }
+        }
+        Ok(self.stream.flush()?)
+    }
+
+    /// Shows `text` on the last line of a terminal until the next [`Output::show_live`] or
+    /// [`Output::clear_live`]; anywhere else nothing, for it would be many lines that say little.
+    pub(crate) fn show_live(&mut self, text: &impl fmt::Display) -> Result<(), Failure> {
+        if self.live {
+            write!(self.stream, "\r\x1b[2K{text}")?;
+            self.stream.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what [`Output::show_live`] showed.
+    pub(crate) fn clear_live(&mut self) -> Result<(), Failure> {
+        self.show_live(&"")
+    }
+}
+
+/// The style of what went wrong.
+pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+/// The style of what was checked and is so.
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
+/// The style of a refusal, or of something to think about.
+pub(crate) const WARN: Style = AnsiColor::Yellow.on_default();
+/// The style of names and bars.
+pub(crate) const NAME: Style = AnsiColor::Cyan.on_default();
+/// The style of headings.
+pub(crate) const TITLE: Style = Style::new().bold();
+/// The style of side remarks.
+pub(crate) const FAINT: Style = Style::new().dimmed();
+
+/// `text` in `style`.
+pub(crate) fn styled(style: Style, text: impl fmt::Display) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// `text` as the start of an error line.
+pub(crate) fn error(text: &str) -> String {
+    styled(BAD, text)
+}

@@ -1,0 +1,89 @@
+//! `state`: what one organization holds, as the server counts it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use tgm_session::{Dsn, PoolState, TgmPool};
+
+use crate::bar::Bar;
+use crate::failure::Failure;
+use crate::output::{FAINT, Output, TITLE, styled};
+
+const ABOUT: &str = "\
+  tgm-session state 'tgm://127.0.0.1:9010?plaintext=true' --organization acme
+  tgm-session state 'tgm://HOST?indexer-api-key=$KEY' --organization acme --service t2w --format json";
+
+/// Show how full the pool of an organization is, and which traces hold it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = ABOUT)]
+pub(crate) struct Args {
+    /// The session URL of the server: tgm://HOST[:PORT]?PARAMETERS.
+    url: String,
+
+    /// The organization.
+    #[arg(long, value_name = "ID")]
+    organization: String,
+
+    /// The service, as the server's policy names it.
+    #[arg(long, value_name = "NAME", default_value = "t1r")]
+    service: String,
+}
+
+/// One pool, as it is printed.
+#[derive(Debug, Serialize)]
+struct Shown {
+    service: String,
+    organization: String,
+    active: u64,
+    max: Option<u64>,
+    available: Option<u64>,
+    active_traces: u64,
+    traces: BTreeMap<String, u64>,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bar = Bar { active: self.active, max: self.max };
+        let name = format!("{} {}", self.organization, self.service);
+        write!(f, "{}  {bar}", styled(TITLE, name))?;
+        if let Some(available) = self.available {
+            write!(f, ", {available} free")?;
+        }
+        let width = self.traces.keys().map(|trace| trace.chars().count()).max().unwrap_or(0).max(5);
+        if !self.traces.is_empty() {
+            let heading = format!("{:<width$}  leases", "trace");
+            write!(f, "\n{}", styled(FAINT, heading))?;
+        }
+        for (trace, leases) in &self.traces {
+            write!(f, "\n{trace:<width$}  {leases:>6}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
+    let dsn = Dsn::parse(&args.url)?;
+    if dsn.scheme() != "tgm" {
+        return Err(Failure::Usage(format!(
+            "{}:// counts inside of one process, so there is no server to ask; give a tgm:// URL",
+            dsn.scheme()
+        )));
+    }
+    let runtime = crate::runtime()?;
+    let state = runtime.block_on(async {
+        TgmPool::from_dsn(&dsn)?.state(&args.service, &args.organization).await
+    });
+    runtime.shutdown_background();
+    let PoolState { borrowed, max, available, active_traces, per_trace, .. } = state?;
+    output.show(&Shown {
+        service: args.service,
+        organization: args.organization,
+        active: borrowed,
+        max,
+        available: max.map(|_| available),
+        active_traces,
+        traces: per_trace,
+    })
+}
