@@ -123,7 +123,10 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Listen { .. } | Self::StoreInUse { .. } | Self::StoreFailed { .. } | Self::System { .. }
+            Self::Listen { .. }
+                | Self::StoreInUse { .. }
+                | Self::StoreFailed { .. }
+                | Self::System { .. }
         )
     }
 

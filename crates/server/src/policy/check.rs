@@ -176,8 +176,9 @@ fn plans(
         for (metric, budget) in written.budgets {
             let amount = *budget.amount.get_ref();
             if !amount.is_finite() || amount < 0.0 {
-                return Err(source
-                    .error(budget.amount.span(), "the amount of a budget must be 0 or more"));
+                return Err(
+                    source.error(budget.amount.span(), "the amount of a budget must be 0 or more")
+                );
             }
             budgets.push(Budget { metric: source.name(&metric)?, amount, per: budget.per.into() });
         }
@@ -238,9 +239,9 @@ fn indexers(
         }
         let services = match &written.services {
             None => None,
-            Some(names) => {
-                Some(names.iter().map(|name| service(source, policy, name)).collect::<Result<_, _>>()?)
-            }
+            Some(names) => Some(
+                names.iter().map(|name| service(source, policy, name)).collect::<Result<_, _>>()?,
+            ),
         };
         let indexer = Indexer::new(name.clone(), services);
         if let Err(other) = policy.indexers.add(indexer, &written.key_sha256.0) {

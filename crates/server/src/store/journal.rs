@@ -79,16 +79,18 @@ impl Journal {
             let problem = "it is empty; remove it to start without leases".to_owned();
             return Err(Error::StoreDamaged { path: path.to_owned(), problem });
         }
-        let backend = FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
+        let backend =
+            FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
         Self::on(backend, path)
     }
 
     /// Opens the journal kept on `backend`, or starts one there; `path` is what errors call it.
     pub(super) fn on(backend: impl StorageBackend, path: &Path) -> Result<Self, Error> {
-        let fresh = backend
-            .len()
-            .map_err(|source| Error::StoreFile { action: "open", path: path.to_owned(), source })?
-            == 0;
+        let fresh = backend.len().map_err(|source| Error::StoreFile {
+            action: "open",
+            path: path.to_owned(),
+            source,
+        })? == 0;
         guarded(path, || {
             let database = Builder::new()
                 .set_cache_size(CACHE_BYTES)
@@ -201,7 +203,9 @@ impl Journal {
             return Ok(()); // not a file: a store on another backend
         };
         if size > WORTH_COMPACTING && size / 8 > bytes_in_rows {
-            self.database.compact().map_err(|error| explain(&self.path, "compact", error.into()))?;
+            self.database
+                .compact()
+                .map_err(|error| explain(&self.path, "compact", error.into()))?;
             tracing::info!(bytes_before = size, "compacted the store");
         }
         Ok(())
@@ -352,7 +356,9 @@ fn create(path: &Path) -> Result<(), Error> {
         _ => {}
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()).map_err(failed)
+    File::open(folder.unwrap_or(Path::new(".")))
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)
 }
 
 /// Runs what reads a file that may be damaged: redb may panic on pages that make no sense.

@@ -58,16 +58,14 @@ impl StoreUrl {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => return Ok(file),
         };
-        let failed = |source| Error::StoreFile {
-            action: "make the folder of",
-            path: file.clone(),
-            source,
-        };
+        let failed =
+            |source| Error::StoreFile { action: "make the folder of", path: file.clone(), source };
         if folder.is_dir() {
         } else if make_folders {
             std::fs::create_dir_all(folder).map_err(failed)?;
         } else if names_a_folder {
-            if !folder.parent().is_some_and(|above| above.as_os_str().is_empty() || above.is_dir()) {
+            if !folder.parent().is_some_and(|above| above.as_os_str().is_empty() || above.is_dir())
+            {
                 return Err(missing());
             }
             std::fs::create_dir(folder).map_err(failed)?;
@@ -145,7 +143,10 @@ mod tests {
         assert_eq!(StoreUrl::prepare(root.path(), false).unwrap(), inside);
 
         let made = PathBuf::from(format!("{}/new/", root.path().display()));
-        assert_eq!(StoreUrl::prepare(&made, false).unwrap(), root.path().join("new").join(FILE_NAME));
+        assert_eq!(
+            StoreUrl::prepare(&made, false).unwrap(),
+            root.path().join("new").join(FILE_NAME)
+        );
         assert!(root.path().join("new").is_dir());
 
         let orphan = root.path().join("a/b/c.redb");

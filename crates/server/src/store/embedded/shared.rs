@@ -302,9 +302,8 @@ impl Shared {
 
 /// Commits one batch. A panic on the way is a failure like any other: waiters must be told.
 fn commit(journal: &mut Journal, changes: Vec<Change>, stamp: Stamp) -> Result<(), Error> {
-    catch_unwind(AssertUnwindSafe(|| journal.commit(changes.into_iter(), stamp))).unwrap_or_else(
-        |_| Err(Error::StoreFailed { problem: "a commit panicked".to_owned() }),
-    )
+    catch_unwind(AssertUnwindSafe(|| journal.commit(changes.into_iter(), stamp)))
+        .unwrap_or_else(|_| Err(Error::StoreFailed { problem: "a commit panicked".to_owned() }))
 }
 
 impl TakeBack for Shared {

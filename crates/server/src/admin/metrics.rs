@@ -1,0 +1,179 @@
+//! What is counted. Labels are services of the policy and outcomes, never who called.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use lease::{KeptAlive, Refusal, Released, Scope};
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::policy::{DEFAULT_SERVICE, Policy, Refused};
+use crate::store::{BorrowError, Borrowed};
+
+/// The counters of one server, in a registry of its own.
+pub(crate) struct Metrics {
+    registry: Registry,
+    borrows: Family<BorrowLabels, Counter>,
+    live: Family<ServiceLabel, Gauge>,
+    pub(crate) calls: CallCounters,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BorrowLabels {
+    service: String,
+    outcome: &'static str,
+    scope: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabel {
+    service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+/// Borrows of one service, by outcome. Handles are looked up once, when a policy comes into force.
+#[derive(Clone, Debug)]
+pub(crate) struct BorrowCounters {
+    borrowed: Counter,
+    observed: Counter,
+    denied: [Counter; Scope::ALL.len()],
+    budget_spent: Counter,
+    refused: Counter,
+    invalid: Counter,
+    unavailable: Counter,
+}
+
+impl BorrowCounters {
+    /// Counts what the store answered to a borrow.
+    pub(crate) fn count(&self, outcome: &Result<Borrowed, BorrowError>) {
+        let counter = match outcome {
+            Ok(Borrowed { grant, .. }) if grant.observed.is_some() => &self.observed,
+            Ok(_) => &self.borrowed,
+            Err(BorrowError::Refused(refusal)) => match refusal {
+                Refusal::Denied(denied) => &self.denied[denied.scope as usize],
+                Refusal::BudgetSpent(_) => &self.budget_spent,
+                Refusal::Full { .. } => &self.unavailable,
+                Refusal::BorrowIdReused | Refusal::BorrowEnded => &self.invalid,
+            },
+            Err(BorrowError::Unavailable(_)) => &self.unavailable,
+        };
+        counter.inc();
+    }
+
+    /// Counts a borrow that the policy refused before the store was asked.
+    pub(crate) fn count_refused(&self, refused: &Refused) {
+        match refused {
+            Refused::UnknownService(_) => self.invalid.inc(),
+            Refused::ServiceNotAllowed { .. } | Refused::Disabled(_) => self.refused.inc(),
+        };
+    }
+}
+
+/// Calls other than borrows, by outcome.
+#[derive(Clone, Debug)]
+pub(crate) struct CallCounters {
+    kept_alive: Counter,
+    not_kept_alive: Counter,
+    revoked: Counter,
+    returned: Counter,
+    lingering: Counter,
+    missing: Counter,
+}
+
+impl CallCounters {
+    pub(crate) fn count_keep_alive(&self, answer: KeptAlive) {
+        match answer {
+            KeptAlive::Extended { .. } => self.kept_alive.inc(),
+            KeptAlive::Failed => self.not_kept_alive.inc(),
+            KeptAlive::Revoked(_) => self.revoked.inc(),
+        };
+    }
+
+    pub(crate) fn count_return(&self, answer: Released) {
+        match answer {
+            Released::Returned => self.returned.inc(),
+            Released::Lingers { .. } => self.lingering.inc(),
+            Released::Missing => self.missing.inc(),
+        };
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("tgm_session");
+        let borrows = Family::<BorrowLabels, Counter>::default();
+        let live = Family::<ServiceLabel, Gauge>::default();
+        let keep_alives = Family::<OutcomeLabel, Counter>::default();
+        let returns = Family::<OutcomeLabel, Counter>::default();
+        registry.register(
+            "borrows",
+            "Borrows by service, outcome and, for a reached ceiling, its scope",
+            borrows.clone(),
+        );
+        registry.register("live_leases", "Leases that count now, by service", live.clone());
+        registry.register("keep_alives", "Keep-alives by outcome", keep_alives.clone());
+        registry.register("returns", "Returns by outcome", returns.clone());
+        let kept = |outcome| keep_alives.get_or_create_owned(&OutcomeLabel { outcome });
+        let returned = |outcome| returns.get_or_create_owned(&OutcomeLabel { outcome });
+        let calls = CallCounters {
+            kept_alive: kept("ttl_extended"),
+            not_kept_alive: kept("failed"),
+            revoked: kept("revoked"),
+            returned: returned("returned"),
+            lingering: returned("ttl_updated"),
+            missing: returned("missing_key"),
+        };
+        Self { registry, borrows, live, calls }
+    }
+
+    /// The counters of the service entry called `service`.
+    pub(crate) fn borrows_of(&self, service: &str) -> BorrowCounters {
+        let counter = |outcome, scope| {
+            let service = service.to_owned();
+            self.borrows.get_or_create_owned(&BorrowLabels { service, outcome, scope })
+        };
+        BorrowCounters {
+            borrowed: counter("borrowed", ""),
+            observed: counter("observed", ""),
+            denied: Scope::ALL.map(|scope| counter("denied", scope.as_str())),
+            budget_spent: counter("budget_spent", ""),
+            refused: counter("refused", ""),
+            invalid: counter("invalid", ""),
+            unavailable: counter("unavailable", ""),
+        }
+    }
+
+    /// Takes in how many leases live, by service; services without an entry go with the default.
+    pub(crate) fn set_live(&self, policy: &Policy, live: &[(Box<str>, u64)]) {
+        let mut by_label: BTreeMap<&str, i64> = policy.services().map(|name| (name, 0)).collect();
+        for (service, leases) in live {
+            let label = policy.services().find(|name| *name == &**service);
+            let sum = by_label.entry(label.unwrap_or(DEFAULT_SERVICE)).or_default();
+            *sum = sum.saturating_add(i64::try_from(*leases).unwrap_or(i64::MAX));
+        }
+        for (service, leases) in by_label {
+            let label = ServiceLabel { service: service.to_owned() };
+            self.live.get_or_create(&label).set(leases);
+        }
+    }
+
+    /// Everything, in the text format of OpenMetrics.
+    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+}

@@ -1,0 +1,137 @@
+//! The gRPC port: who calls what.
+
+mod aside;
+mod unary;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
+use http::{Method as HttpMethod, Request, Response, StatusCode};
+use http_body::Body as HttpBody;
+use tonic::Status;
+
+pub(crate) use aside::Aside;
+pub(crate) use unary::{Answer, Body};
+
+use crate::live::Live;
+use crate::policy::Indexer;
+use crate::service::WorkerPool;
+use crate::store::Store;
+
+/// The gRPC service whose calls are the reason for all of this.
+pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// One call of the worker pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    BorrowWorker,
+    KeepAlive,
+    ReturnWorker,
+    WorkersState,
+}
+
+impl Call {
+    fn at(path: &str) -> Option<Self> {
+        match path.strip_prefix('/')?.strip_prefix(WORKER_POOL)? {
+            "/BorrowWorker" => Some(Self::BorrowWorker),
+            "/KeepAlive" => Some(Self::KeepAlive),
+            "/ReturnWorker" => Some(Self::ReturnWorker),
+            "/WorkersState" => Some(Self::WorkersState),
+            _ => None,
+        }
+    }
+}
+
+/// Takes every request of the gRPC port to where it is answered.
+///
+/// Health and reflection are open to all. For everything else the caller is identified before
+/// anything is looked at, what it calls included.
+#[derive(Debug)]
+pub(crate) struct Gateway<S> {
+    pool: WorkerPool<S>,
+    live: Arc<ArcSwap<Live>>,
+    aside: Aside,
+}
+
+impl<S: Store> Gateway<S> {
+    pub(crate) fn new(pool: WorkerPool<S>, live: Arc<ArcSwap<Live>>, aside: Aside) -> Self {
+        Self { pool, live, aside }
+    }
+
+    /// Answers one request. Dropped before it answers, it leaves no lease behind.
+    pub(crate) async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
+        if let Some(service) = self.aside.at(request.uri().path()) {
+            return Aside::answer(service, request).await;
+        }
+        let live = self.live.load();
+        let caller = match live.policy.identify(key_of(request.headers())) {
+            Ok(caller) => caller,
+            Err(error) => return unary::refuse(Status::unauthenticated(error.to_string())),
+        };
+        let Some(call) = Call::at(request.uri().path()) else {
+            let problem = format!("there is no method {}", request.uri().path());
+            return unary::refuse(Status::unimplemented(problem));
+        };
+        if let Some(refusal) = not_grpc(&request) {
+            return refusal;
+        }
+        let (parts, body) = request.into_parts();
+        match self.dispatch(call, &live, caller, &parts.headers, body).await {
+            Ok(answer) => answer.into_http(),
+            Err(status) => unary::refuse(status),
+        }
+    }
+
+    async fn dispatch<B: HttpBody<Data = Bytes>>(
+        &self,
+        call: Call,
+        live: &Live,
+        caller: Option<&Indexer>,
+        metadata: &HeaderMap,
+        body: B,
+    ) -> Result<Answer, Status> {
+        match call {
+            Call::BorrowWorker => {
+                self.pool.borrow(live, caller, metadata, unary::read(body).await?).await
+            }
+            Call::KeepAlive => self.pool.keep_alive(caller, unary::read(body).await?).await,
+            Call::ReturnWorker => {
+                self.pool.give_back(caller, metadata, unary::read(body).await?).await
+            }
+            Call::WorkersState => self.pool.state(live, caller, unary::read(body).await?).await,
+        }
+    }
+}
+
+/// The key a caller shows: `x-api-key`, else the token of `authorization: Bearer`.
+fn key_of(headers: &HeaderMap) -> Option<&[u8]> {
+    if let Some(key) = headers.get(API_KEY) {
+        return Some(key.as_bytes());
+    }
+    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
+}
+
+/// The HTTP refusal of a request that is no gRPC call, as the protocol has it.
+fn not_grpc<B>(request: &Request<B>) -> Option<Response<Body>> {
+    let content_type =
+        request.headers().get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
+    let status = if request.method() != HttpMethod::POST {
+        StatusCode::METHOD_NOT_ALLOWED
+    } else if !content_type.starts_with(b"application/grpc") {
+        StatusCode::UNSUPPORTED_MEDIA_TYPE
+    } else {
+        return None;
+    };
+    let mut response = Response::new(Body::Done);
+    *response.status_mut() = status;
+    Some(response)
+}

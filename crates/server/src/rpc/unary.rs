@@ -1,0 +1,195 @@
+//! Unary gRPC over a hyper body: one message in, one message out.
+//!
+//! The calls of the worker pool are small and many, so they do not go through tonic's streaming
+//! codec, which buffers and boxes for the general case: the message is read from the frames as
+//! they are, and the answer is one buffer. What is on the wire is the same.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::Status;
+
+use crate::serve::{Connection, OpenStream};
+use crate::store::Delivery;
+
+/// The largest message accepted, in bytes. The largest that can be valid is under 2 KiB.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The flag and the length in front of every message.
+const PREFIX_BYTES: usize = 5;
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const OK: HeaderValue = HeaderValue::from_static("0");
+
+/// Reads the one message of a call.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` when there is no message, more than one, one that is too large or one that
+/// is not of this type; `UNIMPLEMENTED` when it is compressed; `CANCELLED` when the caller is gone.
+pub(crate) async fn read<M, B>(body: B) -> Result<M, Status>
+where
+    M: prost::Message + Default,
+    B: HttpBody<Data = Bytes>,
+{
+    let mut data = collect(body).await?;
+    if data.len() < PREFIX_BYTES {
+        return Err(Status::invalid_argument("the call carries no message"));
+    }
+    let compressed = data.get_u8() != 0;
+    let length = data.get_u32() as usize;
+    if compressed {
+        return Err(Status::unimplemented("compressed messages are not supported"));
+    }
+    if length != data.len() {
+        return Err(Status::invalid_argument("the call carries not exactly one message"));
+    }
+    M::decode(data)
+        .map_err(|error| Status::invalid_argument(format!("the message cannot be read: {error}")))
+}
+
+/// Joins the data of a body; most have one frame, which is not copied.
+async fn collect<B: HttpBody<Data = Bytes>>(body: B) -> Result<Bytes, Status> {
+    let mut body = pin!(body);
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await
+    {
+        let frame = frame.map_err(|_| Status::cancelled("the request was not sent to its end"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + joined.len() + data.len() > MAX_MESSAGE_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "the message is larger than {MAX_MESSAGE_BYTES} bytes"
+            )));
+        }
+        if first.is_empty() && joined.is_empty() {
+            first = data;
+        } else {
+            joined.extend_from_slice(&std::mem::take(&mut first));
+            joined.extend_from_slice(&data);
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    Ok(if joined.is_empty() { first } else { joined.freeze() })
+}
+
+/// A good answer: a message, initial metadata and, for a granted borrow, what becomes of the lease
+/// if nobody hears of it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    message: Bytes,
+    metadata: HeaderMap,
+    delivery: Option<Delivery>,
+}
+
+impl Answer {
+    pub(crate) fn new(message: &impl prost::Message) -> Self {
+        let length = message.encoded_len();
+        let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + length);
+        buffer.put_u8(0);
+        buffer.put_u32(u32::try_from(length).expect("an answer is far smaller than 4 GiB"));
+        message.encode_raw(&mut buffer);
+        let mut metadata = HeaderMap::with_capacity(4);
+        metadata.insert(CONTENT_TYPE, GRPC);
+        Self { message: buffer.freeze(), metadata, delivery: None }
+    }
+
+    pub(crate) fn metadata(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
+        self.metadata.insert(name, value.into());
+        self
+    }
+
+    pub(crate) fn delivery(self, delivery: Delivery) -> Self {
+        Self { delivery: Some(delivery), ..self }
+    }
+
+    pub(crate) fn into_http(self) -> http::Response<Body> {
+        let Self { message, metadata, delivery } = self;
+        let mut response = http::Response::new(Body::Message { message, delivery });
+        *response.headers_mut() = metadata;
+        response
+    }
+}
+
+/// The body of any response of the gRPC port.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// One message to send. Taking it is what hands the answer to the transport.
+    Message { message: Bytes, delivery: Option<Delivery> },
+    /// The status that follows the message.
+    Trailers,
+    /// Nothing, or nothing more.
+    Done,
+    /// Whatever a tonic service answers, as long as it takes.
+    Tonic { body: tonic::body::Body, _open: Option<OpenStream> },
+}
+
+impl Body {
+    /// The same body, which keeps `connection` from being idle where it may take long.
+    pub(crate) fn on(self, connection: Arc<Connection>) -> Self {
+        match self {
+            Self::Tonic { body, _open: _ } => {
+                Self::Tonic { body, _open: Some(OpenStream::on(connection)) }
+            }
+            short => short,
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Self::Tonic { body, .. } = &mut *self {
+            return Pin::new(body).poll_frame(context);
+        }
+        let (frame, next) = match std::mem::replace(&mut *self, Self::Done) {
+            Self::Message { message, delivery } => {
+                if let Some(delivery) = delivery {
+                    delivery.complete();
+                }
+                (Frame::data(message), Self::Trailers)
+            }
+            Self::Trailers => {
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert(GRPC_STATUS, OK);
+                (Frame::trailers(trailers), Self::Done)
+            }
+            Self::Done | Self::Tonic { .. } => return Poll::Ready(None),
+        };
+        *self = next;
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Message { .. } | Self::Trailers => false,
+            Self::Done => true,
+            Self::Tonic { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Tonic { body, .. } => body.size_hint(),
+            // Not exact, or hyper would announce a content-length, which gRPC does without.
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+/// A response that is a status alone.
+pub(crate) fn refuse(status: Status) -> http::Response<Body> {
+    status.into_http::<()>().map(|()| Body::Done)
+}

@@ -1,0 +1,281 @@
+//! The connections of one serving thread: accepted, driven, closed when idle, drained at the end.
+
+use std::convert::Infallible;
+use std::net::TcpListener as StdListener;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::rpc::Gateway;
+use crate::store::Store;
+
+/// A connection without calls for this long is told to go, at the latest after twice as long.
+/// Clients in the field call every 20 s while they hold anything.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// How long calls under way may take once the server stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Most calls at once on one connection.
+const MAX_STREAMS: u32 = 1_024;
+
+/// Most bytes of headers of one call. Past it a call is refused with HTTP status 431.
+const MAX_HEADER_BYTES: u32 = 32 * 1024;
+
+/// Bytes that a caller may send ahead on one call, and on a connection.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// How often a silent connection is asked whether anybody is there, and how long it may take.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long to wait when the system has no file descriptors left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
+/// What the serving threads of a server share.
+#[derive(Debug)]
+pub(super) struct Port<S> {
+    pub(super) gateway: Gateway<S>,
+    pub(super) places: Arc<Semaphore>,
+    /// Cancelled when the server stops: accept nothing more, finish what is under way.
+    pub(super) draining: CancellationToken,
+    /// Cancelled when there is no more time: drop everything.
+    pub(super) stopped: CancellationToken,
+}
+
+impl<S: Store> Port<S> {
+    /// Serves connections on the current runtime until the server stops.
+    pub(super) async fn serve(self: Arc<Self>, listener: StdListener) -> std::io::Result<()> {
+        let listener = TcpListener::from_std(listener)?;
+        let connections = Connections::default();
+        tokio::select! {
+            () = self.stopped.cancelled() => return Ok(()),
+            () = self.draining.cancelled() => {}
+            () = connections.close_idle(IDLE) => {}
+            () = self.accept(&listener, &connections) => {}
+        }
+        drop(listener);
+        connections.close_all();
+        tokio::select! {
+            () = self.stopped.cancelled() => {}
+            () = tokio::time::sleep(DRAIN) => {}
+            () = connections.all_closed() => {}
+        }
+        Ok(())
+    }
+
+    async fn accept(self: &Arc<Self>, listener: &TcpListener, connections: &Connections) {
+        loop {
+            let Ok(place) = self.places.clone().acquire_owned().await else { return };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    if !is_about_one_connection(&error) {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                    }
+                    continue;
+                }
+            };
+            connections.spawn(self.clone(), stream, place);
+            // Lets the other threads have their share of connections that come at once.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn drive(self: Arc<Self>, stream: TcpStream, connection: Arc<Connection>) {
+        // Answers are small and awaited; without it they would wait for acknowledgements.
+        if stream.set_nodelay(true).is_err() {
+            return; // gone already
+        }
+        let calls = connection.clone();
+        let service = service_fn(move |request| {
+            calls.calls.fetch_add(1, Ordering::Relaxed);
+            let (port, calls) = (self.clone(), calls.clone());
+            async move {
+                let response = port.gateway.answer(request).await;
+                Ok::<_, Infallible>(response.map(|body| body.on(calls)))
+            }
+        });
+        let mut http = pin!(http2().serve_connection(TokioIo::new(stream), service));
+        let mut told = false;
+        let ended = std::future::poll_fn(|context| {
+            connection.waker.register(context.waker());
+            if !told && connection.leave.load(Ordering::Acquire) {
+                told = true;
+                http.as_mut().graceful_shutdown();
+            }
+            http.as_mut().poll(context)
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "a connection broke");
+        }
+    }
+}
+
+fn http2() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        // A client may give up all its calls at once. The default allows 20 of them before it says
+        // ENHANCE_YOUR_CALM, which clients take for RESOURCE_EXHAUSTED and end their streams.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        // gRPC has no use for a date.
+        .auto_date_header(false);
+    builder
+}
+
+fn is_about_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// One connection, as seen from outside its task.
+#[derive(Debug, Default)]
+pub(crate) struct Connection {
+    /// Calls so far.
+    calls: AtomicU64,
+    /// Streams that are open beyond one answer, such as a health watch.
+    streams: AtomicUsize,
+    leave: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Connection {
+    /// Finishes the calls under way, takes no more and closes.
+    fn close(&self) {
+        self.leave.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// A stream of a connection that is not idle while it is open.
+#[derive(Debug)]
+pub(crate) struct OpenStream(Arc<Connection>);
+
+impl OpenStream {
+    /// Counts a stream of `connection` until it is dropped.
+    pub(crate) fn on(connection: Arc<Connection>) -> Self {
+        connection.streams.fetch_add(1, Ordering::Relaxed);
+        Self(connection)
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The connections of one serving thread.
+#[derive(Debug, Default)]
+struct Connections {
+    open: Arc<Mutex<Open>>,
+    tasks: TaskTracker,
+}
+
+/// Every open connection, with the calls it had made when somebody last looked whether it is idle.
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    connections: std::collections::HashMap<u64, (Arc<Connection>, u64)>,
+}
+
+impl Open {
+    fn add(&mut self) -> (u64, Arc<Connection>) {
+        let (number, connection) = (self.next, Arc::<Connection>::default());
+        self.next += 1;
+        self.connections.insert(number, (connection.clone(), u64::MAX));
+        (number, connection)
+    }
+
+    /// Closes what made no call since the last look and has no stream open.
+    fn close_idle(&mut self) {
+        for (connection, calls_then) in self.connections.values_mut() {
+            let calls = connection.calls.load(Ordering::Relaxed);
+            if calls == *calls_then && connection.streams.load(Ordering::Relaxed) == 0 {
+                connection.close();
+            }
+            *calls_then = calls;
+        }
+    }
+}
+
+impl Connections {
+    fn spawn<S: Store>(&self, port: Arc<Port<S>>, stream: TcpStream, place: OwnedSemaphorePermit) {
+        let (number, connection) = self.open.lock().add();
+        let open = self.open.clone();
+        self.tasks.spawn(async move {
+            port.drive(stream, connection).await;
+            open.lock().connections.remove(&number);
+            drop(place);
+        });
+    }
+
+    /// Looks for idle connections for ever.
+    async fn close_idle(&self, idle: Duration) {
+        loop {
+            tokio::time::sleep(idle).await;
+            self.open.lock().close_idle();
+        }
+    }
+
+    fn close_all(&self) {
+        for (connection, _) in self.open.lock().connections.values() {
+            connection.close();
+        }
+        self.tasks.close();
+    }
+
+    async fn all_closed(&self) {
+        self.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_leaving(connection: &Connection) -> bool {
+        connection.leave.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_connection_is_idle_after_a_whole_period_without_calls_or_streams() {
+        let mut open = Open::default();
+        let (_, silent) = open.add();
+        let (_, calling) = open.add();
+        let (_, watching) = open.add();
+        let stream = OpenStream::on(watching.clone());
+
+        open.close_idle();
+        assert!(!is_leaving(&silent), "a connection that is new is given a whole period");
+
+        calling.calls.fetch_add(1, Ordering::Relaxed);
+        open.close_idle();
+        assert!(is_leaving(&silent));
+        assert!(!is_leaving(&calling) && !is_leaving(&watching));
+
+        drop(stream);
+        open.close_idle();
+        assert!(is_leaving(&calling) && is_leaving(&watching));
+    }
+}

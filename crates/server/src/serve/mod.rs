@@ -1,0 +1,340 @@
+//! A whole server: both ports, the store behind them, and how they start and stop.
+
+mod config;
+mod connections;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle as TaskHandle;
+use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+pub use config::Config;
+pub(crate) use connections::{Connection, OpenStream};
+
+use crate::admin::metrics::Metrics;
+use crate::admin::{self, Admin};
+use crate::error::Error;
+use crate::live::Live;
+use crate::rpc::{Aside, Gateway, WORKER_POOL};
+use crate::service::WorkerPool;
+use crate::store::{Embedded, Recovered, Store, Unavailable};
+use connections::Port;
+
+/// Connections that may wait to be accepted: after a restart all clients come back at once.
+const BACKLOG: u32 = 4_096;
+
+/// How often gRPC health looks at the store.
+const HEALTH_EVERY: Duration = Duration::from_millis(500);
+
+/// A server that has both its ports and its store, and accepts nothing yet.
+///
+/// ```
+/// use tgm_session_server::store::StoreUrl;
+/// use tgm_session_server::{Config, Policy, Server};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let mut config = Config::new(Policy::built_in(), StoreUrl::Memory);
+/// config.listen.set_port(0);
+/// config.admin_listen.set_port(0);
+/// let server = Server::bind(config).await?.start().await?;
+/// println!("sessions on {}, probes on {}", server.grpc_address(), server.admin_address());
+/// server.stop().await
+/// # }).unwrap();
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    store: Recovered,
+    grpc: StdListener,
+    admin: TcpListener,
+    grpc_address: SocketAddr,
+    admin_address: SocketAddr,
+}
+
+impl Server {
+    /// Opens the store that `config` names and takes both ports. Nothing is accepted yet.
+    ///
+    /// # Errors
+    ///
+    /// An address is open to everybody, a port is taken, or the store cannot be had.
+    pub async fn bind(config: Config) -> Result<Self, Error> {
+        config.check_exposure()?;
+        let (url, options) = (config.store.clone(), config.store_options());
+        let store = blocking(move || Recovered::open(&url, options)).await?;
+        Self::with_store(config, store).await
+    }
+
+    /// Takes both ports for a store that is open already; the one that `config` names is left alone.
+    ///
+    /// # Errors
+    ///
+    /// An address is open to everybody, or a port is taken.
+    pub async fn with_store(config: Config, store: Recovered) -> Result<Self, Error> {
+        config.check_exposure()?;
+        let (grpc, grpc_address) = listen("gRPC", config.listen)?;
+        let (admin, admin_address) = listen("the admin port", config.admin_listen)?;
+        let grpc = grpc.into_std().map_err(|source| Error::Listen {
+            port: "gRPC",
+            address: config.listen,
+            source,
+        })?;
+        Ok(Self { config, store, grpc, admin, grpc_address, admin_address })
+    }
+
+    /// Where gRPC will be served.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc_address
+    }
+
+    /// Where the admin port will be served.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// How many leases the store brought back.
+    pub fn recovered_leases(&self) -> usize {
+        self.store.leases()
+    }
+
+    /// Serves until `shutdown` is cancelled, then stops as [`Running::stop`] does.
+    ///
+    /// Cancellation: dropped, the server stops at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`] and [`Running::stop`].
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let running = self.start().await?;
+        shutdown.cancelled().await;
+        running.stop().await
+    }
+
+    /// Starts to accept on both ports. From now on every lease has its full TTL.
+    ///
+    /// Leases that the policy no longer lets live are revoked first.
+    ///
+    /// # Errors
+    ///
+    /// A thread cannot be started, or the revocations could not be kept.
+    pub async fn start(self) -> Result<Running, Error> {
+        let Self { config, store, grpc, admin, grpc_address, admin_address } = self;
+        let store = Arc::new(store.resume()?);
+        let revoked = store.enforce(&config.policy).await.map_err(store_failed)?;
+        if revoked > 0 {
+            tracing::info!(leases = revoked, "revoked what the policy no longer lets live");
+        }
+        let metrics = Arc::new(Metrics::new());
+        let live = Arc::new(ArcSwap::from_pointee(Live::new(config.policy, &metrics)));
+        let health = HealthReporter::new();
+        let pool = WorkerPool::new(store.clone(), config.clock, metrics.calls.clone());
+        let port = Arc::new(Port {
+            gateway: Gateway::new(pool, live.clone(), Aside::new(health.clone())),
+            places: Arc::new(Semaphore::new(config.max_connections.max(1) as usize)),
+            draining: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+        });
+        let serving = Arc::new(AtomicBool::new(false));
+        let pages = Admin { store: store.clone(), live, metrics, serving: serving.clone() };
+        let router = admin::router(Arc::new(pages), config.admin_token);
+
+        let mut running = Running {
+            grpc_address,
+            admin_address,
+            draining: port.draining.clone(),
+            stopped: port.stopped.clone(),
+            serving,
+            health,
+            threads: Vec::new(),
+            tasks: Vec::new(),
+            store,
+        };
+        running.serve_grpc(&port, &grpc, config.threads.max(1))?;
+        running.serve_admin(admin, router);
+        running.watch_health();
+        running.serving.store(true, Ordering::Release);
+        Ok(running)
+    }
+}
+
+/// A server that serves.
+///
+/// Dropped, it stops at once: calls under way are cut off, and only what was acknowledged is sure
+/// to be kept. [`Running::stop`] is the good way.
+#[derive(Debug)]
+pub struct Running {
+    grpc_address: SocketAddr,
+    admin_address: SocketAddr,
+    draining: CancellationToken,
+    stopped: CancellationToken,
+    serving: Arc<AtomicBool>,
+    health: HealthReporter,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    tasks: Vec<TaskHandle<()>>,
+    store: Arc<Embedded>,
+}
+
+impl Running {
+    /// Where gRPC is served.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc_address
+    }
+
+    /// Where the admin port is served.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// The store behind the ports, for whoever runs the server within a program of their own.
+    pub fn store(&self) -> &Arc<Embedded> {
+        &self.store
+    }
+
+    /// Starts the threads that serve gRPC, all on the one socket.
+    fn serve_grpc<S: Store>(
+        &mut self,
+        port: &Arc<Port<S>>,
+        listener: &StdListener,
+        threads: usize,
+    ) -> Result<(), Error> {
+        let failed = |source| Error::System { action: "start a thread that serves gRPC", source };
+        for number in 0..threads {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(failed)?;
+            let (port, listener) = (port.clone(), listener.try_clone().map_err(failed)?);
+            let thread = std::thread::Builder::new()
+                .name(format!("grpc-{number}"))
+                .spawn(move || runtime.block_on(port.serve(listener)))
+                .map_err(failed)?;
+            self.threads.push(thread);
+        }
+        Ok(())
+    }
+
+    fn serve_admin(&mut self, listener: TcpListener, router: axum::Router) {
+        let stopped = self.stopped.clone();
+        self.tasks.push(tokio::spawn(async move {
+            let serve = axum::serve(listener, router);
+            tokio::select! {
+                outcome = async { serve.await } => if let Err(error) = outcome {
+                    tracing::error!(%error, "the admin port failed");
+                },
+                () = stopped.cancelled() => {}
+            }
+        }));
+    }
+
+    /// Lets gRPC health say what the store says.
+    fn watch_health(&mut self) {
+        let (health, store) = (self.health.clone(), self.store.clone());
+        let draining = self.draining.clone();
+        self.tasks.push(tokio::spawn(async move {
+            let mut told = None;
+            loop {
+                let status = match store.ready() {
+                    Ok(()) => ServingStatus::Serving,
+                    Err(_) => ServingStatus::NotServing,
+                };
+                if told != Some(status) {
+                    told = Some(status);
+                    health.set_service_status("", status).await;
+                    health.set_service_status(WORKER_POOL, status).await;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(HEALTH_EVERY) => {}
+                    () = draining.cancelled() => return,
+                }
+            }
+        }));
+    }
+
+    /// Stops: probes say so, no connection is accepted any more, calls under way may finish for at
+    /// most 10 s, and what the store has pending is flushed.
+    ///
+    /// Cancellation: dropped, the server stops at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StoreFailed`] when the store could not keep everything, and [`Error::System`] when
+    /// a serving thread broke.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        self.serving.store(false, Ordering::Release);
+        self.draining.cancel();
+        for name in ["", WORKER_POOL] {
+            self.health.set_service_status(name, ServingStatus::NotServing).await;
+            // Whoever watches is told and then let go, so that watching does not hold up the end.
+            self.health.clear_service_status(name).await;
+        }
+        let threads = std::mem::take(&mut self.threads);
+        let stopped = self.stopped.clone().drop_guard();
+        let served = blocking(move || {
+            let ended = threads
+                .into_iter()
+                .map(JoinHandle::join)
+                .map(|ended| ended.unwrap_or_else(|_| Err(io::Error::other("it panicked"))));
+            ended.collect::<io::Result<Vec<()>>>().map(drop)
+        })
+        .await;
+        drop(stopped);
+        let store = self.store.clone();
+        blocking(move || store.close()).await?;
+        served.map_err(|source| Error::System { action: "serve gRPC", source })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.store(false, Ordering::Release);
+        self.draining.cancel();
+        self.stopped.cancel();
+        for task in &self.tasks {
+            task.abort();
+        }
+        for thread in self.threads.drain(..) {
+            // A panic was reported by the thread itself; here is nobody left to tell.
+            drop(thread.join());
+        }
+        // Not left to the last reference: tasks that were aborted may keep one for a while.
+        if let Err(error) = self.store.close() {
+            tracing::error!(%error, "the store closed badly");
+        }
+    }
+}
+
+/// Takes a port. Not with SO_REUSEPORT: a second server on it has to be refused.
+fn listen(port: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let take = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Lets a restarted server have the port while connections of the old one time out.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    };
+    take().map_err(|source| Error::Listen { port, address, source })
+}
+
+fn store_failed(error: Unavailable) -> Error {
+    Error::StoreFailed { problem: error.to_string() }
+}
+
+/// Runs what blocks off the runtime.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,283 @@
+//! The worker pool on the wire, translated to and from the store. No rules are here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use lease::{
+    BorrowId, Denied, Invalid, KeptAlive, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason, Refusal,
+    Released, Request, validate_id,
+};
+use tonic::Status;
+use wire::worker::borrow_worker_response::BorrowStatus;
+use wire::worker::{
+    BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, KeepAliveResponse,
+    ReturnWorkerRequest, ReturnWorkerResponse, WorkersState, WorkersStateRequest,
+    WorkersStateResponse, keep_alive_response, return_worker_response,
+};
+
+use crate::admin::metrics::CallCounters;
+use crate::clock::Clock;
+use crate::live::Live;
+use crate::policy::{Indexer, Refused};
+use crate::rpc::Answer;
+use crate::store::{BorrowError, Borrowed, Store, Unavailable};
+
+const LEASE_TTL_MS: HeaderName = HeaderName::from_static("x-lease-ttl-ms");
+const BORROW_ID: HeaderName = HeaderName::from_static("x-borrow-id");
+const DENIED_SCOPE: HeaderName = HeaderName::from_static("x-denied-scope");
+const DENIED_ACTIVE: HeaderName = HeaderName::from_static("x-denied-active");
+const DENIED_MAX: HeaderName = HeaderName::from_static("x-denied-max");
+
+/// `sf.worker.v1.WorkerPool` over a store.
+#[derive(Debug)]
+pub(crate) struct WorkerPool<S> {
+    store: Arc<S>,
+    clock: Arc<dyn Clock>,
+    counters: CallCounters,
+}
+
+impl<S: Store> WorkerPool<S> {
+    pub(crate) fn new(store: Arc<S>, clock: Arc<dyn Clock>, counters: CallCounters) -> Self {
+        Self { store, clock, counters }
+    }
+
+    /// BorrowWorker.
+    pub(crate) async fn borrow(
+        &self,
+        live: &Live,
+        caller: Option<&Indexer>,
+        metadata: &HeaderMap,
+        message: BorrowWorkerRequest,
+    ) -> Result<Answer, Status> {
+        let request = Request {
+            indexer: caller.map(Indexer::name),
+            service: &message.service,
+            organization: &message.organization_id,
+            api_key: &message.api_key_id,
+            trace: &message.trace_id,
+            max_workers: message.max_worker_for_trace_id,
+            borrow_id: borrow_id(metadata)?,
+        };
+        request.validate().map_err(invalid)?;
+        let ruling =
+            live.policy.terms(caller, &request, || self.clock.wall()).map_err(|refused| {
+                live.borrows(live.policy.service(request.service)).count_refused(&refused);
+                refuse(&refused)
+            })?;
+        let outcome = self.store.borrow(&request, &ruling.terms).await;
+        live.borrows(Some(ruling.service)).count(&outcome);
+        match outcome {
+            Ok(Borrowed { grant, delivery }) => {
+                let answer = Answer::new(&BorrowWorkerResponse {
+                    worker_key: grant.id.to_string(),
+                    status: BorrowStatus::Borrowed.into(),
+                    worker_state: Some(borrowers_view(grant.pool, message.trace_id)),
+                    minimal_worker_life_duration: Some(on_the_wire(ruling.terms.minimal_life)),
+                });
+                Ok(answer.metadata(LEASE_TTL_MS, milliseconds(grant.ttl)).delivery(delivery))
+            }
+            Err(BorrowError::Refused(Refusal::Denied(denied))) => {
+                Ok(exhausted(denied, message.trace_id, ruling.terms.minimal_life))
+            }
+            Err(BorrowError::Refused(refusal)) => Err(refused_borrow(&refusal)),
+            Err(BorrowError::Unavailable(error)) => Err(unavailable(error)),
+        }
+    }
+
+    /// KeepAlive.
+    pub(crate) async fn keep_alive(
+        &self,
+        caller: Option<&Indexer>,
+        message: KeepAliveRequest,
+    ) -> Result<Answer, Status> {
+        use keep_alive_response::Status as Outcome;
+
+        let kept = match message.worker_key.parse::<LeaseId>() {
+            Ok(id) => self.store.keep_alive(id, caller.map(Indexer::name)).await,
+            // No lease ever had such a key. A failed store answers that of none.
+            Err(_) => self.store.ready().map(|()| KeptAlive::Failed),
+        }
+        .map_err(unavailable)?;
+        self.counters.count_keep_alive(kept);
+        let answer = |status: Outcome| Answer::new(&KeepAliveResponse { status: status.into() });
+        match kept {
+            KeptAlive::Extended { ttl } => {
+                Ok(answer(Outcome::TtlExtended).metadata(LEASE_TTL_MS, milliseconds(ttl)))
+            }
+            KeptAlive::Failed => Ok(answer(Outcome::Failed)),
+            KeptAlive::Revoked(reason) => Err(revoked(reason)),
+        }
+    }
+
+    /// ReturnWorker.
+    pub(crate) async fn give_back(
+        &self,
+        caller: Option<&Indexer>,
+        metadata: &HeaderMap,
+        message: ReturnWorkerRequest,
+    ) -> Result<Answer, Status> {
+        use return_worker_response::Status as Outcome;
+
+        let minimal_life = message.minimal_worker_life_duration.map(off_the_wire).transpose()?;
+        let minimal_life = minimal_life.unwrap_or_default();
+        let caller = caller.map(Indexer::name);
+        let released = match (message.worker_key.as_str(), borrow_id(metadata)?) {
+            ("", Some(borrow_id)) => {
+                self.store.release_borrow(borrow_id, caller, minimal_life).await
+            }
+            (key, _) => match key.parse::<LeaseId>() {
+                Ok(id) => self.store.release(id, caller, minimal_life).await,
+                Err(_) => self.store.ready().map(|()| Released::Missing),
+            },
+        }
+        .map_err(unavailable)?;
+        self.counters.count_return(released);
+        let status = match released {
+            Released::Missing => Outcome::MissingKey,
+            Released::Returned => Outcome::Returned,
+            Released::Lingers { .. } => Outcome::TtlUpdated,
+        };
+        Ok(Answer::new(&ReturnWorkerResponse { status: status.into() }))
+    }
+
+    /// WorkersState.
+    pub(crate) async fn state(
+        &self,
+        live: &Live,
+        caller: Option<&Indexer>,
+        message: WorkersStateRequest,
+    ) -> Result<Answer, Status> {
+        let WorkersStateRequest { service, organization_id: organization, api_key_id } = &message;
+        validate_id("service", service, true).map_err(invalid)?;
+        validate_id("organization_id", organization, true).map_err(invalid)?;
+        validate_id("api_key_id", api_key_id, false).map_err(invalid)?;
+        let max = live
+            .policy
+            .pool_limit(caller, service, organization)
+            .map_err(|refused| refuse(&refused))?;
+        let pool = self.store.state(service, organization).await.map_err(unavailable)?;
+        let traces = pool.traces.into_iter().map(|(trace, leases)| (trace, count(leases)));
+        let state = WorkersState {
+            active_trace_id: 0,
+            worker_count_per_trace_id: traces.collect(),
+            ..counts(pool.leases, max)
+        };
+        let active_trace_id = count(state.worker_count_per_trace_id.len() as u64);
+        let worker_state = Some(WorkersState { active_trace_id, ..state });
+        Ok(Answer::new(&WorkersStateResponse { worker_state }))
+    }
+}
+
+/// A full pool is a normal answer.
+fn exhausted(denied: Denied, trace: String, minimal_life: Duration) -> Answer {
+    let Denied { scope, active, max, pool } = denied;
+    Answer::new(&BorrowWorkerResponse {
+        worker_key: String::new(),
+        status: BorrowStatus::ResourceExhausted.into(),
+        worker_state: Some(borrowers_view(pool, trace)),
+        minimal_worker_life_duration: Some(on_the_wire(minimal_life)),
+    })
+    .metadata(DENIED_SCOPE, HeaderValue::from_static(scope.as_str()))
+    .metadata(DENIED_ACTIVE, active)
+    .metadata(DENIED_MAX, max)
+}
+
+/// The pool as a borrow answer shows it: of its traces, only the borrower's own.
+fn borrowers_view(pool: PoolState, trace: String) -> WorkersState {
+    let mut own = BTreeMap::new();
+    if pool.own_trace > 0 {
+        own.insert(trace, count(pool.own_trace));
+    }
+    WorkersState {
+        active_trace_id: count(pool.traces),
+        worker_count_per_trace_id: own,
+        ..counts(pool.borrowed, pool.max)
+    }
+}
+
+/// No ceiling is a maximum of 0 on the wire, with as many available as can be said.
+fn counts(borrowed: u64, max: Option<u64>) -> WorkersState {
+    WorkersState {
+        available_workers: max.map_or(i64::MAX, |max| count(max.saturating_sub(borrowed))),
+        borrowed_workers: count(borrowed),
+        max_workers: max.map_or(0, count),
+        ..WorkersState::default()
+    }
+}
+
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn on_the_wire(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),
+    }
+}
+
+/// The minimal life a return asks for, to the nanosecond; the rules clamp what is too long.
+fn off_the_wire(duration: prost_types::Duration) -> Result<Duration, Status> {
+    let invalid = |problem| invalid(Invalid { field: "minimal_worker_life_duration", problem });
+    if duration.seconds < 0 || duration.nanos < 0 {
+        return Err(invalid("is negative"));
+    }
+    let seconds = duration.seconds.unsigned_abs();
+    match u32::try_from(duration.nanos) {
+        Ok(nanos) if nanos < 1_000_000_000 => {
+            Ok(Duration::new(seconds.min(MAX_MINIMAL_LIFE.as_secs() + 1), nanos))
+        }
+        _ => Err(invalid("has a second or more in its nanos")),
+    }
+}
+
+fn borrow_id(metadata: &HeaderMap) -> Result<Option<BorrowId>, Status> {
+    let Some(value) = metadata.get(BORROW_ID) else { return Ok(None) };
+    // A value that is not text is no hex either; the empty text says so.
+    value.to_str().unwrap_or_default().parse().map(Some).map_err(invalid)
+}
+
+fn invalid(invalid: Invalid) -> Status {
+    Status::invalid_argument(invalid.to_string())
+}
+
+fn unavailable(error: Unavailable) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+/// The status of a lease that was revoked, and of a borrow that would be at once.
+fn revoked(reason: Reason) -> Status {
+    match reason {
+        Reason::BudgetSpent => Status::resource_exhausted(reason.to_string()),
+        Reason::Operator | Reason::OrganizationDisabled | Reason::ApiKeyDisabled => {
+            Status::permission_denied(reason.to_string())
+        }
+    }
+}
+
+/// The status of a request that the policy refuses.
+fn refuse(refused: &Refused) -> Status {
+    match refused {
+        Refused::UnknownService(_) => Status::invalid_argument(format!("service: {refused}")),
+        Refused::ServiceNotAllowed { .. } => Status::permission_denied(refused.to_string()),
+        Refused::Disabled(reason) => revoked(*reason),
+    }
+}
+
+/// The status of a borrow that the rules refuse, other than by a ceiling.
+fn refused_borrow(refusal: &Refusal) -> Status {
+    let message = refusal.to_string();
+    match refusal {
+        Refusal::BudgetSpent(_) => Status::resource_exhausted(message),
+        Refusal::BorrowIdReused => Status::invalid_argument(message),
+        Refusal::BorrowEnded => Status::cancelled(message),
+        // Both are answered otherwise; as statuses they ask the caller to try again.
+        Refusal::Full { .. } | Refusal::Denied(_) => Status::unavailable(message),
+    }
+}

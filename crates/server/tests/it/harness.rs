@@ -1,0 +1,312 @@
+//! A server of this process, its clock turned by hand, and a client that says little.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tgm_session_server::store::{Options, Recovered, StoreUrl};
+use tgm_session_server::{Clock, Config, Policy, Running, Server};
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+use wire::worker::borrow_worker_response::BorrowStatus;
+use wire::worker::worker_pool_client::WorkerPoolClient;
+use wire::worker::{
+    BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, ReturnWorkerRequest, WorkersState,
+    WorkersStateRequest, keep_alive_response, return_worker_response,
+};
+
+/// A clock that goes only when it is told to.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    monotonic: Mutex<Duration>,
+    unix: Mutex<Duration>,
+}
+
+impl ManualClock {
+    pub fn new() -> Arc<Self> {
+        let clock = Self::default();
+        *clock.unix.lock() = Duration::from_secs(1_800_000_000);
+        Arc::new(clock)
+    }
+
+    /// Lets both clocks jump, as for a process that was stopped.
+    pub fn jump(&self, by: Duration) {
+        *self.monotonic.lock() += by;
+        *self.unix.lock() += by;
+    }
+
+    pub fn set_unix(&self, unix: Duration) {
+        *self.unix.lock() = unix;
+    }
+}
+
+impl Clock for ManualClock {
+    fn monotonic(&self) -> Duration {
+        *self.monotonic.lock()
+    }
+
+    fn unix(&self) -> Duration {
+        *self.unix.lock()
+    }
+}
+
+/// One server.
+pub struct TestServer {
+    pub running: Running,
+    pub clock: Arc<ManualClock>,
+}
+
+/// Limits that no test reaches by accident, and a service of each kind.
+pub const ROOMY: &str = "
+    [services.t1r]
+    max_per_organization = 10
+    [services.t2w]
+    max_per_organization = 100
+";
+
+pub fn config(policy: &str, clock: &Arc<ManualClock>, store: StoreUrl) -> Config {
+    let policy = Policy::parse(policy, "test.toml").unwrap().policy;
+    let mut config = Config::new(policy, store);
+    config.listen.set_port(0);
+    config.admin_listen.set_port(0);
+    config.threads = 2;
+    config.clock = clock.clone();
+    config
+}
+
+impl TestServer {
+    pub async fn memory(policy: &str) -> Self {
+        let clock = ManualClock::new();
+        Self::start(config(policy, &clock, StoreUrl::Memory), clock).await
+    }
+
+    pub async fn file(policy: &str, path: &Path, clock: Arc<ManualClock>) -> Self {
+        let store = StoreUrl::File { path: path.to_owned(), make_folders: false };
+        Self::start(config(policy, &clock, store), clock).await
+    }
+
+    pub async fn on_disk(
+        policy: &str,
+        disk: impl redb::StorageBackend,
+        clock: Arc<ManualClock>,
+    ) -> Self {
+        let config = config(policy, &clock, StoreUrl::Memory);
+        let options = Options { clock: clock.clone(), ..Options::default() };
+        let store = Recovered::on_backend(disk, options).unwrap();
+        let running = Server::with_store(config, store).await.unwrap().start().await.unwrap();
+        Self { running, clock }
+    }
+
+    pub async fn start(config: Config, clock: Arc<ManualClock>) -> Self {
+        let running = Server::bind(config).await.unwrap().start().await.unwrap();
+        Self { running, clock }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::of(self.running.grpc_address())
+    }
+
+    /// Lets time pass as it passes for a running server.
+    pub fn pass(&self, time: Duration) {
+        let mut left = time;
+        while !left.is_zero() {
+            let step = left.min(Duration::from_millis(500));
+            self.clock.jump(step);
+            self.running.store().tick();
+            left -= step;
+        }
+    }
+
+    /// Leases that count now, of all services.
+    pub async fn live(&self) -> u64 {
+        use tgm_session_server::store::Store as _;
+        self.running.store().live().await.unwrap().iter().map(|(_, leases)| leases).sum()
+    }
+
+    pub async fn stop(self) -> Arc<ManualClock> {
+        self.running.stop().await.unwrap();
+        self.clock
+    }
+}
+
+pub fn channel(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
+}
+
+/// What to borrow.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    pub message: BorrowWorkerRequest,
+    pub borrow_id: Option<String>,
+}
+
+/// A session of `t1r`.
+pub fn session(organization: &str) -> Ask {
+    let (service, organization_id) = ("t1r".to_owned(), organization.to_owned());
+    let message = BorrowWorkerRequest { service, organization_id, ..Default::default() };
+    Ask { message, borrow_id: None }
+}
+
+/// A worker of `t2w`.
+pub fn worker(organization: &str, trace: &str, cap: i64) -> Ask {
+    let mut ask = session(organization).service("t2w").trace(trace);
+    ask.message.max_worker_for_trace_id = cap;
+    ask
+}
+
+impl Ask {
+    pub fn service(mut self, service: &str) -> Self {
+        self.message.service = service.to_owned();
+        self
+    }
+
+    pub fn api_key(mut self, api_key: &str) -> Self {
+        self.message.api_key_id = api_key.to_owned();
+        self
+    }
+
+    pub fn trace(mut self, trace: &str) -> Self {
+        self.message.trace_id = trace.to_owned();
+        self
+    }
+
+    pub fn borrow_id(mut self, borrow_id: &str) -> Self {
+        self.borrow_id = Some(borrow_id.to_owned());
+        self
+    }
+}
+
+/// A caller of the worker pool.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub pool: WorkerPoolClient<Channel>,
+    key: Option<String>,
+}
+
+impl Client {
+    pub fn of(address: SocketAddr) -> Self {
+        Self { pool: WorkerPoolClient::new(channel(address)), key: None }
+    }
+
+    /// The same caller, who shows an indexer's key.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { pool: self.pool.clone(), key: Some(key.to_owned()) }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(key) = &self.key {
+            request.metadata_mut().insert("x-api-key", key.parse().unwrap());
+        }
+        request
+    }
+
+    pub async fn ask(&mut self, ask: Ask) -> Result<Response<BorrowWorkerResponse>, Status> {
+        let mut request = self.request(ask.message);
+        if let Some(borrow_id) = ask.borrow_id {
+            request.metadata_mut().insert("x-borrow-id", borrow_id.parse().unwrap());
+        }
+        self.pool.borrow_worker(request).await
+    }
+
+    /// Borrows what must be free, and answers its key.
+    pub async fn borrow(&mut self, ask: Ask) -> String {
+        let answer = self.ask(ask).await.unwrap().into_inner();
+        assert_eq!(answer.status(), BorrowStatus::Borrowed, "{answer:?}");
+        answer.worker_key
+    }
+
+    /// Borrows what must not be free, and answers scope, active and maximum of the refusal.
+    pub async fn refused(&mut self, ask: Ask) -> (String, u64, u64) {
+        let answer = self.ask(ask).await.unwrap();
+        assert_eq!(answer.get_ref().status(), BorrowStatus::ResourceExhausted, "{answer:?}");
+        assert_eq!(answer.get_ref().worker_key, "");
+        assert!(answer.get_ref().worker_state.is_some());
+        let number = |name| text(answer.metadata(), name).unwrap().parse().unwrap();
+        let scope = text(answer.metadata(), "x-denied-scope").unwrap();
+        (scope, number("x-denied-active"), number("x-denied-max"))
+    }
+
+    pub async fn keep_alive(&mut self, key: &str) -> Result<keep_alive_response::Status, Status> {
+        let message = KeepAliveRequest { worker_key: key.to_owned(), ..Default::default() };
+        let request = self.request(message);
+        Ok(self.pool.keep_alive(request).await?.into_inner().status())
+    }
+
+    pub async fn give_back(&mut self, key: &str) -> return_worker_response::Status {
+        self.give_back_after(key, None).await.unwrap()
+    }
+
+    pub async fn give_back_after(
+        &mut self,
+        key: &str,
+        minimal_life: Option<prost_types::Duration>,
+    ) -> Result<return_worker_response::Status, Status> {
+        let request = self.request(ReturnWorkerRequest {
+            worker_key: key.to_owned(),
+            minimal_worker_life_duration: minimal_life,
+        });
+        Ok(self.pool.return_worker(request).await?.into_inner().status())
+    }
+
+    pub async fn give_back_borrow(
+        &mut self,
+        borrow_id: &str,
+    ) -> Result<return_worker_response::Status, Status> {
+        let mut request = self.request(ReturnWorkerRequest::default());
+        request.metadata_mut().insert("x-borrow-id", borrow_id.parse().unwrap());
+        Ok(self.pool.return_worker(request).await?.into_inner().status())
+    }
+
+    pub async fn state(
+        &mut self,
+        service: &str,
+        organization: &str,
+    ) -> Result<WorkersState, Status> {
+        let request = self.request(WorkersStateRequest {
+            service: service.to_owned(),
+            organization_id: organization.to_owned(),
+            ..Default::default()
+        });
+        Ok(self.pool.workers_state(request).await?.into_inner().worker_state.unwrap())
+    }
+
+    /// How many leases count in the pool.
+    pub async fn count(&mut self, service: &str, organization: &str) -> i64 {
+        self.state(service, organization).await.unwrap().borrowed_workers
+    }
+}
+
+pub fn text(metadata: &MetadataMap, name: &str) -> Option<String> {
+    metadata.get(name).map(|value| value.to_str().unwrap().to_owned())
+}
+
+pub fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
+}
+
+/// Waits, for a bounded time, until something outside of this task has happened.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut happened: impl FnMut() -> F) {
+    for _ in 0..2_000 {
+        if happened().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never happened: {what}");
+}
+
+/// One HTTP/1.1 GET: the status and the body.
+pub async fn get(address: SocketAddr, path: &str, header: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{header}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}

@@ -1,0 +1,94 @@
+//! A borrow that nobody hears of takes no slot.
+
+use crate::disk::Disk;
+use crate::harness::{Client, ManualClock, ROOMY, TestServer, eventually, session};
+
+const ID: &str = "00112233445566778899aabbccddeeff";
+
+/// A server whose journal is held back, so that grants are applied and not yet answered.
+async fn held_back() -> (TestServer, Disk) {
+    let disk = Disk::default();
+    let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
+    disk.hold();
+    (server, disk)
+}
+
+/// Starts a borrow, and waits until `live` leases count.
+async fn start(
+    server: &TestServer,
+    mut client: Client,
+    ask: crate::harness::Ask,
+    live: u64,
+) -> tokio::task::JoinHandle<()> {
+    let call = tokio::spawn(async move {
+        let answer = client.ask(ask).await;
+        panic!("the journal is held back, but there is an answer: {answer:?}");
+    });
+    eventually("the grant is applied", || async { server.live().await == live }).await;
+    call
+}
+
+#[tokio::test]
+async fn a_caller_that_cancels_before_the_answer_leaves_no_lease() {
+    let (server, disk) = held_back().await;
+    let first = start(&server, server.client(), session("acme"), 1).await;
+    let second = start(&server, server.client(), session("acme").borrow_id(ID), 2).await;
+    first.abort();
+    second.abort();
+    // The journal is still held back: the slots are free at once, not when the disk comes back.
+    eventually("the leases are returned", || async { server.live().await == 0 }).await;
+    assert!(disk.is_waiting());
+    disk.release();
+    assert_eq!(server.client().count("t1r", "acme").await, 0);
+}
+
+#[tokio::test]
+async fn a_caller_whose_connection_breaks_before_the_answer_leaves_no_lease() {
+    let (server, disk) = held_back().await;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.unwrap();
+    let address = server.running.grpc_address();
+    runtime.spawn(async move {
+        let answer = Client::of(address).ask(session("acme")).await;
+        panic!("the journal is held back, but there is an answer: {answer:?}");
+    });
+    eventually("the grant is applied", || async { server.live().await == 1 }).await;
+    // Takes the connection with it, without a word to the server but the end of the socket.
+    runtime.shutdown_background();
+    eventually("the lease is returned", || async { server.live().await == 0 }).await;
+    disk.release();
+}
+
+#[tokio::test]
+async fn a_lease_lives_as_long_as_one_try_of_its_borrow_waits_for_it() {
+    let (server, disk) = held_back().await;
+    let lost = start(&server, server.client(), session("acme").borrow_id(ID), 1).await;
+    let mut retry = server.client();
+    let retry = tokio::spawn(async move { retry.borrow(session("acme").borrow_id(ID)).await });
+    // Until the retry has arrived, which another call on a later connection shows.
+    let marker = start(&server, server.client(), session("marker"), 2).await;
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    lost.abort();
+    marker.abort();
+    eventually("the marker is returned", || async { server.live().await == 1 }).await;
+    disk.release();
+    let key = retry.await.unwrap();
+    let mut client = server.client();
+    assert_eq!(client.count("t1r", "acme").await, 1);
+    assert_eq!(
+        client.keep_alive(&key).await.unwrap(),
+        wire::worker::keep_alive_response::Status::TtlExtended
+    );
+}
+
+#[tokio::test]
+async fn a_lost_answer_lets_the_same_borrow_id_be_tried_again() {
+    let (server, disk) = held_back().await;
+    let lost = start(&server, server.client(), session("acme").borrow_id(ID), 1).await;
+    lost.abort();
+    eventually("the lease is returned", || async { server.live().await == 0 }).await;
+    disk.release();
+    server.client().borrow(session("acme").borrow_id(ID)).await;
+    assert_eq!(server.live().await, 1);
+}
