@@ -82,6 +82,11 @@ enum State {
 }
 
 impl Heartbeat {
+    /// What one lease costs at most: hash tables are at least 7/16 full, heaps half full.
+    #[cfg(test)]
+    pub(crate) const BYTES_PER_LEASE: usize =
+        (size_of::<(u64, Beat)>() + 1) * 16 / 7 + 2 * size_of::<(Instant, u64)>();
+
     /// Makes an empty schedule in which no lease waits longer than `delay` for its keep-alive.
     pub(crate) fn new(delay: Duration) -> Self {
         Self {

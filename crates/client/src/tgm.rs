@@ -14,6 +14,7 @@ use std::time::Duration;
 use lease::Request;
 use secrecy::ExposeSecret;
 use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
 use wire::worker::{WorkersState, WorkersStateRequest};
 
 use self::borrow::{Patience, Wanted};
@@ -60,6 +61,20 @@ impl TgmPool {
     ///
     /// Outside of a tokio runtime.
     pub fn connect(config: &TgmConfig) -> Result<Self, Error> {
+        Self::with_channel(config, channel::connect(config)?)
+    }
+
+    /// As [`TgmPool::connect`], over a channel that the application made by its own means: what
+    /// `config` says about host, port and TLS does not count.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when the key cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn with_channel(config: &TgmConfig, channel: Channel) -> Result<Self, Error> {
         let key = config.indexer_api_key.as_ref().map(|key| {
             let value: Result<MetadataValue<Ascii>, _> = key.expose_secret().parse();
             value
@@ -75,7 +90,7 @@ impl TgmPool {
             most_sessions: config.max_sessions_per_organization,
         };
         let keeper = Keeper::new(rules, rand::make_rng());
-        let shared = Arc::new(Shared::new(keeper, channel::connect(config)?, key.transpose()?));
+        let shared = Arc::new(Shared::new(keeper, channel, key.transpose()?));
         tokio::spawn(driver::run(shared.clone()));
         let patience = Patience { timeout: config.borrow_timeout, wait: config.borrow_wait };
         Ok(Self { shared, patience })

@@ -109,6 +109,8 @@ struct Held {
 enum Role {
     Session {
         workers: BTreeSet<u64>,
+        /// How many of its workers were given back and not tried yet.
+        leaving: usize,
     },
     Worker {
         session: u64,
@@ -123,7 +125,7 @@ pub(crate) struct Keeper {
     rules: Rules,
     rng: StdRng,
     numbers: u64,
-    held: HashMap<u64, Held>,
+    held: HashMap<u64, Box<Held>>,
     heartbeat: Heartbeat,
     returns: Returns,
     link: Link,
@@ -198,7 +200,7 @@ impl Keeper {
             return Err(Error::Closed);
         }
         let held = self.held.get(&session).ok_or(Error::SessionNotFound)?;
-        let Role::Session { workers } = &held.role else { return Err(Error::SessionNotFound) };
+        let Role::Session { workers, .. } = &held.role else { return Err(Error::SessionNotFound) };
         // Nothing is borrowed after a revocation: whoever asks hears the reason again.
         if let Some(reason) = held.lease.end_reason() {
             return Err(reason.clone());
@@ -245,10 +247,11 @@ impl Keeper {
         let number = self.next_number();
         let lease = Arc::new(Lease::new(number, grant.key, on_error));
         let role = match session {
-            None => Role::Session { workers: BTreeSet::new() },
+            None => Role::Session { workers: BTreeSet::new(), leaving: 0 },
             Some(session) => Role::Worker { session, aside: false },
         };
-        if let Some(workers) = session.and_then(|session| self.workers_of(session)) {
+        if let Some(Role::Session { workers, .. }) = session.and_then(|session| self.role(session))
+        {
             workers.insert(number);
         }
         self.heartbeat.insert(number, session.is_some(), grant.ttl, sent, now, &mut self.rng);
@@ -264,7 +267,7 @@ impl Keeper {
             borrowing: None,
             fault: None,
         };
-        self.held.insert(number, held);
+        self.held.insert(number, Box::new(held));
         Ok(lease)
     }
 
@@ -308,7 +311,7 @@ impl Keeper {
         minimal_life: Option<Duration>,
         now: Instant,
     ) -> Release {
-        self.give_back(number, minimal_life, None, now);
+        self.give_back(number, minimal_life, now);
         match self.returns.watch(number) {
             Some(outcome) => Release::waiting(outcome),
             None => Release::known(Ok(Released::Missing)),
@@ -316,48 +319,56 @@ impl Keeper {
     }
 
     /// Moves a lease and its workers from the table to the returns.
-    fn give_back(
-        &mut self,
-        number: u64,
-        minimal_life: Option<Duration>,
-        session: Option<u64>,
-        now: Instant,
-    ) {
+    fn give_back(&mut self, number: u64, minimal_life: Option<Duration>, now: Instant) {
         let Some(held) = self.held.remove(&number) else { return };
         self.heartbeat.remove(number);
-        let (workers, minimal_life) = match held.role {
-            Role::Worker { session, .. } => {
-                if let Some(workers) = self.workers_of(session) {
-                    workers.remove(&number);
-                }
-                (BTreeSet::new(), minimal_life)
-            }
-            Role::Session { workers } => {
-                self.leave_pool(&held.asked);
-                let told = self.rules.minimal_life.or(held.minimal_life);
-                (workers, minimal_life.or(told).or(Some(MINIMAL_LIFE)))
-            }
-        };
         let target = match (held.forgotten, held.borrowing) {
             (false, _) => Some(Target::Key(held.lease.key())),
             (true, borrowing) => borrowing.map(Target::Borrow),
         };
-        let holds = usize::from(held.calling) + workers.len();
+        let holds = usize::from(held.calling);
         let give_up = now + held.ttl;
-        self.returns.add(number, Return { target, minimal_life, give_up, holds, session }, now);
-        for worker in workers {
-            if let Some(held) = self.held.get(&worker) {
-                self.news.ended.push((held.lease.clone(), Error::SessionNotFound));
+        match held.role {
+            Role::Worker { session, .. } => {
+                if let Some(Role::Session { workers, leaving }) = self.role(session)
+                    && workers.remove(&number)
+                {
+                    *leaving += 1;
+                }
+                let session = Some(session);
+                let order = Return { target, minimal_life, give_up, holds, session };
+                self.returns.add(number, order, now);
             }
-            self.give_back(worker, None, Some(number), now);
+            Role::Session { workers, leaving } => {
+                self.leave_pool(&held.asked);
+                let told = self.rules.minimal_life.or(held.minimal_life);
+                let minimal_life = minimal_life.or(told).or(Some(MINIMAL_LIFE));
+                let holds = holds + leaving + workers.len();
+                let order = Return { target, minimal_life, give_up, holds, session: None };
+                self.returns.add(number, order, now);
+                for worker in workers {
+                    if let Some(held) = self.held.get(&worker) {
+                        self.news.ended.push((held.lease.clone(), Error::SessionNotFound));
+                    }
+                    self.give_back(worker, None, now);
+                }
+            }
+        }
+        self.workers_tried(now);
+    }
+
+    /// Lets the sessions go of which the last worker was tried.
+    fn workers_tried(&mut self, now: Instant) {
+        for session in self.returns.take_tried() {
+            match self.role(session) {
+                Some(Role::Session { leaving, .. }) => *leaving -= 1,
+                _ => self.returns.unhold(session, now),
+            }
         }
     }
 
-    fn workers_of(&mut self, session: u64) -> Option<&mut BTreeSet<u64>> {
-        match &mut self.held.get_mut(&session)?.role {
-            Role::Session { workers } => Some(workers),
-            Role::Worker { .. } => None,
-        }
+    fn role(&mut self, number: u64) -> Option<&mut Role> {
+        self.held.get_mut(&number).map(|held| &mut held.role)
     }
 
     fn leave_pool(&mut self, asked: &Asked) {
@@ -383,12 +394,11 @@ impl Keeper {
         for held in self.held.values().filter(|held| !held.ended) {
             self.news.ended.push((held.lease.clone(), Error::Closed));
         }
-        let is_session = |(number, held): (&u64, &Held)| {
-            matches!(held.role, Role::Session { .. }).then_some(*number)
-        };
-        let sessions: Vec<u64> = self.held.iter().filter_map(is_session).collect();
+        let is_session = |held: &Held| matches!(held.role, Role::Session { .. });
+        let sessions = self.held.iter().filter(|(_, held)| is_session(held));
+        let sessions: Vec<u64> = sessions.map(|(number, _)| *number).collect();
         for session in sessions {
-            self.give_back(session, Some(Duration::ZERO), None, now);
+            self.give_back(session, Some(Duration::ZERO), now);
         }
         let (closer, drained) = oneshot::channel();
         self.closers.push(closer);

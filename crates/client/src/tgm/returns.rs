@@ -63,7 +63,7 @@ pub(crate) struct Return {
     pub(crate) give_up: Instant,
     /// How many things it waits for before its first try: a call of its own under way, workers.
     pub(crate) holds: usize,
-    /// The session that waits for the first try of this worker.
+    /// The session of a worker: it waits until this was tried once.
     pub(crate) session: Option<u64>,
 }
 
@@ -81,6 +81,8 @@ pub(crate) struct Returns {
     items: HashMap<u64, Item>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     calls: usize,
+    /// The sessions of workers that were tried for the first time.
+    tried: Vec<u64>,
     settled: Vec<Settled>,
     tally: CloseReport,
 }
@@ -160,18 +162,13 @@ impl Returns {
         let Some(item) = self.items.get_mut(&number) else { return };
         item.calling = false;
         item.tries += 1;
-        // One try of each worker goes first; a worker that cannot be returned yet does not keep
-        // the slot of its session taken.
-        let session = item.order.session.take();
+        self.tried.extend(item.order.session.take());
         if outcome.is_err() && again && now < item.order.give_up {
             let doubled = FIRST_PAUSE.saturating_mul(1 << item.tries.min(16).saturating_sub(1));
             let pause = doubled.min(LONGEST_PAUSE).mul_f64(rng.random_range(0.5..=1.0));
             self.queue.push(Reverse((now + pause, number)));
         } else {
             self.settle(number, outcome);
-        }
-        if let Some(session) = session {
-            self.unhold(session, now);
         }
     }
 
@@ -183,6 +180,15 @@ impl Returns {
             let late = Error::unavailable("the pool was closed before the return was answered");
             self.settle(number, Err(late));
         }
+    }
+
+    /// Takes the sessions of which a worker was tried for the first time since the last time, once
+    /// per worker.
+    ///
+    /// One try of each worker goes first. A worker that cannot be returned yet does not keep the
+    /// slot of its session taken.
+    pub(crate) fn take_tried(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.tried)
     }
 
     /// Returns how many returns are not settled.
@@ -211,11 +217,8 @@ impl Returns {
             self.queue.push(Reverse((now, number)));
             return;
         }
-        let session = item.order.session.take();
+        self.tried.extend(item.order.session.take());
         self.settle(number, Ok(Released::Missing));
-        if let Some(session) = session {
-            self.unhold(session, now);
-        }
     }
 
     fn settle(&mut self, number: u64, outcome: Result<Released, Error>) {
@@ -302,29 +305,35 @@ mod tests {
     }
 
     #[test]
-    fn a_session_waits_for_one_try_of_each_of_its_workers() {
+    fn a_return_that_is_held_up_waits_for_everything_that_holds_it() {
         let mut bench = Bench::new();
         bench.add(10, 2, None);
-        bench.add(1, 0, Some(10));
-        bench.add(2, 0, Some(10));
-        assert_eq!([bench.due(), bench.due(), bench.due()], [Some(1), Some(2), None]);
-        bench.answer(1, Ok(Released::Returned));
         assert_eq!(bench.due(), None);
-        // The second worker failed; it is tried again, and the session goes meanwhile.
-        bench.answer(2, fault());
+        bench.returns.unhold(10, bench.now);
+        assert_eq!(bench.due(), None);
+        bench.returns.unhold(10, bench.now);
         assert_eq!([bench.due(), bench.due()], [Some(10), None]);
-        bench.answer(10, Ok(Released::Lingers));
-        assert_eq!(bench.returns.len(), 1);
+        bench.returns.unhold(10, bench.now);
+        assert_eq!(bench.due(), None);
     }
 
     #[test]
-    fn a_worker_that_the_server_no_longer_holds_does_not_keep_its_session_waiting() {
+    fn the_first_try_of_a_worker_is_told_once_whether_it_worked_or_not() {
         let mut bench = Bench::new();
-        bench.add(10, 1, None);
-        bench.add(1, 1, Some(10));
-        bench.returns.retarget(1, None);
-        bench.returns.unhold(1, bench.now);
-        assert_eq!([bench.due(), bench.due()], [Some(10), None]);
+        bench.add(1, 0, Some(10));
+        assert_eq!(bench.due(), Some(1));
+        assert!(bench.returns.take_tried().is_empty());
+        bench.answer(1, fault());
+        assert_eq!(bench.returns.take_tried(), [10]);
+        bench.now += LONGEST_PAUSE;
+        assert_eq!(bench.due(), Some(1));
+        bench.answer(1, Ok(Released::Returned));
+        assert!(bench.returns.take_tried().is_empty());
+        // What the server no longer holds needs no try.
+        bench.add(2, 1, Some(10));
+        bench.returns.retarget(2, None);
+        bench.returns.unhold(2, bench.now);
+        assert_eq!((bench.returns.take_tried(), bench.returns.len()), (vec![10], 0));
     }
 
     #[test]

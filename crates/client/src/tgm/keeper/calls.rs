@@ -156,22 +156,20 @@ impl Keeper {
     pub(crate) fn returned(&mut self, number: u64, answer: ReturnAnswer, now: Instant) {
         self.saw_link(answer.answered);
         self.returns.answered(number, answer.outcome, answer.again, now, &mut self.rng);
+        self.workers_tried(now);
     }
 
     /// Notes that a call of the task is over; the lease, unless it is gone or has ended.
     fn answered(&mut self, number: u64, now: Instant) -> Option<&mut Held> {
         self.calls -= 1;
-        match self.held.get_mut(&number) {
-            Some(held) => {
-                held.calling = false;
-                (!held.ended).then_some(held)
-            }
-            None => {
-                // It was released meanwhile; its return waited for this answer.
-                self.returns.unhold(number, now);
-                None
-            }
+        if !self.held.contains_key(&number) {
+            // It was released meanwhile; its return waited for this answer.
+            self.returns.unhold(number, now);
+            self.workers_tried(now);
         }
+        let held = self.held.get_mut(&number)?;
+        held.calling = false;
+        (!held.ended).then_some(held)
     }
 
     /// Gives back what a borrow brought for a lease that was released meanwhile.
@@ -206,9 +204,7 @@ impl Keeper {
         if alive {
             return self.heartbeat.forgotten(number, now);
         }
-        if let Some(Role::Worker { aside, .. }) =
-            self.held.get_mut(&number).map(|held| &mut held.role)
-        {
+        if let Some(Role::Worker { aside, .. }) = self.role(number) {
             *aside = true;
         }
         self.heartbeat.aside(number, now);
@@ -218,7 +214,7 @@ impl Keeper {
     /// Lines up the workers that waited for their session to be found alive.
     fn line_up_workers(&mut self, session: u64, now: Instant) {
         let workers = match self.held.get(&session).map(|held| &held.role) {
-            Some(Role::Session { workers }) => workers.iter().copied().collect::<Vec<_>>(),
+            Some(Role::Session { workers, .. }) => workers.iter().copied().collect::<Vec<_>>(),
             _ => return,
         };
         for number in workers {
@@ -256,7 +252,7 @@ impl Keeper {
             trace = &*held.asked.trace, %reason, "a lease ended"
         );
         self.news.ended.push((held.lease.clone(), reason.clone()));
-        if let Role::Session { workers } = &held.role {
+        if let Role::Session { workers, .. } = &held.role {
             for worker in workers.clone() {
                 self.end(worker, reason);
             }
