@@ -9,7 +9,7 @@ use redb::StorageBackend;
 
 /// What a file system keeps of one file. Clones are the same disk.
 #[derive(Clone, Debug, Default)]
-pub struct Disk(Arc<Inner>);
+pub(crate) struct Disk(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -31,33 +31,33 @@ struct Data {
 
 impl Disk {
     /// Lets flushes wait until [`Disk::release`].
-    pub fn hold(&self) {
+    pub(crate) fn hold(&self) {
         *self.0.held.lock() = true;
     }
 
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         *self.0.held.lock() = false;
         self.0.released.notify_all();
     }
 
     /// Whether a flush waits.
-    pub fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.0.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// Lets every write and flush fail from now on.
-    pub fn fail(&self) {
+    pub(crate) fn fail(&self) {
         self.0.failing.store(true, Ordering::SeqCst);
     }
 
     /// How many flushes were done.
-    pub fn flushes(&self) -> usize {
+    pub(crate) fn flushes(&self) -> usize {
         self.0.flushes.load(Ordering::SeqCst)
     }
 
     /// The disk as a machine finds it that lost power now: all that was flushed, and of the writes
     /// since then those that `kept` says, by their number.
-    pub fn after_power_loss(&self, kept: impl Fn(usize) -> bool) -> Self {
+    pub(crate) fn after_power_loss(&self, kept: impl Fn(usize) -> bool) -> Self {
         let data = self.0.data.lock().clone();
         let mut now = data.flushed;
         for (number, (offset, bytes)) in data.unflushed.into_iter().enumerate() {

@@ -208,14 +208,18 @@ async fn a_power_loss_takes_nothing_that_was_acknowledged() {
         let mut held = Vec::new();
         for number in 0..4 + round {
             let key = client.borrow(session(&format!("org-{}", number % 3))).await;
-            if number % 2 == 0 { held.push(key) } else { drop(client.give_back(&key).await) }
+            if number % 2 == 0 {
+                held.push(key);
+            } else {
+                assert_eq!(client.give_back(&key).await, Returned::Returned);
+            }
         }
         // A borrow that is being written when the power goes.
         disk.hold();
         let mut other = server.client();
         let unheard = tokio::spawn(async move { other.ask(session("late")).await });
         eventually("the flush is under way", || async { disk.is_waiting() }).await;
-        let crashed = disk.after_power_loss(|write| (write as u64 * 7 + round) % 3 == 0);
+        let crashed = disk.after_power_loss(|write| (write as u64 * 7 + round).is_multiple_of(3));
         unheard.abort();
         disk.release();
 

@@ -20,25 +20,25 @@ use wire::worker::{
 
 /// A clock that goes only when it is told to.
 #[derive(Debug, Default)]
-pub struct ManualClock {
+pub(crate) struct ManualClock {
     monotonic: Mutex<Duration>,
     unix: Mutex<Duration>,
 }
 
 impl ManualClock {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let clock = Self::default();
         *clock.unix.lock() = Duration::from_secs(1_800_000_000);
         Arc::new(clock)
     }
 
     /// Lets both clocks jump, as for a process that was stopped.
-    pub fn jump(&self, by: Duration) {
+    pub(crate) fn jump(&self, by: Duration) {
         *self.monotonic.lock() += by;
         *self.unix.lock() += by;
     }
 
-    pub fn set_unix(&self, unix: Duration) {
+    pub(crate) fn set_unix(&self, unix: Duration) {
         *self.unix.lock() = unix;
     }
 }
@@ -54,20 +54,20 @@ impl Clock for ManualClock {
 }
 
 /// One server.
-pub struct TestServer {
-    pub running: Running,
-    pub clock: Arc<ManualClock>,
+pub(crate) struct TestServer {
+    pub(crate) running: Running,
+    pub(crate) clock: Arc<ManualClock>,
 }
 
 /// Limits that no test reaches by accident, and a service of each kind.
-pub const ROOMY: &str = "
+pub(crate) const ROOMY: &str = "
     [services.t1r]
     max_per_organization = 10
     [services.t2w]
     max_per_organization = 100
 ";
 
-pub fn config(policy: &str, clock: &Arc<ManualClock>, store: StoreUrl) -> Config {
+pub(crate) fn config(policy: &str, clock: &Arc<ManualClock>, store: StoreUrl) -> Config {
     let policy = Policy::parse(policy, "test.toml").unwrap().policy;
     let mut config = Config::new(policy, store);
     config.listen.set_port(0);
@@ -78,17 +78,17 @@ pub fn config(policy: &str, clock: &Arc<ManualClock>, store: StoreUrl) -> Config
 }
 
 impl TestServer {
-    pub async fn memory(policy: &str) -> Self {
+    pub(crate) async fn memory(policy: &str) -> Self {
         let clock = ManualClock::new();
         Self::start(config(policy, &clock, StoreUrl::Memory), clock).await
     }
 
-    pub async fn file(policy: &str, path: &Path, clock: Arc<ManualClock>) -> Self {
+    pub(crate) async fn file(policy: &str, path: &Path, clock: Arc<ManualClock>) -> Self {
         let store = StoreUrl::File { path: path.to_owned(), make_folders: false };
         Self::start(config(policy, &clock, store), clock).await
     }
 
-    pub async fn on_disk(
+    pub(crate) async fn on_disk(
         policy: &str,
         disk: impl redb::StorageBackend,
         clock: Arc<ManualClock>,
@@ -100,17 +100,17 @@ impl TestServer {
         Self { running, clock }
     }
 
-    pub async fn start(config: Config, clock: Arc<ManualClock>) -> Self {
+    pub(crate) async fn start(config: Config, clock: Arc<ManualClock>) -> Self {
         let running = Server::bind(config).await.unwrap().start().await.unwrap();
         Self { running, clock }
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::of(self.running.grpc_address())
     }
 
     /// Lets time pass as it passes for a running server.
-    pub fn pass(&self, time: Duration) {
+    pub(crate) fn pass(&self, time: Duration) {
         let mut left = time;
         while !left.is_zero() {
             let step = left.min(Duration::from_millis(500));
@@ -121,59 +121,59 @@ impl TestServer {
     }
 
     /// Leases that count now, of all services.
-    pub async fn live(&self) -> u64 {
+    pub(crate) async fn live(&self) -> u64 {
         use tgm_session_server::store::Store as _;
         self.running.store().live().await.unwrap().iter().map(|(_, leases)| leases).sum()
     }
 
-    pub async fn stop(self) -> Arc<ManualClock> {
+    pub(crate) async fn stop(self) -> Arc<ManualClock> {
         self.running.stop().await.unwrap();
         self.clock
     }
 }
 
-pub fn channel(address: SocketAddr) -> Channel {
+pub(crate) fn channel(address: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
 }
 
 /// What to borrow.
 #[derive(Clone, Debug, Default)]
-pub struct Ask {
-    pub message: BorrowWorkerRequest,
-    pub borrow_id: Option<String>,
+pub(crate) struct Ask {
+    pub(crate) message: BorrowWorkerRequest,
+    pub(crate) borrow_id: Option<String>,
 }
 
 /// A session of `t1r`.
-pub fn session(organization: &str) -> Ask {
+pub(crate) fn session(organization: &str) -> Ask {
     let (service, organization_id) = ("t1r".to_owned(), organization.to_owned());
     let message = BorrowWorkerRequest { service, organization_id, ..Default::default() };
     Ask { message, borrow_id: None }
 }
 
 /// A worker of `t2w`.
-pub fn worker(organization: &str, trace: &str, cap: i64) -> Ask {
+pub(crate) fn worker(organization: &str, trace: &str, cap: i64) -> Ask {
     let mut ask = session(organization).service("t2w").trace(trace);
     ask.message.max_worker_for_trace_id = cap;
     ask
 }
 
 impl Ask {
-    pub fn service(mut self, service: &str) -> Self {
+    pub(crate) fn service(mut self, service: &str) -> Self {
         self.message.service = service.to_owned();
         self
     }
 
-    pub fn api_key(mut self, api_key: &str) -> Self {
+    pub(crate) fn api_key(mut self, api_key: &str) -> Self {
         self.message.api_key_id = api_key.to_owned();
         self
     }
 
-    pub fn trace(mut self, trace: &str) -> Self {
+    pub(crate) fn trace(mut self, trace: &str) -> Self {
         self.message.trace_id = trace.to_owned();
         self
     }
 
-    pub fn borrow_id(mut self, borrow_id: &str) -> Self {
+    pub(crate) fn borrow_id(mut self, borrow_id: &str) -> Self {
         self.borrow_id = Some(borrow_id.to_owned());
         self
     }
@@ -181,18 +181,18 @@ impl Ask {
 
 /// A caller of the worker pool.
 #[derive(Clone, Debug)]
-pub struct Client {
-    pub pool: WorkerPoolClient<Channel>,
+pub(crate) struct Client {
+    pub(crate) pool: WorkerPoolClient<Channel>,
     key: Option<String>,
 }
 
 impl Client {
-    pub fn of(address: SocketAddr) -> Self {
+    pub(crate) fn of(address: SocketAddr) -> Self {
         Self { pool: WorkerPoolClient::new(channel(address)), key: None }
     }
 
     /// The same caller, who shows an indexer's key.
-    pub fn with_key(&self, key: &str) -> Self {
+    pub(crate) fn with_key(&self, key: &str) -> Self {
         Self { pool: self.pool.clone(), key: Some(key.to_owned()) }
     }
 
@@ -204,7 +204,7 @@ impl Client {
         request
     }
 
-    pub async fn ask(&mut self, ask: Ask) -> Result<Response<BorrowWorkerResponse>, Status> {
+    pub(crate) async fn ask(&mut self, ask: Ask) -> Result<Response<BorrowWorkerResponse>, Status> {
         let mut request = self.request(ask.message);
         if let Some(borrow_id) = ask.borrow_id {
             request.metadata_mut().insert("x-borrow-id", borrow_id.parse().unwrap());
@@ -213,14 +213,14 @@ impl Client {
     }
 
     /// Borrows what must be free, and answers its key.
-    pub async fn borrow(&mut self, ask: Ask) -> String {
+    pub(crate) async fn borrow(&mut self, ask: Ask) -> String {
         let answer = self.ask(ask).await.unwrap().into_inner();
         assert_eq!(answer.status(), BorrowStatus::Borrowed, "{answer:?}");
         answer.worker_key
     }
 
     /// Borrows what must not be free, and answers scope, active and maximum of the refusal.
-    pub async fn refused(&mut self, ask: Ask) -> (String, u64, u64) {
+    pub(crate) async fn refused(&mut self, ask: Ask) -> (String, u64, u64) {
         let answer = self.ask(ask).await.unwrap();
         assert_eq!(answer.get_ref().status(), BorrowStatus::ResourceExhausted, "{answer:?}");
         assert_eq!(answer.get_ref().worker_key, "");
@@ -230,17 +230,20 @@ impl Client {
         (scope, number("x-denied-active"), number("x-denied-max"))
     }
 
-    pub async fn keep_alive(&mut self, key: &str) -> Result<keep_alive_response::Status, Status> {
+    pub(crate) async fn keep_alive(
+        &mut self,
+        key: &str,
+    ) -> Result<keep_alive_response::Status, Status> {
         let message = KeepAliveRequest { worker_key: key.to_owned(), ..Default::default() };
         let request = self.request(message);
         Ok(self.pool.keep_alive(request).await?.into_inner().status())
     }
 
-    pub async fn give_back(&mut self, key: &str) -> return_worker_response::Status {
+    pub(crate) async fn give_back(&mut self, key: &str) -> return_worker_response::Status {
         self.give_back_after(key, None).await.unwrap()
     }
 
-    pub async fn give_back_after(
+    pub(crate) async fn give_back_after(
         &mut self,
         key: &str,
         minimal_life: Option<prost_types::Duration>,
@@ -252,7 +255,7 @@ impl Client {
         Ok(self.pool.return_worker(request).await?.into_inner().status())
     }
 
-    pub async fn give_back_borrow(
+    pub(crate) async fn give_back_borrow(
         &mut self,
         borrow_id: &str,
     ) -> Result<return_worker_response::Status, Status> {
@@ -261,7 +264,7 @@ impl Client {
         Ok(self.pool.return_worker(request).await?.into_inner().status())
     }
 
-    pub async fn state(
+    pub(crate) async fn state(
         &mut self,
         service: &str,
         organization: &str,
@@ -275,21 +278,24 @@ impl Client {
     }
 
     /// How many leases count in the pool.
-    pub async fn count(&mut self, service: &str, organization: &str) -> i64 {
+    pub(crate) async fn count(&mut self, service: &str, organization: &str) -> i64 {
         self.state(service, organization).await.unwrap().borrowed_workers
     }
 }
 
-pub fn text(metadata: &MetadataMap, name: &str) -> Option<String> {
+pub(crate) fn text(metadata: &MetadataMap, name: &str) -> Option<String> {
     metadata.get(name).map(|value| value.to_str().unwrap().to_owned())
 }
 
-pub fn seconds(seconds: i64) -> prost_types::Duration {
+pub(crate) fn seconds(seconds: i64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
 }
 
 /// Waits, for a bounded time, until something outside of this task has happened.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut happened: impl FnMut() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    mut happened: impl FnMut() -> F,
+) {
     for _ in 0..2_000 {
         if happened().await {
             return;
@@ -300,7 +306,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut happened: impl
 }
 
 /// One HTTP/1.1 GET: the status and the body.
-pub async fn get(address: SocketAddr, path: &str, header: &str) -> (u16, String) {
+pub(crate) async fn get(address: SocketAddr, path: &str, header: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{header}\r\n");

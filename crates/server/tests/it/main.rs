@@ -1,5 +1,7 @@
 //! The server over real TCP, called with the generated client.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod admin;
 mod auth;
 mod borrow;
@@ -11,6 +13,7 @@ mod failing;
 mod harness;
 mod keep_alive;
 mod lost;
+mod policy;
 mod returns;
 mod start_stop;
 mod state;

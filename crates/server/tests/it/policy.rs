@@ -1,0 +1,287 @@
+//! Policy files: what they say, and how they are refused.
+
+use std::time::{Duration, Instant};
+
+use lease::{Limits, Reason, Request, WallTime};
+use proptest::prelude::*;
+use tgm_session_server::policy::{Refused, Unauthenticated};
+use tgm_session_server::{Error, Policy};
+
+/// The example of the contract, word for word but for the digest.
+fn example() -> String {
+    r#"
+[services.default]                 # services without an entry of their own; leave it out to refuse unknown services
+max_per_organization = 10
+[services.t1r]
+max_per_organization = 10
+max_per_api_key = 5                # every ceiling: absent = none, 0 = nobody
+max_total = 4000
+ttl = "60s"
+minimal_life = "5s"
+observe = false
+[services.t2w]
+[plans.pro]
+limits = { t1r = 30, t2w = 300 }
+budgets = { egress_bytes = { amount = 1e12, per = "month" } }
+[organizations.acme]
+plan = "pro"
+limits = { t1r = 40 }              # beats the plan, which beats the service
+disabled = false
+[api_keys.key-1]
+disabled = true
+[api_keys.key-2]
+limits = { t1r = 2 }
+[[indexers]]
+name = "west"
+key_sha256 = "DIGEST"              # or a list, for rotation; anything else is refused
+services = ["t1r", "t2w"]          # absent: all
+"#
+    .replace("DIGEST", &"ab".repeat(32))
+}
+
+fn policy(text: &str) -> Policy {
+    Policy::parse(text, "test.toml").unwrap().policy
+}
+
+fn limits(policy: &Policy, request: Request<'_>) -> Limits {
+    policy.terms(None, &request, WallTime::default).unwrap().terms.limits
+}
+
+/// The one line that refuses `text`.
+fn refusal(text: &str) -> String {
+    let error = Policy::parse(text, "test.toml").map(drop).unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error
+}
+
+#[test]
+fn an_organizations_own_limit_beats_its_plan_which_beats_the_service() {
+    let policy = policy(&example());
+    for (request, organization) in [
+        (Request::session("t1r", "acme"), Some(40)),
+        (Request::session("t2w", "acme"), Some(300)),
+        (Request::session("t1r", "other"), Some(10)),
+        (Request::session("t2w", "other"), None),
+        (Request::session("t9", "acme"), Some(10)),
+    ] {
+        assert_eq!(limits(&policy, request).organization, organization, "{request:?}");
+    }
+}
+
+#[test]
+fn an_api_keys_own_limit_beats_the_service() {
+    let policy = policy(&example());
+    let session = Request::session("t1r", "acme");
+    assert_eq!(limits(&policy, session.api_key("key-2")).api_key, Some(2));
+    assert_eq!(limits(&policy, session.api_key("other")).api_key, Some(5));
+    assert_eq!(limits(&policy, session).service, Some(4000));
+    assert_eq!(limits(&policy, Request::session("t2w", "acme").api_key("key-2")).api_key, None);
+}
+
+#[test]
+fn a_named_service_inherits_nothing_from_the_default() {
+    let text = "
+        [services.default]
+        max_per_organization = 1
+        max_total = 1
+        ttl = \"90s\"
+        minimal_life = \"1s\"
+        observe = true
+        [services.t1r]
+    ";
+    let policy = policy(text);
+    let terms =
+        policy.terms(None, &Request::session("t1r", "acme"), WallTime::default).unwrap().terms;
+    assert_eq!(terms.limits, Limits::default());
+    assert_eq!((terms.ttl, terms.minimal_life), (Duration::from_secs(60), Duration::from_secs(5)));
+    assert!(!terms.observe);
+    let terms =
+        policy.terms(None, &Request::session("t9", "acme"), WallTime::default).unwrap().terms;
+    assert_eq!((terms.ttl, terms.limits.service), (Duration::from_secs(90), Some(1)));
+    assert!(terms.observe);
+}
+
+#[test]
+fn a_plans_budgets_apply_to_its_organizations_and_ask_for_the_wall_clock() {
+    let policy = policy(&example());
+    let noon = WallTime::from_unix(1_800_000_000);
+    let terms = policy.terms(None, &Request::session("t1r", "acme"), || noon).unwrap().terms;
+    assert_eq!((&*terms.budgets[0].metric, terms.budgets[0].amount), ("egress_bytes", 1e12));
+    assert_eq!(terms.wall, noon);
+    let never = || panic!("nobody needs the wall clock without budgets");
+    policy.terms(None, &Request::session("t1r", "other"), never).unwrap();
+}
+
+#[test]
+fn what_the_policy_refuses_is_refused_in_the_order_of_the_contract() {
+    let text = format!(
+        "{}\n[organizations.off]\ndisabled = true\n[services.secret]",
+        example().replace("[services.default]", "[services.unused]")
+    );
+    let policy = policy(&text);
+    let west = Policy::identify(&policy, Some(b"not the key"));
+    assert_eq!(west.unwrap_err(), Unauthenticated::UnknownKey);
+    let ask = |request| policy.terms(None, &request, WallTime::default).unwrap_err();
+    let off = Request::session("t1r", "off").api_key("key-1");
+    assert_eq!(ask(Request { service: "t9", ..off }), Refused::UnknownService("t9".into()));
+    assert_eq!(ask(off), Refused::Disabled(Reason::OrganizationDisabled));
+    let key = Request { organization: "acme", ..off };
+    assert_eq!(ask(key), Refused::Disabled(Reason::ApiKeyDisabled));
+}
+
+#[test]
+fn keys_of_indexers_are_known_by_their_digest() {
+    use sha2::{Digest as _, Sha256};
+    let digest = |key: &str| hex::encode(Sha256::digest(key));
+    let text = format!(
+        "[services.t1r]\n[services.t2w]\n[[indexers]]\nname = \"west\"\nkey_sha256 = [\"{}\", \"{}\"]\n\
+         services = [\"t1r\"]\n[[indexers]]\nname = \"east\"\nkey_sha256 = \"{}\"",
+        digest("old").to_uppercase(),
+        digest("new"),
+        digest("east")
+    );
+    let policy = policy(&text);
+    for (key, name) in [("old", "west"), ("new", "west"), ("east", "east")] {
+        assert_eq!(policy.identify(Some(key.as_bytes())).unwrap().unwrap().name(), name);
+    }
+    assert_eq!(policy.identify(None).unwrap_err(), Unauthenticated::NoKey);
+    let west = policy.identify(Some(b"new")).unwrap();
+    let refused =
+        policy.terms(west, &Request::session("t2w", "acme"), WallTime::default).unwrap_err();
+    assert_eq!(refused.to_string(), "indexer \"west\" may not use service \"t2w\"");
+    let east = policy.identify(Some(b"east")).unwrap();
+    policy.terms(east, &Request::session("t2w", "acme"), WallTime::default).unwrap();
+}
+
+#[test]
+fn a_refused_file_is_told_by_file_line_and_reason() {
+    for (text, place, reason) in [
+        ("[services.t1r]\nmax_per_orgnization = 3", "2:1", "unknown field `max_per_orgnization`"),
+        ("[service.t1r]", "1:2", "unknown field `service`"),
+        ("[server]\nlisten = \"here\"", "2:10", "invalid socket address"),
+        ("[services.t1r]\nmax_total = -3", "2:13", "integer `-3`, expected a whole number, 0"),
+        ("[services.t1r]\nmax_total = 1.5", "2:13", "expected a whole number"),
+        ("[services.t1r]\nttl = \"60\"", "2:7", "expected a duration such as \"60s\""),
+        ("[services.t1r]\nttl = 60", "2:7", "expected a duration"),
+        ("[services.t1r]\nttl = \"0s\"", "2:7", "ttl must be over 0"),
+        ("[services.t1r]\nttl = \"169h\"", "2:7", "at most 7 days"),
+        ("[services.t1r]\nminimal_life = \"11m\"", "2:16", "at most 10m"),
+        ("[organizations.acme]\nplan = \"pro\"", "2:8", "there is no plan \"pro\""),
+        (
+            "[services.t1r]\n[plans.pro]\nlimits = { t2w = 3 }",
+            "3:12",
+            "there is no service \"t2w\"",
+        ),
+        ("[services.t1r]\n[organizations.a]\nlimits = { x = 3 }", "3:12", "no service \"x\""),
+        ("[services.t1r]\n[api_keys.a]\nlimits = { x = 3 }", "3:12", "no service \"x\""),
+        ("[services.t1r]\nmax_total = 1\nmax_total = 2", "3:1", "duplicate key"),
+        ("[services.t1r\n", "1:14", ""),
+        ("[plans.p]\nbudgets = { m = { amount = -1, per = \"day\" } }", "2:28", "0 or more"),
+        ("[plans.p]\nbudgets = { m = { amount = nan, per = \"day\" } }", "2:28", "0 or more"),
+        ("[plans.p]\nbudgets = { m = { amount = 1, per = \"week\" } }", "2:37", "`day` or `month`"),
+        ("[plans.p]\nbudgets = { m = { amount = 1 } }", "2:17", "missing field `per`"),
+        ("[[indexers]]\nname = \"w\"\nkey_sha256 = \"hunter2\"", "3:14", "not 64 hex digits"),
+        ("[[indexers]]\nname = \"w\"\nkey_sha256 = []", "3:14", "expected the SHA-256"),
+        ("[[indexers]]\nname = \"w\"", "1:1", "missing field `key_sha256`"),
+        ("[organizations.\"\"]", "1:16", "a name is empty"),
+    ] {
+        let error = refusal(text);
+        assert!(error.starts_with(&format!("test.toml:{place}: ")), "{text:?} gave {error}");
+        assert!(error.contains(reason), "{text:?} gave {error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn indexers_are_told_apart_by_name_and_by_key() {
+    let indexer = |name: &str, digest: &str| {
+        format!("[[indexers]]\nname = \"{name}\"\nkey_sha256 = \"{}\"\n", digest.repeat(32))
+    };
+    let error = refusal(&(indexer("west", "ab") + &indexer("west", "cd")));
+    assert!(
+        error.contains("4:2: a second indexer is named \"west\"") || error.contains("5:8"),
+        "{error}"
+    );
+    let error = refusal(&(indexer("west", "ab") + &indexer("east", "ab")));
+    assert!(error.contains("a key of indexer \"east\" is a key of \"west\" already"), "{error}");
+}
+
+#[test]
+fn a_short_ttl_and_a_policy_without_services_are_warned_about() {
+    let loaded = Policy::parse("[services.t1r]\nttl = \"59s\"", "test.toml").unwrap();
+    let warnings: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].starts_with("test.toml:2:7: ttl of service \"t1r\""), "{warnings:?}");
+    assert_eq!(Policy::parse("", "test.toml").unwrap().warnings.len(), 1);
+    assert!(Policy::parse(&example(), "test.toml").unwrap().warnings.is_empty());
+}
+
+#[test]
+fn the_server_section_carries_the_settings_of_serve() {
+    let text = "
+        [server]
+        listen = \"127.0.0.1:1\"
+        admin_listen = \"[::1]:2\"
+        store = \"memory:\"
+        allow_anonymous = true
+        max_leases = 3
+        max_connections = 4
+        threads = 5
+        [services.t1r]
+    ";
+    let server = Policy::parse(text, "test.toml").unwrap().server;
+    assert_eq!(server.listen, Some("127.0.0.1:1".parse().unwrap()));
+    assert_eq!(server.admin_listen, Some("[::1]:2".parse().unwrap()));
+    assert_eq!(server.store.as_deref(), Some("memory:"));
+    assert_eq!(server.allow_anonymous, Some(true));
+    assert_eq!(
+        (server.max_leases, server.max_connections, server.threads),
+        (Some(3), Some(4), Some(5))
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = Policy::load("/nowhere/policy.toml").map(drop).unwrap_err();
+    assert!(matches!(error, Error::PolicyUnreadable { .. }), "{error:?}");
+    assert!(error.to_string().contains("/nowhere/policy.toml"), "{error}");
+    assert!(error.is_usage());
+}
+
+#[test]
+fn ten_thousand_organizations_load_at_once() {
+    use std::fmt::Write as _;
+    let mut text = example();
+    for number in 0..10_000 {
+        write!(
+            text,
+            "[organizations.org-{number}]\nplan = \"pro\"\nlimits = {{ t1r = {number} }}\n"
+        )
+        .unwrap();
+    }
+    let start = Instant::now();
+    let policy = policy(&text);
+    let took = start.elapsed();
+    assert_eq!(limits(&policy, Request::session("t1r", "org-7777")).organization, Some(7777));
+    // Optimized it takes a hundredth of this; the bound is for a debug build on a busy machine.
+    assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_reading_a_policy_panic(text in ".{0,200}") {
+        let _: Result<_, _> = Policy::parse(&text, "test.toml");
+    }
+
+    #[test]
+    fn no_damaged_policy_makes_reading_it_panic(at in 0_usize..1_200, with in any::<char>()) {
+        let mut text: Vec<char> = example().chars().collect();
+        let at = at % text.len();
+        text[at] = with;
+        let text: String = text.into_iter().collect();
+        if let Err(error) = Policy::parse(&text, "test.toml") {
+            prop_assert!(error.place.line <= text.lines().count() + 1);
+            prop_assert_eq!(error.to_string().lines().count(), 1);
+        }
+    }
+}
