@@ -36,7 +36,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> 
 fn show(report: &mut Report, callers: u32, outcomes: &[Vec<Outcome>; 3]) {
     let mut table = Table::new(
         format!(
-            "Borrow, then return, {callers} callers in one process on the generated client; medians of {} rounds",
+            "Borrow, then return; callers: {callers}, in one process on the generated client; medians, rounds: {}",
             outcomes[0].len()
         ),
         &[

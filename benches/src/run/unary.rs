@@ -72,7 +72,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> 
 fn show(report: &mut Report, method: Method, streams: u32, outcomes: &[Vec<Outcome>; 3]) {
     let mut table = Table::new(
         format!(
-            "{} from h2load, {CONNECTIONS} × {streams} streams; server on one core, load on another; medians of {} rounds",
+            "{} from h2load, {CONNECTIONS} × {streams} streams; server on one core, load on another; medians, rounds: {}",
             method.name(),
             outcomes[0].len()
         ),
