@@ -43,14 +43,21 @@ impl Bar {
     }
 }
 
-impl fmt::Display for Bar {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Bar {
+    /// The cells alone.
+    pub(crate) fn picture(self) -> String {
         let (full, empty) = self.cells();
         let style = if self.max.is_some_and(|max| self.active >= max) { WARN } else { NAME };
-        write!(f, "{style}{}{style:#}{FAINT}{}{FAINT:#}", "█".repeat(full), "░".repeat(empty))?;
+        styled(style, "█".repeat(full)) + &styled(FAINT, "░".repeat(empty))
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let picture = self.picture();
         match self.max {
-            Some(max) => write!(f, " {}/{max}", self.active),
-            None => write!(f, " {}, no ceiling", self.active),
+            Some(max) => write!(f, "{picture} {}/{max}", self.active),
+            None => write!(f, "{picture} {}, no ceiling", self.active),
         }
     }
 }

@@ -10,7 +10,7 @@ use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Error, Policy};
 
 use crate::failure::Failure;
-use crate::output::{FAINT, GOOD, Output, WARN, styled};
+use crate::output::{FAINT, GOOD, Output, WARN, counted, styled};
 
 const ABOUT: &str = "\
 A file that is not sound is an error with its line, what is wrong and what would be right; exit
@@ -145,12 +145,12 @@ impl fmt::Display for Sound<'_> {
         write!(
             f,
             "  {}, {}{}, {}{}, {}",
-            counted(self.plans, "plan"),
-            counted(self.organizations, "organization"),
+            counted(self.plans as u64, "plan"),
+            counted(self.organizations as u64, "organization"),
             disabled(self.disabled_organizations),
-            counted(self.api_keys, "API key"),
+            counted(self.api_keys as u64, "API key"),
             disabled(self.disabled_api_keys),
-            counted(self.indexers, "indexer"),
+            counted(self.indexers as u64, "indexer"),
         )?;
         if self.indexers == 0 {
             write!(f, ": callers show no key, so serve it on loopback or add [[indexers]]")?;
@@ -172,10 +172,6 @@ fn ceiling(max: Option<u64>) -> String {
 fn span(milliseconds: u128) -> String {
     let span = Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX));
     format!("{span:?}")
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Runs the command.

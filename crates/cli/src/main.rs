@@ -7,6 +7,7 @@ mod demo;
 mod failure;
 mod logs;
 mod output;
+mod remote;
 mod serve;
 mod signals;
 mod state;
@@ -72,7 +73,12 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(message) = failure.message() {
-                let _ = writeln!(anstream::stderr(), "{}: {message}", output::error("error"));
+                let _ = writeln!(
+                    anstream::stderr(),
+                    "{}: {}",
+                    output::error("error"),
+                    output::plain(message)
+                );
             }
             failure.exit_code()
         }

@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
+/// Back to the start of the line, and nothing on it.
+const CLEAR: &str = "\r\x1b[2K";
+
 /// How data is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
@@ -28,6 +31,8 @@ pub(crate) struct Output {
     format: Format,
     stream: AutoStream<std::io::Stdout>,
     live: bool,
+    /// Whether the last line is one that [`Output::show_live`] left.
+    dirty: bool,
 }
 
 impl Output {
@@ -37,7 +42,7 @@ impl Output {
         // A terminal that cannot move its cursor gets the lines that a pipe gets.
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let live = format == Format::Text && stdout.is_terminal() && !dumb;
-        Self { format, stream: AutoStream::auto(stdout), live }
+        Self { format, stream: AutoStream::auto(stdout), live, dirty: false }
     }
 
     /// Whether programs read this.
@@ -56,6 +61,7 @@ impl Output {
     ///
     /// [`Failure::NobodyReads`] when the reader is gone, [`Failure::Failed`] when writing failed.
     pub(crate) fn show(&mut self, thing: &(impl Serialize + fmt::Display)) -> Result<(), Failure> {
+        self.clear_live()?;
         match self.format {
             Format::Text => writeln!(self.stream, "{thing}")?,
             Format::Json => {
@@ -71,7 +77,8 @@ impl Output {
     /// [`Output::clear_live`]; anywhere else nothing, for it would be many lines that say little.
     pub(crate) fn show_live(&mut self, text: &impl fmt::Display) -> Result<(), Failure> {
         if self.live {
-            write!(self.stream, "\r\x1b[2K{text}")?;
+            self.dirty = true;
+            write!(self.stream, "{CLEAR}{text}")?;
             self.stream.flush()?;
         }
         Ok(())
@@ -79,7 +86,11 @@ impl Output {
 
     /// Takes away what [`Output::show_live`] showed.
     pub(crate) fn clear_live(&mut self) -> Result<(), Failure> {
-        self.show_live(&"")
+        if std::mem::take(&mut self.dirty) {
+            write!(self.stream, "{CLEAR}")?;
+            self.stream.flush()?;
+        }
+        Ok(())
     }
 }
 
@@ -104,4 +115,33 @@ pub(crate) fn styled(style: Style, text: impl fmt::Display) -> String {
 /// `text` as the start of an error line.
 pub(crate) fn error(text: &str) -> String {
     styled(BAD, text)
+}
+
+/// `1 lease`, `2 leases`.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// `text` on one line that a terminal shows as it is: ids and messages come from elsewhere, and
+/// must not move the cursor.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            plain.extend(char.escape_default());
+        } else {
+            plain.push(char);
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_elsewhere_cannot_move_the_cursor_or_start_a_line() {
+        assert_eq!(plain("ré\x1b[2J\nb"), "ré\\u{1b}[2J\\nb");
+    }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
-use tgm_session::{Dsn, PoolState, TgmPool};
+use tgm_session::{Dsn, PoolState};
 
 use crate::bar::Bar;
 use crate::failure::Failure;
-use crate::output::{FAINT, Output, TITLE, styled};
+use crate::output::{FAINT, Output, TITLE, plain, styled};
+use crate::remote::Remote;
 
 const ABOUT: &str = "\
   tgm-session state 'tgm://127.0.0.1:9010?plaintext=true' --organization acme
@@ -45,17 +46,18 @@ struct Shown {
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bar = Bar { active: self.active, max: self.max };
-        let name = format!("{} {}", self.organization, self.service);
+        let name = plain(&format!("{} {}", self.organization, self.service));
         write!(f, "{}  {bar}", styled(TITLE, name))?;
         if let Some(available) = self.available {
             write!(f, ", {available} free")?;
         }
-        let width = self.traces.keys().map(|trace| trace.chars().count()).max().unwrap_or(0).max(5);
-        if !self.traces.is_empty() {
+        let traces: Vec<_> = self.traces.iter().map(|(trace, held)| (plain(trace), held)).collect();
+        let width = traces.iter().map(|(trace, _)| trace.chars().count()).max().unwrap_or(0).max(5);
+        if !traces.is_empty() {
             let heading = format!("{:<width$}  leases", "trace");
             write!(f, "\n{}", styled(FAINT, heading))?;
         }
-        for (trace, leases) in &self.traces {
+        for (trace, leases) in traces {
             write!(f, "\n{trace:<width$}  {leases:>6}")?;
         }
         Ok(())
@@ -73,7 +75,9 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     }
     let runtime = crate::runtime()?;
     let state = runtime.block_on(async {
-        TgmPool::from_dsn(&dsn)?.state(&args.service, &args.organization).await
+        let remote = Remote::new(&dsn)?;
+        let state = remote.pool.state(&args.service, &args.organization).await;
+        state.map_err(|error| remote.failure(error))
     });
     runtime.shutdown_background();
     let PoolState { borrowed, max, available, active_traces, per_trace, .. } = state?;

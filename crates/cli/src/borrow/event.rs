@@ -3,11 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
+use anstyle::Style;
 use serde::Serialize;
 use tgm_session::Error;
 
 use crate::bar::Bar;
-use crate::output::{FAINT, GOOD, NAME, WARN, styled};
+use crate::output::{BAD, FAINT, GOOD, NAME, WARN, counted, plain, styled};
 
 /// What happened, for people and for programs. No event carries a key: keys are proofs.
 #[derive(Debug, Serialize)]
@@ -19,8 +20,12 @@ pub(super) enum Event<'a> {
         organization: &'a str,
         number: usize,
     },
-    #[serde(rename = "refused")]
-    NotGranted {
+    Refused {
+        kind: Kind,
+        #[serde(flatten)]
+        reason: Reason<'a>,
+    },
+    Failed {
         kind: Kind,
         #[serde(flatten)]
         reason: Reason<'a>,
@@ -102,7 +107,7 @@ impl From<&Error> for Reason<'_> {
 
 impl fmt::Display for Reason<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)?;
+        f.write_str(&plain(&self.reason))?;
         match self.scope {
             Some(scope) => write!(f, " {}", styled(FAINT, format_args!("(scope: {scope})"))),
             None => Ok(()),
@@ -112,79 +117,63 @@ impl fmt::Display for Reason<'_> {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+        f.write_str(match self {
             Self::Session => "session",
             Self::Worker => "worker",
         })
     }
 }
 
-impl fmt::Display for Event<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Event<'_> {
+    /// The event for people: one word, its style, and the rest of the line.
+    fn told(&self) -> (Style, &'static str, String) {
         match self {
             Self::Granted { kind: Kind::Session, service, organization, .. } => {
-                write!(f, "{}     session of {service} for {organization}", styled(GOOD, "granted"))
+                (GOOD, "granted", format!("session of {service} for {}", plain(organization)))
             }
             Self::Granted { service, number, .. } => {
-                write!(f, "{}     worker {number} of {service}", styled(GOOD, "granted"))
+                (GOOD, "granted", format!("worker {number} of {service}"))
             }
-            Self::NotGranted { kind, reason } => {
-                write!(f, "{}     {kind}: {reason}", styled(WARN, "refused"))
-            }
+            Self::Refused { kind, reason } => (WARN, "refused", format!("{kind}: {reason}")),
+            Self::Failed { kind, reason } => (BAD, "failed", format!("{kind}: {reason}")),
             Self::Holding { workers, trace } => {
-                write!(
-                    f,
-                    "{}     1 session, {workers} workers, trace {trace}",
-                    styled(GOOD, "holding")
-                )
+                let workers = counted(*workers as u64, "worker");
+                (GOOD, "holding", format!("1 session, {workers}, trace {}", plain(trace)))
             }
             Self::Pool { service, organization, active, max } => {
                 let bar = Bar { active: *active, max: *max };
-                write!(f, "{}        {organization} {service} {bar}", styled(NAME, "pool"))
+                (NAME, "pool", format!("{} {service} {bar}", plain(organization)))
             }
             Self::KeptAlive { keep_alives, held_ms } => {
-                let seconds = held_ms / 1000;
-                write!(
-                    f,
-                    "{}  {keep_alives} keep-alives in {seconds} s",
-                    styled(FAINT, "kept alive")
-                )
+                let beats = counted(*keep_alives, "keep-alive");
+                (FAINT, "kept alive", format!("{beats} in {} s", held_ms / 1000))
             }
             Self::BorrowedAgain { kind: Kind::Session, .. } => {
-                write!(
-                    f,
-                    "{}    the session: the server had forgotten it",
-                    styled(WARN, "borrowed")
-                )
+                (WARN, "borrowed", "the session again: the server had forgotten it".into())
             }
             Self::BorrowedAgain { number, .. } => {
-                write!(
-                    f,
-                    "{}    worker {number}: the server had forgotten it",
-                    styled(WARN, "borrowed")
-                )
+                (WARN, "borrowed", format!("worker {number} again: the server had forgotten it"))
             }
-            Self::Unreachable { message } => write!(f, "{}     {message}", styled(WARN, "silence")),
-            Self::Reachable => {
-                write!(f, "{}        the server answers again", styled(GOOD, "back"))
-            }
-            Self::Ended { kind, reason, .. } => {
-                write!(f, "{}       {kind}: {reason}", styled(WARN, "ended"))
-            }
-            Self::Returning { why } => write!(f, "{}   {why}", styled(FAINT, "returning")),
+            Self::Unreachable { message } => (WARN, "silence", plain(message)),
+            Self::Reachable => (GOOD, "back", "the server answers again".into()),
+            Self::Ended { kind, reason, .. } => (WARN, "ended", format!("{kind}: {reason}")),
+            Self::Returning { why } => (FAINT, "returning", (*why).to_owned()),
             Self::Returned { returned, not_returned, held_ms } => {
                 let seconds = Duration::from_millis(*held_ms).as_secs_f64();
-                let leases = if *returned == 1 { "lease" } else { "leases" };
-                write!(
-                    f,
-                    "{}    {returned} {leases} after {seconds:.1} s",
-                    styled(GOOD, "returned")
-                )?;
-                match not_returned {
-                    0 => Ok(()),
-                    n => write!(f, ", {} not: they end with their TTL", styled(WARN, n)),
-                }
+                let leases = counted(*returned, "lease");
+                let lost = match not_returned {
+                    0 => String::new(),
+                    lost => format!("; {lost} not: the server frees them when their TTL ends"),
+                };
+                (GOOD, "returned", format!("{leases} after {seconds:.1} s{lost}"))
             }
         }
+    }
+}
+
+impl fmt::Display for Event<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (style, word, rest) = self.told();
+        write!(f, "{style}{word:<10}{style:#}  {rest}")
     }
 }

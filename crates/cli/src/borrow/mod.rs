@@ -6,7 +6,7 @@ use std::num::ParseIntError;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tgm_session::{Dsn, Error, Pool, Registry, Session, SessionRequest, TgmPool, Worker};
+use tgm_session::{Dsn, Error, Pool, Registry, Session, SessionRequest, Worker};
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -14,6 +14,7 @@ use crate::bar::Bar;
 use crate::borrow::event::{Event, Kind};
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::remote::Remote;
 use crate::signals::Signals;
 
 const ABOUT: &str = "\
@@ -90,8 +91,8 @@ pub(crate) fn run(args: Args, output: Output) -> Result<(), Failure> {
     let runtime = crate::runtime()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::take_with_hangup()?;
-        let (pool, server) = connect(&args.url).await?;
-        let mut holder = Holder::new(args, output, server);
+        let (pool, remote) = connect(&args.url).await?;
+        let mut holder = Holder::new(args, output, remote);
         let outcome = holder.hold(&pool, &mut signals).await;
         // Nothing stays taken, however that went.
         let closed = tokio::select! {
@@ -108,11 +109,11 @@ pub(crate) fn run(args: Args, output: Output) -> Result<(), Failure> {
 }
 
 /// Makes the pool of `url`, and keeps the way to ask its server when there is one.
-async fn connect(url: &str) -> Result<(Pool, Option<Arc<TgmPool>>), Failure> {
+async fn connect(url: &str) -> Result<(Pool, Option<Remote>), Failure> {
     let dsn = Dsn::parse(url)?;
     if dsn.scheme() == "tgm" {
-        let server = Arc::new(TgmPool::from_dsn(&dsn)?);
-        return Ok((Pool::new(server.clone()), Some(server)));
+        let remote = Remote::new(&dsn)?;
+        return Ok((Pool::new(remote.pool.clone()), Some(remote)));
     }
     Ok((Registry::default().connect(url).await?, None))
 }
@@ -122,9 +123,13 @@ struct Holder {
     args: Args,
     trace: String,
     output: Output,
-    server: Option<Arc<TgmPool>>,
+    remote: Option<Remote>,
     since: Instant,
     told: Told,
+    /// Kept until the pool is closed: a guard that is dropped returns its lease with the minimal
+    /// life of its service, and a close returns it at once.
+    session: Option<Session>,
+    workers: Vec<Worker>,
 }
 
 /// What was told last, so that only news are told.
@@ -137,46 +142,32 @@ struct Told {
     keys: Vec<Arc<str>>,
 }
 
-/// What is held. The session goes last, as its guard would see to.
-struct Held {
-    workers: Vec<Worker>,
-    session: Session,
-}
-
-impl Held {
-    fn keys(&self) -> Vec<Arc<str>> {
-        std::iter::once(self.session.key()).chain(self.workers.iter().map(Worker::key)).collect()
-    }
-
-    fn keep_alives(&self) -> u64 {
-        let of_workers: u64 = self.workers.iter().map(Worker::keep_alives).sum();
-        self.session.keep_alives() + of_workers
-    }
-}
-
 impl Holder {
-    fn new(mut args: Args, output: Output, server: Option<Arc<TgmPool>>) -> Self {
+    fn new(mut args: Args, output: Output, remote: Option<Remote>) -> Self {
         let trace = args.trace.take().unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
-        Self { args, trace, output, server, since: Instant::now(), told: Told::default() }
+        Self {
+            args,
+            trace,
+            output,
+            remote,
+            since: Instant::now(),
+            told: Told::default(),
+            session: None,
+            workers: Vec::new(),
+        }
     }
 
     /// Borrows everything and holds it until its time is over, a signal comes, or it ends.
     async fn hold(&mut self, pool: &Pool, signals: &mut Signals) -> Result<(), Failure> {
-        let held = tokio::select! {
-            held = self.borrow(pool) => held?,
+        tokio::select! {
+            borrowed = self.borrow(pool) => borrowed?,
             name = signals.next() => return self.show(&Event::Returning { why: name }),
-        };
-        self.since = Instant::now();
-        self.told.keys = held.keys();
-        self.show(&Event::Holding { workers: held.workers.len(), trace: &self.trace.clone() })?;
-
-        let mut ends = JoinSet::new();
-        let ended = held.session.ended();
-        ends.spawn(async move { (Kind::Session, 0, ended.await) });
-        for (index, worker) in held.workers.iter().enumerate() {
-            let ended = worker.ended();
-            ends.spawn(async move { (Kind::Worker, index + 1, ended.await) });
         }
+        self.since = Instant::now();
+        self.told.keys = self.keys();
+        let trace = self.trace.clone();
+        self.show(&Event::Holding { workers: self.workers.len(), trace: &trace })?;
+        let mut ends = self.ends();
         let over = tokio::time::sleep(self.args.length.unwrap_or(FOR_EVER));
         tokio::pin!(over);
         let mut ticks = ticks();
@@ -185,33 +176,69 @@ impl Holder {
                 biased;
                 name = signals.next() => return self.show(&Event::Returning { why: name }),
                 Some(Ok((kind, number, error))) = ends.join_next() => {
-                    // A session takes its workers along: its reason is the one to tell.
-                    let (kind, number, error) = match held.session.end_reason() {
-                        Some(reason) => (Kind::Session, 0, reason.clone()),
-                        None => (kind, number, error),
-                    };
-                    self.show(&Event::Ended { kind, number, reason: (&error).into() })?;
-                    return Err(ended_early(kind, number, error));
+                    return self.ended(kind, number, error);
                 }
                 () = &mut over => return self.show(&Event::Returning { why: "the time is over" }),
-                _ = ticks.tick() => self.tick(&held).await?,
+                _ = ticks.tick() => self.tick().await?,
             }
         }
     }
 
-    async fn borrow(&mut self, pool: &Pool) -> Result<Held, Failure> {
+    /// Borrows everything, one after another. What it has is kept when it is dropped.
+    async fn borrow(&mut self, pool: &Pool) -> Result<(), Failure> {
         let request = SessionRequest::new(&*self.args.service, &*self.args.organization)
             .api_key(&*self.args.api_key_id)
             .trace(&*self.trace);
         let session = pool.borrow(request).await;
-        let session = self.told(Kind::Session, 0, session)?;
-        let mut workers = Vec::new();
+        self.session = Some(self.told(Kind::Session, 0, session)?);
         let most = self.args.max_workers.unwrap_or(self.args.workers);
         for number in 1..=self.args.workers as usize {
+            let Some(session) = &self.session else { break };
             let worker = session.borrow_worker(&*self.args.worker_service, most).await;
-            workers.push(self.told(Kind::Worker, number, worker)?);
+            let worker = self.told(Kind::Worker, number, worker)?;
+            self.workers.push(worker);
         }
-        Ok(Held { workers, session })
+        Ok(())
+    }
+
+    /// Waits for the end of everything that is held, each with what it is.
+    fn ends(&self) -> JoinSet<(Kind, usize, Error)> {
+        let mut ends = JoinSet::new();
+        if let Some(session) = &self.session {
+            let ended = session.ended();
+            ends.spawn(async move { (Kind::Session, 0, ended.await) });
+        }
+        for (index, worker) in self.workers.iter().enumerate() {
+            let ended = worker.ended();
+            ends.spawn(async move { (Kind::Worker, index + 1, ended.await) });
+        }
+        ends
+    }
+
+    /// Tells why it is over before its time.
+    fn ended(&mut self, kind: Kind, number: usize, error: Error) -> Result<(), Failure> {
+        // A session takes its workers along: its reason is the one to tell.
+        let reason = self.session.as_ref().and_then(Session::end_reason).cloned();
+        let (kind, number, error) = match reason {
+            Some(reason) => (Kind::Session, 0, reason),
+            None => (kind, number, error),
+        };
+        self.show(&Event::Ended { kind, number, reason: (&error).into() })?;
+        let what = match kind {
+            Kind::Session => "the session ended".to_owned(),
+            Kind::Worker => format!("worker {number} ended"),
+        };
+        Err(self.failure(error).about(&what))
+    }
+
+    fn keys(&self) -> Vec<Arc<str>> {
+        let session = self.session.iter().map(Session::key);
+        session.chain(self.workers.iter().map(Worker::key)).collect()
+    }
+
+    fn keep_alives(&self) -> u64 {
+        let session = self.session.iter().map(Session::keep_alives);
+        session.chain(self.workers.iter().map(Worker::keep_alives)).sum()
     }
 
     /// Says what came of one borrow.
@@ -232,15 +259,21 @@ impl Holder {
                 Ok(lease)
             }
             Err(error) => {
-                self.show(&Event::NotGranted { kind, reason: (&error).into() })?;
-                Err(error.into())
+                let reason = (&error).into();
+                let failure = self.failure(error);
+                let refused = matches!(failure, Failure::Refused(_));
+                self.show(&match refused {
+                    true => Event::Refused { kind, reason },
+                    false => Event::Failed { kind, reason },
+                })?;
+                Err(failure)
             }
         }
     }
 
     /// Tells the news since the last tick.
-    async fn tick(&mut self, held: &Held) -> Result<(), Failure> {
-        let keys = held.keys();
+    async fn tick(&mut self) -> Result<(), Failure> {
+        let keys = self.keys();
         for (number, key) in keys.iter().enumerate() {
             if self.told.keys.get(number) != Some(key) {
                 let kind = if number == 0 { Kind::Session } else { Kind::Worker };
@@ -249,7 +282,7 @@ impl Holder {
         }
         self.told.keys = keys;
         self.look_at_the_pool().await?;
-        let keep_alives = held.keep_alives();
+        let keep_alives = self.keep_alives();
         let news = keep_alives != self.told.keep_alives;
         self.told.keep_alives = keep_alives;
         if self.output.is_live() {
@@ -269,9 +302,11 @@ impl Holder {
 
     /// Tells how full the pool of the session is, as the server counts it, when that changed.
     async fn look_at_the_pool(&mut self) -> Result<(), Failure> {
-        let Some(server) = self.server.clone() else { return Ok(()) };
+        let Some(server) = self.remote.as_ref().map(|remote| remote.pool.clone()) else {
+            return Ok(());
+        };
         let (service, organization) = (self.args.service.clone(), self.args.organization.clone());
-        let state = tokio::time::timeout(TICK, server.state(&service, &organization)).await;
+        let state = tokio::time::timeout(TICK / 2, server.state(&service, &organization)).await;
         let message = match state {
             Ok(Ok(state)) => {
                 if std::mem::take(&mut self.told.silent) {
@@ -310,13 +345,19 @@ impl Holder {
         Ok(())
     }
 
+    fn failure(&self, error: Error) -> Failure {
+        match &self.remote {
+            Some(remote) => remote.failure(error),
+            None => error.into(),
+        }
+    }
+
     fn held_ms(&self) -> u64 {
         u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn show(&mut self, event: &Event<'_>) -> Result<(), Failure> {
-        let shown = self.output.clear_live().and_then(|()| self.output.show(event));
-        ignore_readers(shown)
+        ignore_readers(self.output.show(event))
     }
 }
 
@@ -326,15 +367,6 @@ fn ignore_readers(shown: Result<(), Failure>) -> Result<(), Failure> {
         Err(Failure::NobodyReads) => Ok(()),
         shown => shown,
     }
-}
-
-/// The failure of a lease that ended before it was returned.
-fn ended_early(kind: Kind, number: usize, error: Error) -> Failure {
-    let what = match kind {
-        Kind::Session => "the session ended".to_owned(),
-        Kind::Worker => format!("worker {number} ended"),
-    };
-    Failure::from(error).about(&what)
 }
 
 fn ticks() -> Interval {

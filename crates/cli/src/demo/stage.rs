@@ -46,7 +46,13 @@ impl fmt::Display for Event<'_> {
             Self::Note { text } => write!(f, "   {text}"),
             Self::Pool { organization, service, active, max } => {
                 let bar = Bar { active: *active, max: *max };
-                write!(f, "   {organization:<NAME_WIDTH$} {} {bar}", styled(FAINT, service))
+                let max = max.map_or_else(|| "-".to_owned(), |max| max.to_string());
+                write!(
+                    f,
+                    "   {organization:<NAME_WIDTH$} {}  {active:>2}/{max:<2}  {}",
+                    styled(FAINT, service),
+                    bar.picture()
+                )
             }
             Self::Refusal { organization, scope, message } => {
                 let side = format!("(scope: {scope})");
@@ -166,7 +172,6 @@ impl Stage {
     }
 
     fn show(&mut self, event: &Event<'_>) -> Result<(), Failure> {
-        self.output.clear_live()?;
         self.output.show(event)
     }
 }

@@ -1,0 +1,209 @@
+//! Help, checks, and every way to call it wrongly: one clear line and the right exit code.
+
+mod harness;
+
+use harness::{command, file, finish, folder, free_address, run};
+
+const SOUND: &str = r#"
+[services.t1r]
+max_per_organization = 10
+max_per_api_key = 5
+[services.t2w]
+ttl = "20s"
+[plans.pro]
+limits = { t1r = 30 }
+[organizations.acme]
+plan = "pro"
+[organizations.closed]
+disabled = true
+[[indexers]]
+name = "west"
+key_sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+"#;
+
+#[test]
+fn help_names_every_command_and_exits_with_0() {
+    let ran = run(["--help"]);
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""));
+    for name in ["serve", "demo", "borrow", "state", "check"] {
+        assert!(ran.stdout.contains(&format!("\n  {name} ")), "{name} is missing: {}", ran.stdout);
+        let help = run([name, "--help"]);
+        assert_eq!(help.code, Some(0));
+        assert!(help.stdout.contains(&format!("tgm-session {name}")), "no example for {name}");
+    }
+    assert!(ran.stdout.contains("Exit codes:"));
+}
+
+#[test]
+fn every_setting_of_serve_names_its_default() {
+    let help = run(["serve", "--help"]).stdout;
+    let flags = ["--listen", "--admin-listen", "--store", "--config", "--max-leases", "--threads"];
+    for flag in flags {
+        let text = help.split(&format!("{flag} <")).nth(1).expect(flag);
+        let text = text.split("\n      --").next().unwrap();
+        assert!(text.contains("[default: "), "{flag} hides its default: {text}");
+    }
+}
+
+#[test]
+fn a_wrong_flag_or_a_missing_one_is_a_usage_error() {
+    for args in [
+        &["frobnicate"][..],
+        &[],
+        &["serve", "--listen", "localhost"],
+        &["serve", "--max-leases", "-1"],
+        &["serve", "--tls"],
+        &["borrow", "local://"],
+        &["borrow", "local://", "--organization", "acme", "--for", "5"],
+        &["borrow", "local://", "--organization", "acme", "--workers", "10001"],
+        &["state"],
+        &["check"],
+        &["demo", "--format", "yaml"],
+    ] {
+        let ran = run(args);
+        assert_eq!((ran.code, &*ran.stdout), (Some(2), ""), "{args:?}: {ran:?}");
+        assert!(!ran.stderr.contains("panicked"), "{args:?}: {ran:?}");
+    }
+    let ran = run(["serve", "--listen", "localhost"]);
+    assert!(ran.stderr.contains("127.0.0.1:9010"), "it does not say what is right: {ran:?}");
+}
+
+#[test]
+fn a_variable_stands_in_for_a_flag_and_the_flag_wins() {
+    let mut wrong = command(["serve"]);
+    let ran = finish({
+        wrong.env("TGM_SESSION_STORE", "etcd://h");
+        wrong
+    });
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error().contains("etcd://h"), "{ran:?}");
+
+    let mut beaten = command(["serve", "--store", "sled://h"]);
+    beaten.env("TGM_SESSION_STORE", "etcd://h");
+    let ran = finish(beaten);
+    assert!(ran.error().contains("sled://h"), "{ran:?}");
+}
+
+#[test]
+fn a_log_filter_that_cannot_be_read_is_a_usage_error() {
+    let ran = run(["check", "nowhere.toml", "--log", "tgm_session=loud"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error().contains("tgm_session=loud"), "{ran:?}");
+}
+
+#[test]
+fn a_sound_policy_is_summed_up_with_its_warnings() {
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", SOUND);
+    let ran = run(["check".as_ref(), policy.as_os_str()]);
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""));
+    for part in ["sound", "t1r", "t2w", "2 organizations (1 disabled)", "1 plan,", "1 indexer"] {
+        assert!(ran.stdout.contains(part), "{part:?} is missing: {}", ran.stdout);
+    }
+    assert!(ran.stdout.contains("policy.toml:6:"), "the warning has no line: {}", ran.stdout);
+
+    let json = run(["check".as_ref(), policy.as_os_str(), "--format".as_ref(), "json".as_ref()]);
+    let [summary] = &json.json()[..] else { panic!("not one value: {json:?}") };
+    assert_eq!(summary["ok"], true);
+    assert_eq!(summary["organizations"], 2);
+    assert_eq!(summary["warnings"][0]["line"], 6);
+    let service = |name: &str| {
+        let services = summary["services"].as_array().unwrap();
+        services.iter().find(|service| service["name"] == name).unwrap().clone()
+    };
+    assert_eq!(service("t1r")["max_per_organization"], 10);
+    assert_eq!(service("t1r")["max_total"], serde_json::Value::Null);
+    assert_eq!(service("t2w")["ttl_ms"], 20_000);
+}
+
+#[test]
+fn an_unsound_policy_is_refused_with_its_file_line_and_reason() {
+    let folder = folder();
+    for (name, text, line, reason) in [
+        ("unknown.toml", "[services.t1r]\nmax_per_organisation = 3\n", 2, "max_per_organisation"),
+        ("syntax.toml", "[services.t1r]\n\nttl = \n", 3, ""),
+        ("plan.toml", "[services.t1r]\n[organizations.a]\nplan = 'pro'\n", 3, "pro"),
+        ("service.toml", "[services.t1r]\n[plans.p]\nlimits = { t9 = 1 }\n", 3, "t9"),
+        ("negative.toml", "[services.t1r]\nmax_total = -1\n", 2, ""),
+        ("ttl.toml", "[services.t1r]\nttl = \"0s\"\n", 2, "ttl"),
+    ] {
+        let path = file(&folder, name, text);
+        let ran = run(["check".as_ref(), path.as_os_str()]);
+        assert_eq!((ran.code, &*ran.stdout), (Some(2), ""), "{name}: {ran:?}");
+        let place = format!("{}:{line}:", path.display());
+        assert!(ran.error().contains(&place), "{name} names no {place}: {ran:?}");
+        assert!(ran.error().contains(reason), "{name}: {ran:?}");
+
+        let json = run(["check".as_ref(), path.as_os_str(), "--format".as_ref(), "json".as_ref()]);
+        assert_eq!((json.code, &json.json()[0]["ok"]), (Some(2), &false.into()));
+        assert_eq!(json.json()[0]["line"], line, "{name}");
+
+        // The same file keeps a server from starting, in the same words.
+        let serve = run(["serve".as_ref(), "--config".as_ref(), path.as_os_str()]);
+        assert_eq!((serve.code, serve.error()), (Some(2), ran.error()));
+    }
+}
+
+#[test]
+fn a_policy_file_that_is_not_there_or_names_no_store_is_a_usage_error() {
+    let folder = folder();
+    let missing = folder.path().join("missing.toml");
+    let ran = run(["check".as_ref(), missing.as_os_str()]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error().contains("missing.toml"), "{ran:?}");
+
+    let policy = file(&folder, "store.toml", "[server]\nstore = 'etcd://h'\n[services.t1r]\n");
+    let ran = run(["check".as_ref(), policy.as_os_str()]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error().contains("etcd://h"), "{ran:?}");
+}
+
+#[test]
+fn a_url_that_cannot_be_meant_is_a_usage_error_that_names_the_fault() {
+    for (url, fault) in [
+        ("sessions.example", "tgm://HOST"),
+        ("sessions.example:9010", "sessions.example:"),
+        ("redis://h", "local, tgm"),
+        ("tgm://h?plaintxt=true", "plaintext"),
+        ("tgm://h?request-keep-alive-delay=5", "request-keep-alive-delay"),
+        ("tgm://h:99999", "port"),
+        ("tgm://h?default-max-request-per-user=invalid", "default-max-request-per-user"),
+        ("local://?max_sessions=-1", "max_sessions"),
+    ] {
+        let ran = run(["borrow", url, "--organization", "acme"]);
+        assert_eq!((ran.code, &*ran.stdout), (Some(2), ""), "{url}: {ran:?}");
+        assert!(ran.error().contains(fault), "{url}: {ran:?}");
+    }
+    let ran = run(["state", "local://", "--organization", "acme"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error().contains("tgm://"), "{ran:?}");
+}
+
+#[test]
+fn a_key_in_a_url_never_shows_up_in_an_error() {
+    let url =
+        format!("tgm://{}?plaintext=true&borrow-timeout=200ms&indexer-api-key=", free_address());
+    for url in [format!("{url}s3cret"), format!("{url}s3cret&typo=1"), "tgm://s3cret@h".into()] {
+        for command in ["borrow", "state"] {
+            let ran = run([command, &url, "--organization", "acme", "--log", "trace"]);
+            assert!(matches!(ran.code, Some(2 | 4)), "{ran:?}");
+            assert!(!ran.stderr.contains("s3cret"), "{ran:?}");
+            assert!(!ran.stdout.contains("s3cret"), "{ran:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_early_causes_no_panic() {
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", SOUND);
+    for args in [vec!["--help"], vec!["check", policy.to_str().unwrap()], vec!["demo"]] {
+        let mut command = command(&args);
+        // A pipe whose reading end is closed before anything is written.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.stdout(writer);
+        let ran = finish(command);
+        assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{args:?}: {ran:?}");
+    }
+}

@@ -1,0 +1,47 @@
+//! The demo, as a newcomer runs it.
+
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use harness::{Talker, finish, folder};
+use rustix::process::Signal;
+
+#[test]
+fn the_demo_plays_every_scene_checks_it_and_leaves_nothing_behind() {
+    let home = folder();
+    let mut command = harness::command(["demo", "--format", "json"]);
+    command.env("TMPDIR", home.path());
+    let start = Instant::now();
+    let ran = finish(command);
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
+    assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
+    let events = ran.json();
+    let of = |name: &str| events.iter().filter(|event| event["event"] == name).count();
+    assert_eq!(of("scene"), 7);
+    assert!(of("pool") >= 10 && of("refusal") == 2);
+    let finished = events.last().unwrap();
+    assert_eq!(finished["event"], "finished");
+    assert_eq!(finished["checks"], of("check"));
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "files are left");
+}
+
+#[test]
+fn a_demo_that_is_stopped_leaves_no_process_and_no_folder() {
+    let home = folder();
+    let mut command = harness::command(["demo", "--format", "json"]);
+    command.env("TMPDIR", home.path());
+    let mut demo = Talker::spawn(command);
+    // A server and, in a moment, a client run now.
+    let note = loop {
+        let note = demo.event("note");
+        if note["text"].as_str().unwrap().starts_with("gRPC on ") {
+            break note;
+        }
+    };
+    let address = note["text"].as_str().unwrap()["gRPC on ".len()..].split(',').next().unwrap();
+    std::net::TcpStream::connect(address).unwrap();
+    assert_eq!(demo.end(Signal::INT), Some(1));
+    assert!(std::net::TcpStream::connect(address).is_err(), "the server still runs");
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "files are left");
+}

@@ -1,0 +1,183 @@
+//! `serve`: what it needs, what it refuses, and how it stops.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod harness;
+
+use std::ffi::OsStr;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+
+use harness::{Serve, Talker, command, file, finish, folder, run, store};
+use rustix::process::Signal;
+
+/// The answer of the admin port to a GET.
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_server_prints_where_it_listens_once_it_accepts_and_stops_with_0() {
+    let mut server = Serve::start(["--store", "memory:"]);
+    assert_ne!(server.grpc, "127.0.0.1:0");
+    assert_eq!(server.ready["store"], "memory:");
+    TcpStream::connect(&server.grpc).unwrap();
+    assert!(get(&server.admin, "/readyz").starts_with("HTTP/1.1 200"));
+    assert_eq!(server.stop(), Some(0));
+    assert!(TcpStream::connect(&server.grpc).is_err());
+}
+
+#[test]
+fn ctrl_c_stops_a_server_as_a_polite_kill_does() {
+    let mut server = Serve::start(["--store", "memory:"]);
+    assert_eq!(server.talker.end(Signal::INT), Some(0));
+}
+
+#[test]
+fn without_any_setting_the_store_is_a_file_in_the_state_folder_and_it_says_so() {
+    let folder = folder();
+    let state = folder.path().join("not/there/yet");
+    let mut command =
+        command(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command.env("XDG_STATE_HOME", &state).args(["--format", "json"]);
+    let mut server = Talker::spawn(command);
+    let ready = server.event("ready");
+    let path = ready["store"].as_str().unwrap().strip_prefix("file:").unwrap();
+    assert!(std::path::Path::new(path).starts_with(state.join("tgm-session")), "{ready}");
+    assert!(std::fs::metadata(path).unwrap().is_file());
+    assert!(ready["policy"].as_str().unwrap().starts_with("built in"), "{ready}");
+    assert_eq!(server.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn for_people_it_says_in_words_how_to_reach_it() {
+    let mut child = command(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
+    child.args(["--admin-listen", "127.0.0.1:0"]);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    child.stdout(writer);
+    let mut process = harness::Process::new(child.spawn().unwrap());
+    drop(child);
+    let mut text = String::new();
+    let mut buffer = [0; 1024];
+    while !text.contains("Ctrl-C") {
+        let count = reader.read(&mut buffer).unwrap();
+        assert_ne!(count, 0, "it ended: {text}");
+        text.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+    }
+    assert!(text.contains("tgm://127.0.0.1:") && text.contains("?plaintext=true"), "{text}");
+    assert!(!text.contains('\u{1b}'), "colours reach a pipe: {text}");
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0));
+}
+
+#[test]
+fn a_taken_port_is_refused_and_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (flag, other) in [("--listen", "--admin-listen"), ("--admin-listen", "--listen")] {
+        let ran = run(["serve", "--store", "memory:", flag, &address, other, "127.0.0.1:0"]);
+        assert_eq!((ran.code, &*ran.stdout), (Some(1), ""), "{ran:?}");
+        assert!(ran.error().contains(&address), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_second_server_on_the_same_port_or_the_same_store_is_refused() {
+    let folder = folder();
+    let store = store(&folder);
+    let mut first = Serve::start(["--store", &store]);
+    let port = run(["serve", "--store", "memory:", "--listen", &first.grpc]);
+    assert_eq!(port.code, Some(1));
+    assert!(port.error().contains(&first.grpc), "{port:?}");
+
+    let free = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let second = run(["serve", "--store", &store].into_iter().chain(free));
+    assert_eq!(second.code, Some(1));
+    assert!(second.error().contains("sessions.redb"), "{second:?}");
+    assert!(second.error().contains("in use"), "{second:?}");
+
+    assert_eq!(first.stop(), Some(0));
+    assert_eq!(Serve::start(["--store", &store]).stop(), Some(0));
+}
+
+#[test]
+fn a_store_that_cannot_be_had_is_refused_and_nothing_is_made() {
+    let folder = folder();
+    let free = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let missing = folder.path().join("missing/sessions.redb");
+    let garbage = file(&folder, "garbage.redb", "this is no store, and nobody may overwrite it");
+    for (path, code) in [
+        (missing.to_str().unwrap(), 1),
+        ("/proc/sessions.redb", 1),
+        (garbage.to_str().unwrap(), 1),
+        ("", 2),
+    ] {
+        let ran = run(["serve", "--store", &format!("file:{path}")].into_iter().chain(free));
+        assert_eq!((ran.code, &*ran.stdout), (Some(code), ""), "{path}: {ran:?}");
+        assert!(ran.error().contains(path), "{path}: {ran:?}");
+    }
+    assert!(!missing.parent().unwrap().exists());
+    assert!(std::fs::read_to_string(garbage).unwrap().starts_with("this is no store"));
+}
+
+#[test]
+fn off_loopback_nobody_is_served_without_keys_unless_that_is_asked_for() {
+    let args = ["serve", "--store", "memory:", "--listen", "0.0.0.0:0"];
+    let ran = run(args.into_iter().chain(["--admin-listen", "127.0.0.1:0"]));
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error().contains("--allow-anonymous"), "{ran:?}");
+
+    let mut open = Serve::start_on("0.0.0.0:0", ["--store", "memory:", "--allow-anonymous"]);
+    assert_eq!(open.stop(), Some(0));
+
+    let admin = ["serve", "--store", "memory:", "--listen", "127.0.0.1:0"];
+    let ran = run(admin.into_iter().chain(["--admin-listen", "0.0.0.0:0"]));
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error().contains("token"), "{ran:?}");
+}
+
+#[test]
+fn the_policy_file_can_carry_the_settings_of_the_server() {
+    let folder = folder();
+    let text = format!(
+        "[server]\nlisten = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\nstore = '{}'\n\
+         [services.t1r]\nmax_per_organization = 1\n",
+        store(&folder)
+    );
+    let policy = file(&folder, "policy.toml", &text);
+    let mut child = command(["serve".as_ref(), "--config".as_ref(), policy.as_os_str()]);
+    child.args(["--format", "json", "--log", "off"]);
+    let mut server = Talker::spawn(child);
+    let ready = server.event("ready");
+    assert_eq!(ready["store"].as_str().unwrap(), store(&folder));
+    assert_eq!(server.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn a_server_whose_output_nobody_reads_serves_on() {
+    let mut child = command(["serve", "--store", "memory:", "--listen", &harness::free_address()]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let errors = writer.try_clone().unwrap();
+    child.args(["--admin-listen", "127.0.0.1:0"]).stdout(writer).stderr(errors);
+    let address = child.get_args().nth(4).and_then(OsStr::to_str).unwrap().to_owned();
+    let mut process = harness::Process::new(child.spawn().unwrap());
+    let url = format!("tgm://{address}?plaintext=true&borrow-timeout=10s");
+    let ran = run(["borrow", &url, "--organization", "acme", "--for", "1ms"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0));
+}
+
+#[test]
+fn a_store_url_in_the_environment_is_used() {
+    let mut child = command(["serve", "--listen", "127.0.0.1:0"]);
+    child.env("TGM_SESSION_STORE", "memory:").env("TGM_SESSION_ADMIN_LISTEN", "nowhere");
+    let ran = finish(child);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("nowhere"), "{ran:?}");
+}
