@@ -242,7 +242,7 @@ impl Serve {
             "--admin-listen",
             "127.0.0.1:0",
             "--log",
-            "warn",
+            "error",
         ]);
         command.args(args).args(["--format", "json"]).stderr(Stdio::inherit());
         let mut talker = Talker::spawn(command);

@@ -1,0 +1,84 @@
+//! What was acknowledged survives `kill -9`: many rounds of it, under load, on one store.
+//!
+//! Clients borrow and return over gRPC and write down every answer in a [`Book`]. At a random
+//! moment the server is killed; the next one on the same store has to agree with the book, where a
+//! call that was never answered may have happened or not.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod book;
+mod clients;
+#[path = "../harness/mod.rs"]
+mod harness;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use book::Book;
+use clients::Clients;
+use harness::{Serve, file, folder};
+
+/// How often the server is killed.
+const ROUNDS: u32 = 24;
+/// How many clients call it at once.
+const CLIENTS: usize = 16;
+
+/// The ceilings are low, so that they are reached all the time.
+const POLICY: &str = r#"
+[services.t1r]
+max_per_organization = 6
+ttl = "10m"
+[services.t2w]
+max_per_organization = 9
+ttl = "10m"
+"#;
+
+#[test]
+fn whatever_was_acknowledged_survives_being_killed_under_load_again_and_again() {
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", POLICY);
+    let runtime = Runtime::new().unwrap();
+    let book = Arc::new(Book::default());
+
+    for round in 0..ROUNDS {
+        let mut server = Serve::with_policy(&folder, &policy);
+        let clients = Clients::of(&server.grpc, book.clone(), &runtime);
+        runtime.block_on(clients.agree_with_the_book());
+
+        let mut load = JoinSet::new();
+        for client in 0..CLIENTS {
+            load.spawn_on(clients.clone().work(client), runtime.handle());
+        }
+        // The moment has to be any moment: nothing in the process can be waited for.
+        std::thread::sleep(Duration::from_millis(rand::rng().random_range(0..350)));
+        server.kill();
+        runtime.block_on(async {
+            while let Some(ended) = load.join_next().await {
+                ended.unwrap_or_else(|panic| panic!("round {round}: {panic}"));
+            }
+        });
+    }
+    let acknowledged = book.acknowledged();
+    eprintln!("{ROUNDS} rounds, {acknowledged} borrows and returns acknowledged");
+    assert!(acknowledged > 1_000, "only {acknowledged} calls were answered: that is no load");
+
+    let mut server = Serve::with_policy(&folder, &policy);
+    let clients = Clients::of(&server.grpc, book.clone(), &runtime);
+    runtime.block_on(async {
+        clients.agree_with_the_book().await;
+        clients.return_everything().await;
+        clients.agree_with_the_book().await;
+    });
+    assert_eq!(server.stop(), Some(0));
+
+    // A clean stop keeps it that way.
+    let mut server = Serve::with_policy(&folder, &policy);
+    assert_eq!(server.ready["recovered_leases"], 0);
+    let clients = Clients::of(&server.grpc, book, &runtime);
+    runtime.block_on(clients.find_none_of_the_keys());
+    assert_eq!(server.stop(), Some(0));
+}
