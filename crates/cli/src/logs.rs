@@ -11,7 +11,14 @@ use crate::failure::Failure;
 pub(crate) struct Logs {
     /// What is logged to standard error: off, error, warn, info, debug, trace, or a filter per
     /// module like `info,tgm_session_server=debug` [default: info for serve, else warn].
-    #[arg(long, global = true, value_name = "FILTER", env = "TGM_SESSION_LOG")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        env = "TGM_SESSION_LOG",
+        hide_env_values = true,
+        help_heading = "Output"
+    )]
     log: Option<String>,
 }
 

@@ -27,7 +27,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EXAMPLES: &str = "\
 Start here:
-  tgm-session demo                                  see it work, in 15 seconds
+  tgm-session demo                                  see it work, in 10 seconds
   tgm-session serve                                 a server on this machine, no configuration
   tgm-session borrow 'tgm://127.0.0.1:9010?plaintext=true' --organization acme
   tgm-session state  'tgm://127.0.0.1:9010?plaintext=true' --organization acme
@@ -44,7 +44,15 @@ struct Cli {
     command: Command,
 
     /// How data is printed: text for people, or JSON, one value per line.
-    #[arg(long, global = true, value_enum, default_value_t, env = "TGM_SESSION_FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "TGM_SESSION_FORMAT",
+        hide_env_values = true,
+        help_heading = "Output"
+    )]
     format: Format,
 
     #[command(flatten)]

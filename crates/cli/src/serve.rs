@@ -31,38 +31,39 @@ signal stops at once; nothing that was acknowledged is lost.";
 pub(crate) struct Args {
     /// The policy file [default: a built-in policy: 10 sessions (t1r) and 100 workers (t2w) per
     /// organization].
-    #[arg(long, value_name = "FILE", env = "TGM_SESSION_CONFIG", hide_env = true)]
+    #[arg(long, value_name = "FILE", env = "TGM_SESSION_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
 
     /// Where gRPC is served; port 0 takes a free one [default: 127.0.0.1:9010].
-    #[arg(long, value_name = "ADDR", env = "TGM_SESSION_LISTEN", hide_env = true, value_parser = address)]
+    #[arg(long, value_name = "ADDR", env = "TGM_SESSION_LISTEN", hide_env_values = true, value_parser = address)]
     listen: Option<SocketAddr>,
 
     /// Where probes and metrics are served [default: 127.0.0.1:9011].
-    #[arg(long, value_name = "ADDR", env = "TGM_SESSION_ADMIN_LISTEN", hide_env = true, value_parser = address)]
+    #[arg(long, value_name = "ADDR", env = "TGM_SESSION_ADMIN_LISTEN", hide_env_values = true, value_parser = address)]
     admin_listen: Option<SocketAddr>,
 
-    /// The bearer token of the admin port, needed off loopback; give it by its variable.
+    /// The bearer token of the admin port, needed off loopback; better given by its
+    /// variable, for others can read a command line [default: none].
     #[arg(
         long,
         value_name = "TOKEN",
         env = "TGM_SESSION_ADMIN_TOKEN",
-        hide_env = true,
+        hide_env_values = true,
         value_parser = admin_token
     )]
     admin_token: Option<AdminToken>,
 
     /// Where leases are kept: memory: or file:PATH [default: a file in the state folder,
     /// $XDG_STATE_HOME or ~/.local/state].
-    #[arg(long, value_name = "URL", env = "TGM_SESSION_STORE", hide_env = true)]
+    #[arg(long, value_name = "URL", env = "TGM_SESSION_STORE", hide_env_values = true)]
     store: Option<String>,
 
-    /// Serve callers that show no key off loopback too.
+    /// Serve callers that show no key off loopback too [default: false].
     #[arg(
         long,
         value_name = "BOOL",
         env = "TGM_SESSION_ALLOW_ANONYMOUS",
-        hide_env = true,
+        hide_env_values = true,
         action = ArgAction::Set,
         num_args = 0..=1,
         require_equals = true,
@@ -71,15 +72,15 @@ pub(crate) struct Args {
     allow_anonymous: Option<bool>,
 
     /// The most leases held at once, whatever the policy allows [default: 2000000].
-    #[arg(long, value_name = "N", env = "TGM_SESSION_MAX_LEASES", hide_env = true)]
+    #[arg(long, value_name = "N", env = "TGM_SESSION_MAX_LEASES", hide_env_values = true)]
     max_leases: Option<u64>,
 
     /// The most gRPC connections held at once; more wait [default: 16384].
-    #[arg(long, value_name = "N", env = "TGM_SESSION_MAX_CONNECTIONS", hide_env = true)]
+    #[arg(long, value_name = "N", env = "TGM_SESSION_MAX_CONNECTIONS", hide_env_values = true)]
     max_connections: Option<u32>,
 
     /// How many threads serve gRPC [default: one per core].
-    #[arg(long, value_name = "N", env = "TGM_SESSION_THREADS", hide_env = true)]
+    #[arg(long, value_name = "N", env = "TGM_SESSION_THREADS", hide_env_values = true)]
     threads: Option<u16>,
 }
 

@@ -19,7 +19,7 @@ const ABOUT: &str = "\
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
-    /// The session URL of the server: tgm://HOST[:PORT]?PARAMETERS.
+    /// The session URL of the server: tgm://HOST:PORT?PARAMETERS.
     url: String,
 
     /// The organization.
@@ -74,12 +74,14 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
         )));
     }
     let runtime = crate::runtime()?;
+    output.show_live(&"asking the server…")?;
     let state = runtime.block_on(async {
         let remote = Remote::new(&dsn)?;
         let state = remote.pool.state(&args.service, &args.organization).await;
         state.map_err(|error| remote.failure(error))
     });
     runtime.shutdown_background();
+    output.clear_live()?;
     let PoolState { borrowed, max, available, active_traces, per_trace, .. } = state?;
     output.show(&Shown {
         service: args.service,

@@ -35,14 +35,18 @@ fn help_names_every_command_and_exits_with_0() {
 }
 
 #[test]
-fn every_setting_of_serve_names_its_default() {
+fn every_setting_of_serve_names_its_default_and_its_variable() {
     let help = run(["serve", "--help"]).stdout;
-    let flags = ["--listen", "--admin-listen", "--store", "--config", "--max-leases", "--threads"];
+    let flags = help.split("\n      --").skip(1).filter(|flag| !flag.starts_with("help"));
+    let mut count = 0;
     for flag in flags {
-        let text = help.split(&format!("{flag} <")).nth(1).expect(flag);
-        let text = text.split("\n      --").next().unwrap();
-        assert!(text.contains("[default: "), "{flag} hides its default: {text}");
+        count += 1;
+        let name = flag.split(|char: char| !char.is_ascii_lowercase() && char != '-').next();
+        let variable = name.unwrap().to_uppercase().replace('-', "_");
+        assert!(flag.contains("[default: "), "a hidden default: {flag}");
+        assert!(flag.contains(&format!("[env: TGM_SESSION_{variable}]")), "no variable: {flag}");
     }
+    assert_eq!(count, 11, "{help}");
 }
 
 #[test]

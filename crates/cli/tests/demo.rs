@@ -45,3 +45,12 @@ fn a_demo_that_is_stopped_leaves_no_process_and_no_folder() {
     assert!(std::net::TcpStream::connect(address).is_err(), "the server still runs");
     assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "files are left");
 }
+
+#[test]
+fn a_demo_without_a_place_for_its_files_fails_in_one_line() {
+    let mut command = harness::command(["demo"]);
+    command.env("TMPDIR", "/proc");
+    let ran = finish(command);
+    assert_eq!((ran.code, &*ran.stdout), (Some(1), ""), "{ran:?}");
+    assert!(ran.error().contains("/proc/tgm-session-demo-"), "{ran:?}");
+}

@@ -7,6 +7,7 @@ mod harness;
 use std::ffi::OsStr;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use harness::{Serve, Talker, command, file, finish, folder, run, store};
 use rustix::process::Signal;
@@ -35,6 +36,51 @@ fn a_server_prints_where_it_listens_once_it_accepts_and_stops_with_0() {
 fn ctrl_c_stops_a_server_as_a_polite_kill_does() {
     let mut server = Serve::start(["--store", "memory:"]);
     assert_eq!(server.talker.end(Signal::INT), Some(0));
+}
+
+/// Opens a call and never finishes it: HTTP/2 by hand, for no client library would do that.
+fn open_a_call(address: &str) -> TcpStream {
+    let path = "/sf.worker.v1.WorkerPool/BorrowWorker";
+    let mut headers = vec![0x83, 0x86]; // :method POST, :scheme http
+    for (name, value) in [(0x04, path), (0x01, address), (0x0f, "application/grpc")] {
+        headers.push(name); // :path, :authority, content-type, by their number in the table
+        if name == 0x0f {
+            headers.push(16);
+        }
+        headers.push(u8::try_from(value.len()).unwrap());
+        headers.extend_from_slice(value.as_bytes());
+    }
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend_from_slice(&[0, 0, 0, 4, 0, 0, 0, 0, 0]); // SETTINGS
+    let length = u8::try_from(headers.len()).unwrap();
+    bytes.extend_from_slice(&[0, 0, length, 1, 4, 0, 0, 0, 1]); // HEADERS, all of them, stream 1
+    bytes.extend_from_slice(&headers);
+    bytes.extend_from_slice(&[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]); // PING
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(&bytes).unwrap();
+    // The answer to the ping comes after the server has seen the call.
+    let mut seen = Vec::new();
+    while !seen.ends_with(&[6, 1, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]) {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        seen.push(byte[0]);
+    }
+    stream
+}
+
+#[test]
+fn a_second_signal_stops_a_server_that_waits_for_a_call_at_once() {
+    let mut server = Serve::start(["--store", "memory:"]);
+    let call = open_a_call(&server.grpc);
+    let start = Instant::now();
+    server.talker.process.signal(Signal::TERM);
+    // It drains once it no longer accepts.
+    while TcpStream::connect(&server.grpc).is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(5), "it accepts on");
+    }
+    assert_eq!(server.talker.end(Signal::TERM), Some(1));
+    assert!(start.elapsed() < Duration::from_secs(8), "it drained to the end");
+    drop(call);
 }
 
 #[test]

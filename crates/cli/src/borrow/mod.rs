@@ -42,7 +42,7 @@ const MOST_WORKERS: u32 = 10_000;
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
-    /// The session URL: tgm://HOST[:PORT]?PARAMETERS, or local://.
+    /// The session URL: tgm://HOST:PORT?PARAMETERS, or local://.
     url: String,
 
     /// The organization that the session counts for.
@@ -189,6 +189,7 @@ impl Holder {
         let request = SessionRequest::new(&*self.args.service, &*self.args.organization)
             .api_key(&*self.args.api_key_id)
             .trace(&*self.trace);
+        ignore_readers(self.output.show_live(&"asking for a session…"))?;
         let session = pool.borrow(request).await;
         self.session = Some(self.told(Kind::Session, 0, session)?);
         let most = self.args.max_workers.unwrap_or(self.args.workers);
@@ -331,7 +332,9 @@ impl Holder {
 
     /// Returns everything, and says how many leases that were.
     async fn close(&mut self, pool: &Pool) -> Result<(), Failure> {
+        ignore_readers(self.output.show_live(&"returning everything…"))?;
         let report = pool.close(CLOSING).await;
+        ignore_readers(self.output.clear_live())?;
         let (returned, not_returned) = (report.returned, report.not_returned);
         if returned + not_returned > 0 {
             let held_ms = self.held_ms();

@@ -25,7 +25,7 @@ simulated. Whatever it shows it has checked; what did not happen is named, and t
 /// Longer than the whole story ever takes: a demo that hangs has failed.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// See it work: a real server, three organizations, a crash and a clean end, in 15 seconds.
+/// See it work: a real server, three organizations, a crash and a clean end, in 10 seconds.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {}
