@@ -87,6 +87,8 @@ mod local;
 mod pool;
 mod registry;
 mod tgm;
+#[cfg(feature = "tower")]
+mod tower;
 
 pub use dsn::{Dsn, Parameters};
 pub use duration::{InvalidDuration, parse_duration};
@@ -98,6 +100,8 @@ pub use pool::{
 };
 pub use registry::Registry;
 pub use tgm::{PoolState, TgmConfig, TgmPool};
+#[cfg(feature = "tower")]
+pub use tower::{SessionBody, SessionLayer, SessionService};
 
 /// Makes the pool that `url` describes, with the plugins `tgm` and `local`.
 ///

@@ -263,6 +263,15 @@ impl Session {
     }
 }
 
+#[cfg(feature = "tower")]
+impl Session {
+    /// Queues the return of the session now, whoever has the guard and however long.
+    pub(crate) fn give_back(&self) {
+        // Returning it again when the guard goes is no error, and frees nothing twice.
+        drop(self.pool.release_session(&self.lease, None));
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
         if !self.released {

@@ -1,0 +1,236 @@
+//! `SessionLayer`: one session per request, held as long as its response lasts.
+
+mod body;
+mod headers;
+mod protocol;
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body;
+use tonic::Code;
+use tower_layer::Layer;
+use tower_service::Service;
+
+pub use self::body::SessionBody;
+use self::protocol::Protocol;
+use crate::error::Error;
+use crate::pool::{BoxFuture, Pool, Session, SessionRequest};
+
+type Identify = dyn Fn(&Parts) -> Result<SessionRequest, Error> + Send + Sync;
+
+/// What is answered without a session: probes have to work while everything else is refused.
+const EXEMPT: [&str; 3] = [
+    "/grpc.health.v1.Health",
+    "/grpc.reflection.v1.ServerReflection",
+    "/grpc.reflection.v1alpha.ServerReflection",
+];
+
+/// Gates a tonic or axum service: each request needs a session, held until its response is over.
+///
+/// The session is borrowed before the handler runs. It goes back when the response body has ended
+/// or failed, or when it is dropped because the client left; so it does when the handler fails,
+/// panics or is dropped. The handler finds it in the extensions of the request, as
+/// `Arc<`[`Session`]`>`, to borrow workers under it. Keeping that `Arc` does not keep the session.
+///
+/// A refusal is answered as the request was asked: `application/grpc` with a gRPC status (HTTP
+/// 200 without a body), everything else with 400, 401, 403, 429 or 503 and a line of text. A session
+/// that is revoked or lost ends the response at once: with its gRPC status and message as trailers, or
+/// else by breaking off, so that nobody takes half a body for a whole one. A handler that has not
+/// answered by then is dropped, as if its client had left.
+///
+/// ```
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use tgm_session::SessionLayer;
+///
+/// let pool = tgm_session::connect("tgm://sessions.example:9010?indexer-api-key=$KEY").await?;
+/// let mut server = tonic::transport::Server::builder().layer(SessionLayer::new(pool, "t1r"));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Who is asking
+///
+/// [`SessionLayer::new`] believes the headers that [`SessionRequest::from_headers`] reads. Whatever
+/// authenticates the callers has to set them, and to remove what callers sent themselves.
+/// [`SessionLayer::identified_by`] takes a closure instead.
+///
+/// # Limits
+///
+/// - gRPC-Web: put `GrpcWebLayer` outside of this one. The other way round refusals are told, but a
+///   revocation breaks the response off without its status.
+/// - A client that reads nothing is told nothing: the server does not ask for more of a body that
+///   cannot be sent. Its slot is free all the same.
+/// - A connection that is upgraded (a WebSocket) is no response body any more: borrow in its handler.
+#[derive(Clone)]
+pub struct SessionLayer {
+    pool: Pool,
+    identify: Arc<Identify>,
+    exempt: Vec<String>,
+}
+
+impl SessionLayer {
+    /// Gates by sessions of `service`, for whom the trusted headers of each request name.
+    pub fn new(pool: Pool, service: impl Into<Arc<str>>) -> Self {
+        let service = service.into();
+        Self::identified_by(pool, move |parts| {
+            SessionRequest::from_headers(service.clone(), &parts.headers)
+        })
+    }
+
+    /// Gates by the session that `identify` asks for, given the head of each request.
+    ///
+    /// It runs on every request that is not exempt, and must not block. Its error is the answer;
+    /// [`Error::Unauthenticated`] says that nobody knows who is asking.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), tgm_session::Error> {
+    /// use tgm_session::{Error, SessionLayer, SessionRequest};
+    ///
+    /// #[derive(Clone)]
+    /// struct Caller { organization: String } // an authentication layer put it there
+    ///
+    /// # let pool = tgm_session::connect("local://").await?;
+    /// let layer = SessionLayer::identified_by(pool, |request| {
+    ///     let caller = request.extensions.get::<Caller>();
+    ///     let caller = caller.ok_or(Error::Unauthenticated { message: "who is it?".into() })?;
+    ///     Ok(SessionRequest::new("t1r", &*caller.organization))
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn identified_by(
+        pool: Pool,
+        identify: impl Fn(&Parts) -> Result<SessionRequest, Error> + Send + Sync + 'static,
+    ) -> Self {
+        let exempt = EXEMPT.map(str::to_owned).to_vec();
+        Self { pool, identify: Arc::new(identify), exempt }
+    }
+
+    /// Lets requests to `path`, and to everything below it, pass without a session.
+    ///
+    /// gRPC health and reflection pass anyway. A path of gRPC is `/package.Service/Method`, so
+    /// `/package.Service` stands for a whole service.
+    pub fn exempt(mut self, path: &str) -> Self {
+        self.exempt.push(path.trim_end_matches('/').to_owned());
+        self
+    }
+
+    fn is_exempt(&self, path: &str) -> bool {
+        self.exempt.iter().any(|exempt| {
+            let below = path.strip_prefix(exempt.as_str());
+            below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+        })
+    }
+
+    /// Answers one request. Dropped at any point, it leaves no session behind.
+    async fn serve<S, A, B>(
+        &self,
+        mut inner: S,
+        request: Request<A>,
+    ) -> Result<Response<SessionBody<B>>, S::Error>
+    where
+        S: Service<Request<A>, Response = Response<B>>,
+        B: Body<Data = Bytes>,
+    {
+        if self.is_exempt(request.uri().path()) {
+            return Ok(inner.call(request).await?.map(SessionBody::open));
+        }
+        let protocol = Protocol::of(request.headers());
+        let (mut parts, body) = request.into_parts();
+        let held = match self.admit(&parts).await {
+            Ok(session) => Held(Arc::new(session)),
+            Err(error) => return Ok(protocol.refuse(error)),
+        };
+        parts.extensions.insert(held.0.clone());
+        let mut ended: BoxFuture<'static, Error> = Box::pin(held.0.ended());
+        let response = tokio::select! {
+            biased;
+            reason = &mut ended => return Ok(protocol.refuse(told(reason))),
+            response = inner.call(Request::from_parts(parts, body)) => response?,
+        };
+        Ok(response.map(|body| SessionBody::held(body, protocol, ended, held)))
+    }
+
+    async fn admit(&self, parts: &Parts) -> Result<Session, Error> {
+        let request = (self.identify)(parts)?;
+        let (service, organization) = (request.service.clone(), request.organization.clone());
+        self.pool.borrow(request).await.map_err(|error| {
+            tracing::debug!(%service, %organization, %error, "a request is refused its session");
+            told(error)
+        })
+    }
+}
+
+impl<S> Layer<S> for SessionLayer {
+    type Service = SessionService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        SessionService { gate: Arc::new(self.clone()), inner }
+    }
+}
+
+impl fmt::Debug for SessionLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionLayer")
+            .field("pool", &self.pool)
+            .field("exempt", &self.exempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A service behind a [`SessionLayer`].
+#[derive(Clone, Debug)]
+pub struct SessionService<S> {
+    gate: Arc<SessionLayer>,
+    inner: S,
+}
+
+impl<S, A, B> Service<Request<A>> for SessionService<S>
+where
+    S: Service<Request<A>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+    A: Send + 'static,
+    B: Body<Data = Bytes> + Send,
+{
+    type Response = Response<SessionBody<B>>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        // The service that was polled ready is the one to be called; its clone may not be.
+        let clone = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, clone);
+        let gate = self.gate.clone();
+        Box::pin(async move { gate.serve(inner, request).await })
+    }
+}
+
+/// The session of one response, returned when this is dropped, whoever else has the guard.
+struct Held(Arc<Session>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
+}
+
+/// Returns what the caller of the service is told about an error of the pool.
+///
+/// Whom the session server does not accept is this service, and not its caller.
+fn told(error: Error) -> Error {
+    if error.code() != Code::Unauthenticated {
+        return error;
+    }
+    tracing::error!(%error, "the session server does not accept this service");
+    Error::unavailable("this service has no access to it")
+}

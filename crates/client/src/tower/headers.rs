@@ -1,0 +1,142 @@
+//! Who is asking, as trusted headers tell it.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use crate::error::Error;
+use crate::pool::SessionRequest;
+
+impl SessionRequest {
+    /// Asks for a session of `service` for whom the headers of a request name.
+    ///
+    /// | header | |
+    /// | --- | --- |
+    /// | `x-organization-id`, or else `x-user-id` | the organization |
+    /// | `x-api-key-id` | the id of the API key; may be absent |
+    /// | `x-trace-id` | the trace id; a new random one when absent |
+    ///
+    /// They are believed: only whatever authenticates callers may set them.
+    ///
+    /// `traceparent` is not read. Callers set it as they like, and one distributed trace may open
+    /// many streams; these would share one ceiling on their workers, and their workers would not
+    /// end with their session. A trace id of its own gives every session both.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unauthenticated`] when no header names an organization, and
+    /// [`Error::InvalidArgument`] when one is given twice or is not UTF-8.
+    pub fn from_headers(service: impl Into<Arc<str>>, headers: &HeaderMap) -> Result<Self, Error> {
+        let organization = match only(headers, "x-organization-id")? {
+            Some(organization) => organization,
+            None => only(headers, "x-user-id")?.ok_or_else(|| Error::Unauthenticated {
+                message: "neither `x-organization-id` nor `x-user-id` names an organization".into(),
+            })?,
+        };
+        let api_key = only(headers, "x-api-key-id")?.unwrap_or_default();
+        // Zeros are how tracing writes that there is no trace.
+        let trace = only(headers, "x-trace-id")?.filter(|trace| trace.bytes().any(|b| b != b'0'));
+        let trace: Arc<str> = match trace {
+            Some(trace) => trace.into(),
+            None => format!("{:032x}", rand::random::<u128>()).into(),
+        };
+        Ok(Self::new(service, organization).api_key(api_key).trace(trace))
+    }
+}
+
+/// Returns the one value of a header, if there is any in it.
+///
+/// A second value means that somebody added one to what the caller sent: neither is to be believed.
+fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Error> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Error::invalid(format!("header `{name}` is given more than once")));
+    }
+    let value = std::str::from_utf8(value.as_bytes())
+        .map_err(|_| Error::invalid(format!("header `{name}` is not UTF-8")))?;
+    Ok(Some(value).filter(|value| !value.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn read(headers: &[(&'static str, &'static str)]) -> Result<SessionRequest, Error> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            map.append(HeaderName::from_static(name), value);
+        }
+        SessionRequest::from_headers("t1r", &map)
+    }
+
+    #[test]
+    fn the_headers_name_organization_key_and_trace() {
+        let request = read(&[
+            ("x-user-id", "old name"),
+            ("x-organization-id", "zoë"),
+            ("x-api-key-id", "key-1"),
+            ("x-trace-id", "4bf92f35"),
+        ])
+        .unwrap();
+        assert_eq!((&*request.service, &*request.organization), ("t1r", "zoë"));
+        assert_eq!((&*request.api_key, &*request.trace), ("key-1", "4bf92f35"));
+    }
+
+    #[test]
+    fn the_old_name_of_the_organization_counts_when_the_new_one_is_absent_or_empty() {
+        let request = read(&[("x-user-id", "acme"), ("x-organization-id", "")]).unwrap();
+        assert_eq!((&*request.organization, &*request.api_key), ("acme", ""));
+    }
+
+    #[test]
+    fn without_an_organization_nobody_is_known() {
+        for headers in [&[][..], &[("x-organization-id", "")], &[("x-api-key-id", "key-1")]] {
+            assert!(matches!(read(headers), Err(Error::Unauthenticated { .. })), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_without_a_trace_id_gets_one_of_its_own() {
+        let traces = [None, Some(""), Some("00000000000000000000000000000000")].map(|trace| {
+            let mut headers = vec![
+                ("x-organization-id", "acme"),
+                ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            ];
+            headers.extend(trace.map(|trace| ("x-trace-id", trace)));
+            read(&headers).unwrap().trace
+        });
+        for trace in &traces {
+            assert_eq!(trace.len(), 32, "{trace}");
+            assert!(trace.bytes().all(|b| b.is_ascii_hexdigit()), "{trace}");
+            assert_ne!(&**trace, "4bf92f3577b34da6a3ce929d0e0e4736");
+        }
+        assert!(traces[0] != traces[1] && traces[1] != traces[2] && traces[0] != traces[2]);
+    }
+
+    #[test]
+    fn a_header_that_is_given_twice_is_not_believed() {
+        for name in ["x-organization-id", "x-user-id", "x-api-key-id", "x-trace-id"] {
+            let mut headers = vec![(name, "one"), (name, "two")];
+            if name.starts_with("x-api") || name.starts_with("x-trace") {
+                headers.push(("x-organization-id", "acme"));
+            }
+            let error = read(&headers).unwrap_err();
+            assert!(matches!(&error, Error::InvalidArgument { .. }), "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_no_text_is_refused() {
+        let headers = HeaderMap::from_iter([(
+            HeaderName::from_static("x-organization-id"),
+            HeaderValue::from_bytes(b"\xff\xfe").unwrap(),
+        )]);
+        let error = SessionRequest::from_headers("t1r", &headers).unwrap_err();
+        assert!(error.to_string().contains("x-organization-id"), "{error}");
+    }
+}

@@ -1,0 +1,127 @@
+//! How a refusal and a revocation are said to whoever asked.
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body::Frame;
+use tonic::{Code, Status};
+
+use super::body::SessionBody;
+use crate::error::Error;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the caller speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Grpc,
+    /// gRPC-Web that no layer outside translates: it has no trailers. With its content type.
+    GrpcWeb(HeaderValue),
+    Http,
+}
+
+impl Protocol {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let Some(kind) = headers.get(CONTENT_TYPE) else { return Self::Http };
+        let bytes = kind.as_bytes();
+        let essence = bytes.split(|byte| matches!(byte, b'+' | b';' | b' ')).next();
+        match essence.unwrap_or_default().to_ascii_lowercase().as_slice() {
+            b"application/grpc" => Self::Grpc,
+            b"application/grpc-web" | b"application/grpc-web-text" => Self::GrpcWeb(kind.clone()),
+            _ => Self::Http,
+        }
+    }
+
+    /// The whole response to a request that gets no session, or that lost it before its answer.
+    pub(super) fn refuse<B>(self, error: Error) -> Response<SessionBody<B>> {
+        if self == Self::Http {
+            let status = http_status(error.code());
+            let mut response = Response::new(SessionBody::text(error.to_string().into()));
+            *response.status_mut() = status;
+            let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            return response;
+        }
+        // Trailers only, which every kind of gRPC reads from the headers.
+        let response = Status::from(error).into_http::<()>();
+        let mut response = response.map(|()| SessionBody::text(Bytes::new()));
+        if let Self::GrpcWeb(kind) = self {
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+        }
+        response
+    }
+
+    /// The last frame of a response whose session has ended.
+    pub(super) fn break_off(&self, reason: Error) -> Result<Frame<Bytes>, BoxError> {
+        if *self != Self::Grpc {
+            return Err(reason.into());
+        }
+        let mut trailers = HeaderMap::new();
+        Status::from(reason).add_header(&mut trailers)?;
+        Ok(Frame::trailers(trailers))
+    }
+
+    /// Whether a response that breaks off may be announced with its length.
+    pub(super) fn tells_length(&self) -> bool {
+        // An early end of gRPC is a good end, with trailers: it must not fall short of a promise.
+        *self != Self::Grpc
+    }
+}
+
+fn http_status(code: Code) -> StatusCode {
+    match code {
+        Code::InvalidArgument => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_content_type_says_what_the_caller_speaks() {
+        let of = |kind: &'static str| {
+            let kind = HeaderValue::from_static(kind);
+            Protocol::of(&HeaderMap::from_iter([(CONTENT_TYPE, kind)]))
+        };
+        for grpc in ["application/grpc", "application/grpc+proto", "Application/gRPC; a=b"] {
+            assert_eq!(of(grpc), Protocol::Grpc, "{grpc}");
+        }
+        for web in ["application/grpc-web+proto", "application/grpc-web-text"] {
+            assert_eq!(of(web), Protocol::GrpcWeb(HeaderValue::from_static(web)));
+        }
+        for http in ["application/grpcx", "application/json", ""] {
+            assert_eq!(of(http), Protocol::Http, "{http}");
+        }
+        assert_eq!(Protocol::of(&HeaderMap::new()), Protocol::Http);
+    }
+
+    #[test]
+    fn every_kind_of_refusal_has_its_http_status() {
+        let message = String::new;
+        for (error, status) in [
+            (Error::InvalidArgument { message: message() }, 400),
+            (Error::Unauthenticated { message: message() }, 401),
+            (Error::PermissionDenied { message: message() }, 403),
+            (Error::QuotaExceeded { message: message() }, 429),
+            (Error::Unavailable { message: message() }, 503),
+            (Error::Closed, 503),
+        ] {
+            let response = Protocol::Http.refuse::<()>(error);
+            assert_eq!(response.status(), status);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_grpc_web_keeps_its_content_type() {
+        let kind = HeaderValue::from_static("application/grpc-web+proto");
+        let response = Protocol::GrpcWeb(kind.clone()).refuse::<()>(Error::Closed);
+        assert_eq!((response.status(), &response.headers()[CONTENT_TYPE]), (StatusCode::OK, &kind));
+        let status = Status::from_header_map(response.headers()).map(|status| status.code());
+        assert_eq!(status, Some(Code::Unavailable));
+    }
+}
