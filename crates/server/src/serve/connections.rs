@@ -12,6 +12,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -95,11 +96,31 @@ impl<S: Store> Port<S> {
         }
     }
 
-    async fn drive(self: Arc<Self>, stream: TcpStream, connection: Arc<Connection>) {
-        // Answers are small and awaited; without it they would wait for acknowledgements.
-        if stream.set_nodelay(true).is_err() {
-            return; // gone already
+    /// Serves one connection that came by other means than the socket, until it ends or the
+    /// server stops.
+    pub(super) async fn serve_stream<I>(self: Arc<Self>, stream: I)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Ok(_place) = self.places.clone().acquire_owned().await else { return };
+        let connection = Arc::<Connection>::default();
+        let mut served = pin!(self.clone().drive(stream, connection.clone()));
+        tokio::select! {
+            () = &mut served => return,
+            () = self.stopped.cancelled() => return,
+            () = self.draining.cancelled() => connection.close(),
         }
+        tokio::select! {
+            () = served => {}
+            () = self.stopped.cancelled() => {}
+            () = tokio::time::sleep(DRAIN) => {}
+        }
+    }
+
+    async fn drive<I>(self: Arc<Self>, stream: I, connection: Arc<Connection>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let calls = connection.clone();
         let service = service_fn(move |request| {
             calls.calls.fetch_add(1, Ordering::Relaxed);
@@ -224,7 +245,11 @@ impl Connections {
         let (number, connection) = self.open.lock().add();
         let open = self.open.clone();
         self.tasks.spawn(async move {
-            port.drive(stream, connection).await;
+            // Answers are small and awaited; without it they would wait for acknowledgements. A
+            // stream that cannot be told is gone already.
+            if stream.set_nodelay(true).is_ok() {
+                port.drive(stream, connection).await;
+            }
             open.lock().connections.remove(&number);
             drop(place);
         });

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle as TaskHandle;
@@ -152,6 +153,7 @@ impl Server {
             admin_address,
             draining: port.draining.clone(),
             stopped: port.stopped.clone(),
+            port: port.clone(),
             serving,
             health,
             threads: Vec::new(),
@@ -176,6 +178,7 @@ pub struct Running {
     admin_address: SocketAddr,
     draining: CancellationToken,
     stopped: CancellationToken,
+    port: Arc<Port<Embedded>>,
     serving: Arc<AtomicBool>,
     health: HealthReporter,
     threads: Vec<JoinHandle<io::Result<()>>>,
@@ -197,6 +200,20 @@ impl Running {
     /// The store behind the ports, for whoever runs the server within a program of their own.
     pub fn store(&self) -> &Arc<Embedded> {
         &self.store
+    }
+
+    /// Serves gRPC on `stream`, a connection that this program has by its own means: a pipe, a Unix
+    /// socket, a stream of which TLS was taken off.
+    ///
+    /// Ends when the connection does, or when the server stops: calls under way may finish as on
+    /// every other connection. It counts as a connection, but is not closed for being idle.
+    ///
+    /// Cancellation: dropped, the connection breaks; no lease ends by that.
+    pub fn serve_stream<I>(&self, stream: I) -> impl Future<Output = ()> + Send + use<I>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.port.clone().serve_stream(stream)
     }
 
     /// Starts the threads that serve gRPC, all on the one socket.
