@@ -189,8 +189,8 @@ impl World {
             6..=9 if !self.calls.is_empty() => self.answer(pick % self.calls.len(), true, true),
             10 if !self.calls.is_empty() => self.answer(pick % self.calls.len(), true, false),
             11 if !self.calls.is_empty() => self.answer(pick % self.calls.len(), false, false),
-            12 if pick % 4 == 0 => self.server.restart(),
-            13 if pick % 4 == 0 => {
+            12 if pick.is_multiple_of(4) => self.server.restart(),
+            13 if pick.is_multiple_of(4) => {
                 self.server.revoked.extend(self.server.live.keys().nth(pick / 4).cloned());
             }
             _ => {}

@@ -1,0 +1,279 @@
+use std::time::Duration;
+
+use tgm_session::{Error, Scope};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+use wire::worker::borrow_worker_response::BorrowStatus;
+use wire::worker::return_worker_response;
+
+use crate::scripted::{Call, Script, answer_with_status, granted, stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_borrow_carries_its_ids_its_own_name_and_the_indexers_key() {
+    let mut script = Script::new();
+    let pool = script.pool("indexer-api-key=s3cret");
+    let (session, asked) = tokio::join!(pool.borrow(stream()), async {
+        let borrow = script.borrow().await;
+        assert_eq!(borrow.header("x-api-key"), Some("s3cret"));
+        let id = borrow.header("x-borrow-id").unwrap().to_owned();
+        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+        let message = borrow.message.clone();
+        borrow.grant("s");
+        message
+    });
+    assert_eq!((&*asked.service, &*asked.organization_id), ("t1r", "acme"));
+    assert_eq!((&*asked.api_key_id, &*asked.trace_id), ("key-1", "trace-1"));
+    assert_eq!(asked.max_worker_for_trace_id, 0);
+    let session = session.unwrap();
+    let (_worker, asked) = tokio::join!(session.borrow_worker("t2w", 3), async {
+        let borrow = script.borrow().await;
+        let message = borrow.message.clone();
+        borrow.grant("w");
+        message
+    });
+    assert_eq!((&*asked.service, asked.max_worker_for_trace_id), ("t2w", 3));
+    assert_eq!((&*asked.organization_id, &*asked.trace_id), ("acme", "trace-1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_borrow_answered_with_status_unset_is_an_error_and_its_key_is_given_back() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let (refused, ()) = tokio::join!(pool.borrow(stream()), async {
+        let unset = answer_with_status(BorrowStatus::Unset, "untracked");
+        script.borrow().await.answer(Ok(unset));
+    });
+    let refused = refused.unwrap_err();
+    assert!(matches!(&refused, Error::Unavailable { message } if message.contains("unset")));
+    let back = script.give_back().await;
+    assert_eq!(back.message.worker_key, "untracked");
+    back.take();
+    script.hears_nothing_for(60 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spent_budget_stays_a_quota_error_while_a_worker_is_borrowed() {
+    let mut script = Script::new();
+    let pool = script.pool("borrow-wait=1h");
+    let session = script.session(&pool, "s").await;
+    let (refused, ()) = tokio::join!(session.borrow_worker("t2w", 3), async {
+        script.borrow().await.fail(Status::resource_exhausted("egress_bytes 7/7 until June"));
+    });
+    let refused = refused.unwrap_err();
+    assert_eq!(refused, Error::QuotaExceeded { message: "egress_bytes 7/7 until June".into() });
+    assert!(!refused.is_retryable());
+    assert_eq!(Status::from(refused).code(), Code::ResourceExhausted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_organization_is_told_apart_by_scope_and_shows_active_before_max() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let (refused, ()) = tokio::join!(pool.borrow(stream()), async {
+        let mut full = answer_with_status(BorrowStatus::ResourceExhausted, "");
+        full.metadata_mut().insert("x-denied-scope", "organization".parse().unwrap());
+        full.metadata_mut().insert("x-denied-active", "7".parse().unwrap());
+        full.metadata_mut().insert("x-denied-max", "10".parse().unwrap());
+        script.borrow().await.answer(Ok(full));
+    });
+    let refused = refused.unwrap_err();
+    assert_eq!(
+        refused,
+        Error::ConcurrentStreamLimitExceeded { active: 7, max: 10, scope: Scope::Organization }
+    );
+    assert_eq!(refused.to_string(), "Concurrent stream limit exceeded (active sessions: 7/10)");
+    script.hears_nothing_for(60 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transient_fault_is_tried_again_under_the_same_name_inside_of_the_timeout() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let start = Instant::now();
+    let (worker, names) = tokio::join!(session.borrow_worker("t2w", 3), async {
+        let mut names = Vec::new();
+        for status in [Status::unavailable("draining"), Status::aborted(""), Status::internal("")] {
+            let borrow = script.borrow().await;
+            names.push(borrow.header("x-borrow-id").unwrap().to_owned());
+            borrow.fail(status);
+        }
+        let borrow = script.borrow().await;
+        names.push(borrow.header("x-borrow-id").unwrap().to_owned());
+        borrow.grant("w");
+        names
+    });
+    assert_eq!(&*worker.unwrap().key(), "w");
+    assert!(names.iter().all(|name| *name == names[0]));
+    assert!(start.elapsed() < SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_not_tried_again() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    for (status, kind) in [
+        (Status::permission_denied("disabled"), Code::PermissionDenied),
+        (Status::unauthenticated("no key"), Code::Unauthenticated),
+        (Status::invalid_argument("service `x` is unknown"), Code::InvalidArgument),
+        (Status::resource_exhausted("spent"), Code::ResourceExhausted),
+        (Status::unimplemented("no such service"), Code::Unavailable),
+    ] {
+        let (refused, ()) = tokio::join!(pool.borrow(stream()), async {
+            script.borrow().await.fail(status);
+        });
+        assert_eq!(refused.unwrap_err().code(), kind);
+        script.hears_nothing_for(60 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_borrow_whose_deadline_passes_fails_on_time_and_is_given_back_by_its_name() {
+    let mut script = Script::new();
+    let pool = script.pool("borrow-timeout=2s");
+    let start = Instant::now();
+    let (refused, silent) = tokio::join!(pool.borrow(stream()), script.borrow());
+    assert_eq!(start.elapsed(), 2 * SECOND);
+    assert!(matches!(refused.unwrap_err(), Error::Unavailable { .. }));
+    let back = script.give_back().await;
+    assert_eq!(back.message.worker_key, "");
+    assert_eq!(back.header("x-borrow-id"), silent.header("x-borrow-id"));
+    back.say(return_worker_response::Status::MissingKey);
+    // An answer that comes now finds nobody, and changes nothing.
+    assert!(!silent.is_waited_for());
+    silent.grant("late");
+    script.hears_nothing_for(120 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_borrow_that_its_caller_drops_is_given_back_by_its_name() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let asked = tokio::select! {
+        _ = pool.borrow(stream()) => panic!("nobody granted it"),
+        asked = script.borrow() => asked,
+    };
+    let back = script.give_back().await;
+    assert_eq!(back.header("x-borrow-id"), asked.header("x-borrow-id"));
+    back.take();
+    script.hears_nothing_for(120 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_borrow_that_was_decided_leaves_nothing_to_give_back() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    // The first answer is lost, the second one is a grant of the same lease.
+    let (session, ()) = tokio::join!(pool.borrow(stream()), async {
+        script.borrow().await.fail(Status::unavailable("reset"));
+        script.borrow().await.grant("s");
+    });
+    assert_eq!(&*session.unwrap().key(), "s");
+    assert_eq!(script.give_back().await.message.worker_key, "s");
+
+    // A lost answer and then a refusal: nobody knows what the first one took.
+    let (refused, ()) = tokio::join!(pool.borrow(stream()), async {
+        script.borrow().await.fail(Status::unavailable("reset"));
+        script.borrow().await.fail(Status::permission_denied("disabled"));
+    });
+    assert!(matches!(refused.unwrap_err(), Error::PermissionDenied { .. }));
+    loop {
+        if let Call::Return(back) = script.call().await
+            && back.header("x-borrow-id").is_some()
+        {
+            break;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_cannot_be_reached_is_unavailable_within_the_timeout() {
+    let mut script = Script::new();
+    script.set_reachable(false);
+    let pool = script.pool("borrow-timeout=3s");
+    let start = Instant::now();
+    let refused = pool.borrow(stream()).await.unwrap_err();
+    assert!(matches!(&refused, Error::Unavailable { .. }) && refused.is_retryable());
+    assert!((2 * SECOND..=3 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    // Nothing was sent, so nothing has to be given back when it is reachable again.
+    script.set_reachable(true);
+    script.hears_nothing_for(120 * SECOND).await;
+    drop(script.session(&pool, "s").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_borrow_waits_while_a_ceiling_is_reached_as_long_as_the_url_says() {
+    let mut script = Script::new();
+    let pool = script.pool("borrow-wait=30s");
+    let start = Instant::now();
+    let full = || Ok(answer_with_status(BorrowStatus::ResourceExhausted, ""));
+    let mut names = std::collections::BTreeSet::new();
+    // A slot becomes free after a while.
+    let (session, ()) = tokio::join!(pool.borrow(stream()), async {
+        for _ in 0..10 {
+            let borrow = script.borrow().await;
+            names.insert(borrow.header("x-borrow-id").unwrap().to_owned());
+            borrow.answer(full());
+        }
+        script.borrow().await.answer(Ok(granted("s")));
+    });
+    assert!(session.is_ok());
+    assert_eq!(names.len(), 10, "a refused borrow is over: the next one has its own name");
+    assert!(start.elapsed() > SECOND && start.elapsed() < 15 * SECOND);
+
+    // None becomes free.
+    let start = Instant::now();
+    let refused = tokio::select! {
+        refused = pool.borrow(stream()) => refused.unwrap_err(),
+        () = async { loop {
+            match script.call().await {
+                Call::Borrow(borrow) => borrow.answer(full()),
+                Call::KeepAlive(beat) => beat.extend(),
+                Call::Return(_) => panic!("nothing was released"),
+            }
+        } } => unreachable!(),
+    };
+    assert!(matches!(refused, Error::ConcurrentStreamLimitExceeded { .. }));
+    assert!(start.elapsed() >= 30 * SECOND && start.elapsed() < 31 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_most_requests_per_organization_of_the_url_apply_and_cost_no_call() {
+    for name in ["default-max-request-per-organization", "default-max-request-per-user"] {
+        let mut script = Script::new();
+        let pool = script.pool(&format!("{name}=1"));
+        let session = script.session(&pool, "s").await;
+        let full = Error::ConcurrentStreamLimitExceeded { active: 1, max: 1, scope: Scope::Pool };
+        assert_eq!(pool.borrow(stream()).await.unwrap_err(), full);
+        let (_worker, other) = (
+            script.worker(&session, "w").await,
+            script.grant("o", pool.borrow(tgm_session::SessionRequest::new("t1r", "umbra"))).await,
+        );
+        assert!(other.is_ok());
+        drop(session);
+        script.give_back().await.take();
+        script.give_back().await.take();
+        let _next = script.session(&pool, "s2").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ids_that_no_server_takes_cost_no_call() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let long = "x".repeat(5000);
+    for request in [
+        tgm_session::SessionRequest::new("", "acme"),
+        tgm_session::SessionRequest::new("t1r", ""),
+        tgm_session::SessionRequest::new("t1r", "acme").trace(long.clone()),
+    ] {
+        let refused = pool.borrow(request).await.unwrap_err();
+        assert!(matches!(refused, Error::InvalidArgument { .. }), "{refused}");
+    }
+    let session = script.session(&pool, "s").await;
+    assert!(session.borrow_worker(long, 1).await.is_err());
+    let none = session.borrow_worker("t2w", 0).await.unwrap_err();
+    assert!(matches!(none, Error::WorkersLimitExceeded { max: 0, .. }));
+}

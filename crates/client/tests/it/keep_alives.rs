@@ -1,0 +1,294 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tgm_session::{Error, Scope};
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::Status;
+use wire::worker::borrow_worker_response::BorrowStatus;
+use wire::worker::keep_alive_response::Status as Said;
+
+use crate::scripted::{Call, Script, answer_with_status, granted, stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_kept_alive_under_its_key_and_api_key() {
+    let mut script = Script::new();
+    let pool = script.pool("indexer-api-key=s3cret");
+    let start = Instant::now();
+    let session = script.session(&pool, "s").await;
+    for beat in 1..20 {
+        let call = script.keep_alive().await;
+        assert_eq!((&*call.message.worker_key, &*call.message.api_key_id), ("s", "key-1"));
+        assert_eq!(call.header("x-api-key"), Some("s3cret"));
+        assert!(call.at - start <= (20 * SECOND * beat).mul_f64(1.05));
+        call.extend();
+    }
+    assert!(start.elapsed() > 330 * SECOND);
+    assert_eq!(session.end_reason(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_ttl_is_kept_alive_three_times_within_it() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let (session, ()) = tokio::join!(pool.borrow(stream()), async {
+        let mut short = granted("s");
+        short.metadata_mut().insert("x-lease-ttl-ms", "3000".parse().unwrap());
+        script.borrow().await.answer(Ok(short));
+    });
+    let mut last = Instant::now();
+    for _ in 0..10 {
+        let call = script.keep_alive().await;
+        assert!(call.at - last <= SECOND.mul_f64(1.06), "{:?}", call.at - last);
+        last = call.at;
+        call.extend();
+    }
+    drop(session);
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_hundred_workers_of_a_slow_server_are_kept_alive_side_by_side() {
+    const SLOW: Duration = Duration::from_millis(100);
+    let mut script = Script::new();
+    let pool = script.pool("request-keep-alive-delay=2s");
+    let session = script.session(&pool, "s").await;
+    let mut workers = Vec::new();
+    for number in 0..300 {
+        let asked = session.borrow_worker("t2w", 300);
+        let granted = async {
+            loop {
+                match script.call().await {
+                    Call::Borrow(borrow) => break borrow.grant(&format!("w{number}")),
+                    Call::KeepAlive(beat) => beat.extend(),
+                    Call::Return(_) => panic!("nothing was released"),
+                }
+            }
+        };
+        workers.push(tokio::join!(asked, granted).0.unwrap());
+    }
+    // One after another, 301 answers of 100 ms would take half a minute per round.
+    let (start, mut last) = (Instant::now(), HashMap::new());
+    let mut longest = Duration::ZERO;
+    while start.elapsed() < 20 * SECOND {
+        let Call::KeepAlive(beat) = script.call().await else { panic!("not a keep-alive") };
+        if let Some(last) = last.insert(beat.message.worker_key.clone(), beat.at) {
+            longest = longest.max(beat.at - last);
+        }
+        tokio::spawn(async move {
+            sleep_until(beat.at + SLOW).await;
+            beat.extend();
+        });
+    }
+    assert_eq!(last.len(), 301);
+    assert!(longest <= (2 * SECOND).mul_f64(1.06) + 2 * SLOW, "{longest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_keep_alive_ends_the_session_once_with_and_without_a_callback() {
+    for (status, reason) in [
+        (
+            Status::permission_denied("disabled"),
+            Error::PermissionDenied { message: "disabled".into() },
+        ),
+        (Status::resource_exhausted("spent"), Error::QuotaExceeded { message: "spent".into() }),
+    ] {
+        let mut script = Script::new();
+        let pool = script.pool("");
+        let calls = Arc::new(AtomicUsize::new(0));
+        let (counted, expected) = (calls.clone(), reason.clone());
+        let request = stream().on_error(move |said| {
+            assert_eq!(said, expected);
+            counted.fetch_add(1, Ordering::Relaxed);
+            panic!("a careless callback");
+        });
+        let heard = script.grant("heard", pool.borrow(request)).await.unwrap();
+        let silent = script.session(&pool, "silent").await;
+        for _ in 0..2 {
+            script.keep_alive().await.fail(status.clone());
+        }
+        assert_eq!(heard.ended().await, reason);
+        assert_eq!(silent.ended().await, reason);
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        // The pool survived the panic; nothing is kept alive or borrowed again.
+        script.hears_nothing_for(300 * SECOND).await;
+        assert_eq!(heard.borrow_worker("t2w", 1).await.unwrap_err(), reason);
+        drop(heard);
+        assert_eq!(script.give_back().await.message.worker_key, "heard");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_the_server_forgot_is_borrowed_again_and_its_handle_stays_valid() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "old").await;
+    let first = script.keep_alive().await;
+    first.say(Said::Failed);
+    let again = script.borrow().await;
+    assert_eq!((&*again.message.organization_id, &*again.message.trace_id), ("acme", "trace-1"));
+    assert!(again.header("x-borrow-id").is_some());
+    again.grant("new");
+    let beat = script.keep_alive().await;
+    assert_eq!(beat.message.worker_key, "new");
+    beat.extend();
+    assert_eq!((&*session.key(), session.end_reason()), ("new", None));
+    drop(session);
+    assert_eq!(script.give_back().await.message.worker_key, "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_that_forgot_everything_sessions_are_borrowed_before_their_workers() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let mut workers = Vec::new();
+    for number in 0..20 {
+        workers.push(script.worker(&session, &format!("w{number}")).await);
+    }
+    let (mut session_is_back, mut back) = (false, 0);
+    while back < 20 {
+        match script.call().await {
+            Call::KeepAlive(beat) if beat.message.worker_key.ends_with('+') => beat.extend(),
+            Call::KeepAlive(beat) => beat.say(Said::Failed),
+            Call::Borrow(borrow) => {
+                assert!(session_is_back || !borrow.is_worker(), "a worker came first");
+                back += usize::from(borrow.is_worker());
+                session_is_back |= !borrow.is_worker();
+                borrow.grant(&format!("{back}+"));
+            }
+            Call::Return(_) => panic!("nothing was released"),
+        }
+    }
+    assert!(workers.iter().all(|worker| worker.end_reason().is_none()));
+    assert_eq!(session.end_reason(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_refused_when_borrowed_again_ends_as_lost() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    script.keep_alive().await.say(Said::Failed);
+    let mut full = answer_with_status(BorrowStatus::ResourceExhausted, "");
+    full.metadata_mut().insert("x-denied-scope", "service".parse().unwrap());
+    full.metadata_mut().insert("x-denied-active", "4000".parse().unwrap());
+    full.metadata_mut().insert("x-denied-max", "4000".parse().unwrap());
+    script.borrow().await.answer(Ok(full));
+    let Error::Lost { cause } = session.ended().await else { panic!("not lost") };
+    assert_eq!(
+        *cause,
+        Error::ConcurrentStreamLimitExceeded { active: 4000, max: 4000, scope: Scope::Service }
+    );
+    // The server holds nothing for it.
+    drop(session);
+    script.hears_nothing_for(300 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_borrow_again_that_nobody_answers_keeps_its_name_and_is_given_back_by_it() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    script.keep_alive().await.say(Said::Failed);
+    let first = script.borrow().await;
+    let name = first.header("x-borrow-id").unwrap().to_owned();
+    first.fail(Status::unavailable("draining"));
+    let second = script.borrow().await;
+    assert_eq!(second.header("x-borrow-id"), Some(&*name));
+    drop(session);
+    // The return waits for the borrow in flight, and then names it.
+    script.hears_nothing_for(SECOND).await;
+    second.fail(Status::unavailable("draining"));
+    let back = script.give_back().await;
+    assert_eq!((&*back.message.worker_key, back.header("x-borrow-id")), ("", Some(&*name)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_keep_alive_is_repeated_every_second_and_a_ttl_without_success_ends_it() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let first = script.keep_alive().await;
+    let kept = first.at;
+    first.extend();
+    let mut ended = Box::pin(session.ended());
+    let mut beats = Vec::new();
+    let reason = loop {
+        tokio::select! {
+            reason = &mut ended => break reason,
+            beat = script.keep_alive() => {
+                beats.push(beat.at);
+                beat.fail(Status::unavailable("the store failed"));
+            }
+        }
+    };
+    let after = kept.elapsed();
+    assert!((60 * SECOND..61 * SECOND).contains(&after), "{after:?}");
+    for pair in beats.windows(2) {
+        assert!((pair[1] - pair[0]).abs_diff(SECOND) < SECOND / 10, "{:?}", pair[1] - pair[0]);
+    }
+    assert!(beats.len() >= 35, "{}", beats.len());
+    let Error::Lost { cause } = reason else { panic!("{reason}") };
+    assert!(cause.to_string().contains("the store failed"), "{cause}");
+    script.hears_nothing_for(60 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_never_answers_costs_a_session_its_life_after_one_ttl() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let start = Instant::now();
+    let session = script.session(&pool, "s").await;
+    let mut silent = Vec::new();
+    let mut ended = Box::pin(session.ended());
+    let reason = loop {
+        tokio::select! {
+            reason = &mut ended => break reason,
+            call = script.call() => silent.push(call),
+        }
+    };
+    assert!(matches!(reason, Error::Lost { .. }));
+    assert!((60 * SECOND..62 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(silent.len() >= 6, "each try has a deadline of its own: {}", silent.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_shorter_than_the_ttl_ends_no_session() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let mut sessions = Vec::new();
+    for number in 0..50 {
+        sessions.push(script.session(&pool, &format!("s{number}")).await);
+    }
+    for _ in 0..5 {
+        let (start, mut kept) = (Instant::now(), HashMap::new());
+        while start.elapsed() < 60 * SECOND {
+            let Ok(Call::KeepAlive(beat)) = timeout(SECOND, script.call()).await else { continue };
+            if start.elapsed() < 30 * SECOND {
+                beat.fail(Status::unavailable("restarting"));
+            } else {
+                kept.insert(beat.message.worker_key.clone(), ());
+                beat.extend();
+            }
+        }
+        assert_eq!(kept.len(), 50);
+    }
+    assert!(sessions.iter().all(|session| session.end_reason().is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_means_nothing_is_a_failure_and_ends_nothing_by_itself() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    script.keep_alive().await.say(Said::Unset);
+    script.keep_alive().await.fail(Status::unauthenticated("unknown key"));
+    script.keep_alive().await.fail(Status::invalid_argument("?"));
+    script.keep_alive().await.extend();
+    assert_eq!(session.end_reason(), None);
+    script.keep_alive().await.extend();
+    assert_eq!(session.keep_alives(), 1, "only the one answer that extended it");
+}

@@ -1,0 +1,9 @@
+//! The library against servers: one that misbehaves on purpose, in virtual time, and the real one
+//! over TCP.
+
+mod borrows;
+mod closing;
+mod keep_alives;
+mod real_server;
+mod returns;
+mod scripted;

@@ -1,0 +1,251 @@
+//! The real server over TCP, in real time.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tgm_session::{CloseReport, Dsn, Error, Pool, Released, Scope, SessionRequest, TgmPool};
+use tgm_session_server::store::StoreUrl;
+use tgm_session_server::{Config, Policy, Running, Server};
+
+const POLICY: &str = r#"
+    [services.t1r]
+    max_per_organization = 3
+    max_per_api_key = 2
+    minimal_life = "0s"
+    [services.t2w]
+    max_per_organization = 50
+    [organizations.gone]
+    disabled = true
+"#;
+
+const SOON: Duration = Duration::from_secs(10);
+
+async fn serve(policy: &str, store: StoreUrl, port: u16) -> Running {
+    let mut config = Config::new(Policy::parse(policy, "test.toml").unwrap().policy, store);
+    config.listen.set_port(port);
+    config.admin_listen.set_port(0);
+    config.threads = 1;
+    Server::bind(config).await.unwrap().start().await.unwrap()
+}
+
+async fn memory() -> Running {
+    serve(POLICY, StoreUrl::Memory, 0).await
+}
+
+fn on_disk(path: &Path) -> StoreUrl {
+    StoreUrl::File { path: path.to_owned(), make_folders: false }
+}
+
+/// A pool, and the plugin behind it to look at what the server counts.
+fn pool(address: SocketAddr, parameters: &str) -> (Pool, Arc<TgmPool>) {
+    let dsn = Dsn::parse(&format!("tgm://{address}?plaintext=true&{parameters}")).unwrap();
+    let plugin = Arc::new(TgmPool::from_dsn(&dsn).unwrap());
+    (Pool::new(plugin.clone()), plugin)
+}
+
+fn stream(api_key: &str) -> SessionRequest {
+    SessionRequest::new("t1r", "acme").api_key(api_key).trace(format!("trace-of-{api_key}"))
+}
+
+async fn held(plugin: &TgmPool) -> (u64, u64) {
+    let count = async |service| plugin.state(service, "acme").await.unwrap().borrowed;
+    (count("t1r").await, count("t2w").await)
+}
+
+/// Waits until the server counts so many sessions and workers of the organization.
+async fn until_held(plugin: &TgmPool, expected: (u64, u64)) {
+    let reached = async {
+        while held(plugin).await != expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(SOON, reached).await.is_err() {
+        panic!("the server counts {:?} and not {expected:?}", held(plugin).await);
+    }
+}
+
+#[tokio::test]
+async fn sessions_and_workers_are_borrowed_counted_refused_and_released() {
+    let server = memory().await;
+    let (pool, plugin) = pool(server.grpc_address(), "");
+    let one = pool.borrow(stream("k1")).await.unwrap();
+    let two = pool.borrow(stream("k1")).await.unwrap();
+    let full = |active, max, scope| Error::ConcurrentStreamLimitExceeded { active, max, scope };
+    assert_eq!(pool.borrow(stream("k1")).await.unwrap_err(), full(2, 2, Scope::ApiKey));
+    let three = pool.borrow(stream("k2")).await.unwrap();
+    assert_eq!(pool.borrow(stream("k3")).await.unwrap_err(), full(3, 3, Scope::Organization));
+
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        workers.push(three.borrow_worker("t2w", 4).await.unwrap());
+    }
+    let (active, max, scope) = (4, 4, Scope::Trace);
+    assert_eq!(
+        three.borrow_worker("t2w", 4).await.unwrap_err(),
+        Error::WorkersLimitExceeded { active, max, scope }
+    );
+    assert_eq!(held(&plugin).await, (3, 4));
+
+    // A release that resolved has freed the slot.
+    assert_eq!(workers.pop().unwrap().release().await, Ok(Released::Returned));
+    assert_eq!(held(&plugin).await, (3, 3));
+    assert!(three.borrow_worker("t2w", 4).await.is_ok());
+    assert_eq!(one.release().await, Ok(Released::Returned));
+    let again = pool.borrow(stream("k1")).await.unwrap();
+    drop((two, three, workers, again));
+    until_held(&plugin, (0, 0)).await;
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_younger_than_its_minimal_life_lingers_and_keeps_its_slot() {
+    let server = memory().await;
+    let (pool, plugin) = pool(server.grpc_address(), "");
+    let session = pool.borrow(stream("k1")).await.unwrap();
+    let released = session.release_after(Duration::from_millis(1234)).await;
+    assert_eq!(released, Ok(Released::Lingers));
+    assert_eq!(held(&plugin).await, (1, 0));
+    until_held(&plugin, (0, 0)).await;
+}
+
+#[tokio::test]
+async fn refusals_that_are_no_ceiling_keep_their_kind() {
+    let server = memory().await;
+    let (pool, _) = pool(server.grpc_address(), "borrow-wait=1h");
+    let disabled = pool.borrow(SessionRequest::new("t1r", "gone")).await.unwrap_err();
+    assert!(matches!(disabled, Error::PermissionDenied { .. }), "{disabled}");
+    let unknown = pool.borrow(SessionRequest::new("nothing", "acme")).await.unwrap_err();
+    assert!(matches!(unknown, Error::InvalidArgument { .. }), "{unknown}");
+    assert!(unknown.to_string().contains("nothing"), "{unknown}");
+}
+
+#[tokio::test]
+async fn the_key_of_the_url_is_what_the_server_knows_the_indexer_by() {
+    // The digest of `s3cret`, as a policy holds it.
+    let policy = format!(
+        "{POLICY}\n[[indexers]]\nname = \"west\"\nkey_sha256 = \"{}\"\n",
+        "1ec1c26b50d5d3c58d9583181af8076655fe00756bf7285940ba3670f99fcba0"
+    );
+    let server = serve(&policy, StoreUrl::Memory, 0).await;
+    let (stranger, _) = pool(server.grpc_address(), "");
+    let refused = stranger.borrow(stream("k1")).await.unwrap_err();
+    assert!(matches!(refused, Error::Unauthenticated { .. }), "{refused}");
+    let (known, plugin) = pool(server.grpc_address(), "indexer-api-key=s3cret");
+    let session = known.borrow(stream("k1")).await.unwrap();
+    assert_eq!(session.release().await, Ok(Released::Returned));
+    assert_eq!(held(&plugin).await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_close_leaves_nothing_on_the_server() {
+    let server = memory().await;
+    let (pool, plugin) = pool(server.grpc_address(), "minimal-worker-life-duration=1h");
+    let mut guards = Vec::new();
+    for key in ["k1", "k2", "k3"] {
+        let session = pool.borrow(stream(key)).await.unwrap();
+        let worker = session.borrow_worker("t2w", 9).await.unwrap();
+        guards.push((session, worker));
+    }
+    assert_eq!(held(&plugin).await, (3, 3));
+    let report = pool.close(SOON).await;
+    assert_eq!(report, CloseReport { returned: 6, not_returned: 0 });
+    // The process that comes after this one is not refused.
+    assert_eq!(held(&plugin).await, (0, 0));
+    for (session, worker) in &guards {
+        assert_eq!((session.ended().await, worker.ended().await), (Error::Closed, Error::Closed));
+    }
+}
+
+#[tokio::test]
+async fn borrows_dropped_at_any_point_leave_nothing_on_the_server() {
+    let server = memory().await;
+    let (pool, plugin) = pool(server.grpc_address(), "");
+    for polls in 0..40u64 {
+        // Whatever it was doing after so many microseconds, it is dropped there.
+        let patience = Duration::from_micros(polls * 50);
+        drop(tokio::time::timeout(patience, pool.borrow(stream("k1"))).await);
+    }
+    until_held(&plugin, (0, 0)).await;
+    assert_eq!(pool.close(SOON).await.not_returned, 0);
+    assert_eq!(held(&plugin).await, (0, 0));
+}
+
+#[tokio::test]
+async fn many_guards_dropped_in_any_order_leave_nothing_on_the_server() {
+    let server = memory().await;
+    let (pool, plugin) = pool(server.grpc_address(), "");
+    for round in 0..20 {
+        let session = pool.borrow(stream("k1")).await.unwrap();
+        let workers = (0..10).map(|_| session.borrow_worker("t2w", 10));
+        let workers = futures_util::future::try_join_all(workers).await.unwrap();
+        if round % 2 == 0 {
+            drop((session, workers));
+        } else {
+            drop((workers, session));
+        }
+        // The slots come back at once, or the next round is refused.
+        until_held(&plugin, (0, 0)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_everything_grants_the_same_sessions_and_workers_again() {
+    let server = memory().await;
+    let address = server.grpc_address();
+    let (pool, plugin) = pool(address, "request-keep-alive-delay=200ms");
+    let session = pool.borrow(stream("k1")).await.unwrap();
+    let worker = session.borrow_worker("t2w", 9).await.unwrap();
+    let keys = (session.key(), worker.key());
+    server.stop().await.unwrap();
+    let server = serve(POLICY, StoreUrl::Memory, address.port()).await;
+    until_held(&plugin, (1, 1)).await;
+    assert_ne!((session.key(), worker.key()), keys);
+    assert_eq!((session.end_reason(), worker.end_reason()), (None, None));
+    assert_eq!(session.release().await, Ok(Released::Returned));
+    assert_eq!(held(&plugin).await, (0, 0));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_remembers_is_restarted_without_anyone_noticing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("leases");
+    let server = serve(POLICY, on_disk(&file), 0).await;
+    let address = server.grpc_address();
+    let (pool, plugin) = pool(address, "request-keep-alive-delay=200ms");
+    let session = pool.borrow(stream("k1")).await.unwrap();
+    let worker = session.borrow_worker("t2w", 9).await.unwrap();
+    let keys = (session.key(), worker.key());
+    server.stop().await.unwrap();
+    let server = serve(POLICY, on_disk(&file), address.port()).await;
+    let seen = session.keep_alives();
+    let kept = async {
+        while session.keep_alives() == seen {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, kept).await.unwrap();
+    assert_eq!((session.key(), worker.key()), keys);
+    assert_eq!(held(&plugin).await, (1, 1));
+    assert_eq!(pool.close(SOON).await, CloseReport { returned: 2, not_returned: 0 });
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_has_a_place_for_after_a_restart_ends_as_lost() {
+    let server = memory().await;
+    let address = server.grpc_address();
+    let (pool, _) = pool(address, "request-keep-alive-delay=200ms");
+    let session = pool.borrow(stream("k1")).await.unwrap();
+    let worker = session.borrow_worker("t2w", 9).await.unwrap();
+    server.stop().await.unwrap();
+    let closed = POLICY.replace("max_per_organization = 3", "max_per_organization = 0");
+    let _server = serve(&closed, StoreUrl::Memory, address.port()).await;
+    let (active, max, scope) = (0, 0, Scope::Organization);
+    let cause = Error::ConcurrentStreamLimitExceeded { active, max, scope };
+    let reason = tokio::time::timeout(SOON, session.ended()).await.unwrap();
+    assert_eq!(reason, Error::Lost { cause: Box::new(cause) });
+    assert_eq!(worker.ended().await, reason);
+}

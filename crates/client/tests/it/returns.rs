@@ -1,0 +1,177 @@
+use std::time::Duration;
+
+use tgm_session::{Error, Released};
+use tokio::time::Instant;
+use tonic::Status;
+use wire::worker::return_worker_response::Status as Said;
+
+use crate::scripted::Script;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_guard_returns_its_lease_and_workers_go_before_their_session() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let (one, two) = (script.worker(&session, "w1").await, script.worker(&session, "w2").await);
+    drop(one);
+    let back = script.give_back().await;
+    assert_eq!(back.message.worker_key, "w1");
+    assert_eq!(back.message.minimal_worker_life_duration, None);
+    // The session waits for the first try of both, also of the one that began before.
+    drop(session);
+    assert_eq!(two.ended().await, Error::SessionNotFound);
+    let second = script.give_back().await;
+    assert_eq!(second.message.worker_key, "w2");
+    back.take();
+    script.hears_nothing_for(SECOND).await;
+    second.take();
+    let last = script.give_back().await;
+    assert_eq!(last.message.worker_key, "s");
+    last.take();
+    drop(two);
+    script.hears_nothing_for(120 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn guards_dropped_in_any_order_return_workers_first() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let worker = script.worker(&session, "w").await;
+    drop((worker, session));
+    for key in ["w", "s"] {
+        let back = script.give_back().await;
+        assert_eq!(back.message.worker_key, key);
+        back.take();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_resolves_with_the_servers_answer() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    for (said, released) in [
+        (Said::Returned, Released::Returned),
+        (Said::TtlUpdated, Released::Lingers),
+        (Said::MissingKey, Released::Missing),
+    ] {
+        let session = script.session(&pool, "s").await;
+        let (outcome, ()) = tokio::join!(session.release(), async {
+            script.give_back().await.say(said);
+        });
+        assert_eq!(outcome, Ok(released));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_goes_on_when_nobody_waits_for_it() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    drop(session.release());
+    assert_eq!(script.give_back().await.message.worker_key, "s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_minimal_life_goes_over_the_wire_to_the_nanosecond() {
+    let mut script = Script::new();
+    let pool = script.pool("minimal-worker-life-duration=1500ms");
+    let session = script.session(&pool, "s").await;
+    let worker = script.worker(&session, "w").await;
+    drop(worker.release_after(Duration::new(2, 345_678_901)));
+    let back = script.give_back().await;
+    let life = back.message.minimal_worker_life_duration.unwrap();
+    assert_eq!((life.seconds, life.nanos), (2, 345_678_901));
+    back.take();
+    drop(session);
+    let life = script.give_back().await.message.minimal_worker_life_duration.unwrap();
+    assert_eq!((life.seconds, life.nanos), (1, 500_000_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_return_is_repeated_until_it_is_answered() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let release = session.release();
+    let (outcome, ()) = tokio::join!(release, async {
+        // One is never answered, one fails, one is answered with nonsense.
+        let silent = script.give_back().await;
+        let second = script.give_back().await;
+        assert!(!silent.is_waited_for() && second.at - silent.at >= 10 * SECOND);
+        second.fail(Status::unavailable("draining"));
+        script.give_back().await.say(Said::Unset);
+        let last = script.give_back().await;
+        assert_eq!(last.message.worker_key, "s");
+        last.take();
+    });
+    assert_eq!(outcome, Ok(Released::Returned));
+    script.hears_nothing_for(120 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_return_that_cannot_be_made_is_given_up_after_one_ttl_and_says_so() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let start = Instant::now();
+    let mut release = Box::pin(session.release());
+    let mut tries = 0;
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut release => break outcome,
+            back = script.give_back() => {
+                tries += 1;
+                back.fail(Status::unavailable("the store failed"));
+            }
+        }
+    };
+    assert!(matches!(outcome, Err(Error::Unavailable { .. })));
+    assert!((60 * SECOND..66 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(tries > 10, "{tries}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_return_waits_for_the_keep_alive_in_flight_so_that_nothing_is_revived() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let beat = script.keep_alive().await;
+    drop(session);
+    script.hears_nothing_for(3 * SECOND).await;
+    beat.extend();
+    let back = script.give_back().await;
+    assert_eq!(back.message.worker_key, "s");
+    back.take();
+    // And no keep-alive follows the return.
+    script.hears_nothing_for(120 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_handle_to_go_leaves_a_task_that_returns_everything_and_ends() {
+    let mut script = Script::new();
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let mut alive = Vec::new();
+    for _ in 0..2 {
+        let pool = script.pool("");
+        let session = script.session(&pool, "s").await;
+        let worker = script.worker(&session, "w").await;
+        drop(pool);
+        // A guard keeps its pool: both are kept alive.
+        for _ in 0..2 {
+            script.keep_alive().await.extend();
+        }
+        drop((session, worker));
+        for key in ["w", "s"] {
+            let back = script.give_back().await;
+            assert_eq!(back.message.worker_key, key);
+            back.take();
+        }
+        script.hears_nothing_for(120 * SECOND).await;
+        alive.push(tasks());
+    }
+    // The connection stays, because the script holds on to it; the second pool left nothing.
+    assert_eq!(alive[0], alive[1]);
+}

@@ -1,0 +1,274 @@
+//! A session server of which the test itself gives every answer.
+//!
+//! Client and server speak real gRPC, over a pipe in this process: so the runtime knows when
+//! nothing is left to happen but time, and paused tests pass hours in milliseconds.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tgm_session::{Dsn, Pool, SessionRequest, TgmConfig, TgmPool};
+use tokio::io::{DuplexStream, duplex};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::{Request, Response, Status};
+use tower::service_fn;
+use wire::worker::borrow_worker_response::BorrowStatus;
+use wire::worker::worker_pool_server::{WorkerPool, WorkerPoolServer};
+use wire::worker::{
+    BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, KeepAliveResponse,
+    ReturnWorkerRequest, ReturnWorkerResponse, WorkersStateRequest, WorkersStateResponse,
+    keep_alive_response, return_worker_response,
+};
+
+/// One call that waits for its answer.
+pub(crate) struct Asked<Q, A> {
+    pub(crate) message: Q,
+    pub(crate) metadata: MetadataMap,
+    pub(crate) at: Instant,
+    answer: oneshot::Sender<Result<Response<A>, Status>>,
+}
+
+impl<Q, A> Asked<Q, A> {
+    pub(crate) fn answer(self, answer: Result<Response<A>, Status>) {
+        // The client may have gone, as some tests want it to.
+        let _ = self.answer.send(answer);
+    }
+
+    pub(crate) fn fail(self, status: Status) {
+        self.answer(Err(status));
+    }
+
+    /// Whether the client still waits.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.answer.is_closed()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.metadata.get(name).map(|value| value.to_str().unwrap())
+    }
+}
+
+pub(crate) type Borrow = Asked<BorrowWorkerRequest, BorrowWorkerResponse>;
+pub(crate) type KeepAlive = Asked<KeepAliveRequest, KeepAliveResponse>;
+pub(crate) type Return = Asked<ReturnWorkerRequest, ReturnWorkerResponse>;
+
+impl Borrow {
+    pub(crate) fn grant(self, key: &str) {
+        self.answer(Ok(granted(key)));
+    }
+
+    pub(crate) fn is_worker(&self) -> bool {
+        self.message.max_worker_for_trace_id > 0
+    }
+}
+
+impl KeepAlive {
+    pub(crate) fn say(self, status: keep_alive_response::Status) {
+        let mut body = KeepAliveResponse::default();
+        body.set_status(status);
+        self.answer(Ok(Response::new(body)));
+    }
+
+    pub(crate) fn extend(self) {
+        self.say(keep_alive_response::Status::TtlExtended);
+    }
+}
+
+impl Return {
+    pub(crate) fn say(self, status: return_worker_response::Status) {
+        let mut body = ReturnWorkerResponse::default();
+        body.set_status(status);
+        self.answer(Ok(Response::new(body)));
+    }
+
+    pub(crate) fn take(self) {
+        self.say(return_worker_response::Status::Returned);
+    }
+}
+
+pub(crate) fn granted(key: &str) -> Response<BorrowWorkerResponse> {
+    let mut body = BorrowWorkerResponse { worker_key: key.to_owned(), ..Default::default() };
+    body.set_status(BorrowStatus::Borrowed);
+    Response::new(body)
+}
+
+pub(crate) fn answer_with_status(
+    status: BorrowStatus,
+    key: &str,
+) -> Response<BorrowWorkerResponse> {
+    let mut response = granted(key);
+    response.get_mut().set_status(status);
+    response
+}
+
+/// Any call.
+pub(crate) enum Call {
+    Borrow(Borrow),
+    KeepAlive(KeepAlive),
+    Return(Return),
+}
+
+struct Service(mpsc::UnboundedSender<Call>);
+
+impl Service {
+    async fn ask<Q, A>(
+        &self,
+        request: Request<Q>,
+        call: impl FnOnce(Asked<Q, A>) -> Call,
+    ) -> Result<Response<A>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked { message, metadata, at: Instant::now(), answer };
+        self.0.send(call(asked)).map_err(|_| Status::unavailable("the test is over"))?;
+        answered.await.unwrap_or_else(|_| Err(Status::unavailable("the test gave no answer")))
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerPool for Service {
+    async fn workers_state(
+        &self,
+        _: Request<WorkersStateRequest>,
+    ) -> Result<Response<WorkersStateResponse>, Status> {
+        Err(Status::unimplemented("the scripted server counts nothing"))
+    }
+
+    async fn borrow_worker(
+        &self,
+        request: Request<BorrowWorkerRequest>,
+    ) -> Result<Response<BorrowWorkerResponse>, Status> {
+        self.ask(request, Call::Borrow).await
+    }
+
+    async fn keep_alive(
+        &self,
+        request: Request<KeepAliveRequest>,
+    ) -> Result<Response<KeepAliveResponse>, Status> {
+        self.ask(request, Call::KeepAlive).await
+    }
+
+    async fn return_worker(
+        &self,
+        request: Request<ReturnWorkerRequest>,
+    ) -> Result<Response<ReturnWorkerResponse>, Status> {
+        self.ask(request, Call::Return).await
+    }
+}
+
+/// The server, and the way to it.
+pub(crate) struct Script {
+    calls: mpsc::UnboundedReceiver<Call>,
+    reachable: Arc<AtomicBool>,
+    channel: Channel,
+}
+
+impl Script {
+    pub(crate) fn new() -> Self {
+        let (calls, asked) = mpsc::unbounded_channel();
+        let (pipes, connections) = mpsc::unbounded_channel::<io::Result<DuplexStream>>();
+        let service = WorkerPoolServer::new(Service(calls));
+        tokio::spawn(
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(UnboundedReceiverStream::new(connections)),
+        );
+        let reachable = Arc::new(AtomicBool::new(true));
+        let open = reachable.clone();
+        let connector = service_fn(move |_: Uri| {
+            let (near, far) = duplex(64 * 1024);
+            let connected = if open.load(Ordering::Relaxed) && pipes.send(Ok(far)).is_ok() {
+                Ok(TokioIo::new(near))
+            } else {
+                Err(io::Error::from(io::ErrorKind::ConnectionRefused))
+            };
+            async { connected }
+        });
+        let channel =
+            Endpoint::from_static("http://scripted").connect_with_connector_lazy(connector);
+        Self { calls: asked, reachable, channel }
+    }
+
+    /// A pool with these parameters, on a connection of its own.
+    pub(crate) fn pool(&self, parameters: &str) -> Pool {
+        let dsn = Dsn::parse(&format!("tgm://scripted?plaintext=true&{parameters}")).unwrap();
+        let config = TgmConfig::from_dsn(&dsn).unwrap();
+        Pool::new(Arc::new(TgmPool::with_channel(&config, self.channel.clone()).unwrap()))
+    }
+
+    /// Refuses connections from now on, or takes them again. Those that are open stay.
+    pub(crate) fn set_reachable(&self, reachable: bool) {
+        self.reachable.store(reachable, Ordering::Relaxed);
+    }
+
+    pub(crate) async fn call(&mut self) -> Call {
+        self.calls.recv().await.expect("the service lives as long as the script")
+    }
+
+    pub(crate) async fn borrow(&mut self) -> Borrow {
+        match self.call().await {
+            Call::Borrow(borrow) => borrow,
+            call => panic!("not a borrow: {}", call.name()),
+        }
+    }
+
+    pub(crate) async fn keep_alive(&mut self) -> KeepAlive {
+        match self.call().await {
+            Call::KeepAlive(keep_alive) => keep_alive,
+            call => panic!("not a keep-alive: {}", call.name()),
+        }
+    }
+
+    pub(crate) async fn give_back(&mut self) -> Return {
+        match self.call().await {
+            Call::Return(give_back) => give_back,
+            call => panic!("not a return: {}", call.name()),
+        }
+    }
+
+    /// Checks that nothing is asked for so long.
+    pub(crate) async fn hears_nothing_for(&mut self, time: Duration) {
+        if let Ok(call) = tokio::time::timeout(time, self.call()).await {
+            panic!("an unexpected {}", call.name());
+        }
+    }
+
+    /// Grants the next borrow while `borrow` waits for it.
+    pub(crate) async fn grant<T>(&mut self, key: &str, borrow: impl Future<Output = T>) -> T {
+        let (borrowed, ()) = tokio::join!(borrow, async { self.borrow().await.grant(key) });
+        borrowed
+    }
+
+    /// Borrows a session that the server grants as `key`.
+    pub(crate) async fn session(&mut self, pool: &Pool, key: &str) -> tgm_session::Session {
+        self.grant(key, pool.borrow(stream())).await.unwrap()
+    }
+
+    /// Borrows a worker that the server grants as `key`.
+    pub(crate) async fn worker(
+        &mut self,
+        session: &tgm_session::Session,
+        key: &str,
+    ) -> tgm_session::Worker {
+        self.grant(key, session.borrow_worker("t2w", 10)).await.unwrap()
+    }
+}
+
+impl Call {
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Borrow(call) => format!("borrow {:?}", call.message),
+            Self::KeepAlive(call) => format!("keep-alive {:?}", call.message),
+            Self::Return(call) => format!("return {:?}", call.message),
+        }
+    }
+}
+
+pub(crate) fn stream() -> SessionRequest {
+    SessionRequest::new("t1r", "acme").api_key("key-1").trace("trace-1")
+}
