@@ -118,3 +118,8 @@ pub use tower::{SessionBody, SessionLayer, SessionService};
 pub async fn connect(url: &str) -> Result<Pool, Error> {
     Registry::default().connect(url).await
 }
+
+/// The examples of the README are compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
