@@ -10,7 +10,6 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
-use super::duration;
 
 /// A whole file. Every name in it keeps its place, for errors that say where.
 #[derive(Debug, Default, Deserialize)]
@@ -185,9 +184,9 @@ impl<'de> Deserialize<'de> for Span {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
-                duration::parse(text)
+                humantime::parse_duration(text)
                     .map(Span)
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+                    .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
             }
         }
         deserializer.deserialize_str(Text)

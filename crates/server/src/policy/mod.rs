@@ -4,7 +4,6 @@
 //! changed file is another policy. Looking up the terms of a request allocates nothing.
 
 mod check;
-mod duration;
 mod file;
 mod indexers;
 mod summary;
