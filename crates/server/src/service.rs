@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::{Either, ready};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use lease::{
     BorrowId, Denied, Invalid, KeptAlive, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason, Refusal,
@@ -43,14 +45,27 @@ impl<S: Store> WorkerPool<S> {
         Self { store, clock, counters }
     }
 
-    /// BorrowWorker.
-    pub(crate) async fn borrow(
+    /// BorrowWorker. The borrow is applied when this returns; the future waits for the answer.
+    pub(crate) fn borrow<'l>(
         &self,
-        live: &Live,
+        live: &'l Live,
         caller: Option<&Indexer>,
         metadata: &HeaderMap,
         message: BorrowWorkerRequest,
-    ) -> Result<Answer, Status> {
+    ) -> impl Future<Output = Result<Answer, Status>> + use<'l, S> {
+        match self.apply_borrow(live, caller, metadata, message) {
+            Ok(answer) => Either::Left(answer),
+            Err(status) => Either::Right(ready(Err(status))),
+        }
+    }
+
+    fn apply_borrow<'l>(
+        &self,
+        live: &'l Live,
+        caller: Option<&Indexer>,
+        metadata: &HeaderMap,
+        message: BorrowWorkerRequest,
+    ) -> Result<impl Future<Output = Result<Answer, Status>> + use<'l, S>, Status> {
         let request = Request {
             indexer: caller.map(Indexer::name),
             service: &message.service,
@@ -66,24 +81,13 @@ impl<S: Store> WorkerPool<S> {
                 live.borrows(live.policy.service(request.service)).count_refused(&refused);
                 refuse(&refused)
             })?;
-        let outcome = self.store.borrow(&request, &ruling.terms).await;
-        live.borrows(Some(ruling.service)).count(&outcome);
-        match outcome {
-            Ok(Borrowed { grant, delivery }) => {
-                let answer = Answer::new(&BorrowWorkerResponse {
-                    worker_key: grant.id.to_string(),
-                    status: BorrowStatus::Borrowed.into(),
-                    worker_state: Some(borrowers_view(grant.pool, message.trace_id)),
-                    minimal_worker_life_duration: Some(on_the_wire(ruling.terms.minimal_life)),
-                });
-                Ok(answer.metadata(LEASE_TTL_MS, milliseconds(grant.ttl)).delivery(delivery))
-            }
-            Err(BorrowError::Refused(Refusal::Denied(denied))) => {
-                Ok(exhausted(denied, message.trace_id, ruling.terms.minimal_life))
-            }
-            Err(BorrowError::Refused(refusal)) => Err(refused_borrow(&refusal)),
-            Err(BorrowError::Unavailable(error)) => Err(unavailable(error)),
-        }
+        let outcome = self.store.borrow(&request, &ruling.terms);
+        let counters = live.borrows(Some(ruling.service));
+        let (trace, minimal_life) = (message.trace_id, ruling.terms.minimal_life);
+        Ok(outcome.map(move |outcome| {
+            counters.count(&outcome);
+            borrow_answer(outcome, trace, minimal_life)
+        }))
     }
 
     /// KeepAlive.
@@ -167,6 +171,29 @@ impl<S: Store> WorkerPool<S> {
         let active_trace_id = count(state.worker_count_per_trace_id.len() as u64);
         let worker_state = Some(WorkersState { active_trace_id, ..state });
         Ok(Answer::new(&WorkersStateResponse { worker_state }))
+    }
+}
+
+fn borrow_answer(
+    outcome: Result<Borrowed, BorrowError>,
+    trace: String,
+    minimal_life: Duration,
+) -> Result<Answer, Status> {
+    match outcome {
+        Ok(Borrowed { grant, delivery }) => {
+            let answer = Answer::new(&BorrowWorkerResponse {
+                worker_key: grant.id.to_string(),
+                status: BorrowStatus::Borrowed.into(),
+                worker_state: Some(borrowers_view(grant.pool, trace)),
+                minimal_worker_life_duration: Some(on_the_wire(minimal_life)),
+            });
+            Ok(answer.metadata(LEASE_TTL_MS, milliseconds(grant.ttl)).delivery(delivery))
+        }
+        Err(BorrowError::Refused(Refusal::Denied(denied))) => {
+            Ok(exhausted(denied, trace, minimal_life))
+        }
+        Err(BorrowError::Refused(refusal)) => Err(refused_borrow(&refusal)),
+        Err(BorrowError::Unavailable(error)) => Err(unavailable(error)),
     }
 }
 

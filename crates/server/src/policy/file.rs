@@ -10,7 +10,6 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
-
 /// A whole file. Every name in it keeps its place, for errors that say where.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -49,7 +49,7 @@ impl Call {
 /// Takes every request of the gRPC port to where it is answered.
 ///
 /// Health and reflection are open to all. For everything else the caller is identified before
-/// anything is looked at, what it calls included.
+/// anything else decides the answer, the method and the message included.
 #[derive(Debug)]
 pub(crate) struct Gateway<S> {
     pool: WorkerPool<S>,
@@ -63,50 +63,61 @@ impl<S: Store> Gateway<S> {
     }
 
     /// Answers one request. Dropped before it answers, it leaves no lease behind.
-    pub(crate) async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    ///
+    /// The future is moved and stored for every call, so it is kept small: what needs much room
+    /// is boxed, and calls are applied before anything is waited for.
+    pub(crate) async fn answer<B>(&self, mut request: Request<B>) -> Response<Body>
     where
-        B: HttpBody<Data = Bytes> + Send + 'static,
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + Send,
     {
         if let Some(service) = self.aside.at(request.uri().path()) {
-            return Aside::answer(service, request).await;
+            return Box::pin(Aside::answer(service, request)).await;
         }
+        // Even a call that will be refused is read to its end: data that arrives for a stream that
+        // was answered already counts against its connection, which would be closed in the end.
+        // An unknown call is not, because it may be a stream that waits for an answer.
+        let call = Call::at(request.uri().path());
+        let message = match call {
+            Some(_) => unary::read(request.body_mut()).await,
+            None => Ok(Bytes::new()),
+        };
         let live = self.live.load();
         let caller = match live.policy.identify(key_of(request.headers())) {
             Ok(caller) => caller,
             Err(error) => return unary::refuse(Status::unauthenticated(error.to_string())),
         };
-        let Some(call) = Call::at(request.uri().path()) else {
+        let Some(call) = call else {
             let problem = format!("there is no method {}", request.uri().path());
             return unary::refuse(Status::unimplemented(problem));
         };
         if let Some(refusal) = not_grpc(&request) {
             return refusal;
         }
-        let (parts, body) = request.into_parts();
-        match self.dispatch(call, &live, caller, &parts.headers, body).await {
-            Ok(answer) => answer.into_http(),
-            Err(status) => unary::refuse(status),
-        }
+        let answer = match message {
+            Ok(message) => self.dispatch(call, &live, caller, request.headers(), message).await,
+            Err(status) => Err(status),
+        };
+        answer.map_or_else(unary::refuse, Answer::into_http)
     }
 
-    async fn dispatch<B: HttpBody<Data = Bytes>>(
+    async fn dispatch(
         &self,
         call: Call,
         live: &Live,
         caller: Option<&Indexer>,
         metadata: &HeaderMap,
-        body: B,
+        message: Bytes,
     ) -> Result<Answer, Status> {
         match call {
             Call::BorrowWorker => {
-                self.pool.borrow(live, caller, metadata, unary::read(body).await?).await
+                self.pool.borrow(live, caller, metadata, unary::decode(message)?).await
             }
-            Call::KeepAlive => self.pool.keep_alive(caller, unary::read(body).await?).await,
+            Call::KeepAlive => self.pool.keep_alive(caller, unary::decode(message)?).await,
             Call::ReturnWorker => {
-                self.pool.give_back(caller, metadata, unary::read(body).await?).await
+                self.pool.give_back(caller, metadata, unary::decode(message)?).await
             }
-            Call::WorkersState => self.pool.state(live, caller, unary::read(body).await?).await,
+            Call::WorkersState => self.pool.state(live, caller, unary::decode(message)?).await,
         }
     }
 }

@@ -4,7 +4,8 @@
 //! codec, which buffers and boxes for the general case: the message is read from the frames as
 //! they are, and the answer is one buffer. What is on the wire is the same.
 
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -26,40 +27,40 @@ const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const OK: HeaderValue = HeaderValue::from_static("0");
 
-/// Reads the one message of a call.
+/// Reads the one message of a call from the bytes of its body.
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT` when there is no message, more than one, one that is too large or one that
-/// is not of this type; `UNIMPLEMENTED` when it is compressed; `CANCELLED` when the caller is gone.
-pub(crate) async fn read<M, B>(body: B) -> Result<M, Status>
-where
-    M: prost::Message + Default,
-    B: HttpBody<Data = Bytes>,
-{
-    let mut data = collect(body).await?;
-    if data.len() < PREFIX_BYTES {
+/// `INVALID_ARGUMENT` when there is no message, more than one, or one that is not of this type;
+/// `UNIMPLEMENTED` when it is compressed.
+pub(crate) fn decode<M: prost::Message + Default>(mut body: Bytes) -> Result<M, Status> {
+    if body.len() < PREFIX_BYTES {
         return Err(Status::invalid_argument("the call carries no message"));
     }
-    let compressed = data.get_u8() != 0;
-    let length = data.get_u32() as usize;
+    let compressed = body.get_u8() != 0;
+    let length = body.get_u32() as usize;
     if compressed {
         return Err(Status::unimplemented("compressed messages are not supported"));
     }
-    if length != data.len() {
+    if length != body.len() {
         return Err(Status::invalid_argument("the call carries not exactly one message"));
     }
-    M::decode(data)
+    M::decode(body)
         .map_err(|error| Status::invalid_argument(format!("the message cannot be read: {error}")))
 }
 
-/// Joins the data of a body; most have one frame, which is not copied.
-async fn collect<B: HttpBody<Data = Bytes>>(body: B) -> Result<Bytes, Status> {
-    let mut body = pin!(body);
+/// Reads a body to its end; most have one frame, which is not copied.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` when it is too large, `CANCELLED` when the caller is gone.
+pub(crate) async fn read<B>(body: &mut B) -> Result<Bytes, Status>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
     let mut first = Bytes::new();
     let mut joined = BytesMut::new();
-    while let Some(frame) = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await
-    {
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
         let frame = frame.map_err(|_| Status::cancelled("the request was not sent to its end"))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + joined.len() + data.len() > MAX_MESSAGE_BYTES {

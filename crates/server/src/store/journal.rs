@@ -3,20 +3,16 @@
 //! One batch of changes is one write transaction, flushed before it is acknowledged. redb keeps a
 //! checksum of every page; all of them are checked when the file is opened.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use lease::{Change, Timestamp};
-use prost::Message as _;
 use redb::backends::FileBackend;
-use redb::{
-    Builder, Database, Durability, ReadableDatabase, ReadableTable, StorageBackend,
-    TableDefinition, TableError,
-};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableError};
 
+use super::batch::{self, LEASES, LINGERING, META, REMEMBERED, Rows, USAGE};
 use super::rows::{BadRow, LeaseRow, RememberedRow, UsedRow};
 use crate::error::Error;
 
@@ -26,21 +22,8 @@ const FORMAT: u64 = 1;
 /// Keeps the pages that are in use by a hundred thousand leases; more than that is read again.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Facts past their time that one commit forgets: enough to keep up, bounded per commit.
-const FORGET_AT_ONCE: usize = 1_000;
-
 /// A file is compacted at start when it is larger than this and mostly empty.
 const WORTH_COMPACTING: u64 = 64 << 20;
-
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// Leases by serial number.
-const LEASES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("leases");
-/// When lingering leases end, by serial number.
-const LINGERING: TableDefinition<'_, u64, u64> = TableDefinition::new("lingering");
-/// Facts with a time limit, in the order they may be forgotten.
-const REMEMBERED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("remembered");
-/// Usage counts by organization and metric.
-const USAGE: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("usage");
 
 /// What a journal keeps beside the changes, as of one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,9 +80,10 @@ impl Journal {
                 .set_check_integrity_on_open(true)
                 .create_with_backend(backend)
                 .map_err(|error| explain(path, "open", error.into()))?;
-            let mut journal = Self { database, path: path.to_owned() };
+            let journal = Self { database, path: path.to_owned() };
             if fresh {
-                journal.commit(std::iter::empty(), Stamp::default())?;
+                batch::found(&journal.database, FORMAT)
+                    .map_err(|error| explain(path, "make", error))?;
             }
             journal.check_format()?;
             Ok(journal)
@@ -109,15 +93,15 @@ impl Journal {
     fn check_format(&self) -> Result<(), Error> {
         let meta = self.read("format")?;
         match meta {
-            Some(FORMAT) => Ok(()),
-            Some(found) => {
+            Some((FORMAT, _)) => Ok(()),
+            Some((found, _)) => {
                 Err(Error::StoreFormat { path: self.path.clone(), found, known: FORMAT })
             }
             None => Err(self.damaged("it carries no format version")),
         }
     }
 
-    fn read(&self, name: &str) -> Result<Option<u64>, Error> {
+    fn read(&self, name: &str) -> Result<Option<(u64, u64)>, Error> {
         let explain = |error| explain(&self.path, "read", error);
         let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
         match transaction.open_table(META) {
@@ -158,10 +142,8 @@ impl Journal {
         let mut put_back = |change| {
             restore(change).map_err(|invalid| self.damaged(format!("contradiction: {invalid}")))
         };
-        let stamp = Stamp {
-            time: Timestamp::from_nanos(self.read("time")?.unwrap_or_default()),
-            next_serial: self.read("next_serial")?.unwrap_or_default(),
-        };
+        let (time, next_serial) = self.read("stamp")?.unwrap_or_default();
+        let stamp = Stamp { time: Timestamp::from_nanos(time), next_serial };
         let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
         let leases = transaction.open_table(LEASES).map_err(|error| explain(error.into()))?;
         let lingering = transaction.open_table(LINGERING).map_err(|error| explain(error.into()))?;
@@ -221,106 +203,9 @@ impl Journal {
         changes: impl Iterator<Item = Change>,
         stamp: Stamp,
     ) -> Result<(), Error> {
-        let batch = Rows::collect(changes);
-        batch.write(&self.database, stamp).map_err(|error| explain(&self.path, "write", error))
-    }
-}
-
-/// The rows one batch comes to. A lease granted and gone within the batch leaves no trace.
-#[derive(Default)]
-struct Rows {
-    granted: BTreeMap<u64, LeaseRow>,
-    lingering: BTreeMap<u64, u64>,
-    ended: Vec<u64>,
-    remembered: BTreeMap<Vec<u8>, RememberedRow>,
-    used: BTreeMap<(Box<str>, Box<str>), UsedRow>,
-}
-
-impl Rows {
-    fn collect(changes: impl Iterator<Item = Change>) -> Self {
-        let mut rows = Self::default();
-        for change in changes {
-            rows.add(change);
-        }
-        // In the order of the tables, so that neighbours are written together.
-        rows.ended.sort_unstable();
-        rows
-    }
-
-    fn add(&mut self, change: Change) {
-        match change {
-            Change::Granted(lease) => {
-                self.granted.insert(lease.id.serial(), LeaseRow::from(*lease));
-            }
-            Change::Lingers { id, until } => {
-                self.lingering.insert(id.serial(), until.as_nanos());
-            }
-            Change::Ended { id, .. } => {
-                self.lingering.remove(&id.serial());
-                if self.granted.remove(&id.serial()).is_none() {
-                    self.ended.push(id.serial());
-                }
-            }
-            Change::Revoked { id, indexer, reason, until } => {
-                let (key, row) = RememberedRow::revoked(id, indexer, reason, until);
-                self.remembered.insert(key, row);
-            }
-            Change::Used { organization, metric, used } => {
-                self.used.insert((organization, metric), used.into());
-            }
-            Change::Reported { indexer, key, until } => {
-                let (key, row) = RememberedRow::reported(indexer, key, until);
-                self.remembered.insert(key, row);
-            }
-        }
-    }
-
-    fn write(&self, database: &Database, stamp: Stamp) -> Result<(), redb::Error> {
-        let mut transaction = database.begin_write()?;
-        transaction.set_durability(Durability::Immediate)?;
-        {
-            let mut row = Vec::with_capacity(512);
-            let mut leases = transaction.open_table(LEASES)?;
-            let mut lingering = transaction.open_table(LINGERING)?;
-            for serial in &self.ended {
-                leases.remove(serial)?;
-                lingering.remove(serial)?;
-            }
-            for (serial, lease) in &self.granted {
-                row.clear();
-                lease.encode_raw(&mut row);
-                leases.insert(serial, row.as_slice())?;
-            }
-            for (serial, until) in &self.lingering {
-                lingering.insert(serial, until)?;
-            }
-            let mut remembered = transaction.open_table(REMEMBERED)?;
-            for (key, fact) in &self.remembered {
-                row.clear();
-                fact.encode_raw(&mut row);
-                remembered.insert(key.as_slice(), row.as_slice())?;
-            }
-            let past = RememberedRow::keys_up_to(stamp.time);
-            let mut forgotten = 0;
-            while forgotten < FORGET_AT_ONCE
-                && remembered.first()?.is_some_and(|(key, _)| key.value() <= past.as_slice())
-            {
-                remembered.pop_first()?;
-                forgotten += 1;
-            }
-            let mut usage = transaction.open_table(USAGE)?;
-            for ((organization, metric), used) in &self.used {
-                row.clear();
-                used.encode_raw(&mut row);
-                usage.insert((&**organization, &**metric), row.as_slice())?;
-            }
-            let mut meta = transaction.open_table(META)?;
-            meta.insert("format", FORMAT)?;
-            meta.insert("time", stamp.time.as_nanos())?;
-            meta.insert("next_serial", stamp.next_serial)?;
-        }
-        transaction.commit()?;
-        Ok(())
+        Rows::collect(changes)
+            .write(&self.database, stamp)
+            .map_err(|error| explain(&self.path, "write", error))
     }
 }
 

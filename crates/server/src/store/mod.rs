@@ -1,5 +1,6 @@
 //! Stores: where leases are kept, one atomic operation at a time.
 
+mod batch;
 mod commit;
 mod embedded;
 mod journal;
@@ -22,28 +23,29 @@ use crate::policy::Policy;
 /// A store of leases.
 ///
 /// A method is one whole lease operation, never a read or a write of a value, so every store
-/// applies the same rules atomically. An answer is given once every change that it reveals is as
-/// durable as the store makes it; only an extended TTL waits for nothing.
+/// applies the same rules atomically. The operation is on its way when the method returns; the
+/// future only waits for the answer, and borrows nothing. It resolves once every change that the
+/// answer reveals is as durable as the store makes it; only an extended TTL waits for nothing.
 ///
 /// The trait is used as a type parameter, not as an object: a boxed future per call would cost an
 /// allocation where the whole call costs a few.
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Grants one lease, or says what stands against it. The request must be valid.
     ///
-    /// Cancellation: dropped before the answer, a grant that was applied is taken back. Dropped
-    /// with its [`Delivery`] pending, too.
+    /// Cancellation: when the future is dropped before the answer, or the answer with its
+    /// [`Delivery`] pending, the lease is taken back.
     fn borrow(
         &self,
         request: &Request<'_>,
         terms: &Terms<'_>,
-    ) -> impl Future<Output = Result<Borrowed, BorrowError>> + Send;
+    ) -> impl Future<Output = Result<Borrowed, BorrowError>> + Send + use<Self>;
 
     /// Gives a lease that `caller` holds its full TTL again.
     fn keep_alive(
         &self,
         id: LeaseId,
         caller: Option<&str>,
-    ) -> impl Future<Output = Result<KeptAlive, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<KeptAlive, Unavailable>> + Send + use<Self>;
 
     /// Returns a lease that `caller` holds; one younger than `minimal_life` lingers.
     ///
@@ -53,7 +55,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         id: LeaseId,
         caller: Option<&str>,
         minimal_life: Duration,
-    ) -> impl Future<Output = Result<Released, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<Released, Unavailable>> + Send + use<Self>;
 
     /// Returns whatever the borrow that `caller` named `borrow_id` took, as [`Store::release`] does.
     fn release_borrow(
@@ -61,30 +63,35 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         borrow_id: BorrowId,
         caller: Option<&str>,
         minimal_life: Duration,
-    ) -> impl Future<Output = Result<Released, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<Released, Unavailable>> + Send + use<Self>;
 
     /// The counts of the pool (organization, service).
     fn state(
         &self,
         service: &str,
         organization: &str,
-    ) -> impl Future<Output = Result<PoolUse, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<PoolUse, Unavailable>> + Send + use<Self>;
 
     /// Ends one lease at once and remembers why. Answers whether there was such a lease.
     fn revoke(
         &self,
         id: LeaseId,
         reason: Reason,
-    ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<bool, Unavailable>> + Send + use<Self>;
 
     /// Ends every lease that `policy` no longer allows to live: of a disabled organization or API
     /// key, or of an organization with a spent budget. Answers how many those were.
     ///
     /// Lowered ceilings end nobody.
-    fn enforce(&self, policy: &Policy) -> impl Future<Output = Result<usize, Unavailable>> + Send;
+    fn enforce(
+        &self,
+        policy: &Policy,
+    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<Self>;
 
     /// The number of live leases of each service that has any.
-    fn live(&self) -> impl Future<Output = Result<Vec<(Box<str>, u64)>, Unavailable>> + Send;
+    fn live(
+        &self,
+    ) -> impl Future<Output = Result<Vec<(Box<str>, u64)>, Unavailable>> + Send + use<Self>;
 
     /// Whether changes can be made.
     fn ready(&self) -> Result<(), Unavailable>;

@@ -5,6 +5,7 @@ use http_body_util::{BodyExt as _, Full};
 use tonic::Code;
 use tonic::body::Body;
 use tower::{Service as _, ServiceExt as _};
+use wire::worker::KeepAliveRequest;
 
 use crate::harness::{ROOMY, TestServer, channel, session};
 
@@ -97,6 +98,19 @@ async fn an_unknown_method_is_unimplemented() {
         let answer = send(&server, "POST", "application/grpc", path, &framed(b"")).await;
         assert_eq!((answer.http, answer.grpc), (200, Some(Code::Unimplemented)), "{path}");
     }
+}
+
+#[tokio::test]
+async fn an_unknown_stream_is_refused_though_its_caller_goes_on_sending() {
+    let server = TestServer::memory(ROOMY).await;
+    let mut grpc = tonic::client::Grpc::new(channel(server.running.grpc_address()));
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<KeepAliveRequest, KeepAliveRequest>::default();
+    let path = http::uri::PathAndQuery::from_static("/tgm.session.v1.SessionControl/Attach");
+    let endless = tokio_stream::pending();
+    let call = grpc.streaming(tonic::Request::new(endless), path, codec);
+    let status = call.await.map(drop).unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented, "{status}");
 }
 
 #[tokio::test]

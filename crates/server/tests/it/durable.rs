@@ -311,8 +311,8 @@ fn a_store_of_another_format_or_program_is_refused() {
     drop(Recovered::file(&path, Options::default()).unwrap());
     let database = redb::Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
-    let meta = redb::TableDefinition::<&str, u64>::new("meta");
-    transaction.open_table(meta).unwrap().insert("format", 2).unwrap();
+    let meta = redb::TableDefinition::<&str, (u64, u64)>::new("meta");
+    transaction.open_table(meta).unwrap().insert("format", (2, 0)).unwrap();
     transaction.commit().unwrap();
     drop(database);
     let error = Recovered::file(&path, Options::default()).unwrap_err();

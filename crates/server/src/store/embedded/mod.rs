@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use lease::{BorrowId, KeptAlive, LeaseId, PoolUse, Reason, Released, Request, Terms};
 use parking_lot::Mutex;
 
@@ -92,77 +93,87 @@ impl Drop for Embedded {
     }
 }
 
-async fn durable(wait: Wait) -> Result<(), Unavailable> {
-    match wait {
-        Some(batch) => batch.durable().await,
-        None => Ok(()),
+/// Waits for the batch that an answer depends on, and gives the answer.
+///
+/// The answer is looked at where it lies while the batch is waited for: moved, it would be stored
+/// a second time in the future of every call.
+#[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
+fn answered<R>(
+    applied: Result<(R, Wait), Unavailable>,
+) -> impl Future<Output = Result<R, Unavailable>> {
+    async move {
+        if let Ok((_, Some(batch))) = &applied {
+            batch.durable().await?;
+        }
+        applied.map(|(answer, _)| answer)
     }
 }
 
 impl Store for Embedded {
-    async fn borrow(
+    fn borrow(
         &self,
         request: &Request<'_>,
         terms: &Terms<'_>,
-    ) -> Result<Borrowed, BorrowError> {
-        let (outcome, wait) = self.shared.grant(request, terms)?;
-        // The promise is in `outcome` already: whoever stops waiting here gives the lease back.
-        durable(wait).await?;
-        let (grant, delivery) = outcome?;
-        Ok(Borrowed { grant, delivery })
+    ) -> impl Future<Output = Result<Borrowed, BorrowError>> + Send + use<> {
+        // The promise to take the lease back is part of the answer already: whoever stops waiting
+        // for the batch keeps it.
+        answered(self.shared.grant(request, terms)).map(|answer| {
+            let (grant, delivery) = answer??;
+            Ok(Borrowed { grant, delivery })
+        })
     }
 
-    async fn keep_alive(
+    fn keep_alive(
         &self,
         id: LeaseId,
         caller: Option<&str>,
-    ) -> Result<KeptAlive, Unavailable> {
-        let (answer, wait) = self.shared.keep_alive(id, caller)?;
-        durable(wait).await?;
-        Ok(answer)
+    ) -> impl Future<Output = Result<KeptAlive, Unavailable>> + Send + use<> {
+        answered(self.shared.keep_alive(id, caller))
     }
 
-    async fn release(
+    fn release(
         &self,
         id: LeaseId,
         caller: Option<&str>,
         minimal_life: Duration,
-    ) -> Result<Released, Unavailable> {
-        let (answer, wait) =
-            self.shared.change(|ledger, now| ledger.release(id, caller, minimal_life, now))?;
-        durable(wait).await?;
-        Ok(answer)
+    ) -> impl Future<Output = Result<Released, Unavailable>> + Send + use<> {
+        answered(self.shared.change(|ledger, now| ledger.release(id, caller, minimal_life, now)))
     }
 
-    async fn release_borrow(
+    fn release_borrow(
         &self,
         borrow_id: BorrowId,
         caller: Option<&str>,
         minimal_life: Duration,
-    ) -> Result<Released, Unavailable> {
-        let (answer, wait) = self
-            .shared
-            .change(|ledger, now| ledger.release_borrow(borrow_id, caller, minimal_life, now))?;
-        durable(wait).await?;
-        Ok(answer)
+    ) -> impl Future<Output = Result<Released, Unavailable>> + Send + use<> {
+        answered(
+            self.shared
+                .change(|ledger, now| ledger.release_borrow(borrow_id, caller, minimal_life, now)),
+        )
     }
 
-    async fn state(&self, service: &str, organization: &str) -> Result<PoolUse, Unavailable> {
-        let (answer, wait) =
-            self.shared.change(|ledger, now| ledger.state(service, organization, now))?;
-        durable(wait).await?;
-        Ok(answer)
+    fn state(
+        &self,
+        service: &str,
+        organization: &str,
+    ) -> impl Future<Output = Result<PoolUse, Unavailable>> + Send + use<> {
+        answered(self.shared.change(|ledger, now| ledger.state(service, organization, now)))
     }
 
-    async fn revoke(&self, id: LeaseId, reason: Reason) -> Result<bool, Unavailable> {
-        let (answer, wait) = self.shared.change(|ledger, now| ledger.revoke(id, reason, now))?;
-        durable(wait).await?;
-        Ok(answer)
+    fn revoke(
+        &self,
+        id: LeaseId,
+        reason: Reason,
+    ) -> impl Future<Output = Result<bool, Unavailable>> + Send + use<> {
+        answered(self.shared.change(|ledger, now| ledger.revoke(id, reason, now)))
     }
 
-    async fn enforce(&self, policy: &Policy) -> Result<usize, Unavailable> {
+    fn enforce(
+        &self,
+        policy: &Policy,
+    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
         let wall = self.shared.clock.wall();
-        let (answer, wait) = self.shared.change(|ledger, now| {
+        answered(self.shared.change(|ledger, now| {
             let spent: HashSet<&str> = policy
                 .budgets()
                 .filter(|(organization, budgets)| {
@@ -176,15 +187,16 @@ impl Store for Embedded {
                         .then_some(Reason::BudgetSpent)
                 })
             })
-        })?;
-        durable(wait).await?;
-        Ok(answer)
+        }))
     }
 
-    async fn live(&self) -> Result<Vec<(Box<str>, u64)>, Unavailable> {
-        Ok(self.shared.look(|ledger| {
+    fn live(
+        &self,
+    ) -> impl Future<Output = Result<Vec<(Box<str>, u64)>, Unavailable>> + Send + use<> {
+        let live = self.shared.look(|ledger| {
             ledger.leases_by_service().map(|(service, leases)| (service.into(), leases)).collect()
-        }))
+        });
+        std::future::ready(Ok(live))
     }
 
     fn ready(&self) -> Result<(), Unavailable> {

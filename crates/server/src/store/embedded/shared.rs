@@ -9,7 +9,7 @@ use lease::{
     BorrowId, Change, Grant, KeptAlive, LeaseId, Ledger, Refusal, Request, StoreClock, Terms,
     Timestamp,
 };
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock::Clock;
 use crate::error::Error;
@@ -290,6 +290,13 @@ impl Shared {
                 return None;
             }
             self.work.wait(&mut state);
+        }
+        // Calls that are ready to run join this batch instead of waiting for the next: the thread
+        // that serves them may have been interrupted for this one, on the same core.
+        let mut gathered = 0;
+        while gathered < state.pending.len() {
+            gathered = state.pending.len();
+            MutexGuard::unlocked(&mut state, std::thread::yield_now);
         }
         let room = Vec::with_capacity(state.pending.len());
         let changes = std::mem::replace(&mut state.pending, room);
