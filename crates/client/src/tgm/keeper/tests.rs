@@ -5,6 +5,7 @@ use super::*;
 use crate::tgm::answer::{BorrowAnswer, KeepAliveAnswer, ReturnAnswer};
 
 mod model;
+mod races;
 
 const TTL: Duration = Duration::from_secs(60);
 const DELAY: Duration = Duration::from_secs(20);

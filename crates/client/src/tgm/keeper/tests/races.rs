@@ -1,0 +1,343 @@
+//! The keeper behind its one mutex, raced by real threads under schedules that shuttle chooses,
+//! against the rules of the real server.
+//!
+//! In between two locks anything may happen: that is all the concurrency the pool has. So guards,
+//! callers, the clock and two hands of the pool's task are threads here, and a call is on its way
+//! from the moment the keeper gives it out until the ledger has answered and the keeper knows.
+
+use lease::{KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, Terms, Timestamp};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::sync::Mutex;
+use shuttle::{Config, Runner, thread};
+
+use super::*;
+
+/// Schedules that each way of choosing them gets, per race.
+const SCHEDULES: usize = 1500;
+
+/// How many schedule changes it takes to see what depends on order alone.
+const DEPTH: usize = 3;
+
+struct Pool {
+    state: Mutex<State>,
+    server: Mutex<Server>,
+    start: Instant,
+}
+
+struct State {
+    keeper: Keeper,
+    now: Instant,
+    borrows: u128,
+}
+
+/// What the server holds, and what it heard in which order.
+struct Server {
+    ledger: Ledger,
+    granted: usize,
+    returned: Vec<LeaseId>,
+}
+
+enum Next {
+    Call(Call),
+    Nothing,
+    Over,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let rules = Rules { minimal_life: Some(Duration::ZERO), most_sessions: Some(9), ..RULES };
+        let now = Instant::now();
+        let keeper = Keeper::new(rules, StdRng::seed_from_u64(7));
+        let ledger = Ledger::new(lease::Config::default());
+        Self {
+            state: Mutex::new(State { keeper, now, borrows: 0 }),
+            server: Mutex::new(Server { ledger, granted: 0, returned: Vec::new() }),
+            start: now,
+        }
+    }
+
+    /// As the pool's own `tell`: one turn under the lock, and the news when it is free again.
+    fn tell<R>(&self, what: impl FnOnce(&mut Keeper, Instant) -> R) -> R {
+        let (result, news) = {
+            let mut state = self.state.lock().unwrap();
+            let now = state.now;
+            (what(&mut state.keeper, now), state.keeper.take_news())
+        };
+        news.tell();
+        result
+    }
+
+    /// Moves the clock to whatever the keeper waits for.
+    fn clock_moves(&self) {
+        let mut state = self.state.lock().unwrap();
+        let now = state.now;
+        if let Some(next) = state.keeper.next_time(now) {
+            state.now = now.max(next);
+        }
+    }
+
+    // ---- the pool's task ----
+
+    fn task(&self) {
+        loop {
+            let next = self.tell(|keeper, now| match keeper.next_call(now) {
+                Some(call) => Next::Call(call),
+                None if keeper.is_drained() => Next::Over,
+                None => Next::Nothing,
+            });
+            match next {
+                Next::Call(call) => self.make(call),
+                Next::Nothing => thread::yield_now(),
+                Next::Over => return,
+            }
+        }
+    }
+
+    fn make(&self, call: Call) {
+        let sent = self.tell(|_, now| now);
+        match call {
+            Call::KeepAlive { number, key, .. } => {
+                let answer = self.heard_keep_alive(&key);
+                self.tell(|keeper, now| keeper.kept_alive(number, answer, sent, now));
+            }
+            Call::Borrow { number, asked, id, .. } => {
+                let grant = self.heard_borrow(&asked, id).unwrap();
+                let answer = BorrowAnswer::Granted(grant);
+                self.tell(|keeper, now| keeper.borrowed_again(number, answer, sent, now));
+            }
+            Call::Return { number, target, .. } => {
+                let outcome = Ok(self.heard_return(&target));
+                let answer = ReturnAnswer { outcome, again: true, answered: true };
+                self.tell(|keeper, now| keeper.returned(number, answer, now));
+            }
+        }
+    }
+
+    // ---- the server ----
+
+    fn heard<R>(&self, what: impl FnOnce(&mut Server, Timestamp) -> R) -> R {
+        let now = self.tell(|_, now| Timestamp::ZERO + (now - self.start));
+        let mut server = self.server.lock().unwrap();
+        let result = what(&mut server, now);
+        server.ledger.audit().unwrap();
+        result
+    }
+
+    fn heard_borrow(&self, asked: &Asked, id: BorrowId) -> Result<Grant, Refusal> {
+        let request =
+            Request::worker(&asked.service, &asked.organization, &asked.trace, asked.max_workers);
+        let terms = Terms { ttl: TTL, ..Terms::default() };
+        self.heard(|server, now| {
+            let grant = server.ledger.borrow(&request.borrow_id(id), &terms, now)?;
+            server.granted += 1;
+            Ok(Grant { key: grant.id.to_string(), ttl: grant.ttl, minimal_life: None })
+        })
+    }
+
+    fn heard_keep_alive(&self, key: &str) -> KeepAliveAnswer {
+        let id: LeaseId = key.parse().unwrap();
+        self.heard(|server, now| {
+            assert!(!server.returned.contains(&id), "kept alive after its return");
+            match server.ledger.keep_alive(id, None, now) {
+                KeptAlive::Extended { ttl } => KeepAliveAnswer::Extended(Some(ttl)),
+                KeptAlive::Failed => KeepAliveAnswer::Forgotten,
+                KeptAlive::Revoked(_) => KeepAliveAnswer::Revoked(denied()),
+            }
+        })
+    }
+
+    fn heard_return(&self, target: &Target) -> Released {
+        let released = self.heard(|server, now| match target {
+            Target::Key(key) => {
+                let id = key.parse().unwrap();
+                assert!(!server.returned.contains(&id), "returned twice");
+                server.returned.push(id);
+                server.ledger.release(id, None, Duration::ZERO, now)
+            }
+            Target::Borrow(id) => server.ledger.release_borrow(*id, None, Duration::ZERO, now),
+        });
+        match released {
+            lease::Released::Returned => Released::Returned,
+            lease::Released::Missing => Released::Missing,
+            lease::Released::Lingers { .. } => panic!("no minimal life was asked for"),
+        }
+    }
+
+    // ---- guards and callers ----
+
+    fn begin(&self, session: Option<&Lease>) -> Result<(Asked, BorrowId), Error> {
+        let asked = self.tell(|keeper, _| match session {
+            None => keeper.begin_session(&asked()).map(|()| asked()),
+            Some(session) => keeper.begin_worker(session.number(), &"t2w".into(), 9),
+        })?;
+        let mut state = self.state.lock().unwrap();
+        state.borrows += 1;
+        Ok((asked, BorrowId(state.borrows)))
+    }
+
+    fn borrow(
+        &self,
+        session: Option<&Lease>,
+        on_error: Option<OnError>,
+    ) -> Result<Arc<Lease>, Error> {
+        let (asked, id) = self.begin(session)?;
+        let sent = self.tell(|_, now| now);
+        let grant = self.heard_borrow(&asked, id).unwrap();
+        let session = session.map(Lease::number);
+        self.tell(|keeper, now| keeper.granted(&asked, session, on_error, grant, sent, now))
+    }
+
+    fn release(&self, lease: &Lease) -> Release {
+        self.tell(|keeper, now| keeper.release(lease.number(), None, now))
+    }
+
+    /// Closes the pool and waits until it is drained: then the server holds nothing.
+    fn close(&self) {
+        let mut drained = self.tell(Keeper::close);
+        while drained.try_recv().is_err() {
+            thread::yield_now();
+        }
+        assert!(self.server.lock().unwrap().ledger.is_empty(), "drained, and something is held");
+    }
+
+    /// Runs two threads beside the pool's task, and then closes the pool.
+    fn race<A: Send, B: Send>(
+        &self,
+        one: impl FnOnce() -> A + Send,
+        other: impl FnOnce() -> B + Send,
+    ) -> (A, B) {
+        let outcome = thread::scope(|scope| {
+            let _hands = [scope.spawn(|| self.task()), scope.spawn(|| self.task())];
+            let (one, other) = (scope.spawn(one), scope.spawn(other));
+            let outcome = (one.join().unwrap(), other.join().unwrap());
+            self.close();
+            outcome
+        });
+        let state = self.state.lock().unwrap();
+        assert!(state.keeper.held.is_empty() && state.keeper.sessions.is_empty());
+        assert_eq!(state.keeper.report().not_returned, 0);
+        outcome
+    }
+}
+
+/// Runs a race under many schedules. A failure prints the one that shows it.
+fn explore(race: impl Fn(&Pool) + Send + Sync + Copy + 'static) {
+    fn run(scheduler: impl Scheduler + 'static, race: impl Fn(&Pool) + Send + Sync + 'static) {
+        let mut config = Config::new();
+        config.stack_size = 512 * 1024;
+        Runner::new(scheduler, config).run(move || race(&Pool::new()));
+    }
+    run(RandomScheduler::new(SCHEDULES), race);
+    run(PctScheduler::new(DEPTH, SCHEDULES), race);
+}
+
+/// A return whose answer must be there by now.
+fn known(release: Release) -> Released {
+    release.now_or_never().unwrap().unwrap()
+}
+
+#[test]
+fn a_release_that_races_a_keep_alive_returns_the_lease_once_and_revives_nothing() {
+    explore(|pool| {
+        let (calls, on_error) = recorded();
+        let session = pool.borrow(None, on_error).unwrap();
+        let (release, ()) = pool.race(|| pool.release(&session), || pool.clock_moves());
+        assert_eq!(known(release), Released::Returned);
+        assert_eq!(pool.server.lock().unwrap().granted, 1);
+        assert_eq!((session.end_reason(), calls.lock().len()), (None, 0));
+    });
+}
+
+#[test]
+fn a_release_that_races_a_close_returns_session_and_worker_once() {
+    explore(|pool| {
+        let (calls, on_error) = recorded();
+        let session = pool.borrow(None, on_error).unwrap();
+        let worker = pool.borrow(Some(&session), None).unwrap();
+        let (release, ()) = pool.race(|| pool.release(&session), || pool.close());
+        // A release that comes when the close has returned everything finds nothing to do.
+        let released = known(release);
+        let closed_first = session.end_reason().is_some();
+        assert!(released == Released::Returned || closed_first, "{released:?}");
+        let returned = [worker.key(), session.key()].map(|key| key.parse().unwrap());
+        assert_eq!(pool.server.lock().unwrap().returned, returned, "the worker goes first");
+        // Whichever came first: the holder hears of the close once, or has let go before.
+        let heard: Vec<Error> = session.end_reason().cloned().into_iter().collect();
+        assert!(heard.is_empty() || heard == [Error::Closed]);
+        assert_eq!(*calls.lock(), heard);
+    });
+}
+
+#[test]
+fn a_borrow_that_races_a_close_is_refused_or_ends_with_the_pool() {
+    explore(|pool| {
+        let (borrowed, ()) = pool.race(|| pool.borrow(None, None), || pool.close());
+        match borrowed {
+            Ok(session) => assert_eq!(session.end_reason(), Some(&Error::Closed)),
+            Err(error) => assert_eq!(error, Error::Closed),
+        }
+    });
+}
+
+#[test]
+fn a_borrow_whose_caller_left_before_the_answer_leaves_nothing_beside_a_close() {
+    explore(|pool| {
+        let Ok((asked, id)) = pool.begin(None) else { panic!("the pool is open") };
+        let leaves = || {
+            pool.tell(|keeper, now| {
+                keeper.stray(Target::Borrow(id), TTL, now);
+                keeper.borrow_over(&asked);
+            });
+            pool.close();
+        };
+        // The borrow may reach the server before its return, after it, or when all is over.
+        let (grant, ()) = pool.race(|| pool.heard_borrow(&asked, id), leaves);
+        assert!(matches!(grant, Ok(_) | Err(Refusal::BorrowEnded)), "{grant:?}");
+        assert!(pool.server.lock().unwrap().ledger.is_empty());
+    });
+}
+
+#[test]
+fn a_worker_released_beside_its_session_goes_back_before_it() {
+    explore(|pool| {
+        let session = pool.borrow(None, None).unwrap();
+        let worker = pool.borrow(Some(&session), None).unwrap();
+        let (one, other) = pool.race(|| pool.release(&worker), || pool.release(&session));
+        assert_eq!(known(other), Released::Returned);
+        // A release that comes when the worker went back with its session finds nothing to do.
+        let went_along = worker.end_reason().is_some();
+        assert!(known(one) == Released::Returned || went_along);
+        let returned = [worker.key(), session.key()].map(|key| key.parse().unwrap());
+        assert_eq!(pool.server.lock().unwrap().returned, returned);
+    });
+}
+
+#[test]
+fn a_worker_borrowed_beside_the_release_of_its_session_is_refused_or_goes_back_with_it() {
+    explore(|pool| {
+        let session = pool.borrow(None, None).unwrap();
+        let (worker, release) =
+            pool.race(|| pool.borrow(Some(&session), None), || pool.release(&session));
+        assert_eq!(known(release), Released::Returned);
+        match worker {
+            Ok(worker) => assert_eq!(worker.end_reason(), Some(&Error::SessionNotFound)),
+            Err(error) => assert_eq!(error, Error::SessionNotFound),
+        }
+    });
+}
+
+#[test]
+fn a_revocation_that_races_a_release_is_told_at_most_once_and_borrows_nothing() {
+    explore(|pool| {
+        let (calls, on_error) = recorded();
+        let session = pool.borrow(None, on_error).unwrap();
+        let id = session.key().parse().unwrap();
+        assert!(pool.heard(|server, now| server.ledger.revoke(id, Reason::Operator, now)));
+        let (release, ()) = pool.race(|| pool.release(&session), || pool.clock_moves());
+        assert_eq!(known(release), Released::Missing);
+        assert_eq!(pool.server.lock().unwrap().granted, 1);
+        let heard: Vec<Error> = session.end_reason().cloned().into_iter().collect();
+        assert!(heard.is_empty() || heard == [denied()]);
+        assert_eq!(*calls.lock(), heard);
+    });
+}
