@@ -11,5 +11,10 @@ pub mod worker {
     tonic::include_proto!("sf.worker.v1");
 }
 
+/// `tgm.session.v1`: keep-alives in batches and pushed revocations.
+pub mod control {
+    tonic::include_proto!("tgm.session.v1");
+}
+
 /// The encoded descriptor set of every service of the project, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
