@@ -1,4 +1,34 @@
 //! The session server: policy, durable stores and the gRPC and admin ports.
+//!
+//! A streaming data service sells an organization a number of concurrent streams, and many
+//! processes serve it. This server counts them: it grants leases under the limits of a [`Policy`],
+//! keeps them in a [store] and tells every process the same numbers.
+//!
+//! A call passes four parts, each of which knows one thing:
+//!
+//! - the gRPC port finds out who calls what (`rpc`),
+//! - the worker pool translates between the wire and the domain (`service`),
+//! - the [`Policy`] turns a request into the terms of its borrow,
+//! - the [`Store`](store::Store) applies one whole lease operation and answers when it is durable.
+//!
+//! The rules themselves are in the crate `lease`. [`Server`] puts the parts together:
+//!
+//! ```no_run
+//! use tgm_session_server::store::StoreUrl;
+//! use tgm_session_server::{Config, Error, Policy, Server};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! # async fn serve(shutdown: CancellationToken) -> Result<(), Error> {
+//! let loaded = Policy::load("policy.toml")?;
+//! for warning in &loaded.warnings {
+//!     eprintln!("{warning}");
+//! }
+//! let config = Config::new(loaded.policy, "file:/var/lib/tgm-session/".parse::<StoreUrl>()?);
+//! let server = Server::bind(config).await?;
+//! println!("sessions on {}", server.grpc_address());
+//! server.run(shutdown).await
+//! # }
+//! ```
 
 mod admin;
 mod clock;

@@ -13,6 +13,7 @@ use redb::backends::FileBackend;
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableError};
 
 use super::batch::{self, LEASES, LINGERING, META, REMEMBERED, Rows, USAGE};
+use super::file::Preallocated;
 use super::rows::{BadRow, LeaseRow, RememberedRow, UsedRow};
 use crate::error::Error;
 
@@ -64,7 +65,7 @@ impl Journal {
         }
         let backend =
             FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
-        Self::on(backend, path)
+        Self::on(Preallocated(backend), path)
     }
 
     /// Opens the journal kept on `backend`, or starts one there; `path` is what errors call it.
@@ -227,7 +228,7 @@ fn create(path: &Path) -> Result<(), Error> {
     }
     let file = options.open(&unfinished).map_err(failed)?;
     let backend = FileBackend::new(file).map_err(|error| explain(path, "make", error.into()))?;
-    drop(Journal::on(backend, path)?);
+    drop(Journal::on(Preallocated(backend), path)?);
     // A link, unlike a rename, never replaces what another server made meanwhile.
     let linked = match std::fs::hard_link(&unfinished, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -3,6 +3,7 @@
 mod batch;
 mod commit;
 mod embedded;
+mod file;
 mod journal;
 mod rows;
 mod url;

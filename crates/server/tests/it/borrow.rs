@@ -295,6 +295,14 @@ async fn a_lease_that_nobody_keeps_alive_is_gone_after_its_ttl() {
 }
 
 #[tokio::test]
+async fn leases_expire_when_nobody_calls() {
+    let server = TestServer::memory("[services.t1r]\nttl = \"300ms\"").await;
+    server.client().borrow(session("acme")).await;
+    server.clock.jump(Duration::from_millis(300));
+    crate::harness::eventually("the lease expires", || async { server.live().await == 0 }).await;
+}
+
+#[tokio::test]
 async fn an_observed_service_counts_and_refuses_nobody() {
     let policy = "[services.t1r]\nmax_per_organization = 1\nobserve = true";
     let server = TestServer::memory(policy).await;

@@ -291,7 +291,7 @@ async fn a_truncated_store_is_refused_or_recovered_and_never_emptied() {
 async fn a_flipped_bit_is_refused_or_harmless_and_never_empties_a_store() {
     let whole = store_with(30).await;
     let mut refused = 0;
-    for position in (0..whole.len()).step_by(whole.len() / 200) {
+    for position in (0..whole.len()).step_by(whole.len() / 100) {
         let mut flipped = whole.clone();
         flipped[position] ^= 0x10;
         match open(&flipped) {

@@ -1,5 +1,9 @@
 //! A disk that fails: the server never guesses.
 
+use std::time::Duration;
+
+use lease::{KeptAlive, Request, Terms};
+use tgm_session_server::store::{BorrowError, Options, Recovered, Store as _, Unavailable};
 use tonic::Code;
 use wire::worker::keep_alive_response::Status as Kept;
 
@@ -75,3 +79,45 @@ async fn a_server_whose_disk_failed_says_so_when_it_stops() {
     let error = server.running.stop().await.unwrap_err();
     assert!(matches!(error, tgm_session_server::Error::StoreFailed { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn changes_that_pile_up_before_a_slow_disk_are_refused_and_keep_alives_go_on() {
+    let disk = Disk::default();
+    let options = Options { clock: ManualClock::new(), ..Options::default() };
+    let store = Recovered::on_backend(disk.clone(), options).unwrap().resume().unwrap();
+    let (request, terms) = (Request::session("t1r", "acme"), Terms::default());
+    let held = store.borrow(&request, &terms).await.unwrap();
+    let key = held.grant.id;
+    held.delivery.complete();
+    disk.hold();
+    let mut granted = 0_u32;
+    // Each borrow that nobody waits for is a grant and a return.
+    while !matches!(store.borrow(&request, &terms).now(), Some(Err(BorrowError::Unavailable(_)))) {
+        granted += 1;
+        assert!(granted < 1_000_000, "what waits for the disk has no bound");
+    }
+    assert!(granted > 10_000, "only {granted} borrows were let wait");
+    let refused = store.release(key, None, Duration::ZERO).await;
+    assert_eq!(refused.unwrap_err(), Unavailable::Overloaded);
+    let kept = store.keep_alive(key, None).await.unwrap();
+    assert!(matches!(kept, KeptAlive::Extended { .. }));
+    disk.release();
+    eventually("the disk has caught up", || async {
+        store.release(key, None, Duration::ZERO).await.is_ok()
+    })
+    .await;
+}
+
+/// What a future answers when it is asked once.
+trait Now: Future + Sized {
+    fn now(self) -> Option<Self::Output> {
+        let mut future = std::pin::pin!(self);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(answer) => Some(answer),
+            std::task::Poll::Pending => None,
+        }
+    }
+}
+
+impl<F: Future> Now for F {}
