@@ -14,6 +14,7 @@ const SECOND: Duration = Duration::from_secs(1);
 async fn a_borrow_carries_its_ids_its_own_name_and_the_indexers_key() {
     let mut script = Script::new();
     let pool = script.pool("indexer-api-key=s3cret");
+    assert!(!format!("{pool:?}").contains("s3cret"));
     let (session, asked) = tokio::join!(pool.borrow(stream()), async {
         let borrow = script.borrow().await;
         assert_eq!(borrow.header("x-api-key"), Some("s3cret"));

@@ -206,8 +206,10 @@ impl Script {
         self.reachable.store(reachable, Ordering::Relaxed);
     }
 
+    /// The next call. One that does not come within a (virtual) hour never comes.
     pub(crate) async fn call(&mut self) -> Call {
-        self.calls.recv().await.expect("the service lives as long as the script")
+        let call = tokio::time::timeout(Duration::from_secs(3600), self.calls.recv()).await;
+        call.expect("a call").expect("the service lives as long as the script")
     }
 
     pub(crate) async fn borrow(&mut self) -> Borrow {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lease::BorrowId;
+use rand::RngExt;
 
 use super::{Asked, Held, Keeper, Role};
 use crate::error::Error;
@@ -67,7 +68,7 @@ impl Keeper {
         held.calling = true;
         self.calls += 1;
         // The same id through all retries, so that a lost answer costs no second slot.
-        let id = *held.borrowing.get_or_insert_with(|| BorrowId(rand::random()));
+        let id = *held.borrowing.get_or_insert_with(|| BorrowId(self.rng.random()));
         Some(Call::Borrow { number, asked: held.asked.clone(), id, deadline })
     }
 
