@@ -1,6 +1,8 @@
 //! The library against servers: one that misbehaves on purpose, in virtual time, and the real one
 //! over TCP.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod borrows;
 mod closing;
 mod keep_alives;
