@@ -247,6 +247,11 @@ impl Policy {
         })
     }
 
+    /// The usage budgets of `organization`.
+    pub fn organization_budgets(&self, organization: &str) -> &[Budget] {
+        self.budgets_of(self.organizations.get(organization))
+    }
+
     /// Whether ceilings and budgets of `service` are counted but refuse nobody.
     pub fn observes(&self, service: &str) -> bool {
         self.service(service).is_some_and(|id| self.services[id.index()].observe)

@@ -1,5 +1,6 @@
 //! Stores: where leases are kept, one atomic operation at a time.
 
+mod attached;
 mod batch;
 mod commit;
 mod embedded;
@@ -13,9 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Grant, KeptAlive, LeaseId, PoolUse, Reason, Refusal, Released, Request, Terms,
+    BorrowId, Grant, Invalid, KeptAlive, LeaseId, PoolUse, Reason, Refusal, Released, Request,
+    Terms, Usage,
 };
 
+pub use attached::{Attachment, Listener};
 pub use embedded::{Embedded, Options, Recovered};
 pub use url::StoreUrl;
 
@@ -47,6 +50,24 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         id: LeaseId,
         caller: Option<&str>,
     ) -> impl Future<Output = Result<KeptAlive, Unavailable>> + Send + use<Self>;
+
+    /// Takes in a listener, which is told when a lease is revoked that it was the last to name in
+    /// [`Store::keep_alive_batch`], until the attachment is dropped.
+    fn attach(&self, listener: Arc<dyn Listener>) -> Attachment;
+
+    /// Gives each lease of a batch that `caller` holds its full TTL again, as
+    /// [`Store::keep_alive`] does for one, and tells `attachment` if it is revoked from now on.
+    /// `None` stands for a text that never was a key.
+    ///
+    /// All of them are applied when the method returns. The future waits for the changes that the
+    /// answer reveals, but not for long: past a second those leases count as unavailable, so that
+    /// a slow disk does not keep the answer for all the others.
+    fn keep_alive_batch(
+        &self,
+        ids: &[Option<LeaseId>],
+        caller: Option<&str>,
+        attachment: &Attachment,
+    ) -> impl Future<Output = KeptBatch> + Send + use<Self>;
 
     /// Returns a lease that `caller` holds; one younger than `minimal_life` lingers.
     ///
@@ -89,6 +110,18 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         policy: &Policy,
     ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<Self>;
 
+    /// Counts a report of usage, all of it or nothing, and revokes the leases of each organization
+    /// of which it spends a budget of `policy`; leases of observed services live on.
+    ///
+    /// The same `idempotency_key` from the same `caller` counts once in ten minutes.
+    fn report(
+        &self,
+        caller: Option<&str>,
+        idempotency_key: Option<&str>,
+        usages: &[Usage<'_>],
+        policy: &Policy,
+    ) -> impl Future<Output = Result<Reported, ReportError>> + Send + use<Self>;
+
     /// The number of live leases of each service that has any.
     fn live(
         &self,
@@ -119,6 +152,54 @@ pub enum BorrowError {
     /// The rules refuse it.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The store cannot answer.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// What became of the leases of one batch of keep-alives, by their places in it, in rising order.
+///
+/// A place that is not listed has its full TTL again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptBatch {
+    /// Unknown, ended, returned, or not the caller's.
+    pub failed: Vec<u32>,
+    /// Revoked, and why.
+    pub revoked: Vec<(u32, Reason)>,
+    /// The store cannot say; the leases are as they were.
+    pub unavailable: Vec<u32>,
+}
+
+impl KeptBatch {
+    /// How many places are listed, and so were not extended.
+    pub fn listed(&self) -> usize {
+        self.failed.len() + self.revoked.len() + self.unavailable.len()
+    }
+
+    /// The same batch, when the changes it reveals could not be made durable.
+    fn unsure(mut self) -> Self {
+        self.unavailable.append(&mut self.failed);
+        self.unavailable.extend(self.revoked.drain(..).map(|(place, _)| place));
+        self.unavailable.sort_unstable();
+        self
+    }
+}
+
+/// A report of usage that was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// Whether it counted now; a repeated one does not.
+    pub counted: bool,
+    /// How many leases it ended, because it spent a budget.
+    pub revoked: usize,
+}
+
+/// A report of usage that counted nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReportError {
+    /// A field of it cannot be what it is.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// The store cannot answer.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),

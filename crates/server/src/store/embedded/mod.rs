@@ -15,13 +15,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use lease::{BorrowId, KeptAlive, LeaseId, PoolUse, Reason, Released, Request, Terms};
+use lease::{
+    BorrowId, Holder, Invalid, KeptAlive, LeaseId, Ledger, PoolUse, Reason, Released, Request,
+    Terms, Timestamp, Usage,
+};
 use parking_lot::Mutex;
 
 pub use recovered::{Options, Recovered};
-use shared::{Shared, Wait};
+use shared::{Revoked, Shared, Wait};
 
-use super::{BorrowError, Borrowed, Store, Unavailable};
+use super::{
+    Attachment, BorrowError, Borrowed, KeptBatch, Listener, ReportError, Reported, Store,
+    Unavailable,
+};
 use crate::error::Error;
 use crate::policy::Policy;
 
@@ -93,6 +99,9 @@ impl Drop for Embedded {
     }
 }
 
+/// How long the answer to a batch of keep-alives waits for the disk.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Waits for the batch that an answer depends on, and gives the answer.
 ///
 /// The answer is looked at where it lies while the batch is waited for: moved, it would be stored
@@ -107,6 +116,20 @@ fn answered<R>(
         }
         applied.map(|(answer, _)| answer)
     }
+}
+
+/// Revokes what `judge` gives a reason for, and adds it to `revoked`.
+fn revoke_matching(
+    ledger: &mut Ledger,
+    now: Timestamp,
+    revoked: &mut Revoked,
+    mut judge: impl FnMut(&Holder<'_>) -> Option<Reason>,
+) -> usize {
+    ledger.revoke_matching(now, |holder| {
+        let reason = judge(holder);
+        revoked.extend(reason.map(|reason| (holder.id, reason)));
+        reason
+    })
 }
 
 impl Store for Embedded {
@@ -129,6 +152,26 @@ impl Store for Embedded {
         caller: Option<&str>,
     ) -> impl Future<Output = Result<KeptAlive, Unavailable>> + Send + use<> {
         answered(self.shared.keep_alive(id, caller))
+    }
+
+    fn attach(&self, listener: Arc<dyn Listener>) -> Attachment {
+        self.shared.attach(listener)
+    }
+
+    fn keep_alive_batch(
+        &self,
+        ids: &[Option<LeaseId>],
+        caller: Option<&str>,
+        attachment: &Attachment,
+    ) -> impl Future<Output = KeptBatch> + Send + use<> {
+        let (kept, wait) = self.shared.keep_alive_batch(ids, caller, attachment.number());
+        async move {
+            let Some(batch) = wait else { return kept };
+            match tokio::time::timeout(PATIENCE, batch.durable()).await {
+                Ok(Ok(())) => kept,
+                Ok(Err(_)) | Err(_) => kept.unsure(),
+            }
+        }
     }
 
     fn release(
@@ -165,7 +208,11 @@ impl Store for Embedded {
         id: LeaseId,
         reason: Reason,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send + use<> {
-        answered(self.shared.change(|ledger, now| ledger.revoke(id, reason, now)))
+        answered(self.shared.revoke(|ledger, now, revoked| {
+            let found = ledger.revoke(id, reason, now);
+            revoked.extend(found.then_some((id, reason)));
+            found
+        }))
     }
 
     fn enforce(
@@ -173,7 +220,7 @@ impl Store for Embedded {
         policy: &Policy,
     ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
         let wall = self.shared.clock.wall();
-        answered(self.shared.change(|ledger, now| {
+        answered(self.shared.revoke(|ledger, now, revoked| {
             let spent: HashSet<&str> = policy
                 .budgets()
                 .filter(|(organization, budgets)| {
@@ -181,13 +228,46 @@ impl Store for Embedded {
                 })
                 .map(|(organization, _)| organization)
                 .collect();
-            ledger.revoke_matching(now, |holder| {
+            revoke_matching(ledger, now, revoked, |holder| {
                 policy.disabled(holder.organization, holder.api_key).or_else(|| {
                     (spent.contains(holder.organization) && !policy.observes(holder.service))
                         .then_some(Reason::BudgetSpent)
                 })
             })
         }))
+    }
+
+    fn report(
+        &self,
+        caller: Option<&str>,
+        idempotency_key: Option<&str>,
+        usages: &[Usage<'_>],
+        policy: &Policy,
+    ) -> impl Future<Output = Result<Reported, ReportError>> + Send + use<> {
+        let wall = self.shared.clock.wall();
+        let reported = self.shared.revoke(|ledger, now, revoked| {
+            let spent = |ledger: &Ledger, organization: &str| {
+                ledger
+                    .spent(organization, policy.organization_budgets(organization), wall)
+                    .is_some()
+            };
+            // Only a report that spends something looks at every lease: what was spent before was
+            // acted on then, and has borrowed nothing since.
+            let mut spends: HashSet<&str> = usages.iter().map(|usage| usage.organization).collect();
+            spends.retain(|organization| !spent(ledger, organization));
+            let counted = ledger.report(caller, idempotency_key, usages, wall, now)?;
+            spends.retain(|organization| spent(ledger, organization));
+            let ended = if spends.is_empty() {
+                0
+            } else {
+                revoke_matching(ledger, now, revoked, |holder| {
+                    (spends.contains(holder.organization) && !policy.observes(holder.service))
+                        .then_some(Reason::BudgetSpent)
+                })
+            };
+            Ok::<_, Invalid>(Reported { counted, revoked: ended })
+        });
+        answered(reported).map(|answer| Ok(answer??))
     }
 
     fn live(

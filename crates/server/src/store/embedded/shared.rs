@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Change, Grant, KeptAlive, LeaseId, Ledger, Refusal, Request, StoreClock, Terms,
-    Timestamp,
+    BorrowId, Change, Grant, KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, StoreClock,
+    Terms, Timestamp,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock::Clock;
 use crate::error::Error;
+use crate::store::attached::{Attached, Attachment, Detach, Listener, Push};
 use crate::store::commit::Batch;
 use crate::store::journal::{Journal, Stamp};
-use crate::store::{Delivery, TakeBack, Unavailable};
+use crate::store::{Delivery, KeptBatch, TakeBack, Unavailable};
 
 /// How often the clock is read and leases expire when nobody calls.
 const TICK: Duration = Duration::from_millis(50);
@@ -29,6 +30,9 @@ const MAX_PENDING: usize = 100_000;
 
 /// The batch that an answer has to wait for, if any.
 pub(super) type Wait = Option<Arc<Batch>>;
+
+/// The leases that one operation revoked.
+pub(super) type Revoked = Vec<(LeaseId, Reason)>;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -47,6 +51,8 @@ struct State {
     journaled: bool,
     /// What the next batch holds.
     pending: Vec<Change>,
+    /// Revocations to tell of once the next batch is durable.
+    pushes: Vec<Push>,
     /// The next batch.
     gathering: Arc<Batch>,
     /// The batch that is being flushed.
@@ -60,6 +66,15 @@ struct State {
     /// For leases with a borrow id, by serial number: how many answers are on their way, as long
     /// as none got away.
     undelivered: HashMap<u64, u32>,
+    attached: Attached,
+}
+
+/// A batch that is taken to the disk.
+struct Taken {
+    batch: Arc<Batch>,
+    changes: Vec<Change>,
+    pushes: Vec<Push>,
+    stamp: Stamp,
 }
 
 impl State {
@@ -72,6 +87,12 @@ impl State {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether one more change can be made.
+    fn has_room(&self) -> Result<(), Unavailable> {
+        self.sound()?;
+        if self.pending.len() >= MAX_PENDING { Err(Unavailable::Overloaded) } else { Ok(()) }
     }
 
     /// Moves what changed into the gathering batch, and answers what to wait for so that every
@@ -114,6 +135,7 @@ impl Shared {
             time: StoreClock::starting_at(start, clock.monotonic()),
             journaled,
             pending: Vec::new(),
+            pushes: Vec::new(),
             gathering: Arc::default(),
             committing: None,
             stamped: stamp.time,
@@ -121,6 +143,7 @@ impl Shared {
             closing: false,
             applying: false,
             undelivered: HashMap::new(),
+            attached: Attached::default(),
         };
         Self { state: Mutex::new(state), clock, work: Condvar::new(), closing: Condvar::new() }
     }
@@ -148,10 +171,7 @@ impl Shared {
         operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
     ) -> Result<(R, Wait), Unavailable> {
         let mut state = self.state.lock();
-        state.sound()?;
-        if state.pending.len() >= MAX_PENDING {
-            return Err(Unavailable::Overloaded);
-        }
+        state.has_room()?;
         Ok(self.apply(&mut state, operation))
     }
 
@@ -163,10 +183,7 @@ impl Shared {
         terms: &Terms<'_>,
     ) -> Result<(Result<(Grant, Delivery), Refusal>, Wait), Unavailable> {
         let mut state = self.state.lock();
-        state.sound()?;
-        if state.pending.len() >= MAX_PENDING {
-            return Err(Unavailable::Overloaded);
-        }
+        state.has_room()?;
         let (outcome, wait) =
             self.apply(&mut state, |ledger, now| ledger.borrow(request, terms, now));
         let outcome = outcome.map(|grant| {
@@ -206,6 +223,76 @@ impl Shared {
             // What ended may not be known to the disk: the caller had better ask again.
             ended => state.sound().map(|()| ended),
         }
+    }
+
+    /// Keeps the leases of a batch alive under one lock; the listener called `number` names those
+    /// that it extends.
+    pub(super) fn keep_alive_batch(
+        &self,
+        ids: &[Option<LeaseId>],
+        caller: Option<&str>,
+        number: u64,
+    ) -> (KeptBatch, Wait) {
+        let mut kept = KeptBatch::default();
+        let mut state = self.state.lock();
+        if state.applying {
+            kept.failed = (0..).take(ids.len()).collect();
+            return (kept.unsure(), None);
+        }
+        // Taken out of the state while the ledger in it is at work.
+        let mut attached = std::mem::take(&mut state.attached);
+        let ((), wait) = self.apply(&mut state, |ledger, now| {
+            for (place, id) in (0..).zip(ids) {
+                let Some(id) = *id else {
+                    kept.failed.push(place);
+                    continue;
+                };
+                match ledger.keep_alive(id, caller, now) {
+                    KeptAlive::Extended { .. } => attached.name(id, number),
+                    KeptAlive::Failed => kept.failed.push(place),
+                    KeptAlive::Revoked(reason) => kept.revoked.push((place, reason)),
+                }
+            }
+        });
+        state.attached = attached;
+        if kept.listed() == 0 {
+            return (kept, None);
+        }
+        // What ended may not be known to the disk: the caller had better ask again.
+        if state.sound().is_ok() { (kept, wait) } else { (kept.unsure(), None) }
+    }
+
+    /// Applies an operation that ends leases for a reason, and sees to it that whoever named them
+    /// is told once that is durable. The operation adds what it revoked to its last argument.
+    pub(super) fn revoke<R>(
+        &self,
+        operation: impl FnOnce(&mut Ledger, Timestamp, &mut Revoked) -> R,
+    ) -> Result<(R, Wait), Unavailable> {
+        let mut revoked = Revoked::new();
+        let mut state = self.state.lock();
+        state.has_room()?;
+        let (answer, wait) =
+            self.apply(&mut state, |ledger, now| operation(ledger, now, &mut revoked));
+        let pushes: Vec<Push> = revoked
+            .into_iter()
+            .filter_map(|(id, reason)| {
+                Some(Push { listener: state.attached.listener(id)?, id, reason })
+            })
+            .collect();
+        if state.journaled {
+            // Their changes are in the gathering batch.
+            state.pushes.extend(pushes);
+        } else {
+            drop(state);
+            pushes.into_iter().for_each(Push::deliver);
+        }
+        Ok((answer, wait))
+    }
+
+    /// Takes a listener in.
+    pub(super) fn attach(self: &Arc<Self>, listener: Arc<dyn Listener>) -> Attachment {
+        let number = self.state.lock().attached.attach(listener);
+        Attachment::new(self.clone(), number)
     }
 
     /// Reads something that no answer on the wire depends on.
@@ -253,7 +340,7 @@ impl Shared {
 
     /// Commits batch after batch until the store closes and nothing is left to commit.
     pub(super) fn keep_journal(&self, mut journal: Journal) {
-        while let Some((batch, changes, stamp)) = self.next_batch() {
+        while let Some(Taken { batch, changes, pushes, stamp }) = self.next_batch() {
             let outcome = commit(&mut journal, changes, stamp);
             let mut state = self.state.lock();
             state.committing = None;
@@ -261,6 +348,7 @@ impl Shared {
                 tracing::error!(%error, "the store failed: changes are refused until a restart");
                 state.failed = true;
                 state.pending = Vec::new();
+                state.pushes = Vec::new();
                 let next = state.gathering.clone();
                 drop(state);
                 batch.settle(Err(Unavailable::Failed));
@@ -270,6 +358,7 @@ impl Shared {
             state.stamped = stamp.time;
             drop(state);
             batch.settle(Ok(()));
+            pushes.into_iter().for_each(Push::deliver);
         }
         let mut state = self.state.lock();
         // Even a file that cannot be written to stays this server's until it stops.
@@ -283,7 +372,7 @@ impl Shared {
     }
 
     /// Waits for something to commit and takes it; `None` when there will be nothing.
-    fn next_batch(&self) -> Option<(Arc<Batch>, Vec<Change>, Stamp)> {
+    fn next_batch(&self) -> Option<Taken> {
         let mut state = self.state.lock();
         while state.pending.is_empty() && (state.closing || !state.stamp_is_due()) {
             if state.closing {
@@ -292,18 +381,16 @@ impl Shared {
             self.work.wait(&mut state);
         }
         // Calls that are ready to run join this batch instead of waiting for the next: the thread
-        // that serves them may have been interrupted for this one, on the same core.
-        let mut gathered = 0;
-        while gathered < state.pending.len() {
-            gathered = state.pending.len();
-            MutexGuard::unlocked(&mut state, std::thread::yield_now);
-        }
+        // that serves them may share a core with this one and have been interrupted for it. Where
+        // it does not, this costs nothing.
+        MutexGuard::unlocked(&mut state, std::thread::yield_now);
         let room = Vec::with_capacity(state.pending.len());
         let changes = std::mem::replace(&mut state.pending, room);
+        let pushes = std::mem::take(&mut state.pushes);
         let batch = std::mem::take(&mut state.gathering);
         state.committing = Some(batch.clone());
         let stamp = state.stamp();
-        Some((batch, changes, stamp))
+        Some(Taken { batch, changes, pushes, stamp })
     }
 }
 
@@ -311,6 +398,12 @@ impl Shared {
 fn commit(journal: &mut Journal, changes: Vec<Change>, stamp: Stamp) -> Result<(), Error> {
     catch_unwind(AssertUnwindSafe(|| journal.commit(changes.into_iter(), stamp)))
         .unwrap_or_else(|_| Err(Error::StoreFailed { problem: "a commit panicked".to_owned() }))
+}
+
+impl Detach for Shared {
+    fn detach(&self, number: u64) {
+        self.state.lock().attached.detach(number);
+    }
 }
 
 impl TakeBack for Shared {
