@@ -67,6 +67,9 @@ struct Beat {
     /// Whether anything was in vain since `proven`. Without that nothing is lost: after a pause of
     /// the whole process the server is asked first.
     failing: bool,
+    /// Whether its next success is to be followed by a pause of any length up to the interval: it
+    /// was kept alive out of turn, together with others.
+    out_of_turn: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +116,17 @@ impl Heartbeat {
         let state = State::Held;
         let lost_at = sent + ttl;
         let due_at = Some(due);
-        let beat =
-            Beat { proven: sent, ttl, lost_at, due: due_at, state, is_worker, failing: false };
+        let (failing, out_of_turn) = (false, false);
+        let beat = Beat {
+            proven: sent,
+            ttl,
+            lost_at,
+            due: due_at,
+            state,
+            is_worker,
+            failing,
+            out_of_turn,
+        };
         self.beats.insert(number, beat);
         self.queue.push(Reverse((due, number)));
     }
@@ -145,15 +157,41 @@ impl Heartbeat {
     ///
     /// While the link is down only a few calls per second go out; the others count as failed.
     pub(crate) fn due(&mut self, now: Instant, link: &mut Link, rng: &mut impl Rng) -> Option<Due> {
-        while self.next().is_some_and(|at| at <= now) {
-            let Reverse((_, number)) = self.queue.pop()?;
+        self.due_until(now, now, |now| link.admits(now), rng)
+    }
+
+    /// As [`Heartbeat::due`], for calls that share their way: what is due until `until` goes along,
+    /// and the link has no say.
+    pub(crate) fn due_together(
+        &mut self,
+        now: Instant,
+        until: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<Due> {
+        self.due_until(now, until, |_| true, rng)
+    }
+
+    fn due_until(
+        &mut self,
+        now: Instant,
+        until: Instant,
+        mut admits: impl FnMut(Instant) -> bool,
+        rng: &mut impl Rng,
+    ) -> Option<Due> {
+        while let Some(at) = self.next().filter(|at| *at <= until) {
+            let Reverse((_, number)) = *self.queue.peek()?;
             let beat = self.beats.get_mut(&number)?;
+            if at > now && beat.state != State::Held {
+                // Only a keep-alive may come early.
+                return None;
+            }
+            self.queue.pop();
             if beat.failing && now >= beat.lost_at {
                 self.beats.remove(&number);
                 return Some(Due::Lost(number));
             }
             match beat.state {
-                State::Held if link.admits(now) => {
+                State::Held if admits(now) => {
                     beat.due = None;
                     return Some(Due::KeepAlive(number));
                 }
@@ -209,7 +247,8 @@ impl Heartbeat {
         rng: &mut impl Rng,
     ) {
         let Some(beat) = self.beats.get_mut(&number) else { return };
-        let spread = beat.failing || beat.state != State::Held;
+        let spread =
+            std::mem::take(&mut beat.out_of_turn) || beat.failing || beat.state != State::Held;
         beat.proven = sent;
         beat.ttl = ttl.unwrap_or(beat.ttl);
         beat.lost_at = sent + beat.ttl;
@@ -277,6 +316,21 @@ impl Heartbeat {
         {
             self.wait(number, now);
         }
+    }
+
+    /// Takes the keep-alive of a held lease out of turn, and returns whether there is one to take:
+    /// none is while a call is under way. The schedule waits for the answer.
+    pub(crate) fn take(&mut self, number: u64) -> bool {
+        let waits = |beat: &&mut Beat| beat.state == State::Held && beat.due.is_some();
+        let Some(beat) = self.beats.get_mut(&number).filter(waits) else { return false };
+        beat.due = None;
+        beat.out_of_turn = true;
+        true
+    }
+
+    /// Notes that a keep-alive came to nothing by no fault of its own: it is due again at once.
+    pub(crate) fn interrupted(&mut self, number: u64, now: Instant) {
+        self.wait(number, now);
     }
 
     /// Returns when the last call that succeeded was sent.

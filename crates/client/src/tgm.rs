@@ -1,12 +1,14 @@
 //! The remote plugin, `tgm://`: sessions and workers counted by a session server.
 
 mod answer;
+mod attachment;
 mod borrow;
 mod channel;
 mod config;
 mod driver;
 mod keeper;
 mod returns;
+mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;

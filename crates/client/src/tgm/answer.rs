@@ -22,6 +22,10 @@ use crate::held::Released;
 /// The TTL of a server that tells none.
 pub(crate) const UNTOLD_TTL: Duration = Duration::from_secs(60);
 
+/// How tonic begins the message of a status that it reads out of an HTTP status, for want of a
+/// gRPC one: a gateway's 403 is not the operator's.
+const MAPPED_FROM_HTTP: &str = "grpc-status header missing, mapped from HTTP status";
+
 /// Most bytes of a server's message that are kept.
 const LONGEST_MESSAGE: usize = 1024;
 
@@ -184,8 +188,9 @@ struct Failure {
 
 impl Failure {
     fn of(status: &Status) -> Self {
-        // A status with a source was made up on this side of the wire.
-        if status.source().is_some() {
+        // A status with a source was made up on this side of the wire; one without any gRPC status
+        // came from something in front of the server, or in its place.
+        if status.source().is_some() || status.message().starts_with(MAPPED_FROM_HTTP) {
             let error = Error::unavailable(describe(status));
             return Self { error, fault: true, sent: !caused_by::<ConnectError>(status) };
         }
@@ -274,7 +279,7 @@ fn caused_by<E: std::error::Error + 'static>(status: &Status) -> bool {
     false
 }
 
-fn clip(message: &str) -> String {
+pub(crate) fn clip(message: &str) -> String {
     message[..message.floor_char_boundary(LONGEST_MESSAGE)].to_owned()
 }
 

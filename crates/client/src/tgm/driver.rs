@@ -10,14 +10,17 @@ use tokio::sync::Notify;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
+use wire::control::session_control_client::SessionControlClient;
 use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{
     BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, ReturnWorkerRequest,
 };
 
 use super::answer;
-use super::keeper::{Asked, Call, Keeper};
+use super::attachment::{Detached, Wish};
+use super::keeper::{Asked, BatchCall, Call, Keeper};
 use super::returns::Target;
+use super::stream::Stream;
 
 /// How long one try of a return may take.
 const RETURN_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,6 +32,7 @@ pub(crate) struct Shared {
     /// Wakes the task when something is due earlier than it planned.
     earlier: Notify,
     client: WorkerPoolClient<Channel>,
+    control: SessionControlClient<Channel>,
     indexer_api_key: Option<MetadataValue<Ascii>>,
 }
 
@@ -37,6 +41,13 @@ struct State {
     keeper: Keeper,
     /// When the task looks again by itself; `None` when it waits for answers only.
     planned: Option<Instant>,
+}
+
+impl State {
+    fn next_time(&mut self, now: Instant) -> Option<Instant> {
+        let times = [self.keeper.next_time(now), self.keeper.attaches_at(now)];
+        times.into_iter().flatten().min()
+    }
 }
 
 /// The present, as the runtime tells it: tests may pause it.
@@ -53,7 +64,8 @@ impl Shared {
         Self {
             state: Mutex::new(State { keeper, planned: None }),
             earlier: Notify::new(),
-            client: WorkerPoolClient::new(channel),
+            client: WorkerPoolClient::new(channel.clone()),
+            control: SessionControlClient::new(channel),
             indexer_api_key,
         }
     }
@@ -63,7 +75,7 @@ impl Shared {
         let now = now();
         let mut state = self.state.lock();
         let result = what(&mut state.keeper, now);
-        let next = state.keeper.next_time(now);
+        let next = state.next_time(now);
         let earlier = match (next, state.planned) {
             (Some(next), Some(planned)) => next < planned,
             (next, None) => next.is_some(),
@@ -103,6 +115,11 @@ impl Shared {
     /// Returns the client, and a request with everything that every call carries.
     pub(crate) fn client(&self) -> WorkerPoolClient<Channel> {
         self.client.clone()
+    }
+
+    /// Returns the client of the stream.
+    pub(crate) fn control(&self) -> SessionControlClient<Channel> {
+        self.control.clone()
     }
 
     /// Wraps a message with what every call carries.
@@ -180,35 +197,68 @@ pub(crate) async fn within<T>(
     }
 }
 
+/// What one look at the keeper brought to do.
+struct Turn {
+    calls: Vec<Call>,
+    batches: Vec<BatchCall>,
+    wish: Wish,
+    planned: Option<Instant>,
+    over: bool,
+}
+
+impl Shared {
+    fn turn(&self) -> Turn {
+        let now = now();
+        let mut state = self.state.lock();
+        let batches = std::iter::from_fn(|| state.keeper.next_batch(now)).collect();
+        let calls = std::iter::from_fn(|| state.keeper.next_call(now)).collect();
+        let wish = state.keeper.stream(now);
+        state.planned = state.next_time(now);
+        Turn { calls, batches, wish, planned: state.planned, over: state.keeper.is_drained() }
+    }
+}
+
 /// Runs until the pool is closed and nothing is left to do.
 ///
-/// All calls run inside of this task: none is spawned, so nothing outlives it.
+/// All calls and the stream run inside of this task: none is spawned, so nothing outlives it.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut calls = FuturesUnordered::new();
+    let mut stream = None;
     loop {
-        let (planned, over) = {
-            let now = now();
-            let mut state = shared.state.lock();
-            while let Some(call) = state.keeper.next_call(now) {
-                calls.push(shared.call(call));
+        let turn = shared.turn();
+        match turn.wish {
+            Wish::Open => stream = Some(Stream::open(shared.clone())),
+            Wish::Keep => {}
+            Wish::Drop => stream = None,
+        }
+        for batch in turn.batches {
+            if !stream.as_ref().is_some_and(|stream| stream.send(batch)) {
+                shared.tell(|keeper, now| keeper.detached(Detached::Broken, now));
+                break;
             }
-            state.planned = state.keeper.next_time(now);
-            (state.planned, state.keeper.is_drained())
-        };
+        }
+        calls.extend(turn.calls.into_iter().map(|call| shared.call(call)));
         // Leases may have been lost just now.
         shared.tell(|_, _| ());
-        if over {
+        if turn.over {
             return;
         }
-        let at = planned.map(tokio::time::Instant::from_std);
+        let at = turn.planned.map(tokio::time::Instant::from_std);
         let time = async {
             match at {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
+        let streaming = async {
+            match &mut stream {
+                Some(stream) => stream.over().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             Some(()) = calls.next(), if !calls.is_empty() => {}
+            () = streaming => stream = None,
             () = shared.earlier.notified() => {}
             () = time => {}
         }

@@ -4,6 +4,7 @@
 //! call. Every decision about a lease is made here, under one lock that is never held across an
 //! await, so each interleaving of calls and answers is a sequence of these methods.
 
+mod batches;
 mod calls;
 #[cfg(test)]
 mod tests;
@@ -16,8 +17,10 @@ use lease::BorrowId;
 use rand::rngs::StdRng;
 use tokio::sync::oneshot;
 
+pub(crate) use self::batches::BatchCall;
 pub(crate) use self::calls::Call;
 use super::answer::Grant;
+use super::attachment::Attachment;
 use super::returns::{Return, Returns, Settled, Target};
 use crate::error::{Error, Scope};
 use crate::heartbeat::Heartbeat;
@@ -126,10 +129,13 @@ pub(crate) struct Keeper {
     rng: StdRng,
     numbers: u64,
     held: HashMap<u64, Box<Held>>,
+    /// The numbers of the leases held, by key: a revocation is pushed by key.
+    keys: HashMap<Arc<str>, u64>,
     heartbeat: Heartbeat,
     returns: Returns,
     link: Link,
-    /// Calls of the task under way, returns apart.
+    attachment: Attachment,
+    /// Calls of the task under way, returns and batches apart.
     calls: usize,
     /// Borrows of callers under way.
     borrows: usize,
@@ -148,9 +154,11 @@ impl Keeper {
             rng,
             numbers: 0,
             held: HashMap::new(),
+            keys: HashMap::new(),
             heartbeat: Heartbeat::new(rules.delay),
             returns: Returns::default(),
             link: Link::default(),
+            attachment: Attachment::new(),
             calls: 0,
             borrows: 0,
             sessions: HashMap::new(),
@@ -268,6 +276,8 @@ impl Keeper {
             fault: None,
         };
         self.held.insert(number, Box::new(held));
+        self.keys.insert(lease.key(), number);
+        self.attachment.name(number, now);
         Ok(lease)
     }
 
@@ -322,6 +332,7 @@ impl Keeper {
     fn give_back(&mut self, number: u64, minimal_life: Option<Duration>, now: Instant) {
         let Some(held) = self.held.remove(&number) else { return };
         self.heartbeat.remove(number);
+        self.keys.remove(&held.lease.key());
         let target = match (held.forgotten, held.borrowing) {
             (false, _) => Some(Target::Key(held.lease.key())),
             (true, borrowing) => borrowing.map(Target::Borrow),
@@ -419,7 +430,8 @@ impl Keeper {
 
     /// Whether the pool is closed and nothing is left to do.
     pub(crate) fn is_drained(&self) -> bool {
-        self.closing && self.borrows == 0 && self.calls == 0 && self.returns.len() == 0
+        let calls = self.calls > 0 || self.batches_under_way();
+        self.closing && self.borrows == 0 && !calls && self.returns.len() == 0
     }
 
     fn next_number(&mut self) -> u64 {

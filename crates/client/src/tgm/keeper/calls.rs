@@ -30,16 +30,22 @@ pub(crate) enum Call {
 impl Keeper {
     /// Returns when to ask [`Keeper::next_call`] again if nothing happens before.
     pub(crate) fn next_time(&mut self, now: Instant) -> Option<Instant> {
-        let beats = (self.calls < MOST_CALLS)
-            .then(|| [self.heartbeat.next(), self.heartbeat.next_borrow(now)]);
-        let beats = beats.into_iter().flatten().flatten();
-        beats.chain(self.returns.next()).min()
+        let room = self.calls < MOST_CALLS;
+        let beats = if self.attachment.is_open() { self.attachment.has_room() } else { room };
+        let beat = beats.then(|| self.heartbeat.next()).flatten();
+        let borrow = room.then(|| self.heartbeat.next_borrow(now)).flatten();
+        let batch = self.attachment.next_time();
+        [beat, borrow, batch, self.returns.next()].into_iter().flatten().min()
     }
 
     /// Returns the next call that is due at `now`.
     pub(crate) fn next_call(&mut self, now: Instant) -> Option<Call> {
         while self.calls < MOST_CALLS {
-            let due = self.heartbeat.due(now, &mut self.link, &mut self.rng);
+            let due = if self.attachment.is_open() {
+                None // These go in batches.
+            } else {
+                self.heartbeat.due(now, &mut self.link, &mut self.rng)
+            };
             let due = due.or_else(|| self.heartbeat.due_borrow(now, &mut self.link, &mut self.rng));
             match due {
                 Some(Due::Lost(number)) => self.lost(number),
@@ -82,7 +88,19 @@ impl Keeper {
         sent: Instant,
         now: Instant,
     ) {
+        self.calls -= 1;
         self.saw_link(!matches!(answer, KeepAliveAnswer::Fault(_)));
+        self.heard(number, answer, sent, now);
+    }
+
+    /// Takes what became of the keep-alive of one lease.
+    pub(super) fn heard(
+        &mut self,
+        number: u64,
+        answer: KeepAliveAnswer,
+        sent: Instant,
+        now: Instant,
+    ) {
         let Some(held) = self.answered(number, now) else { return };
         match answer {
             KeepAliveAnswer::Extended(ttl) => {
@@ -115,6 +133,7 @@ impl Keeper {
         sent: Instant,
         now: Instant,
     ) {
+        self.calls -= 1;
         self.saw_link(!matches!(answer, BorrowAnswer::Fault { .. }));
         if !self.held.contains_key(&number) {
             self.retarget(number, &answer);
@@ -124,13 +143,14 @@ impl Keeper {
         };
         match answer {
             BorrowAnswer::Granted(grant) => {
-                held.lease.set_key(grant.key);
                 held.forgotten = false;
                 held.borrowing = None;
                 held.fault = None;
                 held.ttl = grant.ttl;
                 held.minimal_life = grant.minimal_life;
+                self.rekey(number, &grant.key);
                 self.heartbeat.succeeded(number, Some(grant.ttl), sent, now, &mut self.rng);
+                self.attachment.name(number, now);
                 self.line_up_workers(number, now);
             }
             BorrowAnswer::Refused(error) => {
@@ -160,9 +180,8 @@ impl Keeper {
         self.workers_tried(now);
     }
 
-    /// Notes that a call of the task is over; the lease, unless it is gone or has ended.
-    fn answered(&mut self, number: u64, now: Instant) -> Option<&mut Held> {
-        self.calls -= 1;
+    /// Notes that a call for a lease is over; the lease, unless it is gone or has ended.
+    pub(super) fn answered(&mut self, number: u64, now: Instant) -> Option<&mut Held> {
         if !self.held.contains_key(&number) {
             // It was released meanwhile; its return waited for this answer.
             self.returns.unhold(number, now);
@@ -228,14 +247,14 @@ impl Keeper {
         }
     }
 
-    fn lost(&mut self, number: u64) {
+    pub(super) fn lost(&mut self, number: u64) {
         let fault = self.held.get_mut(&number).and_then(|held| held.fault.take());
         let silent = || Error::unavailable("no keep-alive succeeded within the TTL");
         self.end(number, &fault.map_or_else(silent, |fault| *fault).lost());
     }
 
     /// Ends the session that was told through any of its leases that it has to stop.
-    fn revoked(&mut self, number: u64, reason: &Error) {
+    pub(super) fn revoked(&mut self, number: u64, reason: &Error) {
         let session = match self.held.get(&number).map(|held| &held.role) {
             Some(Role::Worker { session, .. }) => *session,
             _ => number,
