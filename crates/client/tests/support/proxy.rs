@@ -1,0 +1,423 @@
+//! A proxy between clients and their server that does what networks do to both.
+//!
+//! It carries the bytes of any number of TCP connections. What becomes of them is the [`Weather`],
+//! which may change at any time and holds for connections that are open already, too. All its
+//! waiting is in tokio's time, so paused tests pass hours in milliseconds.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+/// The most bytes that travel as one packet.
+const PACKET: usize = 16 * 1024;
+
+/// The most packets under way in one direction; more wait where they came from.
+const UNDER_WAY: usize = 256;
+
+/// How long a lost packet waits before it is sent again, the first time; then twice as long.
+const SENT_AGAIN: Duration = Duration::from_millis(200);
+
+/// What happens to every connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Weather {
+    pub(crate) arrival: Arrival,
+    pub(crate) to_server: Way,
+    pub(crate) to_client: Way,
+}
+
+/// What becomes of a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It is carried to the server.
+    #[default]
+    Carried,
+    /// It is reset.
+    Reset,
+    /// It is half open: accepted, and then nobody reads or answers, ever.
+    HalfOpen,
+}
+
+/// What happens to the bytes of one direction.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Way {
+    pub(crate) flow: Flow,
+    /// How long every byte takes.
+    pub(crate) delay: Duration,
+    /// How many bytes of one connection arrive per second; none: as many as come.
+    pub(crate) bytes_per_second: Option<u32>,
+    /// How likely a packet is lost and sent again, from 0 to below 1.
+    pub(crate) loss: f64,
+}
+
+/// Where the bytes go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// They arrive.
+    #[default]
+    Open,
+    /// They wait until the way is open again.
+    Held,
+    /// They vanish. A connection that lost bytes carries nothing more in this direction, not even
+    /// its end: each side goes on believing in it.
+    BlackHole,
+    /// They arrive changed.
+    Garbled,
+}
+
+impl Weather {
+    /// Nothing arrives in either direction, and new connections are half open.
+    pub(crate) fn half_open() -> Self {
+        let silent = Way::flow(Flow::BlackHole);
+        Self { arrival: Arrival::HalfOpen, to_server: silent, to_client: silent }
+    }
+
+    /// Every connection is refused, as where no server runs.
+    pub(crate) fn refusing() -> Self {
+        Self { arrival: Arrival::Reset, ..Self::default() }
+    }
+
+    /// Bytes take their time: the given one, in each direction.
+    pub(crate) fn slow(delay: Duration) -> Self {
+        let way = Way { delay, ..Way::default() };
+        Self { arrival: Arrival::Carried, to_server: way, to_client: way }
+    }
+
+    /// Packets of both directions are lost, each this likely, and sent again.
+    pub(crate) fn lossy(loss: f64) -> Self {
+        let way = Way { loss, ..Way::default() };
+        Self { arrival: Arrival::Carried, to_server: way, to_client: way }
+    }
+
+    /// Both directions carry this many bytes per second.
+    pub(crate) fn throttled(bytes_per_second: u32) -> Self {
+        let way = Way { bytes_per_second: Some(bytes_per_second), ..Way::default() };
+        Self { arrival: Arrival::Carried, to_server: way, to_client: way }
+    }
+
+    /// Requests arrive, and this happens to the answers.
+    pub(crate) fn answers(flow: Flow) -> Self {
+        Self { to_client: Way::flow(flow), ..Self::default() }
+    }
+
+    /// This happens to the requests.
+    pub(crate) fn requests(flow: Flow) -> Self {
+        Self { to_server: Way::flow(flow), ..Self::default() }
+    }
+}
+
+impl Way {
+    fn flow(flow: Flow) -> Self {
+        Self { flow, ..Self::default() }
+    }
+
+    /// When a packet that comes at `now` behind one that is due at `last` is due itself.
+    fn due(&self, size: usize, last: Instant, now: Instant) -> Instant {
+        let mut due = now + self.delay;
+        let mut again = SENT_AGAIN;
+        while rand::rng().random_bool(self.loss) {
+            due += again;
+            again *= 2;
+        }
+        let pace = self
+            .bytes_per_second
+            .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(size as f64 / f64::from(rate)));
+        due.max(last + pace)
+    }
+}
+
+/// One end of what is carried.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Lets the drop of this end look like a reset to the other one.
+    fn reset(&self);
+}
+
+impl Wire for TcpStream {
+    fn reset(&self) {
+        // A stream that cannot be told is gone already.
+        let _ = self.set_zero_linger();
+    }
+}
+
+/// A pipe within the process knows no reset: its other end sees the end of the stream.
+impl Wire for DuplexStream {
+    fn reset(&self) {}
+}
+
+/// The future of a connection to the server.
+pub(crate) type Dialed = Pin<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>>;
+
+/// How the server is reached.
+pub(crate) type Dial = Arc<dyn Fn() -> Dialed + Send + Sync>;
+
+/// Reaches the server over TCP.
+#[allow(dead_code, reason = "the tests that need no TCP to the server do without")]
+pub(crate) fn over_tcp(server: SocketAddr) -> Dial {
+    Arc::new(move || {
+        Box::pin(async move {
+            let stream = TcpStream::connect(server).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Wire>)
+        })
+    })
+}
+
+/// What a proxy has carried so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Connections that clients made, whatever became of them.
+    pub(crate) connections: u64,
+    /// Bytes that clients sent, whatever became of them.
+    pub(crate) from_clients: u64,
+    /// Bytes that the server sent, whatever became of them.
+    pub(crate) from_server: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    connections: AtomicU64,
+    from_clients: AtomicU64,
+    from_server: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Orders {
+    weather: Weather,
+    /// How often everything was cut.
+    cuts: u64,
+}
+
+/// A proxy that listens until it is dropped; then every connection is reset.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    orders: watch::Sender<Orders>,
+    counts: Arc<Counts>,
+}
+
+impl Proxy {
+    /// Listens on a free port of loopback, and dials the server for each connection.
+    pub(crate) async fn start(dial: Dial) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let (orders, heard) = watch::channel(Orders::default());
+        let counts = Arc::<Counts>::default();
+        tokio::spawn(listen(listener, dial, heard, counts.clone()));
+        Ok(Self { address, orders, counts })
+    }
+
+    /// Where clients find the proxy.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Changes the weather, for open connections too.
+    pub(crate) fn set(&self, weather: Weather) {
+        self.orders.send_modify(|orders| orders.weather = weather);
+    }
+
+    /// Makes the weather fine: everything arrives at once.
+    pub(crate) fn clear(&self) {
+        self.set(Weather::default());
+    }
+
+    /// Resets every open connection, on both sides.
+    pub(crate) fn cut(&self) {
+        self.orders.send_modify(|orders| orders.cuts += 1);
+    }
+
+    /// What was carried so far.
+    pub(crate) fn seen(&self) -> Seen {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Seen {
+            connections: read(&self.counts.connections),
+            from_clients: read(&self.counts.from_clients),
+            from_server: read(&self.counts.from_server),
+        }
+    }
+}
+
+async fn listen(
+    listener: TcpListener,
+    dial: Dial,
+    mut orders: watch::Receiver<Orders>,
+    counts: Arc<Counts>,
+) {
+    loop {
+        let arrived = tokio::select! {
+            arrived = listener.accept() => arrived,
+            () = until_gone(&mut orders) => return,
+        };
+        // A client that left before it was accepted is one connection less.
+        let Ok((client, _)) = arrived else { continue };
+        counts.connections.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(receive(client, dial.clone(), orders.clone(), counts.clone()));
+    }
+}
+
+/// Waits until the proxy is dropped.
+async fn until_gone(orders: &mut watch::Receiver<Orders>) {
+    while orders.changed().await.is_ok() {}
+}
+
+/// Waits until everything is cut, or the proxy dropped.
+async fn until_cut(orders: &mut watch::Receiver<Orders>) {
+    let cuts = orders.borrow().cuts;
+    // An error says that the proxy is gone, which cuts everything as well.
+    let _ = orders.wait_for(|orders| orders.cuts != cuts).await;
+}
+
+async fn receive(
+    mut client: TcpStream,
+    dial: Dial,
+    orders: watch::Receiver<Orders>,
+    counts: Arc<Counts>,
+) {
+    let arrival = orders.borrow().weather.arrival;
+    let mut cut = orders.clone();
+    let carried = async {
+        match arrival {
+            Arrival::Carried => {
+                client.set_nodelay(true)?;
+                let mut server = dial().await?;
+                let carried = carry(&mut client, &mut server, &orders, &counts).await;
+                if carried.is_err() {
+                    server.reset();
+                }
+                carried
+            }
+            Arrival::Reset => Err(io::ErrorKind::ConnectionRefused.into()),
+            Arrival::HalfOpen => swallow(&mut client, &counts).await,
+        }
+    };
+    let reset = tokio::select! {
+        carried = carried => carried.is_err(),
+        () = until_cut(&mut cut) => true,
+    };
+    if reset {
+        client.reset();
+    }
+}
+
+/// Reads what comes, and that is all.
+async fn swallow(client: &mut TcpStream, counts: &Counts) -> io::Result<()> {
+    let mut packet = vec![0; PACKET];
+    loop {
+        match client.read(&mut packet).await? {
+            0 => return Ok(()),
+            size => counts.from_clients.fetch_add(size as u64, Ordering::Relaxed),
+        };
+    }
+}
+
+/// Carries both directions until both have ended, or one is broken.
+async fn carry(
+    client: &mut TcpStream,
+    server: &mut Box<dyn Wire>,
+    orders: &watch::Receiver<Orders>,
+    counts: &Counts,
+) -> io::Result<()> {
+    let (from_client, to_client) = tokio::io::split(client);
+    let (from_server, to_server) = tokio::io::split(server);
+    let up = Lane {
+        way: |weather| weather.to_server,
+        orders: orders.clone(),
+        count: &counts.from_clients,
+        gone: false,
+    };
+    let down = Lane {
+        way: |weather| weather.to_client,
+        orders: orders.clone(),
+        count: &counts.from_server,
+        gone: false,
+    };
+    let both = (up.carry(from_client, to_server), down.carry(from_server, to_client));
+    tokio::try_join!(both.0, both.1).map(|_| ())
+}
+
+/// One direction of one connection.
+struct Lane<'a> {
+    way: fn(&Weather) -> Way,
+    orders: watch::Receiver<Orders>,
+    count: &'a AtomicU64,
+    /// Whether bytes have vanished.
+    gone: bool,
+}
+
+impl Lane<'_> {
+    async fn carry(
+        mut self,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+    ) -> io::Result<()> {
+        // An empty packet is the end of the stream.
+        let mut under_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
+        let mut last = Instant::now();
+        let mut buffer = vec![0; PACKET];
+        let mut ended = false;
+        loop {
+            let way = (self.way)(&self.orders.borrow_and_update().weather);
+            let next = under_way.front().map(|(due, _)| *due);
+            let arrives = next.filter(|_| way.flow != Flow::Held);
+            tokio::select! {
+                changed = self.orders.changed() => {
+                    changed.map_err(|_| io::ErrorKind::ConnectionReset)?;
+                }
+                read = from.read(&mut buffer), if !ended && under_way.len() < UNDER_WAY => {
+                    let packet = match self.take(&way, read, &buffer)? {
+                        Taken::Packet(packet) => packet,
+                        Taken::Nothing => continue,
+                        Taken::Over => return Ok(()),
+                    };
+                    ended = packet.is_empty();
+                    last = way.due(packet.len(), last, Instant::now());
+                    under_way.push_back((last, packet));
+                }
+                () = sleep_until(arrives.unwrap_or(last)), if arrives.is_some() => {
+                    let Some((_, packet)) = under_way.pop_front() else { continue };
+                    if packet.is_empty() {
+                        // The other direction may go on.
+                        return to.shutdown().await;
+                    }
+                    to.write_all(&packet).await?;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, way: &Way, read: io::Result<usize>, buffer: &[u8]) -> io::Result<Taken> {
+        self.gone |= way.flow == Flow::BlackHole;
+        let size = match read {
+            Ok(0) | Err(_) if self.gone => return Ok(Taken::Over),
+            read => read?,
+        };
+        self.count.fetch_add(size as u64, Ordering::Relaxed);
+        if self.gone {
+            return Ok(Taken::Nothing);
+        }
+        let mut packet = buffer[..size].to_vec();
+        if way.flow == Flow::Garbled {
+            packet.iter_mut().for_each(|byte| *byte = byte.wrapping_mul(31).wrapping_add(17));
+        }
+        Ok(Taken::Packet(packet))
+    }
+}
+
+/// What became of something that was read.
+enum Taken {
+    /// It travels on; without bytes it is the end of the stream.
+    Packet(Vec<u8>),
+    /// It vanished.
+    Nothing,
+    /// The sender is gone, and nobody hears of it.
+    Over,
+}
