@@ -88,7 +88,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
         organization: args.organization,
         active: borrowed,
         max,
-        available: max.map(|_| available),
+        available,
         active_traces,
         traces: per_trace,
     })

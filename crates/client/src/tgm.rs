@@ -125,8 +125,8 @@ pub struct PoolState {
     pub borrowed: u64,
     /// The ceiling; `None` when there is none.
     pub max: Option<u64>,
-    /// How many more fit under the ceiling; 0 without one.
-    pub available: u64,
+    /// How many more fit under the ceiling; `None` when there is none.
+    pub available: Option<u64>,
     /// Distinct trace ids with a live lease.
     pub active_traces: u64,
     /// Live leases per trace id.
@@ -137,10 +137,13 @@ impl PoolState {
     fn from_wire(state: WorkersState) -> Self {
         let count = |count: i64| u64::try_from(count).unwrap_or(0);
         let per_trace = state.worker_count_per_trace_id.into_iter();
+        // On the wire a maximum of 0 is no ceiling, unless nothing is available either.
+        let (max, available) = (count(state.max_workers), count(state.available_workers));
+        let is_limited = max > 0 || available == 0;
         Self {
             borrowed: count(state.borrowed_workers),
-            max: Some(count(state.max_workers)).filter(|max| *max > 0),
-            available: count(state.available_workers),
+            max: is_limited.then_some(max),
+            available: is_limited.then_some(available),
             active_traces: count(state.active_trace_id),
             per_trace: per_trace.map(|(trace, held)| (trace, count(held))).collect(),
         }
