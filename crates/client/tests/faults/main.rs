@@ -8,6 +8,8 @@
 
 mod chaos;
 mod garbage;
+#[path = "../support/host.rs"]
+mod host;
 mod late;
 mod network;
 mod outages;

@@ -86,6 +86,24 @@ impl Weather {
         Self { arrival: Arrival::Reset, ..Self::default() }
     }
 
+    /// Anything that a network may come up with.
+    pub(crate) fn any() -> Self {
+        let mut random = rand::rng();
+        let mut way = || {
+            let flows = [Flow::Open, Flow::Held, Flow::BlackHole, Flow::Garbled];
+            Way {
+                flow: flows[random.random_range(0..flows.len())],
+                delay: Duration::from_millis(random.random_range(0..8_000)),
+                bytes_per_second: random.random_bool(0.3).then_some(2_048),
+                loss: random.random_range(0.0..0.5),
+            }
+        };
+        let (to_server, to_client) = (way(), way());
+        let arrivals = [Arrival::Carried, Arrival::Carried, Arrival::Reset, Arrival::HalfOpen];
+        let arrival = arrivals[random.random_range(0..arrivals.len())];
+        Self { arrival, to_server, to_client }
+    }
+
     /// Bytes take their time: the given one, in each direction.
     pub(crate) fn slow(delay: Duration) -> Self {
         let way = Way { delay, ..Way::default() };

@@ -1,0 +1,245 @@
+//! A streaming service under load: streams that come and go at random, and an exact account of
+//! what it holds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::AddAssign;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tgm_session::{Error, Pool, Session, SessionRequest, Worker};
+use tokio::time::{sleep, timeout};
+
+/// How a host behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Habits {
+    /// Tells its traces from those of other hosts.
+    pub(crate) name: String,
+    /// Whose streams it serves.
+    pub(crate) organizations: Vec<String>,
+    /// The longest pause between two things it does.
+    pub(crate) pause: Duration,
+    /// Most streams it wants to serve at once.
+    pub(crate) streams: usize,
+    /// Most workers it wants under one session.
+    pub(crate) workers: u32,
+}
+
+/// What a host has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Sessions and workers that were granted.
+    pub(crate) granted: u64,
+    /// Borrows that a ceiling refused.
+    pub(crate) refused: u64,
+    /// Borrows that found no server in time.
+    pub(crate) unavailable: u64,
+    /// Borrows whose caller went away first.
+    pub(crate) abandoned: u64,
+    /// Sessions and workers that were given back.
+    pub(crate) released: u64,
+    /// Sessions and workers that ended as lost.
+    pub(crate) lost: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.granted += other.granted;
+        self.refused += other.refused;
+        self.unavailable += other.unavailable;
+        self.abandoned += other.abandoned;
+        self.released += other.released;
+        self.lost += other.lost;
+    }
+}
+
+/// Something that no fault of a server or a network may bring about.
+#[derive(Debug)]
+pub(crate) struct Unexpected(Error);
+
+impl fmt::Display for Unexpected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no fault may bring this about: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unexpected {}
+
+/// One stream that runs.
+struct Stream {
+    trace: String,
+    session: Session,
+    workers: Vec<Worker>,
+}
+
+/// A streaming service with a pool of its own.
+pub(crate) struct Host {
+    habits: Habits,
+    pool: Pool,
+    begun: u64,
+    streams: Vec<Stream>,
+    tally: Tally,
+}
+
+fn roll(sides: usize) -> usize {
+    rand::rng().random_range(0..sides)
+}
+
+impl Host {
+    /// A host without streams.
+    pub(crate) fn new(pool: Pool, habits: Habits) -> Self {
+        Self { habits, pool, begun: 0, streams: Vec::new(), tally: Tally::default() }
+    }
+
+    /// The pool of its sessions.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// What it has seen so far.
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Does one thing, and then nothing for a moment.
+    ///
+    /// Cancellation safe: dropped in the middle of a borrow, it holds what it held before.
+    pub(crate) async fn act(&mut self) -> Result<(), Unexpected> {
+        match roll(10) {
+            0..4 => self.begin().await?,
+            4..8 => self.grow().await?,
+            8 => self.shrink(),
+            _ => self.end(),
+        }
+        let pause = self.habits.pause.mul_f64(rand::rng().random_range(0.0..1.0));
+        sleep(pause).await;
+        self.stop_what_ended()
+    }
+
+    async fn begin(&mut self) -> Result<(), Unexpected> {
+        if self.streams.len() >= self.habits.streams {
+            return Ok(());
+        }
+        let trace = format!("{}-{}", self.habits.name, self.begun);
+        self.begun += 1;
+        let organization = &self.habits.organizations[roll(self.habits.organizations.len())];
+        let request = SessionRequest::new("t1r", &**organization).trace(&*trace);
+        let borrowed = self.pool.borrow(request);
+        let Some(borrowed) = patiently(borrowed, &mut self.tally).await else { return Ok(()) };
+        if let Some(session) = self.tally.borrowed(borrowed)? {
+            self.streams.push(Stream { trace, session, workers: Vec::new() });
+        }
+        Ok(())
+    }
+
+    async fn grow(&mut self) -> Result<(), Unexpected> {
+        if self.streams.is_empty() {
+            return Ok(());
+        }
+        let index = roll(self.streams.len());
+        let stream = &mut self.streams[index];
+        let borrowed = stream.session.borrow_worker("t2w", self.habits.workers);
+        let Some(borrowed) = patiently(borrowed, &mut self.tally).await else { return Ok(()) };
+        stream.workers.extend(self.tally.borrowed(borrowed)?);
+        Ok(())
+    }
+
+    fn shrink(&mut self) {
+        if let Some(stream) = self.streams.first_mut() {
+            self.tally.released += u64::from(stream.workers.pop().is_some());
+        }
+    }
+
+    fn end(&mut self) {
+        if self.streams.is_empty() {
+            return;
+        }
+        let Stream { session, workers, .. } = self.streams.swap_remove(roll(self.streams.len()));
+        self.tally.released += 1 + workers.len() as u64;
+        if roll(2) == 0 {
+            drop((workers, session));
+        } else {
+            drop(session.release());
+            drop(workers);
+        }
+    }
+
+    /// Stops the streams whose session has ended, as an application does that is told so.
+    pub(crate) fn stop_what_ended(&mut self) -> Result<(), Unexpected> {
+        let before = self.slots();
+        for stream in &mut self.streams {
+            for reason in stream.workers.iter().filter_map(Worker::end_reason) {
+                expected_end(reason)?;
+            }
+            stream.workers.retain(|worker| worker.end_reason().is_none());
+        }
+        for reason in self.streams.iter().filter_map(|stream| stream.session.end_reason()) {
+            expected_end(reason)?;
+        }
+        self.streams.retain(|stream| stream.session.end_reason().is_none());
+        self.tally.lost += before - self.slots();
+        Ok(())
+    }
+
+    /// How many leases it holds.
+    pub(crate) fn slots(&self) -> u64 {
+        self.streams.iter().map(Stream::slots).sum()
+    }
+
+    /// What the server has to count for it, by trace.
+    pub(crate) fn holds(&self) -> BTreeMap<String, u64> {
+        self.streams.iter().map(|stream| (stream.trace.clone(), stream.slots())).collect()
+    }
+}
+
+impl Stream {
+    fn slots(&self) -> u64 {
+        1 + self.workers.len() as u64
+    }
+}
+
+/// Waits for a borrow as long as some caller does: some go away in the middle of it.
+async fn patiently<T>(borrow: impl Future<Output = T>, tally: &mut Tally) -> Option<T> {
+    let patience = if roll(5) == 0 { roll(200) as u64 } else { 30_000 };
+    let borrowed = timeout(Duration::from_millis(patience), borrow).await.ok();
+    tally.abandoned += u64::from(borrowed.is_none());
+    borrowed
+}
+
+impl Tally {
+    fn borrowed<T>(&mut self, borrowed: Result<T, Error>) -> Result<Option<T>, Unexpected> {
+        let count = match borrowed {
+            Ok(lease) => {
+                self.granted += 1;
+                return Ok(Some(lease));
+            }
+            Err(Error::Unavailable { .. }) => &mut self.unavailable,
+            Err(
+                Error::ConcurrentStreamLimitExceeded { .. } | Error::WorkersLimitExceeded { .. },
+            ) => &mut self.refused,
+            // The session under which a worker was asked for has ended meanwhile.
+            Err(Error::SessionNotFound) => &mut self.refused,
+            Err(reason @ Error::Lost { .. }) => {
+                expected_end(&reason)?;
+                &mut self.refused
+            }
+            Err(error) => return Err(Unexpected(error)),
+        };
+        *count += 1;
+        Ok(None)
+    }
+}
+
+/// Nothing that goes wrong is a decision of the operator or a spent budget.
+fn expected_end(reason: &Error) -> Result<(), Unexpected> {
+    let expected = match reason {
+        Error::Lost { cause } => {
+            !matches!(**cause, Error::PermissionDenied { .. } | Error::QuotaExceeded { .. })
+        }
+        // Admitted while no server could be reached, and refused by the one that came back; or a
+        // worker that ended with its session.
+        Error::ConcurrentStreamLimitExceeded { .. } | Error::SessionNotFound => true,
+        _ => false,
+    };
+    if expected { Ok(()) } else { Err(Unexpected(reason.clone())) }
+}
