@@ -16,8 +16,11 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tower::service_fn;
+use wire::control::attach_response::Event;
+use wire::control::session_control_server::{SessionControl, SessionControlServer};
+use wire::control::{AttachRequest, AttachResponse, BatchAnswer};
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::worker_pool_server::{WorkerPool, WorkerPoolServer};
 use wire::worker::{
@@ -161,6 +164,53 @@ impl WorkerPool for Service {
     }
 }
 
+/// One stream of batched keep-alives, of which the test gives every answer.
+pub(crate) struct Attached {
+    batches: Streaming<AttachRequest>,
+    events: mpsc::UnboundedSender<Result<AttachResponse, Status>>,
+    pub(crate) metadata: MetadataMap,
+}
+
+impl Attached {
+    /// Waits for the next batch; `None` when the client ended the stream.
+    pub(crate) async fn batch(&mut self) -> Option<AttachRequest> {
+        self.batches.message().await.ok().flatten()
+    }
+
+    pub(crate) fn say(&self, event: Event) {
+        let response = AttachResponse { event: Some(event) };
+        self.events.send(Ok(response)).expect("the client reads its stream");
+    }
+
+    /// Says that every key of the batch has its full TTL again.
+    pub(crate) fn extend(&self, batch: &AttachRequest) {
+        self.say(Event::Answer(BatchAnswer { batch: batch.batch, ..BatchAnswer::default() }));
+    }
+
+    /// Ends the stream with a status.
+    pub(crate) fn fail(self, status: Status) {
+        self.events.send(Err(status)).expect("the client reads its stream");
+    }
+}
+
+struct Control(mpsc::UnboundedSender<Attached>);
+
+#[tonic::async_trait]
+impl SessionControl for Control {
+    type AttachStream = UnboundedReceiverStream<Result<AttachResponse, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let (metadata, _, batches) = request.into_parts();
+        let (events, answers) = mpsc::unbounded_channel();
+        let attached = Attached { batches, events, metadata };
+        self.0.send(attached).map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(UnboundedReceiverStream::new(answers)))
+    }
+}
+
 /// The server, and the way to it.
 pub(crate) struct Script {
     calls: mpsc::UnboundedReceiver<Call>,
@@ -170,12 +220,23 @@ pub(crate) struct Script {
 
 impl Script {
     pub(crate) fn new() -> Self {
+        Self::serving(None)
+    }
+
+    /// As [`Script::new`], of a server that also takes streams of batched keep-alives.
+    pub(crate) fn attachable() -> (Self, mpsc::UnboundedReceiver<Attached>) {
+        let (streams, attached) = mpsc::unbounded_channel();
+        (Self::serving(Some(SessionControlServer::new(Control(streams)))), attached)
+    }
+
+    fn serving(control: Option<SessionControlServer<Control>>) -> Self {
         let (calls, asked) = mpsc::unbounded_channel();
         let (pipes, connections) = mpsc::unbounded_channel::<io::Result<DuplexStream>>();
         let service = WorkerPoolServer::new(Service(calls));
         tokio::spawn(
             Server::builder()
                 .add_service(service)
+                .add_optional_service(control)
                 .serve_with_incoming(UnboundedReceiverStream::new(connections)),
         );
         let reachable = Arc::new(AtomicBool::new(true));
