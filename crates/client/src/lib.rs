@@ -86,6 +86,7 @@ mod link;
 mod local;
 mod pool;
 mod registry;
+mod stats;
 mod tgm;
 #[cfg(feature = "tower")]
 mod tower;
@@ -99,6 +100,7 @@ pub use pool::{
     BoxFuture, CloseReport, Pool, Session, SessionPool, SessionRequest, Worker, WorkerRequest,
 };
 pub use registry::Registry;
+pub use stats::{Denied, PoolStats};
 pub use tgm::{PoolState, TgmConfig, TgmPool};
 #[cfg(feature = "tower")]
 pub use tower::{SessionBody, SessionLayer, SessionService};

@@ -11,6 +11,7 @@ use crate::dsn::Dsn;
 use crate::error::{Error, Scope};
 use crate::held::{Lease, OnError, Release, Released};
 use crate::pool::{BoxFuture, CloseReport, SessionPool, SessionRequest, WorkerRequest};
+use crate::stats::PoolStats;
 
 /// The ledger counts by service; here all services count together.
 const SESSIONS: &str = "sessions";
@@ -121,6 +122,7 @@ struct Table {
     numbers: u64,
     sessions: u64,
     closed: bool,
+    stats: PoolStats,
 }
 
 #[derive(Debug)]
@@ -147,6 +149,7 @@ impl LocalPool {
             numbers: 0,
             sessions: 0,
             closed: false,
+            stats: PoolStats::default(),
         };
         Self { config, start: now(), table: Mutex::new(table) }
     }
@@ -187,6 +190,13 @@ impl LocalPool {
         };
         let cap = u64::from(request.max_per_session).min(self.config.max_workers_per_session);
         self.with(|table, now| table.borrow_worker(session, cap, limits, now))
+    }
+
+    fn counted(&self, borrowed: Result<Arc<Lease>, Error>) -> Result<Arc<Lease>, Error> {
+        if let Err(error) = &borrowed {
+            self.table.lock().stats.denied.count(error);
+        }
+        borrowed
     }
 
     fn release(&self, number: u64, minimal_life: Option<Duration>) -> Release {
@@ -280,6 +290,7 @@ impl Table {
     ) -> Arc<Lease> {
         self.numbers += 1;
         let lease = Arc::new(Lease::new(self.numbers, key, on_error));
+        self.stats.held(matches!(role, Role::Worker { .. }));
         self.held.insert(self.numbers, Held { id, lease: lease.clone(), role });
         lease
     }
@@ -293,6 +304,8 @@ impl Table {
         ended: &mut Vec<Arc<Lease>>,
     ) -> Released {
         let Some(held) = self.held.remove(&number) else { return Released::Missing };
+        self.stats.let_go(matches!(held.role, Role::Worker { .. }));
+        self.stats.returned += 1;
         match held.role {
             Role::Session { workers, .. } => {
                 for worker in workers {
@@ -318,7 +331,7 @@ impl Table {
 
 impl SessionPool for LocalPool {
     fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>> {
-        Box::pin(async move { self.session(request) })
+        Box::pin(async move { self.counted(self.session(request)) })
     }
 
     fn borrow_worker<'a>(
@@ -326,7 +339,7 @@ impl SessionPool for LocalPool {
         session: &'a Lease,
         request: WorkerRequest,
     ) -> BoxFuture<'a, Result<Arc<Lease>, Error>> {
-        Box::pin(async move { self.worker(session.number(), &request) })
+        Box::pin(async move { self.counted(self.worker(session.number(), &request)) })
     }
 
     fn release_session(&self, session: &Lease, minimal_life: Option<Duration>) -> Release {
@@ -356,6 +369,10 @@ impl SessionPool for LocalPool {
             });
             CloseReport { returned, not_returned: 0 }
         })
+    }
+
+    fn stats(&self) -> PoolStats {
+        self.table.lock().stats
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::held::{Lease, OnError, Release};
+use crate::stats::PoolStats;
 
 /// A boxed future, as an object-safe trait needs it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -53,6 +54,11 @@ pub trait SessionPool: fmt::Debug + Send + Sync {
     /// Refuses new borrows, waits for what is under way, and returns everything held with minimal
     /// life 0, workers first. Everything held ends as [`Error::Closed`].
     fn close(&self, deadline: Duration) -> BoxFuture<'_, CloseReport>;
+
+    /// Returns what the pool holds and has done; all zeros from a plugin that does not count.
+    fn stats(&self) -> PoolStats {
+        PoolStats::default()
+    }
 }
 
 /// What a close did.
@@ -173,6 +179,11 @@ impl Pool {
     pub async fn borrow(&self, request: SessionRequest) -> Result<Session, Error> {
         let lease = self.0.borrow_session(request).await?;
         Ok(Session { pool: self.0.clone(), lease, released: false })
+    }
+
+    /// Returns what the pool holds now, and what it has done since it was made.
+    pub fn stats(&self) -> PoolStats {
+        self.0.stats()
     }
 
     /// Refuses new borrows from now on, waits for what is under way, and returns everything held

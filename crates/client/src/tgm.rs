@@ -27,6 +27,7 @@ use crate::dsn::Dsn;
 use crate::error::Error;
 use crate::held::{Lease, Release};
 use crate::pool::{BoxFuture, CloseReport, SessionPool, SessionRequest, WorkerRequest};
+use crate::stats::PoolStats;
 
 /// A pool of sessions and workers that a session server counts.
 ///
@@ -205,6 +206,10 @@ impl SessionPool for TgmPool {
             }
             self.shared.tell(|keeper, _| keeper.report())
         })
+    }
+
+    fn stats(&self) -> PoolStats {
+        self.shared.tell(|keeper, _| keeper.stats())
     }
 }
 

@@ -26,10 +26,6 @@ pub(crate) const UNTOLD_TTL: Duration = Duration::from_secs(60);
 /// gRPC one: a gateway's 403 is not the operator's.
 const MAPPED_FROM_HTTP: &str = "grpc-status header missing, mapped from HTTP status";
 
-/// How tonic begins the message of a status that it reads out of an HTTP status, for want of a
-/// gRPC one: a gateway's 403 is not the operator's.
-const MAPPED_FROM_HTTP: &str = "grpc-status header missing, mapped from HTTP status";
-
 /// Most bytes of a server's message that are kept.
 const LONGEST_MESSAGE: usize = 1024;
 

@@ -51,6 +51,7 @@ pub(crate) async fn borrow(
         };
         let left = give_up.saturating_duration_since(Instant::now());
         if !error.is_ceiling() || left.is_zero() {
+            shared.tell(|keeper, _| keeper.denied(&error));
             return Err(error);
         }
         sleep(pause.next().min(left)).await;
@@ -100,6 +101,7 @@ impl<'a> UnderWay<'a> {
                 return Err(error);
             }
             tracing::debug!(%error, "a borrow failed and is tried again");
+            self.shared.tell(|keeper, _| keeper.retries());
             sleep_until(again).await;
         }
     }

@@ -27,6 +27,7 @@ use crate::heartbeat::Heartbeat;
 use crate::held::{Lease, OnError, Release, Released};
 use crate::link::Link;
 use crate::pool::CloseReport;
+use crate::stats::PoolStats;
 
 /// Most leases without a known key that may wait for their return at once.
 const MOST_STRAYS: usize = 65_536;
@@ -144,6 +145,7 @@ pub(crate) struct Keeper {
     closing: bool,
     closers: Vec<oneshot::Sender<()>>,
     news: News,
+    stats: PoolStats,
 }
 
 impl Keeper {
@@ -165,7 +167,30 @@ impl Keeper {
             closing: false,
             closers: Vec::new(),
             news: News::default(),
+            stats: PoolStats::default(),
         }
+    }
+
+    /// Returns what the pool holds and has done.
+    pub(crate) fn stats(&self) -> PoolStats {
+        let returns = self.returns.counts();
+        PoolStats {
+            attached: self.attachment.is_open(),
+            returned: returns.returned,
+            not_returned: returns.not_returned,
+            retried: self.stats.retried + returns.retried,
+            ..self.stats
+        }
+    }
+
+    /// Notes that a borrow of a caller failed for good.
+    pub(crate) fn denied(&mut self, error: &Error) {
+        self.stats.denied.count(error);
+    }
+
+    /// Notes that a borrow of a caller is sent again.
+    pub(crate) fn retries(&mut self) {
+        self.stats.retried += 1;
     }
 
     /// Takes what others have to hear.
@@ -278,6 +303,7 @@ impl Keeper {
         self.held.insert(number, Box::new(held));
         self.keys.insert(lease.key(), number);
         self.attachment.name(number, now);
+        self.stats.held(session.is_some());
         Ok(lease)
     }
 
@@ -333,6 +359,7 @@ impl Keeper {
         let Some(held) = self.held.remove(&number) else { return };
         self.heartbeat.remove(number);
         self.keys.remove(&held.lease.key());
+        self.stats.let_go(matches!(held.role, Role::Worker { .. }));
         let target = match (held.forgotten, held.borrowing) {
             (false, _) => Some(Target::Key(held.lease.key())),
             (true, borrowing) => borrowing.map(Target::Borrow),

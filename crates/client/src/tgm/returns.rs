@@ -85,6 +85,15 @@ pub(crate) struct Returns {
     tried: Vec<u64>,
     settled: Vec<Settled>,
     tally: CloseReport,
+    counts: Counts,
+}
+
+/// What became of returns since the pool was made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) returned: u64,
+    pub(crate) not_returned: u64,
+    pub(crate) retried: u64,
 }
 
 impl Returns {
@@ -164,6 +173,7 @@ impl Returns {
         item.tries += 1;
         self.tried.extend(item.order.session.take());
         if outcome.is_err() && again && now < item.order.give_up {
+            self.counts.retried += 1;
             let doubled = FIRST_PAUSE.saturating_mul(1 << item.tries.min(16).saturating_sub(1));
             let pause = doubled.min(LONGEST_PAUSE).mul_f64(rng.random_range(0.5..=1.0));
             self.queue.push(Reverse((now + pause, number)));
@@ -206,6 +216,11 @@ impl Returns {
         self.tally
     }
 
+    /// Returns what became of all returns since the pool was made.
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
     /// Takes the returns that were settled since the last time.
     pub(crate) fn take_settled(&mut self) -> Vec<Settled> {
         std::mem::take(&mut self.settled)
@@ -224,11 +239,15 @@ impl Returns {
     fn settle(&mut self, number: u64, outcome: Result<Released, Error>) {
         let Some(item) = self.items.remove(&number) else { return };
         match &outcome {
-            Ok(_) if matches!(item.order.target, Some(Target::Key(_))) => self.tally.returned += 1,
+            Ok(_) if matches!(item.order.target, Some(Target::Key(_))) => {
+                self.tally.returned += 1;
+                self.counts.returned += 1;
+            }
             // Nothing was held, or nobody knows whether anything was.
             Ok(_) => {}
             Err(error) => {
                 self.tally.not_returned += 1;
+                self.counts.not_returned += 1;
                 tracing::warn!(lease = number, tries = item.tries, %error, "a return was given up");
             }
         }

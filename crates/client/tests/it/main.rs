@@ -10,3 +10,4 @@ mod keep_alives;
 mod real_server;
 mod returns;
 mod scripted;
+mod stats;

@@ -107,6 +107,7 @@ impl Keeper {
                 held.ttl = ttl.unwrap_or(held.ttl);
                 held.fault = None;
                 held.lease.kept_alive();
+                self.stats.kept_alive += 1;
                 self.heartbeat.succeeded(number, ttl, sent, now, &mut self.rng);
                 self.line_up_workers(number, now);
             }
@@ -120,6 +121,7 @@ impl Keeper {
             KeepAliveAnswer::Fault(error) => {
                 tracing::debug!(lease = number, %error, "a keep-alive failed");
                 held.fault = Some(Box::new(error));
+                self.stats.keep_alives_failed += 1;
                 self.heartbeat.failed(number, now, &mut self.rng);
             }
         }
@@ -149,6 +151,7 @@ impl Keeper {
                 held.ttl = grant.ttl;
                 held.minimal_life = grant.minimal_life;
                 self.rekey(number, &grant.key);
+                self.stats.borrowed_again += 1;
                 self.heartbeat.succeeded(number, Some(grant.ttl), sent, now, &mut self.rng);
                 self.attachment.name(number, now);
                 self.line_up_workers(number, now);
@@ -266,6 +269,7 @@ impl Keeper {
     fn end(&mut self, number: u64, reason: &Error) {
         let Some(held) = self.held.get_mut(&number).filter(|held| !held.ended) else { return };
         held.ended = true;
+        self.stats.ended(reason);
         self.heartbeat.remove(number);
         tracing::info!(
             service = &*held.asked.service, organization = &*held.asked.organization,
