@@ -136,8 +136,11 @@ fn cut_short() -> Answer {
     Response::builder().header("content-type", "application/grpc").body(body).unwrap()
 }
 
-/// Answers of every kind that no session server gives, to whatever is asked.
-fn nonsense() -> Vec<(&'static str, fn() -> Answer)> {
+/// What an impostor answers, whatever is asked.
+type Nonsense = fn() -> Answer;
+
+/// Answers of every kind that no session server gives.
+fn nonsense() -> Vec<(&'static str, Nonsense)> {
     const GRPC: &str = "application/grpc";
     vec![
         ("a page", || answer(200, "text/html", "<h1>Welcome to the hotel</h1>", &[])),
@@ -189,7 +192,7 @@ async fn nonsense_in_the_place_of_answers_ends_no_session_and_leaves_no_slot() {
             let (session, _workers) = &streams.0[0];
             assert_nobody_knows(&session.borrow_worker("t2w", 3).await.unwrap_err());
         };
-        let answers = Impostor::Answers(Arc::new(move || nonsense()));
+        let answers = Impostor::Answers(Arc::new(nonsense));
         tokio::join!(impersonate(&world, answers.clone(), 25 * SECOND), calls);
         sleep(TTL).await;
         streams.assert_alive();
