@@ -84,6 +84,12 @@ impl LeaseId {
         self.serial
     }
 
+    /// Where the lease stands in the table. Leases that live at the same time stand at different
+    /// places, and a place is taken again once its lease has ended.
+    pub const fn slot(&self) -> u32 {
+        self.slot
+    }
+
     /// Whether `serial` and `secret` are those of this id, in time that does not depend on where they differ.
     pub(crate) fn proves(&self, serial: u64, secret: &Secret) -> bool {
         (self.serial.ct_eq(&serial) & self.secret.ct_eq(secret)).into()

@@ -32,6 +32,7 @@
 
 mod admin;
 mod clock;
+mod control;
 mod error;
 mod live;
 pub mod policy;

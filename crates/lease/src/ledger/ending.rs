@@ -18,6 +18,8 @@ const REVOCATION_MEMORY: Duration = Duration::from_secs(600);
 /// Who holds a lease and what it counts against, for [`Ledger::revoke_matching`] to judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder<'a> {
+    /// The lease.
+    pub id: LeaseId,
     /// The indexer that holds the lease.
     pub indexer: Option<&'a str>,
     /// Its service.
@@ -155,6 +157,7 @@ impl Ledger {
         for (slot, entry) in self.table.leases.iter() {
             let names = self.table.names(entry);
             let holder = Holder {
+                id: entry.id(slot),
                 indexer: names.indexer,
                 service: names.service,
                 organization: names.organization,

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::policy::{DEFAULT_SERVICE, Policy, Refused};
-use crate::store::{BorrowError, Borrowed};
+use crate::store::{BorrowError, Borrowed, KeptBatch};
 
 /// The counters of one server, in a registry of its own.
 pub(crate) struct Metrics {
@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     borrows: Family<BorrowLabels, Counter>,
     live: Family<ServiceLabel, Gauge>,
     pub(crate) calls: CallCounters,
+    pub(crate) streams: StreamCounters,
 }
 
 impl fmt::Debug for Metrics {
@@ -102,12 +103,45 @@ impl CallCounters {
         };
     }
 
+    /// Counts a batch of `keys` keep-alives.
+    pub(crate) fn count_batch(&self, keys: usize, kept: &KeptBatch) {
+        self.kept_alive.inc_by(keys.saturating_sub(kept.listed()) as u64);
+        self.not_kept_alive.inc_by(kept.failed.len() as u64);
+        self.revoked.inc_by(kept.revoked.len() as u64);
+    }
+
     pub(crate) fn count_return(&self, answer: Released) {
         match answer {
             Released::Returned => self.returned.inc(),
             Released::Lingers { .. } => self.lingering.inc(),
             Released::Missing => self.missing.inc(),
         };
+    }
+}
+
+/// The attached streams of session control.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StreamCounters {
+    /// Streams that are attached now.
+    pub(crate) attached: Gauge,
+    /// Revocations that were pushed.
+    pub(crate) pushed: Counter,
+}
+
+impl StreamCounters {
+    fn register(registry: &mut Registry) -> Self {
+        let streams = Self::default();
+        registry.register(
+            "attached_streams",
+            "Streams of session control that are attached now",
+            streams.attached.clone(),
+        );
+        registry.register(
+            "pushes",
+            "Revocations that were pushed on attached streams",
+            streams.pushed.clone(),
+        );
+        streams
     }
 }
 
@@ -136,7 +170,8 @@ impl Metrics {
             lingering: returned("ttl_updated"),
             missing: returned("missing_key"),
         };
-        Self { registry, borrows, live, calls }
+        let streams = StreamCounters::register(&mut registry);
+        Self { registry, borrows, live, calls, streams }
     }
 
     /// The counters of the service entry called `service`.

@@ -69,7 +69,8 @@ impl Aside {
     }
 }
 
-fn boxed<T>(service: T) -> Tonic
+/// A tonic service as one of many.
+pub(crate) fn boxed<T>(service: T) -> Tonic
 where
     T: Service<
             Request<tonic::body::Body>,

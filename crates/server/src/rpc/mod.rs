@@ -12,9 +12,10 @@ use http::{Method as HttpMethod, Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 use tonic::Status;
 
-pub(crate) use aside::Aside;
-pub(crate) use unary::{Answer, Body};
+pub(crate) use aside::{Aside, Tonic, boxed};
+pub(crate) use unary::{Answer, Body, MAX_MESSAGE_BYTES};
 
+use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::policy::Indexer;
 use crate::service::WorkerPool;
@@ -54,12 +55,19 @@ impl Call {
 pub(crate) struct Gateway<S> {
     pool: WorkerPool<S>,
     live: Arc<ArcSwap<Live>>,
+    control: Tonic,
     aside: Aside,
 }
 
 impl<S: Store> Gateway<S> {
-    pub(crate) fn new(pool: WorkerPool<S>, live: Arc<ArcSwap<Live>>, aside: Aside) -> Self {
-        Self { pool, live, aside }
+    /// `control` is session control, which is served to whoever may call the worker pool.
+    pub(crate) fn new(
+        pool: WorkerPool<S>,
+        live: Arc<ArcSwap<Live>>,
+        control: Tonic,
+        aside: Aside,
+    ) -> Self {
+        Self { pool, live, control, aside }
     }
 
     /// Answers one request. Dropped before it answers, it leaves no lease behind.
@@ -88,6 +96,15 @@ impl<S: Store> Gateway<S> {
             Err(error) => return unary::refuse(Status::unauthenticated(error.to_string())),
         };
         let Some(call) = call else {
+            if is_of(SESSION_CONTROL, request.uri().path()) {
+                if let Some(refusal) = not_grpc(&request) {
+                    return refusal;
+                }
+                let key = ShownKey::new(key_of(request.headers()));
+                request.extensions_mut().insert(key);
+                drop(live);
+                return Box::pin(Aside::answer(self.control.clone(), request)).await;
+            }
             let problem = format!("there is no method {}", request.uri().path());
             return unary::refuse(Status::unimplemented(problem));
         };
@@ -120,6 +137,12 @@ impl<S: Store> Gateway<S> {
             Call::WorkersState => self.pool.state(live, caller, unary::decode(message)?).await,
         }
     }
+}
+
+/// Whether `path` is that of a method of `service`.
+fn is_of(service: &str, path: &str) -> bool {
+    let method = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
+    method.is_some_and(|method| method.starts_with('/'))
 }
 
 /// The key a caller shows: `x-api-key`, else the token of `authorization: Bearer`.

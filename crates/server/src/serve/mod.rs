@@ -1,7 +1,9 @@
 //! A whole server: both ports, the store behind them, and how they start and stop.
 
+mod call;
 mod config;
 mod connections;
+mod operator;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -18,21 +20,27 @@ use tokio::task::JoinHandle as TaskHandle;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use wire::control::session_control_server::SessionControlServer;
 
+pub(crate) use call::reset_call_by;
 pub use config::Config;
 pub(crate) use connections::{Connection, OpenStream};
 
 use crate::admin::metrics::Metrics;
 use crate::admin::{self, Admin};
+use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
 use crate::live::Live;
-use crate::rpc::{Aside, Gateway, WORKER_POOL};
+use crate::rpc::{self, Aside, Gateway, Tonic, WORKER_POOL};
 use crate::service::WorkerPool;
 use crate::store::{Embedded, Recovered, Store, Unavailable};
 use connections::Port;
 
 /// Connections that may wait to be accepted: after a restart all clients come back at once.
 const BACKLOG: u32 = 4_096;
+
+/// The names under which gRPC health says how the server is.
+const HEALTH_OF: [&str; 3] = ["", WORKER_POOL, SESSION_CONTROL];
 
 /// How often gRPC health looks at the store.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
@@ -137,15 +145,23 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let live = Arc::new(ArcSwap::from_pointee(Live::new(config.policy, &metrics)));
         let health = HealthReporter::new();
+        let farewell = Farewell::default();
+        let most = config.max_connections.max(1) as usize;
+        let control = control(&store, &live, &metrics, most, &farewell);
         let pool = WorkerPool::new(store.clone(), config.clock, metrics.calls.clone());
         let port = Arc::new(Port {
-            gateway: Gateway::new(pool, live.clone(), Aside::new(health.clone())),
-            places: Arc::new(Semaphore::new(config.max_connections.max(1) as usize)),
+            gateway: Gateway::new(pool, live.clone(), control, Aside::new(health.clone())),
+            places: Arc::new(Semaphore::new(most)),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
         });
         let serving = Arc::new(AtomicBool::new(false));
-        let pages = Admin { store: store.clone(), live, metrics, serving: serving.clone() };
+        let pages = Admin {
+            store: store.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+            serving: serving.clone(),
+        };
         let router = admin::router(Arc::new(pages), config.admin_token);
 
         let mut running = Running {
@@ -154,6 +170,10 @@ impl Server {
             draining: port.draining.clone(),
             stopped: port.stopped.clone(),
             port: port.clone(),
+            farewell,
+            anonymous: config.allow_anonymous || config.listen.ip().is_loopback(),
+            live,
+            metrics,
             serving,
             health,
             threads: Vec::new(),
@@ -179,6 +199,11 @@ pub struct Running {
     draining: CancellationToken,
     stopped: CancellationToken,
     port: Arc<Port<Embedded>>,
+    farewell: Farewell,
+    /// Whether the port may be served without indexers.
+    anonymous: bool,
+    live: Arc<ArcSwap<Live>>,
+    metrics: Arc<Metrics>,
     serving: Arc<AtomicBool>,
     health: HealthReporter,
     threads: Vec<JoinHandle<io::Result<()>>>,
@@ -265,8 +290,9 @@ impl Running {
                 };
                 if told != Some(status) {
                     told = Some(status);
-                    health.set_service_status("", status).await;
-                    health.set_service_status(WORKER_POOL, status).await;
+                    for name in HEALTH_OF {
+                        health.set_service_status(name, status).await;
+                    }
                 }
                 tokio::select! {
                     () = tokio::time::sleep(HEALTH_EVERY) => {}
@@ -276,8 +302,9 @@ impl Running {
         }));
     }
 
-    /// Stops: probes say so, no connection is accepted any more, calls under way may finish for at
-    /// most 10 s, and what the store has pending is flushed.
+    /// Stops: attached streams get their notice, probes say so, no connection is accepted any more,
+    /// calls under way may finish for at most 10 s, and what the store has pending is flushed. An
+    /// attached stream is ended about a second after its notice; no lease ends with it.
     ///
     /// Cancellation: dropped, the server stops at once.
     ///
@@ -286,9 +313,10 @@ impl Running {
     /// [`Error::StoreFailed`] when the store could not keep everything, and [`Error::System`] when
     /// a serving thread broke.
     pub async fn stop(mut self) -> Result<(), Error> {
+        self.farewell.announce().await;
         self.serving.store(false, Ordering::Release);
         self.draining.cancel();
-        for name in ["", WORKER_POOL] {
+        for name in HEALTH_OF {
             self.health.set_service_status(name, ServingStatus::NotServing).await;
             // Whoever watches is told and then let go, so that watching does not hold up the end.
             self.health.clear_service_status(name).await;
@@ -327,6 +355,19 @@ impl Drop for Running {
             tracing::error!(%error, "the store closed badly");
         }
     }
+}
+
+fn control(
+    store: &Arc<Embedded>,
+    live: &Arc<ArcSwap<Live>>,
+    metrics: &Metrics,
+    most: usize,
+    farewell: &Farewell,
+) -> Tonic {
+    let counters = (metrics.calls.clone(), metrics.streams.clone());
+    let control = Control::new(store.clone(), live.clone(), counters, most, farewell.clone());
+    let control = SessionControlServer::new(control);
+    rpc::boxed(control.max_decoding_message_size(rpc::MAX_MESSAGE_BYTES))
 }
 
 /// Takes a port. Not with SO_REUSEPORT: a second server on it has to be refused.

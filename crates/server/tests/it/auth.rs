@@ -14,11 +14,11 @@ use wire::worker::return_worker_response::Status as Returned;
 
 use crate::harness::{ManualClock, TestServer, channel, session};
 
-fn digest(key: &str) -> String {
+pub(crate) fn digest(key: &str) -> String {
     hex::encode(Sha256::digest(key))
 }
 
-fn two_indexers() -> String {
+pub(crate) fn two_indexers() -> String {
     format!(
         "
         [services.t1r]
@@ -67,7 +67,7 @@ async fn every_call_needs_a_key_before_anything_else_is_looked_at() {
 async fn health_and_reflection_need_no_key() {
     let server = TestServer::memory(&two_indexers()).await;
     let channel = channel(server.running.grpc_address());
-    for service in ["", "sf.worker.v1.WorkerPool"] {
+    for service in ["", "sf.worker.v1.WorkerPool", "tgm.session.v1.SessionControl"] {
         let request = HealthCheckRequest { service: service.to_owned() };
         let answer = HealthClient::new(channel.clone()).check(request).await.unwrap();
         assert_eq!(answer.into_inner().status, 1, "serving");
@@ -90,6 +90,7 @@ async fn health_and_reflection_need_no_key() {
     let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
     let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
     assert!(names.contains(&"sf.worker.v1.WorkerPool".to_owned()), "{names:?}");
+    assert!(names.contains(&"tgm.session.v1.SessionControl".to_owned()), "{names:?}");
     assert!(names.contains(&"grpc.health.v1.Health".to_owned()), "{names:?}");
 }
 

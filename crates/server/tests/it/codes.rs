@@ -104,13 +104,15 @@ async fn an_unknown_method_is_unimplemented() {
 async fn an_unknown_stream_is_refused_though_its_caller_goes_on_sending() {
     let server = TestServer::memory(ROOMY).await;
     let mut grpc = tonic::client::Grpc::new(channel(server.running.grpc_address()));
-    grpc.ready().await.unwrap();
-    let codec = tonic_prost::ProstCodec::<KeepAliveRequest, KeepAliveRequest>::default();
-    let path = http::uri::PathAndQuery::from_static("/tgm.session.v1.SessionControl/Attach");
-    let endless = tokio_stream::pending();
-    let call = grpc.streaming(tonic::Request::new(endless), path, codec);
-    let status = call.await.map(drop).unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented, "{status}");
+    for path in ["/sf.worker.v1.Nothing/Attach", "/tgm.session.v1.SessionControl/Nothing"] {
+        grpc.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<KeepAliveRequest, KeepAliveRequest>::default();
+        let endless = tokio_stream::pending();
+        let path = http::uri::PathAndQuery::from_static(path);
+        let call = grpc.streaming(tonic::Request::new(endless), path, codec);
+        let status = call.await.map(drop).unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented, "{status}");
+    }
 }
 
 #[tokio::test]
@@ -118,8 +120,11 @@ async fn what_is_no_grpc_is_refused_by_http_status() {
     let server = TestServer::memory(ROOMY).await;
     let answer = send(&server, "POST", "application/json", BORROW, b"{}").await;
     assert_eq!((answer.http, answer.grpc), (415, None));
-    let answer = send(&server, "GET", "application/grpc", BORROW, b"").await;
-    assert_eq!((answer.http, answer.grpc), (405, None));
+    const ATTACH: &str = "/tgm.session.v1.SessionControl/Attach";
+    for path in [BORROW, ATTACH] {
+        let answer = send(&server, "GET", "application/grpc", path, b"").await;
+        assert_eq!((answer.http, answer.grpc), (405, None));
+    }
 }
 
 #[tokio::test]

@@ -3,17 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 mod admin;
+mod attach;
+mod attached;
 mod auth;
 mod borrow;
 mod borrow_id;
 mod codes;
 mod disk;
+mod drain;
 mod durable;
 mod failing;
 mod harness;
 mod keep_alive;
 mod lost;
 mod policy;
+mod push;
 mod returns;
 mod start_stop;
 mod state;

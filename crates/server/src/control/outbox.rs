@@ -1,0 +1,291 @@
+//! What waits to be sent on one attached stream.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::Stream;
+use futures_util::task::AtomicWaker;
+use lease::{LeaseId, Reason};
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tonic::Status;
+use wire::control::attach_response::Event as WireEvent;
+use wire::control::{
+    AttachResponse, BatchAnswer, Draining, Reason as WireReason, Revocation, RevokedPlace,
+};
+
+use crate::store::{KeptBatch, Listener};
+
+/// Answers that may wait for the reader. A client has a handful of batches under way.
+const MAX_ANSWERS: usize = 64;
+
+/// Revocations that may wait for the reader, about 3 MB of them. An organization that is disabled
+/// may have that many leases on one stream, and its reader has had no time to read yet.
+const MAX_PUSHES: usize = 65_536;
+
+/// The bounded queue between whoever has something to tell a client and the client.
+///
+/// Nobody who fills it waits. When it is full nobody reads it: then it drops what it holds and
+/// ends the stream, which ends no lease.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    queue: Mutex<Queue>,
+    reader: AtomicWaker,
+    /// Cancelled when the queue ran over.
+    overrun: CancellationToken,
+    /// Cancelled when the reader is gone.
+    left: CancellationToken,
+    pushed: Counter,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    answers: usize,
+    pushes: usize,
+    /// How the stream ends after the events; nothing is added any more.
+    end: Option<End>,
+}
+
+/// What is to be sent, as small as it can be kept.
+#[derive(Debug)]
+enum Event {
+    Answer(Box<(u64, KeptBatch)>),
+    Revoked(LeaseId, Reason),
+    /// Dropping the token says that the notice was taken.
+    Draining(#[expect(dead_code, reason = "held until the notice is taken")] TaskTrackerToken),
+}
+
+/// How a stream ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The client has said that it is done.
+    Done,
+    /// The server ends it.
+    Status(Status),
+}
+
+impl Outbox {
+    /// An outbox and its reader; `pushed` counts the revocations.
+    pub(super) fn new(pushed: Counter) -> (Arc<Self>, Reader) {
+        let outbox = Arc::new(Self {
+            queue: Mutex::default(),
+            reader: AtomicWaker::new(),
+            overrun: CancellationToken::new(),
+            left: CancellationToken::new(),
+            pushed,
+        });
+        (outbox.clone(), Reader(outbox))
+    }
+
+    /// Answers a batch.
+    pub(super) fn answer(&self, batch: u64, kept: KeptBatch) {
+        self.add(Event::Answer(Box::new((batch, kept))));
+    }
+
+    /// Tells that the server is about to stop; `taken` is dropped when the reader has the notice.
+    pub(super) fn announce(&self, taken: TaskTrackerToken) {
+        self.add(Event::Draining(taken));
+    }
+
+    /// Ends the stream once the reader has what is in the queue.
+    pub(super) fn close(&self, end: End) {
+        self.queue.lock().end.get_or_insert(end);
+        self.reader.wake();
+    }
+
+    /// Waits until the queue has run over because nobody reads it.
+    pub(super) async fn overrun(&self) {
+        self.overrun.cancelled().await;
+    }
+
+    /// Waits until the reader is gone, with or without the end of the stream.
+    pub(super) async fn left(&self) {
+        self.left.cancelled().await;
+    }
+
+    fn add(&self, event: Event) {
+        let mut queue = self.queue.lock();
+        if queue.end.is_some() {
+            return;
+        }
+        let (waiting, most) = match event {
+            Event::Answer(_) => (&mut queue.answers, MAX_ANSWERS),
+            Event::Revoked(..) => (&mut queue.pushes, MAX_PUSHES),
+            Event::Draining(_) => (&mut 0, 1),
+        };
+        if *waiting < most {
+            *waiting += 1;
+            queue.events.push_back(event);
+            drop(queue);
+        } else {
+            let status = Status::unavailable("the stream is not read, and too much waits on it");
+            *queue = Queue { end: Some(End::Status(status)), ..Queue::default() };
+            drop(queue);
+            self.overrun.cancel();
+        }
+        self.reader.wake();
+    }
+
+    fn take(&self) -> Poll<Option<Result<AttachResponse, Status>>> {
+        let mut queue = self.queue.lock();
+        let event = match queue.events.pop_front() {
+            Some(Event::Answer(answer)) => {
+                queue.answers -= 1;
+                let (batch, kept) = *answer;
+                WireEvent::Answer(answer_on_the_wire(batch, kept))
+            }
+            Some(Event::Revoked(id, reason)) => {
+                queue.pushes -= 1;
+                WireEvent::Revoked(Revocation {
+                    worker_key: id.to_string(),
+                    reason: reason_on_the_wire(reason).into(),
+                    message: reason.to_string(),
+                })
+            }
+            Some(Event::Draining(_)) => WireEvent::Draining(Draining {}),
+            None => {
+                return match queue.end.replace(End::Done) {
+                    Some(End::Done) => Poll::Ready(None),
+                    Some(End::Status(status)) => Poll::Ready(Some(Err(status))),
+                    None => {
+                        queue.end = None;
+                        Poll::Pending
+                    }
+                };
+            }
+        };
+        Poll::Ready(Some(Ok(AttachResponse { event: Some(event) })))
+    }
+}
+
+impl Listener for Outbox {
+    fn revoked(&self, id: LeaseId, reason: Reason) {
+        self.pushed.inc();
+        self.add(Event::Revoked(id, reason));
+    }
+}
+
+/// The reading end of an outbox, which goes away with the stream.
+#[derive(Debug)]
+pub(crate) struct Reader(Arc<Outbox>);
+
+impl Stream for Reader {
+    type Item = Result<AttachResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        // Before the look, so that what comes right after it is not missed.
+        self.0.reader.register(context.waker());
+        self.0.take()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        *self.0.queue.lock() = Queue { end: Some(End::Done), ..Queue::default() };
+        self.0.left.cancel();
+    }
+}
+
+fn answer_on_the_wire(batch: u64, kept: KeptBatch) -> BatchAnswer {
+    let KeptBatch { failed, revoked, unavailable } = kept;
+    let revoked = revoked.into_iter().map(|(place, reason)| RevokedPlace {
+        place,
+        reason: reason_on_the_wire(reason).into(),
+        message: reason.to_string(),
+    });
+    BatchAnswer { batch, failed, revoked: revoked.collect(), unavailable }
+}
+
+fn reason_on_the_wire(reason: Reason) -> WireReason {
+    match reason {
+        Reason::Operator => WireReason::Operator,
+        Reason::OrganizationDisabled => WireReason::OrganizationDisabled,
+        Reason::ApiKeyDisabled => WireReason::ApiKeyDisabled,
+        Reason::BudgetSpent => WireReason::BudgetSpent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt as _, StreamExt as _};
+    use tokio_util::task::TaskTracker;
+    use tonic::Code;
+
+    use super::*;
+
+    fn lease(serial: u64) -> LeaseId {
+        LeaseId::new(0, serial, [7; 12])
+    }
+
+    fn next(reader: &mut Reader) -> Option<Option<Result<WireEvent, Status>>> {
+        let next = reader.next().now_or_never()?;
+        Some(next.map(|event| event.map(|response| response.event.unwrap())))
+    }
+
+    #[test]
+    fn events_are_read_in_order_and_then_the_end() {
+        let (outbox, mut reader) = Outbox::new(Counter::default());
+        assert!(next(&mut reader).is_none(), "nothing yet");
+        outbox.answer(1, KeptBatch { failed: vec![3], ..KeptBatch::default() });
+        outbox.revoked(lease(5), Reason::BudgetSpent);
+        outbox.close(End::Status(Status::unavailable("enough")));
+        outbox.answer(2, KeptBatch::default());
+        let WireEvent::Answer(answer) = next(&mut reader).unwrap().unwrap().unwrap() else {
+            panic!("not the answer")
+        };
+        assert_eq!((answer.batch, answer.failed), (1, vec![3]));
+        let WireEvent::Revoked(revoked) = next(&mut reader).unwrap().unwrap().unwrap() else {
+            panic!("not the revocation")
+        };
+        assert_eq!(revoked.worker_key, lease(5).to_string());
+        assert_eq!(revoked.reason(), WireReason::BudgetSpent);
+        let end = next(&mut reader).unwrap().unwrap().unwrap_err();
+        assert_eq!(end.code(), Code::Unavailable);
+        assert!(next(&mut reader).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_outbox_that_nobody_reads_runs_over_and_holds_nothing_any_more() {
+        let (outbox, mut reader) = Outbox::new(Counter::default());
+        for serial in 0..MAX_PUSHES as u64 {
+            outbox.revoked(lease(serial), Reason::Operator);
+        }
+        outbox.answer(1, KeptBatch::default());
+        assert!(outbox.overrun().now_or_never().is_none());
+        outbox.revoked(lease(0), Reason::Operator);
+        assert!(outbox.overrun().now_or_never().is_some());
+        assert_eq!(outbox.queue.lock().events.capacity(), 0);
+        let end = next(&mut reader).unwrap().unwrap().unwrap_err();
+        assert_eq!(end.code(), Code::Unavailable);
+    }
+
+    #[test]
+    fn what_is_read_makes_room_again() {
+        let (outbox, mut reader) = Outbox::new(Counter::default());
+        for batch in 0..10 * MAX_ANSWERS as u64 {
+            outbox.answer(batch, KeptBatch::default());
+            assert!(next(&mut reader).unwrap().unwrap().is_ok());
+        }
+        assert!(outbox.overrun().now_or_never().is_none());
+    }
+
+    #[test]
+    fn a_notice_counts_as_taken_when_it_was_read_or_nobody_is_left_to_read_it() {
+        let notices = TaskTracker::new();
+        let (read, mut reader) = Outbox::new(Counter::default());
+        let (unread, gone) = Outbox::new(Counter::default());
+        read.announce(notices.token());
+        unread.announce(notices.token());
+        assert_eq!(notices.len(), 2);
+        assert!(matches!(next(&mut reader), Some(Some(Ok(WireEvent::Draining(_))))));
+        assert_eq!(notices.len(), 1);
+        drop(gone);
+        assert_eq!(notices.len(), 0);
+        assert!(unread.left().now_or_never().is_some());
+    }
+}

@@ -1,0 +1,205 @@
+//! Revocations at once, to whoever named the lease last.
+
+use std::time::Duration;
+
+use lease::Usage;
+use tgm_session_server::Policy;
+use tgm_session_server::store::ReportError;
+use tonic::Code;
+use wire::control::Reason;
+use wire::worker::keep_alive_response::Status as Kept;
+
+use crate::attached::{Attached, metric};
+use crate::disk::Disk;
+use crate::harness::{ManualClock, ROOMY, TestServer, eventually, session};
+
+const SOLD: &str = "
+    [services.t1r]
+    [services.t2w]
+    [services.watched]
+    observe = true
+    [plans.pro]
+    budgets = { egress_bytes = { amount = 100.0, per = \"day\" } }
+    [organizations.acme]
+    plan = \"pro\"
+    [organizations.other]
+    plan = \"pro\"
+";
+
+fn policy(text: &str) -> Policy {
+    Policy::parse(text, "test.toml").unwrap().policy
+}
+
+fn egress(organization: &str, value: f64) -> Usage<'_> {
+    Usage { organization, metric: "egress_bytes", value }
+}
+
+#[tokio::test]
+async fn a_session_that_an_operator_ends_is_told_to_the_stream_that_named_it_last() {
+    let server = TestServer::memory(ROOMY).await;
+    let mut client = server.client();
+    let moved = client.borrow(session("acme")).await;
+    let stayed = client.borrow(session("acme")).await;
+    let unnamed = client.borrow(session("acme")).await;
+    let (mut first, mut second) = (Attached::to(&server).await, Attached::to(&server).await);
+    first.name(&[&moved, &stayed]).await;
+    second.name(&[&moved]).await;
+    for key in [&unnamed, &moved, &stayed] {
+        let id = key.parse().unwrap();
+        assert!(server.running.revoke(id, lease::Reason::Operator).await.unwrap());
+        assert!(!server.running.revoke(id, lease::Reason::Operator).await.unwrap());
+    }
+    assert_eq!(second.revoked().await, (moved.clone(), Reason::Operator));
+    assert_eq!(first.revoked().await, (stayed, Reason::Operator));
+    first.nothing_was_pushed().await;
+    second.nothing_was_pushed().await;
+    assert_eq!(client.keep_alive(&moved).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(metric(&server.running, "tgm_session_pushes_total").await, 2);
+}
+
+#[tokio::test]
+async fn disabling_an_organization_or_a_key_is_told_at_once_and_to_its_leases_only() {
+    let server = TestServer::memory(SOLD).await;
+    let mut client = server.client();
+    let acme = client.borrow(session("acme").service("watched")).await;
+    let other = client.borrow(session("other")).await;
+    let keyed = client.borrow(session("other").api_key("key-1")).await;
+    let mut stream = Attached::to(&server).await;
+    stream.name(&[&acme, &other, &keyed]).await;
+
+    let disabled = format!("{SOLD}\n[organizations.rest]\n[api_keys.key-1]\ndisabled = true");
+    assert_eq!(server.running.set_policy(policy(&disabled)).await.unwrap(), 1);
+    assert_eq!(stream.revoked().await, (keyed, Reason::ApiKeyDisabled));
+
+    let disabled = SOLD.replace("[organizations.acme]", "[organizations.acme]\ndisabled = true");
+    assert_eq!(server.running.set_policy(policy(&disabled)).await.unwrap(), 1);
+    assert_eq!(stream.revoked().await, (acme, Reason::OrganizationDisabled));
+    stream.nothing_was_pushed().await;
+    stream.name(&[&other]).await;
+    let status = client.ask(session("acme")).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "the policy is in force for borrows too");
+}
+
+#[tokio::test]
+async fn a_spent_budget_is_told_at_once_but_for_observed_services() {
+    let server = TestServer::memory(SOLD).await;
+    let mut client = server.client();
+    let acme = client.borrow(session("acme")).await;
+    let watched = client.borrow(session("acme").service("watched")).await;
+    let other = client.borrow(session("other")).await;
+    let mut stream = Attached::to(&server).await;
+    stream.name(&[&acme, &watched, &other]).await;
+
+    let usages = [egress("acme", 60.0), egress("other", 60.0)];
+    let reported = server.running.report(None, Some("one"), &usages).await.unwrap();
+    assert_eq!((reported.counted, reported.revoked), (true, 0));
+    let reported = server.running.report(None, Some("one"), &usages).await.unwrap();
+    assert_eq!((reported.counted, reported.revoked), (false, 0), "a repeated report counts once");
+    stream.nothing_was_pushed().await;
+
+    let reported = server.running.report(None, Some("two"), &[egress("acme", 40.0)]).await.unwrap();
+    assert_eq!((reported.counted, reported.revoked), (true, 1));
+    assert_eq!(stream.revoked().await, (acme.clone(), Reason::BudgetSpent));
+    stream.name(&[&watched, &other]).await;
+    for status in [
+        client.keep_alive(&acme).await.unwrap_err(),
+        client.ask(session("acme")).await.unwrap_err(),
+    ] {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    }
+    let reported = server.running.report(None, None, &[egress("acme", 1.0)]).await.unwrap();
+    assert_eq!((reported.counted, reported.revoked), (true, 0), "there is nothing left to end");
+}
+
+#[tokio::test]
+async fn a_report_that_makes_no_sense_counts_nothing() {
+    let server = TestServer::memory(SOLD).await;
+    let mut client = server.client();
+    let key = client.borrow(session("acme")).await;
+    let usages = [egress("acme", 100.0), egress("acme", f64::NAN)];
+    let error = server.running.report(None, None, &usages).await.unwrap_err();
+    assert!(matches!(error, ReportError::Invalid(_)), "{error}");
+    assert_eq!(client.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+    client.borrow(session("acme")).await;
+}
+
+#[tokio::test]
+async fn a_lowered_limit_ends_nobody_and_refuses_the_next() {
+    let server = TestServer::memory(ROOMY).await;
+    let mut client = server.client();
+    let keys = [client.borrow(session("acme")).await, client.borrow(session("acme")).await];
+    let mut stream = Attached::to(&server).await;
+    stream.name(&[&keys[0], &keys[1]]).await;
+    let lowered = policy("[services.t1r]\nmax_per_organization = 1");
+    assert_eq!(server.running.set_policy(lowered).await.unwrap(), 0);
+    stream.name(&[&keys[0], &keys[1]]).await;
+    let refused = client.refused(session("acme")).await;
+    assert_eq!(refused, ("organization".to_owned(), 2, 1));
+}
+
+#[tokio::test]
+async fn a_revocation_is_told_when_it_is_durable_and_not_before() {
+    let disk = Disk::default();
+    let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
+    let key = server.client().borrow(session("acme")).await;
+    let mut stream = Attached::to(&server).await;
+    stream.name(&[&key]).await;
+    disk.hold();
+    let store = server.running.store().clone();
+    let id = key.parse().unwrap();
+    let revoking = tokio::spawn(async move {
+        use tgm_session_server::store::Store as _;
+        store.revoke(id, lease::Reason::Operator).await
+    });
+    eventually("the disk is asked", || std::future::ready(disk.is_waiting())).await;
+    assert_eq!(server.live().await, 0, "it is applied");
+    stream.nothing_was_pushed().await;
+    // Whoever revoked it may be gone: it is told all the same.
+    revoking.abort();
+    disk.release();
+    assert_eq!(stream.revoked().await, (key, Reason::Operator));
+}
+
+#[tokio::test]
+async fn a_revocation_that_the_disk_did_not_keep_is_told_to_nobody() {
+    let disk = Disk::default();
+    let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
+    let key = server.client().borrow(session("acme")).await;
+    let mut stream = Attached::to(&server).await;
+    stream.name(&[&key]).await;
+    disk.fail();
+    let id = key.parse().unwrap();
+    assert!(server.running.revoke(id, lease::Reason::Operator).await.is_err());
+    stream.nothing_was_pushed().await;
+    assert_eq!(stream.keep_alive(&[&key]).await.unavailable, [0]);
+}
+
+#[tokio::test]
+async fn ten_thousand_revocations_at_once_reach_a_stream_that_reads() {
+    let server = TestServer::memory("[services.t1r]").await;
+    let mut stream = Attached::to(&server).await;
+    let client = server.client();
+    let mut keys = Vec::new();
+    for _ in 0..100 {
+        let borrows = (0..100).map(|_| {
+            let mut client = client.clone();
+            async move { client.borrow(session("acme")).await }
+        });
+        keys.extend(futures_util::future::join_all(borrows).await);
+    }
+    for batch in keys.chunks(1_000) {
+        stream.name(&batch.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    let disabled = policy("[services.t1r]\n[organizations.acme]\ndisabled = true");
+    let started = std::time::Instant::now();
+    assert_eq!(server.running.set_policy(disabled).await.unwrap(), 10_000);
+    let mut told = std::collections::BTreeSet::new();
+    for _ in 0..10_000 {
+        let (key, reason) = stream.revoked().await;
+        assert_eq!(reason, Reason::OrganizationDisabled);
+        told.insert(key);
+    }
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(told, keys.into_iter().collect());
+    stream.nothing_was_pushed().await;
+}
