@@ -262,6 +262,8 @@ impl<S: Store> Attached<S> {
         let kept: KeptBatch = kept.await;
         self.calls.count_batch(ids.len(), &kept);
         self.outbox.answer(batch, kept);
+        // Many small batches may be here already: their answers are sent before there are too many.
+        tokio::task::yield_now().await;
         Ok(())
     }
 }

@@ -173,6 +173,7 @@ impl Server {
             farewell,
             anonymous: config.allow_anonymous || config.listen.ip().is_loopback(),
             live,
+            changing: tokio::sync::Mutex::default(),
             metrics,
             serving,
             health,
@@ -203,6 +204,8 @@ pub struct Running {
     /// Whether the port may be served without indexers.
     anonymous: bool,
     live: Arc<ArcSwap<Live>>,
+    /// Held while another policy comes into force.
+    changing: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
     serving: Arc<AtomicBool>,
     health: HealthReporter,

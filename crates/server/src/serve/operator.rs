@@ -61,11 +61,15 @@ impl Running {
         if !self.anonymous && !policy.has_indexers() {
             return Err(Error::Anonymous { listen: self.grpc_address });
         }
+        // One after the other, so that no policy ends what a later one allows.
+        let _changing = self.changing.lock().await;
         let live = Arc::new(Live::new(policy, &self.metrics));
         let before = self.live.swap(live.clone());
+        // Calls that looked at the old policy hold on to it until they are over.
+        let calls_under_way = Arc::strong_count(&before) > 1;
         let mut ended = self.store.enforce(&live.policy).await.map_err(store_failed)?;
-        // A borrow that had its terms of the old policy may have been granted since.
-        if Arc::strong_count(&before) > 1 {
+        if calls_under_way {
+            // A borrow with terms of the old policy may have been granted since.
             for _ in 0..LOOKS {
                 if Arc::strong_count(&before) == 1 {
                     break;

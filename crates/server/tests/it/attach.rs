@@ -9,6 +9,7 @@ use tonic::Code;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
+use wire::control::attach_response::Event;
 use wire::control::{AttachRequest, BatchAnswer, Reason, RevokedPlace};
 use wire::worker::keep_alive_response::Status as Kept;
 
@@ -161,6 +162,26 @@ async fn a_client_that_half_closes_gets_its_answers_and_a_good_end() {
     stream.batches = tokio::sync::mpsc::channel(1).0;
     assert_eq!(stream.answer().await.failed, [0]);
     assert!(stream.next().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn many_small_batches_at_once_are_answered_in_order() {
+    let server = TestServer::memory(ROOMY).await;
+    let mut stream = Attached::to(&server).await;
+    let batches = stream.batches.clone();
+    // They are short enough to arrive together.
+    let sending = tokio::spawn(async move {
+        for batch in 1..=5_000 {
+            let worker_keys = vec!["x".to_owned()];
+            batches.send(AttachRequest { batch, worker_keys }).await.unwrap();
+        }
+    });
+    sending.await.unwrap();
+    for batch in 1..=5_000 {
+        let event = stream.next().await.unwrap();
+        let Some(Event::Answer(answer)) = event else { panic!("{event:?}") };
+        assert_eq!((answer.batch, answer.failed), (batch, vec![0]));
+    }
 }
 
 #[tokio::test]

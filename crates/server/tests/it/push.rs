@@ -175,6 +175,34 @@ async fn a_revocation_that_the_disk_did_not_keep_is_told_to_nobody() {
 }
 
 #[tokio::test]
+async fn policies_and_reports_that_race_with_borrows_leave_no_lease_that_may_not_live() {
+    let server = TestServer::memory(SOLD).await;
+    let borrows = std::array::from_fn::<_, 8, _>(|_| {
+        let mut client = server.client();
+        tokio::spawn(async move {
+            let mut granted = 0;
+            loop {
+                match client.ask(session("acme")).await {
+                    Ok(_) => granted += 1,
+                    Err(status) => return (granted, status.code()),
+                }
+            }
+        })
+    });
+    eventually("there are sessions", || async { server.live().await > 50 }).await;
+    let disabled = SOLD.replace("[organizations.acme]", "[organizations.acme]\ndisabled = true");
+    let ended = server.running.set_policy(policy(&disabled)).await.unwrap();
+    assert_eq!(server.live().await, 0);
+    let mut granted = 0;
+    for borrow in borrows {
+        let (some, code) = borrow.await.unwrap();
+        assert_eq!(code, Code::PermissionDenied);
+        granted += some;
+    }
+    assert_eq!(ended, granted);
+}
+
+#[tokio::test]
 async fn ten_thousand_revocations_at_once_reach_a_stream_that_reads() {
     let server = TestServer::memory("[services.t1r]").await;
     let mut stream = Attached::to(&server).await;
