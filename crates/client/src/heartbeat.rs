@@ -21,6 +21,9 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// The longest pause between two borrows of leases the server forgot.
 const LONGEST_GAP: Duration = Duration::from_millis(50);
 
+/// When a patient schedule gives a lease up: after no process has ever run so long.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// How far a beat strays from its interval, either way.
 const STRAY: f64 = 0.05;
 
@@ -39,6 +42,8 @@ pub(crate) enum Due {
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
     delay: Duration,
+    /// Whether a lease is never given up for want of an answer.
+    patient: bool,
     beats: HashMap<u64, Beat>,
     /// One valid entry per waiting lease: the one whose time its beat names. Others are stale.
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -90,10 +95,12 @@ impl Heartbeat {
     pub(crate) const BYTES_PER_LEASE: usize =
         (size_of::<(u64, Beat)>() + 1) * 16 / 7 + 2 * size_of::<(Instant, u64)>();
 
-    /// Makes an empty schedule in which no lease waits longer than `delay` for its keep-alive.
-    pub(crate) fn new(delay: Duration) -> Self {
+    /// Makes an empty schedule in which no lease waits longer than `delay` for its keep-alive; a
+    /// `patient` one loses none.
+    pub(crate) fn new(delay: Duration, patient: bool) -> Self {
         Self {
             delay,
+            patient,
             beats: HashMap::new(),
             queue: BinaryHeap::new(),
             forgotten: Forgotten::default(),
@@ -114,7 +121,7 @@ impl Heartbeat {
     ) {
         let due = now + anywhere(self.interval(ttl), rng);
         let state = State::Held;
-        let lost_at = sent + ttl;
+        let lost_at = lost_at(self.patient, sent, ttl);
         let due_at = Some(due);
         let (failing, out_of_turn) = (false, false);
         let beat = Beat {
@@ -129,6 +136,22 @@ impl Heartbeat {
         };
         self.beats.insert(number, beat);
         self.queue.push(Reverse((due, number)));
+    }
+
+    /// Starts to try to borrow a lease that no server has granted yet.
+    pub(crate) fn insert_forgotten(
+        &mut self,
+        number: u64,
+        is_worker: bool,
+        ttl: Duration,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) {
+        self.insert(number, is_worker, ttl, now, now, rng);
+        if let Some(beat) = self.beats.get_mut(&number) {
+            beat.state = State::Forgotten;
+        }
+        self.failed(number, now, rng);
     }
 
     /// Forgets a lease, and returns whether a call for it is under way.
@@ -246,15 +269,16 @@ impl Heartbeat {
         now: Instant,
         rng: &mut impl Rng,
     ) {
+        let patient = self.patient;
         let Some(beat) = self.beats.get_mut(&number) else { return };
+        let ttl = ttl.unwrap_or(beat.ttl);
         let spread =
             std::mem::take(&mut beat.out_of_turn) || beat.failing || beat.state != State::Held;
         beat.proven = sent;
-        beat.ttl = ttl.unwrap_or(beat.ttl);
-        beat.lost_at = sent + beat.ttl;
+        beat.ttl = ttl;
+        beat.lost_at = lost_at(patient, sent, ttl);
         beat.state = State::Held;
         beat.failing = false;
-        let ttl = beat.ttl;
         let interval = self.interval(ttl);
         let pause = if spread { anywhere(interval, rng) } else { around(interval, rng) };
         self.wait(number, now + pause);
@@ -305,6 +329,17 @@ impl Heartbeat {
         let line = &mut self.forgotten;
         if beat.is_worker { &mut line.workers } else { &mut line.sessions }.push_back(number);
         self.wait_for_loss(number);
+    }
+
+    /// Lines up the sessions whose next try would come later: the server is back, and workers are
+    /// not to come before them.
+    pub(crate) fn line_up_sessions(&mut self) {
+        let waits =
+            |beat: &Beat| beat.state == State::Forgotten && beat.due.is_some() && !beat.is_worker;
+        let waiting = self.beats.iter().filter(|(_, beat)| waits(beat));
+        let mut waiting: Vec<u64> = waiting.map(|(number, _)| *number).collect();
+        waiting.sort_unstable();
+        waiting.into_iter().for_each(|number| self.line_up(number));
     }
 
     /// Makes the keep-alive of a held lease due at once, unless a call is under way.
@@ -361,6 +396,11 @@ impl Heartbeat {
             self.queue.push(Reverse((until, number)));
         }
     }
+}
+
+/// When a lease is lost that was last known to live at `proven`.
+fn lost_at(patient: bool, proven: Instant, ttl: Duration) -> Instant {
+    proven + if patient { FOREVER } else { ttl }
 }
 
 /// Anywhere in (0, `interval`].

@@ -48,11 +48,11 @@
 //! | `client-cert-file`, `client-key-file` | none | show this certificate |
 //! | `indexer-api-key` | none | who this service is; never logged |
 //! | `request-keep-alive-delay` | `20s` | longest time between two keep-alives of a lease |
-//! | `default-max-request-per-organization` | none | most sessions of one organization and service that this pool admits; formerly `default-max-request-per-user` |
+//! | `default-max-request-per-organization` | none | most sessions of one organization and service that this pool admits (10 while it fails open); formerly `default-max-request-per-user` |
 //! | `minimal-worker-life-duration` | the server's, else `5s` | a session released younger counts until this age |
 //! | `borrow-timeout` | `5s` | how long a borrow may take, retries included |
 //! | `borrow-wait` | `0s` | how long a borrow keeps trying while a ceiling is reached |
-//! | `on-unavailable` | `deny` | `deny` refuses borrows while the server cannot be reached |
+//! | `on-unavailable` | `deny` | what happens while the server cannot be reached: `deny` or `allow`; see below |
 //!
 //! **`local://`**, this process alone:
 //!
@@ -72,6 +72,11 @@
 //! [`Error::QuotaExceeded`]), or when it is lost ([`Error::Lost`]): one TTL went by without a
 //! successful keep-alive, or a server that forgot it does not grant it again. A server that was
 //! restarted and forgot everything grants it again without anyone noticing.
+//!
+//! With `on-unavailable=allow` the pool *fails open*: while the server cannot be reached sessions go
+//! on however long it takes, and new ones are admitted, after `borrow-timeout` at first and at once
+//! while the outage goes on. All are borrowed for real when the server is back, sessions before
+//! workers; one that no longer fits ends as [`Error::ConcurrentStreamLimitExceeded`].
 //!
 //! Returns are repeated for up to one TTL. A borrow whose answer never came is given back by its
 //! borrow id, so a lost packet costs no slot.
@@ -101,7 +106,7 @@ pub use pool::{
 };
 pub use registry::Registry;
 pub use stats::{Denied, PoolStats};
-pub use tgm::{PoolState, TgmConfig, TgmPool};
+pub use tgm::{OnUnavailable, PoolState, TgmConfig, TgmPool};
 #[cfg(feature = "tower")]
 pub use tower::{SessionBody, SessionLayer, SessionService};
 

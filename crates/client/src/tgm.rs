@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 use wire::worker::{WorkersState, WorkersStateRequest};
 
 use self::borrow::{Patience, Wanted};
-pub use self::config::TgmConfig;
+pub use self::config::{OnUnavailable, TgmConfig};
 use self::driver::Shared;
 use self::keeper::{Asked, Keeper, Rules};
 use crate::dsn::Dsn;
@@ -91,6 +91,7 @@ impl TgmPool {
             delay: config.keep_alive_delay,
             minimal_life: config.minimal_life,
             most_sessions: config.max_sessions_per_organization,
+            fail_open: config.on_unavailable == OnUnavailable::Allow,
         };
         let keeper = Keeper::new(rules, rand::make_rng());
         let shared = Arc::new(Shared::new(keeper, channel, key.transpose()?));

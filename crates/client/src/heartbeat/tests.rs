@@ -19,7 +19,7 @@ struct Bench {
 impl Bench {
     fn new(seed: u64) -> Self {
         let now = Instant::now();
-        let (heartbeat, link) = (Heartbeat::new(DELAY), Link::default());
+        let (heartbeat, link) = (Heartbeat::new(DELAY, false), Link::default());
         Self { heartbeat, link, rng: StdRng::seed_from_u64(seed), start: now, now }
     }
 
@@ -237,7 +237,7 @@ fn a_lease_taken_aside_waits_until_it_is_lined_up_or_lost() {
 fn while_the_link_is_down_few_calls_go_out_and_every_lease_is_still_lost_in_time() {
     let mut bench = Bench::new(12);
     (0..5000).for_each(|number| bench.insert(number, TTL));
-    bench.link.failed();
+    bench.link.failed(bench.now);
     let (mut calls, mut lost) = (0, 0);
     while bench.heartbeat.next().is_some() {
         match bench.step() {

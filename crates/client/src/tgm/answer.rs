@@ -48,6 +48,8 @@ pub(crate) enum BorrowAnswer {
         error: Error,
         sent: bool,
     },
+    /// The server grants nothing more under the name of this borrow.
+    Spent(Error),
     /// The answer contradicts itself; `key`, if any, has to be given back.
     Nonsense {
         error: Error,
@@ -84,8 +86,10 @@ pub(crate) fn borrow(
     let response = match answer {
         Ok(response) => response,
         Err(status) => {
+            let cancelled = status.code() == Code::Cancelled;
             return match Failure::of(&status) {
-                Failure { error, fault: true, sent } => BorrowAnswer::Fault { error, sent },
+                Failure { error, by_server: true, .. } if cancelled => BorrowAnswer::Spent(error),
+                Failure { error, fault: true, sent, .. } => BorrowAnswer::Fault { error, sent },
                 Failure { error, .. } => BorrowAnswer::Refused(error),
             };
         }
@@ -184,6 +188,8 @@ struct Failure {
     fault: bool,
     /// Whether the call may have reached the server.
     sent: bool,
+    /// Whether it is the server's own.
+    by_server: bool,
 }
 
 impl Failure {
@@ -192,7 +198,8 @@ impl Failure {
         // came from something in front of the server, or in its place.
         if status.source().is_some() || status.message().starts_with(MAPPED_FROM_HTTP) {
             let error = Error::unavailable(describe(status));
-            return Self { error, fault: true, sent: !caused_by::<ConnectError>(status) };
+            let sent = !caused_by::<ConnectError>(status);
+            return Self { error, fault: true, sent, by_server: false };
         }
         let message = clip(status.message());
         let error = match status.code() {
@@ -203,7 +210,7 @@ impl Failure {
             // Wrong server or wrong path among them: asking again gives the same answer.
             _ => Error::unavailable(describe(status)),
         };
-        Self { error, fault: is_fault(status.code()), sent: true }
+        Self { error, fault: is_fault(status.code()), sent: true, by_server: true }
     }
 }
 

@@ -24,6 +24,15 @@ pub(crate) enum Wanted {
     Worker { session: u64, service: Arc<str>, max_per_session: u32 },
 }
 
+impl Wanted {
+    fn take_callback(&mut self) -> Option<OnError> {
+        match self {
+            Self::Session { on_error, .. } => on_error.take(),
+            Self::Worker { .. } => None,
+        }
+    }
+}
+
 /// How long a borrow may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -91,6 +100,9 @@ impl<'a> UnderWay<'a> {
         let deadline = Instant::now() + timeout;
         let mut pause = Pause::default();
         loop {
+            if self.shared.tell(|keeper, now| keeper.fails_open(timeout, now)) {
+                return self.admit(wanted);
+            }
             let error = match self.attempt(wanted, deadline).await {
                 Ok(lease) => return Ok(lease),
                 Err(Try::Over(error)) => return Err(error),
@@ -98,12 +110,25 @@ impl<'a> UnderWay<'a> {
             };
             let again = Instant::now() + pause.next();
             if again >= deadline {
-                return Err(error);
+                let fails_open = self.shared.tell(|keeper, _| keeper.may_fail_open());
+                return if fails_open { self.admit(wanted) } else { Err(error) };
             }
             tracing::debug!(%error, "a borrow failed and is tried again");
             self.shared.tell(|keeper, _| keeper.retries());
             sleep_until(again).await;
         }
+    }
+
+    /// Has the pool admit the borrow by itself.
+    fn admit(mut self, wanted: &mut Wanted) -> Result<Arc<Lease>, Error> {
+        let (asked, session) = (&self.asked, self.session);
+        let borrowing = self.doubt.then_some(self.id);
+        let on_error = wanted.take_callback();
+        let lease = self
+            .shared
+            .tell(|keeper, now| keeper.admitted(asked, session, on_error, borrowing, now))?;
+        self.over = true;
+        Ok(lease)
     }
 
     async fn attempt(&mut self, wanted: &mut Wanted, deadline: Instant) -> Result<Arc<Lease>, Try> {
@@ -116,10 +141,7 @@ impl<'a> UnderWay<'a> {
                 // The same id brings the same lease, so earlier tries are no longer in doubt.
                 self.doubt = false;
                 self.over = true;
-                let on_error = match wanted {
-                    Wanted::Session { on_error, .. } => on_error.take(),
-                    Wanted::Worker { .. } => None,
-                };
+                let on_error = wanted.take_callback();
                 let (asked, session) = (&self.asked, self.session);
                 self.shared
                     .tell(|keeper, now| keeper.granted(asked, session, on_error, grant, sent, now))
@@ -127,7 +149,7 @@ impl<'a> UnderWay<'a> {
             }
             BorrowAnswer::Refused(error) => {
                 self.doubt = doubted;
-                self.shared.tell(|keeper, _| keeper.saw_link(true));
+                self.shared.tell(|keeper, now| keeper.saw_link(true, now));
                 Err(Try::Over(error))
             }
             BorrowAnswer::Nonsense { error, key } => {
@@ -138,9 +160,19 @@ impl<'a> UnderWay<'a> {
                 }
                 Err(Try::Over(error))
             }
+            BorrowAnswer::Spent(error) => {
+                // What the name took, if anything, is given back by it.
+                let spent = std::mem::replace(&mut self.id, BorrowId(rand::random()));
+                self.doubt = false;
+                self.shared.tell(|keeper, now| {
+                    keeper.saw_link(true, now);
+                    keeper.stray(Target::Borrow(spent), UNTOLD_TTL, now);
+                });
+                Err(Try::Fault(error))
+            }
             BorrowAnswer::Fault { error, sent } => {
                 self.doubt = doubted || sent;
-                self.shared.tell(|keeper, _| keeper.saw_link(false));
+                self.shared.tell(|keeper, now| keeper.saw_link(false, now));
                 Err(Try::Fault(error))
             }
         }

@@ -41,6 +41,21 @@ pub struct TgmConfig {
     pub borrow_timeout: Duration,
     /// How long a borrow keeps trying while a ceiling is reached.
     pub borrow_wait: Duration,
+    /// What happens while the server cannot be reached.
+    pub on_unavailable: OnUnavailable,
+}
+
+/// What a pool does while its server cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnUnavailable {
+    /// Borrows are refused, and a session ends when one TTL has passed without a keep-alive.
+    #[default]
+    Deny,
+    /// Sessions go on, and borrows are admitted up to
+    /// [`TgmConfig::max_sessions_per_organization`], or 10. They are borrowed for real when the
+    /// server is back; one that it refuses ends.
+    Allow,
 }
 
 impl TgmConfig {
@@ -77,17 +92,14 @@ impl TgmConfig {
             minimal_life: p.duration("minimal-worker-life-duration")?,
             borrow_timeout: p.duration("borrow-timeout")?.unwrap_or(Duration::from_secs(5)),
             borrow_wait: p.duration("borrow-wait")?.unwrap_or_default(),
+            on_unavailable: match p.text("on-unavailable") {
+                None | Some("deny") => OnUnavailable::Deny,
+                Some("allow") => OnUnavailable::Allow,
+                Some(other) => {
+                    return Err(wrong("on-unavailable", other, "is neither `deny` nor `allow`"));
+                }
+            },
         };
-        match p.text("on-unavailable") {
-            None | Some("deny") => {}
-            // Better no pool than one that refuses what its operator wants admitted.
-            Some("allow") => {
-                return Err(wrong("on-unavailable", "allow", "is not supported yet; use `deny`"));
-            }
-            Some(other) => {
-                return Err(wrong("on-unavailable", other, "is neither `deny` nor `allow`"));
-            }
-        }
         p.finish()?;
         config.check()?;
         Ok(config)
@@ -156,6 +168,7 @@ mod tests {
         assert_eq!(config.minimal_life, None);
         assert_eq!(config.borrow_timeout, Duration::from_secs(5));
         assert_eq!(config.borrow_wait, Duration::ZERO);
+        assert_eq!(config.on_unavailable, OnUnavailable::Deny);
         assert!(config.indexer_api_key.is_none() && config.ca_file.is_none());
         assert!(config.client_identity.is_none());
     }
@@ -174,6 +187,9 @@ mod tests {
         assert_eq!(config.max_sessions_per_organization, Some(7));
         assert_eq!(config.indexer_api_key.unwrap().expose_secret(), "k&1");
         assert_eq!(config.minimal_life, Some(Duration::from_millis(250)));
+        assert_eq!(config.on_unavailable, OnUnavailable::Deny);
+        let allowed = read("tgm://h?on-unavailable=allow").unwrap();
+        assert_eq!(allowed.on_unavailable, OnUnavailable::Allow);
         assert_eq!(config.borrow_timeout, Duration::from_secs(2));
         assert_eq!(config.borrow_wait, Duration::from_secs(3));
         assert_eq!(config.client_identity, Some(("c.pem".into(), "k.pem".into())));
@@ -198,7 +214,6 @@ mod tests {
             ("tgm://h?borrow-timeout=0s", "must be above 0"),
             ("tgm://h?borrow-wait=soon", "is not a duration"),
             ("tgm://h?on-unavailable=maybe", "is neither `deny` nor `allow`"),
-            ("tgm://h?on-unavailable=allow", "is not supported yet"),
             ("tgm://h?client-cert-file=c.pem", "both are needed"),
             ("tgm://h?client-key-file=c.pem", "both are needed"),
             ("tgm://h?plaintext=true&ca-file=ca.pem", "has no use for"),

@@ -6,6 +6,7 @@
 
 mod batches;
 mod calls;
+mod offline;
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +45,14 @@ pub(crate) struct Rules {
     pub(crate) minimal_life: Option<Duration>,
     /// Most sessions of one organization and service that the pool admits by itself.
     pub(crate) most_sessions: Option<u64>,
+    /// Whether leases go on, and borrows are admitted, while the server is away.
+    pub(crate) fail_open: bool,
+}
+
+impl Rules {
+    fn counts_sessions(self) -> bool {
+        self.most_sessions.is_some() || self.fail_open
+    }
 }
 
 /// What a borrow asks for: the same again when the server forgot the lease.
@@ -105,6 +114,8 @@ struct Held {
     forgotten: bool,
     /// The borrow that may have had it again, while nobody knows.
     borrowing: Option<BorrowId>,
+    /// Whether that borrow was sent.
+    doubt: bool,
     /// Why the last call failed.
     fault: Option<Box<Error>>,
 }
@@ -140,7 +151,7 @@ pub(crate) struct Keeper {
     calls: usize,
     /// Borrows of callers under way.
     borrows: usize,
-    /// Sessions per organization and service, while there is a ceiling on them.
+    /// Sessions per organization and service, while there may be a ceiling on them.
     sessions: HashMap<(Arc<str>, Arc<str>), u64>,
     closing: bool,
     closers: Vec<oneshot::Sender<()>>,
@@ -157,7 +168,7 @@ impl Keeper {
             numbers: 0,
             held: HashMap::new(),
             keys: HashMap::new(),
-            heartbeat: Heartbeat::new(rules.delay),
+            heartbeat: Heartbeat::new(rules.delay, rules.fail_open),
             returns: Returns::default(),
             link: Link::default(),
             attachment: Attachment::new(),
@@ -209,10 +220,10 @@ impl Keeper {
         if self.closing {
             return Err(Error::Closed);
         }
-        if let Some(max) = self.rules.most_sessions {
+        if self.rules.counts_sessions() {
             let pool = (asked.organization.clone(), asked.service.clone());
             let active = self.sessions.get(&pool).copied().unwrap_or(0);
-            if active >= max {
+            if let Some(max) = self.rules.most_sessions.filter(|max| active >= *max) {
                 let scope = Scope::Pool;
                 return Err(Error::ConcurrentStreamLimitExceeded { active, max, scope });
             }
@@ -261,21 +272,40 @@ impl Keeper {
         sent: Instant,
         now: Instant,
     ) -> Result<Arc<Lease>, Error> {
-        self.link.answered();
-        let refusal = match session.map(|session| self.held.get(&session)) {
-            _ if self.closing => Some(Error::Closed),
-            None => None,
-            Some(Some(held)) if !held.ended => None,
-            Some(held) => {
-                let reason = held.and_then(|held| held.lease.end_reason().cloned());
-                Some(reason.unwrap_or(Error::SessionNotFound))
-            }
-        };
-        if let Some(error) = refusal {
+        self.saw_link(true, now);
+        if let Err(error) = self.may_hold(session) {
             self.stray(Target::Key(grant.key.into()), grant.ttl, now);
             self.borrow_over(asked);
             return Err(error);
         }
+        let ttl = grant.ttl;
+        let (number, lease) = self.hold(asked, session, on_error, grant);
+        self.heartbeat.insert(number, session.is_some(), ttl, sent, now, &mut self.rng);
+        self.attachment.name(number, now);
+        Ok(lease)
+    }
+
+    /// Whether the pool takes what a borrow brought, under `session` if it was for a worker.
+    fn may_hold(&self, session: Option<u64>) -> Result<(), Error> {
+        match session.map(|session| self.held.get(&session)) {
+            _ if self.closing => Err(Error::Closed),
+            None => Ok(()),
+            Some(Some(held)) if !held.ended => Ok(()),
+            Some(held) => {
+                let reason = held.and_then(|held| held.lease.end_reason().cloned());
+                Err(reason.unwrap_or(Error::SessionNotFound))
+            }
+        }
+    }
+
+    /// Ends a caller's borrow with a lease in the table; the schedule has to learn of it.
+    fn hold(
+        &mut self,
+        asked: &Asked,
+        session: Option<u64>,
+        on_error: Option<OnError>,
+        grant: Grant,
+    ) -> (u64, Arc<Lease>) {
         self.borrows -= 1;
         let number = self.next_number();
         let lease = Arc::new(Lease::new(number, grant.key, on_error));
@@ -287,7 +317,6 @@ impl Keeper {
         {
             workers.insert(number);
         }
-        self.heartbeat.insert(number, session.is_some(), grant.ttl, sent, now, &mut self.rng);
         let held = Held {
             lease: lease.clone(),
             asked: asked.clone(),
@@ -298,13 +327,13 @@ impl Keeper {
             ended: false,
             forgotten: false,
             borrowing: None,
+            doubt: false,
             fault: None,
         };
         self.held.insert(number, Box::new(held));
         self.keys.insert(lease.key(), number);
-        self.attachment.name(number, now);
         self.stats.held(session.is_some());
-        Ok(lease)
+        (number, lease)
     }
 
     /// Ends a caller's borrow that was not granted.
@@ -316,8 +345,12 @@ impl Keeper {
     }
 
     /// Notes how the way to the server looked to a caller.
-    pub(crate) fn saw_link(&mut self, answered: bool) {
-        if answered { self.link.answered() } else { self.link.failed() }
+    pub(crate) fn saw_link(&mut self, answered: bool, now: Instant) {
+        if !answered {
+            self.link.failed(now);
+        } else if self.link.answered(now) {
+            self.heartbeat.line_up_sessions();
+        }
     }
 
     /// Queues the return of something that no guard holds.
@@ -410,7 +443,7 @@ impl Keeper {
     }
 
     fn leave_pool(&mut self, asked: &Asked) {
-        if self.rules.most_sessions.is_none() {
+        if !self.rules.counts_sessions() {
             return;
         }
         let pool = (asked.organization.clone(), asked.service.clone());

@@ -373,7 +373,7 @@ mod tests {
         for number in first {
             bench.answer(number, Ok(Released::Returned));
         }
-        bench.link.failed();
+        bench.link.failed(bench.now);
         assert_eq!(std::iter::from_fn(|| bench.due()).count(), 16);
         assert!(bench.returns.next().is_some_and(|at| at > bench.now));
     }

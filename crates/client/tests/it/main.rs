@@ -6,6 +6,7 @@
 mod attached;
 mod borrows;
 mod closing;
+mod fail_open;
 mod keep_alives;
 mod real_server;
 mod returns;

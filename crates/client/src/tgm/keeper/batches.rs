@@ -41,7 +41,7 @@ impl Keeper {
     /// revocation is pushed.
     pub(crate) fn attached(&mut self, now: Instant) {
         tracing::debug!("keep-alives go over one stream");
-        self.link.answered();
+        self.saw_link(true, now);
         self.attachment.opened(self.held.keys().copied(), now);
     }
 
@@ -120,7 +120,7 @@ impl Keeper {
         now: Instant,
     ) -> bool {
         let Some(batch) = self.attachment.answered(batch) else { return false };
-        self.link.answered();
+        self.saw_link(true, now);
         for (place, number) in (0..).zip(batch.numbers) {
             let answer = places.remove(&place).unwrap_or(KeepAliveAnswer::Extended(None));
             self.heard(number, answer, batch.sent, now);

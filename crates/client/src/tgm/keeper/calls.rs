@@ -89,7 +89,7 @@ impl Keeper {
         now: Instant,
     ) {
         self.calls -= 1;
-        self.saw_link(!matches!(answer, KeepAliveAnswer::Fault(_)));
+        self.saw_link(!matches!(answer, KeepAliveAnswer::Fault(_)), now);
         self.heard(number, answer, sent, now);
     }
 
@@ -114,6 +114,7 @@ impl Keeper {
             KeepAliveAnswer::Forgotten => {
                 held.forgotten = true;
                 held.borrowing = None;
+                held.doubt = false;
                 tracing::debug!(lease = number, "the server forgot a lease; it is borrowed again");
                 self.forgotten(number, sent, now);
             }
@@ -136,7 +137,7 @@ impl Keeper {
         now: Instant,
     ) {
         self.calls -= 1;
-        self.saw_link(!matches!(answer, BorrowAnswer::Fault { .. }));
+        self.saw_link(!matches!(answer, BorrowAnswer::Fault { .. }), now);
         if !self.held.contains_key(&number) {
             self.retarget(number, &answer);
         }
@@ -147,6 +148,7 @@ impl Keeper {
             BorrowAnswer::Granted(grant) => {
                 held.forgotten = false;
                 held.borrowing = None;
+                held.doubt = false;
                 held.fault = None;
                 held.ttl = grant.ttl;
                 held.minimal_life = grant.minimal_life;
@@ -158,27 +160,45 @@ impl Keeper {
             }
             BorrowAnswer::Refused(error) => {
                 held.borrowing = None;
+                held.doubt = false;
                 match error {
                     Error::PermissionDenied { .. } | Error::QuotaExceeded { .. } => {
                         self.revoked(number, &error);
                     }
+                    // The pool let it go on by itself, and now there is no place for it.
+                    error if self.rules.fail_open && error.is_ceiling() => self.end(number, &error),
                     error => self.end(number, &error.lost()),
                 }
             }
             BorrowAnswer::Nonsense { error, key } => {
                 held.borrowing = None;
+                held.doubt = false;
                 self.fault(number, error, now);
                 if let Some(key) = key {
                     self.stray(Target::Key(key.into()), UNTOLD_TTL, now);
                 }
             }
-            BorrowAnswer::Fault { error, .. } => self.fault(number, error, now),
+            BorrowAnswer::Spent(error) => {
+                // The next try needs another name; whatever this one took is given back by it.
+                held.doubt = false;
+                if let Some(id) = held.borrowing.take() {
+                    self.stray(Target::Borrow(id), UNTOLD_TTL, now);
+                }
+                self.fault(number, error, now);
+            }
+            BorrowAnswer::Fault { error, sent } => {
+                held.doubt |= sent;
+                if !held.doubt {
+                    held.borrowing = None;
+                }
+                self.fault(number, error, now);
+            }
         }
     }
 
     /// Takes the answer to one try of a return.
     pub(crate) fn returned(&mut self, number: u64, answer: ReturnAnswer, now: Instant) {
-        self.saw_link(answer.answered);
+        self.saw_link(answer.answered, now);
         self.returns.answered(number, answer.outcome, answer.again, now, &mut self.rng);
         self.workers_tried(now);
     }
@@ -201,7 +221,7 @@ impl Keeper {
             BorrowAnswer::Granted(Grant { key, .. })
             | BorrowAnswer::Nonsense { key: Some(key), .. } => Target::Key(key.as_str().into()),
             // The order of the release names the borrow already.
-            BorrowAnswer::Fault { .. } => return,
+            BorrowAnswer::Fault { .. } | BorrowAnswer::Spent(_) => return,
             BorrowAnswer::Refused(_) | BorrowAnswer::Nonsense { key: None, .. } => {
                 return self.returns.retarget(number, None);
             }
@@ -217,7 +237,7 @@ impl Keeper {
     }
 
     /// Has a forgotten lease borrowed again: a worker not before its session is known to live.
-    fn forgotten(&mut self, number: u64, sent: Instant, now: Instant) {
+    pub(super) fn forgotten(&mut self, number: u64, sent: Instant, now: Instant) {
         let session = match self.held.get(&number).map(|held| &held.role) {
             Some(Role::Worker { session, .. }) => *session,
             _ => return self.heartbeat.forgotten(number, now),

@@ -11,7 +11,8 @@ mod returns;
 const TTL: Duration = Duration::from_secs(60);
 const DELAY: Duration = Duration::from_secs(20);
 
-const RULES: Rules = Rules { delay: DELAY, minimal_life: None, most_sessions: None };
+const RULES: Rules =
+    Rules { delay: DELAY, minimal_life: None, most_sessions: None, fail_open: false };
 
 /// A keeper and the time, which only the test moves.
 struct Bench {
