@@ -92,7 +92,9 @@ impl LeaseId {
 
     /// Whether `serial` and `secret` are those of this id, in time that does not depend on where they differ.
     pub(crate) fn proves(&self, serial: u64, secret: &Secret) -> bool {
-        (self.serial.ct_eq(&serial) & self.secret.ct_eq(secret)).into()
+        // By words: byte by byte, in constant time, takes six times as long.
+        let [(a, b), (other_a, other_b)] = [&self.secret, secret].map(words);
+        (self.serial.ct_eq(&serial) & a.ct_eq(&other_a) & b.ct_eq(&other_b)).into()
     }
 
     /// The fixed binary form, for stores.
@@ -113,6 +115,11 @@ impl LeaseId {
             secret,
         }
     }
+}
+
+const fn words(secret: &Secret) -> (u64, u32) {
+    let [a, b, c, d, e, f, g, h, rest @ ..] = *secret;
+    (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes(rest))
 }
 
 impl fmt::Display for LeaseId {
