@@ -33,66 +33,72 @@ fn assert_nobody_knows(error: &Error) {
 
 #[tokio::test(start_paused = true)]
 async fn answers_changed_on_their_way_end_nothing_and_take_no_second_slot() {
-    let world = World::new().await;
-    let (pool, _plugin) = world.pool("");
-    let streams = Streams::begin(&pool, 3).await;
-    let keys = streams.keys();
-    for _ in 0..3 {
-        world.proxy.set(Weather::answers(Flow::Garbled));
-        let (borrowed, ()) = tokio::join!(pool.borrow(stream("new")), async {
-            sleep(3 * SECOND).await;
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("");
+        let streams = Streams::begin(&pool, 3).await;
+        let keys = streams.keys();
+        for _ in 0..3 {
+            world.proxy.set(Weather::answers(Flow::Garbled));
+            let (borrowed, ()) = tokio::join!(pool.borrow(stream("new")), async {
+                sleep(3 * SECOND).await;
+                world.proxy.clear();
+            });
+            let session = borrowed.unwrap();
+            assert_eq!(world.held().await, (4, 6));
+            assert_eq!(session.release().await, Ok(Released::Returned));
+            world.proxy.set(Weather::answers(Flow::Garbled));
+            sleep(30 * SECOND).await;
             world.proxy.clear();
-        });
-        let session = borrowed.unwrap();
-        assert_eq!(world.held().await, (4, 6));
-        assert_eq!(session.release().await, Ok(Released::Returned));
-        world.proxy.set(Weather::answers(Flow::Garbled));
-        sleep(30 * SECOND).await;
-        world.proxy.clear();
-        sleep(30 * SECOND).await;
-        assert_eq!(world.held().await, streams.slots());
-    }
-    streams.assert_alive();
-    assert_eq!(streams.keys(), keys);
+            sleep(30 * SECOND).await;
+            assert_eq!(world.held().await, streams.slots());
+        }
+        streams.assert_alive();
+        assert_eq!(streams.keys(), keys);
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn requests_changed_on_their_way_are_nobodys_and_take_nothing() {
-    let world = World::new().await;
-    let (pool, _plugin) = world.pool("");
-    let streams = Streams::begin(&pool, 3).await;
-    world.proxy.set(Weather::requests(Flow::Garbled));
-    assert_nobody_knows(&pool.borrow(stream("new")).await.unwrap_err());
-    sleep(25 * SECOND).await;
-    world.proxy.clear();
-    sleep(TTL).await;
-    streams.assert_alive();
-    assert_eq!(world.held().await, streams.slots());
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("");
+        let streams = Streams::begin(&pool, 3).await;
+        world.proxy.set(Weather::requests(Flow::Garbled));
+        assert_nobody_knows(&pool.borrow(stream("new")).await.unwrap_err());
+        sleep(25 * SECOND).await;
+        world.proxy.clear();
+        sleep(TTL).await;
+        streams.assert_alive();
+        assert_eq!(world.held().await, streams.slots());
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_port_where_something_else_listens_ends_no_session_and_refuses_borrows() {
-    let world = World::new().await;
-    let (pool, _plugin) = world.pool("");
-    let streams = Streams::begin(&pool, 3).await;
-    let keys = streams.keys();
-    for said in [
-        &b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"[..],
-        b"220 mail.example ESMTP\r\n",
-        b"\x15\x03\x01\x00\x02\x02\x28",
-        b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff",
-        b"",
-    ] {
-        let borrow = async {
-            sleep(SECOND).await;
-            assert_nobody_knows(&pool.borrow(stream("new")).await.unwrap_err());
-        };
-        tokio::join!(impersonate(&world, Impostor::Says(said), 20 * SECOND), borrow);
-        sleep(40 * SECOND).await;
-        assert_eq!(world.held().await, streams.slots());
-    }
-    streams.assert_alive();
-    assert_eq!(streams.keys(), keys);
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("");
+        let streams = Streams::begin(&pool, 3).await;
+        let keys = streams.keys();
+        for said in [
+            &b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"[..],
+            b"220 mail.example ESMTP\r\n",
+            b"\x15\x03\x01\x00\x02\x02\x28",
+            b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff",
+            b"",
+        ] {
+            let borrow = async {
+                sleep(SECOND).await;
+                assert_nobody_knows(&pool.borrow(stream("new")).await.unwrap_err());
+            };
+            tokio::join!(impersonate(world, Impostor::Says(said), 20 * SECOND), borrow);
+            sleep(40 * SECOND).await;
+            assert_eq!(world.held().await, streams.slots());
+        }
+        streams.assert_alive();
+        assert_eq!(streams.keys(), keys);
+    })
+    .await;
 }
 
 type Answer = Response<BoxBody<Bytes, std::io::Error>>;
@@ -180,48 +186,52 @@ fn nonsense() -> Vec<(&'static str, Nonsense)> {
 
 #[tokio::test(start_paused = true)]
 async fn nonsense_in_the_place_of_answers_ends_no_session_and_leaves_no_slot() {
-    let world = World::new().await;
-    let (pool, _plugin) = world.pool("");
-    for (what, nonsense) in nonsense() {
-        println!("{what}");
-        let mut streams = Streams::begin(&pool, 3).await;
-        let keys = streams.keys();
-        let calls = async {
-            sleep(SECOND).await;
-            assert_nobody_knows(&pool.borrow(stream("new")).await.unwrap_err());
-            let (session, _workers) = &streams.0[0];
-            assert_nobody_knows(&session.borrow_worker("t2w", 3).await.unwrap_err());
-        };
-        let answers = Impostor::Answers(Arc::new(nonsense));
-        tokio::join!(impersonate(&world, answers.clone(), 25 * SECOND), calls);
-        sleep(TTL).await;
-        streams.assert_alive();
-        assert_eq!((world.held().await, streams.keys()), (streams.slots(), keys), "{what}");
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("");
+        for (what, nonsense) in nonsense() {
+            println!("{what}");
+            let mut streams = Streams::begin(&pool, 3).await;
+            let keys = streams.keys();
+            let calls = async {
+                sleep(SECOND).await;
+                assert_nobody_knows(&pool.borrow(stream("new")).await.unwrap_err());
+                let (session, _workers) = &streams.0[0];
+                assert_nobody_knows(&session.borrow_worker("t2w", 3).await.unwrap_err());
+            };
+            let answers = Impostor::Answers(Arc::new(nonsense));
+            tokio::join!(impersonate(world, answers.clone(), 12 * SECOND), calls);
+            sleep(20 * SECOND).await;
+            streams.assert_alive();
+            assert_eq!((world.held().await, streams.keys()), (streams.slots(), keys), "{what}");
 
-        // A return that an impostor answered has not been made.
-        let (session, _) = streams.0.pop().unwrap();
-        let release = async {
-            sleep(SECOND).await;
-            session.release().await
-        };
-        let (released, ()) = tokio::join!(release, impersonate(&world, answers, 10 * SECOND));
-        assert_eq!(released, Ok(Released::Returned), "{what}");
-        assert_eq!(world.held().await, streams.slots(), "{what}");
-        streams.assert_alive();
-        drop(streams);
-        world.until_held((0, 0)).await;
-    }
+            // A return that an impostor answered has not been made.
+            let (session, _) = streams.0.pop().unwrap();
+            let release = async {
+                sleep(SECOND).await;
+                session.release().await
+            };
+            let (released, ()) = tokio::join!(release, impersonate(world, answers, 5 * SECOND));
+            assert_eq!(released, Ok(Released::Returned), "{what}");
+            assert_eq!(world.held().await, streams.slots(), "{what}");
+            streams.assert_alive();
+            drop(streams);
+            world.until_held((0, 0)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_impostor_that_stays_costs_every_session_its_life_after_one_ttl() {
-    let world = World::new().await;
-    let (pool, _plugin) = world.pool("");
-    let streams = Streams::begin(&pool, 3).await;
-    let start = Instant::now();
-    world.set_impostor(Some(Impostor::Answers(Arc::new(|| fine(Vec::new())))));
-    world.proxy.cut();
-    let (_, lost) = streams.lost().await;
-    assert!(lost - start <= LOST, "{:?}", lost - start);
-    world.until_held((0, 0)).await;
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("");
+        let streams = Streams::begin(&pool, 3).await;
+        let start = Instant::now();
+        world.set_impostor(Some(Impostor::Answers(Arc::new(|| fine(Vec::new())))));
+        world.proxy.cut();
+        let (_, lost) = streams.lost().await;
+        assert!(lost - start <= LOST, "{:?}", lost - start);
+        world.until_held((0, 0)).await;
+    })
+    .await;
 }

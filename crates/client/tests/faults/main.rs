@@ -8,6 +8,8 @@
 
 mod chaos;
 mod garbage;
+#[path = "../support/gateway.rs"]
+mod gateway;
 #[path = "../support/host.rs"]
 mod host;
 mod late;

@@ -31,8 +31,10 @@ use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
+use tonic::transport::{Endpoint, Uri};
 use tower::service_fn;
 
+use crate::gateway;
 use crate::proxy::{Dial, Proxy, Wire};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
@@ -121,6 +123,8 @@ impl Impostor {
 /// Where the server runs, if it does.
 #[derive(Default)]
 struct Machine {
+    /// Whether it does not know `SessionControl`.
+    is_old: bool,
     server: Mutex<Option<Running>>,
     impostor: Mutex<Option<Impostor>>,
     /// How many connections impostors were given.
@@ -135,15 +139,28 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A world with a server of [`POLICY`].
-    pub(crate) async fn new() -> Self {
+    /// A world with a server of [`POLICY`], which keeps alive over a stream, or by calls alone.
+    pub(crate) async fn new(stream: bool) -> Self {
         let clock = Arc::new(PausedClock::new());
-        let machine = Arc::<Machine>::default();
+        let machine = Arc::new(Machine { is_old: !stream, ..Machine::default() });
         let proxy = Proxy::start(by_pipe(machine.clone())).await.unwrap();
         let world = Self { clock, machine, proxy };
         world.start_server(POLICY).await;
         tokio::spawn(tick(Arc::downgrade(&world.machine)));
         world
+    }
+
+    /// Plays the same where keep-alives go over a stream, and where they go by calls alone.
+    pub(crate) async fn each(play: impl AsyncFn(&Self)) {
+        for stream in [true, false] {
+            println!("keep-alives over a stream: {stream}");
+            play(&Self::new(stream).await).await;
+        }
+    }
+
+    /// Whether the server knows how to keep alive over a stream.
+    pub(crate) fn has_stream(&self) -> bool {
+        !self.machine.is_old
     }
 
     /// Starts a server that knows nothing of the one before.
@@ -220,14 +237,36 @@ fn by_pipe(machine: Arc<Machine>) -> Dial {
             if let Some(impostor) = machine.impostor.lock().clone() {
                 machine.fooled.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(impostor.serve(far));
+                return Ok(Box::new(near) as Box<dyn Wire>);
+            }
+            let server = machine.server.lock();
+            let server = server.as_ref().ok_or(io::ErrorKind::ConnectionRefused)?;
+            if machine.is_old {
+                tokio::spawn(serve_as_of_old(far, server));
             } else {
-                let server = machine.server.lock();
-                let server = server.as_ref().ok_or(io::ErrorKind::ConnectionRefused)?;
                 tokio::spawn(server.serve_stream(far));
             }
             Ok(Box::new(near) as Box<dyn Wire>)
         })
     })
+}
+
+/// Serves a connection as a server does that does not know `SessionControl`.
+fn serve_as_of_old(client: DuplexStream, server: &Running) -> impl Future<Output = ()> + use<> {
+    let (near, far) = tokio::io::duplex(PIPE);
+    let served = server.serve_stream(far);
+    let mut near = Some(TokioIo::new(near));
+    let connector = service_fn(move |_: Uri| {
+        let near = near.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+        async move { near }
+    });
+    let channel = Endpoint::from_static("http://old").connect_with_connector_lazy(connector);
+    async move {
+        tokio::select! {
+            () = gateway::serve(client, channel) => {}
+            () = served => {}
+        }
+    }
 }
 
 /// Lets store time follow the runtime's.

@@ -1,0 +1,33 @@
+//! A session server of the time before `SessionControl`: it answers `UNIMPLEMENTED` there, and is
+//! the server behind it everywhere else.
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::Status;
+use tonic::transport::Channel;
+use tower::{ServiceExt as _, service_fn};
+
+/// What the old server does not know.
+const UNKNOWN: &str = "/tgm.session.v1.SessionControl/";
+
+/// Serves one connection of a client until it ends, with the answers of `server`.
+pub(crate) async fn serve<I>(client: I, server: Channel)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: http::Request<_>| {
+        let server = server.clone();
+        async move {
+            if request.uri().path().starts_with(UNKNOWN) {
+                return Ok(Status::unimplemented("there is no such service").into_http());
+            }
+            server.oneshot(request.map(tonic::body::Body::new)).await
+        }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+    let service = TowerToHyperService::new(service);
+    // It ends when the client hangs up, with an error or without.
+    let _ = builder.serve_connection(TokioIo::new(client), service).await;
+}
