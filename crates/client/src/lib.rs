@@ -73,6 +73,8 @@
 //! successful keep-alive, or a server that forgot it does not grant it again. A server that was
 //! restarted and forgot everything grants it again without anyone noticing.
 //!
+//! # Outages
+//!
 //! With `on-unavailable=allow` the pool *fails open*: while the server cannot be reached sessions go
 //! on however long it takes, and new ones are admitted, after `borrow-timeout` at first and at once
 //! while the outage goes on. All are borrowed for real when the server is back, sessions before
@@ -80,6 +82,16 @@
 //!
 //! Returns are repeated for up to one TTL. A borrow whose answer never came is given back by its
 //! borrow id, so a lost packet costs no slot.
+//!
+//! # What is measured
+//!
+//! [`Pool::stats`] tells what a pool holds and has done. With the feature `metrics` the `tgm://` pools
+//! tell the same, once a second, to the recorder that the application installed for the `metrics`
+//! crate: gauges `tgm_session_pool_held` (`kind` = `session`, `worker`) and
+//! `tgm_session_pool_attached`; counters `tgm_session_pool_borrowed_total` (`kind`), `…_denied_total`
+//! (`reason`), `…_ended_total` (`reason` = `revoked`, `lost`), `…_keep_alives_total` (`outcome` =
+//! `extended`, `failed`), `…_returned_total`, `…_not_returned_total`, `…_retried_total`,
+//! `…_borrowed_again_total` and `…_failed_open_total`. All pools of a process add up.
 
 mod dsn;
 mod duration;

@@ -7,6 +7,8 @@ mod channel;
 mod config;
 mod driver;
 mod keeper;
+#[cfg(feature = "metrics")]
+mod metered;
 mod returns;
 mod stream;
 

@@ -19,8 +19,12 @@ use wire::worker::{
 use super::answer;
 use super::attachment::{Detached, Wish};
 use super::keeper::{Asked, BatchCall, Call, Keeper};
+#[cfg(feature = "metrics")]
+use super::metered::Metered;
 use super::returns::Target;
 use super::stream::Stream;
+#[cfg(feature = "metrics")]
+use crate::stats::PoolStats;
 
 /// How long one try of a return may take.
 const RETURN_DEADLINE: Duration = Duration::from_secs(10);
@@ -204,6 +208,8 @@ struct Turn {
     wish: Wish,
     planned: Option<Instant>,
     over: bool,
+    #[cfg(feature = "metrics")]
+    stats: PoolStats,
 }
 
 impl Shared {
@@ -214,7 +220,15 @@ impl Shared {
         let calls = std::iter::from_fn(|| state.keeper.next_call(now)).collect();
         let wish = state.keeper.stream(now);
         state.planned = state.next_time(now);
-        Turn { calls, batches, wish, planned: state.planned, over: state.keeper.is_drained() }
+        Turn {
+            calls,
+            batches,
+            wish,
+            planned: state.planned,
+            over: state.keeper.is_drained(),
+            #[cfg(feature = "metrics")]
+            stats: state.keeper.stats(),
+        }
     }
 }
 
@@ -224,8 +238,16 @@ impl Shared {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut calls = FuturesUnordered::new();
     let mut stream = None;
+    #[cfg(feature = "metrics")]
+    let mut metered = Metered::default();
     loop {
-        let turn = shared.turn();
+        #[cfg_attr(not(feature = "metrics"), expect(unused_mut, reason = "nothing is metered"))]
+        let mut turn = shared.turn();
+        #[cfg(feature = "metrics")]
+        {
+            let again = metered.tell(turn.stats, turn.over, now());
+            turn.planned = turn.planned.into_iter().chain(again).min();
+        }
         match turn.wish {
             Wish::Open => stream = Some(Stream::open(shared.clone())),
             Wish::Keep => {}

@@ -1,12 +1,14 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tgm_session::{Denied, PoolStats};
 use tonic::Status;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as Said;
 use wire::worker::return_worker_response;
 
-use crate::scripted::{Script, answer_with_status, stream};
+use crate::scripted::{Call, Script, answer_with_status, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -111,4 +113,77 @@ async fn an_open_stream_shows_in_the_numbers() {
     script.hears_nothing_for(SECOND / 10).await;
     let counted = pool.stats();
     assert_eq!((counted.kept_alive, counted.attached), (1, false));
+}
+
+/// What a recorder was told, by name and label.
+fn told(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
+    let values = snapshotter.snapshot().into_vec().into_iter().map(|(key, _, _, value)| {
+        let key = key.key();
+        let labels: Vec<&str> = key.labels().map(metrics::Label::value).collect();
+        let value = match value {
+            DebugValue::Counter(count) => count as f64,
+            DebugValue::Gauge(gauge) => gauge.into_inner(),
+            DebugValue::Histogram(_) => panic!("there are none"),
+        };
+        (format!("{} {}", key.name(), labels.join(" ")).trim_end().to_owned(), value)
+    });
+    values.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_recorder_of_the_application_hears_the_same_numbers_of_all_pools_together() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _here = metrics::set_default_local_recorder(&recorder);
+    let mut script = Script::new();
+    let pools = [script.pool(""), script.pool("")];
+    let sessions = [script.session(&pools[0], "s1").await, script.session(&pools[1], "s2").await];
+    let worker = script.worker(&sessions[0], "w").await;
+    let (refused, ()) = tokio::join!(pools[0].borrow(stream()), async {
+        script.borrow().await.fail(Status::resource_exhausted("spent"));
+    });
+    assert!(refused.is_err());
+    tokio::time::sleep(SECOND / 100).await;
+    script.hears_nothing_for(Duration::ZERO).await;
+    let mut total = BTreeMap::new();
+    let mut hear = || {
+        for (name, value) in told(&snapshotter) {
+            // A snapshot takes away what it shows.
+            *total.entry(name).or_insert(0.0) += value;
+        }
+        total.clone()
+    };
+    hear();
+    while pools.iter().map(|pool| pool.stats().kept_alive).sum::<u64>() < 3 {
+        script.keep_alive().await.extend();
+    }
+    tokio::time::sleep(SECOND).await;
+    let heard = hear();
+    let value = |name: &str| heard.get(&format!("tgm_session_pool_{name}")).copied();
+    assert_eq!((value("held session"), value("held worker")), (Some(2.0), Some(1.0)));
+    let borrowed = (value("borrowed_total session"), value("borrowed_total worker"));
+    assert_eq!(borrowed, (Some(2.0), Some(1.0)));
+    assert_eq!(value("denied_total quota_exceeded"), Some(1.0));
+    let kept_alive = pools.iter().map(|pool| pool.stats().kept_alive).sum::<u64>();
+    assert_eq!(value("keep_alives_total extended"), Some(kept_alive as f64));
+    drop((worker, sessions));
+    let mut returned = 0;
+    while returned < 3 {
+        match script.call().await {
+            Call::Return(back) => back.take(),
+            // A beat that was under way: its return waits for it.
+            Call::KeepAlive(beat) => {
+                beat.extend();
+                continue;
+            }
+            call => panic!("an unexpected {}", call.name()),
+        }
+        returned += 1;
+    }
+    drop(pools);
+    script.hears_nothing_for(SECOND).await;
+    let heard = hear();
+    let value = |name: &str| heard.get(&format!("tgm_session_pool_{name}")).copied();
+    assert_eq!((value("held session"), value("held worker")), (Some(0.0), Some(0.0)));
+    assert_eq!(value("returned_total"), Some(3.0));
 }

@@ -1,0 +1,240 @@
+//! TLS in front of the real server, with certificates that the test makes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+use tgm_session::{Error, Registry, SessionRequest};
+use tgm_session_server::store::StoreUrl;
+use tgm_session_server::{Config, Policy, Running, Server};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::ring};
+
+/// Tells the child process which server to borrow from.
+const CHILD: &str = "TGM_SESSION_TEST_TLS_URL";
+
+/// A certificate authority, in a folder with everything it signs.
+struct Authority {
+    folder: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, as files.
+struct Signed {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(folder.path().join("ca.pem"), certificate.pem()).unwrap();
+        Self { folder, issuer: Issuer::new(params, key) }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    fn sign(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> Signed {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let place = |kind| self.folder.path().join(format!("{name}.{kind}.pem"));
+        let signed = Signed { certificate: place("certificate"), key: place("key") };
+        std::fs::write(&signed.certificate, certificate.pem()).unwrap();
+        std::fs::write(&signed.key, key.serialize_pem()).unwrap();
+        signed
+    }
+}
+
+/// Serves the real server behind TLS as `localhost`, and asks clients for a certificate of
+/// `clients` if there is such an authority.
+async fn serve(authority: &Authority, clients: Option<&Authority>) -> SocketAddr {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_file(clients.file()).unwrap()).unwrap();
+            let roots = Arc::new(roots);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let signed = authority.sign("localhost", ExtendedKeyUsagePurpose::ServerAuth);
+    let certificate = CertificateDer::from_pem_file(&signed.certificate).unwrap();
+    let key = PrivateKeyDer::from_pem_file(&signed.key).unwrap();
+    let mut tls = builder.with_single_cert(vec![certificate], key).unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = plaintext().await;
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            // A client that does not trust the certificate hangs up in the handshake.
+            if let Ok(stream) = acceptor.accept(connection).await {
+                tokio::spawn(server.serve_stream(stream));
+            }
+        }
+    });
+    address
+}
+
+async fn plaintext() -> Running {
+    let policy = Policy::parse("[services.t1r]\n", "test.toml").unwrap().policy;
+    let mut config = Config::new(policy, StoreUrl::Memory);
+    config.listen.set_port(0);
+    config.admin_listen.set_port(0);
+    config.threads = 1;
+    Server::bind(config).await.unwrap().start().await.unwrap()
+}
+
+/// Borrows a session and releases it.
+async fn borrow(url: &str) -> Result<(), Error> {
+    let pool = Registry::default().connect(url).await?;
+    let session = pool.borrow(SessionRequest::new("t1r", "acme")).await?;
+    session.release().await?;
+    Ok(())
+}
+
+/// The message that a borrow is refused with, as unavailable.
+async fn unavailable(url: &str) -> String {
+    match borrow(url).await {
+        Err(Error::Unavailable { message }) => message,
+        other => panic!("{url}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_when_its_file_is_given_and_no_other() {
+    let authority = Authority::new();
+    let port = serve(&authority, None).await.port();
+    let given = authority.file();
+    borrow(&format!("tgm://localhost:{port}?ca-file={}", given.display())).await.unwrap();
+
+    let stranger = Authority::new();
+    let other = stranger.file();
+    let url = format!("tgm://localhost:{port}?borrow-timeout=1s&ca-file={}", other.display());
+    let message = unavailable(&url).await;
+    assert!(message.contains("certificate"), "{message}");
+    let url = format!("tgm://127.0.0.1:{port}?borrow-timeout=1s&ca-file={}", given.display());
+    let message = unavailable(&url).await;
+    assert!(message.contains("not valid for name"), "{message}");
+}
+
+#[tokio::test]
+async fn a_certificate_of_an_authority_that_the_system_trusts_is_enough() {
+    let authority = Authority::new();
+    let port = serve(&authority, None).await.port();
+    let url = format!("tgm://localhost:{port}?borrow-timeout=1s");
+    assert!(unavailable(&url).await.contains("certificate"));
+    // The system's authorities are those of the environment of a process: another process it is.
+    let child = tokio::task::spawn_blocking(move || {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tls::borrows_by_the_authorities_of_its_environment", "--ignored"])
+            .env("SSL_CERT_FILE", authority.file())
+            .env_remove("SSL_CERT_DIR")
+            .env(CHILD, url)
+            .output()
+            .unwrap()
+    });
+    let child = child.await.unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "the process that the test before starts"]
+async fn borrows_by_the_authorities_of_its_environment() {
+    borrow(&std::env::var(CHILD).unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_gets_the_clients_and_refuses_who_shows_none() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let port = serve(&authority, Some(&clients)).await.port();
+    let shown = clients.sign("client", ExtendedKeyUsagePurpose::ClientAuth);
+    let stranger = authority.sign("stranger", ExtendedKeyUsagePurpose::ClientAuth);
+    let url =
+        format!("tgm://localhost:{port}?borrow-timeout=1s&ca-file={}", authority.file().display());
+    let with = |signed: &Signed| {
+        let (certificate, key) = (signed.certificate.display(), signed.key.display());
+        format!("{url}&client-cert-file={certificate}&client-key-file={key}")
+    };
+    borrow(&with(&shown)).await.unwrap();
+    for url in [url.clone(), with(&stranger)] {
+        let message = unavailable(&url).await;
+        assert!(message.contains("received fatal alert"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn insecure_accepts_any_certificate_and_warns_that_it_does() {
+    let authority = Authority::new();
+    let port = serve(&authority, None).await.port();
+    let url = format!("tgm://127.0.0.1:{port}?insecure=true&indexer-api-key=s3cret");
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).finish();
+    let pool = {
+        let _here = tracing::subscriber::set_default(subscriber);
+        Registry::default().connect(&url).await.unwrap()
+    };
+    pool.borrow(SessionRequest::new("t1r", "acme")).await.unwrap();
+    let said = String::from_utf8(log.0.lock().clone()).unwrap();
+    assert!(said.contains("WARN") && said.contains("not checked"), "{said}");
+    assert!(!said.contains("s3cret"), "{said}");
+}
+
+#[tokio::test]
+async fn plaintext_and_tls_do_not_talk_to_each_other() {
+    let authority = Authority::new();
+    let tls = serve(&authority, None).await.port();
+    let server = plaintext().await;
+    let plain = server.grpc_address().port();
+    borrow(&format!("tgm://localhost:{plain}?plaintext=true")).await.unwrap();
+    unavailable(&format!("tgm://localhost:{tls}?plaintext=true&borrow-timeout=1s")).await;
+    let url = format!("tgm://localhost:{plain}?insecure=true&borrow-timeout=1s");
+    unavailable(&url).await;
+    server.stop().await.unwrap();
+}
+
+/// Keeps what is logged.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
