@@ -5,6 +5,7 @@
 
 mod attached;
 mod borrows;
+mod cancelled;
 mod closing;
 mod fail_open;
 mod keep_alives;
