@@ -89,16 +89,18 @@ impl TgmPool {
                 })
                 .map_err(|_| Error::invalid("`indexer-api-key` holds a character no header may"))
         });
+        let fail_open = config.on_unavailable == OnUnavailable::Allow;
         let rules = Rules {
             delay: config.keep_alive_delay,
             minimal_life: config.minimal_life,
             most_sessions: config.max_sessions_per_organization,
-            fail_open: config.on_unavailable == OnUnavailable::Allow,
+            fail_open,
         };
         let keeper = Keeper::new(rules, rand::make_rng());
         let shared = Arc::new(Shared::new(keeper, channel, key.transpose()?));
         tokio::spawn(driver::run(shared.clone()));
-        let patience = Patience { timeout: config.borrow_timeout, wait: config.borrow_wait };
+        let (timeout, wait) = (config.borrow_timeout, config.borrow_wait);
+        let patience = Patience { timeout, wait, fail_open };
         Ok(Self { shared, patience })
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use lease::BorrowId;
 use rand::RngExt;
 use tokio::time::{Instant, sleep, sleep_until};
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use super::answer::{self, BorrowAnswer, UNTOLD_TTL};
 use super::driver::{Shared, now, within};
@@ -40,10 +42,47 @@ pub(crate) struct Patience {
     pub(crate) timeout: Duration,
     /// While a ceiling is reached.
     pub(crate) wait: Duration,
+    /// Whether the pool admits by itself what cannot reach the server.
+    pub(crate) fail_open: bool,
 }
 
 /// Borrows what is wanted. May be dropped at any point: whatever a server took is given back.
 pub(crate) async fn borrow(
+    shared: &Arc<Shared>,
+    wanted: Wanted,
+    patience: Patience,
+) -> Result<Arc<Lease>, Error> {
+    // The names are OpenTelemetry's, where it has any.
+    let span = tracing::debug_span!(
+        "borrow",
+        otel.kind = "client",
+        rpc.system = "grpc",
+        rpc.service = "sf.worker.v1.WorkerPool",
+        rpc.method = "BorrowWorker",
+        rpc.grpc.status_code = Empty,
+        service = Empty,
+        organization = Empty,
+        trace = Empty,
+        lease = Empty,
+        error = Empty,
+    );
+    let borrow = until_patience_ends(shared, wanted, patience);
+    let borrowed = borrow.instrument(span.clone()).await;
+    match &borrowed {
+        Ok(lease) => {
+            span.record("lease", lease.number());
+            span.record("rpc.grpc.status_code", 0);
+        }
+        Err(error) => {
+            span.record("error", tracing::field::display(error));
+            span.record("rpc.grpc.status_code", i32::from(error.code()));
+            shared.tell(|keeper, _| keeper.denied(error));
+        }
+    }
+    borrowed
+}
+
+async fn until_patience_ends(
     shared: &Arc<Shared>,
     mut wanted: Wanted,
     patience: Patience,
@@ -52,7 +91,7 @@ pub(crate) async fn borrow(
     let mut pause = Pause::default();
     loop {
         let error = match UnderWay::begin(shared, &wanted) {
-            Ok(borrow) => match borrow.finish(&mut wanted, patience.timeout).await {
+            Ok(borrow) => match borrow.finish(&mut wanted, patience).await {
                 Ok(lease) => return Ok(lease),
                 Err(error) => error,
             },
@@ -60,7 +99,6 @@ pub(crate) async fn borrow(
         };
         let left = give_up.saturating_duration_since(Instant::now());
         if !error.is_ceiling() || left.is_zero() {
-            shared.tell(|keeper, _| keeper.denied(&error));
             return Err(error);
         }
         sleep(pause.next().min(left)).await;
@@ -91,16 +129,25 @@ impl<'a> UnderWay<'a> {
                 (asked, Some(*session))
             }
         };
+        let span = Span::current();
+        span.record("service", &*asked.service);
+        span.record("organization", &*asked.organization);
+        span.record("trace", &*asked.trace);
         let id = BorrowId(rand::random());
         Ok(Self { shared, asked, session, id, doubt: false, over: false })
     }
 
-    /// Tries until the server says yes or no, or `timeout` passes.
-    async fn finish(mut self, wanted: &mut Wanted, timeout: Duration) -> Result<Arc<Lease>, Error> {
+    /// Tries until the server says yes or no, or the timeout passes.
+    async fn finish(
+        mut self,
+        wanted: &mut Wanted,
+        patience: Patience,
+    ) -> Result<Arc<Lease>, Error> {
+        let Patience { timeout, fail_open, .. } = patience;
         let deadline = Instant::now() + timeout;
         let mut pause = Pause::default();
         loop {
-            if self.shared.tell(|keeper, now| keeper.fails_open(timeout, now)) {
+            if fail_open && self.shared.tell(|keeper, now| keeper.fails_open(timeout, now)) {
                 return self.admit(wanted);
             }
             let error = match self.attempt(wanted, deadline).await {
@@ -110,8 +157,7 @@ impl<'a> UnderWay<'a> {
             };
             let again = Instant::now() + pause.next();
             if again >= deadline {
-                let fails_open = self.shared.tell(|keeper, _| keeper.may_fail_open());
-                return if fails_open { self.admit(wanted) } else { Err(error) };
+                return if fail_open { self.admit(wanted) } else { Err(error) };
             }
             tracing::debug!(%error, "a borrow failed and is tried again");
             self.shared.tell(|keeper, _| keeper.retries());

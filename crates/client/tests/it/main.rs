@@ -9,6 +9,7 @@ mod cancelled;
 mod closing;
 mod fail_open;
 mod keep_alives;
+mod log;
 mod pushed;
 mod real_server;
 mod returns;

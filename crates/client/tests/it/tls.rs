@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tgm_session::{Error, Registry, SessionRequest};
@@ -17,6 +16,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::ring};
+
+use crate::log::Log;
 
 /// Tells the child process which server to borrow from.
 const CHILD: &str = "TGM_SESSION_TEST_TLS_URL";
@@ -198,7 +199,7 @@ async fn insecure_accepts_any_certificate_and_warns_that_it_does() {
         Registry::default().connect(&url).await.unwrap()
     };
     pool.borrow(SessionRequest::new("t1r", "acme")).await.unwrap();
-    let said = String::from_utf8(log.0.lock().clone()).unwrap();
+    let said = log.text();
     assert!(said.contains("WARN") && said.contains("not checked"), "{said}");
     assert!(!said.contains("s3cret"), "{said}");
 }
@@ -214,27 +215,4 @@ async fn plaintext_and_tls_do_not_talk_to_each_other() {
     let url = format!("tgm://localhost:{plain}?insecure=true&borrow-timeout=1s");
     unavailable(&url).await;
     server.stop().await.unwrap();
-}
-
-/// Keeps what is logged.
-#[derive(Clone, Debug, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
 }

@@ -257,7 +257,12 @@ impl Keeper {
     /// Lines up the workers that waited for their session to be found alive.
     fn line_up_workers(&mut self, session: u64, now: Instant) {
         let workers = match self.held.get(&session).map(|held| &held.role) {
-            Some(Role::Session { workers, .. }) => workers.iter().copied().collect::<Vec<_>>(),
+            // Most sessions live on with nobody waiting: no need for a list.
+            Some(Role::Session { workers, .. })
+                if workers.iter().any(|worker| self.is_aside(*worker)) =>
+            {
+                workers.iter().copied().collect::<Vec<_>>()
+            }
             _ => return,
         };
         for number in workers {
@@ -268,6 +273,12 @@ impl Keeper {
                 self.heartbeat.forgotten(number, now);
             }
         }
+    }
+
+    fn is_aside(&self, worker: u64) -> bool {
+        self.held
+            .get(&worker)
+            .is_some_and(|held| matches!(held.role, Role::Worker { aside: true, .. }))
     }
 
     pub(super) fn lost(&mut self, number: u64) {

@@ -14,15 +14,10 @@ use crate::tgm::answer::{Grant, UNTOLD_TTL};
 const MOST_SESSIONS: u64 = 10;
 
 impl Keeper {
-    /// Whether borrows that cannot reach the server are admitted.
-    pub(crate) fn may_fail_open(&self) -> bool {
-        self.rules.fail_open
-    }
-
     /// Whether the server is known to be away, and has been for `outage`: then nobody waits to see
     /// it once more.
     pub(crate) fn fails_open(&self, outage: Duration, now: Instant) -> bool {
-        self.rules.fail_open && self.link.is_down_since(outage, now)
+        self.link.is_down_since(outage, now)
     }
 
     /// Admits a caller's borrow without the server, which is asked for it when it is back.
