@@ -11,6 +11,9 @@
 //! - the [`Policy`] turns a request into the terms of its borrow,
 //! - the [`Store`](store::Store) applies one whole lease operation and answers when it is durable.
 //!
+//! Clients may attach (`control`): then they keep leases alive in batches on one stream, and hear of
+//! revocations on it at once.
+//!
 //! The rules themselves are in the crate `lease`. [`Server`] puts the parts together:
 //!
 //! ```no_run

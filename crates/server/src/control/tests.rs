@@ -102,7 +102,7 @@ async fn a_reader_that_does_not_read_holds_up_neither_the_notice_nor_the_end() {
     let start = Instant::now();
     control.farewell.announce().await;
     assert!(start.elapsed() <= 2 * ANNOUNCEMENT);
-    client.reset.cancelled().await;
+    timeout(IDLE, client.reset.cancelled()).await.expect("it is reset");
     client.task.await.unwrap();
     assert!(start.elapsed() <= ANNOUNCEMENT + AFTER_NOTICE + LAST_WORDS);
 }

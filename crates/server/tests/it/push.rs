@@ -1,12 +1,17 @@
 //! Revocations at once, to whoever named the lease last.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lease::Usage;
+use futures_util::FutureExt as _;
+use lease::{LeaseId, Request, Terms, Usage};
+use parking_lot::Mutex;
 use tgm_session_server::Policy;
-use tgm_session_server::store::ReportError;
+use tgm_session_server::store::{Listener, Options, Recovered, ReportError, Store as _};
 use tonic::Code;
 use wire::control::Reason;
+use wire::control::attach_response::Event;
 use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::attached::{Attached, metric};
@@ -147,16 +152,16 @@ async fn a_revocation_is_told_when_it_is_durable_and_not_before() {
     disk.hold();
     let store = server.running.store().clone();
     let id = key.parse().unwrap();
-    let revoking = tokio::spawn(async move {
-        use tgm_session_server::store::Store as _;
-        store.revoke(id, lease::Reason::Operator).await
-    });
+    let revoking = tokio::spawn(async move { store.revoke(id, lease::Reason::Operator).await });
     eventually("the disk is asked", || std::future::ready(disk.is_waiting())).await;
-    assert_eq!(server.live().await, 0, "it is applied");
-    stream.nothing_was_pushed().await;
+    let live = server.live().await;
+    stream.send(&[]).await;
+    let said_meanwhile = stream.next().await;
     // Whoever revoked it may be gone: it is told all the same.
     revoking.abort();
     disk.release();
+    assert_eq!(live, 0, "it is applied");
+    assert!(matches!(said_meanwhile, Ok(Some(Event::Answer(_)))), "{said_meanwhile:?}");
     assert_eq!(stream.revoked().await, (key, Reason::Operator));
 }
 
@@ -230,4 +235,60 @@ async fn ten_thousand_revocations_at_once_reach_a_stream_that_reads() {
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     assert_eq!(told, keys.into_iter().collect());
     stream.nothing_was_pushed().await;
+}
+
+/// A listener that writes down what it is told.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<LeaseId>>);
+
+impl Listener for Told {
+    fn revoked(&self, id: LeaseId, reason: lease::Reason) {
+        assert_eq!(reason, lease::Reason::OrganizationDisabled);
+        self.0.lock().push(id);
+    }
+}
+
+#[test]
+fn a_lease_that_was_named_is_told_exactly_once_whenever_it_is_revoked() {
+    let store = Arc::new(Recovered::memory(Options::default()).unwrap().resume().unwrap());
+    let disabled = policy("[services.t1r]\n[organizations.acme]\ndisabled = true");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let told = Arc::<Told>::default();
+                    let attachment = store.attach(told.clone());
+                    let mut named = Vec::new();
+                    for _ in 0..2_000 {
+                        let request = Request::session("t1r", "acme");
+                        let borrowed = store.borrow(&request, &Terms::default()).now_or_never();
+                        let borrowed = borrowed.unwrap().unwrap();
+                        let id = borrowed.grant.id;
+                        borrowed.delivery.complete();
+                        let kept = store.keep_alive_batch(&[Some(id)], None, &attachment);
+                        if kept.now_or_never().unwrap().listed() == 0 {
+                            named.push(id);
+                        }
+                    }
+                    (told, named, attachment)
+                })
+            })
+            .collect();
+        let operator = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                store.enforce(&disabled).now_or_never().unwrap().unwrap();
+            }
+        });
+        let clients: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        over.store(true, Ordering::Relaxed);
+        operator.join().unwrap();
+        store.enforce(&disabled).now_or_never().unwrap().unwrap();
+        for (told, named, _attachment) in clients {
+            let mut told = told.0.lock().clone();
+            told.sort_by_key(LeaseId::serial);
+            assert!(!named.is_empty());
+            assert_eq!(told, named);
+        }
+    });
 }
