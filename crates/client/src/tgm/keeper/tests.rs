@@ -4,6 +4,7 @@ use rand::SeedableRng;
 use super::*;
 use crate::tgm::answer::{BorrowAnswer, KeepAliveAnswer, ReturnAnswer};
 
+mod batches;
 mod model;
 mod races;
 mod returns;

@@ -38,6 +38,7 @@ struct Server {
 }
 
 enum Next {
+    Batch(BatchCall),
     Call(Call),
     Nothing,
     Over,
@@ -80,17 +81,33 @@ impl Pool {
 
     fn task(&self) {
         loop {
-            let next = self.tell(|keeper, now| match keeper.next_call(now) {
-                Some(call) => Next::Call(call),
-                None if keeper.is_drained() => Next::Over,
-                None => Next::Nothing,
+            let next = self.tell(|keeper, now| match keeper.next_batch(now) {
+                Some(batch) => Next::Batch(batch),
+                None => match keeper.next_call(now) {
+                    Some(call) => Next::Call(call),
+                    None if keeper.is_drained() => Next::Over,
+                    None => Next::Nothing,
+                },
             });
             match next {
+                Next::Batch(batch) => self.send(batch),
                 Next::Call(call) => self.make(call),
                 Next::Nothing => thread::yield_now(),
                 Next::Over => return,
             }
         }
+    }
+
+    /// Sends a batch over the stream, which answers each key at its place.
+    fn send(&self, batch: BatchCall) {
+        let mut places = HashMap::new();
+        for (place, key) in (0..).zip(&batch.keys) {
+            match self.heard_keep_alive(key) {
+                KeepAliveAnswer::Extended(_) => {}
+                answer => drop(places.insert(place, answer)),
+            }
+        }
+        assert!(self.tell(|keeper, now| keeper.batch_answered(batch.batch, places, now)));
     }
 
     fn make(&self, call: Call) {
@@ -335,6 +352,41 @@ fn a_revocation_that_races_a_release_is_told_at_most_once_and_borrows_nothing() 
         assert!(pool.heard(|server, now| server.ledger.revoke(id, Reason::Operator, now)));
         let (release, ()) = pool.race(|| pool.release(&session), || pool.clock_moves());
         assert_eq!(known(release), Released::Missing);
+        assert_eq!(pool.server.lock().unwrap().granted, 1);
+        let heard: Vec<Error> = session.end_reason().cloned().into_iter().collect();
+        assert!(heard.is_empty() || heard == [denied()]);
+        assert_eq!(*calls.lock(), heard);
+    });
+}
+
+#[test]
+fn a_release_that_races_a_batch_waits_for_it_and_returns_the_lease_once() {
+    explore(|pool| {
+        let session = pool.borrow(None, None).unwrap();
+        let worker = pool.borrow(Some(&session), None).unwrap();
+        pool.tell(|keeper, now| keeper.attached(now));
+        let (release, _) = pool.race(|| pool.release(&session), || pool.release(&worker));
+        assert_eq!(known(release), Released::Returned);
+        let returned = [worker.key(), session.key()].map(|key| key.parse().unwrap());
+        let server = pool.server.lock().unwrap();
+        assert_eq!((server.granted, &*server.returned), (2, &returned[..]));
+    });
+}
+
+#[test]
+fn a_pushed_revocation_that_races_a_release_and_a_batch_is_told_at_most_once() {
+    explore(|pool| {
+        let (calls, on_error) = recorded();
+        let session = pool.borrow(None, on_error).unwrap();
+        pool.tell(|keeper, now| keeper.attached(now));
+        let key = session.key();
+        let push = || {
+            let id = key.parse().unwrap();
+            if pool.heard(|server, now| server.ledger.revoke(id, Reason::Operator, now)) {
+                pool.tell(|keeper, _| keeper.pushed(&key, &denied()));
+            }
+        };
+        let (_, ()) = pool.race(|| pool.release(&session), push);
         assert_eq!(pool.server.lock().unwrap().granted, 1);
         let heard: Vec<Error> = session.end_reason().cloned().into_iter().collect();
         assert!(heard.is_empty() || heard == [denied()]);

@@ -238,6 +238,7 @@ fn many_keep_alives_are_under_way_at_once_and_no_more_than_the_bound() {
 fn a_held_lease_costs_less_than_a_kibibyte() {
     // Everything of one lease but its texts: hash tables are at least 7/16 full, heaps half full.
     let table = (size_of::<(u64, Box<Held>)>() + 1) * 16 / 7 + size_of::<Held>();
+    let table = table + (size_of::<(Arc<str>, u64)>() + 1) * 16 / 7;
     let schedule = Heartbeat::BYTES_PER_LEASE;
     let shared = size_of::<Lease>() + 2 * size_of::<usize>();
     let texts = 64;

@@ -1,0 +1,121 @@
+use super::*;
+use crate::tgm::attachment::{Detached, Wish};
+
+impl Bench {
+    fn attach(&mut self) {
+        assert_eq!(self.keeper.stream(self.now), Wish::Open);
+        self.keeper.attached(self.now);
+    }
+
+    /// Moves the time to the next batch and returns it.
+    fn batch(&mut self) -> BatchCall {
+        loop {
+            if let Some(batch) = self.keeper.next_batch(self.now) {
+                return batch;
+            }
+            self.now = self.now.max(self.keeper.next_time(self.now).expect("something is due"));
+        }
+    }
+
+    fn extend(&mut self, batch: u64) {
+        assert!(self.keeper.batch_answered(batch, HashMap::new(), self.now));
+        self.tell();
+    }
+}
+
+#[test]
+fn a_pool_without_leases_opens_no_stream_and_a_closed_one_lets_go_of_it() {
+    let mut bench = Bench::new(RULES);
+    assert_eq!(bench.keeper.stream(bench.now), Wish::Drop);
+    assert_eq!(bench.keeper.attaches_at(bench.now), None);
+    let session = bench.session(None);
+    assert_eq!(bench.keeper.attaches_at(bench.now), Some(bench.now));
+    bench.attach();
+    assert_eq!(bench.keeper.stream(bench.now), Wish::Keep);
+    let _drained = bench.keeper.close(bench.now);
+    assert_eq!(bench.take_back(), key(&session.key()));
+    assert!(bench.keeper.is_drained());
+}
+
+#[test]
+fn a_batch_without_an_answer_fails_its_keys_and_the_stream_after_the_deadline() {
+    let mut bench = Bench::new(RULES);
+    let session = bench.session(None);
+    bench.attach();
+    assert_eq!(bench.batch().keys, [&*session.key()]);
+    bench.now = bench.keeper.next_time(bench.now).unwrap();
+    assert_eq!(bench.passed(), Duration::from_secs(5));
+    assert!(bench.keeper.next_batch(bench.now).is_none());
+    assert_eq!(bench.keeper.stream(bench.now), Wish::Drop);
+    assert_eq!(bench.keeper.stats().keep_alives_failed, 1);
+    bench.beat(session.number());
+    assert!(bench.passed() >= Duration::from_millis(5900) && bench.passed() < TTL);
+}
+
+#[test]
+fn a_lease_whose_stream_breaks_lives_on_and_is_lost_only_one_ttl_after_its_last_success() {
+    let mut bench = Bench::new(RULES);
+    let session = bench.session(None);
+    bench.attach();
+    let batch = bench.batch();
+    bench.extend(batch.batch);
+    let proven = bench.now;
+    bench.batch();
+    bench.keeper.detached(Detached::Broken, bench.now);
+    // By a call of its own at once, and every second from then on.
+    let broken = bench.now;
+    bench.beat(session.number());
+    assert_eq!(bench.now, broken);
+    bench.answer(session.number(), KeepAliveAnswer::Fault(away()));
+    while let Some(Call::KeepAlive { number, .. }) = bench.call() {
+        bench.answer(number, KeepAliveAnswer::Fault(away()));
+    }
+    assert_eq!(bench.now - proven, TTL);
+    assert_eq!(session.end_reason(), Some(&away().lost()));
+}
+
+#[test]
+fn a_release_waits_for_its_batch_or_the_end_of_the_stream() {
+    for answered in [true, false] {
+        let mut bench = Bench::new(RULES);
+        let session = bench.session(None);
+        bench.attach();
+        let batch = bench.batch();
+        let release = bench.release(&session);
+        assert!(bench.keeper.next_call(bench.now).is_none());
+        if answered {
+            bench.extend(batch.batch);
+        } else {
+            bench.keeper.detached(Detached::Broken, bench.now);
+        }
+        assert_eq!(bench.take_back(), key(&session.key()));
+        assert_eq!(release.now_or_never().unwrap(), Ok(Released::Returned));
+    }
+}
+
+#[test]
+fn twenty_thousand_leases_go_in_about_ten_batches_a_second_with_no_gap_over_the_delay() {
+    const HELD: usize = 20_000;
+    let mut bench = Bench::new(RULES);
+    let sessions: Vec<_> = (0..HELD).map(|_| bench.session(None)).collect();
+    bench.attach();
+    let mut last: HashMap<String, Instant> = HashMap::new();
+    let mut longest = Duration::ZERO;
+    let mut batches = 0;
+    while bench.passed() < 5 * DELAY {
+        let batch = bench.batch();
+        batches += 1;
+        assert!(batch.keys.len() <= 1000);
+        for key in &batch.keys {
+            if let Some(before) = last.insert(key.clone(), bench.now) {
+                longest = longest.max(bench.now - before);
+            }
+        }
+        bench.extend(batch.batch);
+    }
+    assert_eq!(last.len(), HELD);
+    assert!(longest <= DELAY.mul_f64(1.06), "{longest:?}");
+    // Ten batches per second carry a thousand keep-alives per second.
+    assert!(batches <= 1200, "{batches}");
+    drop(sessions);
+}
