@@ -6,6 +6,7 @@
 
 mod batches;
 mod calls;
+mod leaving;
 mod offline;
 #[cfg(test)]
 mod tests;
@@ -25,16 +26,12 @@ use super::attachment::Attachment;
 use super::returns::{Return, Returns, Settled, Target};
 use crate::error::{Error, Scope};
 use crate::heartbeat::Heartbeat;
-use crate::held::{Lease, OnError, Release, Released};
+use crate::held::{Lease, OnError};
 use crate::link::Link;
-use crate::pool::CloseReport;
 use crate::stats::PoolStats;
 
 /// Most leases without a known key that may wait for their return at once.
 const MOST_STRAYS: usize = 65_536;
-
-/// The minimal life of a session when neither the URL nor the server says one.
-const MINIMAL_LIFE: Duration = Duration::from_secs(5);
 
 /// What a keeper is told once and for all.
 #[derive(Clone, Copy, Debug)]
@@ -371,73 +368,6 @@ impl Keeper {
         self.returns.add(number, order, now);
     }
 
-    // ---- returns ----
-
-    /// Queues the return of a lease, its workers first. Unknown and returned leases are no error.
-    pub(crate) fn release(
-        &mut self,
-        number: u64,
-        minimal_life: Option<Duration>,
-        now: Instant,
-    ) -> Release {
-        self.give_back(number, minimal_life, now);
-        match self.returns.watch(number) {
-            Some(outcome) => Release::waiting(outcome),
-            None => Release::known(Ok(Released::Missing)),
-        }
-    }
-
-    /// Moves a lease and its workers from the table to the returns.
-    fn give_back(&mut self, number: u64, minimal_life: Option<Duration>, now: Instant) {
-        let Some(held) = self.held.remove(&number) else { return };
-        self.heartbeat.remove(number);
-        self.keys.remove(&held.lease.key());
-        self.stats.let_go(matches!(held.role, Role::Worker { .. }));
-        let target = match (held.forgotten, held.borrowing) {
-            (false, _) => Some(Target::Key(held.lease.key())),
-            (true, borrowing) => borrowing.map(Target::Borrow),
-        };
-        let holds = usize::from(held.calling);
-        let give_up = now + held.ttl;
-        match held.role {
-            Role::Worker { session, .. } => {
-                if let Some(Role::Session { workers, leaving }) = self.role(session)
-                    && workers.remove(&number)
-                {
-                    *leaving += 1;
-                }
-                let session = Some(session);
-                let order = Return { target, minimal_life, give_up, holds, session };
-                self.returns.add(number, order, now);
-            }
-            Role::Session { workers, leaving } => {
-                self.leave_pool(&held.asked);
-                let told = self.rules.minimal_life.or(held.minimal_life);
-                let minimal_life = minimal_life.or(told).or(Some(MINIMAL_LIFE));
-                let holds = holds + leaving + workers.len();
-                let order = Return { target, minimal_life, give_up, holds, session: None };
-                self.returns.add(number, order, now);
-                for worker in workers {
-                    if let Some(held) = self.held.get(&worker) {
-                        self.news.ended.push((held.lease.clone(), Error::SessionNotFound));
-                    }
-                    self.give_back(worker, None, now);
-                }
-            }
-        }
-        self.workers_tried(now);
-    }
-
-    /// Lets the sessions go of which the last worker was tried.
-    fn workers_tried(&mut self, now: Instant) {
-        for session in self.returns.take_tried() {
-            match self.role(session) {
-                Some(Role::Session { leaving, .. }) => *leaving -= 1,
-                _ => self.returns.unhold(session, now),
-            }
-        }
-    }
-
     fn role(&mut self, number: u64) -> Option<&mut Role> {
         self.held.get_mut(&number).map(|held| &mut held.role)
     }
@@ -453,45 +383,6 @@ impl Keeper {
                 self.sessions.remove(&pool);
             }
         }
-    }
-
-    // ---- close ----
-
-    /// Refuses borrows from now on, and ends and returns everything held, workers first.
-    pub(crate) fn close(&mut self, now: Instant) -> oneshot::Receiver<()> {
-        if !std::mem::replace(&mut self.closing, true) {
-            self.returns.begin_tally();
-        }
-        for held in self.held.values().filter(|held| !held.ended) {
-            self.news.ended.push((held.lease.clone(), Error::Closed));
-        }
-        let is_session = |held: &Held| matches!(held.role, Role::Session { .. });
-        let sessions = self.held.iter().filter(|(_, held)| is_session(held));
-        let sessions: Vec<u64> = sessions.map(|(number, _)| *number).collect();
-        for session in sessions {
-            self.give_back(session, Some(Duration::ZERO), now);
-        }
-        let (closer, drained) = oneshot::channel();
-        self.closers.push(closer);
-        drained
-    }
-
-    /// Stops trying to return what is left.
-    pub(crate) fn give_up(&mut self) {
-        self.returns.give_up();
-    }
-
-    /// Returns what became of all returns since the close began; what is still on its way counts as
-    /// not returned.
-    pub(crate) fn report(&self) -> CloseReport {
-        let CloseReport { returned, not_returned } = self.returns.tally();
-        CloseReport { returned, not_returned: not_returned + self.returns.len() as u64 }
-    }
-
-    /// Whether the pool is closed and nothing is left to do.
-    pub(crate) fn is_drained(&self) -> bool {
-        let calls = self.calls > 0 || self.batches_under_way();
-        self.closing && self.borrows == 0 && !calls && self.returns.len() == 0
     }
 
     fn next_number(&mut self) -> u64 {

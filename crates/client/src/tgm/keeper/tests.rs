@@ -2,6 +2,7 @@ use futures_util::FutureExt;
 use rand::SeedableRng;
 
 use super::*;
+use crate::held::{Release, Released};
 use crate::tgm::answer::{BorrowAnswer, KeepAliveAnswer, ReturnAnswer};
 
 mod batches;
