@@ -73,6 +73,10 @@
 //! successful keep-alive, or a server that forgot it does not grant it again. A server that was
 //! restarted and forgot everything grants it again without anyone noticing.
 //!
+//! Where the server has it, keep-alives go in batches over one stream, and a session that is revoked
+//! hears of it at once. Everywhere else, and whenever that stream breaks, they go one by one, and a
+//! revocation is heard of with the next one. No session ends because of the stream.
+//!
 //! # Outages
 //!
 //! With `on-unavailable=allow` the pool *fails open*: while the server cannot be reached sessions go
