@@ -1,0 +1,78 @@
+//! Whatever is done to a store, and whenever the power goes: what was acknowledged is still so.
+
+use std::time::Duration;
+
+use lease::{KeptAlive, LeaseId, Reason, Request, Terms};
+use proptest::prelude::*;
+use tgm_session_server::store::{Embedded, Options, Recovered, Store};
+
+use crate::disk::Disk;
+use crate::harness::ManualClock;
+
+const ORGANIZATIONS: [&str; 3] = ["acme", "globex", "initech"];
+const TRACES: [&str; 3] = ["", "trace-a", "trace-b"];
+
+fn open(disk: Disk) -> Embedded {
+    let options = Options { clock: ManualClock::new(), ..Options::default() };
+    Recovered::on_backend(disk, options).unwrap().resume().unwrap()
+}
+
+fn request(a: u8, b: u8) -> Request<'static> {
+    let organization = ORGANIZATIONS[usize::from(a) % 3];
+    let max_workers = i64::from(b % 2) * 100;
+    Request { max_workers, ..Request::session("t1r", organization) }
+        .trace(TRACES[usize::from(b / 2) % 3])
+}
+
+/// One acknowledged operation: a borrow, a return, a young return or a revocation.
+async fn operate(store: &Embedded, ids: &mut Vec<LeaseId>, (step, a, b): (u8, u8, u8)) {
+    let known = (!ids.is_empty()).then(|| ids[usize::from(a) % ids.len()]);
+    match (step % 6, known) {
+        (0, Some(id)) => drop(store.release(id, None, Duration::ZERO).await.unwrap()),
+        (1, Some(id)) => drop(store.release(id, None, Duration::from_secs(60)).await.unwrap()),
+        (2, Some(id)) => drop(store.revoke(id, Reason::Operator).await.unwrap()),
+        _ => {
+            let borrowed = store.borrow(&request(a, b), &Terms::default()).await.unwrap();
+            borrowed.delivery.complete();
+            ids.push(borrowed.grant.id);
+        }
+    }
+}
+
+async fn answers(store: &Embedded, ids: &[LeaseId]) -> Vec<KeptAlive> {
+    let mut answers = Vec::new();
+    for &id in ids {
+        answers.push(store.keep_alive(id, None).await.unwrap());
+    }
+    answers
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn grants_returns_and_revocations_are_durable_before_their_answers(
+        steps in prop::collection::vec(any::<(u8, u8, u8)>(), 1..40),
+        torn: u64,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let disk = Disk::default();
+            let store = open(disk.clone());
+            let mut ids = Vec::new();
+            for step in steps {
+                operate(&store, &mut ids, step).await;
+            }
+            // The power goes, and of what was not flushed any part may have reached the disk.
+            let crashed = disk.after_power_loss(|write| torn >> (write % 64) & 1 == 1);
+            let before = answers(&store, &ids).await;
+            let restarted = open(crashed);
+            prop_assert_eq!(answers(&restarted, &ids).await, before);
+            let live = |live: Vec<(Box<str>, u64)>| live.iter().map(|(_, leases)| leases).sum();
+            let counted: [u64; 2] =
+                [live(store.live().await.unwrap()), live(restarted.live().await.unwrap())];
+            prop_assert_eq!(counted[0], counted[1]);
+            Ok(())
+        })?;
+    }
+}
