@@ -9,6 +9,9 @@ pub const ID_BYTES: usize = 18;
 /// The service of sessions, as substreams and firehose name it.
 pub const SESSIONS: &str = "t1r";
 
+/// The service of workers, as substreams names it.
+pub const WORKERS: &str = "t2w";
+
 /// The `n`-th organization.
 pub fn organization(n: u64) -> String {
     format!("org-{:014x}", scattered(n))

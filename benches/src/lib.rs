@@ -1,14 +1,17 @@
-//! What `scripts/bench` runs: a reference server, a load generator and the ledger alone.
+//! What `scripts/bench` runs: a reference server, load generators, the pool of the client
+//! library and the ledger alone.
 //!
 //! Every figure is shown beside a reference measured in the same run on the same machine, because
 //! a figure alone says more about the machine than about the server. `docs/benchmarks.md` tells
 //! what each table means.
 
 pub mod disk;
+pub mod gateway;
 pub mod h2load;
 pub mod ids;
 pub mod ledger;
 pub mod pairs;
+pub mod pool;
 pub mod process;
 pub mod reference;
 pub mod report;

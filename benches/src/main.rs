@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use benches::run::{self, Options};
-use benches::{disk, ledger, pairs, reference};
+use benches::{disk, gateway, ledger, pairs, pool, reference};
 use clap::{Parser, Subcommand};
 
 #[global_allocator]
@@ -26,6 +26,16 @@ enum Part {
     Reference,
     /// Borrow and return, from callers in this process
     Pairs(pairs::Plan),
+    /// Hold sessions and workers in a pool of this process
+    Hold(pool::HoldPlan),
+    /// Borrow and return, through a pool or by bare calls
+    Borrow(pool::BorrowPlan),
+    /// Serve what another server serves, without SessionControl
+    Gateway {
+        /// Where the other server is
+        #[arg(long)]
+        address: std::net::SocketAddr,
+    },
     /// Measure the ledger alone
     Ledger {
         /// Sessions that stay live
@@ -57,6 +67,9 @@ fn play(part: Part) -> anyhow::Result<()> {
     let answer = match part {
         Part::Run(options) => return run::run(options),
         Part::Reference => return reference::serve(),
+        Part::Gateway { address } => return gateway::serve(address),
+        Part::Hold(plan) => serde_json::to_value(plan.run()?)?,
+        Part::Borrow(plan) => serde_json::to_value(plan.run()?)?,
         Part::Pairs(plan) => serde_json::to_value(plan.run()?)?,
         Part::Ledger { live, seconds } => {
             serde_json::to_value(ledger::speed(live, Duration::from_secs_f64(seconds))?)?

@@ -90,10 +90,24 @@ impl Server {
     ///
     /// The process is gone.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        let path = format!("/proc/{}/stat", self.child.id());
-        let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        cpu_time(&stat).with_context(|| format!("{path} has an unknown form"))
+        cpu_of(self.id())
     }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+/// CPU time that a process has used so far, user and system, all threads.
+///
+/// # Errors
+///
+/// The process is gone.
+pub fn cpu_of(process: u32) -> anyhow::Result<Duration> {
+    let path = format!("/proc/{process}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    cpu_time(&stat).with_context(|| format!("{path} has an unknown form"))
 }
 
 impl Drop for Server {

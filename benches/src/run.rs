@@ -15,6 +15,7 @@ use crate::report::Report;
 mod alone;
 mod callers;
 mod machine;
+mod pool;
 mod unary;
 
 /// A part of the benchmark.
@@ -26,6 +27,8 @@ pub enum Part {
     Callers,
     /// The ledger alone: speed and memory
     Ledger,
+    /// The pool of the client library: 300,000 leases held, and what it adds to a call
+    Pool,
 }
 
 /// How the benchmark is run.
@@ -105,6 +108,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     if bench.wants(Part::Callers) {
         callers::measure(&bench, &mut report)?;
     }
+    if bench.wants(Part::Pool) {
+        pool::measure(&bench, &mut report)?;
+    }
     println!("\n{}", report.goals());
     if let Some(path) = &bench.options.json {
         let text = serde_json::to_string_pretty(&report.json())?;
@@ -130,6 +136,11 @@ impl Bench {
 
     /// Starts a fresh `target` on `cores`, with an empty store.
     fn start_on(&self, target: Target, cores: &str) -> anyhow::Result<Server> {
+        self.start_with(target, &self.policy, cores)
+    }
+
+    /// As [`Bench::start_on`], with another policy.
+    fn start_with(&self, target: Target, policy: &Path, cores: &str) -> anyhow::Result<Server> {
         let log = self.folder.path().join("server.log");
         let store = self.folder.path().join("leases");
         let mut command = match target {
@@ -141,7 +152,7 @@ impl Bench {
             Target::Memory | Target::File => {
                 let mut command = pinned(cores, &self.options.server);
                 command.args(["serve", "--format", "json", "--allow-anonymous", "--config"]);
-                command.arg(&self.policy);
+                command.arg(policy);
                 command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
                 command
             }
@@ -183,6 +194,14 @@ fn answer_of<T: DeserializeOwned>(mut command: Command) -> anyhow::Result<T> {
 /// This program again, with `part` as its subcommand, on the load core.
 fn part(part: &str) -> anyhow::Result<Command> {
     let mut command = pinned(LOAD_CORE, &std::env::current_exe()?);
+    command.arg(part);
+    Ok(command)
+}
+
+/// The program that counts its allocations, with `part` as its subcommand, on the load core.
+fn counting(part: &str) -> anyhow::Result<Command> {
+    let program = std::env::current_exe()?.with_file_name("tgm-session-bench-memory");
+    let mut command = pinned(LOAD_CORE, &program);
     command.arg(part);
     Ok(command)
 }

@@ -1,10 +1,9 @@
 //! The ledger alone, in processes of their own.
 
 use crate::ledger::{Bytes, Speed};
-use crate::process::{LOAD_CORE, pinned};
 use crate::report::{Bound, Cell, Report, Table};
 
-use super::{Bench, answer_of, part};
+use super::{Bench, answer_of, counting, part};
 
 /// Borrow and return pairs per second on one core.
 const PAIRS: f64 = 3_000_000.0;
@@ -41,8 +40,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> 
         &["live sessions", "bytes each", "bytes each with borrow ids"],
     );
     for leases in LEASES {
-        let program = std::env::current_exe()?.with_file_name("tgm-session-bench-memory");
-        let mut command = pinned(LOAD_CORE, &program);
+        let mut command = counting("ledger")?;
         command.arg(leases);
         let bytes: Bytes = answer_of(command)?;
         if leases == LEASES[0] {

@@ -1,0 +1,205 @@
+//! What the pool adds to a call: borrows and returns through it, and bare ones on the generated
+//! client, with the same ids, on one thread and one connection each.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use tgm_session::{Pool, Session};
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use wire::worker::borrow_worker_response::BorrowStatus;
+use wire::worker::return_worker_response::Status;
+use wire::worker::worker_pool_client::WorkerPoolClient;
+use wire::worker::{BorrowWorkerRequest, ReturnWorkerRequest};
+
+use super::{ORGANIZATIONS, connect, on_one_thread, request, thread_cpu};
+use crate::ids::{SESSIONS, Traces, api_key, organization};
+
+/// Borrows before anything is measured.
+const WARM_UP: u64 = 2_000;
+
+/// The longest latency the histogram tells apart, in nanoseconds: one minute.
+const LONGEST: u64 = 60_000_000_000;
+
+/// How long all returns together may take.
+const CLOSE: Duration = Duration::from_secs(60);
+
+/// What one run does.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Plan {
+    /// Where the server is
+    #[arg(long)]
+    address: SocketAddr,
+    /// Sessions that are borrowed, and returned when all of them are there
+    #[arg(long)]
+    count: u64,
+    /// Callers, each with one call under way at a time
+    #[arg(long)]
+    callers: u64,
+    /// Make the bare calls of the generated client instead
+    #[arg(long)]
+    bare: bool,
+}
+
+/// What one run measured.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Cost {
+    /// CPU time of one borrow, in microseconds.
+    pub borrow: f64,
+    /// The median of how long a borrow took, in microseconds.
+    pub p50: f64,
+    /// 99 of 100 took at most this.
+    pub p99: f64,
+    /// CPU time of one return, in microseconds.
+    pub give_back: f64,
+}
+
+/// Who borrows: the library, or a caller that does without it.
+#[derive(Clone)]
+enum Way {
+    Pool(Pool),
+    Bare(WorkerPoolClient<Channel>),
+}
+
+/// Something that was borrowed.
+enum Lease {
+    Session(#[expect(dead_code, reason = "held until it is dropped")] Session),
+    Key(String),
+}
+
+impl Plan {
+    /// Runs the plan.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be reached, or one call was not answered as it should be.
+    pub fn run(&self) -> anyhow::Result<Cost> {
+        ensure!(self.callers > 0 && self.count > 0, "nothing to do");
+        on_one_thread(self.play())
+    }
+
+    async fn play(&self) -> anyhow::Result<Cost> {
+        let way = if self.bare {
+            Way::Bare(WorkerPoolClient::new(crate::pairs::connect(self.address).await?))
+        } else {
+            // No keep-alive is due while it runs.
+            Way::Pool(connect(self.address, "request-keep-alive-delay=1h")?)
+        };
+        let mut leases = self.borrow(&way, WARM_UP, None).await?;
+        let latencies = Rc::new(RefCell::new(Histogram::new_with_bounds(1, LONGEST, 3)?));
+        let before = thread_cpu();
+        leases.extend(self.borrow(&way, self.count, Some(latencies.clone())).await?);
+        let borrow = thread_cpu().saturating_sub(before);
+
+        let count = leases.len() as u64;
+        let before = thread_cpu();
+        self.give_back(&way, leases).await?;
+        let give_back = thread_cpu().saturating_sub(before);
+        let latencies = latencies.borrow();
+        let micros = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
+        Ok(Cost {
+            borrow: borrow.as_secs_f64() * 1e6 / self.count as f64,
+            p50: micros(0.5),
+            p99: micros(0.99),
+            give_back: give_back.as_secs_f64() * 1e6 / count as f64,
+        })
+    }
+
+    async fn borrow(
+        &self,
+        way: &Way,
+        count: u64,
+        latencies: Option<Rc<RefCell<Histogram<u64>>>>,
+    ) -> anyhow::Result<Vec<Lease>> {
+        let callers: Vec<_> = (0..self.callers)
+            .map(|caller| {
+                let (mut way, latencies) = (way.clone(), latencies.clone());
+                let numbers = (caller..count).step_by(self.callers as usize);
+                tokio::task::spawn_local(async move {
+                    let mut traces = Traces::new(caller + (count << 32));
+                    let mut leases = Vec::new();
+                    for number in numbers {
+                        let begun = Instant::now();
+                        leases.push(way.borrow(number, &mut traces).await?);
+                        if let Some(latencies) = &latencies {
+                            let nanos = begun.elapsed().as_nanos() as u64;
+                            latencies.borrow_mut().saturating_record(nanos.max(1));
+                        }
+                    }
+                    anyhow::Ok(leases)
+                })
+            })
+            .collect();
+        let mut leases = Vec::with_capacity(count as usize);
+        for caller in callers {
+            leases.extend(caller.await.context("a caller panicked")??);
+        }
+        Ok(leases)
+    }
+
+    /// Returns everything: the pool all at once, as many calls at a time as it has; bare callers
+    /// one after another each.
+    async fn give_back(&self, way: &Way, leases: Vec<Lease>) -> anyhow::Result<()> {
+        match way {
+            Way::Pool(pool) => {
+                for lease in leases {
+                    // Dropping a guard queues its return.
+                    ensure!(matches!(lease, Lease::Session(_)), "a pool grants sessions");
+                }
+                let report = pool.close(CLOSE).await;
+                ensure!(report.not_returned == 0, "{report:?}");
+            }
+            Way::Bare(client) => {
+                let leases = Rc::new(RefCell::new(leases));
+                let callers: Vec<_> = (0..self.callers)
+                    .map(|_| tokio::task::spawn_local(give_back(client.clone(), leases.clone())))
+                    .collect();
+                for caller in callers {
+                    caller.await.context("a caller panicked")??;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn give_back(
+    mut client: WorkerPoolClient<Channel>,
+    leases: Rc<RefCell<Vec<Lease>>>,
+) -> anyhow::Result<()> {
+    loop {
+        let next = leases.borrow_mut().pop();
+        let Some(Lease::Key(worker_key)) = next else { return Ok(()) };
+        let request = ReturnWorkerRequest { worker_key, minimal_worker_life_duration: None };
+        let status = client.return_worker(request).await?.into_inner().status();
+        ensure!(status == Status::Returned, "a return was answered {status:?}");
+    }
+}
+
+impl Way {
+    async fn borrow(&mut self, number: u64, traces: &mut Traces) -> anyhow::Result<Lease> {
+        match self {
+            Self::Pool(pool) => Ok(Lease::Session(pool.borrow(request(number, traces)).await?)),
+            Self::Bare(client) => {
+                let n = number.wrapping_mul(7919) % ORGANIZATIONS;
+                let mut request = tonic::Request::new(BorrowWorkerRequest {
+                    service: SESSIONS.into(),
+                    organization_id: organization(n),
+                    api_key_id: api_key(n),
+                    trace_id: traces.next_id(),
+                    max_worker_for_trace_id: 0,
+                });
+                let borrow_id = format!("{:032x}", rand::random::<u128>());
+                request.metadata_mut().insert("x-borrow-id", MetadataValue::try_from(borrow_id)?);
+                let answer = client.borrow_worker(request).await?.into_inner();
+                ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {answer:?}");
+                Ok(Lease::Key(answer.worker_key))
+            }
+        }
+    }
+}
