@@ -20,14 +20,14 @@ use wire::worker::{BorrowWorkerRequest, ReturnWorkerRequest};
 use super::{ORGANIZATIONS, connect, on_one_thread, request, thread_cpu};
 use crate::ids::{SESSIONS, Traces, api_key, organization};
 
-/// Borrows before anything is measured.
-const WARM_UP: u64 = 2_000;
-
 /// The longest latency the histogram tells apart, in nanoseconds: one minute.
 const LONGEST: u64 = 60_000_000_000;
 
 /// How long all returns together may take.
-const CLOSE: Duration = Duration::from_secs(60);
+const RETURNED: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether all of them are through.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What one run does.
 #[derive(Clone, Debug, clap::Args)]
@@ -90,13 +90,14 @@ impl Plan {
             // No keep-alive is due while it runs.
             Way::Pool(connect(self.address, "request-keep-alive-delay=1h")?)
         };
-        let mut leases = self.borrow(&way, WARM_UP, None).await?;
+        // Once before, so that tables have their lasting size and the allocator its pages.
+        let leases = self.borrow(&way, 1, None).await?;
+        self.give_back(&way, leases).await?;
         let latencies = Rc::new(RefCell::new(Histogram::new_with_bounds(1, LONGEST, 3)?));
         let before = thread_cpu();
-        leases.extend(self.borrow(&way, self.count, Some(latencies.clone())).await?);
+        let leases = self.borrow(&way, 2, Some(latencies.clone())).await?;
         let borrow = thread_cpu().saturating_sub(before);
 
-        let count = leases.len() as u64;
         let before = thread_cpu();
         self.give_back(&way, leases).await?;
         let give_back = thread_cpu().saturating_sub(before);
@@ -106,22 +107,22 @@ impl Plan {
             borrow: borrow.as_secs_f64() * 1e6 / self.count as f64,
             p50: micros(0.5),
             p99: micros(0.99),
-            give_back: give_back.as_secs_f64() * 1e6 / count as f64,
+            give_back: give_back.as_secs_f64() * 1e6 / self.count as f64,
         })
     }
 
     async fn borrow(
         &self,
         way: &Way,
-        count: u64,
+        run: u64,
         latencies: Option<Rc<RefCell<Histogram<u64>>>>,
     ) -> anyhow::Result<Vec<Lease>> {
         let callers: Vec<_> = (0..self.callers)
             .map(|caller| {
                 let (mut way, latencies) = (way.clone(), latencies.clone());
-                let numbers = (caller..count).step_by(self.callers as usize);
+                let numbers = (caller..self.count).step_by(self.callers as usize);
                 tokio::task::spawn_local(async move {
-                    let mut traces = Traces::new(caller + (count << 32));
+                    let mut traces = Traces::new(caller + (run << 32));
                     let mut leases = Vec::new();
                     for number in numbers {
                         let begun = Instant::now();
@@ -135,7 +136,7 @@ impl Plan {
                 })
             })
             .collect();
-        let mut leases = Vec::with_capacity(count as usize);
+        let mut leases = Vec::with_capacity(self.count as usize);
         for caller in callers {
             leases.extend(caller.await.context("a caller panicked")??);
         }
@@ -147,12 +148,16 @@ impl Plan {
     async fn give_back(&self, way: &Way, leases: Vec<Lease>) -> anyhow::Result<()> {
         match way {
             Way::Pool(pool) => {
-                for lease in leases {
-                    // Dropping a guard queues its return.
-                    ensure!(matches!(lease, Lease::Session(_)), "a pool grants sessions");
-                }
-                let report = pool.close(CLOSE).await;
-                ensure!(report.not_returned == 0, "{report:?}");
+                let wanted = pool.stats().returned + leases.len() as u64;
+                // Dropping a guard queues its return.
+                drop(leases);
+                let returned = async {
+                    while pool.stats().returned < wanted {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                };
+                tokio::time::timeout(RETURNED, returned).await.context("returns take too long")?;
+                ensure!(pool.stats().not_returned == 0, "some were not returned");
             }
             Way::Bare(client) => {
                 let leases = Rc::new(RefCell::new(leases));
