@@ -89,7 +89,9 @@ async fn after_any_series_of_faults_the_server_holds_exactly_what_is_held_and_th
         let end = Instant::now() + TROUBLE;
         let mut running = JoinSet::new();
         for number in 0..3 {
-            let (pool, _) = world.pool("request-keep-alive-delay=5s");
+            // One of them fails open.
+            let open = if number == 0 { "&on-unavailable=allow" } else { "" };
+            let (pool, _) = world.pool(&format!("request-keep-alive-delay=5s{open}"));
             let habits = Habits {
                 name: format!("host-{number}"),
                 organizations: vec!["acme".to_owned()],

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 mod chaos;
+mod fail_open;
 mod garbage;
 #[path = "../support/gateway.rs"]
 mod gateway;
@@ -18,4 +19,5 @@ mod outages;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod restarts;
+mod revocations;
 mod world;

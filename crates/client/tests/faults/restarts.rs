@@ -38,6 +38,11 @@ impl Machine {
         drop(self.running.take().expect("a server runs"));
     }
 
+    /// Stops the server well: it drains, and tells whoever is attached.
+    async fn stop(&mut self) {
+        self.running.take().expect("a server runs").stop().await.unwrap();
+    }
+
     async fn start_again(&mut self) {
         let running = serve(&self.policy, self.folder.path(), self.address.port()).await;
         self.running = Some(running);
@@ -71,12 +76,16 @@ async fn serve(policy: &str, folder: &Path, port: u16) -> Running {
 }
 
 #[tokio::test]
-async fn a_server_killed_and_started_again_on_its_file_keeps_every_session_and_every_slot() {
+async fn a_server_killed_or_stopped_and_started_again_on_its_file_keeps_every_session_and_slot() {
     let mut machine = Machine::start("1m").await;
     let (pool, _plugin) = pool(machine.address, "request-keep-alive-delay=100ms");
     let mut streams = Streams::begin(&pool, 5).await;
-    for round in 0..3 {
-        machine.kill();
+    for round in 0..4 {
+        if round % 2 == 0 {
+            machine.kill();
+        } else {
+            machine.stop().await;
+        }
         // One is released and one begun while nobody is there.
         let (gone, workers) = streams.0.pop().unwrap();
         let released = tokio::spawn(gone.release());

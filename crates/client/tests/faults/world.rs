@@ -125,7 +125,7 @@ impl Impostor {
 struct Machine {
     /// Whether it does not know `SessionControl`.
     is_old: bool,
-    server: Mutex<Option<Running>>,
+    server: Mutex<Option<Arc<Running>>>,
     impostor: Mutex<Option<Impostor>>,
     /// How many connections impostors were given.
     fooled: AtomicU64,
@@ -172,12 +172,21 @@ impl World {
         config.threads = 1;
         config.clock = self.clock.clone();
         let running = Server::bind(config).await.unwrap().start().await.unwrap();
+        let running = Arc::new(running);
         assert!(self.machine.server.lock().replace(running).is_none(), "one server at a time");
     }
 
     /// Ends the server at once: its connections break, what it counted is forgotten.
     pub(crate) fn kill_server(&self) {
         drop(self.machine.server.lock().take().expect("a server runs"));
+    }
+
+    /// Disables the organization of every stream here, while the server runs.
+    pub(crate) async fn disable(&self) {
+        let policy = format!("{POLICY}\n[organizations.acme]\ndisabled = true\n");
+        let policy = Policy::parse(&policy, "test.toml").unwrap().policy;
+        let server = self.machine.server.lock().clone().expect("a server runs");
+        assert!(server.set_policy(policy).await.unwrap() > 0, "nothing was revoked");
     }
 
     /// Lets somebody else answer on connections made from now on, or the server again.
@@ -297,11 +306,13 @@ pub(crate) fn stream(trace: impl std::fmt::Display) -> SessionRequest {
 pub(crate) struct Streams(pub(crate) Vec<(Session, [Worker; 2])>);
 
 impl Streams {
-    /// Begins so many.
+    /// Begins so many, each under a trace of its own.
     pub(crate) async fn begin(pool: &Pool, count: usize) -> Self {
+        static TRACES: AtomicU64 = AtomicU64::new(0);
         let mut streams = Vec::new();
-        for number in 0..count {
-            let session = pool.borrow(stream(number)).await.unwrap();
+        for _ in 0..count {
+            let trace = TRACES.fetch_add(1, Ordering::Relaxed);
+            let session = pool.borrow(stream(trace)).await.unwrap();
             let workers = [
                 session.borrow_worker("t2w", 2).await.unwrap(),
                 session.borrow_worker("t2w", 2).await.unwrap(),

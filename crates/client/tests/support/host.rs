@@ -217,13 +217,11 @@ impl Tally {
             Err(
                 Error::ConcurrentStreamLimitExceeded { .. } | Error::WorkersLimitExceeded { .. },
             ) => &mut self.refused,
-            // The session under which a worker was asked for has ended meanwhile.
-            Err(Error::SessionNotFound) => &mut self.refused,
-            Err(reason @ Error::Lost { .. }) => {
+            // Or the session under which a worker was asked for has ended meanwhile.
+            Err(reason) => {
                 expected_end(&reason)?;
                 &mut self.refused
             }
-            Err(error) => return Err(Unexpected(error)),
         };
         *count += 1;
         Ok(None)
@@ -238,7 +236,9 @@ fn expected_end(reason: &Error) -> Result<(), Unexpected> {
         }
         // Admitted while no server could be reached, and refused by the one that came back; or a
         // worker that ended with its session.
-        Error::ConcurrentStreamLimitExceeded { .. } | Error::SessionNotFound => true,
+        Error::ConcurrentStreamLimitExceeded { .. }
+        | Error::WorkersLimitExceeded { .. }
+        | Error::SessionNotFound => true,
         _ => false,
     };
     if expected { Ok(()) } else { Err(Unexpected(reason.clone())) }

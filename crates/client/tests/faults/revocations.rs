@@ -1,0 +1,108 @@
+//! Decisions of an operator that a bad network delays, and never loses.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tgm_session::{Error, Pool, Session};
+use tokio::time::{Instant, sleep};
+
+use crate::proxy::{Arrival, Flow, Weather};
+use crate::world::{SECOND, TTL, World, stream};
+
+/// A session, and how often its callback was called.
+async fn watched(pool: &Pool) -> (Session, Arc<AtomicUsize>) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let request = stream("watched").on_error(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    (pool.borrow(request).await.unwrap(), calls)
+}
+
+/// Waits until the session ends as its operator wants, and returns how long that took.
+async fn revoked(session: &Session, calls: &AtomicUsize) -> Duration {
+    let start = Instant::now();
+    let reason = session.ended().await;
+    assert!(matches!(reason, Error::PermissionDenied { .. }), "{reason:?}");
+    let took = start.elapsed();
+    sleep(2 * TTL).await;
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    took
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_is_heard_at_once_over_a_stream_and_with_the_next_keep_alive_without_one() {
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("");
+        let (session, calls) = watched(&pool).await;
+        sleep(SECOND).await;
+        world.disable().await;
+        assert_eq!(world.held().await, (0, 0));
+        let took = revoked(&session, &calls).await;
+        let within = if world.has_stream() { SECOND / 5 } else { 21 * SECOND };
+        assert!(took <= within, "{took:?}");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_during_an_outage_is_heard_when_the_server_is_in_reach_again() {
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("");
+        let (session, calls) = watched(&pool).await;
+        sleep(SECOND).await;
+        world.proxy.set(Weather::refusing());
+        world.proxy.cut();
+        world.disable().await;
+        sleep(25 * SECOND).await;
+        assert_eq!(session.end_reason(), None);
+        world.proxy.clear();
+        let took = revoked(&session, &calls).await;
+        assert!(took <= 3 * SECOND, "{took:?}");
+        assert_eq!(world.held().await, (0, 0));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_whose_push_vanishes_is_heard_before_the_session_would_be_lost() {
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("");
+        let (session, calls) = watched(&pool).await;
+        sleep(TTL).await;
+        // What is connected now hears nothing more; new connections work.
+        let deaf = Weather { arrival: Arrival::Carried, ..Weather::answers(Flow::BlackHole) };
+        world.proxy.set(deaf);
+        world.disable().await;
+        sleep(SECOND).await;
+        world.proxy.clear();
+        assert_eq!(session.end_reason(), None);
+        let took = revoked(&session, &calls).await;
+        assert!(took < TTL, "{took:?}");
+        assert_eq!(world.held().await, (0, 0));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_reaches_a_pool_that_fails_open_and_ends_what_it_may_not_go_on_with() {
+    World::each(async |world| {
+        let (pool, _plugin) = world.pool("on-unavailable=allow&borrow-timeout=1s");
+        let (session, calls) = watched(&pool).await;
+        sleep(SECOND).await;
+        world.proxy.set(Weather::refusing());
+        world.proxy.cut();
+        world.disable().await;
+        let admitted = pool.borrow(stream("admitted")).await.unwrap();
+        sleep(2 * TTL).await;
+        assert_eq!((session.end_reason(), admitted.end_reason()), (None, None));
+        world.proxy.clear();
+        let took = revoked(&session, &calls).await;
+        assert!(took <= 21 * SECOND, "{took:?}");
+        let reason = admitted.ended().await;
+        assert!(matches!(reason, Error::PermissionDenied { .. }), "{reason:?}");
+        assert_eq!(world.held().await, (0, 0));
+    })
+    .await;
+}
