@@ -275,3 +275,25 @@ fn a_borrow_id_with_another_request_is_refused_and_another_indexers_is_its_own()
     let east = ledger.borrow(&request.indexer("east"), &Terms::default(), NOW).expect("its own");
     assert_ne!(east.id, first.id);
 }
+
+/// Not timed: were all sessions looked at for each one that ends, this would take 10^10 steps and
+/// minutes instead of a moment.
+#[test]
+fn the_workers_of_a_session_are_found_without_looking_at_other_sessions() {
+    const SESSIONS: usize = 100_000;
+    let mut ledger = Ledger::new(Config::default());
+    let mut held = Vec::with_capacity(SESSIONS);
+    for number in 0..SESSIONS {
+        let trace = format!("trace-{number}");
+        let session = Request::session("t1r", "acme").trace(&trace);
+        let session = ledger.borrow(&session, &Terms::default(), NOW).expect("no ceiling").id;
+        let worker = Request::worker("t2w", "acme", &trace, 1);
+        let worker = ledger.borrow(&worker, &Terms::default(), NOW).expect("no ceiling").id;
+        held.push((session, worker));
+    }
+    for (ended, (session, worker)) in held.into_iter().enumerate() {
+        assert_eq!(ledger.release(session, None, Duration::ZERO, NOW), Released::Returned);
+        assert_eq!(ledger.keep_alive(worker, None, NOW), KeptAlive::Failed);
+        assert_eq!(ledger.len(), 2 * (SESSIONS - ended - 1));
+    }
+}
