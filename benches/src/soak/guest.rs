@@ -47,7 +47,7 @@ pub(crate) struct Report {
     pub(crate) holds: BTreeMap<String, u64>,
     /// Sessions and workers that were granted.
     pub(crate) granted: u64,
-    /// Borrows that a ceiling refused.
+    /// Borrows that a ceiling refused, and of workers whose session had ended.
     pub(crate) refused: u64,
     /// Borrows that found no server in time.
     pub(crate) unavailable: u64,

@@ -67,8 +67,9 @@ async fn a_borrow_whose_answer_is_lost_with_the_connection_gets_the_same_slot_ag
 
         world.proxy.set(Weather::answers(Flow::Held));
         let (session, ()) = tokio::join!(pool.borrow(stream(1)), async {
-            // The server has granted it; nobody has heard of that.
+            // The server has granted it and said so; nobody has heard of that.
             world.until_held((1, 0)).await;
+            sleep(SECOND).await;
             world.proxy.cut();
             world.proxy.clear();
         });
