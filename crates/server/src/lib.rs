@@ -45,6 +45,7 @@ mod service;
 pub mod store;
 
 pub use admin::AdminToken;
+pub use admin::api::model as api;
 pub use clock::{Clock, SystemClock};
 pub use error::Error;
 pub use policy::Policy;

@@ -1,5 +1,6 @@
 //! The admin port: is the server alive, is it ready, and what has it counted.
 
+pub(crate) mod api;
 pub(crate) mod metrics;
 
 use std::fmt;

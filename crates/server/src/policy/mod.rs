@@ -6,6 +6,7 @@
 mod check;
 mod file;
 mod indexers;
+pub mod overrides;
 mod summary;
 
 use std::fmt;

@@ -1,0 +1,3 @@
+//! The admin API: what an operator sees and does, as JSON.
+
+pub mod model;
