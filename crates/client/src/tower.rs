@@ -61,8 +61,11 @@ const EXEMPT: [&str; 3] = [
 ///
 /// # Limits
 ///
-/// - gRPC-Web: put `GrpcWebLayer` outside of this one. The other way round refusals are told, but a
-///   revocation breaks the response off without its status.
+/// - gRPC-Web: put `GrpcWebLayer` outside of this one, in tonic's builder as
+///   `.layer(GrpcWebLayer::new()).layer(SessionLayer::new(pool, "t1r"))`; plain gRPC passes through
+///   both. The other way round refusals are told, but a revocation breaks the response off without
+///   its status: a body that was translated already has its trailers among its data, where nobody
+///   outside can tell whether a message is complete, and they could be read as a part of it.
 /// - A client that reads nothing is told nothing: the server does not ask for more of a body that
 ///   cannot be sent. Its slot is free all the same.
 /// - A connection that is upgraded (a WebSocket) is no response body any more: borrow in its handler.

@@ -129,7 +129,7 @@ async fn story(sessions: &Running, channel: Channel) -> Outcome<()> {
     println!("somebody without an organization: {:?}", stranger.code());
 
     let disabled = format!("{POLICY}\n[organizations.acme]\ndisabled = true\n");
-    sessions.store().enforce(&Policy::parse(&disabled, "disabled.toml")?.policy).await?;
+    sessions.set_policy(Policy::parse(&disabled, "disabled.toml")?.policy).await?;
     println!("an operator disables acme, and both streams end:");
     for stream in [&mut one, &mut three] {
         let (blocks, revoked) = rest(stream).await?;

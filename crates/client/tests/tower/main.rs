@@ -8,3 +8,4 @@ mod direct;
 mod grpc;
 mod harness;
 mod http;
+mod web;
