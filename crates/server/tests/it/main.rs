@@ -9,6 +9,7 @@ mod attached;
 mod auth;
 mod borrow;
 mod borrow_id;
+mod changed_policy;
 mod codes;
 mod disk;
 mod drain;
