@@ -11,6 +11,27 @@ pub mod worker {
     tonic::include_proto!("sf.worker.v1");
 }
 
+// Laid out as the packages are: generated code finds another package by its place.
+mod sf {
+    pub mod metering {
+        pub mod v1 {
+            tonic::include_proto!("sf.metering.v1");
+        }
+    }
+    pub mod gateway {
+        pub mod payment {
+            pub mod v1 {
+                tonic::include_proto!("sf.gateway.payment.v1");
+            }
+        }
+    }
+}
+
+/// `sf.gateway.payment.v1`: reports of usage.
+pub use sf::gateway::payment::v1 as payment;
+/// `sf.metering.v1`: what organizations used.
+pub use sf::metering::v1 as metering;
+
 /// `tgm.session.v1`: keep-alives in batches and pushed revocations.
 pub mod control {
     tonic::include_proto!("tgm.session.v1");
