@@ -228,6 +228,29 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_has_its_code_says_whether_to_try_again_and_keeps_its_words() {
+        let message = || "egress_bytes 7/7".to_owned();
+        let full = Error::WorkersLimitExceeded { active: 3, max: 4, scope: Scope::Trace };
+        for (error, code, again) in [
+            (Error::Unavailable { message: message() }, Code::Unavailable, true),
+            (Error::Unauthenticated { message: message() }, Code::Unauthenticated, false),
+            (Error::PermissionDenied { message: message() }, Code::PermissionDenied, false),
+            (Error::QuotaExceeded { message: message() }, Code::ResourceExhausted, false),
+            (FULL, Code::ResourceExhausted, true),
+            (full, Code::ResourceExhausted, true),
+            (Error::SessionNotFound, Code::NotFound, false),
+            (Error::InvalidArgument { message: message() }, Code::InvalidArgument, false),
+            (Error::Closed, Code::Unavailable, false),
+        ] {
+            let lost = error.clone().lost();
+            assert_eq!((error.code(), error.is_retryable()), (code, again), "{error:?}");
+            assert_eq!((lost.code(), lost.is_retryable()), (code, again), "{lost:?}");
+            let (words, status) = (error.to_string(), Status::from(error));
+            assert_eq!((status.code(), status.message()), (code, &*words));
+        }
+    }
+
+    #[test]
     fn a_lost_lease_answers_with_the_code_of_its_cause() {
         let lost = FULL.lost();
         assert_eq!(lost.code(), Code::ResourceExhausted);

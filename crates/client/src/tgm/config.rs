@@ -197,12 +197,20 @@ mod tests {
     }
 
     #[test]
-    fn the_old_name_of_the_maximum_is_read_and_checked() {
-        let maximum = |url| read(url).unwrap().max_sessions_per_organization;
-        assert_eq!(maximum("tgm://h?default-max-request-per-user=4"), Some(4));
-        assert_eq!(maximum("tgm://h?default-max-request-per-user=0"), Some(0));
-        let wrong = message("tgm://h?default-max-request-per-user=invalid");
-        assert!(wrong.contains("`default-max-request-per-user=invalid`"), "{wrong}");
+    fn the_maximum_is_read_and_checked_under_both_of_its_names_and_not_under_two_at_once() {
+        for name in ["default-max-request-per-organization", "default-max-request-per-user"] {
+            let maximum = |value| read(&format!("tgm://h?{name}={value}"));
+            for count in [0, 4] {
+                let read = maximum(count.to_string()).unwrap();
+                assert_eq!(read.max_sessions_per_organization, Some(count));
+            }
+            for wrong in ["invalid", "-1", "1.5", ""] {
+                let message = maximum(wrong.to_owned()).unwrap_err().to_string();
+                assert!(message.contains(&format!("`{name}={wrong}`")), "{message}");
+            }
+        }
+        let both = "default-max-request-per-organization=1&default-max-request-per-user=1";
+        assert!(message(&format!("tgm://h?{both}")).contains("its old name"));
     }
 
     #[test]

@@ -261,6 +261,21 @@ async fn the_most_requests_per_organization_of_the_url_apply_and_cost_no_call() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_maximum_of_zero_admits_nobody_and_costs_no_call() {
+    for name in ["default-max-request-per-organization", "default-max-request-per-user"] {
+        for more in ["", "&on-unavailable=allow"] {
+            let mut script = Script::new();
+            let pool = script.pool(&format!("{name}=0{more}"));
+            let nobody =
+                Error::ConcurrentStreamLimitExceeded { active: 0, max: 0, scope: Scope::Pool };
+            assert_eq!(pool.borrow(stream()).await.unwrap_err(), nobody);
+            assert_eq!(pool.stats().denied.sessions_limit, 1);
+            script.hears_nothing_for(60 * SECOND).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn ids_that_no_server_takes_cost_no_call() {
     let mut script = Script::new();
     let pool = script.pool("");

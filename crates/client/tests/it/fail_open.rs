@@ -50,6 +50,18 @@ async fn sessions_are_admitted_up_to_ten_of_an_organization_and_service_while_th
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_maximum_of_the_url_above_ten_counts_while_failing_open_under_both_of_its_names() {
+    for name in ["default-max-request-per-organization", "default-max-request-per-user"] {
+        let (_script, pool) = away(&format!("{name}=12"));
+        let mut sessions = Vec::new();
+        for _ in 0..12 {
+            sessions.push(admitted(&pool).await);
+        }
+        assert_eq!(pool.borrow(stream()).await.unwrap_err(), full(12, 12, Scope::Pool));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_maximum_of_the_url_counts_while_failing_open_and_workers_have_the_calls_cap() {
     let (_script, pool) = away("default-max-request-per-organization=1");
     let session = admitted(&pool).await;
