@@ -96,6 +96,11 @@
 //! (`reason`), `…_ended_total` (`reason` = `revoked`, `lost`), `…_keep_alives_total` (`outcome` =
 //! `extended`, `failed`), `…_returned_total`, `…_not_returned_total`, `…_retried_total`,
 //! `…_borrowed_again_total` and `…_failed_open_total`. All pools of a process add up.
+//!
+//! None of them is labelled by service. `kind` tells sessions from workers, which are the two services
+//! of a program; and keep-alives, returns and retries are about the way to the server, which all
+//! services share. What each service holds and is refused, over all programs, is in the metrics of
+//! the session server (`tgm_session_live_leases`, `tgm_session_borrows_total`).
 
 mod dsn;
 mod duration;

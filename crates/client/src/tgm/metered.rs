@@ -1,7 +1,8 @@
 //! Tells what a pool counts to the recorder of the `metrics` crate.
 //!
 //! The pool counts for itself in any case; the difference is told once a second. So a slow recorder
-//! costs the hot paths nothing, and the numbers of several pools add up.
+//! costs the hot paths nothing, and the numbers of several pools add up. That is also why nothing is
+//! labelled by service: each lease would have to know which of several sets of counters is its own.
 
 use std::time::{Duration, Instant};
 
