@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use rand::{Rng, RngExt};
 
 use crate::link::Link;
@@ -44,7 +45,7 @@ pub(crate) struct Heartbeat {
     delay: Duration,
     /// Whether a lease is never given up for want of an answer.
     patient: bool,
-    beats: HashMap<u64, Beat>,
+    beats: HashMap<u64, Beat, RandomState>,
     /// One valid entry per waiting lease: the one whose time its beat names. Others are stale.
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     forgotten: Forgotten,
@@ -101,7 +102,7 @@ impl Heartbeat {
         Self {
             delay,
             patient,
-            beats: HashMap::new(),
+            beats: HashMap::default(),
             queue: BinaryHeap::new(),
             forgotten: Forgotten::default(),
         }

@@ -187,7 +187,7 @@ impl Shared {
 
 /// The metadata value that names a borrow.
 fn named(id: BorrowId) -> MetadataValue<Ascii> {
-    id.to_string().parse().expect("hex digits are a metadata value")
+    id.to_string().try_into().expect("hex digits are a metadata value")
 }
 
 /// Waits for an answer until the deadline, which looks like a fault of the transport.

@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use lease::BorrowId;
 use rand::rngs::StdRng;
 use tokio::sync::oneshot;
@@ -137,9 +138,9 @@ pub(crate) struct Keeper {
     rules: Rules,
     rng: StdRng,
     numbers: u64,
-    held: HashMap<u64, Box<Held>>,
+    held: HashMap<u64, Box<Held>, RandomState>,
     /// The numbers of the leases held, by key: a revocation is pushed by key.
-    keys: HashMap<Arc<str>, u64>,
+    keys: HashMap<Arc<str>, u64, RandomState>,
     heartbeat: Heartbeat,
     returns: Returns,
     link: Link,
@@ -149,7 +150,7 @@ pub(crate) struct Keeper {
     /// Borrows of callers under way.
     borrows: usize,
     /// Sessions per organization and service, while there may be a ceiling on them.
-    sessions: HashMap<(Arc<str>, Arc<str>), u64>,
+    sessions: HashMap<(Arc<str>, Arc<str>), u64, RandomState>,
     closing: bool,
     closers: Vec<oneshot::Sender<()>>,
     news: News,
@@ -163,15 +164,15 @@ impl Keeper {
             rules,
             rng,
             numbers: 0,
-            held: HashMap::new(),
-            keys: HashMap::new(),
+            held: HashMap::default(),
+            keys: HashMap::default(),
             heartbeat: Heartbeat::new(rules.delay, rules.fail_open),
             returns: Returns::default(),
             link: Link::default(),
             attachment: Attachment::new(),
             calls: 0,
             borrows: 0,
-            sessions: HashMap::new(),
+            sessions: HashMap::default(),
             closing: false,
             closers: Vec::new(),
             news: News::default(),

@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use lease::BorrowId;
 use rand::{Rng, RngExt};
 use tokio::sync::oneshot;
@@ -78,7 +79,7 @@ struct Item {
 /// All returns of one pool that are not settled.
 #[derive(Debug, Default)]
 pub(crate) struct Returns {
-    items: HashMap<u64, Item>,
+    items: HashMap<u64, Item, RandomState>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     calls: usize,
     /// The sessions of workers that were tried for the first time.
