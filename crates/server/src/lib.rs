@@ -49,4 +49,4 @@ pub use admin::api::model as api;
 pub use clock::{Clock, SystemClock};
 pub use error::Error;
 pub use policy::Policy;
-pub use serve::{Config, Running, Server};
+pub use serve::{Config, Origin, Running, Server};

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::origin::Origin;
 use crate::admin::AdminToken;
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
@@ -30,6 +31,8 @@ pub struct Config {
     pub max_connections: u32,
     /// How many threads serve gRPC, each with a runtime of its own. By default one per core.
     pub threads: usize,
+    /// The web pages that may call by gRPC-Web from elsewhere. By default none.
+    pub grpc_web_origins: Vec<Origin>,
     /// Where the time is read.
     pub clock: Arc<dyn Clock>,
 }
@@ -48,6 +51,7 @@ impl Config {
             max_leases: Options::default().max_leases,
             max_connections: 16_384,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
+            grpc_web_origins: Vec::new(),
             clock: Arc::new(SystemClock::new()),
         }
     }

@@ -4,6 +4,7 @@ mod call;
 mod config;
 mod connections;
 mod operator;
+mod origin;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -25,6 +26,7 @@ use wire::control::session_control_server::SessionControlServer;
 pub(crate) use call::reset_call_by;
 pub use config::Config;
 pub(crate) use connections::{Connection, OpenStream};
+pub use origin::Origin;
 
 use crate::admin::metrics::Metrics;
 use crate::admin::{self, Admin};
