@@ -26,11 +26,11 @@ use crate::policy::{Indexer, Refused};
 use crate::rpc::Answer;
 use crate::store::{BorrowError, Borrowed, Store, Unavailable};
 
-const LEASE_TTL_MS: HeaderName = HeaderName::from_static("x-lease-ttl-ms");
-const BORROW_ID: HeaderName = HeaderName::from_static("x-borrow-id");
-const DENIED_SCOPE: HeaderName = HeaderName::from_static("x-denied-scope");
-const DENIED_ACTIVE: HeaderName = HeaderName::from_static("x-denied-active");
-const DENIED_MAX: HeaderName = HeaderName::from_static("x-denied-max");
+pub(crate) const LEASE_TTL_MS: HeaderName = HeaderName::from_static("x-lease-ttl-ms");
+pub(crate) const BORROW_ID: HeaderName = HeaderName::from_static("x-borrow-id");
+pub(crate) const DENIED_SCOPE: HeaderName = HeaderName::from_static("x-denied-scope");
+pub(crate) const DENIED_ACTIVE: HeaderName = HeaderName::from_static("x-denied-active");
+pub(crate) const DENIED_MAX: HeaderName = HeaderName::from_static("x-denied-max");
 
 /// `sf.worker.v1.WorkerPool` over a store.
 #[derive(Debug)]

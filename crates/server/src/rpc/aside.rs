@@ -63,7 +63,7 @@ impl Aside {
         B::Error: Into<tonic::codegen::StdError> + Send,
     {
         match service.oneshot(request.map(tonic::body::Body::new)).await {
-            Ok(response) => response.map(|body| Body::Tonic { body, _open: None }),
+            Ok(response) => response.map(Body::tonic),
             Err(infallible) => match infallible {},
         }
     }

@@ -2,18 +2,22 @@
 
 mod aside;
 mod unary;
+mod web;
 
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
-use http::{Method as HttpMethod, Request, Response, StatusCode};
+use http::{Method as HttpMethod, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use tonic::Status;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
 pub(crate) use unary::{Answer, Body, MAX_MESSAGE_BYTES};
+pub(crate) use web::Web;
 
 use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
@@ -57,6 +61,7 @@ pub(crate) struct Gateway<S> {
     live: Arc<ArcSwap<Live>>,
     control: Tonic,
     aside: Aside,
+    web: Web,
 }
 
 impl<S: Store> Gateway<S> {
@@ -66,15 +71,35 @@ impl<S: Store> Gateway<S> {
         live: Arc<ArcSwap<Live>>,
         control: Tonic,
         aside: Aside,
+        web: Web,
     ) -> Self {
-        Self { pool, live, control, aside }
+        Self { pool, live, control, aside, web }
     }
 
     /// Answers one request. Dropped before it answers, it leaves no lease behind.
     ///
     /// The future is moved and stored for every call, so it is kept small: what needs much room
     /// is boxed, and calls are applied before anything is waited for.
-    pub(crate) async fn answer<B>(&self, mut request: Request<B>) -> Response<Body>
+    pub(crate) fn answer<B>(
+        &self,
+        request: Request<B>,
+    ) -> impl Future<Output = Response<Body>> + Send
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
+    {
+        match Speech::of(&request) {
+            Speech::Grpc => Either::Left(self.grpc(request, None)),
+            Speech::Neither(refusal) => Either::Left(self.grpc(request, Some(refusal))),
+            Speech::Web => {
+                let grpc = |request| self.grpc(request, None);
+                Either::Right(Box::pin(self.web.answer(request, grpc)))
+            }
+        }
+    }
+
+    /// Answers one call of gRPC, or `refusal` where it is none.
+    async fn grpc<B>(&self, mut request: Request<B>, refusal: Option<StatusCode>) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + Send,
@@ -97,8 +122,8 @@ impl<S: Store> Gateway<S> {
         };
         let Some(call) = call else {
             if is_of(SESSION_CONTROL, request.uri().path()) {
-                if let Some(refusal) = not_grpc(&request) {
-                    return refusal;
+                if let Some(refusal) = refusal {
+                    return plain(refusal);
                 }
                 let key = ShownKey::new(key_of(request.headers()));
                 request.extensions_mut().insert(key);
@@ -108,8 +133,8 @@ impl<S: Store> Gateway<S> {
             let problem = format!("there is no method {}", request.uri().path());
             return unary::refuse(Status::unimplemented(problem));
         };
-        if let Some(refusal) = not_grpc(&request) {
-            return refusal;
+        if let Some(refusal) = refusal {
+            return plain(refusal);
         }
         let answer = match message {
             Ok(message) => self.dispatch(call, &live, caller, request.headers(), message).await,
@@ -154,18 +179,39 @@ fn key_of(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
 }
 
-/// The HTTP refusal of a request that is no gRPC call, as the protocol has it.
-fn not_grpc<B>(request: &Request<B>) -> Option<Response<Body>> {
-    let content_type =
-        request.headers().get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
-    let status = if request.method() != HttpMethod::POST {
-        StatusCode::METHOD_NOT_ALLOWED
-    } else if !content_type.starts_with(b"application/grpc") {
-        StatusCode::UNSUPPORTED_MEDIA_TYPE
-    } else {
-        return None;
-    };
+/// How a request speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speech {
+    Grpc,
+    Web,
+    /// To be refused by an HTTP status, as the protocol has it.
+    Neither(StatusCode),
+}
+
+impl Speech {
+    fn of<B>(request: &Request<B>) -> Self {
+        let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], |it| it.as_bytes());
+        let kind = content_type.strip_prefix(b"application/grpc");
+        if request.method() != HttpMethod::POST {
+            return match *request.method() {
+                // The question of a browser whether a page may call.
+                HttpMethod::OPTIONS => Self::Web,
+                _ => Self::Neither(StatusCode::METHOD_NOT_ALLOWED),
+            };
+        }
+        match kind {
+            Some([] | [b'+' | b';', ..]) if request.version() == Version::HTTP_2 => Self::Grpc,
+            // Without HTTP/2 the status of the call would not arrive.
+            Some([] | [b'+' | b';', ..]) => Self::Neither(StatusCode::HTTP_VERSION_NOT_SUPPORTED),
+            Some(b"-web" | b"-web+proto" | b"-web-text" | b"-web-text+proto") => Self::Web,
+            _ => Self::Neither(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        }
+    }
+}
+
+/// An HTTP status alone.
+fn plain(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::Done);
     *response.status_mut() = status;
-    Some(response)
+    response
 }

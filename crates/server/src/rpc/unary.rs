@@ -133,6 +133,11 @@ pub(crate) enum Body {
 }
 
 impl Body {
+    /// Whatever a tonic service answers.
+    pub(crate) fn tonic(body: tonic::body::Body) -> Self {
+        Self::Tonic { body, _open: None }
+    }
+
     /// The same body, which keeps `connection` from being idle where it may take long.
     pub(crate) fn on(self, connection: Arc<Connection>) -> Self {
         match self {

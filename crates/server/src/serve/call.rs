@@ -30,16 +30,23 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, call: F) {
-        tokio::spawn(Call { call, reset: None });
+        tokio::spawn(Call::new(call));
     }
 }
 
 pin_project! {
     /// One call. Dropping it before its end resets its HTTP/2 stream and nothing else.
-    struct Call<F> {
+    pub(super) struct Call<F> {
         #[pin]
         call: F,
         reset: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    }
+}
+
+impl<F> Call<F> {
+    /// `call`, which [`reset_call_by`] may end.
+    pub(super) fn new(call: F) -> Self {
+        Self { call, reset: None }
     }
 }
 

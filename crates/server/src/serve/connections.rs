@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::call::Calls;
+use super::call::{Call, Calls};
 use crate::rpc::Gateway;
 use crate::store::Store;
 
@@ -38,6 +38,10 @@ const MAX_HEADER_BYTES: u32 = 32 * 1024;
 /// Bytes that a caller may send ahead on one call, and on a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// How long an HTTP/1.1 connection may take to its next call, headers included. It cannot be asked
+/// whether anybody is there.
+const HTTP1_IDLE: Duration = Duration::from_secs(60);
 
 /// How often a silent connection is asked whether anybody is there, and how long it may take.
 const PING_EVERY: Duration = Duration::from_secs(20);
@@ -131,7 +135,8 @@ impl<S: Store> Port<S> {
                 Ok::<_, Infallible>(response.map(|body| body.on(calls)))
             }
         });
-        let mut http = pin!(http2().serve_connection(TokioIo::new(stream), service));
+        let http = http();
+        let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut told = false;
         let ended = std::future::poll_fn(|context| {
             connection.waker.register(context.waker());
@@ -141,15 +146,26 @@ impl<S: Store> Port<S> {
             }
             http.as_mut().poll(context)
         });
-        if let Err(error) = ended.await {
-            tracing::debug!(%error, "a connection broke");
-        }
+        // A call of HTTP/1.1 runs within its connection, which is reset together with it.
+        let served = Call::new(async {
+            if let Err(error) = ended.await {
+                tracing::debug!(%error, "a connection broke");
+            }
+        });
+        served.await;
     }
 }
 
-fn http2() -> http2::Builder<Calls> {
-    let mut builder = http2::Builder::new(Calls);
+/// HTTP/2 for gRPC; HTTP/1.1 for gRPC-Web alone, as browsers and their proxies speak it.
+fn http() -> auto::Builder<Calls> {
+    let mut builder = auto::Builder::new(Calls);
     builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HTTP1_IDLE)
+        .max_buf_size(MAX_HEADER_BYTES as usize);
+    builder
+        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         // A client may give up all its calls at once. The default allows 20 of them before it says

@@ -33,7 +33,7 @@ use crate::admin::{self, Admin};
 use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
 use crate::live::Live;
-use crate::rpc::{self, Aside, Gateway, Tonic, WORKER_POOL};
+use crate::rpc::{self, Aside, Gateway, Tonic, WORKER_POOL, Web};
 use crate::service::WorkerPool;
 use crate::store::{Embedded, Recovered, Store, Unavailable};
 use connections::Port;
@@ -152,7 +152,13 @@ impl Server {
         let control = control(&store, &live, &metrics, most, &farewell);
         let pool = WorkerPool::new(store.clone(), config.clock, metrics.calls.clone());
         let port = Arc::new(Port {
-            gateway: Gateway::new(pool, live.clone(), control, Aside::new(health.clone())),
+            gateway: Gateway::new(
+                pool,
+                live.clone(),
+                control,
+                Aside::new(health.clone()),
+                Web::new(&config.grpc_web_origins),
+            ),
             places: Arc::new(Semaphore::new(most)),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
