@@ -146,6 +146,7 @@ impl<'a> UnderWay<'a> {
         let Patience { timeout, fail_open, .. } = patience;
         let deadline = Instant::now() + timeout;
         let mut pause = Pause::default();
+        let mut fault = None;
         loop {
             if fail_open && self.shared.tell(|keeper, now| keeper.fails_open(timeout, now)) {
                 return self.admit(wanted);
@@ -153,7 +154,10 @@ impl<'a> UnderWay<'a> {
             let error = match self.attempt(wanted, deadline).await {
                 Ok(lease) => return Ok(lease),
                 Err(Try::Over(error)) => return Err(error),
-                Err(Try::Fault(error)) => error,
+                // A try that the deadline cut short says less than the one before it.
+                Err(Try::Fault(error)) => {
+                    fault.take().filter(|_| Instant::now() >= deadline).unwrap_or(error)
+                }
             };
             let again = Instant::now() + pause.next();
             if again >= deadline {
@@ -161,6 +165,7 @@ impl<'a> UnderWay<'a> {
             }
             tracing::debug!(%error, "a borrow failed and is tried again");
             self.shared.tell(|keeper, _| keeper.retries());
+            fault = Some(error);
             sleep_until(again).await;
         }
     }

@@ -97,11 +97,11 @@ async fn a_transient_fault_is_tried_again_under_the_same_name_inside_of_the_time
     let (worker, names) = tokio::join!(session.borrow_worker("t2w", 3), async {
         let mut names = Vec::new();
         for status in [Status::unavailable("draining"), Status::aborted(""), Status::internal("")] {
-            let borrow = script.borrow().await;
+            let borrow = script.borrow_amid_beats().await;
             names.push(borrow.header("x-borrow-id").unwrap().to_owned());
             borrow.fail(status);
         }
-        let borrow = script.borrow().await;
+        let borrow = script.borrow_amid_beats().await;
         names.push(borrow.header("x-borrow-id").unwrap().to_owned());
         borrow.grant("w");
         names
@@ -146,6 +146,29 @@ async fn a_borrow_whose_deadline_passes_fails_on_time_and_is_given_back_by_its_n
     assert!(!silent.is_waited_for());
     silent.grant("late");
     script.hears_nothing_for(120 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_borrow_that_fails_says_what_went_wrong_and_not_that_its_last_try_was_cut_short() {
+    let mut script = Script::new();
+    let pool = script.pool("borrow-timeout=2s");
+    let start = Instant::now();
+    let refused = tokio::select! {
+        refused = pool.borrow(stream()) => refused.unwrap_err(),
+        () = async {
+            let mut silent = Vec::new();
+            loop {
+                let borrow = script.borrow().await;
+                if start.elapsed() < SECOND {
+                    borrow.fail(Status::unavailable("the store failed"));
+                } else {
+                    silent.push(borrow);
+                }
+            }
+        } => unreachable!(),
+    };
+    assert_eq!(start.elapsed(), 2 * SECOND);
+    assert_eq!(refused, Error::Unavailable { message: "the store failed".into() });
 }
 
 #[tokio::test(start_paused = true)]

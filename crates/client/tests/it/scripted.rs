@@ -280,6 +280,17 @@ impl Script {
         }
     }
 
+    /// The next borrow; keep-alives that come before it, whenever they are due, are answered.
+    pub(crate) async fn borrow_amid_beats(&mut self) -> Borrow {
+        loop {
+            match self.call().await {
+                Call::Borrow(borrow) => return borrow,
+                Call::KeepAlive(beat) => beat.extend(),
+                Call::Return(_) => panic!("nothing was released"),
+            }
+        }
+    }
+
     pub(crate) async fn keep_alive(&mut self) -> KeepAlive {
         match self.call().await {
             Call::KeepAlive(keep_alive) => keep_alive,
