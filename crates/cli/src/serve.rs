@@ -171,7 +171,7 @@ fn configuration(args: Args) -> Result<(Config, String), Failure> {
             (Policy::built_in(), ServerSection::default(), words.to_owned())
         }
         Some(path) => {
-            let Loaded { policy, server, warnings } = Policy::load(path)?;
+            let Loaded { policy, server, warnings, .. } = Policy::load(path)?;
             for warning in warnings {
                 tracing::warn!("{warning}");
             }

@@ -43,6 +43,7 @@ mod rpc;
 mod serve;
 mod service;
 pub mod store;
+mod watch;
 
 pub use admin::AdminToken;
 pub use admin::api::model as api;

@@ -8,12 +8,10 @@ use std::time::Duration;
 use lease::{Budget, Limits, MAX_ID_BYTES, MAX_TTL};
 use toml::Spanned;
 
+use super::entries::{ApiKey, Entries, Organization, Plan, Service, ServiceLimits, Table};
 use super::file::{self, File};
 use super::indexers::Indexer;
-use super::{
-    ApiKey, DEFAULT_SERVICE, Loaded, Organization, Place, Plan, Policy, PolicyError, Service,
-    ServiceId, ServiceLimits, Table, Warning,
-};
+use super::{DEFAULT_SERVICE, Loaded, Place, Policy, PolicyError, ServiceId, Warning};
 
 /// Clients in the field beat every 20 s, one lease after another: a shorter TTL loses leases.
 const SHORT_TTL: Duration = Duration::from_secs(60);
@@ -26,18 +24,18 @@ pub(super) fn load(text: &str, name: &Path) -> Result<Loaded, PolicyError> {
         // toml adds a drawing of the place on further lines; ours is in front already.
         source.error(span, error.message().lines().collect::<Vec<_>>().join("; "))
     })?;
-    let mut policy = Policy::default();
+    let mut entries = Entries::default();
     let mut warnings = Vec::new();
-    services(&source, file.services, &mut policy, &mut warnings)?;
-    let plans = plans(&source, file.plans, &mut policy)?;
-    organizations(&source, file.organizations, &plans, &mut policy)?;
-    api_keys(&source, file.api_keys, &mut policy)?;
-    indexers(&source, file.indexers, &mut policy)?;
-    if policy.services.is_empty() {
+    services(&source, file.services, &mut entries, &mut warnings)?;
+    let plans = plans(&source, file.plans, &mut entries)?;
+    organizations(&source, file.organizations, &plans, &mut entries)?;
+    api_keys(&source, file.api_keys, &mut entries)?;
+    indexers(&source, file.indexers, &mut entries)?;
+    if entries.services.is_empty() {
         let problem = "no [services] at all: every borrow will be refused".to_owned();
         warnings.push(Warning { place: source.place(0), problem });
     }
-    Ok(Loaded { policy, server: file.server, warnings })
+    Ok(Loaded { policy: Policy::from(entries), server: file.server, warnings, file: None })
 }
 
 /// The text of a file, for saying where in it something stands.
@@ -77,7 +75,7 @@ impl Source<'_> {
 fn services(
     source: &Source<'_>,
     written: file::Named<file::Service>,
-    policy: &mut Policy,
+    entries: &mut Entries,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), PolicyError> {
     for (name, written) in written {
@@ -111,15 +109,15 @@ fn services(
                 value
             }
         };
-        let index = u32::try_from(policy.services.len())
+        let index = u32::try_from(entries.services.len())
             .map_err(|_| source.error(name.span(), "too many services"))?;
         let id = ServiceId(index);
         let name = source.name(&name)?;
         if &*name == DEFAULT_SERVICE {
-            policy.default_service = Some(id);
+            entries.default_service = Some(id);
         }
-        policy.services_by_name.insert(name.clone(), id);
-        policy.services.push(Service {
+        entries.services_by_name.insert(name.clone(), id);
+        entries.services.push(Service {
             name,
             limits: Limits {
                 service: written.max_total.map(|limit| limit.0),
@@ -138,11 +136,11 @@ fn services(
 /// would set a limit on something else.
 fn service(
     source: &Source<'_>,
-    policy: &Policy,
+    entries: &Entries,
     name: &Spanned<String>,
 ) -> Result<ServiceId, PolicyError> {
-    policy.services_by_name.get(name.get_ref().as_str()).copied().ok_or_else(|| {
-        let known: Vec<_> = policy.services().collect();
+    entries.services_by_name.get(name.get_ref().as_str()).copied().ok_or_else(|| {
+        let known: Vec<_> = entries.services.iter().map(|service| &*service.name).collect();
         let problem = format!(
             "there is no service {:?}; the services are: {}",
             name.get_ref(),
@@ -154,12 +152,12 @@ fn service(
 
 fn limits(
     source: &Source<'_>,
-    policy: &Policy,
+    entries: &Entries,
     written: &file::ServiceLimits,
 ) -> Result<ServiceLimits, PolicyError> {
     written
         .iter()
-        .map(|(name, limit)| Ok((service(source, policy, name)?, limit.0)))
+        .map(|(name, limit)| Ok((service(source, entries, name)?, limit.0)))
         .collect::<Result<_, _>>()
         .map(ServiceLimits)
 }
@@ -167,11 +165,11 @@ fn limits(
 fn plans(
     source: &Source<'_>,
     written: file::Named<file::Plan>,
-    policy: &mut Policy,
+    entries: &mut Entries,
 ) -> Result<BTreeMap<String, usize>, PolicyError> {
     let mut indexes = BTreeMap::new();
     for (name, written) in written {
-        let limits = limits(source, policy, &written.limits)?;
+        let limits = limits(source, entries, &written.limits)?;
         let mut budgets = Vec::with_capacity(written.budgets.len());
         for (metric, budget) in written.budgets {
             let amount = *budget.amount.get_ref();
@@ -182,8 +180,9 @@ fn plans(
             }
             budgets.push(Budget { metric: source.name(&metric)?, amount, per: budget.per.into() });
         }
-        indexes.insert(name.into_inner(), policy.plans.len());
-        policy.plans.push(Plan { limits, budgets: budgets.into() });
+        let name = name.into_inner();
+        indexes.insert(name.clone(), entries.plans.len());
+        entries.plans.push(Plan { name: name.into(), limits, budgets: budgets.into() });
     }
     Ok(indexes)
 }
@@ -192,7 +191,7 @@ fn organizations(
     source: &Source<'_>,
     written: file::Named<file::Organization>,
     plans: &BTreeMap<String, usize>,
-    policy: &mut Policy,
+    entries: &mut Entries,
 ) -> Result<(), PolicyError> {
     let mut organizations = Table::with_capacity_and_hasher(written.len(), Default::default());
     for (name, written) in written {
@@ -202,32 +201,32 @@ fn organizations(
                 source.error(plan.span(), format!("there is no plan {:?}", plan.get_ref()))
             })?),
         };
-        let limits = limits(source, policy, &written.limits)?;
+        let limits = limits(source, entries, &written.limits)?;
         let organization = Organization { plan, limits, disabled: written.disabled };
         organizations.insert(source.name(&name)?, organization);
     }
-    policy.organizations = organizations;
+    entries.organizations = organizations;
     Ok(())
 }
 
 fn api_keys(
     source: &Source<'_>,
     written: file::Named<file::ApiKey>,
-    policy: &mut Policy,
+    entries: &mut Entries,
 ) -> Result<(), PolicyError> {
     let mut api_keys = Table::with_capacity_and_hasher(written.len(), Default::default());
     for (name, written) in written {
-        let limits = limits(source, policy, &written.limits)?;
+        let limits = limits(source, entries, &written.limits)?;
         api_keys.insert(source.name(&name)?, ApiKey { limits, disabled: written.disabled });
     }
-    policy.api_keys = api_keys;
+    entries.api_keys = api_keys;
     Ok(())
 }
 
 fn indexers(
     source: &Source<'_>,
     written: Vec<file::Indexer>,
-    policy: &mut Policy,
+    entries: &mut Entries,
 ) -> Result<(), PolicyError> {
     let mut names = BTreeMap::new();
     for written in written {
@@ -240,12 +239,15 @@ fn indexers(
         let services = match &written.services {
             None => None,
             Some(names) => Some(
-                names.iter().map(|name| service(source, policy, name)).collect::<Result<_, _>>()?,
+                names
+                    .iter()
+                    .map(|name| service(source, entries, name))
+                    .collect::<Result<_, _>>()?,
             ),
         };
         let indexer = Indexer::new(name.clone(), services);
-        if let Err(other) = policy.indexers.add(indexer, &written.key_sha256.0) {
-            let other = policy.indexers.iter().nth(other).map_or("another", Indexer::name);
+        if let Err(other) = entries.indexers.add(indexer, &written.key_sha256.0) {
+            let other = entries.indexers.iter().nth(other).map_or("another", Indexer::name);
             let problem = format!("a key of indexer {name:?} is a key of {other:?} already");
             return Err(source.error(written.name.span(), problem));
         }

@@ -1,34 +1,40 @@
 //! The policy: which terms a borrow gets, and who may ask.
 //!
 //! A policy is read from a TOML file once, checked as a whole and never changed after that; a
-//! changed file is another policy. Looking up the terms of a request allocates nothing.
+//! changed file is another policy, and so is the same file under other [overrides]. Looking up the
+//! terms of a request allocates nothing.
 
 mod check;
+mod entries;
 mod file;
 mod indexers;
+mod loaded;
+mod overlay;
 pub mod overrides;
+mod sources;
 mod summary;
 
-use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
-use foldhash::fast::RandomState;
-use hashbrown::HashMap;
 use lease::{Budget, Limits, Reason, Request, Terms, WallTime};
 
+pub use entries::ServiceId;
 pub use file::ServerSection;
 pub use indexers::{Indexer, Unauthenticated};
+pub use loaded::{Loaded, Place, PolicyError, PolicyFile, Warning};
+pub use sources::{PlanEntry, Source};
 pub use summary::{ServiceSummary, Summary};
 
 use crate::error::Error;
-use indexers::Indexers;
+use crate::watch;
+use entries::Entries;
+use overlay::Overlay;
+use overrides::Overrides;
 
 /// The name of the entry that stands for every service without an entry of its own.
 pub const DEFAULT_SERVICE: &str = "default";
-
-/// A table that is filled from the policy file only: nobody outside chooses its keys.
-type Table<T> = HashMap<Box<str>, T, RandomState>;
 
 /// Everything an operator decided: services, plans, organizations, API keys and indexers.
 ///
@@ -53,62 +59,9 @@ type Table<T> = HashMap<Box<str>, T, RandomState>;
 /// ```
 #[derive(Debug, Default)]
 pub struct Policy {
-    services: Vec<Service>,
-    services_by_name: Table<ServiceId>,
-    default_service: Option<ServiceId>,
-    plans: Vec<Plan>,
-    organizations: Table<Organization>,
-    api_keys: Table<ApiKey>,
-    indexers: Indexers,
-}
-
-/// Names one service entry of one policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceId(u32);
-
-impl ServiceId {
-    /// The place of the entry in [`Policy::services`].
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-#[derive(Debug)]
-struct Service {
-    name: Box<str>,
-    limits: Limits,
-    ttl: Duration,
-    minimal_life: Duration,
-    observe: bool,
-}
-
-/// Ceilings by service. A handful at most, so a scan beats a table.
-#[derive(Debug, Default)]
-struct ServiceLimits(Box<[(ServiceId, u64)]>);
-
-impl ServiceLimits {
-    fn get(&self, service: ServiceId) -> Option<u64> {
-        self.0.iter().find(|(id, _)| *id == service).map(|(_, limit)| *limit)
-    }
-}
-
-#[derive(Debug)]
-struct Plan {
-    limits: ServiceLimits,
-    budgets: Box<[Budget]>,
-}
-
-#[derive(Debug)]
-struct Organization {
-    plan: Option<usize>,
-    limits: ServiceLimits,
-    disabled: bool,
-}
-
-#[derive(Debug)]
-struct ApiKey {
-    limits: ServiceLimits,
-    disabled: bool,
+    /// What the file says. Policies that differ in their overrides alone share it.
+    entries: Arc<Entries>,
+    overlay: Overlay,
 }
 
 /// What the policy says about one borrow.
@@ -165,9 +118,23 @@ impl Policy {
     /// place and the reason when it is not a sound policy.
     pub fn load(path: impl AsRef<Path>) -> Result<Loaded, Error> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::PolicyUnreadable { path: path.to_owned(), source })?;
-        Ok(Self::parse(&text, path)?)
+        let mut loaded = Self::take_in(path, watch::read_once(path))?;
+        if !path.is_file() {
+            // What comes out of a pipe comes once.
+            loaded.file = None;
+        }
+        Ok(loaded)
+    }
+
+    /// Reads a policy from what was found in the file at `path`.
+    pub(crate) fn take_in(path: &Path, found: io::Result<Vec<u8>>) -> Result<Loaded, Error> {
+        let unreadable = |source| Error::PolicyUnreadable { path: path.to_owned(), source };
+        let contents = found.map_err(unreadable)?;
+        let text = std::str::from_utf8(&contents)
+            .map_err(|error| unreadable(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        let mut loaded = Self::parse(text, path)?;
+        loaded.file = Some(PolicyFile::new(path, watch::Digest::of(&contents), &loaded));
+        Ok(loaded)
     }
 
     /// Reads a policy from `text`; `name` is what errors call the file.
@@ -180,10 +147,19 @@ impl Policy {
         check::load(text, &name.into())
     }
 
+    /// The same policy under other overrides, which win over the file.
+    ///
+    /// It shares what the file says; its cost follows the number of overrides. An override may be
+    /// about an organization or an API key that the file does not know.
+    pub fn with_overrides(&self, overrides: &Overrides) -> Self {
+        Self { entries: self.entries.clone(), overlay: Overlay::new(overrides, &self.entries) }
+    }
+
     /// The terms of `request`, which came from `caller`; `wall` is asked where budgets need it.
     ///
-    /// A ceiling over an organization is the organization's own, else its plan's, else the
-    /// service's; one over an API key is the key's own, else the service's.
+    /// A ceiling over an organization is the one an operator set, else the organization's own, else
+    /// its plan's, else the service's; one over an API key is the one that was set, else the key's
+    /// own, else the service's.
     ///
     /// # Errors
     ///
@@ -196,20 +172,18 @@ impl Policy {
         wall: impl FnOnce() -> WallTime,
     ) -> Result<Ruling<'_>, Refused> {
         let id = self.allowed_service(caller, request.service)?;
-        let organization = self.organizations.get(request.organization);
-        let api_key = self.api_keys.get(request.api_key);
-        if let Some(reason) = disabled(organization, api_key) {
+        let organization = self.organization(request.organization);
+        let api_key = self.api_key(request.api_key);
+        if let Some(reason) = disabled(organization.is_disabled(), api_key.is_disabled()) {
             return Err(Refused::Disabled(reason));
         }
-        let service = &self.services[id.index()];
-        let budgets = self.budgets_of(organization);
+        let service = &self.entries.services[id.index()];
+        let budgets = organization.plan(self).map_or(&[][..], |plan| &plan.budgets);
         let terms = Terms {
             limits: Limits {
                 service: service.limits.service,
-                organization: self.organization_limit(organization, id),
-                api_key: api_key
-                    .and_then(|api_key| api_key.limits.get(id))
-                    .or(service.limits.api_key),
+                organization: organization.ceiling(self, id).0,
+                api_key: api_key.ceiling(self, id).0,
             },
             ttl: service.ttl,
             minimal_life: service.minimal_life,
@@ -232,45 +206,45 @@ impl Policy {
         organization: &str,
     ) -> Result<Option<u64>, Refused> {
         let id = self.allowed_service(caller, service)?;
-        Ok(self.organization_limit(self.organizations.get(organization), id))
+        Ok(self.organization(organization).ceiling(self, id).0)
     }
 
     /// Why leases of `organization` and `api_key` may not live, if one of them is disabled.
     pub fn disabled(&self, organization: &str, api_key: &str) -> Option<Reason> {
-        disabled(self.organizations.get(organization), self.api_keys.get(api_key))
+        disabled(self.organization_disabled(organization), self.api_key_disabled(api_key))
     }
 
     /// The organizations that have usage budgets, and those.
     pub fn budgets(&self) -> impl Iterator<Item = (&str, &[Budget])> {
-        self.organizations.iter().filter_map(|(name, organization)| {
-            let budgets = self.budgets_of(Some(organization));
+        self.entries.organizations.iter().filter_map(|(name, organization)| {
+            let budgets = &*self.entries.plans[organization.plan?].budgets;
             (!budgets.is_empty()).then_some((&**name, budgets))
         })
     }
 
     /// The usage budgets of `organization`.
     pub fn organization_budgets(&self, organization: &str) -> &[Budget] {
-        self.budgets_of(self.organizations.get(organization))
+        self.organization(organization).plan(self).map_or(&[], |plan| &plan.budgets)
     }
 
     /// Whether ceilings and budgets of `service` are counted but refuse nobody.
     pub fn observes(&self, service: &str) -> bool {
-        self.service(service).is_some_and(|id| self.services[id.index()].observe)
+        self.service(service).is_some_and(|id| self.entries.services[id.index()].observe)
     }
 
     /// The names of the service entries, the default's too, in the order of their ids.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.services.iter().map(|service| &*service.name)
+        self.entries.services.iter().map(|service| &*service.name)
     }
 
     /// The entry that speaks for the service called `name`.
     pub fn service(&self, name: &str) -> Option<ServiceId> {
-        self.services_by_name.get(name).copied().or(self.default_service)
+        self.entries.services_by_name.get(name).copied().or(self.entries.default_service)
     }
 
     /// Whether any indexer is configured, so that every call has to show a key.
     pub fn has_indexers(&self) -> bool {
-        !self.indexers.is_empty()
+        !self.entries.indexers.is_empty()
     }
 
     /// The indexer whose key `key` is; `None` while no indexers are configured.
@@ -281,7 +255,7 @@ impl Policy {
     ///
     /// [`Unauthenticated`] when indexers are configured and `key` is missing or nobody's.
     pub fn identify(&self, key: Option<&[u8]>) -> Result<Option<&Indexer>, Unauthenticated> {
-        self.indexers.identify(key)
+        self.entries.indexers.identify(key)
     }
 
     fn allowed_service(
@@ -298,83 +272,18 @@ impl Policy {
             _ => Ok(id),
         }
     }
+}
 
-    fn organization_limit(
-        &self,
-        organization: Option<&Organization>,
-        service: ServiceId,
-    ) -> Option<u64> {
-        organization
-            .and_then(|organization| {
-                let plan = organization.plan.map(|plan| &self.plans[plan].limits);
-                organization.limits.get(service).or_else(|| plan?.get(service))
-            })
-            .or(self.services[service.index()].limits.organization)
-    }
-
-    fn budgets_of(&self, organization: Option<&Organization>) -> &[Budget] {
-        organization
-            .and_then(|organization| organization.plan)
-            .map_or(&[], |plan| &self.plans[plan].budgets)
+impl From<Entries> for Policy {
+    fn from(entries: Entries) -> Self {
+        Self { entries: Arc::new(entries), overlay: Overlay::default() }
     }
 }
 
-fn disabled(organization: Option<&Organization>, api_key: Option<&ApiKey>) -> Option<Reason> {
-    if organization.is_some_and(|organization| organization.disabled) {
+/// The organization is looked at first.
+fn disabled(organization: (bool, Source), api_key: (bool, Source)) -> Option<Reason> {
+    if organization.0 {
         return Some(Reason::OrganizationDisabled);
     }
-    api_key.is_some_and(|api_key| api_key.disabled).then_some(Reason::ApiKeyDisabled)
-}
-
-/// A policy file that was read: the policy, the settings beside it, and what to think about.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The policy.
-    pub policy: Policy,
-    /// The `[server]` section.
-    pub server: ServerSection,
-    /// What is allowed but likely not meant.
-    pub warnings: Vec<Warning>,
-}
-
-/// What is wrong with a policy file, and where.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {problem}")]
-pub struct PolicyError {
-    /// Where it stands.
-    pub place: Place,
-    /// What is wrong, in one line.
-    pub problem: String,
-}
-
-/// Something in a policy file that is allowed but likely not meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warning {
-    /// Where it stands.
-    pub place: Place,
-    /// What to think about, in one line.
-    pub problem: String,
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.problem)
-    }
-}
-
-/// A place in a policy file. Lines and columns count from 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
-    pub file: PathBuf,
-    /// The line.
-    pub line: usize,
-    /// The column, in characters.
-    pub column: usize,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
-    }
+    api_key.0.then_some(Reason::ApiKeyDisabled)
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Policy, Service};
+use super::Policy;
+use super::entries::Service;
 
 /// What a policy says, counted and without the names of organizations and keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl<'p> From<&'p Service> for ServiceSummary<'p> {
 }
 
 impl Policy {
-    /// What the policy says, at a glance.
+    /// What the file says, at a glance, without what operators set since.
     ///
     /// ```
     /// use tgm_session_server::Policy;
@@ -70,14 +71,15 @@ impl Policy {
     /// assert_eq!((summary.organizations, summary.indexers), (0, 0));
     /// ```
     pub fn summary(&self) -> Summary<'_> {
+        let entries = &self.entries;
         Summary {
-            services: self.services.iter().map(ServiceSummary::from).collect(),
-            plans: self.plans.len(),
-            organizations: self.organizations.len(),
-            disabled_organizations: self.organizations.values().filter(|o| o.disabled).count(),
-            api_keys: self.api_keys.len(),
-            disabled_api_keys: self.api_keys.values().filter(|key| key.disabled).count(),
-            indexers: self.indexers.iter().count(),
+            services: entries.services.iter().map(ServiceSummary::from).collect(),
+            plans: entries.plans.len(),
+            organizations: entries.organizations.len(),
+            disabled_organizations: entries.organizations.values().filter(|o| o.disabled).count(),
+            api_keys: entries.api_keys.len(),
+            disabled_api_keys: entries.api_keys.values().filter(|key| key.disabled).count(),
+            indexers: entries.indexers.iter().count(),
         }
     }
 }

@@ -7,23 +7,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// Where a number or a switch of the policy in force comes from. The first that says something wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// An operator set it through the API.
-    Override,
-    /// The organization's or API key's own entry in the policy file.
-    Own,
-    /// The organization's plan.
-    Plan,
-    /// The entry of the service.
-    Service,
-    /// The entry `default`, for a service without one of its own.
-    Default,
-    /// Nothing says anything.
-    Nothing,
-}
+pub use crate::policy::Source;
 
 /// A ceiling and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -1,0 +1,100 @@
+//! What comes out of reading a policy file: a policy and what to say about it, or what is wrong.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::{Policy, ServerSection};
+use crate::watch::Digest;
+
+/// A policy file that was read: the policy, the settings beside it, and what to think about.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The policy.
+    pub policy: Policy,
+    /// The `[server]` section.
+    pub server: ServerSection,
+    /// What is allowed but likely not meant.
+    pub warnings: Vec<Warning>,
+    /// What a server needs to watch the file; `None` for what was not read from a file that can be
+    /// read again.
+    pub file: Option<PolicyFile>,
+}
+
+/// A policy file as it was when it was loaded: with it a server knows when the file says something
+/// else.
+#[derive(Clone, Debug)]
+pub struct PolicyFile {
+    path: PathBuf,
+    digest: Digest,
+    server: ServerSection,
+    warnings: Vec<Warning>,
+}
+
+impl PolicyFile {
+    pub(super) fn new(path: &Path, digest: Digest, loaded: &Loaded) -> Self {
+        let (server, warnings) = (loaded.server.clone(), loaded.warnings.clone());
+        Self { path: path.to_owned(), digest, server, warnings }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its `[server]` section.
+    pub fn server(&self) -> &ServerSection {
+        &self.server
+    }
+
+    /// What in it is allowed but likely not meant.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// The digest of all it said.
+    pub(crate) fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+/// What is wrong with a policy file, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct PolicyError {
+    /// Where it stands.
+    pub place: Place,
+    /// What is wrong, in one line.
+    pub problem: String,
+}
+
+/// Something in a policy file that is allowed but likely not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// Where it stands.
+    pub place: Place,
+    /// What to think about, in one line.
+    pub problem: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.problem)
+    }
+}
+
+/// A place in a policy file. Lines and columns count from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: PathBuf,
+    /// The line.
+    pub line: usize,
+    /// The column, in characters.
+    pub column: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
+    }
+}

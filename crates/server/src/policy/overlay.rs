@@ -1,0 +1,52 @@
+//! What operators set, made ready to be looked up beside the entries of the file.
+
+use super::entries::{Entries, ServiceLimits, Table};
+use super::overrides::{Override, OverrideKey, Overrides, Subject};
+
+/// The overrides over one set of entries.
+#[derive(Debug, Default)]
+pub(super) struct Overlay {
+    pub(super) organizations: Table<Set>,
+    pub(super) api_keys: Table<Set>,
+    pub(super) overrides: usize,
+}
+
+/// What was set for one organization or API key.
+#[derive(Debug, Default)]
+pub(super) struct Set {
+    pub(super) limits: ServiceLimits,
+    pub(super) disabled: Option<bool>,
+}
+
+impl Overlay {
+    /// Lays `overrides` over `entries`. A limit over a service that has no entry waits until it has
+    /// one again.
+    pub(super) fn new(overrides: &Overrides, entries: &Entries) -> Self {
+        let mut overlay = Self { overrides: overrides.len(), ..Self::default() };
+        let overrides: Vec<(&OverrideKey, &Override)> = overrides.iter().collect();
+        // They are in the order of what they are about.
+        for about in overrides
+            .chunk_by(|(one, _), (next, _)| (one.subject, &one.id) == (next.subject, &next.id))
+        {
+            let mut set = Set::default();
+            let mut limits = Vec::with_capacity(about.len());
+            for (key, set_to) in about {
+                match &key.service {
+                    None => set.disabled = Some(set_to.value != 0),
+                    Some(name) => {
+                        let service = entries.services_by_name.get(name);
+                        limits.extend(service.map(|service| (*service, set_to.value)));
+                    }
+                }
+            }
+            set.limits = ServiceLimits(limits.into());
+            let (OverrideKey { subject, id, .. }, _) = about[0];
+            let table = match subject {
+                Subject::Organization => &mut overlay.organizations,
+                Subject::ApiKey => &mut overlay.api_keys,
+            };
+            table.insert(id.clone(), set);
+        }
+        overlay
+    }
+}

@@ -1,0 +1,291 @@
+//! Files that are looked at while the server runs, and taken in again when they changed.
+//!
+//! Looking needs no service of the operating system, works on every file system, and sees a file
+//! that was written in place, one that was renamed into place and one behind a link that now leads
+//! elsewhere, as Kubernetes changes its volumes.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+/// How often to look.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// No file that is watched can be meant to be larger.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// The SHA-256 of what a file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Digest([u8; 32]);
+
+impl Digest {
+    pub(crate) fn of(contents: &[u8]) -> Self {
+        Self(Sha256::digest(contents).into())
+    }
+}
+
+/// What was found where a file should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Contents(Digest),
+    Unreadable(io::ErrorKind),
+}
+
+impl Found {
+    fn new(contents: &io::Result<Vec<u8>>) -> Self {
+        match contents {
+            Ok(contents) => Self::Contents(Digest::of(contents)),
+            Err(error) => Self::Unreadable(error.kind()),
+        }
+    }
+}
+
+/// What tells without reading whether a file was written, replaced or taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<Metadata> for Stamp {
+    fn from(metadata: Metadata) -> Self {
+        Self {
+            file: (metadata.dev(), metadata.ino()),
+            length: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// One look at one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    /// As it was before the contents were read; `None` for a file that cannot be looked up.
+    stamp: Option<Stamp>,
+    found: Found,
+}
+
+/// A set of files that belong together, such as a certificate and its key.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    paths: Vec<PathBuf>,
+    /// What the owner of the files knows of.
+    known: Vec<Found>,
+    last: Vec<Look>,
+    /// Whether two looks in a row read the same. Until then the stamps do not say enough: two
+    /// writes may share one, and a file may be half written.
+    settled: bool,
+}
+
+impl Watched {
+    /// Watches files of which the owner has read what the digests are of.
+    pub(crate) fn new(files: impl IntoIterator<Item = (PathBuf, Digest)>) -> Self {
+        let (paths, known) =
+            files.into_iter().map(|(path, digest)| (path, Found::Contents(digest))).unzip();
+        Self { paths, known, last: Vec::new(), settled: false }
+    }
+
+    /// Looks at the files: their contents, all of them, when they are not what was last told and
+    /// two looks in a row found the same. A file that is gone, or cannot be read, is a change too.
+    ///
+    /// It blocks while it reads, which it does only after something has happened.
+    pub(crate) fn changed(&mut self) -> Option<Vec<io::Result<Vec<u8>>>> {
+        let stamps: Vec<_> =
+            self.paths.iter().map(|path| std::fs::metadata(path).ok().map(Stamp::from)).collect();
+        if self.settled && stamps.iter().eq(self.last.iter().map(|look| &look.stamp)) {
+            return None;
+        }
+        let contents: Vec<_> = self.paths.iter().map(|path| read(path)).collect();
+        let looks: Vec<_> = stamps
+            .into_iter()
+            .zip(&contents)
+            .map(|(stamp, contents)| Look { stamp, found: Found::new(contents) })
+            .collect();
+        self.settled = looks == self.last;
+        self.last = looks;
+        let found = self.last.iter().map(|look| &look.found);
+        if !self.settled || found.clone().eq(&self.known) {
+            return None;
+        }
+        self.known = found.copied().collect();
+        Some(contents)
+    }
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+///
+/// It is no file (reading a pipe would wait), it is larger than 64 MiB, or it cannot be read.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    }
+    read_once(path)
+}
+
+/// As [`read`], from anything that can be read, such as a pipe.
+pub(crate) fn read_once(path: &Path) -> io::Result<Vec<u8>> {
+    let mut contents = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > MAX_BYTES {
+        let problem = format!("it is larger than {} MiB", MAX_BYTES >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+    }
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A folder with one file, which says `one` and is watched.
+    fn watched() -> (tempfile::TempDir, PathBuf, Watched) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        fs::write(&path, "one").unwrap();
+        let watched = Watched::new([(path.clone(), Digest::of(b"one"))]);
+        (folder, path, watched)
+    }
+
+    /// What one look tells, as text.
+    fn look(watched: &mut Watched) -> Option<String> {
+        let mut contents = watched.changed()?;
+        assert_eq!(contents.len(), 1);
+        Some(match contents.remove(0) {
+            Ok(contents) => String::from_utf8(contents).unwrap(),
+            Err(error) => format!("{:?}", error.kind()),
+        })
+    }
+
+    fn looks<const N: usize>(watched: &mut Watched) -> [Option<String>; N] {
+        std::array::from_fn(|_| look(watched))
+    }
+
+    #[test]
+    fn a_file_that_stays_as_it_is_is_never_told() {
+        let (_folder, path, mut watched) = watched();
+        assert_eq!(looks(&mut watched), [None, None, None]);
+        // Touched, or replaced by the same.
+        fs::write(&path, "one").unwrap();
+        assert_eq!(looks(&mut watched), [None, None, None]);
+    }
+
+    #[test]
+    fn a_change_is_told_once_when_two_looks_found_the_same() {
+        let (_folder, path, mut watched) = watched();
+        assert_eq!(looks(&mut watched), [None, None]);
+        fs::write(&path, "two").unwrap();
+        assert_eq!(looks(&mut watched), [None, Some("two".into()), None, None]);
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_waited_for() {
+        let (_folder, path, mut watched) = watched();
+        for half in ["", "t", "tw"] {
+            fs::write(&path, half).unwrap();
+            assert_eq!(look(&mut watched), None, "{half:?}");
+        }
+        fs::write(&path, "two").unwrap();
+        assert_eq!(looks(&mut watched), [None, Some("two".into()), None]);
+    }
+
+    #[test]
+    fn a_change_between_reading_and_watching_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        fs::write(&path, "two").unwrap();
+        let mut watched = Watched::new([(path, Digest::of(b"one"))]);
+        assert_eq!(looks(&mut watched), [None, Some("two".into()), None]);
+    }
+
+    #[test]
+    fn two_writes_that_share_a_stamp_are_both_seen() {
+        let (_folder, path, mut watched) = watched();
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        let write = |text: &str| {
+            fs::write(&path, text).unwrap();
+            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        assert_eq!(look(&mut watched), None);
+        write("two");
+        // The change time cannot be set, but a coarse clock shows the same for both writes.
+        watched.last[0].stamp = Some(Stamp::from(fs::metadata(&path).unwrap()));
+        assert_eq!(looks(&mut watched), [None, Some("two".into()), None]);
+    }
+
+    #[test]
+    fn a_file_renamed_into_place_is_told_even_with_the_length_and_times_of_the_old_one() {
+        let (folder, path, mut watched) = watched();
+        assert_eq!(looks(&mut watched), [None, None]);
+        let other = folder.path().join("other");
+        fs::write(&other, "two").unwrap();
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        File::options().write(true).open(&other).unwrap().set_modified(time).unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(looks(&mut watched), [None, Some("two".into()), None]);
+    }
+
+    #[test]
+    fn a_link_that_leads_elsewhere_is_told_as_kubernetes_swaps_them() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for (version, text) in [("v1", "one"), ("v2", "two")] {
+            fs::create_dir(at(version)).unwrap();
+            fs::write(at(version).join("policy.toml"), text).unwrap();
+        }
+        symlink("v1", at("..data")).unwrap();
+        symlink("..data/policy.toml", at("policy.toml")).unwrap();
+        let mut watched = Watched::new([(at("policy.toml"), Digest::of(b"one"))]);
+        assert_eq!(looks(&mut watched), [None, None]);
+        symlink("v2", at("..next")).unwrap();
+        fs::rename(at("..next"), at("..data")).unwrap();
+        fs::remove_dir_all(at("v1")).unwrap();
+        assert_eq!(looks(&mut watched), [None, Some("two".into()), None]);
+    }
+
+    #[test]
+    fn a_file_that_vanishes_is_told_and_so_is_its_return() {
+        let (_folder, path, mut watched) = watched();
+        assert_eq!(looks(&mut watched), [None, None]);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(looks(&mut watched), [None, Some("NotFound".into()), None]);
+        fs::write(&path, "one").unwrap();
+        assert_eq!(looks(&mut watched), [None, Some("one".into()), None]);
+    }
+
+    #[test]
+    fn files_that_belong_together_are_told_together() {
+        let (folder, path, _) = watched();
+        let key = folder.path().join("key");
+        fs::write(&key, "one").unwrap();
+        let one = Digest::of(b"one");
+        let mut watched = Watched::new([(path.clone(), one), (key.clone(), one)]);
+        assert!(watched.changed().is_none() && watched.changed().is_none());
+        fs::write(&path, "two").unwrap();
+        assert!(watched.changed().is_none());
+        fs::write(&key, "two").unwrap();
+        assert!(watched.changed().is_none(), "the other one is not settled");
+        let told: Vec<_> = watched.changed().unwrap().into_iter().map(Result::unwrap).collect();
+        assert_eq!(told, [b"two", b"two"]);
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_large_is_refused_unread() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(read(folder.path()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let large = folder.path().join("large");
+        File::create(&large).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        assert_eq!(read(&large).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+}
