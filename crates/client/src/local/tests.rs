@@ -109,6 +109,26 @@ async fn releasing_what_the_pool_does_not_hold_is_answered_and_does_not_panic() 
     assert_eq!(pool.borrow_worker(&lease, request).await.unwrap_err(), Error::SessionNotFound);
 }
 
+#[tokio::test]
+async fn what_the_pool_holds_refused_and_has_back_is_counted() {
+    let pool = pool("local://?max_sessions=1&max_workers=1").await;
+    let session = pool.borrow(stream("acme")).await.unwrap();
+    let worker = session.borrow_worker("t2w", 5).await.unwrap();
+    assert!(pool.borrow(stream("acme")).await.is_err());
+    assert!(session.borrow_worker("t2w", 5).await.is_err());
+    assert!(pool.borrow(stream("")).await.is_err());
+    let mut expected = PoolStats::default();
+    (expected.sessions_held, expected.workers_held) = (1, 1);
+    (expected.sessions_borrowed, expected.workers_borrowed) = (1, 1);
+    (expected.denied.sessions_limit, expected.denied.workers_limit) = (1, 1);
+    expected.denied.other = 1;
+    assert_eq!(pool.stats(), expected);
+    // The worker goes with its session, and not once more by itself.
+    drop((session, worker));
+    (expected.sessions_held, expected.workers_held, expected.returned) = (0, 0, 2);
+    assert_eq!(pool.stats(), expected);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_released_younger_than_its_minimal_life_counts_until_that_age() {
     let pool = pool("local://?max_sessions=1").await;

@@ -112,6 +112,7 @@ mod tests {
         for trace in &traces {
             assert_eq!(trace.len(), 32, "{trace}");
             assert!(trace.bytes().all(|b| b.is_ascii_hexdigit()), "{trace}");
+            assert!(trace.bytes().any(|b| b != b'0'), "{trace}");
             assert_ne!(&**trace, "4bf92f3577b34da6a3ce929d0e0e4736");
         }
         assert!(traces[0] != traces[1] && traces[1] != traces[2] && traces[0] != traces[2]);

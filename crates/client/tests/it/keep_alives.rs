@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tgm_session::{Error, Scope};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::Status;
+use tonic::{Response, Status};
+use wire::worker::KeepAliveResponse;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as Said;
 
@@ -47,6 +48,30 @@ async fn a_short_ttl_is_kept_alive_three_times_within_it() {
         call.extend();
     }
     drop(session);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ttl_told_with_a_keep_alive_counts_from_then_on() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let mut shorter = KeepAliveResponse::default();
+    shorter.set_status(Said::TtlExtended);
+    let mut shorter = Response::new(shorter);
+    shorter.metadata_mut().insert("x-lease-ttl-ms", "3000".parse().unwrap());
+    script.keep_alive().await.answer(Ok(shorter));
+    let told = Instant::now();
+    // A third of it later, and lost when all of it has passed.
+    let beat = script.keep_alive().await;
+    assert!(beat.at - told <= SECOND.mul_f64(1.06), "{:?}", beat.at - told);
+    beat.fail(Status::unavailable("gone"));
+    let lost = tokio::select! {
+        lost = session.ended() => lost,
+        () = async { loop { script.keep_alive().await.fail(Status::unavailable("gone")) } } =>
+            unreachable!(),
+    };
+    assert!(matches!(lost, Error::Lost { .. }), "{lost}");
+    assert_eq!(told.elapsed(), 3 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]
