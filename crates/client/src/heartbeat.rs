@@ -4,8 +4,7 @@
 //! knows numbers and times only; who acts on it is the keeper's business. Each beat costs
 //! O(log n), and a lease costs about 100 bytes: no timer and no task of its own.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -46,8 +45,9 @@ pub(crate) struct Heartbeat {
     /// Whether a lease is never given up for want of an answer.
     patient: bool,
     beats: HashMap<u64, Beat, RandomState>,
-    /// One valid entry per waiting lease: the one whose time its beat names. Others are stale.
-    queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// One entry per waiting lease, at the time its beat names. What is due next lies side by side
+    /// here: with many leases, memory that is not in the cache is most of what a beat costs.
+    queue: BTreeSet<(Instant, u64)>,
     forgotten: Forgotten,
 }
 
@@ -66,7 +66,7 @@ struct Beat {
     ttl: Duration,
     /// When it counts as lost unless something succeeds before: one TTL after `proven`.
     lost_at: Instant,
-    /// The time of the valid queue entry; `None` while a call is under way.
+    /// The time of its entry in the queue; `None` while a call is under way.
     due: Option<Instant>,
     state: State,
     is_worker: bool,
@@ -91,10 +91,11 @@ enum State {
 }
 
 impl Heartbeat {
-    /// What one lease costs at most: hash tables are at least 7/16 full, heaps half full.
+    /// What one lease costs at most: hash tables are at least 7/16 full, the nodes of trees half
+    /// full.
     #[cfg(test)]
     pub(crate) const BYTES_PER_LEASE: usize =
-        (size_of::<(u64, Beat)>() + 1) * 16 / 7 + 2 * size_of::<(Instant, u64)>();
+        (size_of::<(u64, Beat)>() + 1) * 16 / 7 + 3 * size_of::<(Instant, u64)>();
 
     /// Makes an empty schedule in which no lease waits longer than `delay` for its keep-alive; a
     /// `patient` one loses none.
@@ -103,7 +104,7 @@ impl Heartbeat {
             delay,
             patient,
             beats: HashMap::default(),
-            queue: BinaryHeap::new(),
+            queue: BTreeSet::new(),
             forgotten: Forgotten::default(),
         }
     }
@@ -136,7 +137,7 @@ impl Heartbeat {
             out_of_turn,
         };
         self.beats.insert(number, beat);
-        self.queue.push(Reverse((due, number)));
+        self.queue.insert((due, number));
     }
 
     /// Starts to try to borrow a lease that no server has granted yet.
@@ -157,18 +158,16 @@ impl Heartbeat {
 
     /// Forgets a lease, and returns whether a call for it is under way.
     pub(crate) fn remove(&mut self, number: u64) -> bool {
-        self.beats.remove(&number).is_some_and(|beat| beat.due.is_none())
+        let Some(beat) = self.beats.remove(&number) else { return false };
+        if let Some(due) = beat.due {
+            self.queue.remove(&(due, number));
+        }
+        beat.due.is_none()
     }
 
     /// Returns when to ask [`Heartbeat::due`] again; `None` when only an answer can change that.
-    pub(crate) fn next(&mut self) -> Option<Instant> {
-        while let Some(Reverse((at, number))) = self.queue.peek().copied() {
-            if self.beats.get(&number).is_some_and(|beat| beat.due == Some(at)) {
-                return Some(at);
-            }
-            self.queue.pop();
-        }
-        None
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.queue.first().map(|(at, _)| *at)
     }
 
     /// Returns when to ask [`Heartbeat::due_borrow`] again; `None` when nothing stands in line.
@@ -202,23 +201,20 @@ impl Heartbeat {
         mut admits: impl FnMut(Instant) -> bool,
         rng: &mut impl Rng,
     ) -> Option<Due> {
-        while let Some(at) = self.next().filter(|at| *at <= until) {
-            let Reverse((_, number)) = *self.queue.peek()?;
+        while let Some((at, number)) = self.queue.first().copied().filter(|(at, _)| *at <= until) {
             let beat = self.beats.get_mut(&number)?;
             if at > now && beat.state != State::Held {
                 // Only a keep-alive may come early.
                 return None;
             }
-            self.queue.pop();
+            self.queue.pop_first();
+            beat.due = None;
             if beat.failing && now >= beat.lost_at {
                 self.beats.remove(&number);
                 return Some(Due::Lost(number));
             }
             match beat.state {
-                State::Held if admits(now) => {
-                    beat.due = None;
-                    return Some(Due::KeepAlive(number));
-                }
+                State::Held if admits(now) => return Some(Due::KeepAlive(number)),
                 State::Held => self.failed(number, now, rng),
                 State::Forgotten => self.line_up(number),
                 // These are due for their loss only, which was looked at above.
@@ -249,7 +245,9 @@ impl Heartbeat {
                 self.failed(number, now, rng);
                 continue;
             }
-            beat.due = None;
+            if let Some(due) = beat.due.take() {
+                self.queue.remove(&(due, number));
+            }
             let interval = self.interval(self.beats[&number].ttl);
             let held = u32::try_from(self.beats.len()).unwrap_or(u32::MAX);
             self.forgotten.not_before = Some(now + (interval / held.max(1)).min(LONGEST_GAP));
@@ -359,9 +357,8 @@ impl Heartbeat {
     pub(crate) fn take(&mut self, number: u64) -> bool {
         let waits = |beat: &&mut Beat| beat.state == State::Held && beat.due.is_some();
         let Some(beat) = self.beats.get_mut(&number).filter(waits) else { return false };
-        beat.due = None;
         beat.out_of_turn = true;
-        true
+        beat.due.take().is_some_and(|due| self.queue.remove(&(due, number)))
     }
 
     /// Notes that a keep-alive came to nothing by no fault of its own: it is due again at once.
@@ -393,8 +390,10 @@ impl Heartbeat {
 
     fn wait(&mut self, number: u64, until: Instant) {
         if let Some(beat) = self.beats.get_mut(&number) {
-            beat.due = Some(until);
-            self.queue.push(Reverse((until, number)));
+            if let Some(due) = beat.due.replace(until) {
+                self.queue.remove(&(due, number));
+            }
+            self.queue.insert((until, number));
         }
     }
 }

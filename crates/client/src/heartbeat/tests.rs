@@ -326,4 +326,33 @@ proptest! {
             }
         }
     }
+
+    /// Whatever happens to leases, in whatever order, each that waits has one place in the queue,
+    /// and nothing else has one.
+    #[test]
+    fn the_queue_holds_exactly_the_leases_that_wait(
+        seed: u64,
+        steps in prop::collection::vec((0u8..10, 0u64..6, 0u64..30_000), 1..100),
+    ) {
+        let mut bench = Bench::new(seed);
+        for (what, number, pause) in steps {
+            bench.now += Duration::from_millis(pause);
+            match what {
+                // A number is never used again while its lease is there.
+                0 | 1 if !bench.heartbeat.beats.contains_key(&number) => bench.insert(number, TTL),
+                0 | 1 => {}
+                2 => drop(bench.heartbeat.remove(number)),
+                3 => bench.succeed(number),
+                4 => bench.fail(number),
+                5 => bench.heartbeat.forgotten(number, bench.now),
+                6 => bench.heartbeat.aside(number, bench.now),
+                7 => bench.heartbeat.hurry(number, bench.now),
+                8 => drop(bench.heartbeat.take(number)),
+                _ => drop(bench.due_borrow().or_else(|| bench.due())),
+            }
+            let heartbeat = &bench.heartbeat;
+            let waiting = heartbeat.beats.iter().filter_map(|(n, beat)| beat.due.map(|due| (due, *n)));
+            prop_assert_eq!(waiting.collect::<BTreeSet<_>>(), heartbeat.queue.clone());
+        }
+    }
 }

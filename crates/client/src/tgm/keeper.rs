@@ -99,6 +99,8 @@ impl News {
 #[derive(Debug)]
 struct Held {
     lease: Arc<Lease>,
+    /// The key of the lease, at hand without its lock.
+    key: Arc<str>,
     asked: Asked,
     role: Role,
     ttl: Duration,
@@ -124,6 +126,8 @@ enum Role {
         workers: BTreeSet<u64>,
         /// How many of its workers were given back and not tried yet.
         leaving: usize,
+        /// Whether some of its workers may wait for it to be found alive.
+        awaited: bool,
     },
     Worker {
         session: u64,
@@ -308,15 +312,17 @@ impl Keeper {
         let number = self.next_number();
         let lease = Arc::new(Lease::new(number, grant.key, on_error));
         let role = match session {
-            None => Role::Session { workers: BTreeSet::new(), leaving: 0 },
+            None => Role::Session { workers: BTreeSet::new(), leaving: 0, awaited: false },
             Some(session) => Role::Worker { session, aside: false },
         };
         if let Some(Role::Session { workers, .. }) = session.and_then(|session| self.role(session))
         {
             workers.insert(number);
         }
+        let key = lease.key();
         let held = Held {
             lease: lease.clone(),
+            key: key.clone(),
             asked: asked.clone(),
             role,
             ttl: grant.ttl,
@@ -329,7 +335,7 @@ impl Keeper {
             fault: None,
         };
         self.held.insert(number, Box::new(held));
-        self.keys.insert(lease.key(), number);
+        self.keys.insert(key, number);
         self.stats.held(session.is_some());
         (number, lease)
     }

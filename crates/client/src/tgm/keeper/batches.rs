@@ -75,7 +75,7 @@ impl Keeper {
         for number in &numbers {
             let held = self.held.get_mut(number).expect("the schedule knows held leases only");
             held.calling = true;
-            keys.push(held.lease.key().as_ref().to_owned());
+            keys.push(held.key.as_ref().to_owned());
         }
         Some(BatchCall { batch: self.attachment.sends(numbers, now), keys })
     }
@@ -142,9 +142,10 @@ impl Keeper {
 
     /// Keeps the way from the key of a lease to its number.
     pub(super) fn rekey(&mut self, number: u64, key: &str) {
-        let Some(held) = self.held.get(&number) else { return };
-        self.keys.remove(&held.lease.key());
-        held.lease.set_key(key);
-        self.keys.insert(held.lease.key(), number);
+        let Some(held) = self.held.get_mut(&number) else { return };
+        self.keys.remove(&held.key);
+        held.key = key.into();
+        held.lease.set_key(held.key.clone());
+        self.keys.insert(held.key.clone(), number);
     }
 }

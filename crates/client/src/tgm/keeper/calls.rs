@@ -64,7 +64,7 @@ impl Keeper {
         let held = self.held.get_mut(&number)?;
         held.calling = true;
         self.calls += 1;
-        let (key, api_key) = (held.lease.key(), held.asked.api_key.clone());
+        let (key, api_key) = (held.key.clone(), held.asked.api_key.clone());
         Some(Call::KeepAlive { number, key, api_key, deadline })
     }
 
@@ -250,35 +250,27 @@ impl Keeper {
         if let Some(Role::Worker { aside, .. }) = self.role(number) {
             *aside = true;
         }
+        if let Some(Role::Session { awaited, .. }) = self.role(session) {
+            *awaited = true;
+        }
         self.heartbeat.aside(number, now);
         self.heartbeat.hurry(session, now);
     }
 
     /// Lines up the workers that waited for their session to be found alive.
     fn line_up_workers(&mut self, session: u64, now: Instant) {
-        let workers = match self.held.get(&session).map(|held| &held.role) {
-            // Most sessions live on with nobody waiting: no need for a list.
-            Some(Role::Session { workers, .. })
-                if workers.iter().any(|worker| self.is_aside(*worker)) =>
-            {
-                workers.iter().copied().collect::<Vec<_>>()
-            }
-            _ => return,
-        };
-        for number in workers {
-            if let Some(Role::Worker { aside, .. }) =
-                self.held.get_mut(&number).map(|held| &mut held.role)
+        let Some(Role::Session { workers, awaited, .. }) = self.role(session) else { return };
+        // Most sessions live on with nobody waiting: no need to look at their workers.
+        if !std::mem::take(awaited) {
+            return;
+        }
+        for number in workers.iter().copied().collect::<Vec<_>>() {
+            if let Some(Role::Worker { aside, .. }) = self.role(number)
                 && std::mem::take(aside)
             {
                 self.heartbeat.forgotten(number, now);
             }
         }
-    }
-
-    fn is_aside(&self, worker: u64) -> bool {
-        self.held
-            .get(&worker)
-            .is_some_and(|held| matches!(held.role, Role::Worker { aside: true, .. }))
     }
 
     pub(super) fn lost(&mut self, number: u64) {

@@ -34,17 +34,17 @@ impl Keeper {
     fn give_back(&mut self, number: u64, minimal_life: Option<Duration>, now: Instant) {
         let Some(held) = self.held.remove(&number) else { return };
         self.heartbeat.remove(number);
-        self.keys.remove(&held.lease.key());
+        self.keys.remove(&held.key);
         self.stats.let_go(matches!(held.role, Role::Worker { .. }));
         let target = match (held.forgotten, held.borrowing) {
-            (false, _) => Some(Target::Key(held.lease.key())),
+            (false, _) => Some(Target::Key(held.key)),
             (true, borrowing) => borrowing.map(Target::Borrow),
         };
         let holds = usize::from(held.calling);
         let give_up = now + held.ttl;
         match held.role {
             Role::Worker { session, .. } => {
-                if let Some(Role::Session { workers, leaving }) = self.role(session)
+                if let Some(Role::Session { workers, leaving, .. }) = self.role(session)
                     && workers.remove(&number)
                 {
                     *leaving += 1;
@@ -53,7 +53,7 @@ impl Keeper {
                 let order = Return { target, minimal_life, give_up, holds, session };
                 self.returns.add(number, order, now);
             }
-            Role::Session { workers, leaving } => {
+            Role::Session { workers, leaving, .. } => {
                 self.leave_pool(&held.asked);
                 let told = self.rules.minimal_life.or(held.minimal_life);
                 let minimal_life = minimal_life.or(told).or(Some(MINIMAL_LIFE));
