@@ -48,6 +48,14 @@ pub enum Change {
         /// The counts, absolute.
         used: Used,
     },
+    /// The usage counts of one metric of one organization are of windows long past. Keep them no
+    /// longer.
+    Unused {
+        /// The organization.
+        organization: Box<str>,
+        /// The metric.
+        metric: Box<str>,
+    },
     /// A usage report was counted: its idempotency key counts nothing again until `until`.
     Reported {
         /// The indexer that reported.

@@ -21,9 +21,10 @@ use crate::types::{
 use crate::usage::UsageBook;
 
 mod ending;
+mod reading;
 mod recovery;
 
-pub use ending::Holder;
+pub use reading::{Holder, PoolCount};
 
 /// What a ledger is made with.
 #[derive(Clone, Copy)]
@@ -84,6 +85,8 @@ pub struct Ledger {
     revoked: Memory<u64, Revocation>,
     usage: UsageBook,
     changes: Option<Vec<Change>>,
+    /// How many changes there were, collected or not.
+    revision: u64,
 }
 
 /// What a borrow id bought.
@@ -120,6 +123,7 @@ impl Ledger {
             revoked: Memory::new(memories, hasher),
             usage: UsageBook::new(hasher),
             changes: journal.then(Vec::new),
+            revision: 0,
         }
     }
 
@@ -207,11 +211,12 @@ impl Ledger {
             let bought = Bought::Lease { id, fingerprint: request.fingerprint() };
             self.borrows.insert((indexer, borrow_id), bought, ends_at);
         }
+        self.revision += 1;
         if self.changes.is_some() {
             let borrowed_as =
                 request.borrow_id.map(|id| BorrowedAs { id, fingerprint: request.fingerprint() });
             let lease = Lease { borrowed_as, ..self.lease(slot, &self.table.leases[slot]) };
-            self.record(|| Change::Granted(Box::new(lease)));
+            self.collect(|| Change::Granted(Box::new(lease)));
         }
         (id, ttl)
     }
@@ -279,7 +284,7 @@ impl Ledger {
     /// # Errors
     ///
     /// [`Invalid`] names the field: an empty or oversized organization, metric or key, a value that
-    /// is negative or not finite, too many metrics.
+    /// is negative or not finite, too many metrics, more counts than the server keeps.
     pub fn report(
         &mut self,
         caller: Option<&str>,
@@ -289,8 +294,12 @@ impl Ledger {
         now: Timestamp,
     ) -> Result<bool, Invalid> {
         self.expire(now);
+        for forgotten in self.usage.forget_past(wall) {
+            self.record(|| forgotten);
+        }
         let changes = self.usage.report(caller, idempotency_key, usages, wall, self.now)?;
         let counted = !changes.is_empty() || idempotency_key.is_none();
+        self.revision += changes.len() as u64;
         if let Some(journal) = &mut self.changes {
             journal.extend(changes);
         }
@@ -315,6 +324,11 @@ impl Ledger {
     }
 
     fn record(&mut self, change: impl FnOnce() -> Change) {
+        self.revision += 1;
+        self.collect(change);
+    }
+
+    fn collect(&mut self, change: impl FnOnce() -> Change) {
         if let Some(changes) = &mut self.changes {
             changes.push(change());
         }

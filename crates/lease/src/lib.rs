@@ -26,6 +26,7 @@ mod change;
 mod clock;
 mod ledger;
 mod memory;
+mod records;
 mod scope;
 mod slab;
 mod table;
@@ -37,10 +38,11 @@ mod usage;
 pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
 pub use change::{Change, End};
 pub use clock::{LONGEST_STEP, StoreClock};
-pub use ledger::{Config, Holder, Ledger, PoolUse};
+pub use ledger::{Config, Holder, Ledger, PoolCount, PoolUse};
 pub use scope::{Scope, forms_a_scope};
 pub use terms::{Denied, Grant, KeptAlive, Limits, PoolState, Refusal, Released, Terms};
 pub use types::{
-    BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, MAX_ID_BYTES, MAX_MINIMAL_LIFE, MAX_TTL,
-    NotALeaseId, Reason, Request, Timestamp, validate_id,
+    BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, LeaseNumber, MAX_ID_BYTES,
+    MAX_MINIMAL_LIFE, MAX_TTL, NotALeaseId, NotALeaseNumber, Reason, Request, Timestamp,
+    validate_id,
 };

@@ -78,7 +78,18 @@ impl<T> Slab<T> {
         slots.filter_map(|(value, slot)| value.as_ref().map(|value| (slot, value)))
     }
 
-    fn end(&self) -> u32 {
+    /// The values of the `part`-th thousand (and 24) slots; `None` past the last slot.
+    ///
+    /// A value keeps its slot, so a walk from part to part sees each value once that stays, whatever
+    /// comes and goes meanwhile.
+    pub(crate) fn part(&self, part: u32) -> Option<impl Iterator<Item = (u32, &T)>> {
+        let chunk = self.chunks.get(part as usize)?;
+        let slots = chunk.iter().zip(part * CHUNK as u32..);
+        Some(slots.filter_map(|(value, slot)| value.as_ref().map(|value| (slot, value))))
+    }
+
+    /// One past the highest slot ever taken.
+    pub(crate) fn end(&self) -> u32 {
         let full = self.chunks.len().saturating_sub(1) * CHUNK;
         u32::try_from(full + self.chunks.last().map_or(0, Vec::len)).unwrap_or(NONE)
     }

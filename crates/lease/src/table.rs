@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use foldhash::fast::FixedState;
 
+use crate::ledger::PoolCount;
+use crate::records::{Record as _, Records};
 use crate::scope::forms_a_scope;
 use crate::slab::{NONE, Slab};
 use crate::terms::PoolState;
 use crate::types::{Kind, LeaseId, Request, Secret, Timestamp};
 
 mod audit;
-mod records;
 mod scopes;
 
-use records::{Record as _, Records};
 use scopes::{Cell, KeyScope, Organization, Pool, Service, Trace};
 
 /// One live lease. The names it counts against stand in the records that the numbers point to.
@@ -245,7 +245,7 @@ impl Table {
         if slot.is_some_and(|slot| self.leases.get(slot).is_some()) {
             return None;
         }
-        self.take_pool(request, place);
+        self.take_pool(request, place, new.kind);
         let pool = place.pool;
         let key = self.take_key(request, pool, place.key);
         self.take_cell(request, indexer, place, new.kind);
@@ -285,7 +285,7 @@ impl Table {
                 self.keys.remove(entry.key);
             }
         }
-        self.leave_pool(entry.pool);
+        self.leave_pool(entry.pool, entry.kind());
         Some((entry, left))
     }
 
@@ -302,6 +302,14 @@ impl Table {
             organization: &self.organizations[pool.organization].name,
             api_key: self.keys.get(entry.key).map_or("", |key| &key.name),
             trace: self.cells.get(entry.cell).map_or("", |cell| &self.traces[cell.trace].id),
+        }
+    }
+
+    /// The workers under the trace of a session; none for a worker.
+    pub(crate) fn workers_under(&self, entry: &Entry) -> u64 {
+        match (entry.kind(), self.cells.get(entry.cell)) {
+            (Kind::Session, Some(cell)) => u64::from(self.traces[cell.trace].workers),
+            _ => 0,
         }
     }
 
@@ -328,6 +336,17 @@ impl Table {
             slot = entry.in_pool.next;
         }
         (pool.leases, traces)
+    }
+
+    /// The counts of the pools of one part, as [`Slab::part`] cuts them.
+    pub(crate) fn pool_counts(&self, part: u32) -> Option<impl Iterator<Item = PoolCount<'_>>> {
+        let pools = self.pools.part(part)?;
+        Some(pools.map(|(_, pool)| PoolCount {
+            service: &self.services[pool.service].name,
+            organization: &self.organizations[pool.organization].name,
+            leases: pool.leases,
+            sessions: u64::from(pool.sessions),
+        }))
     }
 
     pub(crate) fn leases_by_service(&self) -> impl Iterator<Item = (&str, u64)> {
@@ -359,7 +378,7 @@ impl Table {
 
 /// Counting a lease in.
 impl Table {
-    fn take_pool(&mut self, request: &Request<'_>, place: &mut Place) {
+    fn take_pool(&mut self, request: &Request<'_>, place: &mut Place, kind: Kind) {
         if place.service == NONE {
             let name = request.service.into();
             place.service = self.services.insert(Service { name, leases: 0 });
@@ -372,10 +391,13 @@ impl Table {
         if place.pool == NONE {
             let Place { organization, service, .. } = *place;
             self.organizations[organization].pools += 1;
-            let pool = Pool { organization, service, leases: 0, traces: 0, head: NONE };
+            let pool =
+                Pool { organization, service, leases: 0, traces: 0, sessions: 0, head: NONE };
             place.pool = self.pools.insert(pool);
         }
-        self.pools[place.pool].leases += 1;
+        let pool = &mut self.pools[place.pool];
+        pool.leases += 1;
+        pool.sessions += u32::from(kind == Kind::Session);
     }
 
     fn take_key(&mut self, request: &Request<'_>, pool: u32, key: u32) -> u32 {
@@ -397,7 +419,7 @@ impl Table {
         }
         if place.trace == NONE {
             let (organization, id) = (place.organization, request.trace.into());
-            let trace = Trace { indexer, organization, id, sessions: 0, head: NONE };
+            let trace = Trace { indexer, organization, id, sessions: 0, workers: 0, head: NONE };
             place.trace = self.traces.insert(trace);
         }
         let Place { trace, pool, .. } = *place;
@@ -411,7 +433,10 @@ impl Table {
         cell.leases += 1;
         match kind {
             Kind::Session => self.traces[trace].sessions += 1,
-            Kind::Worker => cell.workers += 1,
+            Kind::Worker => {
+                cell.workers += 1;
+                self.traces[trace].workers += 1;
+            }
         }
     }
 
@@ -475,9 +500,12 @@ impl Table {
         }
         let trace = &mut self.traces[at];
         let mut orphaned = None;
-        if entry.kind() == Kind::Session {
-            trace.sessions -= 1;
-            orphaned = (trace.sessions == 0).then_some(at);
+        match entry.kind() {
+            Kind::Session => {
+                trace.sessions -= 1;
+                orphaned = (trace.sessions == 0).then_some(at);
+            }
+            Kind::Worker => trace.workers -= 1,
         }
         if emptied {
             let key = self.traces[at].key();
@@ -492,10 +520,11 @@ impl Table {
         orphaned
     }
 
-    fn leave_pool(&mut self, at: u32) {
+    fn leave_pool(&mut self, at: u32, kind: Kind) {
         let pool = &mut self.pools[at];
         let (service, organization) = (pool.service, pool.organization);
         pool.leases -= 1;
+        pool.sessions -= u32::from(kind == Kind::Session);
         if pool.leases == 0 {
             self.pools.remove(at);
             let record = &mut self.organizations[organization];

@@ -90,6 +90,11 @@ impl LeaseId {
         self.slot
     }
 
+    /// What names the lease to people without giving its key away.
+    pub const fn number(&self) -> LeaseNumber {
+        LeaseNumber { serial: self.serial, slot: self.slot }
+    }
+
     /// Whether `serial` and `secret` are those of this id, in time that does not depend on where they differ.
     pub(crate) fn proves(&self, serial: u64, secret: &Secret) -> bool {
         // By words: byte by byte, in constant time, takes six times as long.
@@ -149,6 +154,69 @@ impl fmt::Debug for LeaseId {
         write!(f, "LeaseId(#{})", self.serial)
     }
 }
+
+/// Names one lease to people: its serial number and where it stands in the table.
+///
+/// It is no key: who knows it can find the lease, and neither keep it alive nor return it. A later
+/// grant has a higher number. The text form is 24 hex digits.
+///
+/// ```
+/// use lease::{LeaseId, LeaseNumber};
+///
+/// let number = LeaseId::new(7, 1_000, [0x5e; 12]).number();
+/// assert_eq!(number.to_string(), "00000000000003e800000007");
+/// assert_eq!("00000000000003E800000007".parse(), Ok(number));
+/// assert!("3e8".parse::<LeaseNumber>().is_err());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseNumber {
+    // In the order of grants: the serial number comes first.
+    serial: u64,
+    pub(crate) slot: u32,
+}
+
+impl LeaseNumber {
+    /// The length of the text form in bytes.
+    pub const TEXT_BYTES: usize = 24;
+
+    /// The serial number of the grant.
+    pub const fn serial(&self) -> u64 {
+        self.serial
+    }
+}
+
+impl fmt::Display for LeaseNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:08x}", self.serial, self.slot)
+    }
+}
+
+impl fmt::Debug for LeaseNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LeaseNumber(#{})", self.serial)
+    }
+}
+
+impl FromStr for LeaseNumber {
+    type Err = NotALeaseNumber;
+
+    /// Reads 24 hex digits of either case.
+    fn from_str(text: &str) -> Result<Self, NotALeaseNumber> {
+        if text.len() != Self::TEXT_BYTES || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(NotALeaseNumber);
+        }
+        let (serial, slot) = text.split_at(16);
+        Ok(Self {
+            serial: u64::from_str_radix(serial, 16).map_err(|_| NotALeaseNumber)?,
+            slot: u32::from_str_radix(slot, 16).map_err(|_| NotALeaseNumber)?,
+        })
+    }
+}
+
+/// A text that is not the number of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the number of a lease: 24 hex digits")]
+pub struct NotALeaseNumber;
 
 /// A text that no server of this project gave out as a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,11 +1,13 @@
 //! What organizations have used, as they report it.
 
+use compact_str::CompactString;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use crate::budget::{Budget, BudgetSpent, Usage, Used, WallTime};
+use crate::budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
 use crate::change::Change;
 use crate::memory::Memory;
+use crate::records::{Record, Records};
 use crate::types::{Invalid, Timestamp, validate_id};
 
 /// How long an idempotency key is remembered.
@@ -17,10 +19,35 @@ const MAX_REPORT_KEYS: usize = 1_000_000;
 /// Most metrics of one organization.
 const MAX_METRICS: usize = 64;
 
+/// Most counts (organization, metric) at once.
+const MAX_COUNTS: usize = 1_000_000;
+
+/// Counts that one report looks at, to forget those of windows long past.
+const LOOK_AT_ONCE: usize = 16;
+
+/// What an organization used of one metric.
+#[derive(Debug)]
+struct Count {
+    organization: CompactString,
+    metric: CompactString,
+    used: Used,
+}
+
+impl Record for Count {
+    // The metric is left out, so that the counts of an organization are found in one probe.
+    type Key<'a> = &'a str;
+
+    fn key(&self) -> &str {
+        &self.organization
+    }
+}
+
 /// Usage counts by organization and metric, and the reports they come from.
 #[derive(Debug)]
 pub(crate) struct UsageBook {
-    counts: HashMap<Box<str>, HashMap<Box<str>, Used, FixedState>, FixedState>,
+    counts: Records<Count>,
+    /// Where to look next for counts of windows long past.
+    next_look: u32,
     reports: Memory<(Option<Box<str>>, Box<str>), ()>,
     hasher: FixedState,
 }
@@ -28,10 +55,32 @@ pub(crate) struct UsageBook {
 impl UsageBook {
     pub(crate) fn new(hasher: &FixedState) -> Self {
         Self {
-            counts: HashMap::with_hasher(hasher.clone()),
+            counts: Records::new(hasher),
+            next_look: 0,
             reports: Memory::new(MAX_REPORT_KEYS, hasher),
             hasher: hasher.clone(),
         }
+    }
+
+    /// Looks at the next few counts and forgets those of windows long past; answers the changes.
+    ///
+    /// Long is a whole month, so a wall clock that is set back a little finds its counts.
+    pub(crate) fn forget_past(&mut self, wall: WallTime) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for _ in 0..LOOK_AT_ONCE.min(self.counts.len()) {
+            let at = self.next_look;
+            self.next_look = if at + 1 < self.counts.end() { at + 1 } else { 0 };
+            let past = self.counts.get(at).is_some_and(|count| {
+                Period::Month.window(wall) > count.used.month.0.saturating_add(1)
+            });
+            if let Some(Count { organization, metric, .. }) =
+                past.then(|| self.counts.remove(at)).flatten()
+            {
+                let (organization, metric) = (organization.as_str().into(), metric.as_str().into());
+                changes.push(Change::Unused { organization, metric });
+            }
+        }
+        changes
     }
 
     /// Counts a report, and answers what changed: nothing for a report seen before.
@@ -56,11 +105,7 @@ impl UsageBook {
             self.reports.insert(report, (), until);
         }
         for usage in usages {
-            let metrics = self
-                .counts
-                .entry(usage.organization.into())
-                .or_insert_with(|| HashMap::with_hasher(self.hasher.clone()));
-            let used = metrics.entry(usage.metric.into()).or_default();
+            let used = self.count(usage.organization, usage.metric);
             used.add(usage.value, wall);
             changes.push(Change::Used {
                 organization: usage.organization.into(),
@@ -71,12 +116,30 @@ impl UsageBook {
         Ok(changes)
     }
 
+    /// The counts of a metric, from zero if there were none.
+    fn count(&mut self, organization: &str, metric: &str) -> &mut Used {
+        let at = match self.find(organization, metric) {
+            Some(at) => at,
+            None => self.counts.insert(Count {
+                organization: organization.into(),
+                metric: metric.into(),
+                used: Used::default(),
+            }),
+        };
+        &mut self.counts[at].used
+    }
+
+    fn find(&self, organization: &str, metric: &str) -> Option<u32> {
+        self.counts.all(organization).find(|&at| self.counts[at].metric == metric)
+    }
+
     fn validate(&self, idempotency_key: Option<&str>, usages: &[Usage<'_>]) -> Result<(), Invalid> {
         if let Some(key) = idempotency_key {
             validate_id("x-idempotency-key", key, true)?;
         }
         let mut metrics: HashMap<&str, Vec<&str>, FixedState> =
             HashMap::with_hasher(self.hasher.clone());
+        let mut counts = self.counts.len();
         for usage in usages {
             validate_id("organization_id", usage.organization, true)?;
             validate_id("metrics.key", usage.metric, true)?;
@@ -86,16 +149,20 @@ impl UsageBook {
                     problem: "is negative or not finite",
                 });
             }
-            let known = metrics.entry(usage.organization).or_insert_with(|| {
-                let counted = self.counts.get(usage.organization);
-                counted.into_iter().flat_map(|counted| counted.keys().map(|key| &**key)).collect()
-            });
+            let known = metrics
+                .entry(usage.organization)
+                .or_insert_with(|| self.of(usage.organization).map(|(metric, _)| metric).collect());
             if !known.contains(&usage.metric) {
                 known.push(usage.metric);
+                counts += 1;
             }
             if known.len() > MAX_METRICS {
                 let problem = "is the 65th metric of its organization";
                 return Err(Invalid { field: "metrics.key", problem });
+            }
+            if counts > MAX_COUNTS {
+                let problem = "is one more than the server counts the usage of";
+                return Err(Invalid { field: "organization_id", problem });
             }
         }
         Ok(())
@@ -107,13 +174,10 @@ impl UsageBook {
         budgets: &[Budget],
         wall: WallTime,
     ) -> Option<BudgetSpent> {
-        if budgets.is_empty() {
-            return None;
-        }
-        let counts = self.counts.get(organization);
         budgets.iter().find_map(|budget| {
-            let used = counts.and_then(|metrics| metrics.get(&*budget.metric)).copied();
-            let (window, used) = used.unwrap_or_default().in_window(budget.per, wall);
+            let at = self.find(organization, &budget.metric);
+            let used = at.map(|at| self.counts[at].used).unwrap_or_default();
+            let (window, used) = used.in_window(budget.per, wall);
             (used >= budget.amount).then(|| BudgetSpent {
                 metric: budget.metric.clone(),
                 used,
@@ -124,13 +188,26 @@ impl UsageBook {
         })
     }
 
+    /// The counts of an organization by metric.
+    pub(crate) fn of<'a>(&'a self, organization: &'a str) -> impl Iterator<Item = (&'a str, Used)> {
+        self.counts.all(organization).map(|at| {
+            let Count { metric, used, .. } = &self.counts[at];
+            (&**metric, *used)
+        })
+    }
+
+    /// The counts of one part, as [`Records::part`] cuts them, by organization and metric.
+    pub(crate) fn part(&self, part: u32) -> Option<impl Iterator<Item = (&str, &str, Used)>> {
+        let counts = self.counts.part(part)?;
+        Some(counts.map(|(_, count)| (&*count.organization, &*count.metric, count.used)))
+    }
+
     pub(crate) fn expire(&mut self, now: Timestamp) {
         self.reports.expire(now);
     }
 
-    pub(crate) fn restore_used(&mut self, organization: Box<str>, metric: Box<str>, used: Used) {
-        let metrics = self.counts.entry(organization);
-        metrics.or_insert_with(|| HashMap::with_hasher(self.hasher.clone())).insert(metric, used);
+    pub(crate) fn restore_used(&mut self, organization: &str, metric: &str, used: Used) {
+        *self.count(organization, metric) = used;
     }
 
     pub(crate) fn restore_reported(
@@ -143,12 +220,10 @@ impl UsageBook {
     }
 
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = Change> {
-        let used = self.counts.iter().flat_map(|(organization, metrics)| {
-            metrics.iter().map(move |(metric, used)| Change::Used {
-                organization: organization.clone(),
-                metric: metric.clone(),
-                used: *used,
-            })
+        let used = self.counts.iter().map(|(_, count)| Change::Used {
+            organization: count.organization.as_str().into(),
+            metric: count.metric.as_str().into(),
+            used: count.used,
         });
         used.chain(self.reports.iter().map(|((indexer, key), (), until)| Change::Reported {
             indexer: indexer.clone(),

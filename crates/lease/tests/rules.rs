@@ -400,7 +400,10 @@ fn keep(kept: &mut Vec<lease::Lease>, change: Change) {
             let at = kept.iter().position(|lease| lease.id == id).expect("ended once");
             kept.remove(at);
         }
-        Change::Revoked { .. } | Change::Used { .. } | Change::Reported { .. } => {}
+        Change::Revoked { .. }
+        | Change::Used { .. }
+        | Change::Unused { .. }
+        | Change::Reported { .. } => {}
     }
 }
 

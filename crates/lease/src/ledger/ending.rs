@@ -7,28 +7,13 @@ use crate::table::Entry;
 use crate::terms::Released;
 use crate::types::{BorrowId, Kind, LeaseId, MAX_MINIMAL_LIFE, Reason, Timestamp};
 
-use super::{Bought, Ledger, Revocation};
+use super::{Bought, Holder, Ledger, Revocation};
 
 /// How long the end of a borrow id is remembered when no lease tells a TTL.
 const BORROW_ID_MEMORY: Duration = Duration::from_secs(60);
 
 /// The shortest time the reason of a revocation is remembered.
 const REVOCATION_MEMORY: Duration = Duration::from_secs(600);
-
-/// Who holds a lease and what it counts against, for [`Ledger::revoke_matching`] to judge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder<'a> {
-    /// The lease.
-    pub id: LeaseId,
-    /// The indexer that holds the lease.
-    pub indexer: Option<&'a str>,
-    /// Its service.
-    pub service: &'a str,
-    /// Its organization.
-    pub organization: &'a str,
-    /// Its API key id; empty when there is none.
-    pub api_key: &'a str,
-}
 
 impl Ledger {
     /// Ends what has ended by `now`, in the order of the ends.
@@ -155,15 +140,7 @@ impl Ledger {
         self.expire(now);
         let mut sentenced = Vec::new();
         for (slot, entry) in self.table.leases.iter() {
-            let names = self.table.names(entry);
-            let holder = Holder {
-                id: entry.id(slot),
-                indexer: names.indexer,
-                service: names.service,
-                organization: names.organization,
-                api_key: names.api_key,
-            };
-            if let Some(reason) = judge(&holder) {
+            if let Some(reason) = judge(&self.holder_at(slot, entry)) {
                 sentenced.push((entry.kind() == Kind::Session, slot, reason));
             }
         }

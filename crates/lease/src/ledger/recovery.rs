@@ -28,15 +28,15 @@ impl Ledger {
                 Ok(())
             }
             Change::Used { organization, metric, used } => {
-                self.usage.restore_used(organization, metric, used);
+                self.usage.restore_used(&organization, &metric, used);
                 Ok(())
             }
             Change::Reported { indexer, key, until } => {
                 self.usage.restore_reported(indexer, key, until);
                 Ok(())
             }
-            Change::Lingers { .. } | Change::Ended { .. } => {
-                Err(Invalid { field: "change", problem: "is part of a lease's record" })
+            Change::Lingers { .. } | Change::Ended { .. } | Change::Unused { .. } => {
+                Err(Invalid { field: "change", problem: "is part of another record" })
             }
         }
     }

@@ -31,17 +31,24 @@ impl Table {
         let (mut services, mut pools, mut keys) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (mut sessions, mut cells, mut workers) =
             (HashMap::new(), HashMap::new(), HashMap::new());
+        let (mut sessions_of_pool, mut workers_of_trace) = (HashMap::new(), HashMap::new());
         let mut traces_of_pool: HashMap<u32, HashSet<&str>> = HashMap::new();
         for (_, entry) in self.leases.iter() {
             *services.entry(self.pools[entry.pool].service).or_insert(0) += 1;
             *pools.entry(entry.pool).or_insert(0) += 1;
+            if entry.kind() == Kind::Session {
+                *sessions_of_pool.entry(entry.pool).or_insert(0) += 1;
+            }
             *keys.entry(entry.key).or_insert(0) += 1;
             if let Some(cell) = self.cells.get(entry.cell) {
                 *cells.entry(entry.cell).or_insert(0) += 1;
                 traces_of_pool.entry(entry.pool).or_default().insert(&self.traces[cell.trace].id);
                 match entry.kind() {
                     Kind::Session => *sessions.entry(cell.trace).or_insert(0) += 1,
-                    Kind::Worker => *workers.entry(entry.cell).or_insert(0) += 1,
+                    Kind::Worker => {
+                        *workers.entry(entry.cell).or_insert(0) += 1;
+                        *workers_of_trace.entry(cell.trace).or_insert(0) += 1;
+                    }
                 }
             }
         }
@@ -56,6 +63,10 @@ impl Table {
         same("workers of cell", kept, &workers)?;
         let kept = self.traces.iter().map(|(at, trace)| (at, u64::from(trace.sessions)));
         same("sessions of trace", kept, &sessions)?;
+        let kept = self.traces.iter().map(|(at, trace)| (at, u64::from(trace.workers)));
+        same("workers of trace", kept, &workers_of_trace)?;
+        let kept = self.pools.iter().map(|(at, pool)| (at, u64::from(pool.sessions)));
+        same("sessions of pool", kept, &sessions_of_pool)?;
         let traces: HashMap<u32, u64> =
             traces_of_pool.into_iter().map(|(pool, traces)| (pool, traces.len() as u64)).collect();
         same("traces of pool", self.pools.iter().map(|(at, pool)| (at, pool.traces)), &traces)?;

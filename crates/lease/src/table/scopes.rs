@@ -2,7 +2,7 @@
 
 use compact_str::CompactString;
 
-use super::records::Record;
+use crate::records::Record;
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -40,6 +40,7 @@ pub(super) struct Pool {
     pub(super) leases: u64,
     /// Distinct traces among them, whichever indexer holds them.
     pub(super) traces: u64,
+    pub(super) sessions: u32,
     pub(super) head: u32,
 }
 
@@ -77,6 +78,8 @@ pub(super) struct Trace {
     pub(super) organization: u32,
     pub(super) id: Box<str>,
     pub(super) sessions: u32,
+    /// Its workers of all pools.
+    pub(super) workers: u32,
     pub(super) head: u32,
 }
 

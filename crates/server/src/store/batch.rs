@@ -9,7 +9,8 @@ use redb::{
 };
 
 use super::journal::Stamp;
-use super::rows::{LeaseRow, RememberedRow, UsedRow};
+use super::rows::{AuditRow, LeaseRow, OverrideRow, RememberedRow, UsedRow, subject_number};
+use crate::policy::overrides::{AuditEntry, MAX_AUDIT, OverrideChange};
 
 /// Facts past their time that one commit forgets: enough to keep up, bounded per commit.
 const FORGET_AT_ONCE: usize = 1_000;
@@ -29,10 +30,28 @@ pub(super) const REMEMBERED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition
 /// Usage counts by organization and metric.
 pub(super) const USAGE: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("usage");
 
-/// Makes every table of an empty database.
+/// Overrides by subject, id and service entry. Since format 2.
+pub(super) const OVERRIDES: TableDefinition<'_, (u8, &str, Option<&str>), &[u8]> =
+    TableDefinition::new("overrides");
+
+/// What operators did, by number. Since format 2.
+pub(super) const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
+
+/// What an operator did, as it goes into a batch.
+#[derive(Clone, Debug)]
+pub(super) enum Operated {
+    /// An override was set or cleared.
+    Override(OverrideChange),
+    /// An entry of the audit list, new or amended.
+    Audit(AuditEntry),
+}
+
+/// Makes every table that is not there, and says that the database has this format.
 pub(super) fn found(database: &Database, format: u64) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
+    transaction.open_table(OVERRIDES)?;
+    transaction.open_table(AUDIT)?;
     transaction.open_table(LEASES)?;
     transaction.open_table(LINGERING)?;
     transaction.open_table(REMEMBERED)?;
@@ -48,12 +67,14 @@ pub(super) struct Rows {
     lingering: BTreeMap<u64, u64>,
     ended: Vec<u64>,
     remembered: BTreeMap<Vec<u8>, RememberedRow>,
-    used: BTreeMap<(Box<str>, Box<str>), UsedRow>,
+    /// None for what is kept no longer.
+    used: BTreeMap<(Box<str>, Box<str>), Option<UsedRow>>,
+    operated: Vec<Operated>,
 }
 
 impl Rows {
-    pub(super) fn collect(changes: impl Iterator<Item = Change>) -> Self {
-        let mut rows = Self::default();
+    pub(super) fn collect(changes: Vec<Change>, operated: Vec<Operated>) -> Self {
+        let mut rows = Self { operated, ..Self::default() };
         for change in changes {
             rows.add(change);
         }
@@ -81,7 +102,10 @@ impl Rows {
                 self.remembered.insert(key, row);
             }
             Change::Used { organization, metric, used } => {
-                self.used.insert((organization, metric), used.into());
+                self.used.insert((organization, metric), Some(used.into()));
+            }
+            Change::Unused { organization, metric } => {
+                self.used.insert((organization, metric), None);
             }
             Change::Reported { indexer, key, until } => {
                 let (key, row) = RememberedRow::reported(indexer, key, until);
@@ -98,6 +122,7 @@ impl Rows {
         self.write_lingering(&transaction)?;
         self.write_remembered(&transaction, stamp.time)?;
         self.write_used(&transaction)?;
+        self.write_operated(&transaction)?;
         transaction
             .open_table(META)?
             .insert("stamp", (stamp.time.as_nanos(), stamp.next_serial))?;
@@ -166,9 +191,44 @@ impl Rows {
         let mut usage = transaction.open_table(USAGE)?;
         let mut row = Vec::with_capacity(64);
         for ((organization, metric), used) in &self.used {
-            row.clear();
-            used.encode_raw(&mut row);
-            usage.insert((&**organization, &**metric), row.as_slice())?;
+            let key = (&**organization, &**metric);
+            if let Some(used) = used {
+                row.clear();
+                used.encode_raw(&mut row);
+                usage.insert(key, row.as_slice())?;
+            } else {
+                usage.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_operated(&self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+        if self.operated.is_empty() {
+            return Ok(());
+        }
+        let mut overrides = transaction.open_table(OVERRIDES)?;
+        let mut audit = transaction.open_table(AUDIT)?;
+        for operated in &self.operated {
+            match operated {
+                Operated::Override(OverrideChange { key, value }) => {
+                    let key = (subject_number(key.subject), &*key.id, key.service.as_deref());
+                    match value {
+                        Some(value) => {
+                            let row = OverrideRow::from(value).encode_to_vec();
+                            overrides.insert(key, row.as_slice())?;
+                        }
+                        None => drop(overrides.remove(key)?),
+                    }
+                }
+                Operated::Audit(entry) => {
+                    let row = AuditRow::from(entry).encode_to_vec();
+                    audit.insert(entry.number, row.as_slice())?;
+                    if audit.len()? > MAX_AUDIT as u64 {
+                        audit.pop_first()?;
+                    }
+                }
+            }
         }
         Ok(())
     }

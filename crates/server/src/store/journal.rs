@@ -12,13 +12,18 @@ use lease::{Change, Timestamp};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableError};
 
-use super::batch::{self, LEASES, LINGERING, META, REMEMBERED, Rows, USAGE};
+use super::batch::{
+    self, AUDIT, LEASES, LINGERING, META, OVERRIDES, Operated, REMEMBERED, Rows, USAGE,
+};
 use super::file::Preallocated;
-use super::rows::{BadRow, LeaseRow, RememberedRow, UsedRow};
+use super::rows::{AuditRow, BadRow, LeaseRow, OverrideRow, RememberedRow, UsedRow};
 use crate::error::Error;
 
-/// The format this version reads and writes.
-const FORMAT: u64 = 1;
+/// The format this version writes.
+const FORMAT: u64 = 2;
+
+/// The oldest format this version reads. Format 1 kept nothing of operators.
+const OLDEST_FORMAT: u64 = 1;
 
 /// Keeps the pages that are in use by a hundred thousand leases; more than that is read again.
 const CACHE_BYTES: usize = 64 << 20;
@@ -40,6 +45,8 @@ pub(super) struct Stamp {
 pub(super) struct Journal {
     database: Database,
     path: PathBuf,
+    /// The format of the file as it was found.
+    format: u64,
 }
 
 impl Journal {
@@ -81,20 +88,19 @@ impl Journal {
                 .set_check_integrity_on_open(true)
                 .create_with_backend(backend)
                 .map_err(|error| explain(path, "open", error.into()))?;
-            let journal = Self { database, path: path.to_owned() };
+            let mut journal = Self { database, path: path.to_owned(), format: FORMAT };
             if fresh {
                 batch::found(&journal.database, FORMAT)
                     .map_err(|error| explain(path, "make", error))?;
             }
-            journal.check_format()?;
+            journal.format = journal.known_format()?;
             Ok(journal)
         })
     }
 
-    fn check_format(&self) -> Result<(), Error> {
-        let meta = self.read("format")?;
-        match meta {
-            Some((FORMAT, _)) => Ok(()),
+    fn known_format(&self) -> Result<u64, Error> {
+        match self.read("format")? {
+            Some((known @ OLDEST_FORMAT..=FORMAT, _)) => Ok(known),
             Some((found, _)) => {
                 Err(Error::StoreFormat { path: self.path.clone(), found, known: FORMAT })
             }
@@ -119,7 +125,10 @@ impl Journal {
         Error::StoreDamaged { path: self.path.clone(), problem: problem.into() }
     }
 
-    /// Gives everything kept to `restore`, and answers the stamp of the last batch.
+    /// Gives what is kept of leases to `restore` and what is kept of operators to `restore_operated`,
+    /// and answers the stamp of the last batch.
+    ///
+    /// A file of an older format has this one afterwards; one that cannot be read stays as it was.
     ///
     /// # Errors
     ///
@@ -127,9 +136,22 @@ impl Journal {
     pub(super) fn recover(
         &mut self,
         mut restore: impl FnMut(Change) -> Result<(), lease::Invalid>,
+        mut restore_operated: impl FnMut(Operated),
     ) -> Result<Stamp, Error> {
         let path = self.path.clone();
-        let (stamp, bytes) = guarded(&path, || self.read_all(&mut restore))?;
+        let (stamp, bytes) = guarded(&path, || {
+            let read = self.read_all(&mut restore)?;
+            if self.format >= 2 {
+                self.read_operated(&mut restore_operated)?;
+            }
+            Ok(read)
+        })?;
+        if self.format < FORMAT {
+            batch::found(&self.database, FORMAT)
+                .map_err(|error| explain(&self.path, "upgrade", error))?;
+            tracing::info!(from = self.format, to = FORMAT, "upgraded the format of the store");
+            self.format = FORMAT;
+        }
         self.compact_if_mostly_empty(bytes)?;
         Ok(stamp)
     }
@@ -181,6 +203,25 @@ impl Journal {
         Ok((stamp, bytes))
     }
 
+    fn read_operated(&self, restore: &mut impl FnMut(Operated)) -> Result<(), Error> {
+        let explain = |error| explain(&self.path, "read", error);
+        let bad_row = |error: BadRow| self.damaged(error.to_string());
+        let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
+        let overrides = transaction.open_table(OVERRIDES).map_err(|error| explain(error.into()))?;
+        for row in overrides.iter().map_err(|error| explain(error.into()))? {
+            let (key, row) = row.map_err(|error| explain(error.into()))?;
+            let change = OverrideRow::read(key.value(), row.value()).map_err(bad_row)?;
+            restore(Operated::Override(change));
+        }
+        let audit = transaction.open_table(AUDIT).map_err(|error| explain(error.into()))?;
+        for row in audit.iter().map_err(|error| explain(error.into()))? {
+            let (number, row) = row.map_err(|error| explain(error.into()))?;
+            let entry = AuditRow::read(number.value(), row.value()).map_err(bad_row)?;
+            restore(Operated::Audit(entry));
+        }
+        Ok(())
+    }
+
     fn compact_if_mostly_empty(&mut self, bytes_in_rows: u64) -> Result<(), Error> {
         let Ok(size) = std::fs::metadata(&self.path).map(|metadata| metadata.len()) else {
             return Ok(()); // not a file: a store on another backend
@@ -201,10 +242,11 @@ impl Journal {
     /// The journal must not be used after an error: nobody knows what is on the disk.
     pub(super) fn commit(
         &mut self,
-        changes: impl Iterator<Item = Change>,
+        changes: Vec<Change>,
+        operated: Vec<Operated>,
         stamp: Stamp,
     ) -> Result<(), Error> {
-        Rows::collect(changes)
+        Rows::collect(changes, operated)
             .write(&self.database, stamp)
             .map_err(|error| explain(&self.path, "write", error))
     }

@@ -6,6 +6,7 @@ mod commit;
 mod embedded;
 mod file;
 mod journal;
+mod listing;
 mod rows;
 mod url;
 
@@ -14,15 +15,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Grant, Invalid, KeptAlive, LeaseId, PoolUse, Reason, Refusal, Released, Request,
-    Terms, Usage,
+    BorrowId, BudgetSpent, Grant, Invalid, KeptAlive, LeaseId, LeaseNumber, PoolUse, Reason,
+    Refusal, Released, Request, Terms, Usage, Used,
 };
 
 pub use attached::{Attachment, Listener};
 pub use embedded::{Embedded, Options, Recovered};
+pub use listing::{
+    LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, RecordError, UsageCount,
+};
 pub use url::StoreUrl;
 
 use crate::policy::Policy;
+use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
 /// A store of leases.
 ///
@@ -101,6 +106,16 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         reason: Reason,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send + use<Self>;
 
+    /// Ends the lease of that number at once and remembers why.
+    ///
+    /// Answers how many leases ended: it, and with the last session of a trace the trace's workers;
+    /// 0 when there is no such lease.
+    fn revoke_number(
+        &self,
+        number: LeaseNumber,
+        reason: Reason,
+    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<Self>;
+
     /// Ends every lease that `policy` no longer allows to live: of a disabled organization or API
     /// key, or of an organization with a spent budget. Answers how many those were.
     ///
@@ -129,6 +144,73 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Whether changes can be made.
     fn ready(&self) -> Result<(), Unavailable>;
+
+    /// Rises with every change of leases, usage, overrides and the audit list; keep-alives change
+    /// nothing. It costs nothing to ask, and starts anew with the process.
+    fn revision(&self) -> u64;
+
+    /// The counts of every pool that holds a lease, ordered by organization and then by service.
+    ///
+    /// This and the other reading methods below show what is applied, which may not be durable yet,
+    /// and wait for nothing. Those that read whole tables do it on a thread for what blocks, by
+    /// parts, between which calls go on: what changes meanwhile may show or not.
+    fn pools(&self)
+    -> impl Future<Output = Result<Vec<PoolCount>, Unavailable>> + Send + use<Self>;
+
+    /// One page of the leases that match `filter`: at most `limit` (and [`MAX_PAGE`]) of those that
+    /// follow `after` in that order.
+    fn leases(
+        &self,
+        filter: LeaseFilter,
+        order: Order,
+        after: Option<LeaseNumber>,
+        limit: usize,
+    ) -> impl Future<Output = Result<LeasePage, Unavailable>> + Send + use<Self>;
+
+    /// The live lease of that number.
+    fn find(
+        &self,
+        number: LeaseNumber,
+    ) -> impl Future<Output = Result<Option<ListedLease>, Unavailable>> + Send + use<Self>;
+
+    /// What the organization used, by metric, in no particular order.
+    fn used(
+        &self,
+        organization: &str,
+    ) -> impl Future<Output = Result<Vec<(Box<str>, Used)>, Unavailable>> + Send + use<Self>;
+
+    /// What every organization used that used anything, ordered by organization and metric.
+    fn usage(
+        &self,
+    ) -> impl Future<Output = Result<Vec<UsageCount>, Unavailable>> + Send + use<Self>;
+
+    /// What operators set.
+    fn overrides(&self) -> Arc<Overrides>;
+
+    /// The latest things operators did, the latest first: at most `limit` (and [`MAX_PAGE`]) of
+    /// those with a number below `before`.
+    fn audit(&self, before: Option<u64>, limit: usize) -> Vec<AuditEntry>;
+
+    /// Records what an operator did, and the change of the overrides that it was: both, or neither.
+    ///
+    /// Answers the number of the entry; [`AuditEntry::number`] is not looked at. The oldest entries
+    /// are forgotten past [`MAX_AUDIT`]. Durable when it answers. Cancellation: dropped, it may have
+    /// been recorded.
+    ///
+    /// [`MAX_AUDIT`]: crate::policy::overrides::MAX_AUDIT
+    fn record(
+        &self,
+        change: Option<OverrideChange>,
+        entry: AuditEntry,
+    ) -> impl Future<Output = Result<u64, RecordError>> + Send + use<Self>;
+
+    /// Writes into the entry of that number how many leases ended by it. One that is forgotten
+    /// already stays so. Durable when it answers.
+    fn amend(
+        &self,
+        number: u64,
+        ended: u64,
+    ) -> impl Future<Output = Result<(), Unavailable>> + Send + use<Self>;
 }
 
 /// A store that cannot answer now. Nothing is known to have changed.
@@ -186,12 +268,15 @@ impl KeptBatch {
 }
 
 /// A report of usage that was taken in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Reported {
     /// Whether it counted now; a repeated one does not.
     pub counted: bool,
     /// How many leases it ended, because it spent a budget.
     pub revoked: usize,
+    /// Organizations of the report of which a budget is spent, by this report or before it, and
+    /// that budget: the first 16, in the order reported.
+    pub spent: Vec<(Box<str>, BudgetSpent)>,
 }
 
 /// A report of usage that counted nothing.

@@ -6,6 +6,8 @@
 //! so calls at the same time share a flush. Which batch a call waits for is decided under the
 //! lock, so batches hold changes in the order applied.
 
+mod listing;
+mod operator;
 mod recovered;
 mod shared;
 
@@ -16,20 +18,22 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use lease::{
-    BorrowId, Holder, Invalid, KeptAlive, LeaseId, Ledger, PoolUse, Reason, Released, Request,
-    Terms, Timestamp, Usage,
+    BorrowId, BudgetSpent, Holder, Invalid, KeptAlive, LeaseId, LeaseNumber, Ledger, PoolUse,
+    Reason, Released, Request, Terms, Timestamp, Usage, Used,
 };
 use parking_lot::Mutex;
 
+pub(super) use operator::Kept;
 pub use recovered::{Options, Recovered};
 use shared::{Revoked, Shared, Wait};
 
 use super::{
-    Attachment, BorrowError, Borrowed, KeptBatch, Listener, ReportError, Reported, Store,
-    Unavailable,
+    Attachment, BorrowError, Borrowed, KeptBatch, LeaseFilter, LeasePage, ListedLease, Listener,
+    Order, PoolCount, RecordError, ReportError, Reported, Store, Unavailable, UsageCount,
 };
 use crate::error::Error;
 use crate::policy::Policy;
+use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
 /// The store within the process, behind `memory:` and `file:PATH`.
 ///
@@ -99,6 +103,9 @@ impl Drop for Embedded {
     }
 }
 
+/// Most organizations that the answer to a report tells the spent budgets of.
+const SPENT_TOLD: usize = 16;
+
 /// How long the answer to a batch of keep-alives waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -115,6 +122,20 @@ fn answered<R>(
             batch.durable().await?;
         }
         applied.map(|(answer, _)| answer)
+    }
+}
+
+/// Does what takes a while on a thread for what blocks.
+async fn aside<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, Unavailable> + Send + 'static,
+) -> Result<R, Unavailable> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(stopped) => match stopped.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends.
+            Err(_) => Err(Unavailable::Closing),
+        },
     }
 }
 
@@ -215,6 +236,21 @@ impl Store for Embedded {
         }))
     }
 
+    fn revoke_number(
+        &self,
+        number: LeaseNumber,
+        reason: Reason,
+    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
+        answered(self.shared.revoke(|ledger, now, revoked| {
+            ledger.expire(now);
+            let before = ledger.len();
+            let id = ledger.holder(number).map(|holder| holder.id);
+            let id = id.filter(|&id| ledger.revoke(id, reason, now));
+            revoked.extend(id.map(|id| (id, reason)));
+            before - ledger.len()
+        }))
+    }
+
     fn enforce(
         &self,
         policy: &Policy,
@@ -247,16 +283,14 @@ impl Store for Embedded {
         let wall = self.shared.clock.wall();
         let reported = self.shared.revoke(|ledger, now, revoked| {
             let spent = |ledger: &Ledger, organization: &str| {
-                ledger
-                    .spent(organization, policy.organization_budgets(organization), wall)
-                    .is_some()
+                ledger.spent(organization, policy.organization_budgets(organization), wall)
             };
             // Only a report that spends something looks at every lease: what was spent before was
             // acted on then, and has borrowed nothing since.
             let mut spends: HashSet<&str> = usages.iter().map(|usage| usage.organization).collect();
-            spends.retain(|organization| !spent(ledger, organization));
+            spends.retain(|organization| spent(ledger, organization).is_none());
             let counted = ledger.report(caller, idempotency_key, usages, wall, now)?;
-            spends.retain(|organization| spent(ledger, organization));
+            spends.retain(|organization| spent(ledger, organization).is_some());
             let ended = if spends.is_empty() {
                 0
             } else {
@@ -265,7 +299,16 @@ impl Store for Embedded {
                         .then_some(Reason::BudgetSpent)
                 })
             };
-            Ok::<_, Invalid>(Reported { counted, revoked: ended })
+            let mut told: Vec<(Box<str>, BudgetSpent)> = Vec::new();
+            for organization in usages.iter().map(|usage| usage.organization) {
+                if told.len() < SPENT_TOLD && told.iter().all(|(known, _)| **known != *organization)
+                {
+                    told.extend(
+                        spent(ledger, organization).map(|spent| (organization.into(), spent)),
+                    );
+                }
+            }
+            Ok::<_, Invalid>(Reported { counted, revoked: ended, spent: told })
         });
         answered(reported).map(|answer| Ok(answer??))
     }
@@ -273,13 +316,83 @@ impl Store for Embedded {
     fn live(
         &self,
     ) -> impl Future<Output = Result<Vec<(Box<str>, u64)>, Unavailable>> + Send + use<> {
-        let live = self.shared.look(|ledger| {
+        std::future::ready(self.shared.read(|ledger| {
             ledger.leases_by_service().map(|(service, leases)| (service.into(), leases)).collect()
-        });
-        std::future::ready(Ok(live))
+        }))
     }
 
     fn ready(&self) -> Result<(), Unavailable> {
         self.shared.sound()
+    }
+
+    fn revision(&self) -> u64 {
+        self.shared.revision()
+    }
+
+    fn pools(&self) -> impl Future<Output = Result<Vec<PoolCount>, Unavailable>> + Send + use<> {
+        let shared = self.shared.clone();
+        aside(move || shared.pools())
+    }
+
+    fn leases(
+        &self,
+        filter: LeaseFilter,
+        order: Order,
+        after: Option<LeaseNumber>,
+        limit: usize,
+    ) -> impl Future<Output = Result<LeasePage, Unavailable>> + Send + use<> {
+        let shared = self.shared.clone();
+        aside(move || shared.leases(&filter, order, after, limit))
+    }
+
+    fn find(
+        &self,
+        number: LeaseNumber,
+    ) -> impl Future<Output = Result<Option<ListedLease>, Unavailable>> + Send + use<> {
+        std::future::ready(self.shared.find(number))
+    }
+
+    fn used(
+        &self,
+        organization: &str,
+    ) -> impl Future<Output = Result<Vec<(Box<str>, Used)>, Unavailable>> + Send + use<> {
+        std::future::ready(self.shared.read(|ledger| {
+            ledger.used(organization).map(|(metric, used)| (metric.into(), used)).collect()
+        }))
+    }
+
+    fn usage(&self) -> impl Future<Output = Result<Vec<UsageCount>, Unavailable>> + Send + use<> {
+        let shared = self.shared.clone();
+        aside(move || shared.usage())
+    }
+
+    fn overrides(&self) -> Arc<Overrides> {
+        self.shared.overrides()
+    }
+
+    fn audit(&self, before: Option<u64>, limit: usize) -> Vec<AuditEntry> {
+        self.shared.audit(before, limit)
+    }
+
+    fn record(
+        &self,
+        change: Option<OverrideChange>,
+        entry: AuditEntry,
+    ) -> impl Future<Output = Result<u64, RecordError>> + Send + use<> {
+        let recorded = self.shared.record(change, entry);
+        async move {
+            match recorded {
+                Ok(recorded) => Ok(answered(Ok(recorded)).await?),
+                Err(refused) => Err(refused),
+            }
+        }
+    }
+
+    fn amend(
+        &self,
+        number: u64,
+        ended: u64,
+    ) -> impl Future<Output = Result<(), Unavailable>> + Send + use<> {
+        answered(self.shared.amend(number, ended))
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lease::{Config, Ledger, Timestamp};
 
-use super::Embedded;
 use super::shared::Shared;
+use super::{Embedded, Kept};
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
 use crate::store::journal::{Journal, Stamp};
@@ -34,6 +34,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Recovered {
     ledger: Ledger,
+    kept: Kept,
     journal: Option<Journal>,
     stamp: Stamp,
     clock: Arc<dyn Clock>,
@@ -62,7 +63,8 @@ impl Recovered {
     pub fn memory(options: Options) -> Result<Self, Error> {
         let Options { max_leases, clock } = options;
         let config = Config { max_leases, seed: random_seed()?, journal: false };
-        Ok(Self { ledger: Ledger::new(config), journal: None, stamp: Stamp::default(), clock })
+        let (ledger, kept, stamp) = (Ledger::new(config), Kept::default(), Stamp::default());
+        Ok(Self { ledger, kept, journal: None, stamp, clock })
     }
 
     /// Opens the store file at `path`, or makes it, and reads every lease in it.
@@ -88,8 +90,10 @@ impl Recovered {
     fn from_journal(mut journal: Journal, options: Options) -> Result<Self, Error> {
         let Options { max_leases, clock } = options;
         let mut ledger = Ledger::new(Config { max_leases, seed: random_seed()?, journal: true });
-        let stamp = journal.recover(|change| ledger.restore(change))?;
-        Ok(Self { ledger, journal: Some(journal), stamp, clock })
+        let mut kept = Kept::default();
+        let stamp =
+            journal.recover(|change| ledger.restore(change), |operated| kept.apply(operated))?;
+        Ok(Self { ledger, kept, journal: Some(journal), stamp, clock })
     }
 
     /// How many leases were read.
@@ -103,11 +107,12 @@ impl Recovered {
     ///
     /// [`Error::System`] when a thread cannot be started.
     pub fn resume(self) -> Result<Embedded, Error> {
-        let Self { mut ledger, journal, stamp, clock } = self;
+        let Self { mut ledger, kept, journal, stamp, clock } = self;
         let unix = u64::try_from(clock.unix().as_nanos()).unwrap_or(u64::MAX);
         let start = stamp.time.max(Timestamp::from_nanos(unix));
         ledger.resume(stamp.time, stamp.next_serial, start);
-        let embedded = Embedded::new(Shared::new(ledger, journal.is_some(), start, stamp, clock));
+        let shared = Shared::new(ledger, kept, journal.is_some(), start, stamp, clock);
+        let embedded = Embedded::new(shared);
         embedded.spawn("store-clock", |shared| shared.keep_time())?;
         if let Some(journal) = journal {
             embedded.spawn("store-journal", |shared| shared.keep_journal(journal))?;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lease::{
@@ -11,9 +12,11 @@ use lease::{
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::operator::Kept;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::store::attached::{Attached, Attachment, Detach, Listener, Push};
+use crate::store::batch::Operated;
 use crate::store::commit::Batch;
 use crate::store::journal::{Journal, Stamp};
 use crate::store::{Delivery, KeptBatch, TakeBack, Unavailable};
@@ -37,6 +40,9 @@ pub(super) type Revoked = Vec<(LeaseId, Reason)>;
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
+    /// What operators set and did. Its lock is taken before that of the state.
+    pub(super) kept: Mutex<Kept>,
+    revision: AtomicU64,
     pub(super) clock: Arc<dyn Clock>,
     /// Wakes the journal: there is something to commit, or nothing ever again.
     work: Condvar,
@@ -49,10 +55,10 @@ struct State {
     ledger: Ledger,
     time: StoreClock,
     journaled: bool,
+    /// The revision of the ledger that [`Shared::revision`] counts in already.
+    counted: u64,
     /// What the next batch holds.
-    pending: Vec<Change>,
-    /// Revocations to tell of once the next batch is durable.
-    pushes: Vec<Push>,
+    pending: Pending,
     /// The next batch.
     gathering: Arc<Batch>,
     /// The batch that is being flushed.
@@ -69,11 +75,35 @@ struct State {
     attached: Attached,
 }
 
+/// What one batch holds.
+#[derive(Debug, Default)]
+struct Pending {
+    changes: Vec<Change>,
+    operated: Vec<Operated>,
+    /// Revocations to tell of once the batch is durable.
+    pushes: Vec<Push>,
+}
+
+impl Pending {
+    const fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.operated.is_empty()
+    }
+
+    const fn len(&self) -> usize {
+        self.changes.len() + self.operated.len()
+    }
+
+    /// What is in it; room for as many changes stays.
+    fn take(&mut self) -> Self {
+        let changes = Vec::with_capacity(self.changes.len());
+        std::mem::replace(self, Self { changes, ..Self::default() })
+    }
+}
+
 /// A batch that is taken to the disk.
 struct Taken {
     batch: Arc<Batch>,
-    changes: Vec<Change>,
-    pushes: Vec<Push>,
+    pending: Pending,
     stamp: Stamp,
 }
 
@@ -106,7 +136,7 @@ impl State {
             self.ledger.drain_changes().for_each(drop);
             return None;
         }
-        self.pending.extend(self.ledger.drain_changes());
+        self.pending.changes.extend(self.ledger.drain_changes());
         if self.pending.is_empty() { self.committing.clone() } else { Some(self.gathering.clone()) }
     }
 
@@ -125,17 +155,18 @@ impl State {
 impl Shared {
     pub(super) fn new(
         ledger: Ledger,
+        kept: Kept,
         journaled: bool,
         start: Timestamp,
         stamp: Stamp,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let state = State {
+            counted: ledger.revision(),
             ledger,
             time: StoreClock::starting_at(start, clock.monotonic()),
             journaled,
-            pending: Vec::new(),
-            pushes: Vec::new(),
+            pending: Pending::default(),
             gathering: Arc::default(),
             committing: None,
             stamped: stamp.time,
@@ -145,7 +176,14 @@ impl Shared {
             undelivered: HashMap::new(),
             attached: Attached::default(),
         };
-        Self { state: Mutex::new(state), clock, work: Condvar::new(), closing: Condvar::new() }
+        Self {
+            state: Mutex::new(state),
+            kept: Mutex::new(kept),
+            revision: AtomicU64::new(0),
+            clock,
+            work: Condvar::new(),
+            closing: Condvar::new(),
+        }
     }
 
     /// Applies one operation to the ledger, at the present.
@@ -158,11 +196,35 @@ impl Shared {
         state.applying = true;
         let answer = operation(&mut state.ledger, now);
         state.applying = false;
+        let revision = state.ledger.revision();
+        if revision != state.counted {
+            self.revision.fetch_add(revision - state.counted, Ordering::Relaxed);
+            state.counted = revision;
+        }
+        (answer, self.gather(state))
+    }
+
+    fn gather(&self, state: &mut State) -> Wait {
         let wait = state.gather();
         if wait.is_some() && state.committing.is_none() {
             self.work.notify_one();
         }
-        (answer, wait)
+        wait
+    }
+
+    /// Puts what an operator did into the gathering batch.
+    pub(super) fn keep(&self, operated: &[Operated]) -> Result<Wait, Unavailable> {
+        let mut state = self.state.lock();
+        state.has_room()?;
+        self.revision.fetch_add(operated.len() as u64, Ordering::Relaxed);
+        if state.journaled {
+            state.pending.operated.extend_from_slice(operated);
+        }
+        Ok(self.gather(&mut state))
+    }
+
+    pub(super) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Relaxed)
     }
 
     /// Applies an operation that changes something or tells of changes.
@@ -281,7 +343,7 @@ impl Shared {
             .collect();
         if state.journaled {
             // Their changes are in the gathering batch.
-            state.pushes.extend(pushes);
+            state.pending.pushes.extend(pushes);
         } else {
             drop(state);
             pushes.into_iter().for_each(Push::deliver);
@@ -296,8 +358,17 @@ impl Shared {
     }
 
     /// Reads something that no answer on the wire depends on.
-    pub(super) fn look<R>(&self, at: impl FnOnce(&Ledger) -> R) -> R {
-        at(&self.state.lock().ledger)
+    ///
+    /// Who waits for the lock meanwhile gets it next, so that a walk of many reads holds up nobody
+    /// for longer than one of them takes.
+    pub(super) fn read<R>(&self, at: impl FnOnce(&Ledger) -> R) -> Result<R, Unavailable> {
+        let state = self.state.lock();
+        if state.applying {
+            return Err(Unavailable::Failed);
+        }
+        let answer = at(&state.ledger);
+        MutexGuard::unlock_fair(state);
+        Ok(answer)
     }
 
     pub(super) fn sound(&self) -> Result<(), Unavailable> {
@@ -340,15 +411,15 @@ impl Shared {
 
     /// Commits batch after batch until the store closes and nothing is left to commit.
     pub(super) fn keep_journal(&self, mut journal: Journal) {
-        while let Some(Taken { batch, changes, pushes, stamp }) = self.next_batch() {
-            let outcome = commit(&mut journal, changes, stamp);
+        while let Some(Taken { batch, pending, stamp }) = self.next_batch() {
+            let Pending { changes, operated, pushes } = pending;
+            let outcome = commit(&mut journal, changes, operated, stamp);
             let mut state = self.state.lock();
             state.committing = None;
             if let Err(error) = outcome {
                 tracing::error!(%error, "the store failed: changes are refused until a restart");
                 state.failed = true;
-                state.pending = Vec::new();
-                state.pushes = Vec::new();
+                state.pending = Pending::default();
                 let next = state.gathering.clone();
                 drop(state);
                 batch.settle(Err(Unavailable::Failed));
@@ -367,7 +438,7 @@ impl Shared {
         }
         if !state.failed && state.stamped < state.ledger.now() {
             let stamp = state.stamp();
-            state.failed = commit(&mut journal, Vec::new(), stamp).is_err();
+            state.failed = commit(&mut journal, Vec::new(), Vec::new(), stamp).is_err();
         }
     }
 
@@ -384,19 +455,22 @@ impl Shared {
         // that serves them may share a core with this one and have been interrupted for it. Where
         // it does not, this costs nothing.
         MutexGuard::unlocked(&mut state, std::thread::yield_now);
-        let room = Vec::with_capacity(state.pending.len());
-        let changes = std::mem::replace(&mut state.pending, room);
-        let pushes = std::mem::take(&mut state.pushes);
+        let pending = state.pending.take();
         let batch = std::mem::take(&mut state.gathering);
         state.committing = Some(batch.clone());
         let stamp = state.stamp();
-        Some(Taken { batch, changes, pushes, stamp })
+        Some(Taken { batch, pending, stamp })
     }
 }
 
 /// Commits one batch. A panic on the way is a failure like any other: waiters must be told.
-fn commit(journal: &mut Journal, changes: Vec<Change>, stamp: Stamp) -> Result<(), Error> {
-    catch_unwind(AssertUnwindSafe(|| journal.commit(changes.into_iter(), stamp)))
+fn commit(
+    journal: &mut Journal,
+    changes: Vec<Change>,
+    operated: Vec<Operated>,
+    stamp: Stamp,
+) -> Result<(), Error> {
+    catch_unwind(AssertUnwindSafe(|| journal.commit(changes, operated, stamp)))
         .unwrap_or_else(|_| Err(Error::StoreFailed { problem: "a commit panicked".to_owned() }))
 }
 

@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 use crate::slab::{NONE, Slab};
 
 /// Something that is found by a key it carries itself.
-pub(super) trait Record {
+pub(crate) trait Record {
     type Key<'a>: Eq + Hash
     where
         Self: 'a;
@@ -18,30 +18,30 @@ pub(super) trait Record {
 
 /// Records by number and by key. The index keeps numbers alone, so a key is stored once.
 #[derive(Debug)]
-pub(super) struct Records<R> {
+pub(crate) struct Records<R> {
     slab: Slab<R>,
     index: HashTable<u32>,
     hasher: FixedState,
 }
 
 impl<R: Record> Records<R> {
-    pub(super) fn new(hasher: &FixedState) -> Self {
+    pub(crate) fn new(hasher: &FixedState) -> Self {
         Self { slab: Slab::new(), index: HashTable::new(), hasher: hasher.clone() }
     }
 
     /// The number of the record of that key, or [`NONE`].
-    pub(super) fn find<'a>(&'a self, key: R::Key<'a>) -> u32 {
+    pub(crate) fn find<'a>(&'a self, key: R::Key<'a>) -> u32 {
         let hash = self.hasher.hash_one(&key);
         self.index.find(hash, |&at| self.slab[at].key() == key).map_or(NONE, |&at| at)
     }
 
     /// The numbers of all records of that key, where a key may stand for several.
-    pub(super) fn all<'a>(&'a self, key: R::Key<'a>) -> impl Iterator<Item = u32> {
+    pub(crate) fn all<'a>(&'a self, key: R::Key<'a>) -> impl Iterator<Item = u32> {
         let hash = self.hasher.hash_one(&key);
         self.index.iter_hash(hash).copied().filter(move |&at| self.slab[at].key() == key)
     }
 
-    pub(super) fn insert(&mut self, record: R) -> u32 {
+    pub(crate) fn insert(&mut self, record: R) -> u32 {
         let Self { slab, index, hasher } = self;
         let hash = hasher.hash_one(record.key());
         let at = slab.insert(record);
@@ -49,7 +49,7 @@ impl<R: Record> Records<R> {
         at
     }
 
-    pub(super) fn remove(&mut self, at: u32) -> Option<R> {
+    pub(crate) fn remove(&mut self, at: u32) -> Option<R> {
         let record = self.slab.remove(at)?;
         let hash = self.hasher.hash_one(record.key());
         if let Ok(found) = self.index.find_entry(hash, |&other| other == at) {
@@ -59,16 +59,30 @@ impl<R: Record> Records<R> {
     }
 
     /// The record of that number; none for [`NONE`].
-    pub(super) fn get(&self, at: u32) -> Option<&R> {
+    pub(crate) fn get(&self, at: u32) -> Option<&R> {
         self.slab.get(at)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &R)> {
+    /// The records of one part, as [`Slab::part`] cuts them.
+    pub(crate) fn part(&self, part: u32) -> Option<impl Iterator<Item = (u32, &R)>> {
+        self.slab.part(part)
+    }
+
+    /// One past the highest number ever given.
+    pub(crate) fn end(&self) -> u32 {
+        self.slab.end()
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &R)> {
         self.slab.iter()
     }
 
     /// Whether every record is found under its key, and nothing else is.
-    pub(super) fn is_indexed(&self) -> bool {
+    pub(crate) fn is_indexed(&self) -> bool {
         self.index.len() == self.slab.len()
             && self.slab.iter().all(|(at, record)| self.all(record.key()).any(|found| found == at))
     }

@@ -1,0 +1,114 @@
+//! What an operator reads: leases, pools and usage, without changing anything.
+//!
+//! A big table is read in *parts* of about a thousand records, so that whoever keeps the ledger
+//! behind a lock can let go of it between two parts. Records keep their place until they are gone:
+//! a walk over all parts sees everything once that was there all the time.
+
+use std::time::Duration;
+
+use crate::budget::Used;
+use crate::table::Entry;
+use crate::types::{Kind, LeaseId, LeaseNumber, Timestamp};
+
+use super::Ledger;
+
+/// A live lease as it stands in the table: who holds it, what it counts against, when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder<'a> {
+    /// The lease.
+    pub id: LeaseId,
+    /// Session or worker.
+    pub kind: Kind,
+    /// The indexer that holds the lease.
+    pub indexer: Option<&'a str>,
+    /// Its service.
+    pub service: &'a str,
+    /// Its organization.
+    pub organization: &'a str,
+    /// Its API key id; empty when there is none.
+    pub api_key: &'a str,
+    /// The trace it runs under; empty when there is none that forms a scope.
+    pub trace: &'a str,
+    /// When it was granted, in store time.
+    pub granted_at: Timestamp,
+    /// How long it lives without a keep-alive.
+    pub ttl: Duration,
+    /// When it ends unless it is kept alive, in store time.
+    pub ends_at: Timestamp,
+    /// Whether it was returned young and only lasts out its minimal life.
+    pub lingers: bool,
+}
+
+/// The counts of one pool (organization, service) that holds a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolCount<'a> {
+    /// The service.
+    pub service: &'a str,
+    /// The organization.
+    pub organization: &'a str,
+    /// Live leases, lingering ones too.
+    pub leases: u64,
+    /// Those of them that are sessions.
+    pub sessions: u64,
+}
+
+impl Ledger {
+    /// How many changes there were, collected or not: it rises with every grant, end and start of
+    /// lingering, and with every count of usage. Keep-alives change nothing.
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The leases of one part of the table, from part 0 on; `None` past the last one.
+    pub fn holders(&self, part: u32) -> Option<impl Iterator<Item = Holder<'_>>> {
+        let leases = self.table.leases.part(part)?;
+        Some(leases.map(|(slot, entry)| self.holder_at(slot, entry)))
+    }
+
+    /// The live lease of that number.
+    pub fn holder(&self, number: LeaseNumber) -> Option<Holder<'_>> {
+        let entry = self.table.leases.get(number.slot)?;
+        Some(self.holder_at(number.slot, entry)).filter(|holder| holder.id.number() == number)
+    }
+
+    /// How many workers of its indexer run under the trace of a session; 0 for a worker, and for
+    /// what is not there.
+    pub fn workers_under(&self, number: LeaseNumber) -> u64 {
+        let entry = self.table.leases.get(number.slot);
+        let entry = entry.filter(|entry| entry.id(number.slot).number() == number);
+        entry.map_or(0, |entry| self.table.workers_under(entry))
+    }
+
+    /// The counts of the pools of one part, from part 0 on; `None` past the last one.
+    pub fn pools(&self, part: u32) -> Option<impl Iterator<Item = PoolCount<'_>>> {
+        self.table.pool_counts(part)
+    }
+
+    /// What was used of each metric by an organization.
+    pub fn used<'a>(&'a self, organization: &'a str) -> impl Iterator<Item = (&'a str, Used)> {
+        self.usage.of(organization)
+    }
+
+    /// What was used, by organization and metric, of one part of the counts, from part 0 on; `None`
+    /// past the last one.
+    pub fn usage(&self, part: u32) -> Option<impl Iterator<Item = (&str, &str, Used)>> {
+        self.usage.part(part)
+    }
+
+    pub(super) fn holder_at(&self, slot: u32, entry: &Entry) -> Holder<'_> {
+        let names = self.table.names(entry);
+        Holder {
+            id: entry.id(slot),
+            kind: entry.kind(),
+            indexer: names.indexer,
+            service: names.service,
+            organization: names.organization,
+            api_key: names.api_key,
+            trace: names.trace,
+            granted_at: entry.granted_at,
+            ttl: entry.ttl(),
+            ends_at: entry.ends_at,
+            lingers: entry.lingers(),
+        }
+    }
+}
