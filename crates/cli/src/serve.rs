@@ -6,13 +6,14 @@ use std::path::PathBuf;
 
 use clap::ArgAction;
 use serde::Serialize;
+use tgm_session_server::operator::By;
 use tgm_session_server::policy::{Loaded, ServerSection};
 use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{AdminToken, Config, Policy, Running, Server};
 
 use crate::failure::Failure;
 use crate::output::{FAINT, GOOD, NAME, Output, styled};
-use crate::signals::Signals;
+use crate::signals::{Hangups, Signals};
 
 const ABOUT: &str = "\
 Every flag has a variable, and all but the token and --config stand in the [server] section of the
@@ -21,6 +22,9 @@ policy file too. The order is: flag, TGM_SESSION_... variable, file, default.
   tgm-session serve                                    loopback, built-in policy, durable store
   tgm-session serve --config policy.toml --listen 0.0.0.0:9010
   tgm-session serve --store memory: --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0
+
+The policy file is looked at twice a second, and loaded when it changes; SIGHUP loads it at once. One
+that is not sound is refused, and the policy in force stays. A changed [server] section needs a restart.
 
 SIGTERM or Ctrl-C: calls under way may finish for 10 s, the store is flushed, exit code 0. A second
 signal stops at once; nothing that was acknowledged is lost.";
@@ -132,6 +136,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     let store = config.store.to_string();
     crate::runtime()?.block_on(async {
         let mut signals = Signals::take()?;
+        let mut hangups = Hangups::take()?;
         let server = Server::bind(config).await?;
         let recovered_leases = server.recovered_leases();
         let running = server.start().await?;
@@ -141,7 +146,16 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
             Err(Failure::NobodyReads) | Ok(()) => {}
             Err(failure) => tracing::warn!("{}", failure.message().unwrap_or_default()),
         }
-        let signal = signals.next().await;
+        let signal = loop {
+            tokio::select! {
+                signal = signals.next() => break signal,
+                () = hangups.next() => {
+                    // What came of it is in the log, and in the status of the policy.
+                    let by = By { from: "signal", note: "" };
+                    let _: Result<_, _> = running.operator().reload(by).await;
+                }
+            }
+        };
         tracing::info!(signal, "stopping: calls under way may finish");
         stop(running, signals).await
     })
@@ -164,18 +178,18 @@ async fn stop(running: Running, mut signals: Signals) -> Result<(), Failure> {
 
 /// Puts flags, variables, file and defaults together, and says in words which policy that is.
 fn configuration(args: Args) -> Result<(Config, String), Failure> {
-    let (policy, file, words) = match &args.config {
+    let (policy, file, policy_file, words) = match &args.config {
         None => {
             let words = "built in: 10 sessions (t1r) and 100 workers (t2w) per organization; \
                          --config FILE for your own";
-            (Policy::built_in(), ServerSection::default(), words.to_owned())
+            (Policy::built_in(), ServerSection::default(), None, words.to_owned())
         }
         Some(path) => {
-            let Loaded { policy, server, warnings, .. } = Policy::load(path)?;
+            let Loaded { policy, server, warnings, file, .. } = Policy::load(path)?;
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            (policy, server, path.display().to_string())
+            (policy, server, file, path.display().to_string())
         }
     };
     let store = match args.store.or(file.store) {
@@ -189,6 +203,7 @@ fn configuration(args: Args) -> Result<(Config, String), Failure> {
         })?,
     };
     let mut config = Config::new(policy, store);
+    config.policy_file = policy_file;
     config.admin_token = args.admin_token;
     set(&mut config.listen, args.listen.or(file.listen));
     set(&mut config.admin_listen, args.admin_listen.or(file.admin_listen));

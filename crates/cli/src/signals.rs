@@ -1,4 +1,4 @@
-//! The signals that ask a process to stop.
+//! The signals that ask a process to stop, or to load its configuration again.
 
 use std::io;
 
@@ -50,6 +50,27 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = hangup => "SIGHUP",
         }
+    }
+}
+
+/// SIGHUP, which asks a server to load its policy again.
+#[derive(Debug)]
+pub(crate) struct Hangups(Signal);
+
+impl Hangups {
+    /// Takes over SIGHUP: from now on it does not end the process.
+    ///
+    /// # Errors
+    ///
+    /// As [`Signals::take`].
+    pub(crate) fn take() -> Result<Self, Failure> {
+        Ok(Self(taken(signal(SignalKind::hangup()))?))
+    }
+
+    /// Waits for the next one; those that come before it is waited for count as one. Cancellation
+    /// safe.
+    pub(crate) async fn next(&mut self) {
+        self.0.recv().await;
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     live: Family<ServiceLabel, Gauge>,
     pub(crate) calls: CallCounters,
     pub(crate) streams: StreamCounters,
+    pub(crate) reloads: ReloadCounters,
 }
 
 impl fmt::Debug for Metrics {
@@ -145,6 +146,25 @@ impl StreamCounters {
     }
 }
 
+/// Loads of the policy file while the server runs, by outcome.
+#[derive(Clone, Debug)]
+pub(crate) struct ReloadCounters {
+    /// It came into force.
+    pub(crate) applied: Counter,
+    /// It was not sound, or not there, and the policy in force stayed.
+    pub(crate) refused: Counter,
+}
+
+impl ReloadCounters {
+    fn register(registry: &mut Registry) -> Self {
+        let reloads = Family::<OutcomeLabel, Counter>::default();
+        let help = "Reloads of the policy file by outcome";
+        registry.register("policy_reloads", help, reloads.clone());
+        let counter = |outcome| reloads.get_or_create_owned(&OutcomeLabel { outcome });
+        Self { applied: counter("applied"), refused: counter("refused") }
+    }
+}
+
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("tgm_session");
@@ -171,7 +191,8 @@ impl Metrics {
             missing: returned("missing_key"),
         };
         let streams = StreamCounters::register(&mut registry);
-        Self { registry, borrows, live, calls, streams }
+        let reloads = ReloadCounters::register(&mut registry);
+        Self { registry, borrows, live, calls, streams, reloads }
     }
 
     /// The counters of the service entry called `service`.

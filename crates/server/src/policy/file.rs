@@ -62,6 +62,24 @@ pub struct ServerSection {
     pub threads: Option<u16>,
 }
 
+impl ServerSection {
+    /// The names of the settings that are not the same in `other`.
+    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+        [
+            ("listen", self.listen != other.listen),
+            ("admin_listen", self.admin_listen != other.admin_listen),
+            ("store", self.store != other.store),
+            ("allow_anonymous", self.allow_anonymous != other.allow_anonymous),
+            ("max_leases", self.max_leases != other.max_leases),
+            ("max_connections", self.max_connections != other.max_connections),
+            ("threads", self.threads != other.threads),
+        ]
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Service {

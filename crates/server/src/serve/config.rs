@@ -7,7 +7,7 @@ use super::origin::Origin;
 use crate::admin::AdminToken;
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyFile};
 use crate::store::{Options, StoreUrl};
 
 /// What a server is started with. [`Config::new`] fills in the defaults.
@@ -15,6 +15,9 @@ use crate::store::{Options, StoreUrl};
 pub struct Config {
     /// Who may borrow what.
     pub policy: Policy,
+    /// The file that the policy was read from, [`Loaded::file`](crate::policy::Loaded::file): the
+    /// running server looks at it and loads it again when it changes. By default none.
+    pub policy_file: Option<PolicyFile>,
     /// Where leases are kept.
     pub store: StoreUrl,
     /// Where gRPC is served; port 0 takes a free one. By default 127.0.0.1:9010.
@@ -43,6 +46,7 @@ impl Config {
         let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         Self {
             policy,
+            policy_file: None,
             store,
             listen: loopback(9010),
             admin_listen: loopback(9011),

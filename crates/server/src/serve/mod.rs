@@ -33,6 +33,7 @@ use crate::admin::{self, Admin};
 use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
 use crate::live::Live;
+use crate::operator::{Operator, Parts};
 use crate::rpc::{self, Aside, Gateway, Tonic, WORKER_POOL, Web};
 use crate::service::WorkerPool;
 use crate::store::{Embedded, Recovered, Store, Unavailable};
@@ -140,17 +141,18 @@ impl Server {
     pub async fn start(self) -> Result<Running, Error> {
         let Self { config, store, grpc, admin, grpc_address, admin_address } = self;
         let store = Arc::new(store.resume()?);
-        let revoked = store.enforce(&config.policy).await.map_err(store_failed)?;
+        let policy = config.policy.with_overrides(&store.overrides());
+        let revoked = store.enforce(&policy).await.map_err(store_failed)?;
         if revoked > 0 {
             tracing::info!(leases = revoked, "revoked what the policy no longer lets live");
         }
         let metrics = Arc::new(Metrics::new());
-        let live = Arc::new(ArcSwap::from_pointee(Live::new(config.policy, &metrics)));
+        let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics)));
         let health = HealthReporter::new();
         let farewell = Farewell::default();
         let most = config.max_connections.max(1) as usize;
         let control = control(&store, &live, &metrics, most, &farewell);
-        let pool = WorkerPool::new(store.clone(), config.clock, metrics.calls.clone());
+        let pool = WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone());
         let port = Arc::new(Port {
             gateway: Gateway::new(
                 pool,
@@ -163,6 +165,15 @@ impl Server {
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
         });
+        let operator = Arc::new(Operator::new(Parts {
+            store: store.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+            clock: config.clock,
+            grpc_address,
+            anonymous: config.allow_anonymous || config.listen.ip().is_loopback(),
+            file: config.policy_file,
+        }));
         let serving = Arc::new(AtomicBool::new(false));
         let pages = Admin {
             store: store.clone(),
@@ -179,10 +190,7 @@ impl Server {
             stopped: port.stopped.clone(),
             port: port.clone(),
             farewell,
-            anonymous: config.allow_anonymous || config.listen.ip().is_loopback(),
-            live,
-            changing: tokio::sync::Mutex::default(),
-            metrics,
+            operator,
             serving,
             health,
             threads: Vec::new(),
@@ -192,6 +200,7 @@ impl Server {
         running.serve_grpc(&port, &grpc, config.threads.max(1))?;
         running.serve_admin(admin, router);
         running.watch_health();
+        running.tasks.push(tokio::spawn(running.operator.clone().watch()));
         running.serving.store(true, Ordering::Release);
         Ok(running)
     }
@@ -209,12 +218,7 @@ pub struct Running {
     stopped: CancellationToken,
     port: Arc<Port<Embedded>>,
     farewell: Farewell,
-    /// Whether the port may be served without indexers.
-    anonymous: bool,
-    live: Arc<ArcSwap<Live>>,
-    /// Held while another policy comes into force.
-    changing: tokio::sync::Mutex<()>,
-    metrics: Arc<Metrics>,
+    operator: Arc<Operator>,
     serving: Arc<AtomicBool>,
     health: HealthReporter,
     threads: Vec<JoinHandle<io::Result<()>>>,
@@ -401,7 +405,7 @@ fn store_failed(error: Unavailable) -> Error {
 }
 
 /// Runs what blocks off the runtime.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

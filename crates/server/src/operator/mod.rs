@@ -1,0 +1,309 @@
+//! What operators do while the server runs: switch organizations off, change limits, end leases,
+//! load the policy file again.
+//!
+//! Each change goes the same way, one at a time: it is checked, written down durably together with
+//! who did it, put into force for the next call, and then ends the leases that may live no longer.
+//! It runs in a task of its own, so a caller that goes away leaves no change half done.
+
+mod changes;
+mod reload;
+mod words;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use lease::{Usage, WallTime};
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use crate::admin::api::model::PolicyStatus;
+use crate::admin::metrics::Metrics;
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::live::Live;
+use crate::policy::overrides::AuditEntry;
+use crate::policy::{Policy, PolicyFile, Warning};
+use crate::serve::blocking;
+use crate::store::{Embedded, ReportError, Reported, Store as _, Unavailable};
+use crate::watch::Digest;
+
+/// How often, and how many times, to look whether calls under the old policy are over.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const LOOKS: u32 = 1_000;
+
+/// Events that wait for a subscriber that is slow; past that it misses the oldest.
+const EVENTS: usize = 256;
+
+/// The longest note of an operator, in characters.
+pub const MAX_NOTE: usize = 512;
+
+/// The highest limit an operator may set.
+pub const MAX_LIMIT: u64 = 1_000_000_000_000;
+
+/// The operator's side of a running server.
+///
+/// What it changes is durable where the store is. Overrides win over the policy file until they are
+/// cleared; limits that are lowered end nobody; whoever holds a lease that ends hears of it at once
+/// where it is attached, and with its next keep-alive otherwise.
+///
+/// ```
+/// use tgm_session_server::operator::By;
+/// use tgm_session_server::policy::overrides::Subject;
+/// use tgm_session_server::store::StoreUrl;
+/// use tgm_session_server::{Config, Policy, Server};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// # let mut config = Config::new(Policy::built_in(), StoreUrl::Memory);
+/// # config.listen.set_port(0);
+/// # config.admin_listen.set_port(0);
+/// let server = Server::bind(config).await.unwrap().start().await.unwrap();
+/// let by = By { from: "the documentation", note: "they asked for it" };
+/// let done = server.operator().set_limit(Subject::Organization, "acme", "t1r", Some(40), by).await;
+/// let summary = done.unwrap().summary;
+/// assert_eq!(summary, "set the limit of organization acme on t1r to 40 (was 10 by service)");
+/// assert_eq!(server.operator().policy().ceiling("acme", "t1r").0, Some(40));
+/// # server.stop().await.unwrap();
+/// # });
+/// ```
+pub struct Operator {
+    store: Arc<Embedded>,
+    live: Arc<ArcSwap<Live>>,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+    grpc_address: SocketAddr,
+    /// Whether the port may be served without indexers.
+    anonymous: bool,
+    /// The policy file as it was at the start.
+    file: Option<PolicyFile>,
+    state: Mutex<State>,
+    /// Held from the beginning of a change to its end.
+    changing: tokio::sync::Mutex<()>,
+    events: broadcast::Sender<OperatorEvent>,
+}
+
+/// What is told about the policy.
+#[derive(Debug)]
+struct State {
+    status: PolicyStatus,
+    /// What the file said when it was last read, whatever came of it; `None` when it could not be.
+    read: Option<Digest>,
+}
+
+/// Who does something, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct By<'a> {
+    /// The address of the caller, or `signal` or `file` for a reload.
+    pub from: &'a str,
+    /// Why, as the operator wrote it; at most [`MAX_NOTE`] characters.
+    pub note: &'a str,
+}
+
+/// What happened that an operator wants to see at once.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum OperatorEvent {
+    /// An operator did something.
+    Audit(AuditEntry),
+    /// The file was loaded or refused, or overrides changed.
+    Policy(PolicyStatus),
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperatorError {
+    /// What it is about is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// A field cannot be what it is.
+    #[error("{0}")]
+    Invalid(String),
+    /// It cannot be done as things are: the file is not sound, or there are too many overrides.
+    #[error("{0}")]
+    Conflict(String),
+    /// The store cannot make changes.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+impl fmt::Debug for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operator").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// What an operator acts on.
+pub(crate) struct Parts {
+    pub(crate) store: Arc<Embedded>,
+    pub(crate) live: Arc<ArcSwap<Live>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) grpc_address: SocketAddr,
+    pub(crate) anonymous: bool,
+    pub(crate) file: Option<PolicyFile>,
+}
+
+impl Operator {
+    /// The operator's side of a server whose policy, overrides included, is in force already.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { store, live, metrics, clock, grpc_address, anonymous, file } = parts;
+        let warnings = file.as_ref().map_or(&[][..], PolicyFile::warnings);
+        let status = PolicyStatus {
+            file: file.as_ref().map(|file| file.path().display().to_string()),
+            loaded_at: clock.wall().as_unix(),
+            refused: None,
+            warnings: warnings.iter().map(Warning::to_string).collect(),
+            overrides: live.load().policy.overrides() as u64,
+        };
+        let read = file.as_ref().map(PolicyFile::digest);
+        Self {
+            store,
+            live,
+            metrics,
+            clock,
+            grpc_address,
+            anonymous,
+            file,
+            state: Mutex::new(State { status, read }),
+            changing: tokio::sync::Mutex::default(),
+            events: broadcast::Sender::new(EVENTS),
+        }
+    }
+
+    /// The policy in force, overrides included. To be let go of soon: while it is held, a change of
+    /// the policy waits for up to a second to see the last of it.
+    pub fn policy(&self) -> InForce {
+        InForce(self.live.load())
+    }
+
+    /// Where the policy comes from and how its last reload went.
+    pub fn policy_status(&self) -> PolicyStatus {
+        self.state.lock().status.clone()
+    }
+
+    /// What happens from now on. A subscriber that falls 256 events behind misses some and is told
+    /// so.
+    pub fn subscribe(&self) -> broadcast::Receiver<OperatorEvent> {
+        self.events.subscribe()
+    }
+
+    /// Puts another policy into force in place of the file's, and answers how many leases ended by
+    /// it: those of disabled organizations and API keys, and of organizations with a spent budget.
+    ///
+    /// Overrides stay in force on top of it. Lowered limits end nobody. Attached streams of indexers
+    /// that are no more end with their next batch. Cancellation: the change is made all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Anonymous`] when the policy would open the port to everybody; nothing changed then.
+    /// [`Error::StoreFailed`] when leases could not be ended; the policy is in force then.
+    pub async fn set_policy(self: &Arc<Self>, policy: Policy) -> Result<usize, Error> {
+        self.check_exposure(&policy)?;
+        let operator = self.clone();
+        to_its_end(async move {
+            let _changing = operator.changing.lock().await;
+            let overrides = operator.store.overrides();
+            let policy = blocking(move || policy.with_overrides(&overrides)).await;
+            let ended = operator.put_into_force(policy).await;
+            operator.tell(|status| PolicyStatus {
+                file: None,
+                loaded_at: operator.now().as_unix(),
+                refused: None,
+                warnings: Vec::new(),
+                ..status
+            });
+            ended.map_err(|error| Error::StoreFailed { problem: error.to_string() })
+        })
+        .await
+    }
+
+    /// Counts a report of usage, all of it or nothing, and ends the leases of each organization of
+    /// which it spends a budget; those of observed services live on.
+    ///
+    /// The same `idempotency_key` from the same `indexer` counts once in ten minutes. Durable when
+    /// it answers. Cancellation: dropped, the report may have been counted.
+    ///
+    /// # Errors
+    ///
+    /// A field that cannot be what it is, or the store cannot make changes.
+    pub async fn report(
+        &self,
+        indexer: Option<&str>,
+        idempotency_key: Option<&str>,
+        usages: &[Usage<'_>],
+    ) -> Result<Reported, ReportError> {
+        let reported = {
+            let live = self.live.load();
+            self.store.report(indexer, idempotency_key, usages, &live.policy)
+        };
+        reported.await
+    }
+
+    /// Refuses a policy that lets everybody in reach borrow, unless that was asked for.
+    fn check_exposure(&self, policy: &Policy) -> Result<(), Error> {
+        if self.anonymous || policy.has_indexers() {
+            Ok(())
+        } else {
+            Err(Error::Anonymous { listen: self.grpc_address })
+        }
+    }
+
+    /// Swaps the policy, ends the leases that it does not allow, and answers how many those were.
+    /// Returns when no call looks at the policy before it any more, or after a second.
+    async fn put_into_force(&self, policy: Policy) -> Result<usize, Unavailable> {
+        let live = Arc::new(Live::new(policy, &self.metrics));
+        let before = self.live.swap(live.clone());
+        // Calls that looked at the old policy hold on to it until they are over.
+        let calls_under_way = Arc::strong_count(&before) > 1;
+        let mut ended = self.store.enforce(&live.policy).await?;
+        if calls_under_way {
+            // A borrow with terms of the old policy may have been granted since.
+            for _ in 0..LOOKS {
+                if Arc::strong_count(&before) == 1 {
+                    break;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            ended += self.store.enforce(&live.policy).await?;
+        }
+        // Ten thousand organizations take a while to be let go of.
+        blocking(move || drop(before)).await;
+        Ok(ended)
+    }
+
+    /// Changes what is told about the policy, and tells it.
+    fn tell(&self, change: impl FnOnce(PolicyStatus) -> PolicyStatus) {
+        let mut state = self.state.lock();
+        let overrides = self.live.load().policy.overrides() as u64;
+        state.status = PolicyStatus { overrides, ..change(state.status.clone()) };
+        // Told under the lock, so that the last one told is the one that holds. Nobody may listen.
+        let _ = self.events.send(OperatorEvent::Policy(state.status.clone()));
+    }
+
+    fn now(&self) -> WallTime {
+        self.clock.wall()
+    }
+}
+
+/// The policy in force, as long as somebody looks at it.
+#[derive(Debug)]
+pub struct InForce(Guard<Arc<Live>>);
+
+impl std::ops::Deref for InForce {
+    type Target = Policy;
+
+    fn deref(&self) -> &Policy {
+        &self.0.policy
+    }
+}
+
+/// Runs a change to its end, whether its caller waits for it or not.
+async fn to_its_end<T: Send + 'static>(change: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(change).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
