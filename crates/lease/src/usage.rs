@@ -46,6 +46,7 @@ impl Record for Count {
 #[derive(Debug)]
 pub(crate) struct UsageBook {
     counts: Records<Count>,
+    max_counts: usize,
     /// Where to look next for counts of windows long past.
     next_look: u32,
     reports: Memory<(Option<Box<str>>, Box<str>), ()>,
@@ -56,6 +57,7 @@ impl UsageBook {
     pub(crate) fn new(hasher: &FixedState) -> Self {
         Self {
             counts: Records::new(hasher),
+            max_counts: MAX_COUNTS,
             next_look: 0,
             reports: Memory::new(MAX_REPORT_KEYS, hasher),
             hasher: hasher.clone(),
@@ -160,7 +162,7 @@ impl UsageBook {
                 let problem = "is the 65th metric of its organization";
                 return Err(Invalid { field: "metrics.key", problem });
             }
-            if counts > MAX_COUNTS {
+            if counts > self.max_counts {
                 let problem = "is one more than the server counts the usage of";
                 return Err(Invalid { field: "organization_id", problem });
             }
@@ -230,5 +232,35 @@ impl UsageBook {
             key: key.clone(),
             until,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_would_be_too_much_to_count_counts_nothing() {
+        let wall = WallTime::from_unix(1_800_000_000);
+        let usages = ["a", "b", "c", "d"].map(|organization| Usage {
+            organization,
+            metric: "egress_bytes",
+            value: 1.0,
+        });
+        let mut book = UsageBook { max_counts: 3, ..UsageBook::new(&FixedState::with_seed(1)) };
+        let report = |book: &mut UsageBook, usages: &[Usage<'_>]| {
+            book.report(None, None, usages, wall, Timestamp::ZERO).map(|changes| changes.len())
+        };
+        let refused = report(&mut book, &usages).unwrap_err();
+        assert_eq!((refused.field, book.counts.len()), ("organization_id", 0));
+        assert_eq!(report(&mut book, &usages[..3]), Ok(3));
+        assert_eq!(report(&mut book, &usages[3..]), Err(refused));
+        // What is known goes on being counted.
+        assert_eq!(report(&mut book, &usages[..3]), Ok(3));
+        assert_eq!(book.of("b").map(|(_, used)| used.month.1).sum::<f64>(), 2.0);
+        // A month that is long past makes room.
+        let later = WallTime::from_unix(1_800_000_000 + 70 * 86_400);
+        assert_eq!(book.forget_past(later).len(), 3);
+        assert_eq!(report(&mut book, &usages[3..]), Ok(1));
     }
 }

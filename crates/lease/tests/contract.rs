@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Budget, BudgetSpent, Config, End, Grant, Holder, KeptAlive, Ledger, Limits, Period,
-    Reason, Refusal, Released, Request, Terms, Timestamp, Usage, WallTime,
+    BorrowId, Budget, BudgetSpent, Change, Config, End, Grant, Holder, KeptAlive, Ledger, Limits,
+    Period, Reason, Refusal, Released, Request, Terms, Timestamp, Usage, WallTime,
 };
 
 /// 2026-11-30T23:59:00Z, a minute before a day and a month end.
@@ -83,6 +83,30 @@ fn a_wall_clock_that_is_set_back_goes_on_counting_in_the_latest_window() {
     let budgets = [budget(100.0, Period::Month)];
     assert!(ledger.spent("acme", &budgets, LATE_NOVEMBER).is_some());
     assert!(ledger.spent("acme", &budgets, DECEMBER).is_some());
+}
+
+#[test]
+fn counts_a_whole_month_past_are_forgotten_and_nothing_sooner() {
+    const JANUARY: WallTime = WallTime::from_unix(1_798_761_600);
+    let mut ledger = ledger();
+    for (organization, wall) in [("acme", LATE_NOVEMBER), ("globex", DECEMBER)] {
+        let usage = Usage { organization, metric: "egress_bytes", value: 1.0 };
+        ledger.report(None, None, &[usage], wall, NOW).expect("a valid report");
+    }
+    let counted = |ledger: &Ledger| -> Vec<String> {
+        let counts = ledger.usage(0).expect("there are counts");
+        counts.map(|(organization, _, _)| organization.to_owned()).collect()
+    };
+    ledger.drain_changes().for_each(drop);
+    // Even a report of nothing looks at the counts.
+    ledger.report(None, None, &[], DECEMBER, NOW).expect("a valid report");
+    assert_eq!(counted(&ledger), ["acme", "globex"]);
+    ledger.report(None, None, &[], JANUARY, NOW).expect("a valid report");
+    assert_eq!(counted(&ledger), ["globex"]);
+    let (organization, metric) = ("acme".into(), "egress_bytes".into());
+    let changes: Vec<Change> = ledger.drain_changes().collect();
+    assert_eq!(changes, [Change::Unused { organization, metric }]);
+    assert_eq!(ledger.used("acme").count(), 0);
 }
 
 #[test]
