@@ -214,7 +214,7 @@ impl SessionPool for TgmPool {
     }
 
     fn stats(&self) -> PoolStats {
-        self.shared.tell(|keeper, _| keeper.stats())
+        self.shared.note(|keeper| keeper.stats())
     }
 }
 

@@ -10,8 +10,8 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use super::answer::{self, BorrowAnswer, UNTOLD_TTL};
-use super::driver::{Shared, now, within};
-use super::keeper::Asked;
+use super::driver::{Shared, within};
+use super::keeper::{Asked, Keeper};
 use super::returns::Target;
 use crate::error::Error;
 use crate::held::{Lease, OnError};
@@ -66,8 +66,7 @@ pub(crate) async fn borrow(
         lease = Empty,
         error = Empty,
     );
-    let borrow = until_patience_ends(shared, wanted, patience);
-    let borrowed = borrow.instrument(span.clone()).await;
+    let borrowed = until_patience_ends(shared, wanted, patience).instrument(span.clone()).await;
     match &borrowed {
         Ok(lease) => {
             span.record("lease", lease.number());
@@ -76,7 +75,7 @@ pub(crate) async fn borrow(
         Err(error) => {
             span.record("error", tracing::field::display(error));
             span.record("rpc.grpc.status_code", i32::from(error.code()));
-            shared.tell(|keeper, _| keeper.denied(error));
+            shared.note(|keeper| keeper.denied(error));
         }
     }
     borrowed
@@ -120,12 +119,12 @@ impl<'a> UnderWay<'a> {
     fn begin(shared: &'a Arc<Shared>, wanted: &Wanted) -> Result<Self, Error> {
         let (asked, session) = match wanted {
             Wanted::Session { asked, .. } => {
-                shared.tell(|keeper, _| keeper.begin_session(asked))?;
+                shared.note(|keeper| keeper.begin_session(asked))?;
                 (asked.clone(), None)
             }
             Wanted::Worker { session, service, max_per_session } => {
                 let asked = shared
-                    .tell(|keeper, _| keeper.begin_worker(*session, service, *max_per_session))?;
+                    .note(|keeper| keeper.begin_worker(*session, service, *max_per_session))?;
                 (asked, Some(*session))
             }
         };
@@ -164,7 +163,7 @@ impl<'a> UnderWay<'a> {
                 return if fail_open { self.admit(wanted) } else { Err(error) };
             }
             tracing::debug!(%error, "a borrow failed and is tried again");
-            self.shared.tell(|keeper, _| keeper.retries());
+            self.shared.note(Keeper::retries);
             fault = Some(error);
             sleep_until(again).await;
         }
@@ -183,9 +182,10 @@ impl<'a> UnderWay<'a> {
     }
 
     async fn attempt(&mut self, wanted: &mut Wanted, deadline: Instant) -> Result<Arc<Lease>, Try> {
-        let sent = now();
+        let sent = Instant::now();
         let doubted = std::mem::replace(&mut self.doubt, true);
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(sent);
+        let sent = sent.into_std();
         let answer = within(left, self.shared.borrow(&self.asked, self.id)).await;
         match answer::borrow(answer, &self.asked) {
             BorrowAnswer::Granted(grant) => {

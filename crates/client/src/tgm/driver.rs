@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lease::BorrowId;
 use parking_lot::Mutex;
@@ -98,6 +99,11 @@ impl Shared {
         result
     }
 
+    /// Tells the keeper something that makes nothing due and nobody hear anything, or asks it.
+    pub(crate) fn note<R>(&self, what: impl FnOnce(&mut Keeper) -> R) -> R {
+        what(&mut self.state.lock().keeper)
+    }
+
     /// Sends one try of a borrow. Takes as long as the server does.
     pub(crate) async fn borrow(
         &self,
@@ -113,7 +119,9 @@ impl Shared {
         };
         let mut request = self.request(message);
         request.metadata_mut().insert("x-borrow-id", named(id));
-        self.client.clone().borrow_worker(request).await
+        let mut client = self.client.clone();
+        // The futures around this one are moved a few times: they stay small without it.
+        Box::pin(client.borrow_worker(request)).await
     }
 
     /// Returns the client, and a request with everything that every call carries.
@@ -191,14 +199,12 @@ fn named(id: BorrowId) -> MetadataValue<Ascii> {
 }
 
 /// Waits for an answer until the deadline, which looks like a fault of the transport.
-pub(crate) async fn within<T>(
+pub(crate) fn within<T>(
     deadline: Duration,
     answer: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Status> {
-    match tokio::time::timeout(deadline, answer).await {
-        Ok(answer) => answer,
-        Err(_) => Err(answer::late(deadline)),
-    }
+) -> impl Future<Output = Result<T, Status>> {
+    let answer = tokio::time::timeout(deadline, answer);
+    answer.map(move |answer| answer.unwrap_or_else(|_| Err(answer::late(deadline))))
 }
 
 /// What one look at the keeper brought to do.
