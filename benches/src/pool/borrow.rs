@@ -1,15 +1,16 @@
 //! What the pool adds to a call: borrows and returns through it, and bare ones on the generated
-//! client, with the same ids, on one thread and one connection each.
+//! client, with the same ids, metadata and deadline, on one thread and over one channel each.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
-use tgm_session::{Pool, Session};
+use tgm_session::{Dsn, Pool, Session, TgmConfig, TgmPool};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use wire::worker::borrow_worker_response::BorrowStatus;
@@ -17,14 +18,18 @@ use wire::worker::return_worker_response::Status;
 use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{BorrowWorkerRequest, ReturnWorkerRequest};
 
-use super::{ORGANIZATIONS, connect, on_one_thread, request, thread_cpu};
+use super::{ORGANIZATIONS, on_one_thread, request, thread_cpu};
 use crate::ids::{SESSIONS, Traces, api_key, organization};
+use crate::pairs::connect;
 
 /// The longest latency the histogram tells apart, in nanoseconds: one minute.
 const LONGEST: u64 = 60_000_000_000;
 
 /// How long all returns together may take.
 const RETURNED: Duration = Duration::from_secs(60);
+
+/// How long one bare borrow may take: no caller of a server waits without end.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether all of them are through.
 const LOOK: Duration = Duration::from_millis(1);
@@ -84,11 +89,14 @@ impl Plan {
     }
 
     async fn play(&self) -> anyhow::Result<Cost> {
+        let channel = connect(self.address).await?;
         let way = if self.bare {
-            Way::Bare(WorkerPoolClient::new(crate::pairs::connect(self.address).await?))
+            Way::Bare(WorkerPoolClient::new(channel))
         } else {
-            // No keep-alive is due while it runs.
-            Way::Pool(connect(self.address, "request-keep-alive-delay=1h")?)
+            // No keep-alive falls due by itself while it runs; the new leases are still named.
+            let dsn = Dsn::parse("tgm://of-the-channel?request-keep-alive-delay=1h")?;
+            let pool = TgmPool::with_channel(&TgmConfig::from_dsn(&dsn)?, channel)?;
+            Way::Pool(Pool::new(Arc::new(pool)))
         };
         // Once before, so that tables have their lasting size and the allocator its pages.
         let leases = self.borrow(&way, 1, None).await?;
@@ -119,7 +127,7 @@ impl Plan {
     ) -> anyhow::Result<Vec<Lease>> {
         let callers: Vec<_> = (0..self.callers)
             .map(|caller| {
-                let (mut way, latencies) = (way.clone(), latencies.clone());
+                let (way, latencies) = (way.clone(), latencies.clone());
                 let numbers = (caller..self.count).step_by(self.callers as usize);
                 tokio::task::spawn_local(async move {
                     let mut traces = Traces::new(caller + (run << 32));
@@ -187,7 +195,7 @@ async fn give_back(
 }
 
 impl Way {
-    async fn borrow(&mut self, number: u64, traces: &mut Traces) -> anyhow::Result<Lease> {
+    async fn borrow(&self, number: u64, traces: &mut Traces) -> anyhow::Result<Lease> {
         match self {
             Self::Pool(pool) => Ok(Lease::Session(pool.borrow(request(number, traces)).await?)),
             Self::Bare(client) => {
@@ -201,7 +209,10 @@ impl Way {
                 });
                 let borrow_id = format!("{:032x}", rand::random::<u128>());
                 request.metadata_mut().insert("x-borrow-id", MetadataValue::try_from(borrow_id)?);
-                let answer = client.borrow_worker(request).await?.into_inner();
+                // Callers share a client as they share a pool, and a call needs one of its own.
+                let mut client = client.clone();
+                let answer = tokio::time::timeout(DEADLINE, client.borrow_worker(request)).await;
+                let answer = answer.context("a borrow took too long")??.into_inner();
                 ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {answer:?}");
                 Ok(Lease::Key(answer.worker_key))
             }
