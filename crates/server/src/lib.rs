@@ -44,6 +44,7 @@ mod rpc;
 mod serve;
 mod service;
 pub mod store;
+mod usage;
 mod watch;
 
 pub use admin::AdminToken;

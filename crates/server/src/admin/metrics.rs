@@ -9,9 +9,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use tonic::{Code, Status};
 
 use crate::policy::{DEFAULT_SERVICE, Policy, Refused};
-use crate::store::{BorrowError, Borrowed, KeptBatch};
+use crate::store::{BorrowError, Borrowed, KeptBatch, Reported};
 
 /// The counters of one server, in a registry of its own.
 pub(crate) struct Metrics {
@@ -20,6 +21,7 @@ pub(crate) struct Metrics {
     live: Family<ServiceLabel, Gauge>,
     pub(crate) calls: CallCounters,
     pub(crate) streams: StreamCounters,
+    pub(crate) usage: UsageCounters,
     pub(crate) reloads: ReloadCounters,
 }
 
@@ -146,6 +148,51 @@ impl StreamCounters {
     }
 }
 
+/// Reports of usage, by outcome, and what was in those that counted.
+#[derive(Clone, Debug)]
+pub(crate) struct UsageCounters {
+    counted: Counter,
+    repeated: Counter,
+    invalid: Counter,
+    unavailable: Counter,
+    events: Counter,
+}
+
+impl UsageCounters {
+    fn register(registry: &mut Registry) -> Self {
+        let reports = Family::<OutcomeLabel, Counter>::default();
+        let events = Counter::default();
+        registry.register("usage_reports", "Reports of usage by outcome", reports.clone());
+        registry.register("usage_events", "Events of usage that counted", events.clone());
+        let reported = |outcome| reports.get_or_create_owned(&OutcomeLabel { outcome });
+        Self {
+            counted: reported("counted"),
+            repeated: reported("repeated"),
+            invalid: reported("invalid"),
+            unavailable: reported("unavailable"),
+            events,
+        }
+    }
+
+    /// Counts a report of so many `events`.
+    pub(crate) fn count(&self, reported: &Reported, events: u64) {
+        if reported.counted {
+            self.counted.inc();
+            self.events.inc_by(events);
+        } else {
+            self.repeated.inc();
+        }
+    }
+
+    /// Counts a report that was refused with this status.
+    pub(crate) fn count_refused(&self, status: &Status) {
+        match status.code() {
+            Code::Unavailable => self.unavailable.inc(),
+            _ => self.invalid.inc(),
+        };
+    }
+}
+
 /// Loads of the policy file while the server runs, by outcome.
 #[derive(Clone, Debug)]
 pub(crate) struct ReloadCounters {
@@ -191,8 +238,9 @@ impl Metrics {
             missing: returned("missing_key"),
         };
         let streams = StreamCounters::register(&mut registry);
+        let usage = UsageCounters::register(&mut registry);
         let reloads = ReloadCounters::register(&mut registry);
-        Self { registry, borrows, live, calls, streams, reloads }
+        Self { registry, borrows, live, calls, streams, usage, reloads }
     }
 
     /// The counters of the service entry called `service`.

@@ -1,6 +1,7 @@
 //! The gRPC port: who calls what.
 
 mod aside;
+mod report;
 mod unary;
 mod web;
 
@@ -16,14 +17,16 @@ use http_body::Body as HttpBody;
 use tonic::Status;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
-pub(crate) use unary::{Answer, Body, MAX_MESSAGE_BYTES};
+pub(crate) use report::Reports;
+pub(crate) use unary::{Answer, Body, MAX_MESSAGE_BYTES, decode};
 pub(crate) use web::Web;
 
 use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
-use crate::policy::Indexer;
+use crate::policy::{Indexer, Policy};
 use crate::service::WorkerPool;
 use crate::store::Store;
+use crate::usage::USAGE_SERVICE;
 
 /// The gRPC service whose calls are the reason for all of this.
 pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
@@ -58,6 +61,7 @@ impl Call {
 #[derive(Debug)]
 pub(crate) struct Gateway<S> {
     pool: WorkerPool<S>,
+    reports: Reports<S>,
     live: Arc<ArcSwap<Live>>,
     control: Tonic,
     aside: Aside,
@@ -68,12 +72,13 @@ impl<S: Store> Gateway<S> {
     /// `control` is session control, which is served to whoever may call the worker pool.
     pub(crate) fn new(
         pool: WorkerPool<S>,
+        reports: Reports<S>,
         live: Arc<ArcSwap<Live>>,
         control: Tonic,
         aside: Aside,
         web: Web,
     ) -> Self {
-        Self { pool, live, control, aside, web }
+        Self { pool, reports, live, control, aside, web }
     }
 
     /// Answers one request. Dropped before it answers, it leaves no lease behind.
@@ -112,13 +117,16 @@ impl<S: Store> Gateway<S> {
         // An unknown call is not, because it may be a stream that waits for an answer.
         let call = Call::at(request.uri().path());
         let message = match call {
-            Some(_) => unary::read(request.body_mut()).await,
+            Some(_) => unary::read(request.body_mut(), MAX_MESSAGE_BYTES).await,
+            None if is_report(request.uri().path()) => {
+                return Box::pin(self.reports.answer(&self.live, request, refusal)).await;
+            }
             None => Ok(Bytes::new()),
         };
         let live = self.live.load();
-        let caller = match live.policy.identify(key_of(request.headers())) {
+        let caller = match identify(&live.policy, request.headers()) {
             Ok(caller) => caller,
-            Err(error) => return unary::refuse(Status::unauthenticated(error.to_string())),
+            Err(status) => return unary::refuse(status),
         };
         let Some(call) = call else {
             if is_of(SESSION_CONTROL, request.uri().path()) {
@@ -168,6 +176,16 @@ impl<S: Store> Gateway<S> {
 fn is_of(service: &str, path: &str) -> bool {
     let method = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
     method.is_some_and(|method| method.starts_with('/'))
+}
+
+fn is_report(path: &str) -> bool {
+    path.strip_prefix('/').and_then(|path| path.strip_prefix(USAGE_SERVICE)) == Some("/Report")
+}
+
+/// Who calls.
+fn identify<'p>(policy: &'p Policy, headers: &HeaderMap) -> Result<Option<&'p Indexer>, Status> {
+    let caller = policy.identify(key_of(headers));
+    caller.map_err(|error| Status::unauthenticated(error.to_string()))
 }
 
 /// The key a caller shows: `x-api-key`, else the token of `authorization: Bearer`.

@@ -13,6 +13,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
+use tonic::codegen::StdError;
 
 use crate::serve::{Connection, OpenStream};
 use crate::store::Delivery;
@@ -53,20 +54,20 @@ pub(crate) fn decode<M: prost::Message + Default>(mut body: Bytes) -> Result<M, 
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT` when it is too large, `CANCELLED` when the caller is gone.
-pub(crate) async fn read<B>(body: &mut B) -> Result<Bytes, Status>
+/// `INVALID_ARGUMENT` when it has more than `most` bytes or cannot be read to its end.
+pub(crate) async fn read<B>(body: &mut B, most: usize) -> Result<Bytes, Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
 {
     let mut first = Bytes::new();
     let mut joined = BytesMut::new();
     while let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
-        let frame = frame.map_err(|_| Status::cancelled("the request was not sent to its end"))?;
+        let frame = frame.map_err(|error| unreadable(error.into()))?;
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + joined.len() + data.len() > MAX_MESSAGE_BYTES {
-            return Err(Status::invalid_argument(format!(
-                "the message is larger than {MAX_MESSAGE_BYTES} bytes"
-            )));
+        if first.len() + joined.len() + data.len() > most {
+            let problem = format!("the message is larger than {most} bytes");
+            return Err(Status::invalid_argument(problem));
         }
         if first.is_empty() && joined.is_empty() {
             first = data;
@@ -79,6 +80,11 @@ where
         }
     }
     Ok(if joined.is_empty() { first } else { joined.freeze() })
+}
+
+/// The status of a body that broke off, which nobody reads, or is no gRPC-Web.
+pub(super) fn unreadable(error: StdError) -> Status {
+    Status::invalid_argument(format!("the request cannot be read to its end: {error}"))
 }
 
 /// A good answer: a message, initial metadata and, for a granted borrow, what becomes of the lease

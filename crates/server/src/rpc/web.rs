@@ -17,6 +17,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::{API_KEY, Body};
 use crate::serve::Origin;
 use crate::service::{BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, LEASE_TTL_MS};
+use crate::usage::IDEMPOTENCY_KEY;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const X_GRPC_WEB: HeaderName = HeaderName::from_static("x-grpc-web");
@@ -51,6 +52,7 @@ impl Web {
                 AUTHORIZATION,
                 API_KEY,
                 BORROW_ID,
+                IDEMPOTENCY_KEY,
                 GRPC_TIMEOUT,
                 X_GRPC_WEB,
                 X_USER_AGENT,

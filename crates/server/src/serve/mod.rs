@@ -34,16 +34,17 @@ use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
 use crate::live::Live;
 use crate::operator::{Operator, Parts};
-use crate::rpc::{self, Aside, Gateway, Tonic, WORKER_POOL, Web};
+use crate::rpc::{self, Aside, Gateway, Reports, Tonic, WORKER_POOL, Web};
 use crate::service::WorkerPool;
 use crate::store::{Embedded, Recovered, Store, Unavailable};
+use crate::usage::{USAGE_SERVICE, UsageReports};
 use connections::Port;
 
 /// Connections that may wait to be accepted: after a restart all clients come back at once.
 const BACKLOG: u32 = 4_096;
 
 /// The names under which gRPC health says how the server is.
-const HEALTH_OF: [&str; 3] = ["", WORKER_POOL, SESSION_CONTROL];
+const HEALTH_OF: [&str; 4] = ["", WORKER_POOL, SESSION_CONTROL, USAGE_SERVICE];
 
 /// How often gRPC health looks at the store.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
@@ -156,6 +157,7 @@ impl Server {
         let port = Arc::new(Port {
             gateway: Gateway::new(
                 pool,
+                Reports::new(UsageReports::new(store.clone(), metrics.usage.clone())),
                 live.clone(),
                 control,
                 Aside::new(health.clone()),

@@ -23,3 +23,4 @@ mod push;
 mod returns;
 mod start_stop;
 mod state;
+mod usage;

@@ -1,0 +1,125 @@
+//! Reports of usage: the one call whose message may be large.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use http::header::HeaderMap;
+use http::{Request, Response, StatusCode};
+use http_body::Body as HttpBody;
+use http_body_util::BodyExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+use tonic::codegen::StdError;
+
+use super::{Answer, Body, MAX_MESSAGE_BYTES, identify, plain, unary};
+use crate::live::Live;
+use crate::serve::blocking;
+use crate::store::Store;
+use crate::usage::UsageReports;
+
+/// The largest report accepted, in bytes.
+const MAX_REPORT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Most reports at once that are larger than any other message may be. Others wait, and their
+/// callers with them.
+const LARGE_AT_ONCE: usize = 4;
+
+/// Takes reports from their bodies to where they are counted.
+#[derive(Debug)]
+pub(crate) struct Reports<S> {
+    usage: UsageReports<S>,
+    large: Arc<Semaphore>,
+}
+
+impl<S: Store> Reports<S> {
+    pub(crate) fn new(usage: UsageReports<S>) -> Self {
+        Self { usage, large: Arc::new(Semaphore::new(LARGE_AT_ONCE)) }
+    }
+
+    /// Answers one call of Report, or `refusal` where it is no call of gRPC.
+    pub(super) async fn answer<B>(
+        &self,
+        live: &Arc<ArcSwap<Live>>,
+        request: Request<B>,
+        refusal: Option<StatusCode>,
+    ) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<StdError> + Send,
+    {
+        let (parts, mut body) = request.into_parts();
+        // Before anything is kept of it: only who is known may take up so much memory.
+        let known = identify(&live.load().policy, &parts.headers).map(drop);
+        let refusal = match (known, refusal) {
+            (Err(status), _) => Some(unary::refuse(status)),
+            (Ok(()), refusal) => refusal.map(plain),
+        };
+        if let Some(refusal) = refusal {
+            pass_over(&mut body).await;
+            return refusal;
+        }
+        let reported = self.report(live.clone(), parts.headers, &mut body).await;
+        reported.map_or_else(|status| unary::refuse(self.usage.refused(status)), Answer::into_http)
+    }
+
+    async fn report<B>(
+        &self,
+        live: Arc<ArcSwap<Live>>,
+        metadata: HeaderMap,
+        body: &mut B,
+    ) -> Result<Answer, Status>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Into<StdError>,
+    {
+        let (message, place) = self.read(body).await?;
+        let large = place.is_some();
+        let usage = self.usage.clone();
+        let apply = move || {
+            let _place = place;
+            // The policy may have changed since.
+            let live = live.load();
+            let caller = identify(&live.policy, &metadata)?;
+            usage.report(&live, caller, &metadata, message)
+        };
+        // A large one takes many milliseconds, for which other calls are not to wait.
+        let applied = if large { blocking(apply).await } else { apply() };
+        applied?.await
+    }
+
+    /// Reads the message, and takes a place for it if it is large.
+    async fn read<B>(&self, body: &mut B) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Status>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Into<StdError>,
+    {
+        let mut message = BytesMut::new();
+        let mut place = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| unary::unreadable(error.into()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let length = message.len() + data.len();
+            if length > MAX_REPORT_BYTES {
+                let problem = format!("the message is larger than {MAX_REPORT_BYTES} bytes");
+                return Err(Status::invalid_argument(problem));
+            }
+            if length > MAX_MESSAGE_BYTES && place.is_none() {
+                let free = self.large.clone().acquire_owned().await;
+                place = Some(free.map_err(|_| Status::unavailable("the server is stopping"))?);
+            }
+            message.extend_from_slice(&data);
+        }
+        Ok((message.freeze(), place))
+    }
+}
+
+/// Reads a body that nobody wants: see [`super::Gateway::answer`].
+async fn pass_over<B: HttpBody<Data = Bytes> + Unpin>(body: &mut B) {
+    let mut left = MAX_REPORT_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        let read = frame.data_ref().map_or(0, Bytes::len);
+        let Some(rest) = left.checked_sub(read) else { return };
+        left = rest;
+    }
+}

@@ -1,0 +1,341 @@
+//! Reports of usage, through the wire.
+
+use std::time::Duration;
+
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use wire::control::Reason;
+use wire::metering::{Event, Metric};
+use wire::payment::usage_service_client::UsageServiceClient;
+use wire::payment::{ReportRequest, ReportResponse};
+
+use crate::attached::{Attached, metric};
+use crate::auth::two_indexers;
+use crate::disk::Disk;
+use crate::harness::{ManualClock, TestServer, channel, session};
+
+/// 2027-01-15T08:00:00Z is when the manual clock starts.
+const SOLD: &str = "
+    [services.t1r]
+    [services.watched]
+    observe = true
+    [plans.pro]
+    budgets = { egress_bytes = { amount = 100.0, per = \"day\" } }
+    [organizations.acme]
+    plan = \"pro\"
+    [organizations.other]
+    plan = \"pro\"
+    [organizations.gone]
+    disabled = true
+";
+
+/// A service that reports what was used.
+struct Reporter {
+    client: UsageServiceClient<Channel>,
+    key: Option<String>,
+}
+
+impl Reporter {
+    fn of(server: &TestServer) -> Self {
+        let client = UsageServiceClient::new(channel(server.running.grpc_address()));
+        Self { client, key: None }
+    }
+
+    fn with_key(server: &TestServer, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..Self::of(server) }
+    }
+
+    async fn report(&mut self, events: Vec<Event>) -> Result<ReportResponse, Status> {
+        self.send(Request::new(ReportRequest { events })).await
+    }
+
+    /// Reports under a name.
+    async fn report_as(
+        &mut self,
+        name: &str,
+        events: Vec<Event>,
+    ) -> Result<ReportResponse, Status> {
+        let mut request = Request::new(ReportRequest { events });
+        request.metadata_mut().insert("x-idempotency-key", name.parse().unwrap());
+        self.send(request).await
+    }
+
+    async fn send(
+        &mut self,
+        mut request: Request<ReportRequest>,
+    ) -> Result<ReportResponse, Status> {
+        if let Some(key) = &self.key {
+            request.metadata_mut().insert("x-api-key", key.parse().unwrap());
+        }
+        Ok(self.client.report(request).await?.into_inner())
+    }
+
+    /// Whether a budget of `organization` is spent, which changes nothing.
+    async fn is_spent(&mut self, organization: &str) -> bool {
+        let response = self.report(vec![event(organization, &[])]).await.unwrap();
+        assert_eq!(response.revoked, !response.revocation_reason.is_empty());
+        response.revoked
+    }
+}
+
+fn event(organization: &str, metrics: &[(&str, f64)]) -> Event {
+    let metrics = metrics.iter().map(|&(key, value)| Metric { key: key.to_owned(), value });
+    Event {
+        organization_id: organization.to_owned(),
+        metrics: metrics.collect(),
+        ..Event::default()
+    }
+}
+
+fn egress(organization: &str, bytes: f64) -> Event {
+    event(organization, &[("egress_bytes", bytes)])
+}
+
+/// How many reports there were of that outcome.
+async fn reports(server: &TestServer, outcome: &str) -> u64 {
+    let name = format!("tgm_session_usage_reports_total{{outcome=\"{outcome}\"}}");
+    metric(&server.running, &name).await
+}
+
+#[tokio::test]
+async fn who_spends_a_budget_is_told_of_it_loses_its_sessions_and_is_refused_until_it_resets() {
+    let server = TestServer::memory(SOLD).await;
+    let (mut client, mut reporter) = (server.client(), Reporter::of(&server));
+    let acme = client.borrow(session("acme")).await;
+    let watched = client.borrow(session("acme").service("watched")).await;
+    let other = client.borrow(session("other")).await;
+    let mut stream = Attached::to(&server).await;
+    stream.name(&[&acme, &watched, &other]).await;
+
+    let response = reporter.report(vec![egress("acme", 99.5), egress("other", 1.0)]).await.unwrap();
+    assert_eq!(response, ReportResponse::default());
+    stream.nothing_was_pushed().await;
+
+    let response = reporter.report(vec![egress("other", 1.0), egress("acme", 0.5)]).await.unwrap();
+    let spent = "usage budget spent: egress_bytes 100/100 per day, resets at 2027-01-16T00:00:00Z";
+    assert!(response.revoked);
+    assert_eq!(response.revocation_reason, format!("organization \"acme\": {spent}"));
+    assert_eq!(stream.revoked().await, (acme.clone(), Reason::BudgetSpent));
+    stream.name(&[&watched, &other]).await;
+    let refused = client.ask(session("acme")).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, spent));
+    let ended = client.keep_alive(&acme).await.unwrap_err();
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    client.borrow(session("acme").service("watched")).await;
+    client.borrow(session("other")).await;
+
+    server.clock.jump(Duration::from_secs(16 * 3_600));
+    assert!(!reporter.is_spent("acme").await);
+    client.borrow(session("acme")).await;
+}
+
+#[tokio::test]
+async fn a_budget_goes_by_the_servers_time_whatever_the_events_say() {
+    let server = TestServer::memory(SOLD).await;
+    let mut reporter = Reporter::of(&server);
+    let last_year = prost_types::Timestamp { seconds: 1_770_000_000, nanos: 0 };
+    let old = Event { timestamp: Some(last_year), ..egress("acme", 100.0) };
+    assert!(reporter.report(vec![old]).await.unwrap().revoked);
+}
+
+#[tokio::test]
+async fn the_events_of_a_report_add_up_metric_by_metric_of_each_organization() {
+    let server = TestServer::memory(SOLD).await;
+    let mut reporter = Reporter::of(&server);
+    let metrics = [("egress_bytes", 30.0), ("processed_blocks", 1e9), ("egress_bytes", 30.0)];
+    let halves = vec![event("acme", &metrics), egress("other", 99.0), egress("acme", 39.0)];
+    assert!(!reporter.report(halves).await.unwrap().revoked);
+    assert!(!reporter.is_spent("acme").await);
+    assert!(reporter.report(vec![egress("acme", 1.0)]).await.unwrap().revoked);
+    let huge = vec![egress("other", f64::MAX), egress("other", f64::MAX)];
+    assert!(reporter.report(huge).await.unwrap().revoked, "a sum may be larger than any number");
+}
+
+#[tokio::test]
+async fn a_report_that_makes_no_sense_counts_nothing_and_is_told_which_field() {
+    let server = TestServer::memory(SOLD).await;
+    let mut reporter = Reporter::of(&server);
+    let metrics = |number: usize| {
+        let keys: Vec<_> = (0..number).map(|key| key.to_string()).collect();
+        let metrics: Vec<_> = keys.iter().map(|key| (key.as_str(), 1.0)).collect();
+        event("acme", &metrics)
+    };
+    let long = "o".repeat(257);
+    for (wrong, field) in [
+        (egress("acme", f64::NAN), "events[1].metrics[0].value"),
+        (egress("acme", f64::INFINITY), "events[1].metrics[0].value"),
+        (event("acme", &[("a", 1.0), ("b", -0.5)]), "events[1].metrics[1].value"),
+        (event("acme", &[("", 1.0)]), "events[1].metrics[0].key"),
+        (event("acme", &[(&long, 1.0)]), "events[1].metrics[0].key"),
+        (egress("", 1.0), "events[1].organization_id"),
+        (egress(&long, 1.0), "events[1].organization_id"),
+        (Event { api_key_id: long.clone(), ..egress("acme", 1.0) }, "events[1].api_key_id"),
+        (metrics(65), "events[1].metrics"),
+    ] {
+        let status = reporter.report(vec![egress("acme", 90.0), wrong]).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
+        assert!(status.message().starts_with(&format!("{field} ")), "{field}: {status}");
+    }
+    let many = vec![egress("acme", 1.0); 10_001];
+    let status = reporter.report(many).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(status.message(), "events are 10001, and may be 10000");
+    let status = reporter.report_as("", vec![egress("acme", 1.0)]).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().starts_with("x-idempotency-key "), "{status}");
+
+    assert_eq!(reports(&server, "invalid").await, 11);
+    assert_eq!(reports(&server, "counted").await, 0);
+    assert!(!reporter.report(vec![egress("acme", 99.0)]).await.unwrap().revoked);
+    assert!(!reporter.report(vec![metrics(63)]).await.unwrap().revoked);
+}
+
+#[tokio::test]
+async fn a_report_is_counted_once_under_its_name_and_each_caller_has_names_of_its_own() {
+    let policy = format!(
+        "{}\n[plans.pro]\nbudgets = {{ egress_bytes = {{ amount = 100.0, per = \"day\" }} }}\n\
+         [organizations.acme]\nplan = \"pro\"",
+        two_indexers()
+    );
+    let server = TestServer::memory(&policy).await;
+    let mut west = Reporter::with_key(&server, "west-old");
+    let mut rotated = Reporter::with_key(&server, "west-new");
+    let mut east = Reporter::with_key(&server, "east-key");
+    let used = || vec![egress("acme", 30.0)];
+    for reporter in [&mut west, &mut rotated, &mut east] {
+        assert!(!reporter.report_as("one", used()).await.unwrap().revoked);
+    }
+    assert_eq!((reports(&server, "counted").await, reports(&server, "repeated").await), (2, 1));
+    server.pass(Duration::from_secs(601));
+    assert!(!west.report_as("one", used()).await.unwrap().revoked);
+    assert!(west.report_as("two", used()).await.unwrap().revoked);
+    assert!(west.report_as("two", used()).await.unwrap().revoked, "told again what it was told");
+    assert_eq!(metric(&server.running, "tgm_session_usage_events_total").await, 4);
+}
+
+#[tokio::test]
+async fn a_report_needs_a_key_before_anything_else_is_looked_at() {
+    let server = TestServer::memory(&two_indexers()).await;
+    for mut reporter in [Reporter::of(&server), Reporter::with_key(&server, "guess")] {
+        let large = vec![egress(&"o".repeat(1_000), -1.0); 3_000];
+        for events in [vec![], vec![egress("", -1.0)], large] {
+            for _ in 0..5 {
+                let status = reporter.report(events.clone()).await.unwrap_err();
+                assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+            }
+        }
+    }
+    Reporter::with_key(&server, "east-key").report(vec![egress("acme", 1.0)]).await.unwrap();
+    for outcome in ["invalid", "unavailable", "repeated"] {
+        assert_eq!(reports(&server, outcome).await, 0, "{outcome}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_report_is_fine_and_so_is_an_event_without_metrics() {
+    let server = TestServer::memory(SOLD).await;
+    let mut reporter = Reporter::of(&server);
+    assert_eq!(reporter.report(vec![]).await.unwrap(), ReportResponse::default());
+    assert_eq!(reporter.report_as("n", vec![]).await.unwrap(), ReportResponse::default());
+    for organization in ["acme", "unknown"] {
+        assert!(!reporter.is_spent(organization).await, "{organization}");
+    }
+}
+
+#[tokio::test]
+async fn usage_of_a_disabled_organization_is_counted_and_its_reporter_told() {
+    let server = TestServer::memory(SOLD).await;
+    let mut reporter = Reporter::of(&server);
+    let events = vec![egress("gone", 1.0), egress("acme", 200.0), egress("gone", 1.0)];
+    let response = reporter.report(events).await.unwrap();
+    let (gone, acme) = response.revocation_reason.split_once("; ").unwrap();
+    assert_eq!(gone, "organization \"gone\": the organization is disabled");
+    assert!(acme.starts_with("organization \"acme\": usage budget spent: egress_bytes 200/100"));
+    assert_eq!(reports(&server, "counted").await, 1);
+}
+
+#[tokio::test]
+async fn an_answer_gives_so_many_reasons_and_says_that_there_are_more() {
+    let mut policy = "[services.t1r]\n".to_owned();
+    for number in 0..30 {
+        policy += &format!("[organizations.o{number}]\ndisabled = true\n");
+    }
+    let server = TestServer::memory(&policy).await;
+    let events = (0..30).map(|number| egress(&format!("o{number}"), 1.0)).collect();
+    let response = Reporter::of(&server).report(events).await.unwrap();
+    let reasons: Vec<_> = response.revocation_reason.split("; ").collect();
+    assert_eq!((reasons.len(), reasons[8]), (9, "and more"));
+}
+
+#[tokio::test]
+async fn large_reports_at_once_are_all_counted_and_larger_ones_refused() {
+    let server = TestServer::memory(
+        "[services.t1r]\n[plans.p]\nbudgets = { blocks = { amount = 160000.0, per = \"month\" } }\n\
+         [organizations.acme]\nplan = \"p\"",
+    )
+    .await;
+    // About 3 MiB.
+    let large = Event { meta: "m".repeat(280), ..event("acme", &[("blocks", 1.0)]) };
+    let large = vec![large; 10_000];
+    let mut reports_at_once = tokio::task::JoinSet::new();
+    for _ in 0..15 {
+        let (mut reporter, large) = (Reporter::of(&server), large.clone());
+        reports_at_once.spawn(async move { reporter.report(large).await.unwrap().revoked });
+    }
+    assert!(reports_at_once.join_all().await.into_iter().all(|revoked| !revoked));
+    let mut reporter = Reporter::of(&server);
+    let too_large = vec![Event { meta: "m".repeat(500), ..Event::default() }; 10_000];
+    let status = reporter.report(too_large).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("larger than"), "{status}");
+    assert!(!reporter.is_spent("acme").await);
+    assert!(reporter.report(large).await.unwrap().revoked, "16 times 10,000");
+}
+
+#[tokio::test]
+async fn a_message_of_a_million_empty_events_is_refused_before_it_is_read() {
+    let server = TestServer::memory(SOLD).await;
+    let status = Reporter::of(&server).report(vec![Event::default(); 1_000_000]).await.unwrap_err();
+    assert_eq!(status.message(), "events are 1000000, and may be 10000");
+}
+
+#[tokio::test]
+async fn reports_and_their_names_survive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sessions.redb");
+    let server = TestServer::file(SOLD, &path, ManualClock::new()).await;
+    let mut reporter = Reporter::of(&server);
+    assert!(!reporter.report_as("one", vec![egress("acme", 60.0)]).await.unwrap().revoked);
+    let clock = server.stop().await;
+
+    let server = TestServer::file(SOLD, &path, clock).await;
+    let mut reporter = Reporter::of(&server);
+    assert!(!reporter.report_as("one", vec![egress("acme", 60.0)]).await.unwrap().revoked);
+    assert_eq!((reports(&server, "counted").await, reports(&server, "repeated").await), (0, 1));
+    assert!(reporter.report_as("two", vec![egress("acme", 60.0)]).await.unwrap().revoked);
+}
+
+#[tokio::test]
+async fn a_report_that_the_disk_did_not_keep_is_unavailable() {
+    let disk = Disk::default();
+    let server = TestServer::on_disk(SOLD, disk.clone(), ManualClock::new()).await;
+    let mut reporter = Reporter::of(&server);
+    reporter.report(vec![egress("acme", 1.0)]).await.unwrap();
+    disk.fail();
+    for _ in 0..2 {
+        let status = reporter.report(vec![egress("acme", 1.0)]).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+    }
+    assert_eq!((reports(&server, "counted").await, reports(&server, "unavailable").await), (1, 2));
+}
+
+#[tokio::test]
+async fn health_knows_the_usage_service() {
+    let server = TestServer::memory(SOLD).await;
+    let service = "sf.gateway.payment.v1.UsageService".to_owned();
+    let mut health = HealthClient::new(channel(server.running.grpc_address()));
+    let answer = health.check(HealthCheckRequest { service }).await.unwrap();
+    assert_eq!(answer.into_inner().status, 1, "serving");
+}
