@@ -2,6 +2,7 @@
 
 pub(crate) mod api;
 pub(crate) mod metrics;
+mod page;
 
 use std::fmt;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ pub(crate) fn router<S: Store>(admin: Arc<Admin<S>>, token: Option<AdminToken>) 
         .route("/healthz", get(alive))
         .route("/livez", get(alive))
         .route("/readyz", get(ready::<S>))
+        .merge(page::router())
         .merge(guarded)
         .with_state(admin)
 }

@@ -1,0 +1,135 @@
+// Questions to the operator: what will happen, in words, before it does.
+
+import { element, say } from './dom.js';
+import { counted } from './words.js';
+
+/** The most of a note that the server keeps. */
+const LONGEST_NOTE = 512;
+const SHOWN_FOR = 10_000;
+
+let hiding;
+let number = 0;
+
+/** Tells what was done, for everybody who looks or listens. */
+export function announce(text) {
+  const place = document.getElementById('said');
+  say(place, text);
+  clearTimeout(hiding);
+  hiding = setTimeout(() => say(place, ''), SHOWN_FOR);
+}
+
+/** Shows a dialog until it closes, and answers what `finish` was called with, or `null`. */
+function open(title, build) {
+  number += 1;
+  const heading = element('h2', { id: `dialog-${number}` }, title);
+  const dialog = element('dialog', { 'aria-labelledby': heading.id });
+  let outcome = null;
+  const finish = (value) => {
+    outcome = value;
+    dialog.close();
+  };
+  const form = element('form', { method: 'dialog' }, heading);
+  const focus = build(form, finish);
+  dialog.append(form);
+  document.body.append(dialog);
+  const opener = document.activeElement;
+  dialog.showModal();
+  focus.focus();
+  return new Promise((resolve) => {
+    dialog.addEventListener('close', () => {
+      dialog.remove();
+      // What opened it may be gone by now: with its session, for instance.
+      if (opener?.isConnected) opener.focus({ preventScroll: true });
+      else document.getElementById('main').focus({ preventScroll: true });
+      resolve(outcome);
+    });
+  });
+}
+
+function field(label, input) {
+  return element('label', {}, element('span', {}, label), input);
+}
+
+/**
+ * Asks before something is done, and does it: `perform({ max, note })` answers what came of it. A
+ * refusal is shown in the dialog, which stays open.
+ *
+ * `says` are paragraphs. With `limit` a ceiling is asked for too. Where something ends by it (`danger`)
+ * the button that does nothing has the focus: Enter pressed once too often ends no session.
+ */
+export function confirm({ title, says, action, danger = false, limit = undefined, perform }) {
+  return open(title, (form, finish) => {
+    const max = limit === undefined ? null : limitInput(limit);
+    const note = element('input', { name: 'note', maxlength: LONGEST_NOTE, autocomplete: 'off' });
+    const failure = element('p', { class: 'failure', role: 'alert' });
+    const cancel = element('button', { type: 'button', click: () => finish(null) }, 'Cancel');
+    const go = element('button', { type: 'submit', class: danger ? 'danger' : 'primary' }, action);
+    form.append(
+      ...says.map((text) => element('p', {}, ...[text].flat())),
+      ...(max === null ? [] : [field('The most at once; 0 admits nobody', max)]),
+      field('Why, for the audit list (may be empty)', note),
+      failure,
+      element('p', { class: 'buttons' }, cancel, go),
+    );
+    form.addEventListener('submit', async (event) => {
+      event.preventDefault();
+      go.disabled = true;
+      say(failure, '');
+      try {
+        const done = await perform({ max: max === null ? null : Number(max.value), note: note.value.trim() });
+        const ended = done.ended > 0 ? ` (${counted(done.ended, 'lease')} ended)` : '';
+        announce(`${done.summary}${ended}`);
+        finish(done);
+      } catch (error) {
+        say(failure, error.message);
+        go.disabled = false;
+        go.focus();
+      }
+    });
+    if (max !== null) return max;
+    return danger ? cancel : go;
+  });
+}
+
+function limitInput(value) {
+  return element('input', {
+    name: 'max',
+    type: 'number',
+    min: 0,
+    max: 1_000_000_000_000,
+    step: 1,
+    required: true,
+    inputmode: 'numeric',
+    value: value ?? '',
+  });
+}
+
+/** Asks for the admin token; `refused` says that the one shown was wrong. */
+export function askToken(refused) {
+  return open('The admin token', (form, finish) => {
+    const token = element('input', {
+      name: 'token',
+      type: 'password',
+      required: true,
+      autocomplete: 'off',
+      spellcheck: 'false',
+    });
+    form.append(
+      element('p', {}, 'This server shows its data to those who know the token it was started with.'),
+      field('Token', token),
+      element('p', { class: 'failure', role: 'alert' }, refused ? 'The server refused the token that was given before.' : ''),
+      element('p', { class: 'faint' }, 'It is kept until this tab closes.'),
+      element(
+        'p',
+        { class: 'buttons' },
+        element('button', { type: 'button', click: () => finish(null) }, 'Cancel'),
+        element('button', { type: 'submit', class: 'primary' }, 'Show'),
+      ),
+    );
+    form.addEventListener('submit', (event) => {
+      event.preventDefault();
+      finish(token.value);
+    });
+    return token;
+  });
+}

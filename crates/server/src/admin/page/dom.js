@@ -1,0 +1,122 @@
+// Elements, and lists of them that change in place.
+//
+// Ids come from outside and may hold anything. They reach the document as text nodes and as encoded
+// parts of links, never as markup: no module here parses HTML.
+
+/** Makes an element. Strings among the children become text; `null`, `false` and `''` are left out. */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (typeof value === 'function') made.addEventListener(name, value);
+    else made.setAttribute(name, value === true ? '' : value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== false && child !== ''));
+  return made;
+}
+
+/** Makes an SVG element. */
+export function drawing(tag, attributes = {}, ...children) {
+  const made = document.createElementNS('http://www.w3.org/2000/svg', tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+/** Shows text, and touches the document only when it differs: nothing flickers, nothing is read twice. */
+export function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/** Sets an attribute, or takes it away for `null` and `false`, only when that changes something. */
+export function mark(node, name, value) {
+  if (value === null || value === undefined || value === false) {
+    if (node.hasAttribute(name)) node.removeAttribute(name);
+    return;
+  }
+  const text = value === true ? '' : String(value);
+  if (node.getAttribute(name) !== text) node.setAttribute(name, text);
+}
+
+/** An id from outside, kept apart from the direction of the text around it. */
+export function id(text) {
+  return element('bdi', { class: 'id' }, text);
+}
+
+/** A link inside the page; every part of `path` is encoded. */
+export function href(path, parameters = {}) {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== null && value !== undefined && value !== '') query.set(name, value);
+  }
+  const end = query.size > 0 ? `?${query}` : '';
+  return `#/${path.map(encodeURIComponent).join('/')}${end}`;
+}
+
+/**
+ * Keeps the children of `parent` equal to a list: what stays is updated in place and keeps its focus,
+ * what is new is made, what is gone is removed.
+ *
+ * `make(item)` answers `{ root, update(item) }`; an update follows at once.
+ */
+export class Keyed {
+  #parent;
+  #key;
+  #make;
+  #rows = new Map();
+
+  constructor(parent, key, make) {
+    this.#parent = parent;
+    this.#key = key;
+    this.#make = make;
+  }
+
+  show(items) {
+    const focused = document.activeElement;
+    const rows = new Map();
+    let place = this.#parent.firstElementChild;
+    for (const item of items) {
+      const key = this.#key(item);
+      const row = this.#rows.get(key) ?? this.#make(item);
+      row.update(item);
+      rows.set(key, row);
+      this.#rows.delete(key);
+      if (row.root === place) place = place.nextElementSibling;
+      else this.#parent.insertBefore(row.root, place);
+    }
+    for (const gone of this.#rows.values()) gone.root.remove();
+    this.#rows = rows;
+    // A row that moved lost the focus on its way.
+    if (focused !== document.activeElement && focused?.isConnected) {
+      focused.focus({ preventScroll: true });
+    }
+  }
+
+  /** Calls `visit` for every row that is shown. */
+  forEach(visit) {
+    this.#rows.forEach(visit);
+  }
+}
+
+/**
+ * Makes a table. A column is `[heading, class, label]`; where rows are shown as blocks, on a narrow
+ * screen, the label stands before the value. The roles are written out, because browsers forget there
+ * that it is a table.
+ *
+ * `row` makes a row of one content per column: a node, a text, or a list of both.
+ */
+export function table(name, columns) {
+  const body = element('tbody', { role: 'rowgroup' });
+  const heads = columns.map(([heading, kind]) =>
+    element('th', { role: 'columnheader', scope: 'col', class: kind }, heading),
+  );
+  const head = element('thead', { role: 'rowgroup' }, element('tr', { role: 'row' }, heads));
+  const root = element('table', { role: 'table', 'aria-label': name }, head, body);
+  const row = (...contents) => {
+    const cells = columns.map(([, kind, label], at) =>
+      element('td', { role: 'cell', class: kind, 'data-label': label }, contents[at]),
+    );
+    return element('tr', { role: 'row' }, cells);
+  };
+  return { root, body, row };
+}

@@ -1,0 +1,117 @@
+// The stream of events, read with fetch because a token goes in a header, and its state in words.
+
+import { Problem, askAgain, request } from './api.js';
+
+/** The server says something every 10 seconds, if only that it is there. */
+const SILENCE = 25_000;
+const FIRST_PAUSE = 500;
+const LONGEST_PAUSE = 10_000;
+/** Longer than any event: what comes without an end is no stream of events. */
+const LONGEST_EVENT = 4_000_000;
+
+/** Reads server-sent events. `heard` is called for everything that arrives, comments too. */
+async function* events(body, heard) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = '';
+  let name = '';
+  let data = [];
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    heard();
+    const lines = (rest + value).split('\n');
+    rest = lines.pop();
+    if (rest.length > LONGEST_EVENT) throw new Error('an event without an end');
+    for (const whole of lines) {
+      const line = whole.endsWith('\r') ? whole.slice(0, -1) : whole;
+      if (line === '') {
+        if (data.length > 0) yield { name: name || 'message', data: data.join('\n') };
+        name = '';
+        data = [];
+      } else if (line.startsWith('event:')) name = line.slice(6).trimStart();
+      else if (line.startsWith('data:')) data.push(line.slice(5).replace(/^ /, ''));
+    }
+  }
+}
+
+/**
+ * Follows the server for as long as the page is open.
+ *
+ * Dispatches `state` whenever `state` changes, and every event under its own name with the parsed
+ * JSON as `detail`.
+ */
+export class Live extends EventTarget {
+  /** `kind` is `connecting`, `live` or `lost`; times are in milliseconds since 1970. */
+  state = { kind: 'connecting', since: Date.now(), again: null, problem: null };
+  #heard = Date.now();
+  #wake = () => {};
+
+  async follow() {
+    for (let failures = 0; ; failures += 1) {
+      try {
+        await this.#attach(() => {
+          failures = 0;
+        });
+        this.#lost('the server closed the connection', failures);
+      } catch (error) {
+        this.#lost(error instanceof Problem ? error.message : 'the server cannot be reached', failures);
+      }
+      await this.#pause();
+    }
+  }
+
+  /** Tries again now instead of at the end of the pause. */
+  retry() {
+    askAgain();
+    this.#wake();
+  }
+
+  async #attach(attached) {
+    const attempt = new AbortController();
+    let watchdog;
+    const heard = () => {
+      this.#heard = Date.now();
+      clearTimeout(watchdog);
+      watchdog = setTimeout(() => attempt.abort(new Error('silence')), SILENCE);
+    };
+    try {
+      const response = await request('/api/events', { signal: attempt.signal });
+      if (!response.ok) {
+        const said = await response.json().catch(() => ({}));
+        throw new Problem(response.status, said.error ?? `the server answered ${response.status}`);
+      }
+      heard();
+      for await (const { name, data } of events(response.body, heard)) {
+        attached();
+        this.#set({ kind: 'live', since: Date.now(), again: null, problem: null });
+        this.dispatchEvent(new CustomEvent(name, { detail: JSON.parse(data) }));
+      }
+    } finally {
+      clearTimeout(watchdog);
+      attempt.abort();
+    }
+  }
+
+  #lost(problem, failures) {
+    const since = this.state.kind === 'lost' ? this.state.since : this.#heard;
+    const pause = Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** Math.min(failures, 10));
+    // Spread out, so that the pages of a whole team do not come back in the same moment.
+    this.#set({ kind: 'lost', since, problem, again: Date.now() + pause * (0.75 + Math.random() / 2) });
+  }
+
+  #pause() {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, this.state.again - Date.now());
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  #set(state) {
+    if (state.kind === 'live' && this.state.kind === 'live') return;
+    this.state = state;
+    this.dispatchEvent(new Event('state'));
+  }
+}

@@ -1,0 +1,149 @@
+// The totals, the services and the latest refusals: what stands around the list of organizations.
+
+import { Keyed, element, href, id, mark, say } from './dom.js';
+import { meter, sparkline } from './meter.js';
+import { badge, heading, moment, nothing } from './parts.js';
+import { byScope, ceiling, clock, count, counted, duration, refused } from './words.js';
+
+/** How many values the small line of sessions remembers, one a second. */
+const REMEMBERED = 300;
+/** How many different refusals stand beside the organizations. */
+const REFUSALS = 12;
+
+// The line goes on while another view is shown.
+const spark = sparkline(REMEMBERED);
+let latest = null;
+setInterval(() => {
+  if (latest !== null) spark.add(latest);
+}, 1000);
+
+/** Remembers how many sessions there are. */
+export function remember(overview) {
+  if (latest === null) spark.add(overview.sessions);
+  latest = overview.sessions;
+}
+
+/** The totals, as a list of figures. */
+export function totals() {
+  const figures = {};
+  const figure = (name, label, extra = null) => {
+    const value = element('dd', {});
+    const more = element('small', {});
+    figures[name] = { value, more };
+    return element('div', { class: `figure ${name}` }, element('dt', {}, label), value, more, extra);
+  };
+  const root = element(
+    'dl',
+    { class: 'totals' },
+    figure('sessions', 'Sessions', spark.root),
+    figure('workers', 'Workers'),
+    figure('active', 'Active organizations'),
+    figure('refusals', 'Refused, last hour'),
+    figure('streams', 'Attached streams'),
+    figure('overrides', 'Overrides'),
+    figure('ready', 'Server'),
+    figure('policy', 'Policy'),
+  );
+  const show = (name, value, more = '') => {
+    say(figures[name].value, value);
+    say(figures[name].more, more);
+  };
+  return {
+    root,
+    update(overview) {
+      const { policy } = overview;
+      show('sessions', count(overview.sessions));
+      show('workers', count(overview.workers));
+      show('active', count(overview.active_organizations), `of ${count(overview.organizations)} known`);
+      show('refusals', count(refused(overview.refusals)), byScope(overview.refusals));
+      show('streams', count(overview.attached_streams));
+      show('overrides', count(policy.overrides), policy.overrides > 0 ? 'by operators' : '');
+      show('ready', overview.ready ? 'ready' : 'not ready', `${overview.version}, since ${clock(overview.started_at)}`);
+      show('policy', policy.file?.split('/').at(-1) ?? 'built in', `loaded ${clock(policy.loaded_at)}`);
+      mark(figures.ready.value, 'data-bad', !overview.ready);
+      mark(figures.refusals.value, 'data-some', refused(overview.refusals) > 0);
+    },
+  };
+}
+
+/** What a service entry says besides its total. */
+export function serviceWords(service) {
+  return [
+    `${ceiling(service.max_per_organization)} per organization`,
+    ...(service.max_per_api_key === null ? [] : [`${ceiling(service.max_per_api_key)} per API key`]),
+    `TTL ${duration(service.ttl_seconds)}`,
+  ].join(' · ');
+}
+
+/** One row per service: how full it is, and what it allows. */
+export function services() {
+  const list = element('ul', { class: 'services' });
+  const rows = new Keyed(
+    list,
+    (service) => service.service,
+    (service) => {
+      const bar = meter(service.service);
+      const words = element('small', {});
+      const observed = badge('observed', 'observed');
+      observed.title = 'Ceilings and budgets of this service are counted but refuse nobody';
+      return {
+        root: element('li', {}, bar.root, words, observed),
+        update(now) {
+          bar.update({ active: now.active, max: now.max_total });
+          say(words, serviceWords(now));
+          mark(observed, 'hidden', !now.observe);
+        },
+      };
+    },
+  );
+  const root = element('section', { class: 'services-part' }, heading('h2', 'Services'), list);
+  return { root, update: (overview) => rows.show(overview.services) };
+}
+
+/** Puts refusals for the same reason together: a client that tries again each second is one line. */
+function together(refusals) {
+  const groups = new Map();
+  for (const refusal of refusals) {
+    const key = JSON.stringify([refusal.organization, refusal.reason, refusal.observed]);
+    const group = groups.get(key);
+    if (group) group.times += 1;
+    else groups.set(key, { key, times: 1, latest: refusal });
+  }
+  return [...groups.values()].slice(0, REFUSALS);
+}
+
+/** The latest refusals, beside the organizations. */
+export function latestRefusals() {
+  const list = element('ol', { class: 'feed', 'aria-label': 'The latest refusals' });
+  const none = nothing('No borrow was refused since the server started.');
+  const rows = new Keyed(
+    list,
+    (group) => group.key,
+    ({ latest: refusal }) => {
+      const when = element('span', { class: 'when' });
+      const times = element('span', { class: 'times' });
+      const who = element('a', { href: href(['organizations', refusal.organization]) }, id(refusal.organization));
+      const why = element('p', {}, element('bdi', {}, refusal.reason));
+      return {
+        root: element('li', {}, when, who, refusal.observed && badge('observed', 'only observed'), times, why),
+        update(group) {
+          if (when.dataset.at !== String(group.latest.at)) {
+            when.dataset.at = group.latest.at;
+            when.replaceChildren(moment(group.latest.at));
+          }
+          say(times, group.times > 1 ? `×${count(group.times)}` : '');
+          mark(times, 'title', group.times > 1 ? `${counted(group.times, 'time')} lately` : null);
+        },
+      };
+    },
+  );
+  const all = element('a', { href: href(['refusals']) }, 'All');
+  const root = element('section', { class: 'feed-part' }, heading('h2', 'Recent refusals', all), list, none.root);
+  return {
+    root,
+    update(refusals) {
+      rows.show(together(refusals));
+      none.update(refusals.length === 0);
+    },
+  };
+}

@@ -1,0 +1,149 @@
+// What several views are made of: paging, badges, times that go on, and the lists they share.
+
+import { Keyed, element, href, id, mark, say, table } from './dom.js';
+import { clock, counted, exactly, age, refused, byScope, scopes } from './words.js';
+
+/** A heading of a view or a part of it, with what stands beside it. */
+export function heading(level, text, ...beside) {
+  return element('div', { class: 'heading' }, element(level, {}, text), ...beside);
+}
+
+/** A short word set apart. */
+export function badge(kind, text) {
+  return element('span', { class: `badge ${kind}` }, text);
+}
+
+/** What a list says while it is empty. */
+export function nothing(text) {
+  const root = element('p', { class: 'nothing', hidden: true }, text);
+  return { root, update: (empty) => mark(root, 'hidden', !empty) };
+}
+
+/** A moment, exact when pointed at. */
+export function moment(seconds) {
+  const at = new Date(seconds * 1000).toISOString();
+  return element('time', { datetime: at, title: exactly(seconds) }, clock(seconds));
+}
+
+/** A number of seconds that goes on by itself: `update` sets it, `tick` counts. */
+export function running(direction) {
+  const root = element('span', { class: 'running' });
+  let value = 0;
+  let at = 0;
+  const tick = () => say(root, age(value + (direction * (performance.now() - at)) / 1000));
+  return {
+    root,
+    tick,
+    update(seconds) {
+      value = seconds;
+      at = performance.now();
+      tick();
+    },
+  };
+}
+
+/** Links to the neighbours of a page that is counted: `link(page)` answers where a page is. */
+export function pager(size, link) {
+  const back = element('a', { rel: 'prev' }, '← Back');
+  const more = element('a', { rel: 'next' }, 'More →');
+  const words = element('span', { role: 'status' });
+  const root = element('nav', { class: 'pager', 'aria-label': 'Pages' }, words, back, more);
+  return {
+    root,
+    update(page, shown, total, one, many) {
+      const first = (page - 1) * size + 1;
+      const part = shown < total && shown > 0 ? `${first.toLocaleString('en')} to ${(first + shown - 1).toLocaleString('en')} of ` : '';
+      say(words, `${part}${counted(total, one, many)}`);
+      step(back, page > 1 ? link(page - 1) : null);
+      step(more, first + shown - 1 < total ? link(page + 1) : null);
+    },
+  };
+}
+
+/** Links of a list that is read from a mark on: the first page, and the one after this. */
+export function steps(one, many) {
+  const first = element('a', {}, '← First');
+  const more = element('a', { rel: 'next' }, 'More →');
+  const words = element('span', { role: 'status' });
+  const root = element('nav', { class: 'pager', 'aria-label': 'Pages' }, words, first, more);
+  return {
+    root,
+    update(total, firstLink, moreLink) {
+      say(words, total === null ? '' : counted(total, one, many));
+      step(first, firstLink);
+      step(more, moreLink);
+    },
+  };
+}
+
+function step(anchor, link) {
+  mark(anchor, 'href', link);
+  mark(anchor, 'hidden', link === null);
+}
+
+/** How many borrows were refused in the last hour, and by what. */
+export function refusals() {
+  const number = element('span', { class: 'number' });
+  const words = element('small', {});
+  const root = element('div', { class: 'refused' }, number, words);
+  return {
+    root,
+    update(counts) {
+      const all = refused(counts);
+      say(number, all.toLocaleString('en'));
+      say(words, byScope(counts));
+      mark(root, 'data-some', all > 0);
+    },
+  };
+}
+
+/** Gives equal refusals keys of their own: the oldest is the first of its kind. */
+export function numbered(list, name) {
+  const seen = new Map();
+  return list
+    .toReversed()
+    .map((item) => {
+      const kind = name(item);
+      const nth = (seen.get(kind) ?? 0) + 1;
+      seen.set(kind, nth);
+      return { ...item, key: `${nth} ${kind}` };
+    })
+    .toReversed();
+}
+
+/** The table of refused borrows. */
+export function refusalTable() {
+  const { root, body, row } = table('Refused borrows, the latest first', [
+    ['When', 'when'],
+    ['Organization', 'who'],
+    ['Service', 'what'],
+    ['Scope', 'scope'],
+    ['Reason', 'why'],
+    ['API key', 'api-key', 'API key'],
+    ['Trace', 'trace', 'trace'],
+  ]);
+  const none = nothing('No borrow was refused since the server started.');
+  const rows = new Keyed(
+    body,
+    (refusal) => refusal.key,
+    (refusal) => ({
+      root: row(
+        moment(refusal.at),
+        element('a', { href: href(['organizations', refusal.organization]) }, id(refusal.organization)),
+        id(refusal.service),
+        [scopes[refusal.scope] ?? refusal.scope, refusal.observed && badge('observed', 'only observed')],
+        element('bdi', {}, refusal.reason),
+        refusal.api_key && element('a', { href: href(['api-keys', refusal.api_key]) }, id(refusal.api_key)),
+        refusal.trace && element('a', { href: href(['sessions'], { trace: refusal.trace }) }, id(refusal.trace)),
+      ),
+      update() {},
+    }),
+  );
+  return {
+    root: element('div', { class: 'refusal-table' }, root, none.root),
+    update(list) {
+      rows.show(numbered(list, (refusal) => JSON.stringify(refusal)));
+      none.update(list.length === 0);
+    },
+  };
+}

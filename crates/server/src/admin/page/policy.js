@@ -1,0 +1,151 @@
+// The policy in force: where it comes from, what it says, and what operators set over it.
+
+import { change, get, path } from './api.js';
+import { confirm } from './dialogs.js';
+import { Keyed, element, href, id, mark, say, table } from './dom.js';
+import { badge, heading, moment, nothing } from './parts.js';
+import { amount, ceiling, count, duration } from './words.js';
+
+/** Asks, and loads the policy file again. */
+export function reload() {
+  return confirm({
+    title: 'Load the policy file again?',
+    action: 'Load',
+    danger: true,
+    says: [
+      'The file is read as it is now. What it no longer lets live ends at once; a lowered limit ends nothing.',
+      'A file with a mistake is refused, and the policy in force stays.',
+    ],
+    perform: () => change('POST', '/api/policy/reload'),
+  });
+}
+
+/** A list whose rows never change in place: what differs is another row. */
+function fixed(name, columns, cells) {
+  const { root, body, row } = table(name, columns);
+  const rows = new Keyed(body, JSON.stringify, (item) => ({ root: row(...cells(item)), update() {} }));
+  return { root, show: (items) => rows.show(items) };
+}
+
+function serviceTable() {
+  return fixed(
+    'Services',
+    [
+      ['Service', 'what'],
+      ['In all', 'max', 'in all'],
+      ['Per organization', 'max', 'per organization'],
+      ['Per API key', 'max', 'per API key'],
+      ['TTL', 'max', 'TTL'],
+      ['Minimal life', 'max', 'minimal life'],
+      ['', 'flags'],
+    ],
+    (service) => [
+      id(service.service),
+      ceiling(service.max_total),
+      ceiling(service.max_per_organization),
+      ceiling(service.max_per_api_key),
+      duration(service.ttl_seconds),
+      duration(service.minimal_life_seconds),
+      service.observe && badge('observed', 'observed'),
+    ],
+  );
+}
+
+function planTable() {
+  return fixed(
+    'Plans',
+    [
+      ['Plan', 'what'],
+      ['Limits', 'limits', 'limits'],
+      ['Budgets', 'limits', 'budgets'],
+    ],
+    ({ plan, limits, budgets }) => [
+      id(plan),
+      limits.map(({ service, max }) => `${service} ${count(max)}`).join(' · '),
+      budgets.map((budget) => `${budget.metric} ${amount(budget.metric, budget.amount)}/${budget.per}`).join(' · '),
+    ],
+  );
+}
+
+function clearOverride(override) {
+  const kind = override.subject === 'organization' ? 'organizations' : 'api-keys';
+  const what = override.service === null ? ['disabled'] : ['limits', override.service];
+  return confirm({
+    title: 'Clear the override?',
+    action: 'Clear',
+    danger: override.disabled === false,
+    says: [['What the policy file says of ', id(override.id), ' applies again.']],
+    perform: ({ note }) => change('DELETE', `${path(kind, override.id, ...what)}${note ? `?${new URLSearchParams({ note })}` : ''}`),
+  });
+}
+
+function overrideWords({ disabled, service, max }) {
+  if (disabled !== null) return disabled ? ['disabled'] : ['enabled'];
+  return [id(service), ` limit ${ceiling(max)}`];
+}
+
+function overrideTable(changed) {
+  return fixed(
+    'Overrides',
+    [
+      ['Of', 'who'],
+      ['What', 'what'],
+      ['Set', 'when'],
+      ['Note', 'note'],
+      [element('span', { class: 'unseen' }, 'Action'), 'act'],
+    ],
+    (override) => {
+      const kind = override.subject === 'organization' ? 'organizations' : 'api-keys';
+      const clear = { type: 'button', click: async () => (await clearOverride(override)) && changed() };
+      return [
+        [element('a', { href: href([kind, override.id]) }, id(override.id)), override.subject === 'api_key' && badge('plan', 'API key')],
+        [...overrideWords(override), !override.effective && badge('disabled', 'does not apply')],
+        moment(override.set_at),
+        override.note && element('bdi', {}, override.note),
+        element('button', { ...clear, 'aria-label': `Clear the override of ${override.id}` }, 'Clear…'),
+      ];
+    },
+  );
+}
+
+/** The view of the policy. */
+export function policy({ changed }) {
+  const button = element('button', { type: 'button', click: async () => (await reload()) && changed() }, 'Load the file again…');
+  const words = element('p', {});
+  const warnings = element('ul', { class: 'warnings' });
+  const lines = new Keyed(warnings, String, (warning) => ({ root: element('li', {}, warning), update() {} }));
+  const [services, plans, overrides] = [serviceTable(), planTable(), overrideTable(changed)];
+  const noPlan = nothing('The policy has no plans.');
+  const noOverride = nothing('Nothing is overridden: the policy file alone says what applies.');
+  const indexers = element('p', {});
+  const part = (title, ...content) => element('section', {}, heading('h2', title), ...content);
+  const root = element(
+    'div',
+    { class: 'view policy' },
+    heading('h1', 'Policy', button),
+    words,
+    warnings,
+    part('Overrides', overrides.root, noOverride.root),
+    part('Services', services.root),
+    part('Plans', plans.root, noPlan.root),
+    part('Indexers', indexers),
+  );
+  return {
+    title: 'Policy',
+    root,
+    every: 60,
+    async refresh(signal) {
+      const now = await get('/api/policy', {}, signal);
+      const { file, loaded_at, warnings: warned } = now.status;
+      words.replaceChildren(file === null ? 'The built-in policy' : element('code', {}, file), ', loaded ', moment(loaded_at));
+      mark(button, 'hidden', file === null);
+      lines.show(warned);
+      services.show(now.services);
+      plans.show(now.plans);
+      noPlan.update(now.plans.length === 0);
+      overrides.show(now.overrides);
+      noOverride.update(now.overrides.length === 0);
+      say(indexers, now.indexers.length > 0 ? now.indexers.join(', ') : 'None are configured: callers show no key.');
+    },
+  };
+}

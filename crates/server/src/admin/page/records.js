@@ -1,0 +1,84 @@
+// What happened: refused borrows, and what operators did.
+
+import { get } from './api.js';
+import { Keyed, element, href, table } from './dom.js';
+import { heading, moment, nothing, refusalTable, steps } from './parts.js';
+import { count } from './words.js';
+
+const REFUSALS = 100;
+const ENTRIES = 50;
+
+/** The view of the latest refusals, of one organization if its link says so. */
+export function refusals({ parameters, changed }) {
+  let organization = (parameters.get('organization') ?? '').slice(0, 256);
+  const list = refusalTable();
+  const input = element('input', {
+    type: 'search',
+    value: organization,
+    placeholder: 'Organization',
+    'aria-label': 'Only of this organization',
+    maxlength: 256,
+    autocomplete: 'off',
+    spellcheck: 'false',
+    'data-search': true,
+    change: () => {
+      organization = input.value.trim();
+      history.replaceState(history.state, '', href(['refusals'], { organization }));
+      changed();
+    },
+  });
+  return {
+    title: 'Refusals',
+    root: element('div', { class: 'view' }, heading('h1', 'Refusals', input), list.root),
+    every: 15,
+    async refresh(signal) {
+      const page = await get('/api/refusals', { organization, limit: REFUSALS }, signal);
+      list.update(page.refusals);
+    },
+  };
+}
+
+/** The view of what operators did. */
+export function audit({ parameters }) {
+  const before = /^\d{1,19}$/.test(parameters.get('before') ?? '') ? parameters.get('before') : '';
+  const { root: list, body, row } = table('What operators did, the latest first', [
+    ['When', 'when'],
+    ['From', 'from', 'from'],
+    ['What', 'why'],
+    ['Note', 'note'],
+    ['Ended', 'ended', 'leases ended'],
+  ]);
+  const rows = new Keyed(
+    body,
+    ({ number }) => number,
+    (entry) => {
+      const ended = element('span', { class: 'number' });
+      return {
+        root: row(
+          moment(entry.at),
+          element('bdi', {}, entry.from),
+          element('bdi', {}, entry.action),
+          entry.note && element('bdi', {}, entry.note),
+          ended,
+        ),
+        // How many leases ended is known a moment after the rest.
+        update: (now) => ended.replaceChildren(now.ended > 0 ? count(now.ended) : ''),
+      };
+    },
+  );
+  const none = nothing('No operator did anything yet.');
+  const pages = steps('entry', 'entries');
+  return {
+    title: 'Audit',
+    root: element('div', { class: 'view audit' }, heading('h1', 'Audit'), list, none.root, pages.root),
+    every: 60,
+    async refresh(signal) {
+      const { entries } = await get('/api/audit', { before, limit: ENTRIES }, signal);
+      rows.show(entries);
+      none.update(entries.length === 0);
+      const last = entries.at(-1);
+      const more = entries.length === ENTRIES ? href(['audit'], { before: last.number }) : null;
+      pages.update(null, before === '' ? null : href(['audit']), more);
+    },
+  };
+}

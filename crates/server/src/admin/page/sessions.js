@@ -1,0 +1,167 @@
+// Leases that are held now: the list, and ending one of them.
+
+import { change, get, path } from './api.js';
+import { confirm } from './dialogs.js';
+import { Keyed, element, href, id, mark, say, table } from './dom.js';
+import { badge, heading, nothing, running, steps } from './parts.js';
+import { age, count, counted } from './words.js';
+
+const PAGE = 50;
+const KINDS = { session: 'sessions', worker: 'workers', any: 'both' };
+const ORDERS = { newest: 'newest first', oldest: 'oldest first' };
+/** What the list can be narrowed to, beside the kind. */
+const FILTERS = { service: 'Service', trace: 'Trace id', api_key: 'API key', indexer: 'Indexer' };
+
+function revoke(lease) {
+  const ends = lease.workers > 0 ? ` Its ${counted(lease.workers, 'worker')} may end with it.` : '';
+  return confirm({
+    title: `Revoke this ${lease.kind}?`,
+    danger: true,
+    action: `Revoke the ${lease.kind}`,
+    says: [
+      [
+        `The ${lease.kind} of organization `,
+        id(lease.organization),
+        ` on ${lease.service}, ${age(lease.age_seconds)} old`,
+        ...(lease.trace ? [', trace ', id(lease.trace)] : []),
+        ', ends at once and its slot is free.',
+        ends,
+      ],
+      'Its holder is told and does not borrow again by itself. To keep an organization out, disable it.',
+    ],
+    perform: ({ note }) => change('DELETE', `${path('sessions', lease.lease)}${note ? `?${new URLSearchParams({ note })}` : ''}`),
+  });
+}
+
+function leaseRow(row, lease, changed) {
+  const old = running(1);
+  const left = running(-1);
+  const workers = element('span', { class: 'number' });
+  const lingers = badge('lingers', 'lingers');
+  lingers.title = 'Returned young; it counts until its minimal life is over';
+  let now = lease;
+  const name = `Revoke the ${lease.kind} of ${lease.organization}, ${lease.trace ? `trace ${lease.trace}` : `number ${lease.lease}`}`;
+  const end = element(
+    'button',
+    { type: 'button', 'aria-label': name, click: async () => (await revoke(now)) && changed() },
+    'Revoke…',
+  );
+  const link = (filter, value) => value && element('a', { href: href(['sessions'], { [filter]: value }) }, id(value));
+  return {
+    root: row(
+      old.root,
+      element('a', { href: href(['organizations', lease.organization]) }, id(lease.organization)),
+      [id(lease.service), lease.kind === 'worker' && badge('worker', 'worker'), lingers],
+      link('trace', lease.trace),
+      lease.api_key && element('a', { href: href(['api-keys', lease.api_key]) }, id(lease.api_key)),
+      link('indexer', lease.indexer ?? ''),
+      workers,
+      left.root,
+      end,
+    ),
+    tick() {
+      old.tick();
+      left.tick();
+    },
+    update(next) {
+      now = next;
+      old.update(next.age_seconds);
+      left.update(next.ends_in_seconds);
+      say(workers, next.kind === 'worker' ? '' : count(next.workers));
+      mark(lingers, 'hidden', !next.lingers);
+    },
+  };
+}
+
+function choice(label, values, value, chosen) {
+  const options = Object.entries(values).map(([name, words]) =>
+    element('option', { value: name, selected: name === value }, words),
+  );
+  const select = element('select', { 'aria-label': label, change: () => chosen(select.value) }, options);
+  return select;
+}
+
+/**
+ * The leases of one organization, or of all with `organization` absent. `base` is the path of the view
+ * they stand in, `parameters` what its link says.
+ */
+export function leases({ organization, base, parameters, changed }) {
+  const now = { kind: 'session', order: 'newest', after: '' };
+  for (const name of [...Object.keys(now), ...Object.keys(FILTERS)]) {
+    now[name] = (parameters.get(name) ?? now[name] ?? '').slice(0, 256);
+  }
+  if (!(now.kind in KINDS)) now.kind = 'session';
+  if (!(now.order in ORDERS)) now.order = 'newest';
+  const link = (after) => href(base, { ...now, kind: now.kind === 'session' ? '' : now.kind, order: now.order === 'newest' ? '' : now.order, after });
+  const narrow = (name) => (value) => {
+    now[name] = value.trim();
+    now.after = '';
+    history.replaceState(history.state, '', link(''));
+    changed();
+  };
+  const filters = Object.entries(FILTERS).map(([name, label]) => {
+    const input = element('input', {
+      type: 'search',
+      value: now[name],
+      placeholder: label,
+      'aria-label': `Only with this ${label}`,
+      maxlength: 256,
+      autocomplete: 'off',
+      spellcheck: 'false',
+      'data-search': name === 'trace',
+      change: () => narrow(name)(input.value),
+    });
+    return input;
+  });
+  const { root: list, body, row } = table('Leases', [
+    ['Age', 'age', 'age'],
+    ['Organization', 'who'],
+    ['Service', 'what'],
+    ['Trace', 'trace', 'trace'],
+    ['API key', 'api-key', 'API key'],
+    ['Indexer', 'indexer', 'indexer'],
+    ['Workers', 'workers', 'workers'],
+    ['Ends in', 'left', 'ends in'],
+    [element('span', { class: 'unseen' }, 'Action'), 'act'],
+  ]);
+  mark(list, 'data-one', organization !== undefined);
+  const rows = new Keyed(body, (lease) => lease.lease, (lease) => leaseRow(row, lease, changed));
+  const none = nothing('Nothing is held.');
+  const pages = steps('lease');
+  const root = element(
+    'section',
+    { class: 'leases-part' },
+    heading(
+      organization === undefined ? 'h1' : 'h2',
+      'Sessions',
+      element('span', { class: 'filters' }, choice('Kind', KINDS, now.kind, narrow('kind')), filters, choice('Order', ORDERS, now.order, narrow('order'))),
+    ),
+    list,
+    none.root,
+    pages.root,
+  );
+  return {
+    root,
+    tick: () => rows.forEach((lease) => lease.tick()),
+    async refresh(signal) {
+      const page = await get('/api/sessions', { ...now, organization, limit: PAGE }, signal);
+      rows.show(page.sessions);
+      none.update(page.sessions.length === 0);
+      const narrowed = Object.keys(FILTERS).some((name) => now[name] !== '');
+      say(none.root, narrowed ? 'Nothing that is held matches.' : 'Nothing is held.');
+      pages.update(page.total, now.after === '' ? null : link(''), page.next === null ? null : link(page.next));
+    },
+  };
+}
+
+/** The view of all leases. */
+export function sessions({ parameters, changed }) {
+  const list = leases({ base: ['sessions'], parameters, changed });
+  return {
+    title: 'Sessions',
+    root: element('div', { class: 'view' }, list.root),
+    every: 5,
+    tick: list.tick,
+    refresh: list.refresh,
+  };
+}

@@ -1,0 +1,98 @@
+// Numbers, times and reasons as an operator reads them.
+
+const whole = new Intl.NumberFormat('en');
+const short = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
+const byteUnits = ['B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB'];
+
+/** A number of things. */
+export const count = (number) => whole.format(number);
+
+/** `1 lease`, `2 leases`. */
+export const counted = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
+
+/** An amount of a metric: what counts bytes is shown in units of them. */
+export function amount(metric, value) {
+  if (!metric.endsWith('_bytes')) {
+    return value < 1e6 ? whole.format(Math.round(value)) : `${short.format(value / 1e6)} M`;
+  }
+  let unit = 0;
+  while (value >= 1000 && unit < byteUnits.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  return `${short.format(value)} ${byteUnits[unit]}`;
+}
+
+/** A length of time, in at most two units. */
+export function duration(seconds) {
+  const s = Math.max(0, seconds);
+  if (s < 10 && s % 1 !== 0) return `${s.toFixed(1)} s`;
+  if (s < 60) return `${Math.round(s)} s`;
+  if (s < 3600) return pair(s, 60, 'min', 1, 's');
+  if (s < 86400) return pair(s, 3600, 'h', 60, 'min');
+  return pair(s, 86400, 'd', 3600, 'h');
+}
+
+function pair(seconds, large, largeUnit, small, smallUnit) {
+  const all = Math.floor(seconds / small);
+  const first = Math.floor((all * small) / large);
+  const second = all - (first * large) / small;
+  return second === 0 ? `${first} ${largeUnit}` : `${first} ${largeUnit} ${second} ${smallUnit}`;
+}
+
+/** A length of time that is counted on while somebody looks: whole seconds, minutes once they matter. */
+export function age(seconds) {
+  return duration(Math.floor(Math.max(0, seconds)));
+}
+
+/** The clock time of a moment, with the day unless it is today. */
+export function clock(seconds, now = Date.now()) {
+  const then = new Date(seconds * 1000);
+  const time = then.toLocaleTimeString('en-GB');
+  if (then.toDateString() === new Date(now).toDateString()) return time;
+  return `${then.toLocaleDateString('en-GB', { day: 'numeric', month: 'short' })} ${time}`;
+}
+
+/** A moment in UTC, in full. */
+export const exactly = (seconds) => `${new Date(seconds * 1000).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
+
+const sources = {
+  override: 'override',
+  own: 'own entry in the policy file',
+  service: 'entry of the service',
+  default: 'entry “default”',
+  nothing: 'nothing sets one',
+};
+
+/** Where a number comes from. */
+export function source(name, plan) {
+  if (name === 'plan') return plan ? `plan ${plan}` : 'plan';
+  return sources[name] ?? name;
+}
+
+/** A ceiling in words. */
+export function ceiling(max) {
+  if (max === null) return 'no limit';
+  return max === 0 ? 'nobody' : count(max);
+}
+
+/** What refused a borrow, for a table's cell. */
+export const scopes = {
+  service: 'service',
+  organization: 'organization',
+  api_key: 'API key',
+  trace: 'trace',
+  budget: 'budget',
+  disabled: 'disabled',
+};
+
+/** How many borrows were refused altogether. */
+export const refused = (refusals) => Object.values(refusals).reduce((sum, number) => sum + number, 0);
+
+/** What refused them: `12 organization, 3 budget`. */
+export function byScope(refusals) {
+  return Object.entries(scopes)
+    .filter(([scope]) => refusals[scope] > 0)
+    .map(([scope, words]) => `${count(refusals[scope])} ${words}`)
+    .join(', ');
+}
