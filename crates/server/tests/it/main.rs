@@ -15,6 +15,7 @@ mod disk;
 mod drain;
 mod durable;
 mod failing;
+mod grpc_web;
 mod harness;
 mod keep_alive;
 mod listing;
