@@ -17,6 +17,20 @@ use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 /// What was found in the file by somebody who looked already.
 type Found = io::Result<Vec<u8>>;
 
+/// How the policy file is watched.
+struct Watch {
+    watched: Watched,
+    /// Whether the last load found the store too busy to end leases, and has to be done again.
+    again: bool,
+}
+
+impl Watch {
+    fn new(file: &PolicyFile) -> Self {
+        let watched = Watched::new([(file.path().to_owned(), file.digest())]);
+        Self { watched, again: false }
+    }
+}
+
 impl Operator {
     /// Loads the policy file again, whether it changed or not, and puts it into force.
     ///
@@ -38,29 +52,33 @@ impl Operator {
     /// Looks at the policy file from time to time, and loads it when it says something else. Runs
     /// until it is dropped; without a file it ends at once.
     pub(crate) async fn watch(self: Arc<Self>) {
-        let Some(file) = &self.file else { return };
-        let mut watched = Watched::new([(file.path().to_owned(), file.digest())]);
+        let Some(mut watch) = self.file.as_ref().map(Watch::new) else { return };
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut again = false;
         loop {
             looks.tick().await;
-            let found;
-            (watched, found) = blocking(move || {
-                let found = watched.changed();
-                (watched, found)
-            })
-            .await;
-            let found = found.and_then(|mut files| files.pop());
-            let is_news = found.as_ref().is_some_and(|found| !self.has_read(found));
-            if !is_news && !again {
-                continue;
-            }
-            let doing = Doing { from: "file".into(), note: "".into() };
-            let loaded = self.load(doing, found.filter(|_| is_news)).await;
-            // A refused file was told about, and is looked at again when it changes.
-            again = loaded == Err(OperatorError::Unavailable(Unavailable::Overloaded));
+            watch = self.look(watch).await;
         }
+    }
+
+    /// Looks once.
+    async fn look(self: &Arc<Self>, watch: Watch) -> Watch {
+        let Watch { mut watched, again } = watch;
+        let (watched, found) = blocking(move || {
+            let found = watched.changed();
+            (watched, found)
+        })
+        .await;
+        let found = found.and_then(|mut files| files.pop());
+        let is_news = found.as_ref().is_some_and(|found| !self.has_read(found));
+        if !is_news && !again {
+            return Watch { watched, again };
+        }
+        let doing = Doing { from: "file".into(), note: "".into() };
+        let loaded = self.load(doing, found.filter(|_| is_news)).await;
+        // A refused file was told about, and is looked at again when it changes.
+        let again = loaded == Err(OperatorError::Unavailable(Unavailable::Overloaded));
+        Watch { watched, again }
     }
 
     /// Whether the file was read as it is already: at a signal, say.
@@ -153,4 +171,67 @@ fn warned(started_with: &PolicyFile, warnings: &[Warning], server: &ServerSectio
         format!("{path}: {setting} in [server] is not what the server was started with: restart it")
     });
     warnings.iter().map(Warning::to_string).chain(changed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use arc_swap::ArcSwap;
+
+    use super::super::Parts;
+    use super::*;
+    use crate::admin::metrics::Metrics;
+    use crate::clock::SystemClock;
+    use crate::live::Live;
+    use crate::store::{Options, Recovered};
+
+    fn operator(path: &Path) -> Arc<Operator> {
+        let Loaded { policy, file, .. } = Policy::load(path).unwrap();
+        let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();
+        let metrics = Arc::new(Metrics::new());
+        Arc::new(Operator::new(Parts {
+            store: Arc::new(store),
+            live: Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics))),
+            metrics,
+            clock: Arc::new(SystemClock::new()),
+            grpc_address: ([127, 0, 0, 1], 1).into(),
+            anonymous: true,
+            file,
+        }))
+    }
+
+    #[tokio::test]
+    async fn what_was_loaded_at_a_signal_is_not_loaded_again_by_the_watch() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        fs::write(&path, "[services.t1r]").unwrap();
+        let operator = operator(&path);
+        let mut watch = Watch::new(operator.file.as_ref().unwrap());
+        let loads = || operator.metrics.reloads.applied.get();
+        let look_often = async |mut watch: Watch| {
+            for _ in 0..4 {
+                watch = operator.look(watch).await;
+            }
+            watch
+        };
+        watch = look_often(watch).await;
+        assert_eq!(loads(), 0, "nothing has changed");
+
+        fs::write(&path, "[services.t2w]").unwrap();
+        operator.reload(By { from: "signal", note: "" }).await.unwrap();
+        watch = look_often(watch).await;
+        assert_eq!(loads(), 1, "the watch found what the signal had loaded");
+
+        fs::write(&path, "[services.t3x]").unwrap();
+        watch = look_often(watch).await;
+        assert_eq!(loads(), 2);
+        assert!(operator.policy().has_entry("t3x"));
+
+        // A refused file is told about once, until it changes.
+        fs::write(&path, "[services.").unwrap();
+        look_often(watch).await;
+        assert_eq!((loads(), operator.metrics.reloads.refused.get()), (2, 1));
+    }
 }
