@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tgm_session_server::policy::{Loaded, Place, ServiceSummary, Summary, Warning};
-use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Error, Policy};
 
 use crate::failure::Failure;
@@ -177,7 +176,7 @@ fn span(milliseconds: u128) -> String {
 /// Runs the command.
 pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     let file = &*args.config;
-    match load(file) {
+    match Policy::load(file) {
         Ok(Loaded { policy, warnings, .. }) => {
             output.show(&Sound::new(file, policy.summary(), &warnings))
         }
@@ -195,13 +194,4 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
             Err(Failure::Usage(error.to_string()))
         }
     }
-}
-
-/// Reads the file, and what its `[server]` section leaves to be read later.
-fn load(file: &Path) -> Result<Loaded, Error> {
-    let loaded = Policy::load(file)?;
-    if let Some(url) = &loaded.server.store {
-        url.parse::<StoreUrl>()?;
-    }
-    Ok(loaded)
 }

@@ -24,6 +24,22 @@ pub enum Error {
     /// The policy file is not a sound policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// A setting that cannot be meant.
+    #[error("{name}: {problem}")]
+    Setting {
+        /// The name of the setting, as it stands in a file.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file that TLS needs cannot be used.
+    #[error("cannot use {} for TLS: {problem}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// Why. Nothing of a key is in it.
+        problem: String,
+    },
     /// Everybody in reach could borrow.
     #[error(
         "{listen} is not a loopback address and the policy has no indexers: \
@@ -136,6 +152,8 @@ impl Error {
             self,
             Self::PolicyUnreadable { .. }
                 | Self::Policy(_)
+                | Self::Setting { .. }
+                | Self::Tls { .. }
                 | Self::Anonymous { .. }
                 | Self::AdminExposed { .. }
                 | Self::StoreUrl { .. }

@@ -9,8 +9,9 @@ use super::changes::Doing;
 use super::{By, Operator, OperatorError, to_its_end};
 use crate::admin::api::model::{Done, PolicyStatus};
 use crate::error::Error;
-use crate::policy::{Loaded, Policy, PolicyFile, ServerSection, Warning};
+use crate::policy::{Loaded, Policy, PolicyFile, Warning};
 use crate::serve::blocking;
+use crate::settings::Given;
 use crate::store::{Store as _, Unavailable};
 use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 
@@ -165,7 +166,7 @@ impl Operator {
 }
 
 /// What to think about in a file that was loaded into a running server.
-fn warned(started_with: &PolicyFile, warnings: &[Warning], server: &ServerSection) -> Vec<String> {
+fn warned(started_with: &PolicyFile, warnings: &[Warning], server: &Given) -> Vec<String> {
     let changed = started_with.server().differing(server).into_iter().map(|setting| {
         let path = started_with.path().display();
         format!("{path}: {setting} in [server] is not what the server was started with: restart it")

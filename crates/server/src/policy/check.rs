@@ -12,6 +12,7 @@ use super::entries::{ApiKey, Entries, Organization, Plan, Service, ServiceLimits
 use super::file::{self, File};
 use super::indexers::Indexer;
 use super::{DEFAULT_SERVICE, Loaded, Place, Policy, PolicyError, ServiceId, Warning};
+use crate::settings::{self, Given};
 
 /// Clients in the field beat every 20 s, one lease after another: a shorter TTL loses leases.
 const SHORT_TTL: Duration = Duration::from_secs(60);
@@ -24,6 +25,7 @@ pub(super) fn load(text: &str, name: &Path) -> Result<Loaded, PolicyError> {
         // toml adds a drawing of the place on further lines; ours is in front already.
         source.error(span, error.message().lines().collect::<Vec<_>>().join("; "))
     })?;
+    let server = server(&source, file.server)?;
     let mut entries = Entries::default();
     let mut warnings = Vec::new();
     services(&source, file.services, &mut entries, &mut warnings)?;
@@ -35,7 +37,7 @@ pub(super) fn load(text: &str, name: &Path) -> Result<Loaded, PolicyError> {
         let problem = "no [services] at all: every borrow will be refused".to_owned();
         warnings.push(Warning { place: source.place(0), problem });
     }
-    Ok(Loaded { policy: Policy::from(entries), server: file.server, warnings, file: None })
+    Ok(Loaded { policy: Policy::from(entries), server, warnings, file: None })
 }
 
 /// The text of a file, for saying where in it something stands.
@@ -70,6 +72,23 @@ impl Source<'_> {
             )),
         }
     }
+}
+
+/// Takes in the settings beside the policy.
+fn server(source: &Source<'_>, written: file::Server) -> Result<Given, PolicyError> {
+    let mut given = Given::default();
+    let mut written: Vec<_> = written.into_iter().collect();
+    written.sort_by_key(|(name, _)| name.span().start);
+    for (name, value) in written {
+        // What is wrong is the value, unless nothing is called that.
+        let known = settings::find(name.get_ref()).is_some();
+        let span = if known { value.span() } else { name.span() };
+        let place = source.place(name.span().start);
+        given
+            .set_in_file(name.get_ref(), value.into_inner(), place)
+            .map_err(|problem| source.error(span, problem))?;
+    }
+    Ok(given)
 }
 
 fn services(

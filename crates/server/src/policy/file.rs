@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use lease::Period;
@@ -15,7 +14,7 @@ use toml::Spanned;
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     #[serde(default)]
-    pub(super) server: ServerSection,
+    pub(super) server: Server,
     #[serde(default)]
     pub(super) services: Named<Service>,
     #[serde(default)]
@@ -28,57 +27,14 @@ pub(super) struct File {
     pub(super) indexers: Vec<Indexer>,
 }
 
+/// The settings of the server, which have a table of their own and are read by it.
+pub(super) type Server = BTreeMap<Spanned<String>, Spanned<toml::Value>>;
+
 /// A table of tables: what each is called, where that stands, and what it says.
 pub(super) type Named<T> = BTreeMap<Spanned<String>, T>;
 
 /// Ceilings by the name of the service they stand over.
 pub(super) type ServiceLimits = BTreeMap<Spanned<String>, Limit>;
-
-/// The settings of `serve` that a policy file may carry; every one may also be a flag or a variable.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct ServerSection {
-    /// Where gRPC is served.
-    #[serde(default)]
-    pub listen: Option<SocketAddr>,
-    /// Where the admin port is served.
-    #[serde(default, alias = "admin-listen")]
-    pub admin_listen: Option<SocketAddr>,
-    /// The URL of the store.
-    #[serde(default)]
-    pub store: Option<String>,
-    /// Whether an address off loopback may be served without indexers.
-    #[serde(default, alias = "allow-anonymous")]
-    pub allow_anonymous: Option<bool>,
-    /// The most leases the server holds.
-    #[serde(default, alias = "max-leases")]
-    pub max_leases: Option<u64>,
-    /// The most connections the gRPC port holds.
-    #[serde(default, alias = "max-connections")]
-    pub max_connections: Option<u32>,
-    /// How many threads serve gRPC.
-    #[serde(default)]
-    pub threads: Option<u16>,
-}
-
-impl ServerSection {
-    /// The names of the settings that are not the same in `other`.
-    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
-        [
-            ("listen", self.listen != other.listen),
-            ("admin_listen", self.admin_listen != other.admin_listen),
-            ("store", self.store != other.store),
-            ("allow_anonymous", self.allow_anonymous != other.allow_anonymous),
-            ("max_leases", self.max_leases != other.max_leases),
-            ("max_connections", self.max_connections != other.max_connections),
-            ("threads", self.threads != other.threads),
-        ]
-        .into_iter()
-        .filter_map(|(name, differs)| differs.then_some(name))
-        .collect()
-    }
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

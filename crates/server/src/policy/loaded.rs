@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Policy, ServerSection};
+use super::Policy;
+use crate::settings::Given;
 use crate::watch::Digest;
 
 /// A policy file that was read: the policy, the settings beside it, and what to think about.
@@ -12,7 +13,7 @@ pub struct Loaded {
     /// The policy.
     pub policy: Policy,
     /// The `[server]` section.
-    pub server: ServerSection,
+    pub server: Given,
     /// What is allowed but likely not meant.
     pub warnings: Vec<Warning>,
     /// What a server needs to watch the file; `None` for what was not read from a file that can be
@@ -26,7 +27,7 @@ pub struct Loaded {
 pub struct PolicyFile {
     path: PathBuf,
     digest: Digest,
-    server: ServerSection,
+    server: Given,
     warnings: Vec<Warning>,
 }
 
@@ -42,7 +43,7 @@ impl PolicyFile {
     }
 
     /// Its `[server]` section.
-    pub fn server(&self) -> &ServerSection {
+    pub fn server(&self) -> &Given {
         &self.server
     }
 

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use lease::{Budget, Limits, Reason, Request, Terms, WallTime};
 
 pub use entries::ServiceId;
-pub use file::ServerSection;
 pub use indexers::{Indexer, Unauthenticated};
 pub use loaded::{Loaded, Place, PolicyError, PolicyFile, Warning};
 pub use sources::{PlanEntry, Source};

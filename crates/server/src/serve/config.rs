@@ -3,11 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::limits::PortLimits;
 use super::origin::Origin;
+use super::tls::TlsFiles;
 use crate::admin::AdminToken;
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
 use crate::policy::{Policy, PolicyFile};
+use crate::settings;
 use crate::store::{Options, StoreUrl};
 
 /// What a server is started with. [`Config::new`] fills in the defaults.
@@ -32,6 +35,10 @@ pub struct Config {
     pub max_leases: u64,
     /// The most gRPC connections held at once; more wait in the socket. By default 16,384.
     pub max_connections: u32,
+    /// What the gRPC port allows one connection, and for how long.
+    pub port: PortLimits,
+    /// The certificate of the gRPC port. By default none: it is served without TLS.
+    pub tls: TlsFiles,
     /// How many threads serve gRPC, each with a runtime of its own. By default one per core.
     pub threads: usize,
     /// The web pages that may call by gRPC-Web from elsewhere. By default none.
@@ -54,6 +61,8 @@ impl Config {
             allow_anonymous: false,
             max_leases: Options::default().max_leases,
             max_connections: 16_384,
+            port: PortLimits::default(),
+            tls: TlsFiles::default(),
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             grpc_web_origins: Vec::new(),
             clock: Arc::new(SystemClock::new()),
@@ -65,8 +74,10 @@ impl Config {
         Options { max_leases: self.max_leases, clock: self.clock.clone() }
     }
 
-    /// Refuses to serve everybody who can reach the machine, unless that was asked for.
-    pub(super) fn check_exposure(&self) -> Result<(), Error> {
+    /// Refuses values that cannot be meant, and to serve everybody who can reach the machine unless
+    /// that was asked for.
+    pub(super) fn check(&mut self) -> Result<(), Error> {
+        settings::check(self)?;
         if !self.listen.ip().is_loopback() && !self.policy.has_indexers() && !self.allow_anonymous {
             return Err(Error::Anonymous { listen: self.listen });
         }

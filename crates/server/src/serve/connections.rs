@@ -5,6 +5,7 @@ use std::net::TcpListener as StdListener;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
@@ -15,25 +16,16 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::call::{Call, Calls};
+use super::limits::PortLimits;
+use super::opening::opening;
+use super::tls::Tls;
 use crate::rpc::Gateway;
 use crate::store::Store;
-
-/// A connection without calls for this long is told to go, at the latest after twice as long.
-/// Clients in the field call every 20 s while they hold anything.
-const IDLE: Duration = Duration::from_secs(600);
-
-/// How long calls under way may take once the server stops.
-const DRAIN: Duration = Duration::from_secs(10);
-
-/// Most calls at once on one connection.
-const MAX_STREAMS: u32 = 1_024;
-
-/// Most bytes of headers of one call. Past it a call is refused with HTTP status 431.
-const MAX_HEADER_BYTES: u32 = 32 * 1024;
 
 /// Bytes that a caller may send ahead on one call, and on a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -43,10 +35,6 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// whether anybody is there.
 const HTTP1_IDLE: Duration = Duration::from_secs(60);
 
-/// How often a silent connection is asked whether anybody is there, and how long it may take.
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// How long to wait when the system has no file descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
@@ -54,6 +42,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Port<S> {
     pub(super) gateway: Gateway<S>,
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) limits: PortLimits,
     pub(super) places: Arc<Semaphore>,
     /// Cancelled when the server stops: accept nothing more, finish what is under way.
     pub(super) draining: CancellationToken,
@@ -69,14 +59,14 @@ impl<S: Store> Port<S> {
         tokio::select! {
             () = self.stopped.cancelled() => return Ok(()),
             () = self.draining.cancelled() => {}
-            () = connections.close_idle(IDLE) => {}
+            () = connections.close_idle(self.limits.idle_timeout) => {}
             () = self.accept(&listener, &connections) => {}
         }
         drop(listener);
         connections.close_all();
         tokio::select! {
             () = self.stopped.cancelled() => {}
-            () = tokio::time::sleep(DRAIN) => {}
+            () = tokio::time::sleep(self.limits.drain_timeout) => {}
             () = connections.all_closed() => {}
         }
         Ok(())
@@ -109,7 +99,8 @@ impl<S: Store> Port<S> {
     {
         let Ok(_place) = self.places.clone().acquire_owned().await else { return };
         let connection = Arc::<Connection>::default();
-        let mut served = pin!(self.clone().drive(stream, connection.clone()));
+        let by = Instant::now() + self.limits.handshake_timeout;
+        let mut served = pin!(self.clone().drive(stream, connection.clone(), by));
         tokio::select! {
             () = &mut served => return,
             () = self.stopped.cancelled() => return,
@@ -118,14 +109,51 @@ impl<S: Store> Port<S> {
         tokio::select! {
             () = served => {}
             () = self.stopped.cancelled() => {}
-            () = tokio::time::sleep(DRAIN) => {}
+            () = tokio::time::sleep(self.limits.drain_timeout) => {}
         }
     }
 
-    async fn drive<I>(self: Arc<Self>, stream: I, connection: Arc<Connection>)
+    /// Serves one connection from the socket, under TLS if that is what the port has.
+    async fn greet(self: Arc<Self>, stream: TcpStream, connection: Arc<Connection>) {
+        // Answers are small and awaited; without it they would wait for acknowledgements. A stream
+        // that cannot be told is gone already.
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        let by = Instant::now() + self.limits.handshake_timeout;
+        match self.tls.clone() {
+            None => self.drive(stream, connection, by).await,
+            // Boxed, so that a connection without TLS takes no room for it.
+            Some(tls) => Box::pin(self.greet_with_tls(tls, stream, connection, by)).await,
+        }
+    }
+
+    async fn greet_with_tls(
+        self: Arc<Self>,
+        tls: Arc<Tls>,
+        stream: TcpStream,
+        connection: Arc<Connection>,
+        by: Instant,
+    ) {
+        let handshake = tokio::time::timeout_at(by, tls.acceptor().accept(stream));
+        let stream = tokio::select! {
+            stream = handshake => stream,
+            () = self.draining.cancelled() => return,
+        };
+        match stream {
+            Ok(Ok(stream)) => self.drive(stream, connection, by).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    /// Serves HTTP on `stream`, which has to begin `by` then.
+    async fn drive<I>(self: Arc<Self>, stream: I, connection: Arc<Connection>, by: Instant)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let http = http(&self.limits);
+        let (stream, mut opening) = opening(stream, by);
         let calls = connection.clone();
         let service = service_fn(move |request| {
             calls.calls.fetch_add(1, Ordering::Relaxed);
@@ -135,7 +163,6 @@ impl<S: Store> Port<S> {
                 Ok::<_, Infallible>(response.map(|body| body.on(calls)))
             }
         });
-        let http = http();
         let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut told = false;
         let ended = std::future::poll_fn(|context| {
@@ -144,7 +171,11 @@ impl<S: Store> Port<S> {
                 told = true;
                 http.as_mut().graceful_shutdown();
             }
-            http.as_mut().poll(context)
+            let polled = http.as_mut().poll(context);
+            if polled.is_pending() && opening.is_missed(context) {
+                return Poll::Ready(Err("nothing was said in time".into()));
+            }
+            polled
         });
         // A call of HTTP/1.1 runs within its connection, which is reset together with it.
         let served = Call::new(async {
@@ -157,25 +188,25 @@ impl<S: Store> Port<S> {
 }
 
 /// HTTP/2 for gRPC; HTTP/1.1 for gRPC-Web alone, as browsers and their proxies speak it.
-fn http() -> auto::Builder<Calls> {
+fn http(limits: &PortLimits) -> auto::Builder<Calls> {
     let mut builder = auto::Builder::new(Calls);
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HTTP1_IDLE)
-        .max_buf_size(MAX_HEADER_BYTES as usize);
+        .max_buf_size(limits.max_header_bytes as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(limits.max_streams)
         // A client may give up all its calls at once. The default allows 20 of them before it says
         // ENHANCE_YOUR_CALM, which clients take for RESOURCE_EXHAUSTED and end their streams.
-        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_pending_accept_reset_streams(limits.max_streams as usize)
+        .max_header_list_size(limits.max_header_bytes)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_interval(limits.ping_interval)
+        .keep_alive_timeout(limits.ping_timeout)
         // gRPC has no use for a date.
         .auto_date_header(false);
     builder
@@ -262,11 +293,7 @@ impl Connections {
         let (number, connection) = self.open.lock().add();
         let open = self.open.clone();
         self.tasks.spawn(async move {
-            // Answers are small and awaited; without it they would wait for acknowledgements. A
-            // stream that cannot be told is gone already.
-            if stream.set_nodelay(true).is_ok() {
-                port.drive(stream, connection).await;
-            }
+            port.greet(stream, connection).await;
             open.lock().connections.remove(&number);
             drop(place);
         });

@@ -3,8 +3,11 @@
 mod call;
 mod config;
 mod connections;
+mod limits;
+mod opening;
 mod operator;
 mod origin;
+mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -26,7 +29,10 @@ use wire::control::session_control_server::SessionControlServer;
 pub(crate) use call::reset_call_by;
 pub use config::Config;
 pub(crate) use connections::{Connection, OpenStream};
+pub use limits::PortLimits;
+pub(crate) use limits::SHORTEST_IDLE;
 pub use origin::Origin;
+pub use tls::TlsFiles;
 
 use crate::admin::metrics::Metrics;
 use crate::admin::{self, Admin};
@@ -38,7 +44,9 @@ use crate::rpc::{self, Aside, Gateway, Reports, Tonic, WORKER_POOL, Web};
 use crate::service::WorkerPool;
 use crate::store::{Embedded, Recovered, Store, Unavailable};
 use crate::usage::{USAGE_SERVICE, UsageReports};
+use crate::watch::Watched;
 use connections::Port;
+use tls::Tls;
 
 /// Connections that may wait to be accepted: after a restart all clients come back at once.
 const BACKLOG: u32 = 4_096;
@@ -68,6 +76,7 @@ const HEALTH_EVERY: Duration = Duration::from_millis(500);
 pub struct Server {
     config: Config,
     store: Recovered,
+    tls: Option<(Tls, Watched)>,
     grpc: StdListener,
     admin: TcpListener,
     grpc_address: SocketAddr,
@@ -80,8 +89,8 @@ impl Server {
     /// # Errors
     ///
     /// An address is open to everybody, a port is taken, or the store cannot be had.
-    pub async fn bind(config: Config) -> Result<Self, Error> {
-        config.check_exposure()?;
+    pub async fn bind(mut config: Config) -> Result<Self, Error> {
+        config.check()?;
         let (url, options) = (config.store.clone(), config.store_options());
         let store = blocking(move || Recovered::open(&url, options)).await?;
         Self::with_store(config, store).await
@@ -92,8 +101,10 @@ impl Server {
     /// # Errors
     ///
     /// An address is open to everybody, or a port is taken.
-    pub async fn with_store(config: Config, store: Recovered) -> Result<Self, Error> {
-        config.check_exposure()?;
+    pub async fn with_store(mut config: Config, store: Recovered) -> Result<Self, Error> {
+        config.check()?;
+        let files = config.tls.clone();
+        let tls = blocking(move || Tls::load(&files)).await?;
         let (grpc, grpc_address) = listen("gRPC", config.listen)?;
         let (admin, admin_address) = listen("the admin port", config.admin_listen)?;
         let grpc = grpc.into_std().map_err(|source| Error::Listen {
@@ -101,7 +112,7 @@ impl Server {
             address: config.listen,
             source,
         })?;
-        Ok(Self { config, store, grpc, admin, grpc_address, admin_address })
+        Ok(Self { config, store, tls, grpc, admin, grpc_address, admin_address })
     }
 
     /// Where gRPC will be served.
@@ -140,7 +151,7 @@ impl Server {
     ///
     /// A thread cannot be started, or the revocations could not be kept.
     pub async fn start(self) -> Result<Running, Error> {
-        let Self { config, store, grpc, admin, grpc_address, admin_address } = self;
+        let Self { config, store, tls, grpc, admin, grpc_address, admin_address } = self;
         let store = Arc::new(store.resume()?);
         let policy = config.policy.with_overrides(&store.overrides());
         let revoked = store.enforce(&policy).await.map_err(store_failed)?;
@@ -151,7 +162,8 @@ impl Server {
         let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics)));
         let health = HealthReporter::new();
         let farewell = Farewell::default();
-        let most = config.max_connections.max(1) as usize;
+        let most = config.max_connections as usize;
+        let (tls, certificates) = tls.map(|(tls, files)| (Arc::new(tls), files)).unzip();
         let control = control(&store, &live, &metrics, most, &farewell);
         let pool = WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone());
         let port = Arc::new(Port {
@@ -163,6 +175,8 @@ impl Server {
                 Aside::new(health.clone()),
                 Web::new(&config.grpc_web_origins),
             ),
+            tls: tls.clone(),
+            limits: config.port,
             places: Arc::new(Semaphore::new(most)),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
@@ -199,10 +213,13 @@ impl Server {
             tasks: Vec::new(),
             store,
         };
-        running.serve_grpc(&port, &grpc, config.threads.max(1))?;
+        running.serve_grpc(&port, &grpc, config.threads)?;
         running.serve_admin(admin, router);
         running.watch_health();
         running.tasks.push(tokio::spawn(running.operator.clone().watch()));
+        if let (Some(tls), Some(certificates)) = (tls, certificates) {
+            running.tasks.push(tokio::spawn(tls.follow(certificates)));
+        }
         running.serving.store(true, Ordering::Release);
         Ok(running)
     }

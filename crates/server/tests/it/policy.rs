@@ -159,7 +159,7 @@ fn a_refused_file_is_told_by_file_line_and_reason() {
     for (text, place, reason) in [
         ("[services.t1r]\nmax_per_orgnization = 3", "2:1", "unknown field `max_per_orgnization`"),
         ("[service.t1r]", "1:2", "unknown field `service`"),
-        ("[server]\nlisten = \"here\"", "2:10", "invalid socket address"),
+        ("[server]\nlisten = \"here\"", "2:10", "write an address and a port"),
         ("[services.t1r]\nmax_total = -3", "2:13", "integer `-3`, expected a whole number, 0"),
         ("[services.t1r]\nmax_total = 1.5", "2:13", "expected a whole number"),
         ("[services.t1r]\nttl = \"60\"", "2:7", "expected a duration such as \"60s\""),
@@ -215,30 +215,6 @@ fn a_short_ttl_and_a_policy_without_services_are_warned_about() {
     assert!(warnings[0].starts_with("test.toml:2:7: ttl of service \"t1r\""), "{warnings:?}");
     assert_eq!(Policy::parse("", "test.toml").unwrap().warnings.len(), 1);
     assert!(Policy::parse(&example(), "test.toml").unwrap().warnings.is_empty());
-}
-
-#[test]
-fn the_server_section_carries_the_settings_of_serve() {
-    let text = "
-        [server]
-        listen = \"127.0.0.1:1\"
-        admin_listen = \"[::1]:2\"
-        store = \"memory:\"
-        allow_anonymous = true
-        max_leases = 3
-        max_connections = 4
-        threads = 5
-        [services.t1r]
-    ";
-    let server = Policy::parse(text, "test.toml").unwrap().server;
-    assert_eq!(server.listen, Some("127.0.0.1:1".parse().unwrap()));
-    assert_eq!(server.admin_listen, Some("[::1]:2".parse().unwrap()));
-    assert_eq!(server.store.as_deref(), Some("memory:"));
-    assert_eq!(server.allow_anonymous, Some(true));
-    assert_eq!(
-        (server.max_leases, server.max_connections, server.threads),
-        (Some(3), Some(4), Some(5))
-    );
 }
 
 #[test]

@@ -1,0 +1,301 @@
+//! What a server is started with: flags, variables, the policy file and defaults, put together.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use serde::Serialize;
+use tgm_session_server::policy::Loaded;
+use tgm_session_server::settings::{self, Given, Setting, Shown, Source};
+use tgm_session_server::store::StoreUrl;
+use tgm_session_server::{Config, Policy};
+
+use crate::failure::Failure;
+use crate::output::{FAINT, NAME, Output, plain, styled};
+
+const ABOUT: &str = "\
+Every flag but --print-config has a variable, and all but --config stand in the [server] section of
+the policy file too, with _ for -. The order is: flag, TGM_SESSION_... variable, file, default.
+
+  tgm-session serve                                    loopback, built-in policy, durable store
+  tgm-session serve --config policy.toml --listen 0.0.0.0:9010
+  tgm-session serve --config policy.toml --tls-cert server.pem --tls-key server.key
+  tgm-session serve --store memory: --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0
+
+The policy file is looked at twice a second, and loaded when it changes; SIGHUP loads it at once. One
+that is not sound is refused, and the policy in force stays. A changed [server] section needs a restart.
+
+SIGTERM or Ctrl-C: calls under way may finish for 10 s (--drain-timeout), the store is flushed, exit
+code 0. A second signal stops at once; nothing that was acknowledged is lost.";
+
+/// Run a session server.
+#[derive(Debug, clap::Args)]
+#[command(after_help = ABOUT)]
+struct Own {
+    /// The policy file, which is loaded again when it changes [default: a built-in policy: 10
+    /// sessions (t1r) and 100 workers (t2w) per organization].
+    #[arg(long, value_name = "FILE", env = "TGM_SESSION_CONFIG", hide_env_values = true)]
+    config: Option<PathBuf>,
+
+    /// Print every setting with its value and where that was given, and start nothing.
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// The flags of `serve`: its own, and one for each setting of a server.
+#[derive(Debug)]
+pub(crate) struct Args {
+    config: Option<(PathBuf, Source)>,
+    pub(super) print_config: bool,
+    /// The settings by flag and variable, or what is wrong with one of them.
+    given: Result<Given, Failure>,
+}
+
+impl clap::Args for Args {
+    fn augment_args(command: Command) -> Command {
+        Own::augment_args(command).args(settings::all().iter().map(flag))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Own::augment_args_for_update(command).args(settings::all().iter().map(flag))
+    }
+}
+
+impl FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let Own { config, print_config } = Own::from_arg_matches(matches)?;
+        let config = config.map(|path| (path, source(matches, "config")));
+        Ok(Self { config, print_config, given: given(matches) })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// The flag and the variable of a setting. What is given is read later: an error of ours says where
+/// it was given and never repeats a secret.
+fn flag(setting: &'static Setting) -> Arg {
+    let flag = Arg::new(setting.name())
+        .long(setting.flag())
+        .env(setting.variable())
+        .hide_env_values(true)
+        .value_name(setting.value_name())
+        .help(format!("{} [default: {}]", setting.about(), setting.default_words()))
+        .help_heading(setting.group())
+        .action(ArgAction::Set);
+    if setting.is_switch() {
+        flag.num_args(0..=1).require_equals(true).default_missing_value("true")
+    } else {
+        flag
+    }
+}
+
+/// Where the value of a flag comes from.
+fn source(matches: &ArgMatches, id: &str) -> Source {
+    match matches.value_source(id) {
+        Some(ValueSource::EnvVariable) => Source::Variable,
+        _ => Source::Flag,
+    }
+}
+
+fn given(matches: &ArgMatches) -> Result<Given, Failure> {
+    let mut given = Given::default();
+    for setting in settings::all() {
+        if let Some(text) = matches.get_one::<String>(setting.name()) {
+            let source = source(matches, setting.name());
+            let place = place(&setting.flag(), &source);
+            let taken = given.set(setting, text, source);
+            taken.map_err(|problem| Failure::Usage(format!("{place}: {problem}")))?;
+        }
+    }
+    Ok(given)
+}
+
+/// Where a value was given, as people would look for it.
+fn place(flag: &str, source: &Source) -> String {
+    match source {
+        Source::Flag => format!("--{flag}"),
+        Source::Variable => format!("TGM_SESSION_{}", flag.replace('-', "_").to_uppercase()),
+        Source::File(place) => place.to_string(),
+    }
+}
+
+/// What a server is started with, and where each part of it was given.
+#[derive(Debug)]
+pub(super) struct Configured {
+    pub(super) config: Config,
+    pub(super) given: Given,
+    /// The policy file.
+    pub(super) file: Option<(PathBuf, Source)>,
+    /// In words, which policy it is.
+    pub(super) policy: String,
+}
+
+/// Puts flags, variables, file and defaults together.
+///
+/// # Errors
+///
+/// [`Failure::Usage`] for a value or a policy file that cannot be meant.
+pub(super) fn configure(args: &Args) -> Result<Configured, Failure> {
+    let flags = args.given.clone()?;
+    let (policy, server, file, words) = match &args.config {
+        None => {
+            let words = "built in: 10 sessions (t1r) and 100 workers (t2w) per organization; \
+                         --config FILE for your own";
+            (Policy::built_in(), Given::default(), None, words.to_owned())
+        }
+        Some((path, _)) => {
+            let Loaded { policy, server, warnings, file, .. } = Policy::load(path)?;
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            (policy, server, file, path.display().to_string())
+        }
+    };
+    let given = flags.over(server);
+    let mut config = Config::new(policy, StoreUrl::Memory);
+    config.policy_file = file;
+    given.apply(&mut config)?;
+    if given.source("store").is_none() {
+        config.store = StoreUrl::in_state_folder().ok_or_else(|| {
+            Failure::Usage(
+                "there is no state folder, for neither XDG_STATE_HOME nor HOME is an absolute \
+                 path; say where leases are kept: --store file:PATH"
+                    .into(),
+            )
+        })?;
+    }
+    Ok(Configured { config, given, file: args.config.clone(), policy: words })
+}
+
+/// One setting, as it is printed.
+#[derive(Debug, Serialize)]
+struct Printed<'a> {
+    name: &'a str,
+    value: Shown,
+    /// `flag`, `variable`, `file` or `default`.
+    source: &'static str,
+    /// The flag, the variable, or the line of the file.
+    #[serde(rename = "where")]
+    place: Option<String>,
+    /// How wide names and values are shown.
+    #[serde(skip)]
+    widths: (usize, usize),
+}
+
+impl<'a> Printed<'a> {
+    fn new(name: &'a str, flag: &str, value: Shown, source: Option<&Source>) -> Self {
+        let place = source.map(|source| place(flag, source));
+        let source = match source {
+            Some(Source::Flag) => "flag",
+            Some(Source::Variable) => "variable",
+            Some(Source::File(_)) => "file",
+            None => "default",
+        };
+        Self { name, value, source, place, widths: (0, 0) }
+    }
+}
+
+impl fmt::Display for Printed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, value) = self.widths;
+        let name = format!("{:<name$}", self.name);
+        let value = format!("{:<value$}", self.value.to_string());
+        let source = match &self.place {
+            Some(place) => format!("{} {}", self.source, plain(place)),
+            None => self.source.to_owned(),
+        };
+        write!(f, "{} = {value}  {}", styled(NAME, name), styled(FAINT, format!("# {source}")))
+    }
+}
+
+/// Prints every setting of `config`, its value and where it was given. Secrets are masked.
+///
+/// # Errors
+///
+/// As [`Output::show`].
+pub(super) fn print(
+    config: &mut Config,
+    given: &Given,
+    file: Option<(PathBuf, Source)>,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let file = match &file {
+        None => Printed::new("config", "config", Shown::Nothing, None),
+        Some((path, source)) => {
+            let path = Shown::Text(path.display().to_string());
+            Printed::new("config", "config", path, Some(source))
+        }
+    };
+    let settings = settings::all().iter().map(|setting| {
+        let value = setting.show(config);
+        Printed::new(setting.name(), &setting.flag(), value, given.source(setting.name()))
+    });
+    let mut rows: Vec<_> = std::iter::once(file).chain(settings).collect();
+    let widest = |width: fn(&Printed<'_>) -> usize| rows.iter().map(width).max().unwrap_or(0);
+    let names = widest(|row| row.name.len());
+    // One long path does not push all the others aside.
+    let values = widest(|row| row.value.to_string().chars().count()).min(32);
+    for row in &mut rows {
+        row.widths = (names, values);
+        output.show(row)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn configured(line: &[&str]) -> Result<Config, Failure> {
+        let line = Line::try_parse_from(std::iter::once(&"serve").chain(line)).expect("flags");
+        configure(&line.args).map(|configured| configured.config)
+    }
+
+    fn policy_file(server: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), format!("[server]\n{server}\n[services.t1r]\n")).expect("text");
+        file
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let file = policy_file("listen = '127.0.0.1:1'\nstore = 'memory:'\nmax_leases = 7");
+        let path = file.path().to_str().expect("a path");
+        let config = configured(&["--config", path, "--listen", "127.0.0.1:2"]).expect("sound");
+        assert_eq!(config.listen.port(), 2);
+        assert_eq!(config.admin_listen.port(), 9011);
+        assert_eq!(config.store, StoreUrl::Memory);
+        assert_eq!(config.max_leases, 7);
+    }
+
+    #[test]
+    fn a_flag_can_take_back_what_the_file_allows() {
+        let file = policy_file("allow_anonymous = true\nstore = 'memory:'");
+        let path = file.path().to_str().expect("a path");
+        let allowed = |line: &[&str]| configured(line).expect("sound").allow_anonymous;
+        assert!(allowed(&["--config", path]));
+        assert!(!allowed(&["--config", path, "--allow-anonymous=false"]));
+        assert!(allowed(&["--store", "memory:", "--allow-anonymous"]));
+        assert!(!allowed(&["--store", "memory:"]));
+    }
+
+    #[test]
+    fn the_admin_token_is_never_shown() {
+        let line = Line::try_parse_from(["serve", "--admin-token", "s3cret"]).expect("flags");
+        assert!(!format!("{:?}", line.args).contains("s3cret"));
+        let failure = configured(&["--admin-token", ""]).expect_err("an empty token");
+        assert!(matches!(failure, Failure::Usage(problem) if problem.starts_with("--admin-token")));
+    }
+}

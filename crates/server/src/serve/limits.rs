@@ -1,0 +1,53 @@
+//! How much one connection may ask for, and how long it may take.
+
+use std::time::Duration;
+
+/// The shortest time after which an idle connection may be closed.
+pub(crate) const SHORTEST_IDLE: Duration = Duration::from_secs(5 * 60);
+
+/// What the gRPC port allows one connection, and for how long.
+///
+/// Whoever goes past one of these is refused or disconnected; no lease ends by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortLimits {
+    /// The most calls at once on one connection. By default 1,024.
+    pub max_streams: u32,
+    /// The most bytes of headers of one call. Past it a call is refused with HTTP status 431. By
+    /// default 32 KiB.
+    pub max_header_bytes: u32,
+    /// The most bytes of a message, reports of usage excepted. By default 64 KiB.
+    pub max_message_bytes: u32,
+    /// The most bytes of a report of usage. By default 4 MiB.
+    pub max_report_bytes: u32,
+    /// How long a new connection may take until it speaks HTTP, TLS included. By default 10 s.
+    pub handshake_timeout: Duration,
+    /// How long the message of a call may take to arrive. By default 30 s.
+    pub request_timeout: Duration,
+    /// A connection without calls for this long is told to go, at the latest after twice as long.
+    /// By default 10 minutes, and never under 5: clients in the field call every 20 s while they
+    /// hold anything, and keep a connection that holds nothing for the next stream.
+    pub idle_timeout: Duration,
+    /// How often a silent connection is asked whether anybody is there. By default 20 s.
+    pub ping_interval: Duration,
+    /// How long the answer to that may take. By default 20 s.
+    pub ping_timeout: Duration,
+    /// How long calls under way may take once the server stops. By default 10 s.
+    pub drain_timeout: Duration,
+}
+
+impl Default for PortLimits {
+    fn default() -> Self {
+        Self {
+            max_streams: 1_024,
+            max_header_bytes: 32 * 1024,
+            max_message_bytes: 64 * 1024,
+            max_report_bytes: 4 * 1024 * 1024,
+            handshake_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(600),
+            ping_interval: Duration::from_secs(20),
+            ping_timeout: Duration::from_secs(20),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}

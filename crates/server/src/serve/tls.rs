@@ -1,0 +1,200 @@
+//! TLS of the gRPC port: a certificate from files, taken in again when they change.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
+use x509_parser::parse_x509_certificate;
+
+use crate::error::Error;
+use crate::watch::{self, Digest, LOOK_EVERY, Watched};
+
+/// What may be spoken inside: gRPC, and gRPC-Web by browsers and their proxies.
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// The files, all PEM, that the gRPC port needs for TLS. Without any it is served without TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate of the server, and those that lead to its authority.
+    pub certificate: Option<PathBuf>,
+    /// The private key of the certificate.
+    pub key: Option<PathBuf>,
+    /// The authorities one of which has to have signed the certificate of a client. Without them
+    /// clients are asked for none.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// The files in the order in which they are read; none without TLS.
+    fn paths(&self) -> Result<Vec<PathBuf>, Error> {
+        let needs = |name, problem: &str| Err(Error::Setting { name, problem: problem.into() });
+        match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => {
+                let files = [Some(certificate), Some(key), self.client_ca.as_ref()];
+                Ok(files.into_iter().flatten().cloned().collect())
+            }
+            (Some(_), None) => needs("tls_cert", "the certificate needs its key: tls_key"),
+            (None, Some(_)) => needs("tls_key", "the key needs its certificate: tls_cert"),
+            (None, None) if self.client_ca.is_some() => {
+                needs("tls_client_ca", "clients can be asked for a certificate under TLS only")
+            }
+            (None, None) => Ok(Vec::new()),
+        }
+    }
+}
+
+/// The certificate in force, and how it is offered.
+pub(super) struct Tls {
+    paths: Vec<PathBuf>,
+    current: ArcSwap<ServerConfig>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads `files`, and answers what to look at for changes too; `None` without TLS.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be used, by name, or one that is missing for another.
+    pub(super) fn load(files: &TlsFiles) -> Result<Option<(Self, Watched)>, Error> {
+        let paths = files.paths()?;
+        if paths.is_empty() {
+            return Ok(None);
+        }
+        let contents = paths.iter().map(|path| watch::read(path)).collect();
+        let contents = readable(&paths, contents)?;
+        let digests = contents.iter().map(|contents| Digest::of(contents));
+        let watched = Watched::new(paths.iter().cloned().zip(digests));
+        let current = ArcSwap::from_pointee(configure(&paths, &contents)?);
+        Ok(Some((Self { paths, current }, watched)))
+    }
+
+    /// Takes in the next connection with the certificate that is in force now.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        self.current.load_full().into()
+    }
+
+    /// Takes in `watched` again whenever it changes, for ever. Connections that are open stay as
+    /// they are. What cannot be used is refused, and the certificate before stays in force.
+    pub(super) async fn follow(self: Arc<Self>, mut watched: Watched) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let (looked, changed) = super::blocking(move || {
+                let changed = watched.changed();
+                (watched, changed)
+            })
+            .await;
+            watched = looked;
+            if let Some(contents) = changed {
+                self.take(contents);
+            }
+        }
+    }
+
+    fn take(&self, contents: Vec<io::Result<Vec<u8>>>) {
+        let configured =
+            readable(&self.paths, contents).and_then(|contents| configure(&self.paths, &contents));
+        match configured {
+            Ok(config) => {
+                self.current.store(Arc::new(config));
+                let file = self.paths[0].display();
+                tracing::info!(%file, "new connections get the new certificate");
+            }
+            Err(error) => tracing::error!(%error, "the certificate before stays in force"),
+        }
+    }
+}
+
+/// All `contents`, or which of them could not be read.
+fn readable(paths: &[PathBuf], contents: Vec<io::Result<Vec<u8>>>) -> Result<Vec<Vec<u8>>, Error> {
+    let read = paths.iter().zip(contents).map(|(path, contents)| {
+        contents.map_err(|error| unusable(path, format!("it cannot be read: {error}")))
+    });
+    read.collect()
+}
+
+/// Makes of certificate, key and, if there are three, authorities of clients what rustls needs.
+fn configure(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig, Error> {
+    let provider = Arc::new(ring::default_provider());
+    let chain = certificates(&paths[0], &contents[0])?;
+    warn_about_time(&paths[0], &chain[0])?;
+    // The reason of the parser would repeat a line of what may be a key.
+    let key = PrivateKeyDer::from_pem_slice(&contents[1])
+        .map_err(|_| unusable(&paths[1], "there is no private key in it, as PEM"))?;
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(&paths[0], error))?;
+    let builder = match (paths.get(2), contents.get(2)) {
+        (Some(path), Some(contents)) => {
+            builder.with_client_cert_verifier(client_verifier(path, contents, provider)?)
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            let certificate = paths[0].display();
+            unusable(&paths[1], format!("it is not the key of the certificate {certificate}"))
+        }
+        error => unusable(&paths[1], error),
+    })?;
+    config.alpn_protocols = PROTOCOLS.map(Vec::from).into();
+    Ok(config)
+}
+
+fn client_verifier(
+    path: &Path,
+    contents: &[u8],
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, Error> {
+    let mut authorities = RootCertStore::empty();
+    for certificate in certificates(path, contents)? {
+        authorities.add(certificate).map_err(|error| unusable(path, error))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider)
+        .build()
+        .map_err(|error| unusable(path, error))
+}
+
+/// The certificates in a file, of which there has to be one at least.
+fn certificates(path: &Path, contents: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(contents)
+        .collect::<Result<_, _>>()
+        .map_err(|_| unusable(path, "it is not sound PEM"))?;
+    if certificates.is_empty() {
+        return Err(unusable(path, "there is no certificate in it, as PEM"));
+    }
+    Ok(certificates)
+}
+
+/// Warns about a certificate that clients will refuse today. It is used even so: clocks go wrong,
+/// and no connection would be worse than one that some clients refuse.
+fn warn_about_time(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+    let (_, parsed) = parse_x509_certificate(certificate)
+        .map_err(|_| unusable(path, "its first certificate cannot be understood"))?;
+    let validity = parsed.validity();
+    let file = path.display();
+    if validity.is_valid() {
+        tracing::info!(%file, until = %validity.not_after, "the certificate is valid");
+    } else {
+        let (from, until) = (validity.not_before, validity.not_after);
+        tracing::warn!(%file, %from, %until, "the certificate is not valid today");
+    }
+    Ok(())
+}
+
+fn unusable(path: &Path, problem: impl fmt::Display) -> Error {
+    Error::Tls { path: path.to_owned(), problem: problem.to_string() }
+}

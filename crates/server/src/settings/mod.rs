@@ -1,0 +1,301 @@
+//! The settings of a server, which can each be given by a flag, a variable and a file.
+//!
+//! There is one table of them. Flags and their help, variables, the keys of `[server]` and what is
+//! printed all come from it, so that none of them can lack one.
+
+mod table;
+mod value;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::policy::{Place, Policy};
+use crate::serve::Config;
+use crate::store::StoreUrl;
+pub use value::Shown;
+use value::{Size, Value, Written};
+
+/// One setting.
+pub struct Setting {
+    name: &'static str,
+    group: &'static str,
+    about: &'static str,
+    default: Option<&'static str>,
+    bounds: Bounds,
+    place: fn(&mut Config) -> &mut dyn Value,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Bounds {
+    None,
+    Count { least: u64, most: u64 },
+    Time { shortest: Duration, longest: Duration },
+}
+
+/// Every setting, in the order in which people are told of them.
+///
+/// ```
+/// let names: Vec<_> = tgm_session_server::settings::all().iter().map(|s| s.name()).collect();
+/// assert!(names.contains(&"listen") && names.contains(&"idle_timeout"));
+/// ```
+pub fn all() -> &'static [Setting] {
+    table::SETTINGS
+}
+
+/// The setting called `name` in a file. Words may be joined by dashes as they are in a flag.
+pub fn find(name: &str) -> Option<&'static Setting> {
+    let same = |setting: &&Setting| {
+        setting.name.len() == name.len()
+            && setting
+                .name
+                .bytes()
+                .zip(name.bytes())
+                .all(|(known, byte)| known == byte || (known == b'_' && byte == b'-'))
+    };
+    all().iter().find(same)
+}
+
+impl Setting {
+    const fn new(
+        name: &'static str,
+        group: &'static str,
+        about: &'static str,
+        place: fn(&mut Config) -> &mut dyn Value,
+    ) -> Self {
+        Self { name, group, about, default: None, bounds: Bounds::None, place }
+    }
+
+    /// Says in words what the default is, where it is not a value.
+    const fn by_default(mut self, words: &'static str) -> Self {
+        self.default = Some(words);
+        self
+    }
+
+    const fn counted(mut self, least: u64, most: u64) -> Self {
+        self.bounds = Bounds::Count { least, most };
+        self
+    }
+
+    const fn timed(mut self, shortest: Duration, longest: Duration) -> Self {
+        self.bounds = Bounds::Time { shortest, longest };
+        self
+    }
+
+    /// Its name, as it stands in a file.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Which other settings it goes with, as a heading.
+    pub const fn group(&self) -> &'static str {
+        self.group
+    }
+
+    /// What it is, for people.
+    pub const fn about(&self) -> &'static str {
+        self.about
+    }
+
+    /// Its flag, without the dashes in front.
+    pub fn flag(&self) -> String {
+        self.name.replace('_', "-")
+    }
+
+    /// Its variable.
+    pub fn variable(&self) -> String {
+        format!("TGM_SESSION_{}", self.name.to_uppercase())
+    }
+
+    /// What stands for its value in a list of flags, such as `ADDR`.
+    pub fn value_name(&self) -> &'static str {
+        (self.place)(&mut scratch()).name()
+    }
+
+    /// Whether its flag may stand alone, meaning yes.
+    pub fn is_switch(&self) -> bool {
+        (self.place)(&mut scratch()).is_switch()
+    }
+
+    /// What it is when nobody says anything, for people.
+    pub fn default_words(&self) -> String {
+        match self.default {
+            Some(words) => words.to_owned(),
+            None => match self.show(&mut scratch()) {
+                Shown::Text(text) => text,
+                Shown::List(list) if list.is_empty() => Shown::Nothing.to_string(),
+                shown => shown.to_string(),
+            },
+        }
+    }
+
+    /// What it is in `config`. Secrets are masked. Nothing is changed.
+    pub fn show(&self, config: &mut Config) -> Shown {
+        (self.place)(config).show()
+    }
+
+    fn apply(&self, config: &mut Config, written: &Written) -> Result<(), String> {
+        let value = (self.place)(config);
+        value.read(written)?;
+        self.check(value)
+    }
+
+    fn check(&self, value: &dyn Value) -> Result<(), String> {
+        let (within, least, most) = match (self.bounds, value.size()) {
+            (Bounds::Count { least, most }, Size::Count(count)) => {
+                ((least..=most).contains(&count), least.to_string(), most.to_string())
+            }
+            (Bounds::Time { shortest, longest }, Size::Time(time)) => {
+                let words = |span| humantime::format_duration(span).to_string();
+                ((shortest..=longest).contains(&time), words(shortest), words(longest))
+            }
+            _ => return Ok(()),
+        };
+        if within { Ok(()) } else { Err(format!("it has to be between {least} and {most}")) }
+    }
+}
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Setting").field(&self.name).finish()
+    }
+}
+
+/// A configuration to try a value in, or to look up a default.
+fn scratch() -> Config {
+    Config::new(Policy::default(), StoreUrl::Memory)
+}
+
+/// Looks whether every value of `config` is within its bounds.
+pub(crate) fn check(config: &mut Config) -> Result<(), Error> {
+    for setting in all() {
+        let value = (setting.place)(config);
+        setting.check(value).map_err(|problem| Error::Setting { name: setting.name, problem })?;
+    }
+    Ok(())
+}
+
+/// Where a value was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// By a flag.
+    Flag,
+    /// By a variable.
+    Variable,
+    /// In a file.
+    File(Place),
+}
+
+/// The settings that somebody gave, and where. Its `Debug` shows no values: some are secrets.
+///
+/// ```
+/// use tgm_session_server::settings::{Given, Source, find};
+/// use tgm_session_server::store::StoreUrl;
+/// use tgm_session_server::{Config, Policy};
+///
+/// let file = Policy::parse("[server]\nmax_streams = 8\nlisten = '[::1]:1'", "policy.toml");
+/// let mut given = Given::default();
+/// given.set(find("listen").unwrap(), "127.0.0.1:2", Source::Flag).unwrap();
+/// let given = given.over(file.unwrap().server);
+///
+/// let mut config = Config::new(Policy::built_in(), StoreUrl::Memory);
+/// given.apply(&mut config).unwrap();
+/// assert_eq!((config.listen.port(), config.port.max_streams), (2, 8));
+/// ```
+#[derive(Clone, Default, PartialEq)]
+pub struct Given(BTreeMap<&'static str, (Source, Written)>);
+
+impl Given {
+    /// Takes a value of `setting` from a flag or a variable.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the value, or would be right. Secrets are not repeated.
+    pub fn set(
+        &mut self,
+        setting: &'static Setting,
+        text: &str,
+        source: Source,
+    ) -> Result<(), String> {
+        self.take(setting, Written::Text(text.to_owned()), source)
+    }
+
+    /// Takes the value of the key `name` in the `[server]` section of a file.
+    pub(crate) fn set_in_file(
+        &mut self,
+        name: &str,
+        value: toml::Value,
+        place: Place,
+    ) -> Result<(), String> {
+        let Some(setting) = find(name) else {
+            let known: Vec<_> = all().iter().map(Setting::name).collect();
+            let known = known.join(", ");
+            return Err(format!("there is no setting {name:?}; the settings are: {known}"));
+        };
+        if self.0.contains_key(setting.name) {
+            return Err(format!("{} is given twice", setting.name));
+        }
+        let taken = self.take(setting, Written::Toml(value), Source::File(place));
+        taken.map_err(|problem| format!("{}: {problem}", setting.name))
+    }
+
+    fn take(
+        &mut self,
+        setting: &'static Setting,
+        written: Written,
+        source: Source,
+    ) -> Result<(), String> {
+        setting.apply(&mut scratch(), &written)?;
+        self.0.insert(setting.name, (source, written));
+        Ok(())
+    }
+
+    /// These settings, and those of `below` that are not among them.
+    pub fn over(mut self, below: Self) -> Self {
+        for (name, given) in below.0 {
+            self.0.entry(name).or_insert(given);
+        }
+        self
+    }
+
+    /// Where the setting called `name` was given.
+    pub fn source(&self, name: &str) -> Option<&Source> {
+        self.0.get(name).map(|(source, _)| source)
+    }
+
+    fn written(&self, name: &str) -> Option<&Written> {
+        self.0.get(name).map(|(_, written)| written)
+    }
+
+    /// The names of the settings that say something else than in `other`, or nothing there or here.
+    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let names = all().iter().map(Setting::name);
+        names.filter(|name| self.written(name) != other.written(name)).collect()
+    }
+
+    /// Puts the values into `config`; the rest of it stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`], which cannot be: every value was tried when it was given.
+    pub fn apply(&self, config: &mut Config) -> Result<(), Error> {
+        for setting in all() {
+            if let Some((_, written)) = self.0.get(setting.name) {
+                let applied = setting.apply(config, written);
+                applied.map_err(|problem| Error::Setting { name: setting.name, problem })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sources = self.0.iter().map(|(name, (source, _))| (name, source));
+        f.debug_map().entries(sources).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

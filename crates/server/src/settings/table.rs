@@ -1,0 +1,140 @@
+//! The one table of settings: what is not in it cannot be set, and what is can be set everywhere.
+
+use std::time::Duration;
+
+use super::Setting;
+use crate::serve::SHORTEST_IDLE;
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const DAY: Duration = seconds(24 * 60 * 60);
+
+/// Every setting, in the order in which people are told of them.
+pub(super) static SETTINGS: &[Setting] = &[
+    Setting::new("listen", "Ports", "Where gRPC is served; port 0 takes a free one", |config| {
+        &mut config.listen
+    }),
+    Setting::new(
+        "admin_listen",
+        "Ports",
+        "Where the admin port is served: the page, its API, probes and metrics",
+        |config| &mut config.admin_listen,
+    ),
+    Setting::new(
+        "admin_token",
+        "Ports",
+        "The bearer token of the admin port, needed off loopback; better given by its variable or \
+         in a file that nobody else reads, for others can read a command line",
+        |config| &mut config.admin_token,
+    ),
+    Setting::new(
+        "allow_anonymous",
+        "Ports",
+        "Serve callers that show no key off loopback too",
+        |config| &mut config.allow_anonymous,
+    ),
+    Setting::new(
+        "grpc_web_origins",
+        "Ports",
+        "The web pages that may call from elsewhere by gRPC-Web, separated by commas",
+        |config| &mut config.grpc_web_origins,
+    ),
+    Setting::new("store", "Store", "Where leases are kept: memory: or file:PATH", |config| {
+        &mut config.store
+    })
+    .by_default("a file in the state folder, $XDG_STATE_HOME or ~/.local/state"),
+    Setting::new(
+        "tls_cert",
+        "TLS",
+        "The certificate of the gRPC port and those that lead to its authority, as PEM; without \
+         one it is served without TLS. The files are read again when they change",
+        |config| &mut config.tls.certificate,
+    ),
+    Setting::new("tls_key", "TLS", "The private key of the certificate, as PEM", |config| {
+        &mut config.tls.key
+    }),
+    Setting::new(
+        "tls_client_ca",
+        "TLS",
+        "The authorities, as PEM, one of which has to have signed the certificate of each client; \
+         without it clients show none",
+        |config| &mut config.tls.client_ca,
+    ),
+    Setting::new(
+        "max_leases",
+        "Limits",
+        "The most leases held at once, whatever the policy allows",
+        |config| &mut config.max_leases,
+    )
+    .counted(1, u32::MAX as u64),
+    Setting::new(
+        "max_connections",
+        "Limits",
+        "The most gRPC connections held at once; more wait",
+        |config| &mut config.max_connections,
+    )
+    .counted(1, 1 << 20),
+    Setting::new("max_streams", "Limits", "The most calls at once on one connection", |config| {
+        &mut config.port.max_streams
+    })
+    .counted(1, 1 << 16),
+    Setting::new("max_header_bytes", "Limits", "The most bytes of headers of one call", |config| {
+        &mut config.port.max_header_bytes
+    })
+    .counted(8 << 10, 1 << 20),
+    Setting::new(
+        "max_message_bytes",
+        "Limits",
+        "The most bytes of one message, reports of usage excepted",
+        |config| &mut config.port.max_message_bytes,
+    )
+    .counted(4 << 10, 16 << 20),
+    Setting::new("max_report_bytes", "Limits", "The most bytes of one report of usage", |config| {
+        &mut config.port.max_report_bytes
+    })
+    .counted(4 << 10, 16 << 20),
+    Setting::new("threads", "Limits", "How many threads serve gRPC", |config| &mut config.threads)
+        .counted(1, 1_024)
+        .by_default("one per core"),
+    Setting::new(
+        "handshake_timeout",
+        "Time-outs",
+        "How long a new connection may take until it speaks HTTP, TLS included",
+        |config| &mut config.port.handshake_timeout,
+    )
+    .timed(Duration::from_millis(100), seconds(300)),
+    Setting::new(
+        "request_timeout",
+        "Time-outs",
+        "How long the message of a call may take to arrive",
+        |config| &mut config.port.request_timeout,
+    )
+    .timed(Duration::from_millis(100), seconds(300)),
+    Setting::new(
+        "idle_timeout",
+        "Time-outs",
+        "How long a connection may go without calls before it is told to go",
+        |config| &mut config.port.idle_timeout,
+    )
+    .timed(SHORTEST_IDLE, DAY),
+    Setting::new(
+        "ping_interval",
+        "Time-outs",
+        "How often a silent connection is asked whether anybody is there",
+        |config| &mut config.port.ping_interval,
+    )
+    .timed(Duration::from_millis(100), DAY),
+    Setting::new("ping_timeout", "Time-outs", "How long the answer to that may take", |config| {
+        &mut config.port.ping_timeout
+    })
+    .timed(Duration::from_millis(100), seconds(300)),
+    Setting::new(
+        "drain_timeout",
+        "Time-outs",
+        "How long calls under way may take once the server stops",
+        |config| &mut config.port.drain_timeout,
+    )
+    .timed(Duration::ZERO, seconds(3_600)),
+];

@@ -1,0 +1,278 @@
+//! What a setting can be: how each kind of value is read and shown.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::admin::AdminToken;
+use crate::serve::Origin;
+use crate::store::StoreUrl;
+
+/// A value as somebody wrote it.
+#[derive(Clone, PartialEq)]
+pub(super) enum Written {
+    /// In a flag or a variable.
+    Text(String),
+    /// In a file.
+    Toml(toml::Value),
+}
+
+impl Written {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) | Self::Toml(toml::Value::String(text)) => Some(text),
+            Self::Toml(_) => None,
+        }
+    }
+}
+
+/// Repeats what was written; not for secrets.
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Toml(value) => write!(f, "{value}"),
+        }
+    }
+}
+
+/// A value as it is shown. Secrets are not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Shown {
+    /// There is none.
+    Nothing,
+    /// Anything in words, a secret as `***`.
+    Text(String),
+    /// A number.
+    Number(u64),
+    /// Yes or no.
+    Switch(bool),
+    /// Several.
+    List(Vec<String>),
+}
+
+/// Writes the value as a policy file would have it.
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("none"),
+            Self::Text(text) if text == HIDDEN => f.write_str(HIDDEN),
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Switch(on) => write!(f, "{on}"),
+            Self::List(list) => write!(f, "{list:?}"),
+        }
+    }
+}
+
+/// What stands for a secret.
+const HIDDEN: &str = "***";
+
+/// How large a value is, where that is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    Count(u64),
+    Time(Duration),
+    Unlimited,
+}
+
+/// A place in a [`Config`](crate::Config) that a setting fills.
+pub(super) trait Value {
+    /// What stands for a value in a list of flags.
+    fn name(&self) -> &'static str;
+
+    /// Takes what is written, or says what would be right.
+    fn read(&mut self, written: &Written) -> Result<(), String>;
+
+    fn show(&self) -> Shown;
+
+    fn size(&self) -> Size {
+        Size::Unlimited
+    }
+
+    /// Whether a flag without a value means yes.
+    fn is_switch(&self) -> bool {
+        false
+    }
+}
+
+impl Value for SocketAddr {
+    fn name(&self) -> &'static str {
+        "ADDR"
+    }
+
+    fn read(&mut self, written: &Written) -> Result<(), String> {
+        let address = written.text().and_then(|text| text.parse().ok());
+        *self = address.ok_or_else(|| {
+            let right = "write an address and a port, like 127.0.0.1:9010 or [::1]:9010";
+            format!("{written} is none; {right}")
+        })?;
+        Ok(())
+    }
+
+    fn show(&self) -> Shown {
+        Shown::Text(self.to_string())
+    }
+}
+
+impl Value for bool {
+    fn name(&self) -> &'static str {
+        "BOOL"
+    }
+
+    fn read(&mut self, written: &Written) -> Result<(), String> {
+        *self = match written {
+            Written::Toml(toml::Value::Boolean(on)) => *on,
+            Written::Text(text) if text == "true" => true,
+            Written::Text(text) if text == "false" => false,
+            _ => return Err(format!("{written} is not true or false")),
+        };
+        Ok(())
+    }
+
+    fn show(&self) -> Shown {
+        Shown::Switch(*self)
+    }
+
+    fn is_switch(&self) -> bool {
+        true
+    }
+}
+
+/// Numbers, all of which fit into 64 bits.
+macro_rules! number {
+    ($($number:ty),+) => {$(
+        impl Value for $number {
+            fn name(&self) -> &'static str {
+                "N"
+            }
+
+            fn read(&mut self, written: &Written) -> Result<(), String> {
+                let number = match written {
+                    Written::Text(text) => text.parse().ok(),
+                    Written::Toml(value) => {
+                        value.as_integer().and_then(|number| number.try_into().ok())
+                    }
+                };
+                *self = number
+                    .ok_or_else(|| format!("{written} is not a whole number without a unit"))?;
+                Ok(())
+            }
+
+            fn show(&self) -> Shown {
+                Shown::Number(*self as u64)
+            }
+
+            fn size(&self) -> Size {
+                Size::Count(*self as u64)
+            }
+        }
+    )+};
+}
+
+number!(u32, u64, usize);
+
+impl Value for Duration {
+    fn name(&self) -> &'static str {
+        "DURATION"
+    }
+
+    fn read(&mut self, written: &Written) -> Result<(), String> {
+        let span = written.text().and_then(|text| humantime::parse_duration(text).ok());
+        *self = span.ok_or_else(|| {
+            format!("{written} is no duration; write one such as 60s, 1m30s or 250ms")
+        })?;
+        Ok(())
+    }
+
+    fn show(&self) -> Shown {
+        Shown::Text(humantime::format_duration(*self).to_string())
+    }
+
+    fn size(&self) -> Size {
+        Size::Time(*self)
+    }
+}
+
+impl Value for Option<PathBuf> {
+    fn name(&self) -> &'static str {
+        "FILE"
+    }
+
+    fn read(&mut self, written: &Written) -> Result<(), String> {
+        let path = written.text().filter(|text| !text.is_empty());
+        *self = Some(path.ok_or("write the path of a file")?.into());
+        Ok(())
+    }
+
+    fn show(&self) -> Shown {
+        self.as_ref().map_or(Shown::Nothing, |path| Shown::Text(path.display().to_string()))
+    }
+}
+
+impl Value for StoreUrl {
+    fn name(&self) -> &'static str {
+        "URL"
+    }
+
+    fn read(&mut self, written: &Written) -> Result<(), String> {
+        let url = written.text().ok_or("write a URL: memory: or file:PATH")?;
+        *self = url.parse().map_err(|error: crate::Error| error.to_string())?;
+        Ok(())
+    }
+
+    fn show(&self) -> Shown {
+        Shown::Text(self.to_string())
+    }
+}
+
+impl Value for Option<AdminToken> {
+    fn name(&self) -> &'static str {
+        "TOKEN"
+    }
+
+    fn read(&mut self, written: &Written) -> Result<(), String> {
+        let token = written.text().ok_or("write the token as text")?;
+        if token.is_empty() {
+            return Err("an empty token protects nothing".into());
+        }
+        *self = Some(AdminToken::new(token));
+        Ok(())
+    }
+
+    fn show(&self) -> Shown {
+        self.as_ref().map_or(Shown::Nothing, |_| Shown::Text(HIDDEN.into()))
+    }
+}
+
+impl Value for Vec<Origin> {
+    fn name(&self) -> &'static str {
+        "ORIGINS"
+    }
+
+    fn read(&mut self, written: &Written) -> Result<(), String> {
+        let parsed = |text: &str| {
+            text.parse::<Origin>().map_err(|problem| format!("{text:?} is no origin: {problem}"))
+        };
+        *self = match written {
+            Written::Text(text) => {
+                let origins = text.split(',').map(str::trim).filter(|origin| !origin.is_empty());
+                origins.map(parsed).collect::<Result<_, _>>()?
+            }
+            Written::Toml(toml::Value::Array(list)) => {
+                let origins = list.iter().map(|origin| origin.as_str().ok_or("write text"));
+                origins.map(|origin| parsed(origin?)).collect::<Result<_, _>>()?
+            }
+            Written::Toml(_) => return Err("write a list: [\"https://app.example.com\"]".into()),
+        };
+        Ok(())
+    }
+
+    fn show(&self) -> Shown {
+        Shown::List(self.iter().map(Origin::to_string).collect())
+    }
+}
