@@ -1,0 +1,190 @@
+//! `serve` while its policy file changes: the next call, the sessions that end, and what is refused.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod harness;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use harness::{Serve, Talker, command, file, folder, run};
+use rustix::process::Signal;
+
+/// A server that writes its log where it can be read, and its policy file.
+struct Watching {
+    server: Talker,
+    url: String,
+    admin: String,
+    policy: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+fn sessions(max: u64) -> String {
+    format!("[services.t1r]\nmax_per_organization = {max}\n")
+}
+
+impl Watching {
+    fn start(policy: &str) -> Self {
+        let folder = folder();
+        let policy = file(&folder, "policy.toml", policy);
+        let mut serve = command(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
+        serve.args(["--admin-listen", "127.0.0.1:0", "--format", "json", "--log", "info"]);
+        serve.arg("--config").arg(&policy);
+        let mut server = Talker::spawn(serve);
+        let ready = server.event("ready");
+        let url = format!("tgm://{}?plaintext=true", ready["grpc"].as_str().unwrap());
+        let admin = ready["admin"].as_str().unwrap().to_owned();
+        Self { server, url, admin, policy, _folder: folder }
+    }
+
+    fn write(&self, policy: &str) {
+        std::fs::write(&self.policy, policy).unwrap();
+    }
+
+    /// Waits until the server has loaded, or refused, its policy file so many times.
+    fn wait_for(&self, outcome: &str, times: u64) {
+        let line = format!("tgm_session_policy_reloads_total{{outcome=\"{outcome}\"}} {times}\n");
+        let start = Instant::now();
+        while !get(&self.admin, "/metrics").contains(&line) {
+            assert!(start.elapsed() < Duration::from_secs(40), "never {times} times {outcome}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The exit code of a borrow that holds for a moment only.
+    fn borrow(&self, organization: &str) -> Option<i32> {
+        run(["borrow", &self.url, "--organization", organization, "--for", "1ms"]).code
+    }
+
+    /// Stops the server, and answers what it logged.
+    fn log(self) -> String {
+        self.server.process.signal(Signal::TERM);
+        let ran = self.server.process.finish();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.stderr
+    }
+}
+
+/// The answer of the admin port to a GET.
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_changed_limit_holds_for_the_next_borrow() {
+    let watching = Watching::start(&sessions(0));
+    assert_eq!(watching.borrow("acme"), Some(3));
+    watching.write(&sessions(1));
+    watching.wait_for("applied", 1);
+    assert_eq!(watching.borrow("acme"), Some(0));
+    let log = watching.log();
+    assert!(log.contains("loaded the policy file") && log.contains("from=file"), "{log}");
+}
+
+#[test]
+fn disabling_an_organization_in_the_file_ends_its_session_at_once() {
+    let watching = Watching::start(&sessions(9));
+    // Nothing but a push can end it in time: its first keep-alive is due in an hour.
+    let url = format!("{}&request-keep-alive-delay=1h", watching.url);
+    let mut held = Talker::start(["borrow", &url, "--organization", "acme"]);
+    held.event("holding");
+    let mut other = Talker::start(["borrow", &url, "--organization", "other"]);
+    other.event("holding");
+    watching.write(&(sessions(9) + "[organizations.acme]\ndisabled = true\n"));
+    let ended = held.event("ended");
+    assert!(ended["reason"].as_str().unwrap().starts_with("permission denied"), "{ended}");
+    assert_eq!(held.process.wait().code(), Some(3));
+    assert_eq!(watching.borrow("acme"), Some(3));
+    assert_eq!(other.end(Signal::INT), Some(0), "the other goes on");
+}
+
+#[test]
+fn a_broken_file_is_refused_with_line_and_reason_and_the_old_policy_stays() {
+    let watching = Watching::start(&sessions(1));
+    watching.write("[services.t1r]\nmax_per_organization = 'many'\n");
+    watching.wait_for("refused", 1);
+    assert_eq!(watching.borrow("acme"), Some(0));
+    // A file that is gone is refused as well.
+    std::fs::remove_file(&watching.policy).unwrap();
+    watching.wait_for("refused", 2);
+    assert_eq!(watching.borrow("acme"), Some(0));
+    watching.write(&sessions(0));
+    watching.wait_for("applied", 1);
+    assert_eq!(watching.borrow("acme"), Some(3));
+    let log = watching.log();
+    let refused: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(refused.len(), 2, "{log}");
+    assert!(refused[0].contains("policy.toml:2:24: invalid type: string \"many\""), "{log}");
+    assert!(refused[1].contains("cannot read the policy file"), "{log}");
+}
+
+/// Puts a file there as whole, as editors and configuration managers do.
+fn replace(path: &Path, text: &str) {
+    let other = path.with_extension("new");
+    std::fs::write(&other, text).unwrap();
+    std::fs::rename(other, path).unwrap();
+}
+
+#[test]
+fn sighup_loads_the_file_at_once_whether_it_changed_or_not() {
+    let watching = Watching::start(&sessions(0));
+    watching.server.process.signal(Signal::HUP);
+    watching.wait_for("applied", 1);
+    replace(&watching.policy, &sessions(1));
+    watching.server.process.signal(Signal::HUP);
+    watching.wait_for("applied", 2);
+    assert_eq!(watching.borrow("acme"), Some(0));
+    let log = watching.log();
+    assert_eq!(log.matches("from=signal").count(), 2, "{log}");
+}
+
+#[test]
+fn sighup_without_a_policy_file_ends_nothing() {
+    let mut server = Serve::start(["--store", "memory:"]);
+    server.talker.process.signal(Signal::HUP);
+    let url = server.url();
+    let ran = run(["borrow", &url, "--organization", "acme", "--for", "1ms"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_volume_whose_links_are_swapped_is_followed() {
+    use std::os::unix::fs::symlink;
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    for (version, max) in [("v1", 0), ("v2", 1)] {
+        std::fs::create_dir(at(version)).unwrap();
+        std::fs::write(at(version).join("policy.toml"), sessions(max)).unwrap();
+    }
+    symlink("v1", at("..data")).unwrap();
+    symlink("..data/policy.toml", at("policy.toml")).unwrap();
+    let policy = at("policy.toml");
+    let args = ["--store", "memory:", "--config", policy.to_str().unwrap()];
+    let mut server = Serve::start(args);
+    let url = server.url();
+    let borrow = || run(["borrow", &url, "--organization", "acme", "--for", "1ms"]).code;
+    assert_eq!(borrow(), Some(3));
+    symlink("v2", at("..next")).unwrap();
+    std::fs::rename(at("..next"), at("..data")).unwrap();
+    let start = Instant::now();
+    while borrow() != Some(0) {
+        assert!(start.elapsed() < Duration::from_secs(40), "the new one is never loaded");
+    }
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn settings_that_a_reload_cannot_change_are_named_in_the_log() {
+    let watching = Watching::start(&(sessions(1) + "[server]\nmax_leases = 5\n"));
+    watching.write(&(sessions(1) + "[server]\nmax_leases = 6\n"));
+    watching.wait_for("applied", 1);
+    let log = watching.log();
+    assert!(log.contains("max_leases in [server]"), "{log}");
+}
