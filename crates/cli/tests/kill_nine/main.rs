@@ -10,6 +10,7 @@ mod book;
 mod clients;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 use book::Book;
 use clients::Clients;
 use harness::{Serve, file, folder};
+use usage::Reporter;
 
 /// How often the server is killed.
 const ROUNDS: u32 = 24;
@@ -80,5 +82,39 @@ fn whatever_was_acknowledged_survives_being_killed_under_load_again_and_again() 
     assert_eq!(server.ready["recovered_leases"], 0);
     let clients = Clients::of(&server.grpc, book, &runtime);
     runtime.block_on(clients.find_none_of_the_keys());
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_report_that_was_answered_counts_once_however_often_it_was_sent_and_the_server_killed() {
+    let mut reporters: Vec<_> = (0..8).map(Reporter::new).collect();
+    let plans: String = reporters.iter().map(Reporter::plan).collect();
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", &format!("{}{plans}", usage::POLICY));
+    let runtime = Runtime::new().unwrap();
+
+    for _ in 0..10 {
+        let mut server = Serve::with_policy(&folder, &policy);
+        let mut load = JoinSet::new();
+        for reporter in reporters {
+            load.spawn_on(reporter.work(server.grpc.clone()), runtime.handle());
+        }
+        // The moment has to be any moment: nothing in the process can be waited for.
+        std::thread::sleep(Duration::from_millis(rand::rng().random_range(0..350)));
+        server.kill();
+        reporters = runtime.block_on(load.join_all());
+    }
+    let answered: u64 = reporters.iter().map(Reporter::answered).sum();
+    eprintln!("{answered} reports answered");
+    assert!(answered > 200, "only {answered} reports were answered: that is no load");
+
+    let mut server = Serve::with_policy(&folder, &policy);
+    runtime.block_on(async {
+        let mut client = usage::client(&server.grpc);
+        for reporter in &reporters {
+            let used = reporter.used(&mut client).await.unwrap();
+            assert!(used - reporter.answered() <= 1, "{used} counted of {reporter:?}");
+        }
+    });
     assert_eq!(server.stop(), Some(0));
 }
