@@ -12,6 +12,8 @@ import threading
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from sf.gateway.payment.v1 import usage_pb2, usage_pb2_grpc
+from sf.metering.v1 import metering_pb2
 from sf.worker.v1 import pool_pb2, pool_pb2_grpc
 
 BINARY = os.environ["TGM_SESSION_BINARY"]
@@ -56,6 +58,7 @@ class Server:
         self.address = json.loads(ready)["grpc"]
         self.channel = grpc.insecure_channel(self.address)
         self.stub = pool_pb2_grpc.WorkerPoolStub(self.channel)
+        self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)
 
     def stop(self, how=signal.SIGTERM):
         """Sends a signal and answers the exit code."""
@@ -69,7 +72,7 @@ class Server:
 
     def client(self, api_key=None):
         """A client that calls with the indexer's API key, if one is given."""
-        return Client(self.stub, [("x-api-key", api_key)] if api_key else [])
+        return Client(self.stub, self.usage, [("x-api-key", api_key)] if api_key else [])
 
 
 def _forward(stdout, lines):
@@ -79,10 +82,11 @@ def _forward(stdout, lines):
 
 
 class Client:
-    """The four calls of the contract. Each answers the message and the initial metadata."""
+    """The calls of the contract. Each answers the message and the initial metadata."""
 
-    def __init__(self, stub, metadata):
+    def __init__(self, stub, usage, metadata):
         self.stub = stub
+        self.usage = usage
         self.metadata = metadata
 
     def _call(self, method, request, metadata):
@@ -127,6 +131,25 @@ class Client:
     def state(self, organization, service="t1r"):
         request = pool_pb2.WorkersStateRequest(service=service, organization_id=organization)
         return self._call(self.stub.WorkersState, request, ())[0].worker_state
+
+    def report(self, *used, name=None):
+        """Reports amounts by organization and metric, under a name if one is given."""
+        events = [
+            metering_pb2.Event(
+                organization_id=organization,
+                api_key_id="key",
+                ip_address="192.0.2.1",
+                endpoint="sf.substreams.rpc.v2/Blocks",
+                network="mainnet",
+                meta="{}",
+                metrics=[metering_pb2.Metric(key=metric, value=value)],
+            )
+            for organization, metric, value in used
+        ]
+        for event in events:
+            event.timestamp.GetCurrentTime()
+        metadata = [("x-idempotency-key", name)] if name is not None else []
+        return self._call(self.usage.Report, usage_pb2.ReportRequest(events=events), metadata)[0]
 
 
 def logs():

@@ -50,6 +50,7 @@ class Indexers(unittest.TestCase):
                 lambda: client.keep_alive("any"),
                 lambda: client.give_back("any"),
                 lambda: client.state("acme"),
+                lambda: client.report(("acme", "blocks", -1)),
             )
             for call in calls:
                 self.assertEqual(self.code_of(call), grpc.StatusCode.UNAUTHENTICATED)

@@ -9,33 +9,37 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from sf.gateway.payment.v1 import usage_pb2
+from sf.metering.v1 import metering_pb2
 from sf.worker.v1 import pool_pb2
 
 from server import DEADLINE, Server
 
 POLICY = "[services.t1r]\nmax_per_organization = 2\n"
 SERVICE = "sf.worker.v1.WorkerPool"
+USAGE = "sf.gateway.payment.v1.UsageService"
 
 
 class Process(unittest.TestCase):
-    def test_reflection_describes_the_service_as_its_proto_file_does(self):
+    def test_reflection_describes_the_services_as_their_proto_files_do(self):
         server = Server("reflection", POLICY)
         database = ProtoReflectionDescriptorDatabase(server.channel)
-        self.assertIn(SERVICE, database.get_services())
         pool = DescriptorPool(database)
-        written = pool_pb2.DESCRIPTOR.services_by_name["WorkerPool"]
-        told = pool.FindServiceByName(SERVICE)
-        for method in written.methods:
-            self.assertIn(method.name, told.methods_by_name)
-        for name, message in pool_pb2.DESCRIPTOR.message_types_by_name.items():
-            fields = {field.name: field.number for field in message.fields}
-            told = pool.FindMessageTypeByName(f"sf.worker.v1.{name}")
-            self.assertEqual({field.name: field.number for field in told.fields}, fields)
+        for file in (pool_pb2.DESCRIPTOR, usage_pb2.DESCRIPTOR, metering_pb2.DESCRIPTOR):
+            for service in file.services_by_name.values():
+                self.assertIn(service.full_name, database.get_services())
+                told = pool.FindServiceByName(service.full_name)
+                for method in service.methods:
+                    self.assertIn(method.name, told.methods_by_name)
+            for message in file.message_types_by_name.values():
+                fields = {field.name: field.number for field in message.fields}
+                told = pool.FindMessageTypeByName(message.full_name)
+                self.assertEqual({field.name: field.number for field in told.fields}, fields)
 
     def test_health_says_serving_and_knows_no_other_service(self):
         server = Server("health", POLICY)
         health = health_pb2_grpc.HealthStub(server.channel)
-        for service in ("", SERVICE):
+        for service in ("", SERVICE, USAGE):
             answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=DEADLINE)
             self.assertEqual(answer.status, health_pb2.HealthCheckResponse.SERVING, service)
         with self.assertRaises(grpc.RpcError) as caught:
