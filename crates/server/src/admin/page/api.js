@@ -92,7 +92,10 @@ async function answer(response) {
     said = null;
   }
   if (!response.ok) {
-    throw new Problem(response.status, said?.error ?? (text.trim() || `the server answered ${response.status}`));
+    throw new Problem(
+      response.status,
+      said?.error ?? (text.trim() || `the server answered ${response.status}`),
+    );
   }
   if (said === null) throw new Unreachable('the server did not answer in JSON');
   return said;

@@ -35,6 +35,7 @@ function open(title, build) {
   const opener = document.activeElement;
   dialog.showModal();
   focus.focus();
+  focus.select?.();
   return new Promise((resolve) => {
     dialog.addEventListener('close', () => {
       dialog.remove();
@@ -76,7 +77,10 @@ export function confirm({ title, says, action, danger = false, limit = undefined
       go.disabled = true;
       say(failure, '');
       try {
-        const done = await perform({ max: max === null ? null : Number(max.value), note: note.value.trim() });
+        const done = await perform({
+          max: max === null ? null : Number(max.value),
+          note: note.value.trim(),
+        });
         const ended = done.ended > 0 ? ` (${counted(done.ended, 'lease')} ended)` : '';
         announce(`${done.summary}${ended}`);
         finish(done);
@@ -117,7 +121,11 @@ export function askToken(refused) {
     form.append(
       element('p', {}, 'This server shows its data to those who know the token it was started with.'),
       field('Token', token),
-      element('p', { class: 'failure', role: 'alert' }, refused ? 'The server refused the token that was given before.' : ''),
+      element(
+        'p',
+        { class: 'failure', role: 'alert' },
+        refused ? 'The server refused the token that was given before.' : '',
+      ),
       element('p', { class: 'faint' }, 'It is kept until this tab closes.'),
       element(
         'p',

@@ -84,12 +84,21 @@ export class Keyed {
       if (row.root === place) place = place.nextElementSibling;
       else this.#parent.insertBefore(row.root, place);
     }
-    for (const gone of this.#rows.values()) gone.root.remove();
+    for (const gone of this.#rows.values()) this.#remove(gone.root);
     this.#rows = rows;
     // A row that moved lost the focus on its way.
     if (focused !== document.activeElement && focused?.isConnected) {
       focused.focus({ preventScroll: true });
     }
+  }
+
+  /** Removes a row. Whoever was at its button goes on at that of the next row, or of the one before. */
+  #remove(gone) {
+    const controls = 'a[href], button';
+    const at = [...gone.querySelectorAll(controls)].indexOf(document.activeElement);
+    const neighbour = gone.nextElementSibling ?? gone.previousElementSibling;
+    gone.remove();
+    if (at >= 0) [...(neighbour?.querySelectorAll(controls) ?? [])].at(at)?.focus({ preventScroll: true });
   }
 
   /** Calls `visit` for every row that is shown. */

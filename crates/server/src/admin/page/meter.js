@@ -70,7 +70,14 @@ export function sparkline(points) {
       mark(
         line,
         'points',
-        values.length < 2 ? '' : values.map((v, at) => `${((start + at) * step).toFixed(1)},${(22 - ((v - low) / span) * 20).toFixed(1)}`).join(' '),
+        values.length < 2
+          ? ''
+          : values
+              .map(
+                (v, at) =>
+                  `${((start + at) * step).toFixed(1)},${(22 - ((v - low) / span) * 20).toFixed(1)}`,
+              )
+              .join(' '),
       );
     },
   };

@@ -9,7 +9,12 @@ import { amount, clock, duration } from './words.js';
 
 const PAGE = 50;
 const TYPING = 150;
-const ORDERS = { fullest: 'fullest first', active: 'most leases first', refused: 'most refused first', name: 'by name' };
+const ORDERS = {
+  fullest: 'fullest first',
+  active: 'most leases first',
+  refused: 'most refused first',
+  name: 'by name',
+};
 
 /** Whether something about an organization was set by an operator. */
 export function overridden(organization) {
@@ -24,7 +29,14 @@ export function budget(name) {
   const left = element('span', { class: 'number' });
   const line = bar();
   const resets = element('small', {});
-  const root = element('div', { class: 'budget' }, element('bdi', { class: 'label' }, name), left, line.root, resets);
+  const root = element(
+    'div',
+    { class: 'budget' },
+    element('bdi', { class: 'label' }, name),
+    left,
+    line.root,
+    resets,
+  );
   return {
     root,
     update({ metric, used, amount: whole, per, resets_at, spent }) {
@@ -44,10 +56,22 @@ function organizationRow(row, { organization }) {
   const meters = element('div', { class: 'meters' });
   const budgets = element('div', { class: 'budgets' });
   const counts = refusals();
-  const bars = new Keyed(meters, (service) => service.service, (service) => adapt(meter(service.service)));
-  const lines = new Keyed(budgets, (b) => `${b.per} ${b.metric}`, (b) => budget(b.metric));
+  const bars = new Keyed(
+    meters,
+    (service) => service.service,
+    (service) => adapt(meter(service.service)),
+  );
+  const lines = new Keyed(
+    budgets,
+    (b) => `${b.per} ${b.metric}`,
+    (b) => budget(b.metric),
+  );
   let shown = null;
-  const name = element('a', { class: 'whole-row', href: href(['organizations', organization]) }, id(organization));
+  const name = element(
+    'a',
+    { class: 'whole-row', href: href(['organizations', organization]) },
+    id(organization),
+  );
   return {
     root: row(element('div', { class: 'named' }, name, badges), meters, budgets, counts.root),
     update(now) {
@@ -70,7 +94,10 @@ function organizationRow(row, { organization }) {
 }
 
 function adapt(drawn) {
-  return { root: drawn.root, update: ({ active, ceiling }) => drawn.update({ active, max: ceiling.max }) };
+  return {
+    root: drawn.root,
+    update: ({ active, ceiling }) => drawn.update({ active, max: ceiling.max }),
+  };
 }
 
 /** What the view shows, as its link says it. */
@@ -123,13 +150,21 @@ export function organizations({ parameters, changed }) {
     move();
   });
 
-  const { root: list, body, row } = table('Organizations', [
+  const {
+    root: list,
+    body,
+    row,
+  } = table('Organizations', [
     ['Organization', 'who'],
     ['In use', 'meters-cell'],
     ['Budget left', 'budgets-cell'],
     ['Refused, 1 h', 'refused-cell'],
   ]);
-  const rows = new Keyed(body, ({ organization }) => organization, (item) => organizationRow(row, item));
+  const rows = new Keyed(
+    body,
+    ({ organization }) => organization,
+    (item) => organizationRow(row, item),
+  );
   const none = nothing('No organization matches.');
   const pages = pager(PAGE, (page) => link({ ...now, page }));
   const [sum, entries, feed] = [totals(), services(), latestRefusals()];
@@ -143,7 +178,15 @@ export function organizations({ parameters, changed }) {
   );
   return {
     title: 'Overview',
-    root: element('div', { class: 'view home' }, element('h1', { class: 'unseen' }, 'Overview'), sum.root, entries.root, part, feed.root),
+    root: element(
+      'div',
+      { class: 'view home' },
+      element('h1', { class: 'unseen' }, 'Overview'),
+      sum.root,
+      entries.root,
+      part,
+      feed.root,
+    ),
     every: 15,
     overview(overview) {
       sum.update(overview);
@@ -157,7 +200,12 @@ export function organizations({ parameters, changed }) {
       ]);
       rows.show(page.organizations);
       pages.update(now.page, page.organizations.length, page.total, 'organization');
-      say(none.root, now.search ? 'No organization matches.' : 'No organization is known yet: the first borrow shows it here.');
+      say(
+        none.root,
+        now.search
+          ? 'No organization matches.'
+          : 'No organization is known yet: the first borrow shows it here.',
+      );
       none.update(page.organizations.length === 0);
       feed.update(latest);
     },

@@ -58,7 +58,11 @@ export function totals() {
       show('refusals', count(refused(overview.refusals)), byScope(overview.refusals));
       show('streams', count(overview.attached_streams));
       show('overrides', count(policy.overrides), policy.overrides > 0 ? 'by operators' : '');
-      show('ready', overview.ready ? 'ready' : 'not ready', `${overview.version}, since ${clock(overview.started_at)}`);
+      show(
+        'ready',
+        overview.ready ? 'ready' : 'not ready',
+        `${overview.version}, since ${clock(overview.started_at)}`,
+      );
       show('policy', policy.file?.split('/').at(-1) ?? 'built in', `loaded ${clock(policy.loaded_at)}`);
       mark(figures.ready.value, 'data-bad', !overview.ready);
       mark(figures.refusals.value, 'data-some', refused(overview.refusals) > 0);
@@ -122,10 +126,22 @@ export function latestRefusals() {
     ({ latest: refusal }) => {
       const when = element('span', { class: 'when' });
       const times = element('span', { class: 'times' });
-      const who = element('a', { href: href(['organizations', refusal.organization]) }, id(refusal.organization));
+      const who = element(
+        'a',
+        { href: href(['organizations', refusal.organization]) },
+        id(refusal.organization),
+      );
       const why = element('p', {}, element('bdi', {}, refusal.reason));
       return {
-        root: element('li', {}, when, who, refusal.observed && badge('observed', 'only observed'), times, why),
+        root: element(
+          'li',
+          {},
+          when,
+          who,
+          refusal.observed && badge('observed', 'only observed'),
+          times,
+          why,
+        ),
         update(group) {
           if (when.dataset.at !== String(group.latest.at)) {
             when.dataset.at = group.latest.at;
@@ -138,7 +154,13 @@ export function latestRefusals() {
     },
   );
   const all = element('a', { href: href(['refusals']) }, 'All');
-  const root = element('section', { class: 'feed-part' }, heading('h2', 'Recent refusals', all), list, none.root);
+  const root = element(
+    'section',
+    { class: 'feed-part' },
+    heading('h2', 'Recent refusals', all),
+    list,
+    none.root,
+  );
   return {
     root,
     update(refusals) {

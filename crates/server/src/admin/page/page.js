@@ -31,7 +31,8 @@ let visits = 0;
 // Views by the path of their link.
 const views = {
   '': organizations,
-  organizations: (context) => (context.name === undefined ? organizations(context) : organization(context)),
+  organizations: (context) =>
+    context.name === undefined ? organizations(context) : organization(context),
   'api-keys': (context) => (context.name === undefined ? null : apiKey(context)),
   sessions,
   refusals,
@@ -50,13 +51,22 @@ function viewOf(address) {
   }
   const [kind, name, ...rest] = names;
   const make = Object.hasOwn(views, kind) && rest.length === 0 ? views[kind] : null;
-  const made = make?.({ name: name || undefined, parameters: new URLSearchParams(query), changed: () => updates.soon() });
+  const made = make?.({
+    name: name || undefined,
+    parameters: new URLSearchParams(query),
+    changed: () => updates.soon(),
+  });
   return { kind, ...(made ?? nowhere()) };
 }
 
 function nowhere() {
   const back = element('a', { href: '#/' }, 'all organizations');
-  const root = element('div', { class: 'view' }, element('h1', {}, 'Nothing is here'), element('p', {}, 'Go to ', back, '.'));
+  const root = element(
+    'div',
+    { class: 'view' },
+    element('h1', {}, 'Nothing is here'),
+    element('p', {}, 'Go to ', back, '.'),
+  );
   return { title: 'Nothing is here', root, every: 3600, refresh: async () => {} };
 }
 
@@ -97,7 +107,8 @@ async function refresh(which, signal) {
     if (signal.aborted) return;
     // While the connection is lost, that is said already.
     const told = error instanceof Problem || live.state.kind === 'live';
-    if (which === view && told) banner('stale', [`What is shown here could not be brought up to date: ${error.message}`]);
+    if (which === view && told)
+      banner('stale', [`What is shown here could not be brought up to date: ${error.message}`]);
   }
 }
 
@@ -120,7 +131,11 @@ async function show() {
   document.title = `${next.title} · tgm-session`;
   for (const link of document.querySelectorAll('header nav a')) {
     const kind = link.hash.slice(2);
-    mark(link, 'aria-current', kind === next.kind || (kind === '' && next.kind === 'organizations') ? 'page' : null);
+    mark(
+      link,
+      'aria-current',
+      kind === next.kind || (kind === '' && next.kind === 'organizations') ? 'page' : null,
+    );
   }
   if (!first && document.activeElement === document.body) main.focus({ preventScroll: true });
   await loaded;
@@ -146,12 +161,21 @@ function banner(kind, content, button = () => null) {
   document.querySelector(`#banners > [data-kind="${kind}"]`)?.remove();
   if (content === null) return;
   const [first, ...rest] = content;
-  const made = element('div', { class: 'banner', 'data-kind': kind }, element('p', {}, element('strong', {}, first), ...rest.map((text) => ` ${text}`)), button());
+  const made = element(
+    'div',
+    { class: 'banner', 'data-kind': kind },
+    element('p', {}, element('strong', {}, first), ...rest.map((text) => ` ${text}`)),
+    button(),
+  );
   document.getElementById('banners').append(made);
 }
 
 function reloadButton() {
-  return element('button', { type: 'button', click: async () => (await reload()) && updates.soon() }, 'Load it again…');
+  return element(
+    'button',
+    { type: 'button', click: async () => (await reload()) && updates.soon() },
+    'Load it again…',
+  );
 }
 
 function renewButton() {
@@ -163,10 +187,20 @@ function banners() {
   banner('ready', ready ? null : ['The server takes no changes.', problem ?? '']);
   banner(
     'policy',
-    status.refused === null ? null : ['The policy file was refused.', status.refused, `The policy loaded ${clock(status.loaded_at)} stays in force.`],
+    status.refused === null
+      ? null
+      : [
+          'The policy file was refused.',
+          status.refused,
+          `The policy loaded ${clock(status.loaded_at)} stays in force.`,
+        ],
     reloadButton,
   );
-  banner('version', version === overview.version ? null : [`The server now runs ${overview.version}.`], renewButton);
+  banner(
+    'version',
+    version === overview.version ? null : [`The server now runs ${overview.version}.`],
+    renewButton,
+  );
 }
 
 live.addEventListener('overview', ({ detail }) => {
@@ -189,7 +223,10 @@ live.addEventListener('state', () => {
   const words = {
     connecting: 'connecting',
     live: 'live',
-    lost: `connection lost since ${clock(since / 1000)}: ${problem}`,
+    lost:
+      overview === null
+        ? `not connected: ${problem}`
+        : `connection lost since ${clock(since / 1000)}: ${problem}`,
   };
   mark(connection, 'data-kind', kind);
   say(connectionWords, words[kind]);
@@ -204,7 +241,12 @@ addEventListener('online', () => live.retry());
 function countdown() {
   const { kind, since, again: at } = live.state;
   const wait = Math.max(0, Math.ceil((at - Date.now()) / 1000));
-  say(again, kind === 'lost' ? `for ${duration(Math.round((Date.now() - since) / 1000))}, trying again in ${counted(wait, 'second')}` : '');
+  say(
+    again,
+    kind === 'lost'
+      ? `for ${duration(Math.round((Date.now() - since) / 1000))}, trying again in ${counted(wait, 'second')}`
+      : '',
+  );
 }
 
 // What goes on without the server: ages, the countdown, and lists that change without an event.
@@ -231,7 +273,9 @@ document.addEventListener('keydown', (event) => {
   search.select();
 });
 
-addEventListener('unhandledrejection', (event) => announce(`The page failed: ${event.reason?.message ?? event.reason}`));
+addEventListener('unhandledrejection', (event) =>
+  announce(`The page failed: ${event.reason?.message ?? event.reason}`),
+);
 
 // Its address is no view.
 document.querySelector('a.skip').addEventListener('click', (event) => {

@@ -52,7 +52,10 @@ export function pager(size, link) {
     root,
     update(page, shown, total, one, many) {
       const first = (page - 1) * size + 1;
-      const part = shown < total && shown > 0 ? `${first.toLocaleString('en')} to ${(first + shown - 1).toLocaleString('en')} of ` : '';
+      const part =
+        shown < total && shown > 0
+          ? `${first.toLocaleString('en')} to ${(first + shown - 1).toLocaleString('en')} of `
+          : '';
       say(words, `${part}${counted(total, one, many)}`);
       step(back, page > 1 ? link(page - 1) : null);
       step(more, first + shown - 1 < total ? link(page + 1) : null);
@@ -133,8 +136,10 @@ export function refusalTable() {
         id(refusal.service),
         [scopes[refusal.scope] ?? refusal.scope, refusal.observed && badge('observed', 'only observed')],
         element('bdi', {}, refusal.reason),
-        refusal.api_key && element('a', { href: href(['api-keys', refusal.api_key]) }, id(refusal.api_key)),
-        refusal.trace && element('a', { href: href(['sessions'], { trace: refusal.trace }) }, id(refusal.trace)),
+        refusal.api_key &&
+          element('a', { href: href(['api-keys', refusal.api_key]) }, id(refusal.api_key)),
+        refusal.trace &&
+          element('a', { href: href(['sessions'], { trace: refusal.trace }) }, id(refusal.trace)),
       ),
       update() {},
     }),

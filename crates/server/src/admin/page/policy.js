@@ -62,7 +62,9 @@ function planTable() {
     ({ plan, limits, budgets }) => [
       id(plan),
       limits.map(({ service, max }) => `${service} ${count(max)}`).join(' · '),
-      budgets.map((budget) => `${budget.metric} ${amount(budget.metric, budget.amount)}/${budget.per}`).join(' · '),
+      budgets
+        .map((budget) => `${budget.metric} ${amount(budget.metric, budget.amount)}/${budget.per}`)
+        .join(' · '),
     ],
   );
 }
@@ -75,7 +77,11 @@ function clearOverride(override) {
     action: 'Clear',
     danger: override.disabled === false,
     says: [['What the policy file says of ', id(override.id), ' applies again.']],
-    perform: ({ note }) => change('DELETE', `${path(kind, override.id, ...what)}${note ? `?${new URLSearchParams({ note })}` : ''}`),
+    perform: ({ note }) =>
+      change(
+        'DELETE',
+        `${path(kind, override.id, ...what)}${note ? `?${new URLSearchParams({ note })}` : ''}`,
+      ),
   });
 }
 
@@ -98,7 +104,10 @@ function overrideTable(changed) {
       const kind = override.subject === 'organization' ? 'organizations' : 'api-keys';
       const clear = { type: 'button', click: async () => (await clearOverride(override)) && changed() };
       return [
-        [element('a', { href: href([kind, override.id]) }, id(override.id)), override.subject === 'api_key' && badge('plan', 'API key')],
+        [
+          element('a', { href: href([kind, override.id]) }, id(override.id)),
+          override.subject === 'api_key' && badge('plan', 'API key'),
+        ],
         [...overrideWords(override), !override.effective && badge('disabled', 'does not apply')],
         moment(override.set_at),
         override.note && element('bdi', {}, override.note),
@@ -110,10 +119,17 @@ function overrideTable(changed) {
 
 /** The view of the policy. */
 export function policy({ changed }) {
-  const button = element('button', { type: 'button', click: async () => (await reload()) && changed() }, 'Load the file again…');
+  const button = element(
+    'button',
+    { type: 'button', click: async () => (await reload()) && changed() },
+    'Load the file again…',
+  );
   const words = element('p', {});
   const warnings = element('ul', { class: 'warnings' });
-  const lines = new Keyed(warnings, String, (warning) => ({ root: element('li', {}, warning), update() {} }));
+  const lines = new Keyed(warnings, String, (warning) => ({
+    root: element('li', {}, warning),
+    update() {},
+  }));
   const [services, plans, overrides] = [serviceTable(), planTable(), overrideTable(changed)];
   const noPlan = nothing('The policy has no plans.');
   const noOverride = nothing('Nothing is overridden: the policy file alone says what applies.');
@@ -137,7 +153,11 @@ export function policy({ changed }) {
     async refresh(signal) {
       const now = await get('/api/policy', {}, signal);
       const { file, loaded_at, warnings: warned } = now.status;
-      words.replaceChildren(file === null ? 'The built-in policy' : element('code', {}, file), ', loaded ', moment(loaded_at));
+      words.replaceChildren(
+        file === null ? 'The built-in policy' : element('code', {}, file),
+        ', loaded ',
+        moment(loaded_at),
+      );
       mark(button, 'hidden', file === null);
       lines.show(warned);
       services.show(now.services);
@@ -145,7 +165,10 @@ export function policy({ changed }) {
       noPlan.update(now.plans.length === 0);
       overrides.show(now.overrides);
       noOverride.update(now.overrides.length === 0);
-      say(indexers, now.indexers.length > 0 ? now.indexers.join(', ') : 'None are configured: callers show no key.');
+      say(
+        indexers,
+        now.indexers.length > 0 ? now.indexers.join(', ') : 'None are configured: callers show no key.',
+      );
     },
   };
 }

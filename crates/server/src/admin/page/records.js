@@ -41,7 +41,11 @@ export function refusals({ parameters, changed }) {
 /** The view of what operators did. */
 export function audit({ parameters }) {
   const before = /^\d{1,19}$/.test(parameters.get('before') ?? '') ? parameters.get('before') : '';
-  const { root: list, body, row } = table('What operators did, the latest first', [
+  const {
+    root: list,
+    body,
+    row,
+  } = table('What operators did, the latest first', [
     ['When', 'when'],
     ['From', 'from', 'from'],
     ['What', 'why'],

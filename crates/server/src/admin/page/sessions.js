@@ -27,9 +27,13 @@ function revoke(lease) {
         ', ends at once and its slot is free.',
         ends,
       ],
-      'Its holder is told and does not borrow again by itself. To keep an organization out, disable it.',
+      'Its holder is told at once. It may borrow again, within the limits: to keep an organization out, disable it.',
     ],
-    perform: ({ note }) => change('DELETE', `${path('sessions', lease.lease)}${note ? `?${new URLSearchParams({ note })}` : ''}`),
+    perform: ({ note }) =>
+      change(
+        'DELETE',
+        `${path('sessions', lease.lease)}${note ? `?${new URLSearchParams({ note })}` : ''}`,
+      ),
   });
 }
 
@@ -46,7 +50,8 @@ function leaseRow(row, lease, changed) {
     { type: 'button', 'aria-label': name, click: async () => (await revoke(now)) && changed() },
     'Revoke…',
   );
-  const link = (filter, value) => value && element('a', { href: href(['sessions'], { [filter]: value }) }, id(value));
+  const link = (filter, value) =>
+    value && element('a', { href: href(['sessions'], { [filter]: value }) }, id(value));
   return {
     root: row(
       old.root,
@@ -92,7 +97,13 @@ export function leases({ organization, base, parameters, changed }) {
   }
   if (!(now.kind in KINDS)) now.kind = 'session';
   if (!(now.order in ORDERS)) now.order = 'newest';
-  const link = (after) => href(base, { ...now, kind: now.kind === 'session' ? '' : now.kind, order: now.order === 'newest' ? '' : now.order, after });
+  const link = (after) =>
+    href(base, {
+      ...now,
+      kind: now.kind === 'session' ? '' : now.kind,
+      order: now.order === 'newest' ? '' : now.order,
+      after,
+    });
   const narrow = (name) => (value) => {
     now[name] = value.trim();
     now.after = '';
@@ -113,7 +124,11 @@ export function leases({ organization, base, parameters, changed }) {
     });
     return input;
   });
-  const { root: list, body, row } = table('Leases', [
+  const {
+    root: list,
+    body,
+    row,
+  } = table('Leases', [
     ['Age', 'age', 'age'],
     ['Organization', 'who'],
     ['Service', 'what'],
@@ -125,7 +140,11 @@ export function leases({ organization, base, parameters, changed }) {
     [element('span', { class: 'unseen' }, 'Action'), 'act'],
   ]);
   mark(list, 'data-one', organization !== undefined);
-  const rows = new Keyed(body, (lease) => lease.lease, (lease) => leaseRow(row, lease, changed));
+  const rows = new Keyed(
+    body,
+    (lease) => lease.lease,
+    (lease) => leaseRow(row, lease, changed),
+  );
   const none = nothing('Nothing is held.');
   const pages = steps('lease');
   const root = element(
@@ -134,7 +153,13 @@ export function leases({ organization, base, parameters, changed }) {
     heading(
       organization === undefined ? 'h1' : 'h2',
       'Sessions',
-      element('span', { class: 'filters' }, choice('Kind', KINDS, now.kind, narrow('kind')), filters, choice('Order', ORDERS, now.order, narrow('order'))),
+      element(
+        'span',
+        { class: 'filters' },
+        choice('Kind', KINDS, now.kind, narrow('kind')),
+        filters,
+        choice('Order', ORDERS, now.order, narrow('order')),
+      ),
     ),
     list,
     none.root,
@@ -149,7 +174,11 @@ export function leases({ organization, base, parameters, changed }) {
       none.update(page.sessions.length === 0);
       const narrowed = Object.keys(FILTERS).some((name) => now[name] !== '');
       say(none.root, narrowed ? 'Nothing that is held matches.' : 'Nothing is held.');
-      pages.update(page.total, now.after === '' ? null : link(''), page.next === null ? null : link(page.next));
+      pages.update(
+        page.total,
+        now.after === '' ? null : link(''),
+        page.next === null ? null : link(page.next),
+      );
     },
   };
 }

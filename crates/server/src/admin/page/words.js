@@ -8,7 +8,8 @@ const byteUnits = ['B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB'];
 export const count = (number) => whole.format(number);
 
 /** `1 lease`, `2 leases`. */
-export const counted = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
+export const counted = (number, one, many = `${one}s`) =>
+  `${count(number)} ${number === 1 ? one : many}`;
 
 /** An amount of a metric: what counts bytes is shown in units of them. */
 export function amount(metric, value) {
@@ -54,7 +55,8 @@ export function clock(seconds, now = Date.now()) {
 }
 
 /** A moment in UTC, in full. */
-export const exactly = (seconds) => `${new Date(seconds * 1000).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
+export const exactly = (seconds) =>
+  `${new Date(seconds * 1000).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
 
 const sources = {
   override: 'override',

@@ -1,0 +1,111 @@
+// 1,000 organizations and 50,000 sessions.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+
+import { close, launch, live, open, quit, rowOf } from './browser.mjs';
+import { Caller, Server } from './server.mjs';
+
+const POLICY = `
+[services.t1r]
+max_per_organization = 100
+ttl = "10m"
+`;
+const ORGANIZATIONS = 1_000;
+const SESSIONS = 50_000;
+/** The longest the page may be deaf, in milliseconds. */
+const LONGEST_TASK = 200;
+const LISTED = 50;
+
+const name = (n) => `organization-${String(n).padStart(4, '0')}`;
+
+let server;
+let caller;
+
+before(async () => {
+  await launch();
+  server = await Server.start(POLICY);
+  caller = new Caller(server);
+  await caller.borrowAll(
+    Array.from({ length: SESSIONS }, (_, n) => ({
+      organization: name(n % ORGANIZATIONS),
+      trace: `trace-${n}`,
+    })),
+  );
+});
+
+after(async () => {
+  await quit();
+  caller?.close();
+  await server?.remove();
+});
+
+test('1,000 organizations and 50,000 sessions are listed, searched and sorted without a stall', async () => {
+  const tab = await open(server.page());
+  const { page } = tab;
+  await live(page);
+  await page.locator('.figure.sessions').getByText('50,000').waitFor();
+  const rows = page.locator('.organizations-part tbody tr');
+  assert.equal(await rows.count(), LISTED);
+
+  // Something changes all the time while the operator looks around.
+  let looking = true;
+  const churn = (async () => {
+    for (let n = 0; looking; n += 1) {
+      const { worker_key } = await caller.borrow({
+        organization: name(n % ORGANIZATIONS),
+        trace: `churn-${n}`,
+      });
+      await caller.giveBack(worker_key);
+    }
+  })();
+
+  const search = page.getByRole('searchbox', { name: 'Search organizations' });
+  await search.fill('0777');
+  await rowOf(page, name(777)).waitFor({ timeout: 2000 });
+  await page.getByText('1 organization', { exact: true }).waitFor();
+  await search.fill('');
+  for (const order of ['active', 'refused', 'name']) {
+    await page.getByLabel('Sort organizations').selectOption(order);
+    await page.waitForURL(new RegExp(`sort=${order}`));
+  }
+  await rowOf(page, name(0)).waitFor();
+  for (let at = 2; at <= 4; at += 1) {
+    await page.getByRole('link', { name: 'More →' }).click();
+    await page.getByText(`${(at - 1) * LISTED + 1} to ${at * LISTED} of 1,000 organizations`).waitFor();
+    assert.equal(await rows.count(), LISTED);
+  }
+  await rowOf(page, name(150)).getByRole('link').click();
+  const leases = page.locator('.leases-part tbody tr');
+  await leases.nth(LISTED - 1).waitFor();
+
+  await page.goto(server.page('#/sessions'));
+  await page.getByText(/50,\d{3} leases/).waitFor();
+  const first = await leases.first().innerText();
+  await page.getByRole('link', { name: 'More →' }).click();
+  await page.waitForURL(/after=/);
+  await page.waitForFunction(
+    (text) => document.querySelector('.leases-part tbody tr')?.innerText !== text,
+    first,
+  );
+  await page.getByLabel('Only with this Trace id').fill('trace-31415');
+  await page.keyboard.press('Enter');
+  await page.getByText('1 lease', { exact: true }).waitFor({ timeout: 2000 });
+  await leases.getByText(name(31415 % ORGANIZATIONS)).waitFor();
+
+  looking = false;
+  await churn;
+  const longest = await page.evaluate(() => window.longest);
+  assert.ok(longest < LONGEST_TASK, `the page was deaf for ${longest} ms`);
+  await close(tab);
+});
+
+test('a borrow among 50,000 sessions is shown within a second', async () => {
+  const tab = await open(server.page('#/?search=latecomer'));
+  await live(tab.page);
+  const { worker_key } = await caller.borrow({ organization: 'latecomer' });
+  await rowOf(tab.page, 'latecomer').waitFor({ timeout: 1000 });
+  await caller.giveBack(worker_key);
+  await rowOf(tab.page, 'latecomer').waitFor({ state: 'detached', timeout: 1000 });
+  await close(tab);
+});
