@@ -35,6 +35,9 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// whether anybody is there.
 const HTTP1_IDLE: Duration = Duration::from_secs(60);
 
+/// The least that hyper reads HTTP/1.1 into.
+const HTTP1_BUFFER: usize = 8 * 1024;
+
 /// How long to wait when the system has no file descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
@@ -194,7 +197,7 @@ fn http(limits: &PortLimits) -> auto::Builder<Calls> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HTTP1_IDLE)
-        .max_buf_size(limits.max_header_bytes as usize);
+        .max_buf_size(HTTP1_BUFFER.max(limits.max_header_bytes as usize));
     builder
         .http2()
         .timer(TokioTimer::new())
