@@ -83,6 +83,11 @@ export async function change(method, path, body = undefined) {
   return answer(await request(path, options));
 }
 
+/** Takes something away: a session, an override. The note goes to the audit list. */
+export function remove(path, note) {
+  return change('DELETE', note === '' ? path : `${path}?${new URLSearchParams({ note })}`);
+}
+
 async function answer(response) {
   const text = await response.text();
   let said;

@@ -55,10 +55,19 @@ function field(label, input) {
  * Asks before something is done, and does it: `perform({ max, note })` answers what came of it. A
  * refusal is shown in the dialog, which stays open.
  *
- * `says` are paragraphs. With `limit` a ceiling is asked for too. Where something ends by it (`danger`)
- * the button that does nothing has the focus: Enter pressed once too often ends no session.
+ * `says` are paragraphs. With `limit` a ceiling is asked for too, without `noted` no note. Where
+ * something ends by it (`danger`), the button that does nothing has the focus: Enter pressed once too
+ * often ends no session.
  */
-export function confirm({ title, says, action, danger = false, limit = undefined, perform }) {
+function confirm({
+  title,
+  says,
+  action,
+  danger = false,
+  noted = true,
+  limit = undefined,
+  perform,
+}) {
   return open(title, (form, finish) => {
     const max = limit === undefined ? null : limitInput(limit);
     const note = element('input', { name: 'note', maxlength: LONGEST_NOTE, autocomplete: 'off' });
@@ -68,7 +77,7 @@ export function confirm({ title, says, action, danger = false, limit = undefined
     form.append(
       ...says.map((text) => element('p', {}, ...[text].flat())),
       ...(max === null ? [] : [field('The most at once; 0 admits nobody', max)]),
-      field('Why, for the audit list (may be empty)', note),
+      ...(noted ? [field('Why, for the audit list (may be empty)', note)] : []),
       failure,
       element('p', { class: 'buttons' }, cancel, go),
     );
@@ -93,6 +102,12 @@ export function confirm({ title, says, action, danger = false, limit = undefined
     if (max !== null) return max;
     return danger ? cancel : go;
   });
+}
+
+/** A button that asks first, and has the view read again once something was done. */
+export function deed(words, attributes, changed, question) {
+  const ask = async () => (await confirm(question())) && changed();
+  return element('button', { type: 'button', click: ask, ...attributes }, words);
 }
 
 function limitInput(value) {

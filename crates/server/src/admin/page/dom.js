@@ -94,16 +94,13 @@ export class Keyed {
 
   /** Removes a row. Whoever was at its button goes on at that of the next row, or of the one before. */
   #remove(gone) {
-    const controls = 'a[href], button';
-    const at = [...gone.querySelectorAll(controls)].indexOf(document.activeElement);
+    const controls = (row) => [...(row?.querySelectorAll('a[href], button') ?? [])];
+    const its = controls(gone);
+    const at = its.indexOf(document.activeElement);
     const neighbour = gone.nextElementSibling ?? gone.previousElementSibling;
     gone.remove();
-    if (at >= 0) [...(neighbour?.querySelectorAll(controls) ?? [])].at(at)?.focus({ preventScroll: true });
-  }
-
-  /** Calls `visit` for every row that is shown. */
-  forEach(visit) {
-    this.#rows.forEach(visit);
+    // Counted from the end: rows differ in how many links they have, not in their buttons.
+    if (at >= 0) controls(neighbour).at(at - its.length)?.focus({ preventScroll: true });
   }
 }
 

@@ -22,6 +22,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/page/live.js", SCRIPT, include_str!("live.js")),
     ("/page/meter.js", SCRIPT, include_str!("meter.js")),
     ("/page/organizations.js", SCRIPT, include_str!("organizations.js")),
+    ("/page/override.js", SCRIPT, include_str!("override.js")),
     ("/page/overview.js", SCRIPT, include_str!("overview.js")),
     ("/page/parts.js", SCRIPT, include_str!("parts.js")),
     ("/page/policy.js", SCRIPT, include_str!("policy.js")),

@@ -6,7 +6,7 @@ import { element, mark, say } from './page/dom.js';
 import { Live } from './page/live.js';
 import { organizations } from './page/organizations.js';
 import { remember } from './page/overview.js';
-import { policy, reload } from './page/policy.js';
+import { policy, reloading } from './page/policy.js';
 import { audit, refusals } from './page/records.js';
 import { sessions } from './page/sessions.js';
 import { apiKey, organization } from './page/subject.js';
@@ -170,13 +170,7 @@ function banner(kind, content, button = () => null) {
   document.getElementById('banners').append(made);
 }
 
-function reloadButton() {
-  return element(
-    'button',
-    { type: 'button', click: async () => (await reload()) && updates.soon() },
-    'Load it again…',
-  );
-}
+const reloadButton = () => reloading('Load it again…', () => updates.soon());
 
 function renewButton() {
   return element('button', { type: 'button', click: () => location.reload() }, 'Load the page again');

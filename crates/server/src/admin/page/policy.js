@@ -1,23 +1,24 @@
 // The policy in force: where it comes from, what it says, and what operators set over it.
 
-import { change, get, path } from './api.js';
-import { confirm } from './dialogs.js';
+import { change, get, path, remove } from './api.js';
+import { deed } from './dialogs.js';
 import { Keyed, element, href, id, mark, say, table } from './dom.js';
 import { badge, heading, moment, nothing } from './parts.js';
 import { amount, ceiling, count, duration } from './words.js';
 
-/** Asks, and loads the policy file again. */
-export function reload() {
-  return confirm({
+/** A button that loads the policy file again. */
+export function reloading(words, changed) {
+  return deed(words, {}, changed, () => ({
     title: 'Load the policy file again?',
     action: 'Load',
     danger: true,
+    noted: false,
     says: [
       'The file is read as it is now. What it no longer lets live ends at once; a lowered limit ends nothing.',
       'A file with a mistake is refused, and the policy in force stays.',
     ],
     perform: () => change('POST', '/api/policy/reload'),
-  });
+  }));
 }
 
 /** A list whose rows never change in place: what differs is another row. */
@@ -69,20 +70,15 @@ function planTable() {
   );
 }
 
-function clearOverride(override) {
-  const kind = override.subject === 'organization' ? 'organizations' : 'api-keys';
+function clearing(kind, override) {
   const what = override.service === null ? ['disabled'] : ['limits', override.service];
-  return confirm({
+  return {
     title: 'Clear the override?',
     action: 'Clear',
     danger: override.disabled === false,
     says: [['What the policy file says of ', id(override.id), ' applies again.']],
-    perform: ({ note }) =>
-      change(
-        'DELETE',
-        `${path(kind, override.id, ...what)}${note ? `?${new URLSearchParams({ note })}` : ''}`,
-      ),
-  });
+    perform: ({ note }) => remove(path(kind, override.id, ...what), note),
+  };
 }
 
 function overrideWords({ disabled, service, max }) {
@@ -102,7 +98,7 @@ function overrideTable(changed) {
     ],
     (override) => {
       const kind = override.subject === 'organization' ? 'organizations' : 'api-keys';
-      const clear = { type: 'button', click: async () => (await clearOverride(override)) && changed() };
+      const label = { 'aria-label': `Clear the override of ${override.id}` };
       return [
         [
           element('a', { href: href([kind, override.id]) }, id(override.id)),
@@ -111,7 +107,7 @@ function overrideTable(changed) {
         [...overrideWords(override), !override.effective && badge('disabled', 'does not apply')],
         moment(override.set_at),
         override.note && element('bdi', {}, override.note),
-        element('button', { ...clear, 'aria-label': `Clear the override of ${override.id}` }, 'Clear…'),
+        deed('Clear…', label, changed, () => clearing(kind, override)),
       ];
     },
   );
@@ -119,11 +115,7 @@ function overrideTable(changed) {
 
 /** The view of the policy. */
 export function policy({ changed }) {
-  const button = element(
-    'button',
-    { type: 'button', click: async () => (await reload()) && changed() },
-    'Load the file again…',
-  );
+  const button = reloading('Load the file again…', changed);
   const words = element('p', {});
   const warnings = element('ul', { class: 'warnings' });
   const lines = new Keyed(warnings, String, (warning) => ({

@@ -1,7 +1,7 @@
 // Leases that are held now: the list, and ending one of them.
 
-import { change, get, path } from './api.js';
-import { confirm } from './dialogs.js';
+import { get, path, remove } from './api.js';
+import { deed } from './dialogs.js';
 import { Keyed, element, href, id, mark, say, table } from './dom.js';
 import { badge, heading, nothing, running, steps } from './parts.js';
 import { age, count, counted } from './words.js';
@@ -12,9 +12,9 @@ const ORDERS = { newest: 'newest first', oldest: 'oldest first' };
 /** What the list can be narrowed to, beside the kind. */
 const FILTERS = { service: 'Service', trace: 'Trace id', api_key: 'API key', indexer: 'Indexer' };
 
-function revoke(lease) {
+function revoking(lease) {
   const ends = lease.workers > 0 ? ` Its ${counted(lease.workers, 'worker')} may end with it.` : '';
-  return confirm({
+  return {
     title: `Revoke this ${lease.kind}?`,
     danger: true,
     action: `Revoke the ${lease.kind}`,
@@ -29,12 +29,8 @@ function revoke(lease) {
       ],
       'Its holder is told at once. It may borrow again, within the limits: to keep an organization out, disable it.',
     ],
-    perform: ({ note }) =>
-      change(
-        'DELETE',
-        `${path('sessions', lease.lease)}${note ? `?${new URLSearchParams({ note })}` : ''}`,
-      ),
-  });
+    perform: ({ note }) => remove(path('sessions', lease.lease), note),
+  };
 }
 
 function leaseRow(row, lease, changed) {
@@ -45,11 +41,7 @@ function leaseRow(row, lease, changed) {
   lingers.title = 'Returned young; it counts until its minimal life is over';
   let now = lease;
   const name = `Revoke the ${lease.kind} of ${lease.organization}, ${lease.trace ? `trace ${lease.trace}` : `number ${lease.lease}`}`;
-  const end = element(
-    'button',
-    { type: 'button', 'aria-label': name, click: async () => (await revoke(now)) && changed() },
-    'Revoke…',
-  );
+  const end = deed('Revoke…', { 'aria-label': name }, changed, () => revoking(now));
   const link = (filter, value) =>
     value && element('a', { href: href(['sessions'], { [filter]: value }) }, id(value));
   return {

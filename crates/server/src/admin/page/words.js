@@ -28,7 +28,7 @@ export function amount(metric, value) {
 export function duration(seconds) {
   const s = Math.max(0, seconds);
   if (s < 10 && s % 1 !== 0) return `${s.toFixed(1)} s`;
-  if (s < 60) return `${Math.round(s)} s`;
+  if (s < 60) return `${Math.floor(s)} s`;
   if (s < 3600) return pair(s, 60, 'min', 1, 's');
   if (s < 86400) return pair(s, 3600, 'h', 60, 'min');
   return pair(s, 86400, 'd', 3600, 'h');

@@ -1,0 +1,139 @@
+// What operators set over the policy: the switch of an organization or API key, and its limits.
+
+import { change, path, remove } from './api.js';
+import { deed } from './dialogs.js';
+import { Keyed, element, id, mark, say, table } from './dom.js';
+import { meter } from './meter.js';
+import { heading } from './parts.js';
+import { ceiling, source } from './words.js';
+
+const WORDS = { organizations: 'organization', 'api-keys': 'API key' };
+const LASTS = 'This is an override: it wins over the policy file and survives restarts.';
+
+/** The switch: disable, enable, and back to what the policy file says. */
+export function access(kind, name, changed) {
+  const what = WORDS[kind];
+  const where = path(kind, name, 'disabled');
+  const disable = deed('Disable…', { class: 'danger' }, changed, () => ({
+    title: `Disable this ${what}?`,
+    danger: true,
+    action: 'Disable',
+    says: [
+      [
+        'All sessions and workers of ',
+        id(name),
+        ' end at once, and its borrows are refused until it is enabled.',
+      ],
+      LASTS,
+    ],
+    perform: ({ note }) => change('PUT', where, { disabled: true, note }),
+  }));
+  const enable = deed('Enable…', { class: 'primary' }, changed, () => ({
+    title: `Enable this ${what}?`,
+    action: 'Enable',
+    says: [['Borrows of ', id(name), ' are granted again, within its limits.'], LASTS],
+    perform: ({ note }) => change('PUT', where, { disabled: false, note }),
+  }));
+  const clear = deed('Clear override…', {}, changed, () => ({
+    title: 'Clear the override?',
+    danger: true,
+    action: 'Clear',
+    says: [
+      [
+        'The policy file says again whether ',
+        id(name),
+        ' is disabled. If it is, what it holds ends at once.',
+      ],
+    ],
+    perform: ({ note }) => remove(where, note),
+  }));
+  const state = element('span', { class: 'access-words' });
+  const root = element('div', { class: 'access', hidden: true }, state, disable, enable, clear);
+  return {
+    root,
+    update({ disabled, source: from }, plan) {
+      const words = disabled ? 'Disabled' : 'Enabled';
+      say(state, from === 'nothing' ? words : `${words}: ${source(from, plan)}`);
+      mark(root, 'hidden', false);
+      mark(root, 'data-disabled', disabled);
+      mark(disable, 'hidden', disabled);
+      mark(enable, 'hidden', !disabled);
+      mark(clear, 'hidden', from !== 'override');
+    },
+  };
+}
+
+/** The buttons of one limit. `entry` names the service entry that says it, `now` is the ceiling in force. */
+function limitDeeds({ kind, name, service, entry, now, changed }) {
+  const where = () => path(kind, name, 'limits', entry());
+  const on = () =>
+    entry() === service ? [' on ', id(service)] : [' on services without an entry of their own'];
+  const set = deed('Set limit…', { 'aria-label': `Set the limit on ${service}` }, changed, () => ({
+    title: `Set the limit of this ${WORDS[kind]}`,
+    action: 'Set limit',
+    limit: now().max,
+    says: [
+      [
+        'Leases of ',
+        id(name),
+        ...on(),
+        '. What is held already goes on; borrows are refused until it fits.',
+      ],
+      LASTS,
+    ],
+    perform: ({ max, note }) => change('PUT', where(), { max, note }),
+  }));
+  const label = `Clear the override of the limit on ${service}`;
+  const clear = deed('Clear…', { 'aria-label': label }, changed, () => ({
+    title: 'Clear the override?',
+    action: 'Clear',
+    says: [['The limit of ', id(name), ...on(), ' is what the policy file says again.']],
+    perform: ({ note }) => remove(where(), note),
+  }));
+  return [set, clear];
+}
+
+/** The limits: one row per service, with what is held, where the number comes from, and changing it. */
+export function limits(kind, name, changed) {
+  let entries = new Set();
+  let plan = null;
+  const { root, body, row } = table('Limits', [
+    ['Service', 'what'],
+    [kind === 'organizations' ? 'In use' : 'Limit', 'meters-cell'],
+    ['From', 'from', 'from'],
+    [element('span', { class: 'unseen' }, 'Actions'), 'act'],
+  ]);
+  const make = ({ service, active }) => {
+    let now;
+    // Services without an entry of their own share the entry "default".
+    const entry = () => (entries.has(service) ? service : 'default');
+    const [set, clear] = limitDeeds({ kind, name, service, entry, now: () => now, changed });
+    const drawn = active === undefined ? null : meter(service);
+    const limit = element('span', { class: 'number' });
+    const from = element('span', {});
+    return {
+      root: row(id(service), drawn?.root ?? limit, from, [set, clear]),
+      update(next) {
+        now = next.ceiling;
+        drawn?.update({ active: next.active, max: now.max });
+        say(limit, ceiling(now.max));
+        say(from, source(now.source, plan));
+        mark(from, 'class', now.source === 'override' ? 'badge override' : null);
+        mark(set, 'hidden', !entries.has(entry()));
+        mark(clear, 'hidden', now.source !== 'override');
+      },
+    };
+  };
+  const rows = new Keyed(body, ({ service }) => service, make);
+  return {
+    root: element('section', { class: 'limits-part' }, heading('h2', 'Limits'), root),
+    /** Takes the service entries of the policy: only they can be given a limit. */
+    entries(services) {
+      entries = new Set(services.map(({ service }) => service));
+    },
+    update(services, itsPlan) {
+      plan = itsPlan;
+      rows.show(services);
+    },
+  };
+}
