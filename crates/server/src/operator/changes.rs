@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use lease::{Kind, LeaseNumber, MAX_ID_BYTES, Reason};
+use lease::{Kind, LeaseNumber, Reason};
 
-use super::{By, MAX_LIMIT, MAX_NOTE, Operator, OperatorError, OperatorEvent, to_its_end, words};
+use super::{
+    By, Ends, MAX_LIMIT, MAX_NOTE, Operator, OperatorError, OperatorEvent, to_its_end, words,
+};
 use crate::admin::api::model::Done;
 use crate::policy::Source;
 use crate::policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
@@ -50,7 +52,7 @@ impl Operator {
         disabled: Option<bool>,
         by: By<'_>,
     ) -> Result<Done, OperatorError> {
-        let key = OverrideKey { subject, id: valid_id(subject, id)?, service: None };
+        let key = OverrideKey { subject, id: valid_id(subject.as_str(), id)?, service: None };
         self.set(key, disabled.map(u64::from), by).await
     }
 
@@ -75,8 +77,8 @@ impl Operator {
         if max.is_some_and(|max| max > MAX_LIMIT) {
             return Err(OperatorError::Invalid(format!("the limit is above {MAX_LIMIT}")));
         }
-        let key =
-            OverrideKey { subject, id: valid_id(subject, id)?, service: Some(service.into()) };
+        let service = Some(valid_id("service", service)?);
+        let key = OverrideKey { subject, id: valid_id(subject.as_str(), id)?, service };
         self.set(key, max, by).await
     }
 
@@ -126,14 +128,18 @@ impl Operator {
         let operator = self.clone();
         to_its_end(async move {
             let _changing = operator.changing.lock().await;
-            let action = operator.check(&key, value)?;
+            let action = operator.in_words(&key, value)?;
             let entry = operator.entry(doing, action);
             let (set_at, note) = (entry.at, entry.note.clone());
             let value = value.map(|value| Override { value, set_at, note });
+            let (subject, id) = (key.subject, key.id.clone());
+            let is_switch = key.service.is_none();
             let entry = operator.record(Some(OverrideChange { key, value }), entry).await?;
             let (overrides, live) = (operator.store.overrides(), operator.live.load_full());
             let policy = blocking(move || live.policy.with_overrides(&overrides)).await;
-            let ended = operator.put_into_force(policy).await;
+            let disables = is_switch && policy.is_disabled(subject, &id);
+            let ends = if disables { Ends::WhomItDoesNotAllow } else { Ends::Nobody };
+            let ended = operator.put_into_force(policy, ends).await;
             operator.tell(|status| status);
             let done = operator.amend(entry, *ended.as_ref().unwrap_or(&0)).await;
             ended?;
@@ -143,9 +149,8 @@ impl Operator {
     }
 
     /// Says in words what is about to be set, if it can be.
-    fn check(&self, key: &OverrideKey, value: Option<u64>) -> Result<String, OperatorError> {
+    fn in_words(&self, key: &OverrideKey, value: Option<u64>) -> Result<String, OperatorError> {
         let set = self.store.overrides().get(key).map(|set| set.value);
-        let policy = self.policy();
         let whom = words::whom(key);
         let Some(service) = key.service.as_deref() else {
             if value.is_none() && set.is_none() {
@@ -155,23 +160,23 @@ impl Operator {
             let switch = |value: Option<u64>| value.map(|value| value != 0);
             return Ok(words::switched(key, switch(value), switch(set)));
         };
-        let service_name = words::name(service);
+        let policy = self.policy();
         match (value, set) {
             (None, None) => Err(OperatorError::NotFound(format!(
-                "no operator has set a limit of {whom} on {service_name}"
+                "no operator has set a limit of {whom} on {}",
+                words::name(service)
             ))),
+            // What the policy has no entry for is cleared all the same.
+            (None, set) => Ok(words::limited(key, None, (set, Source::Override))),
             (Some(_), _) if !policy.has_entry(service) => {
                 let known: Vec<_> = policy.services().collect();
                 Err(OperatorError::NotFound(format!(
-                    "the policy has no service {service_name}; the services are: {}",
+                    "the policy has no service {}; the services are: {}",
+                    words::name(service),
                     known.join(", ")
                 )))
             }
-            // What the policy has no entry for is cleared all the same.
-            (None, Some(set)) if !policy.has_entry(service) => {
-                Ok(words::limited(key, None, (Some(set), Source::Override)))
-            }
-            (value, _) => {
+            (Some(_), _) => {
                 let was = policy.ceiling_of(key.subject, &key.id, service);
                 Ok(words::limited(key, value, was))
             }
@@ -226,11 +231,8 @@ impl From<RecordError> for OperatorError {
     }
 }
 
-fn valid_id(subject: Subject, id: &str) -> Result<Box<str>, OperatorError> {
-    let subject = subject.as_str();
-    match id.len() {
-        0 => Err(OperatorError::Invalid(format!("{subject} is empty"))),
-        1..=MAX_ID_BYTES => Ok(id.into()),
-        _ => Err(OperatorError::Invalid(format!("{subject} is longer than {MAX_ID_BYTES} bytes"))),
-    }
+fn valid_id(field: &'static str, id: &str) -> Result<Box<str>, OperatorError> {
+    lease::validate_id(field, id, true)
+        .map(|()| id.into())
+        .map_err(|invalid| OperatorError::Invalid(invalid.to_string()))
 }

@@ -207,7 +207,7 @@ impl Operator {
             let _changing = operator.changing.lock().await;
             let overrides = operator.store.overrides();
             let policy = blocking(move || policy.with_overrides(&overrides)).await;
-            let ended = operator.put_into_force(policy).await;
+            let ended = operator.put_into_force(policy, Ends::WhomItDoesNotAllow).await;
             operator.tell(|status| PolicyStatus {
                 file: None,
                 loaded_at: operator.now().as_unix(),
@@ -253,25 +253,33 @@ impl Operator {
 
     /// Swaps the policy, ends the leases that it does not allow, and answers how many those were.
     /// Returns when no call looks at the policy before it any more, or after a second.
-    async fn put_into_force(&self, policy: Policy) -> Result<usize, Unavailable> {
-        let live = Arc::new(Live::new(policy, &self.metrics));
+    async fn put_into_force(&self, policy: Policy, ends: Ends) -> Result<usize, Unavailable> {
+        let refusals = self.live.load().refusals.clone();
+        let live = Arc::new(Live::new(policy, &self.metrics, refusals));
         let before = self.live.swap(live.clone());
         // Calls that looked at the old policy hold on to it until they are over.
         let calls_under_way = Arc::strong_count(&before) > 1;
-        let mut ended = self.store.enforce(&live.policy).await?;
+        let mut ended = self.enforce(&live.policy, ends).await?;
         if calls_under_way {
-            // A borrow with terms of the old policy may have been granted since.
             for _ in 0..LOOKS {
                 if Arc::strong_count(&before) == 1 {
                     break;
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            ended += self.store.enforce(&live.policy).await?;
+            // A borrow with terms of the old policy may have been granted since.
+            ended += self.enforce(&live.policy, ends).await?;
         }
         // Ten thousand organizations take a while to be let go of.
         blocking(move || drop(before)).await;
         Ok(ended)
+    }
+
+    async fn enforce(&self, policy: &Policy, ends: Ends) -> Result<usize, Unavailable> {
+        match ends {
+            Ends::Nobody => Ok(0),
+            Ends::WhomItDoesNotAllow => self.store.enforce(policy).await,
+        }
     }
 
     /// Changes what is told about the policy, and tells it.
@@ -298,6 +306,15 @@ impl std::ops::Deref for InForce {
     fn deref(&self) -> &Policy {
         &self.0.policy
     }
+}
+
+/// Whose leases a change of the policy may end; to find them, every lease is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    /// Nobody's: a limit was changed, or something was enabled.
+    Nobody,
+    /// Those that the policy does not allow.
+    WhomItDoesNotAllow,
 }
 
 /// Runs a change to its end, whether its caller waits for it or not.

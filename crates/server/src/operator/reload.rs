@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::MissedTickBehavior;
 
 use super::changes::Doing;
-use super::{By, Operator, OperatorError, to_its_end};
+use super::{By, Ends, Operator, OperatorError, to_its_end};
 use crate::admin::api::model::{Done, PolicyStatus};
 use crate::error::Error;
 use crate::policy::{Loaded, Policy, PolicyFile, Warning};
@@ -129,7 +129,7 @@ impl Operator {
             Err(error) => return Err(self.refuse(started_with, &error)),
         };
         let warnings = warned(started_with, &warnings, &server);
-        let ended = self.put_into_force(policy).await;
+        let ended = self.put_into_force(policy, Ends::WhomItDoesNotAllow).await;
         self.metrics.reloads.applied.inc();
         let path = started_with.path().display().to_string();
         for warning in &warnings {
@@ -186,17 +186,20 @@ mod tests {
     use crate::admin::metrics::Metrics;
     use crate::clock::SystemClock;
     use crate::live::Live;
+    use crate::refusals::Refusals;
     use crate::store::{Options, Recovered};
 
     fn operator(path: &Path) -> Arc<Operator> {
         let Loaded { policy, file, .. } = Policy::load(path).unwrap();
         let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();
         let metrics = Arc::new(Metrics::new());
+        let clock = Arc::new(SystemClock::new());
+        let refusals = Arc::new(Refusals::new(clock.clone()));
         Arc::new(Operator::new(Parts {
             store: Arc::new(store),
-            live: Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics))),
+            live: Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics, refusals))),
             metrics,
-            clock: Arc::new(SystemClock::new()),
+            clock,
             grpc_address: ([127, 0, 0, 1], 1).into(),
             anonymous: true,
             file,

@@ -220,6 +220,14 @@ impl Policy {
         }
     }
 
+    /// Whether `subject` called `id` is disabled.
+    pub(crate) fn is_disabled(&self, subject: Subject, id: &str) -> bool {
+        match subject {
+            Subject::Organization => self.organization_disabled(id).0,
+            Subject::ApiKey => self.api_key_disabled(id).0,
+        }
+    }
+
     pub(super) fn organization(&self, name: &str) -> About<'_, Organization> {
         let own = self.entries.organizations.get(name);
         About { set: self.overlay.organizations.get(name), own }

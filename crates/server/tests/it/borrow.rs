@@ -303,17 +303,6 @@ async fn leases_expire_when_nobody_calls() {
 }
 
 #[tokio::test]
-async fn an_observed_service_counts_and_refuses_nobody() {
-    let policy = "[services.t1r]\nmax_per_organization = 1\nobserve = true";
-    let server = TestServer::memory(policy).await;
-    let mut client = server.client();
-    client.borrow(session("acme")).await;
-    let answer = client.ask(session("acme")).await.unwrap().into_inner();
-    let state = answer.worker_state.unwrap();
-    assert_eq!((state.borrowed_workers, state.max_workers, state.available_workers), (2, 1, 0));
-}
-
-#[tokio::test]
 async fn concurrent_borrows_never_exceed_the_ceiling() {
     let server = TestServer::memory("[services.t1r]\nmax_per_organization = 7").await;
     let mut tasks = tokio::task::JoinSet::new();

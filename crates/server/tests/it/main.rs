@@ -20,6 +20,7 @@ mod harness;
 mod keep_alive;
 mod listing;
 mod lost;
+mod observed;
 mod operated;
 mod overrides;
 mod policy;

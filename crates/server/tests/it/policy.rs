@@ -339,12 +339,15 @@ fn of_many(organizations: usize) -> String {
 #[test]
 fn ten_thousand_organizations_load_at_once() {
     let text = of_many(10_000);
-    let start = Instant::now();
-    let policy = policy(&text);
-    let took = start.elapsed();
+    let load = || {
+        let start = Instant::now();
+        (policy(&text), start.elapsed())
+    };
+    // Optimized it takes 25 ms; the best of three is for a debug build on a busy machine.
+    let (policy, took) =
+        std::iter::repeat_with(load).take(3).min_by_key(|(_, took)| *took).unwrap();
     assert_eq!(limits(&policy, Request::session("t1r", "org-7777")).organization, Some(7777));
-    // Optimized it takes a fiftieth of this; the bound is for a debug build on a busy machine.
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[test]
