@@ -38,7 +38,7 @@ test('a session is revoked by the keyboard, and its holder is told', async () =>
   const held = await server.borrow('revoked', '--trace', 'feed'.repeat(8));
   const tab = await look('#/organizations/revoked');
   const { page } = tab;
-  const button = rows(page).getByRole('button', { name: /Revoke the session of revoked, trace feed/ });
+  const button = rows(page).getByRole('button', { name: /Revoke… the session of revoked, trace feed/ });
   await button.focus();
   await page.keyboard.press('Enter');
   await dialog(page).getByRole('heading', { name: 'Revoke this session?' }).waitFor();
@@ -111,13 +111,13 @@ test('a limit is set over the policy, applies at once and is cleared again', asy
   const limit = page.locator('.limits-part tbody tr').filter({ hasText: 't1r' });
   await limit.getByText('1 / 2').waitFor();
   await limit.getByText('entry of the service').waitFor();
-  await limit.getByRole('button', { name: 'Set the limit on t1r' }).click();
+  await limit.getByRole('button', { name: 'Set limit… on t1r' }).click();
   await page.keyboard.type('1');
   await page.keyboard.press('Enter');
   await limit.getByText('1 / 1').waitFor();
   await limit.getByText('override').waitFor();
   assert.equal(await server.refused('raised'), 3);
-  await limit.getByRole('button', { name: 'Clear the override of the limit on t1r' }).click();
+  await limit.getByRole('button', { name: 'Clear… the override of the limit on t1r' }).click();
   await dialog(page).getByRole('button', { name: 'Clear' }).click();
   await limit.getByText('1 / 2').waitFor();
   const second = await server.borrow('raised');
@@ -132,7 +132,7 @@ test('a limit that the server refuses stays in the dialog with the reason', asyn
   await page.route('**/limits/t1r', (route) =>
     route.continue({ url: server.page('api/organizations/mistyped/limits/nowhere') }),
   );
-  await page.getByRole('button', { name: 'Set the limit on t1r' }).click();
+  await page.getByRole('button', { name: 'Set limit… on t1r' }).click();
   await page.keyboard.type('3');
   await page.keyboard.press('Enter');
   await dialog(page)

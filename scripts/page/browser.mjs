@@ -1,6 +1,8 @@
 // The browser, and what a page must never do whatever is tested.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 
 import { chromium } from 'playwright-core';
 
@@ -9,6 +11,8 @@ import { DEADLINE } from './server.mjs';
 /** Answers of the server that a test expects the browser to complain about. */
 const EXPECTED =
   /Failed to load resource.*(401|404|409|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE)/;
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 
 let browser = null;
 
@@ -69,43 +73,11 @@ export const rowOf = (page, organization) =>
     .locator('.organizations-part tbody tr')
     .filter({ has: page.getByRole('link', { name: organization, exact: true }) });
 
-/** What in the page is too faint to read: text under a contrast of 4.5 to 1 with what is behind it. */
-export function faint(page) {
-  return page.evaluate(() => {
-    const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-    const parse = (color) => {
-      canvas.clearRect(0, 0, 1, 1);
-      canvas.fillStyle = color;
-      canvas.fillRect(0, 0, 1, 1);
-      const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
-      return { rgb: [r, g, b], alpha: a / 255 };
-    };
-    const luminance = (rgb) => {
-      const [r, g, b] = rgb.map((v) =>
-        v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4,
-      );
-      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const behind = (element) => {
-      for (let at = element; at; at = at.parentElement) {
-        const { rgb, alpha } = parse(getComputedStyle(at).backgroundColor);
-        if (alpha === 1) return rgb;
-      }
-      return [255, 255, 255];
-    };
-    const found = new Set();
-    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (texts.nextNode()) {
-      const element = texts.currentNode.parentElement;
-      if (!texts.currentNode.textContent.trim() || !element.checkVisibility()) continue;
-      if (['SCRIPT', 'NOSCRIPT', 'OPTION'].includes(element.tagName)) continue;
-      const [one, two] = [parse(getComputedStyle(element).color).rgb, behind(element)].map(luminance);
-      const contrast = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
-      if (contrast < 4.5)
-        found.add(
-          `${contrast.toFixed(1)}: ${element.className || element.tagName} ${texts.currentNode.textContent.trim().slice(0, 40)}`,
-        );
-    }
-    return [...found];
-  });
+/** What keeps people from reading or using the page, by the rules of axe: contrast, names, roles, tables. */
+export async function barriers(page) {
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(() => window.axe.run({ resultTypes: ['violations'] }));
+  return violations.map(
+    ({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(' ')}`,
+  );
 }

@@ -106,7 +106,7 @@ test('a lost connection is said and what is shown is dimmed, until the server is
   await live(page);
   await rowOf(page, 'patient').waitFor();
   const colour = () =>
-    page.locator('.figure.sessions dd').evaluate((element) => getComputedStyle(element).color);
+    page.locator('.figure.sessions .value').evaluate((element) => getComputedStyle(element).color);
   const bright = await colour();
   await server.stop('SIGKILL');
   await page.getByText(/connection lost since \d\d:\d\d:\d\d/).waitFor();

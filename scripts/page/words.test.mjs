@@ -5,7 +5,10 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 // The modules of the page are for browsers: no package.json stands beside them to say what they are.
-const text = readFileSync(new URL('../../crates/server/src/admin/page/words.js', import.meta.url), 'utf8');
+const text = readFileSync(
+  new URL('../../crates/server/src/admin/page/words.js', import.meta.url),
+  'utf8',
+);
 const words = await import(`data:text/javascript,${encodeURIComponent(text)}`);
 
 const NONE = { service: 0, organization: 0, api_key: 0, trace: 0, budget: 0, disabled: 0 };
@@ -26,7 +29,8 @@ test('a length of time has at most two units', () => {
     [86_400, '1 d'],
     [640_000, '7 d 9 h'],
   ];
-  for (const [seconds, expected] of cases) assert.equal(words.duration(seconds), expected, `${seconds} s`);
+  for (const [seconds, expected] of cases)
+    assert.equal(words.duration(seconds), expected, `${seconds} s`);
 });
 
 test('an age counts whole seconds', () => {
@@ -57,7 +61,10 @@ test('a number says where it comes from', () => {
 
 test('refusals are told by what refused them', () => {
   assert.equal(words.byScope(NONE), '');
-  assert.equal(words.byScope({ ...NONE, organization: 1200, api_key: 3 }), '1,200 organization, 3 API key');
+  assert.equal(
+    words.byScope({ ...NONE, organization: 1200, api_key: 3 }),
+    '1,200 organization, 3 API key',
+  );
   assert.equal(words.refused({ ...NONE, organization: 1200, api_key: 3 }), 1203);
 });
 

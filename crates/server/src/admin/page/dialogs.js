@@ -59,15 +59,7 @@ function field(label, input) {
  * something ends by it (`danger`), the button that does nothing has the focus: Enter pressed once too
  * often ends no session.
  */
-function confirm({
-  title,
-  says,
-  action,
-  danger = false,
-  noted = true,
-  limit = undefined,
-  perform,
-}) {
+function confirm({ title, says, action, danger = false, noted = true, limit = undefined, perform }) {
   return open(title, (form, finish) => {
     const max = limit === undefined ? null : limitInput(limit);
     const note = element('input', { name: 'note', maxlength: LONGEST_NOTE, autocomplete: 'off' });
@@ -104,10 +96,14 @@ function confirm({
   });
 }
 
-/** A button that asks first, and has the view read again once something was done. */
-export function deed(words, attributes, changed, question) {
+/**
+ * A button that asks first, and has the view read again once something was done. `about` says to those
+ * who do not see where it stands what it is for.
+ */
+export function deed({ words, about = null, kind = null, changed, question }) {
+  const label = about === null ? null : `${words} ${about}`;
   const ask = async () => (await confirm(question())) && changed();
-  return element('button', { type: 'button', click: ask, ...attributes }, words);
+  return element('button', { type: 'button', class: kind, 'aria-label': label, click: ask }, words);
 }
 
 function limitInput(value) {

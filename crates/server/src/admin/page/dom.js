@@ -100,7 +100,10 @@ export class Keyed {
     const neighbour = gone.nextElementSibling ?? gone.previousElementSibling;
     gone.remove();
     // Counted from the end: rows differ in how many links they have, not in their buttons.
-    if (at >= 0) controls(neighbour).at(at - its.length)?.focus({ preventScroll: true });
+    if (at >= 0)
+      controls(neighbour)
+        .at(at - its.length)
+        ?.focus({ preventScroll: true });
   }
 }
 

@@ -14,39 +14,53 @@ const LASTS = 'This is an override: it wins over the policy file and survives re
 export function access(kind, name, changed) {
   const what = WORDS[kind];
   const where = path(kind, name, 'disabled');
-  const disable = deed('Disable…', { class: 'danger' }, changed, () => ({
-    title: `Disable this ${what}?`,
-    danger: true,
-    action: 'Disable',
-    says: [
-      [
-        'All sessions and workers of ',
-        id(name),
-        ' end at once, and its borrows are refused until it is enabled.',
+  const disable = deed({
+    words: 'Disable…',
+    kind: 'danger',
+    changed,
+    question: () => ({
+      title: `Disable this ${what}?`,
+      danger: true,
+      action: 'Disable',
+      says: [
+        [
+          'All sessions and workers of ',
+          id(name),
+          ' end at once, and its borrows are refused until it is enabled.',
+        ],
+        LASTS,
       ],
-      LASTS,
-    ],
-    perform: ({ note }) => change('PUT', where, { disabled: true, note }),
-  }));
-  const enable = deed('Enable…', { class: 'primary' }, changed, () => ({
-    title: `Enable this ${what}?`,
-    action: 'Enable',
-    says: [['Borrows of ', id(name), ' are granted again, within its limits.'], LASTS],
-    perform: ({ note }) => change('PUT', where, { disabled: false, note }),
-  }));
-  const clear = deed('Clear override…', {}, changed, () => ({
-    title: 'Clear the override?',
-    danger: true,
-    action: 'Clear',
-    says: [
-      [
-        'The policy file says again whether ',
-        id(name),
-        ' is disabled. If it is, what it holds ends at once.',
+      perform: ({ note }) => change('PUT', where, { disabled: true, note }),
+    }),
+  });
+  const enable = deed({
+    words: 'Enable…',
+    kind: 'primary',
+    changed,
+    question: () => ({
+      title: `Enable this ${what}?`,
+      action: 'Enable',
+      says: [['Borrows of ', id(name), ' are granted again, within its limits.'], LASTS],
+      perform: ({ note }) => change('PUT', where, { disabled: false, note }),
+    }),
+  });
+  const clear = deed({
+    words: 'Clear override…',
+    changed,
+    question: () => ({
+      title: 'Clear the override?',
+      danger: true,
+      action: 'Clear',
+      says: [
+        [
+          'The policy file says again whether ',
+          id(name),
+          ' is disabled. If it is, what it holds ends at once.',
+        ],
       ],
-    ],
-    perform: ({ note }) => remove(where, note),
-  }));
+      perform: ({ note }) => remove(where, note),
+    }),
+  });
   const state = element('span', { class: 'access-words' });
   const root = element('div', { class: 'access', hidden: true }, state, disable, enable, clear);
   return {
@@ -68,28 +82,37 @@ function limitDeeds({ kind, name, service, entry, now, changed }) {
   const where = () => path(kind, name, 'limits', entry());
   const on = () =>
     entry() === service ? [' on ', id(service)] : [' on services without an entry of their own'];
-  const set = deed('Set limit…', { 'aria-label': `Set the limit on ${service}` }, changed, () => ({
-    title: `Set the limit of this ${WORDS[kind]}`,
-    action: 'Set limit',
-    limit: now().max,
-    says: [
-      [
-        'Leases of ',
-        id(name),
-        ...on(),
-        '. What is held already goes on; borrows are refused until it fits.',
+  const set = deed({
+    words: 'Set limit…',
+    about: `on ${service}`,
+    changed,
+    question: () => ({
+      title: `Set the limit of this ${WORDS[kind]}`,
+      action: 'Set limit',
+      limit: now().max,
+      says: [
+        [
+          'Leases of ',
+          id(name),
+          ...on(),
+          '. What is held already goes on; borrows are refused until it fits.',
+        ],
+        LASTS,
       ],
-      LASTS,
-    ],
-    perform: ({ max, note }) => change('PUT', where(), { max, note }),
-  }));
-  const label = `Clear the override of the limit on ${service}`;
-  const clear = deed('Clear…', { 'aria-label': label }, changed, () => ({
-    title: 'Clear the override?',
-    action: 'Clear',
-    says: [['The limit of ', id(name), ...on(), ' is what the policy file says again.']],
-    perform: ({ note }) => remove(where(), note),
-  }));
+      perform: ({ max, note }) => change('PUT', where(), { max, note }),
+    }),
+  });
+  const clear = deed({
+    words: 'Clear…',
+    about: `the override of the limit on ${service}`,
+    changed,
+    question: () => ({
+      title: 'Clear the override?',
+      action: 'Clear',
+      says: [['The limit of ', id(name), ...on(), ' is what the policy file says again.']],
+      perform: ({ note }) => remove(where(), note),
+    }),
+  });
   return [set, clear];
 }
 

@@ -26,11 +26,12 @@ export function remember(overview) {
 /** The totals, as a list of figures. */
 export function totals() {
   const figures = {};
-  const figure = (name, label, extra = null) => {
-    const value = element('dd', {});
-    const more = element('small', {});
+  const figure = (name, label, drawing = null) => {
+    const value = element('dd', { class: 'value' });
+    const more = element('dd', { class: 'more' });
+    const drawn = drawing && element('dd', { class: 'drawing' }, drawing);
     figures[name] = { value, more };
-    return element('div', { class: `figure ${name}` }, element('dt', {}, label), value, more, extra);
+    return element('div', { class: `figure ${name}` }, element('dt', {}, label), value, more, drawn);
   };
   const root = element(
     'dl',

@@ -8,17 +8,21 @@ import { amount, ceiling, count, duration } from './words.js';
 
 /** A button that loads the policy file again. */
 export function reloading(words, changed) {
-  return deed(words, {}, changed, () => ({
-    title: 'Load the policy file again?',
-    action: 'Load',
-    danger: true,
-    noted: false,
-    says: [
-      'The file is read as it is now. What it no longer lets live ends at once; a lowered limit ends nothing.',
-      'A file with a mistake is refused, and the policy in force stays.',
-    ],
-    perform: () => change('POST', '/api/policy/reload'),
-  }));
+  return deed({
+    words,
+    changed,
+    question: () => ({
+      title: 'Load the policy file again?',
+      action: 'Load',
+      danger: true,
+      noted: false,
+      says: [
+        'The file is read as it is now. What it no longer lets live ends at once; a lowered limit ends nothing.',
+        'A file with a mistake is refused, and the policy in force stays.',
+      ],
+      perform: () => change('POST', '/api/policy/reload'),
+    }),
+  });
 }
 
 /** A list whose rows never change in place: what differs is another row. */
@@ -38,7 +42,7 @@ function serviceTable() {
       ['Per API key', 'max', 'per API key'],
       ['TTL', 'max', 'TTL'],
       ['Minimal life', 'max', 'minimal life'],
-      ['', 'flags'],
+      [element('span', { class: 'unseen' }, 'Remarks'), 'flags'],
     ],
     (service) => [
       id(service.service),
@@ -98,7 +102,7 @@ function overrideTable(changed) {
     ],
     (override) => {
       const kind = override.subject === 'organization' ? 'organizations' : 'api-keys';
-      const label = { 'aria-label': `Clear the override of ${override.id}` };
+      const question = () => clearing(kind, override);
       return [
         [
           element('a', { href: href([kind, override.id]) }, id(override.id)),
@@ -107,7 +111,7 @@ function overrideTable(changed) {
         [...overrideWords(override), !override.effective && badge('disabled', 'does not apply')],
         moment(override.set_at),
         override.note && element('bdi', {}, override.note),
-        deed('Clear…', label, changed, () => clearing(kind, override)),
+        deed({ words: 'Clear…', about: `the override of ${override.id}`, changed, question }),
       ];
     },
   );

@@ -40,8 +40,8 @@ function leaseRow(row, lease, changed) {
   const lingers = badge('lingers', 'lingers');
   lingers.title = 'Returned young; it counts until its minimal life is over';
   let now = lease;
-  const name = `Revoke the ${lease.kind} of ${lease.organization}, ${lease.trace ? `trace ${lease.trace}` : `number ${lease.lease}`}`;
-  const end = deed('Revoke…', { 'aria-label': name }, changed, () => revoking(now));
+  const about = `the ${lease.kind} of ${lease.organization}, ${lease.trace ? `trace ${lease.trace}` : `number ${lease.lease}`}`;
+  const end = deed({ words: 'Revoke…', about, changed, question: () => revoking(now) });
   const link = (filter, value) =>
     value && element('a', { href: href(['sessions'], { [filter]: value }) }, id(value));
   return {
