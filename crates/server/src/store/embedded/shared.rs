@@ -1,25 +1,27 @@
 //! The ledger behind its lock, and what the store's threads do with it.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Change, Grant, KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, StoreClock,
-    Terms, Timestamp,
+    BorrowId, Grant, KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, StoreClock, Terms,
+    Timestamp,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::operator::Kept;
 use crate::clock::Clock;
-use crate::error::Error;
 use crate::store::attached::{Attached, Attachment, Detach, Listener, Push};
 use crate::store::batch::Operated;
 use crate::store::commit::Batch;
-use crate::store::journal::{Journal, Stamp};
+use crate::store::journal::Stamp;
 use crate::store::{Delivery, KeptBatch, TakeBack, Unavailable};
+
+mod committing;
+
+use committing::Pending;
 
 /// How often the clock is read and leases expire when nobody calls.
 const TICK: Duration = Duration::from_millis(50);
@@ -73,38 +75,6 @@ struct State {
     /// as none got away.
     undelivered: HashMap<u64, u32>,
     attached: Attached,
-}
-
-/// What one batch holds.
-#[derive(Debug, Default)]
-struct Pending {
-    changes: Vec<Change>,
-    operated: Vec<Operated>,
-    /// Revocations to tell of once the batch is durable.
-    pushes: Vec<Push>,
-}
-
-impl Pending {
-    const fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.operated.is_empty()
-    }
-
-    const fn len(&self) -> usize {
-        self.changes.len() + self.operated.len()
-    }
-
-    /// What is in it; room for as many changes stays.
-    fn take(&mut self) -> Self {
-        let changes = Vec::with_capacity(self.changes.len());
-        std::mem::replace(self, Self { changes, ..Self::default() })
-    }
-}
-
-/// A batch that is taken to the disk.
-struct Taken {
-    batch: Arc<Batch>,
-    pending: Pending,
-    stamp: Stamp,
 }
 
 impl State {
@@ -408,70 +378,6 @@ impl Shared {
             self.work.notify_one();
         }
     }
-
-    /// Commits batch after batch until the store closes and nothing is left to commit.
-    pub(super) fn keep_journal(&self, mut journal: Journal) {
-        while let Some(Taken { batch, pending, stamp }) = self.next_batch() {
-            let Pending { changes, operated, pushes } = pending;
-            let outcome = commit(&mut journal, changes, operated, stamp);
-            let mut state = self.state.lock();
-            state.committing = None;
-            if let Err(error) = outcome {
-                tracing::error!(%error, "the store failed: changes are refused until a restart");
-                state.failed = true;
-                state.pending = Pending::default();
-                let next = state.gathering.clone();
-                drop(state);
-                batch.settle(Err(Unavailable::Failed));
-                next.settle(Err(Unavailable::Failed));
-                break;
-            }
-            state.stamped = stamp.time;
-            drop(state);
-            batch.settle(Ok(()));
-            pushes.into_iter().for_each(Push::deliver);
-        }
-        let mut state = self.state.lock();
-        // Even a file that cannot be written to stays this server's until it stops.
-        while !state.closing {
-            self.work.wait(&mut state);
-        }
-        if !state.failed && state.stamped < state.ledger.now() {
-            let stamp = state.stamp();
-            state.failed = commit(&mut journal, Vec::new(), Vec::new(), stamp).is_err();
-        }
-    }
-
-    /// Waits for something to commit and takes it; `None` when there will be nothing.
-    fn next_batch(&self) -> Option<Taken> {
-        let mut state = self.state.lock();
-        while state.pending.is_empty() && (state.closing || !state.stamp_is_due()) {
-            if state.closing {
-                return None;
-            }
-            self.work.wait(&mut state);
-        }
-        // Calls that are ready to run join this batch instead of waiting for the next: the thread
-        // that serves them may share a core with this one and have been interrupted for it. Where
-        // it does not, this costs nothing.
-        MutexGuard::unlocked(&mut state, std::thread::yield_now);
-        let pending = state.pending.take();
-        let batch = std::mem::take(&mut state.gathering);
-        state.committing = Some(batch.clone());
-        let stamp = state.stamp();
-        Some(Taken { batch, pending, stamp })
-    }
-}
-
-/// Commits one batch. A panic on the way is a failure like any other: waiters must be told.
-fn commit(
-    journal: &mut Journal,
-    changes: Vec<Change>,
-    operated: Vec<Operated>,
-    stamp: Stamp,
-) -> Result<(), Error> {
-    catch_unwind(AssertUnwindSafe(|| journal.commit(changes, operated, stamp)))
-        .unwrap_or_else(|_| Err(Error::StoreFailed { problem: "a commit panicked".to_owned() }))
 }
 
 impl Detach for Shared {
