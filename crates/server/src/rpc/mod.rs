@@ -2,6 +2,7 @@
 
 mod aside;
 mod report;
+mod timely;
 mod unary;
 mod web;
 
@@ -18,12 +19,13 @@ use tonic::Status;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
 pub(crate) use report::Reports;
-pub(crate) use unary::{Answer, Body, MAX_MESSAGE_BYTES, decode};
+pub(crate) use unary::{Answer, Body, decode};
 pub(crate) use web::Web;
 
 use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
+use crate::serve::PortLimits;
 use crate::service::WorkerPool;
 use crate::store::Store;
 use crate::usage::USAGE_SERVICE;
@@ -66,6 +68,7 @@ pub(crate) struct Gateway<S> {
     control: Tonic,
     aside: Aside,
     web: Web,
+    limits: PortLimits,
 }
 
 impl<S: Store> Gateway<S> {
@@ -77,8 +80,9 @@ impl<S: Store> Gateway<S> {
         control: Tonic,
         aside: Aside,
         web: Web,
+        limits: PortLimits,
     ) -> Self {
-        Self { pool, reports, live, control, aside, web }
+        Self { pool, reports, live, control, aside, web, limits }
     }
 
     /// Answers one request. Dropped before it answers, it leaves no lease behind.
@@ -117,7 +121,7 @@ impl<S: Store> Gateway<S> {
         // An unknown call is not, because it may be a stream that waits for an answer.
         let call = Call::at(request.uri().path());
         let message = match call {
-            Some(_) => unary::read(request.body_mut(), MAX_MESSAGE_BYTES).await,
+            Some(_) => unary::read(request.body_mut(), &self.limits).await,
             None if is_report(request.uri().path()) => {
                 return Box::pin(self.reports.answer(&self.live, request, refusal)).await;
             }

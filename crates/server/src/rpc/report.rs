@@ -7,19 +7,16 @@ use bytes::{Bytes, BytesMut};
 use http::header::HeaderMap;
 use http::{Request, Response, StatusCode};
 use http_body::Body as HttpBody;
-use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::codegen::StdError;
 
-use super::{Answer, Body, MAX_MESSAGE_BYTES, identify, plain, unary};
+use super::timely::Timely;
+use super::{Answer, Body, identify, plain, unary};
 use crate::live::Live;
-use crate::serve::blocking;
+use crate::serve::{PortLimits, blocking};
 use crate::store::Store;
 use crate::usage::UsageReports;
-
-/// The largest report accepted, in bytes.
-const MAX_REPORT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Most reports at once that are larger than any other message may be. Others wait, and their
 /// callers with them.
@@ -30,11 +27,12 @@ const LARGE_AT_ONCE: usize = 4;
 pub(crate) struct Reports<S> {
     usage: UsageReports<S>,
     large: Arc<Semaphore>,
+    limits: PortLimits,
 }
 
 impl<S: Store> Reports<S> {
-    pub(crate) fn new(usage: UsageReports<S>) -> Self {
-        Self { usage, large: Arc::new(Semaphore::new(LARGE_AT_ONCE)) }
+    pub(crate) fn new(usage: UsageReports<S>, limits: PortLimits) -> Self {
+        Self { usage, large: Arc::new(Semaphore::new(LARGE_AT_ONCE)), limits }
     }
 
     /// Answers one call of Report, or `refusal` where it is no call of gRPC.
@@ -56,7 +54,7 @@ impl<S: Store> Reports<S> {
             (Ok(()), refusal) => refusal.map(plain),
         };
         if let Some(refusal) = refusal {
-            pass_over(&mut body).await;
+            self.pass_over(&mut body).await;
             return refusal;
         }
         let reported = self.report(live.clone(), parts.headers, &mut body).await;
@@ -96,15 +94,15 @@ impl<S: Store> Reports<S> {
     {
         let mut message = BytesMut::new();
         let mut place = None;
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| unary::unreadable(error.into()))?;
-            let Ok(data) = frame.into_data() else { continue };
+        let (most, large) = (self.limits.max_report_bytes, self.limits.max_message_bytes);
+        let mut body = Timely::new(body, self.limits.request_timeout);
+        while let Some(data) = body.data().await? {
             let length = message.len() + data.len();
-            if length > MAX_REPORT_BYTES {
-                let problem = format!("the message is larger than {MAX_REPORT_BYTES} bytes");
+            if length > most as usize {
+                let problem = format!("the message is larger than {most} bytes");
                 return Err(Status::invalid_argument(problem));
             }
-            if length > MAX_MESSAGE_BYTES && place.is_none() {
+            if length > large as usize && place.is_none() {
                 let free = self.large.clone().acquire_owned().await;
                 place = Some(free.map_err(|_| Status::unavailable("the server is stopping"))?);
             }
@@ -112,14 +110,17 @@ impl<S: Store> Reports<S> {
         }
         Ok((message.freeze(), place))
     }
-}
-
-/// Reads a body that nobody wants: see [`super::Gateway::answer`].
-async fn pass_over<B: HttpBody<Data = Bytes> + Unpin>(body: &mut B) {
-    let mut left = MAX_REPORT_BYTES;
-    while let Some(Ok(frame)) = body.frame().await {
-        let read = frame.data_ref().map_or(0, Bytes::len);
-        let Some(rest) = left.checked_sub(read) else { return };
-        left = rest;
+    /// Reads a body that nobody wants: see [`super::Gateway::answer`].
+    async fn pass_over<B>(&self, body: &mut B)
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Into<StdError>,
+    {
+        let mut left = self.limits.max_report_bytes as usize;
+        let mut body = Timely::new(body, self.limits.request_timeout);
+        while let Ok(Some(data)) = body.data().await {
+            let Some(rest) = left.checked_sub(data.len()) else { return };
+            left = rest;
+        }
     }
 }

@@ -4,7 +4,6 @@
 //! codec, which buffers and boxes for the general case: the message is read from the frames as
 //! they are, and the answer is one buffer. What is on the wire is the same.
 
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,11 +14,9 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::codegen::StdError;
 
-use crate::serve::{Connection, OpenStream};
+use super::timely::Timely;
+use crate::serve::{Connection, OpenStream, PortLimits};
 use crate::store::Delivery;
-
-/// The largest message accepted, in bytes. The largest that can be valid is under 2 KiB.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
 /// The flag and the length in front of every message.
 const PREFIX_BYTES: usize = 5;
@@ -54,17 +51,18 @@ pub(crate) fn decode<M: prost::Message + Default>(mut body: Bytes) -> Result<M, 
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT` when it has more than `most` bytes or cannot be read to its end.
-pub(crate) async fn read<B>(body: &mut B, most: usize) -> Result<Bytes, Status>
+/// `INVALID_ARGUMENT` when it is too large or cannot be read to its end, `UNAVAILABLE` when it does
+/// not arrive in time.
+pub(super) async fn read<B>(body: &mut B, limits: &PortLimits) -> Result<Bytes, Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
+    let most = limits.max_message_bytes as usize;
+    let mut body = Timely::new(body, limits.request_timeout);
     let mut first = Bytes::new();
     let mut joined = BytesMut::new();
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
-        let frame = frame.map_err(|error| unreadable(error.into()))?;
-        let Ok(data) = frame.into_data() else { continue };
+    while let Some(data) = body.data().await? {
         if first.len() + joined.len() + data.len() > most {
             let problem = format!("the message is larger than {most} bytes");
             return Err(Status::invalid_argument(problem));
@@ -75,16 +73,11 @@ where
             joined.extend_from_slice(&std::mem::take(&mut first));
             joined.extend_from_slice(&data);
         }
-        if body.is_end_stream() {
+        if body.is_at_end() {
             break;
         }
     }
     Ok(if joined.is_empty() { first } else { joined.freeze() })
-}
-
-/// The status of a body that broke off, which nobody reads, or is no gRPC-Web.
-pub(super) fn unreadable(error: StdError) -> Status {
-    Status::invalid_argument(format!("the request cannot be read to its end: {error}"))
 }
 
 /// A good answer: a message, initial metadata and, for a granted borrow, what becomes of the lease

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::call::{Call, Calls};
 use super::limits::PortLimits;
 use super::opening::opening;
-use super::tls::Tls;
+use super::tls::{self, Tls};
 use crate::rpc::Gateway;
 use crate::store::Store;
 
@@ -138,14 +138,18 @@ impl<S: Store> Port<S> {
         connection: Arc<Connection>,
         by: Instant,
     ) {
-        let handshake = tokio::time::timeout_at(by, tls.acceptor().accept(stream));
+        let handshake = tls.acceptor().accept(stream).into_fallible();
+        let handshake = tokio::time::timeout_at(by, handshake);
         let stream = tokio::select! {
             stream = handshake => stream,
             () = self.draining.cancelled() => return,
         };
         match stream {
             Ok(Ok(stream)) => self.drive(stream, connection, by).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Ok(Err((error, stream))) => {
+                tracing::debug!(%error, "a TLS handshake failed");
+                tls::hang_up(stream).await;
+            }
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         }
     }

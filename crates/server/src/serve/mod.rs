@@ -103,8 +103,7 @@ impl Server {
     /// An address is open to everybody, or a port is taken.
     pub async fn with_store(mut config: Config, store: Recovered) -> Result<Self, Error> {
         config.check()?;
-        let files = config.tls.clone();
-        let tls = blocking(move || Tls::load(&files)).await?;
+        let tls = Tls::load(&config.tls)?;
         let (grpc, grpc_address) = listen("gRPC", config.listen)?;
         let (admin, admin_address) = listen("the admin port", config.admin_listen)?;
         let grpc = grpc.into_std().map_err(|source| Error::Listen {
@@ -164,16 +163,17 @@ impl Server {
         let farewell = Farewell::default();
         let most = config.max_connections as usize;
         let (tls, certificates) = tls.map(|(tls, files)| (Arc::new(tls), files)).unzip();
-        let control = control(&store, &live, &metrics, most, &farewell);
+        let control = control(&store, &live, &metrics, &config, &farewell);
         let pool = WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone());
         let port = Arc::new(Port {
             gateway: Gateway::new(
                 pool,
-                Reports::new(UsageReports::new(store.clone(), metrics.usage.clone())),
+                Reports::new(UsageReports::new(store.clone(), metrics.usage.clone()), config.port),
                 live.clone(),
                 control,
                 Aside::new(health.clone()),
                 Web::new(&config.grpc_web_origins),
+                config.port,
             ),
             tls: tls.clone(),
             limits: config.port,
@@ -395,13 +395,14 @@ fn control(
     store: &Arc<Embedded>,
     live: &Arc<ArcSwap<Live>>,
     metrics: &Metrics,
-    most: usize,
+    config: &Config,
     farewell: &Farewell,
 ) -> Tonic {
     let counters = (metrics.calls.clone(), metrics.streams.clone());
+    let most = config.max_connections as usize;
     let control = Control::new(store.clone(), live.clone(), counters, most, farewell.clone());
     let control = SessionControlServer::new(control);
-    rpc::boxed(control.max_decoding_message_size(rpc::MAX_MESSAGE_BYTES))
+    rpc::boxed(control.max_decoding_message_size(config.port.max_message_bytes as usize))
 }
 
 /// Takes a port. Not with SO_REUSEPORT: a second server on it has to be refused.

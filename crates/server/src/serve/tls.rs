@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::crypto::{CryptoProvider, ring};
@@ -11,6 +12,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use x509_parser::parse_x509_certificate;
 
@@ -19,6 +22,10 @@ use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 
 /// What may be spoken inside: gRPC, and gRPC-Web by browsers and their proxies.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// How long, and how much, a client may go on after its handshake failed.
+const HANG_UP: Duration = Duration::from_secs(1);
+const MOST_UNREAD: u64 = 64 * 1024;
 
 /// The files, all PEM, that the gRPC port needs for TLS. Without any it is served without TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,6 +122,20 @@ impl Tls {
             }
             Err(error) => tracing::error!(%error, "the certificate before stays in force"),
         }
+    }
+}
+
+/// Closes a connection whose handshake failed so that the client reads why: closed with words of
+/// the client unread, TCP would reset it and lose the alert.
+pub(super) async fn hang_up(mut stream: TcpStream) {
+    let read = async {
+        stream.shutdown().await?;
+        let mut unread = stream.take(MOST_UNREAD);
+        tokio::io::copy(&mut unread, &mut tokio::io::sink()).await
+    };
+    match tokio::time::timeout(HANG_UP, read).await {
+        Ok(Ok(_)) | Err(_) => {}
+        Ok(Err(error)) => tracing::trace!(%error, "the client left first"),
     }
 }
 

@@ -90,11 +90,12 @@ pub(super) static SETTINGS: &[Setting] = &[
         "The most bytes of one message, reports of usage excepted",
         |config| &mut config.port.max_message_bytes,
     )
-    .counted(4 << 10, 16 << 20),
+    // A batch of keep-alives has to fit.
+    .counted(64 << 10, 16 << 20),
     Setting::new("max_report_bytes", "Limits", "The most bytes of one report of usage", |config| {
         &mut config.port.max_report_bytes
     })
-    .counted(4 << 10, 16 << 20),
+    .counted(64 << 10, 16 << 20),
     Setting::new("threads", "Limits", "How many threads serve gRPC", |config| &mut config.threads)
         .counted(1, 1_024)
         .by_default("one per core"),

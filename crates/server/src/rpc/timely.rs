@@ -1,0 +1,74 @@
+//! Request bodies that have to arrive in time.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame};
+use tokio::time::Sleep;
+use tonic::Status;
+use tonic::codegen::StdError;
+
+/// A body whose end may be waited for only so long.
+///
+/// Most bodies are there when they are asked for. The time begins, and costs something, with the
+/// first wait.
+#[derive(Debug)]
+pub(super) struct Timely<'b, B> {
+    body: &'b mut B,
+    within: Duration,
+    over: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'b, B> Timely<'b, B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    pub(super) fn new(body: &'b mut B, within: Duration) -> Self {
+        Self { body, within, over: None }
+    }
+
+    /// The next data, `None` at the end. Cancellation safe.
+    ///
+    /// # Errors
+    ///
+    /// `UNAVAILABLE` when the time is over: the caller may be slow, and may try again.
+    /// `INVALID_ARGUMENT` when the body broke off, or is no gRPC-Web.
+    pub(super) async fn data(&mut self) -> Result<Option<Bytes>, Status> {
+        poll_fn(|context| {
+            loop {
+                let frame = match Pin::new(&mut *self.body).poll_frame(context) {
+                    Poll::Ready(frame) => frame.transpose().map_err(unreadable)?,
+                    Poll::Pending => {
+                        let within = self.within;
+                        let over = || Box::pin(tokio::time::sleep(within));
+                        let over = self.over.get_or_insert_with(over);
+                        return over.as_mut().poll(context).map(|()| {
+                            let problem = format!("the message did not arrive within {within:?}");
+                            Err(Status::unavailable(problem))
+                        });
+                    }
+                };
+                match frame.map(Frame::into_data) {
+                    None => return Poll::Ready(Ok(None)),
+                    Some(Ok(data)) => return Poll::Ready(Ok(Some(data))),
+                    Some(Err(_trailers)) => {}
+                }
+            }
+        })
+        .await
+    }
+
+    /// Whether nothing more is to come, as far as is known without a wait.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+/// The status of a body that broke off, which nobody reads, or is no gRPC-Web.
+fn unreadable(error: impl Into<StdError>) -> Status {
+    Status::invalid_argument(format!("the request cannot be read to its end: {}", error.into()))
+}
