@@ -40,6 +40,7 @@ mod error;
 mod live;
 pub mod operator;
 pub mod policy;
+mod refusals;
 mod rpc;
 mod serve;
 mod service;

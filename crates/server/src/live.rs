@@ -1,7 +1,10 @@
 //! What every call looks at and a reload swaps as one: the policy, and what is counted by its names.
 
+use std::sync::Arc;
+
 use crate::admin::metrics::{BorrowCounters, Metrics};
 use crate::policy::{DEFAULT_SERVICE, Policy, ServiceId};
+use crate::refusals::Refusals;
 
 /// A policy in force.
 #[derive(Debug)]
@@ -9,12 +12,15 @@ pub(crate) struct Live {
     pub(crate) policy: Policy,
     borrows: Vec<BorrowCounters>,
     borrows_unknown: BorrowCounters,
+    /// Here, so that a call need not count a reference to it.
+    pub(crate) refusals: Arc<Refusals>,
 }
 
 impl Live {
-    pub(crate) fn new(policy: Policy, metrics: &Metrics) -> Self {
+    pub(crate) fn new(policy: Policy, metrics: &Metrics, refusals: Arc<Refusals>) -> Self {
         let borrows = policy.services().map(|service| metrics.borrows_of(service)).collect();
-        Self { borrows, borrows_unknown: metrics.borrows_of(DEFAULT_SERVICE), policy }
+        let borrows_unknown = metrics.borrows_of(DEFAULT_SERVICE);
+        Self { borrows, borrows_unknown, refusals, policy }
     }
 
     /// The counters of the service entry, or of services that nobody speaks for.

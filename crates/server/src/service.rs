@@ -79,14 +79,16 @@ impl<S: Store> WorkerPool<S> {
         let ruling =
             live.policy.terms(caller, &request, || self.clock.wall()).map_err(|refused| {
                 live.borrows(live.policy.service(request.service)).count_refused(&refused);
+                live.refusals.by_policy(&request, &refused);
                 refuse(&refused)
             })?;
         let outcome = self.store.borrow(&request, &ruling.terms);
         let counters = live.borrows(Some(ruling.service));
-        let (trace, minimal_life) = (message.trace_id, ruling.terms.minimal_life);
+        let (refusals, minimal_life) = (&*live.refusals, ruling.terms.minimal_life);
         Ok(outcome.map(move |outcome| {
             counters.count(&outcome);
-            borrow_answer(outcome, trace, minimal_life)
+            refusals.by_store(&message, &outcome);
+            borrow_answer(outcome, message.trace_id, minimal_life)
         }))
     }
 

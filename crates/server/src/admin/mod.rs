@@ -1,89 +1,132 @@
-//! The admin port: is the server alive, is it ready, and what has it counted.
+//! The admin port: is the server alive, is it ready, what has it counted, who holds what, and
+//! what operators do about it.
 
 pub(crate) mod api;
+mod events;
+mod guard;
 pub(crate) mod metrics;
 mod page;
+mod port;
+mod view;
 
-use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::middleware::{self, Next};
+use axum::http::header::CONTENT_TYPE;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
+use lease::WallTime;
+use tokio::sync::Semaphore;
 
+use crate::clock::Clock;
 use crate::live::Live;
-use crate::store::{Store, Unavailable};
+use crate::operator::Operator;
+use crate::refusals::Refusals;
+use crate::store::{Embedded, Store as _, StoreUrl, Unavailable};
+use api::edge::{Failure, MAX_BODY};
+pub use guard::AdminToken;
+use guard::Guard;
 use metrics::Metrics;
+pub(crate) use port::serve;
+use view::View;
 
 /// The media type of the OpenMetrics text format.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The bearer token of the admin port, kept as its SHA-256.
-#[derive(Clone)]
-pub struct AdminToken([u8; 32]);
-
-impl AdminToken {
-    /// Takes the token that callers have to show; only its digest is kept.
-    pub fn new(token: &str) -> Self {
-        Self(Sha256::digest(token).into())
-    }
-
-    fn matches(&self, shown: &[u8]) -> bool {
-        let shown: [u8; 32] = Sha256::digest(shown).into();
-        self.0.ct_eq(&shown).into()
-    }
-}
-
-impl fmt::Debug for AdminToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AdminToken([REDACTED])")
-    }
-}
-
-/// What the admin port looks at.
+/// What the admin port looks at and acts on.
 #[derive(Debug)]
-pub(crate) struct Admin<S> {
-    pub(crate) store: Arc<S>,
-    pub(crate) live: Arc<ArcSwap<Live>>,
-    pub(crate) metrics: Arc<Metrics>,
+pub(crate) struct Admin {
+    store: Arc<Embedded>,
+    store_url: String,
+    live: Arc<ArcSwap<Live>>,
+    operator: Arc<Operator>,
+    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
+    clock: Arc<dyn Clock>,
+    started_at: WallTime,
     /// Set while the server serves: not before, and not once it drains.
+    serving: Arc<AtomicBool>,
+    view: View,
+    /// A place for each listener to events.
+    listeners: Arc<Semaphore>,
+}
+
+/// What the admin port is made of.
+pub(crate) struct Parts {
+    pub(crate) store: Arc<Embedded>,
+    pub(crate) store_url: StoreUrl,
+    pub(crate) live: Arc<ArcSwap<Live>>,
+    pub(crate) operator: Arc<Operator>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) refusals: Arc<Refusals>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) serving: Arc<AtomicBool>,
 }
 
-/// The pages of the admin port. Probes are open to all; the rest needs the token where there is one.
-pub(crate) fn router<S: Store>(admin: Arc<Admin<S>>, token: Option<AdminToken>) -> Router {
-    let guarded = Router::new().route("/metrics", get(metrics_page::<S>));
-    let guarded = match token {
-        None => guarded,
-        Some(token) => guarded.layer(middleware::from_fn_with_state(token, require_token)),
-    };
-    Router::new()
-        .route("/healthz", get(alive))
-        .route("/livez", get(alive))
-        .route("/readyz", get(ready::<S>))
-        .merge(page::router())
-        .merge(guarded)
-        .with_state(admin)
+impl Admin {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { store, store_url, live, operator, metrics, refusals, clock, serving } = parts;
+        Self {
+            store,
+            store_url: store_url.to_string(),
+            live,
+            operator,
+            metrics,
+            refusals,
+            started_at: clock.wall(),
+            view: View::new(clock.unix()),
+            clock,
+            serving,
+            listeners: Arc::new(Semaphore::new(events::MAX_LISTENERS)),
+        }
+    }
+
+    /// Whether the server takes changes.
+    fn ready(&self) -> Result<(), Unavailable> {
+        if self.serving.load(Ordering::Acquire) {
+            self.store.ready()
+        } else {
+            Err(Unavailable::Closing)
+        }
+    }
 }
 
-async fn require_token(State(token): State<AdminToken>, request: Request, next: Next) -> Response {
-    let shown = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
-    let shown = shown
-        .and_then(|value| value.split_at_checked(7))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
-    match shown {
-        Some((_, shown)) if token.matches(shown) => next.run(request).await,
-        _ => (StatusCode::UNAUTHORIZED, "the admin token is needed, as authorization: Bearer\n")
-            .into_response(),
-    }
+/// The pages of the admin port, which listens on `address`.
+///
+/// Probes are open to all, and the page, which has no data in it, to all but pages of other sites;
+/// the rest needs the token where there is one.
+pub(crate) fn router(admin: Admin, token: Option<AdminToken>, address: SocketAddr) -> Router {
+    let guard = Guard::new(token, address);
+    Router::new()
+        .merge(api::router(guard.needs_token()))
+        .route("/metrics", get(metrics_page))
+        .fallback(nothing)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn_with_state(guard.clone(), guard::token))
+        .merge(page::router())
+        .layer(from_fn_with_state(guard, guard::site))
+        .route("/healthz", get(alive))
+        .route("/livez", get(alive))
+        .route("/readyz", get(ready))
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn(guard::headers))
+        .with_state(Arc::new(admin))
+}
+
+async fn nothing(request: Request) -> Failure {
+    Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", request.uri().path()))
+}
+
+async fn no_such_method(request: Request) -> Failure {
+    let (method, path) = (request.method(), request.uri().path());
+    Failure::new(StatusCode::METHOD_NOT_ALLOWED, format!("there is no {method} of {path}"))
 }
 
 /// The process answers. The store is not asked: restarting does not mend a disk.
@@ -91,19 +134,14 @@ async fn alive() -> &'static str {
     "ok\n"
 }
 
-async fn ready<S: Store>(State(admin): State<Arc<Admin<S>>>) -> Response {
-    let ready = if admin.serving.load(Ordering::Acquire) {
-        admin.store.ready()
-    } else {
-        Err(Unavailable::Closing)
-    };
-    match ready {
+async fn ready(State(admin): State<Arc<Admin>>) -> Response {
+    match admin.ready() {
         Ok(()) => "ready\n".into_response(),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     }
 }
 
-async fn metrics_page<S: Store>(State(admin): State<Arc<Admin<S>>>) -> Response {
+async fn metrics_page(State(admin): State<Arc<Admin>>) -> Response {
     let live = match admin.store.live().await {
         Ok(live) => live,
         Err(error) => {

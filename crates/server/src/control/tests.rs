@@ -8,13 +8,17 @@ use wire::control::attach_response::Event;
 
 use super::*;
 use crate::admin::metrics::Metrics;
+use crate::clock::SystemClock;
 use crate::policy::Policy;
+use crate::refusals::Refusals;
 use crate::store::{Embedded, Options, Recovered};
 
 fn control(max_streams: usize) -> Control<Embedded> {
     let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();
     let metrics = Metrics::new();
-    let live = Arc::new(ArcSwap::from_pointee(Live::new(Policy::built_in(), &metrics)));
+    let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
+    let live = Live::new(Policy::built_in(), &metrics, refusals);
+    let live = Arc::new(ArcSwap::from_pointee(live));
     let counters = (metrics.calls.clone(), metrics.streams.clone());
     Control::new(Arc::new(store), live, counters, max_streams, Farewell::default())
 }

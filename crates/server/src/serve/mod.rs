@@ -40,6 +40,7 @@ use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
 use crate::live::Live;
 use crate::operator::{Operator, Parts};
+use crate::refusals::Refusals;
 use crate::rpc::{self, Aside, Gateway, Reports, Tonic, WORKER_POOL, Web};
 use crate::service::WorkerPool;
 use crate::store::{Embedded, Recovered, Store, Unavailable};
@@ -158,7 +159,9 @@ impl Server {
             tracing::info!(leases = revoked, "revoked what the policy no longer lets live");
         }
         let metrics = Arc::new(Metrics::new());
-        let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics)));
+        let refusals = Arc::new(Refusals::new(config.clock.clone()));
+        let live = Live::new(policy, &metrics, refusals.clone());
+        let live = Arc::new(ArcSwap::from_pointee(live));
         let health = HealthReporter::new();
         let farewell = Farewell::default();
         let most = config.max_connections as usize;
@@ -185,19 +188,23 @@ impl Server {
             store: store.clone(),
             live: live.clone(),
             metrics: metrics.clone(),
-            clock: config.clock,
+            clock: config.clock.clone(),
             grpc_address,
             anonymous: config.allow_anonymous || config.listen.ip().is_loopback(),
             file: config.policy_file,
         }));
         let serving = Arc::new(AtomicBool::new(false));
-        let pages = Admin {
+        let pages = Admin::new(admin::Parts {
             store: store.clone(),
-            live: live.clone(),
-            metrics: metrics.clone(),
+            store_url: config.store,
+            live,
+            operator: operator.clone(),
+            metrics,
+            refusals,
+            clock: config.clock,
             serving: serving.clone(),
-        };
-        let router = admin::router(Arc::new(pages), config.admin_token);
+        });
+        let router = admin::router(pages, config.admin_token, admin_address);
 
         let mut running = Running {
             grpc_address,
@@ -299,16 +306,7 @@ impl Running {
     }
 
     fn serve_admin(&mut self, listener: TcpListener, router: axum::Router) {
-        let stopped = self.stopped.clone();
-        self.tasks.push(tokio::spawn(async move {
-            let serve = axum::serve(listener, router);
-            tokio::select! {
-                outcome = async { serve.await } => if let Err(error) = outcome {
-                    tracing::error!(%error, "the admin port failed");
-                },
-                () = stopped.cancelled() => {}
-            }
-        }));
+        self.tasks.push(tokio::spawn(admin::serve(listener, router, self.stopped.clone())));
     }
 
     /// Lets gRPC health say what the store says.

@@ -1,3 +1,58 @@
 //! The admin API: what an operator sees and does, as JSON.
+//!
+//! Each handler reads or changes one thing and says in its annotation all that it may answer; the
+//! OpenAPI document is made of those.
 
+mod document;
+pub(super) mod edge;
 pub mod model;
+mod organizations;
+mod records;
+mod server;
+mod sessions;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use lease::{Budget, WallTime};
+use utoipa_axum::router::OpenApiRouter;
+
+use super::Admin;
+use crate::store::UsageCount;
+use edge::Failure;
+
+pub(super) use server::service_rows;
+
+/// The endpoints of the API. Whether they need a token is said in the document, and checked elsewhere.
+pub(super) fn router(needs_token: bool) -> Router<Arc<Admin>> {
+    let routes = OpenApiRouter::with_openapi(document::empty())
+        .merge(server::routes())
+        .merge(organizations::routes())
+        .merge(sessions::routes())
+        .merge(records::routes());
+    let (router, document) = routes.split_for_parts();
+    document::serve(router, document, needs_token)
+}
+
+/// What was used of a budget in its current window, and the number of that window.
+pub(super) fn used(budget: &Budget, usage: &[UsageCount], at: WallTime) -> (f64, u32) {
+    let count = usage.iter().find(|count| count.metric == budget.metric);
+    let (window, used) =
+        count.map(|count| count.used).unwrap_or_default().in_window(budget.per, at);
+    (used, window)
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+impl<S: Send + Sync> FromRequestParts<S> for Peer {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        Ok(*parts.extensions.get().expect("the port puts it into every request"))
+    }
+}

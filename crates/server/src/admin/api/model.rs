@@ -38,7 +38,8 @@ pub struct Overview {
     pub ready: bool,
     /// Why not, when it does not.
     pub problem: Option<String>,
-    /// Rises with every change of what this API shows; equal numbers mean that nothing changed.
+    /// Rises with every change of what this shows, across restarts too; equal numbers mean that
+    /// nothing changed.
     pub revision: u64,
     /// The URL of the store, without secrets.
     pub store: String,
@@ -48,7 +49,8 @@ pub struct Overview {
     pub workers: u64,
     /// Organizations that hold anything.
     pub active_organizations: u64,
-    /// Organizations that are known: from the policy, the overrides, leases or usage.
+    /// Organizations that are known: from the policy, the overrides, leases, usage, or refusals in the
+    /// last hour.
     pub organizations: u64,
     /// Attached streams of session control.
     pub attached_streams: u64,
@@ -113,6 +115,14 @@ pub struct Refusals {
     pub disabled: u64,
 }
 
+impl Refusals {
+    /// All of them.
+    pub const fn total(&self) -> u64 {
+        let Self { service, organization, api_key, trace, budget, disabled } = *self;
+        service + organization + api_key + trace + budget + disabled
+    }
+}
+
 /// How to list organizations.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -165,7 +175,7 @@ pub struct Organization {
     pub plan: Option<String>,
     /// Whether it is disabled.
     pub disabled: Disabled,
-    /// What it holds of each service; services of which it holds nothing and may hold something too.
+    /// What it holds of each service, those of the policy too of which it holds nothing.
     pub services: Vec<OrganizationService>,
     /// Its usage budgets.
     pub budgets: Vec<BudgetRow>,
@@ -317,6 +327,16 @@ pub struct SetDisabled {
     /// Why, for the audit list.
     #[serde(default)]
     #[schema(max_length = 512)]
+    pub note: String,
+}
+
+/// Why something is done that needs no body to say what.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct NoteQuery {
+    /// Why, for the audit list.
+    #[param(max_length = 512)]
     pub note: String,
 }
 

@@ -1,0 +1,230 @@
+//! The edge of the API: what a request says is checked here, and what is refused becomes a
+//! [`Problem`].
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{self, FromRequest, FromRequestParts, Request};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use lease::{Invalid, LeaseNumber, validate_id};
+use serde::de::DeserializeOwned;
+
+use super::model::{
+    AuditQuery, NoteQuery, OrganizationsQuery, Problem, RefusalsQuery, SessionsQuery,
+};
+use crate::operator::{MAX_NOTE, OperatorError};
+use crate::store::Unavailable;
+
+/// The longest body of a request.
+pub(crate) const MAX_BODY: usize = 64 * 1024;
+
+/// How long a body may take to arrive.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
+
+/// The most organizations of one page, and how many it has by default.
+const ORGANIZATIONS: (u32, u32) = (500, 50);
+
+/// The most entries of any other page, and how many it has by default.
+const ENTRIES: (u32, u32) = (1_000, 100);
+
+/// The most organizations to skip.
+const MAX_OFFSET: u32 = 10_000_000;
+
+/// A request that is answered with a [`Problem`].
+#[derive(Debug)]
+pub(crate) struct Failure {
+    status: StatusCode,
+    error: String,
+}
+
+impl Failure {
+    pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into() }
+    }
+
+    fn bad(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+
+    pub(super) fn not_found(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status, Json(Problem { error: self.error })).into_response()
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(error: Unavailable) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        Self::bad(invalid.to_string())
+    }
+}
+
+impl From<OperatorError> for Failure {
+    fn from(error: OperatorError) -> Self {
+        let status = match error {
+            OperatorError::NotFound(_) => StatusCode::NOT_FOUND,
+            OperatorError::Invalid(_) => StatusCode::BAD_REQUEST,
+            OperatorError::Conflict(_) => StatusCode::CONFLICT,
+            OperatorError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<PathRejection> for Failure {
+    fn from(rejection: PathRejection) -> Self {
+        Self::bad(rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad(rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for Failure {
+    fn from(rejection: JsonRejection) -> Self {
+        let status = match rejection.status() {
+            // Whether it is no JSON or no JSON of this kind makes no difference to anybody.
+            StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+            status => status,
+        };
+        Self::new(status, rejection.body_text())
+    }
+}
+
+/// The query of a request, with every field in its bounds.
+#[derive(Debug)]
+pub(super) struct Query<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Bounded> FromRequestParts<S> for Query<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let extract::Query(query) = extract::Query::<T>::from_request_parts(parts, state).await?;
+        query.check()?;
+        Ok(Self(query))
+    }
+}
+
+/// The parts of a path that are names.
+#[derive(Debug)]
+pub(super) struct Path<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let extract::Path(names) = extract::Path::<T>::from_request_parts(parts, state).await?;
+        Ok(Self(names))
+    }
+}
+
+/// The body of a request.
+#[derive(Debug)]
+pub(super) struct Body<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let body = Json::<T>::from_request(request, state);
+        match tokio::time::timeout(BODY_WITHIN, body).await {
+            Ok(body) => Ok(Self(body?.0)),
+            Err(_) => {
+                let error = format!("the body took longer than {} s", BODY_WITHIN.as_secs());
+                Err(Failure::new(StatusCode::REQUEST_TIMEOUT, error))
+            }
+        }
+    }
+}
+
+/// The number of a lease, as a path or a query names it.
+pub(super) fn lease_number(text: &str) -> Result<LeaseNumber, Failure> {
+    text.parse().map_err(|error| Failure::bad(format!("{text:?} is {error}")))
+}
+
+/// How many entries a page has that may have so many.
+pub(super) fn entries(limit: Option<u32>) -> usize {
+    limit.unwrap_or(ENTRIES.1) as usize
+}
+
+/// How many organizations a page has.
+pub(super) fn organizations(limit: Option<u32>) -> usize {
+    limit.unwrap_or(ORGANIZATIONS.1) as usize
+}
+
+/// A query that says what its fields may be.
+pub(super) trait Bounded {
+    fn check(&self) -> Result<(), Failure>;
+}
+
+impl Bounded for OrganizationsQuery {
+    fn check(&self) -> Result<(), Failure> {
+        validate_id("search", &self.search, false)?;
+        if self.offset > MAX_OFFSET {
+            return Err(Failure::bad(format!("offset is above {MAX_OFFSET}")));
+        }
+        page(self.limit, ORGANIZATIONS.0)
+    }
+}
+
+impl Bounded for SessionsQuery {
+    fn check(&self) -> Result<(), Failure> {
+        for (field, id) in [
+            ("organization", &self.organization),
+            ("service", &self.service),
+            ("trace", &self.trace),
+            ("api_key", &self.api_key),
+            ("indexer", &self.indexer),
+        ] {
+            validate_id(field, id.as_deref().unwrap_or_default(), false)?;
+        }
+        page(self.limit, ENTRIES.0)
+    }
+}
+
+impl Bounded for RefusalsQuery {
+    fn check(&self) -> Result<(), Failure> {
+        validate_id("organization", self.organization.as_deref().unwrap_or_default(), false)?;
+        page(self.limit, ENTRIES.0)
+    }
+}
+
+impl Bounded for AuditQuery {
+    fn check(&self) -> Result<(), Failure> {
+        page(self.limit, ENTRIES.0)
+    }
+}
+
+impl Bounded for NoteQuery {
+    fn check(&self) -> Result<(), Failure> {
+        if self.note.chars().count() > MAX_NOTE {
+            return Err(Failure::bad(format!("the note is longer than {MAX_NOTE} characters")));
+        }
+        Ok(())
+    }
+}
+
+fn page(limit: Option<u32>, most: u32) -> Result<(), Failure> {
+    match limit {
+        Some(limit) if limit == 0 || limit > most => {
+            Err(Failure::bad(format!("limit is {limit}, and may be 1 to {most}")))
+        }
+        _ => Ok(()),
+    }
+}

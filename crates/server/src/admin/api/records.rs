@@ -1,0 +1,91 @@
+//! What was refused, what operators did, and both as they happen.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::edge::{self, Failure, Query};
+use super::model::{AuditPage, AuditQuery, Event, Problem, RefusalPage, RefusalsQuery};
+use crate::admin::{Admin, events};
+use crate::store::Store as _;
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new().routes(routes!(refusals)).routes(routes!(audit)).routes(routes!(listen))
+}
+
+/// The latest refused borrows, the latest first.
+#[utoipa::path(
+    get,
+    path = "/api/refusals",
+    tag = "records",
+    params(RefusalsQuery),
+    responses(
+        (status = 200, description = "The refusals", body = RefusalPage),
+    ),
+)]
+async fn refusals(
+    State(admin): State<Arc<Admin>>,
+    Query(RefusalsQuery { organization, limit }): Query<RefusalsQuery>,
+) -> Json<RefusalPage> {
+    let refusals = admin.refusals.latest(organization.as_deref(), edge::entries(limit));
+    Json(RefusalPage { refusals })
+}
+
+/// What operators did, the latest first.
+#[utoipa::path(
+    get,
+    path = "/api/audit",
+    tag = "records",
+    params(AuditQuery),
+    responses(
+        (status = 200, description = "The entries", body = AuditPage),
+    ),
+)]
+async fn audit(
+    State(admin): State<Arc<Admin>>,
+    Query(AuditQuery { before, limit }): Query<AuditQuery>,
+) -> Json<AuditPage> {
+    let entries = admin.store.audit(before, edge::entries(limit));
+    Json(AuditPage { entries: entries.into_iter().map(Into::into).collect() })
+}
+
+/// What happens, as server-sent events: `overview`, `refusal`, `audit` and `policy`.
+///
+/// `overview` comes first, and then at most four times a second when something changed; at most 20
+/// refusals are told in a second, the latest. A comment every 10 seconds says that the server is
+/// there. Who falls behind misses events, and reads what they are about from the other endpoints.
+#[utoipa::path(
+    get,
+    path = "/api/events",
+    tag = "records",
+    operation_id = "events",
+    responses(
+        (
+            status = 200,
+            description = "The events, without an end",
+            body = Event,
+            content_type = "text/event-stream"
+        ),
+        (status = 503, description = "64 listen already, or the store cannot be read", body = Problem),
+    ),
+)]
+async fn listen(State(admin): State<Arc<Admin>>) -> Result<Response, Failure> {
+    events::listen(admin).await
+}
+
+impl From<crate::policy::overrides::AuditEntry> for super::model::AuditEntry {
+    fn from(entry: crate::policy::overrides::AuditEntry) -> Self {
+        Self {
+            number: entry.number,
+            at: entry.at.as_unix(),
+            from: entry.from.into(),
+            action: entry.action.into(),
+            note: entry.note.into(),
+            ended: entry.ended,
+        }
+    }
+}

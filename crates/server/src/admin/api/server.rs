@@ -1,0 +1,133 @@
+//! The server as a whole: totals, services, the policy and its file.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Peer;
+use super::edge::{Failure, Query};
+use super::model::{
+    Done, EffectivePolicy, NoteQuery, Overview, Plan, PlanBudget, PlanLimit, Problem, ServiceRow,
+};
+use crate::admin::Admin;
+use crate::operator::By;
+use crate::policy::overrides::{Override, OverrideKey};
+use crate::policy::{PlanEntry, Policy, ServiceSummary};
+use crate::store::{PoolCount, Store as _};
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new()
+        .routes(routes!(overview))
+        .routes(routes!(policy))
+        .routes(routes!(reload_policy))
+}
+
+/// The server at a glance.
+#[utoipa::path(
+    get,
+    path = "/api/overview",
+    tag = "server",
+    responses(
+        (status = 200, description = "The totals, at most 250 ms old", body = Overview),
+        (status = 503, description = "The store cannot be read", body = Problem),
+    ),
+)]
+async fn overview(State(admin): State<Arc<Admin>>) -> Result<Json<Overview>, Failure> {
+    Ok(Json(admin.picture().await?.overview.clone()))
+}
+
+/// The policy in force, with what operators set.
+#[utoipa::path(
+    get,
+    path = "/api/policy",
+    tag = "server",
+    responses(
+        (status = 200, description = "The policy in force", body = EffectivePolicy),
+        (status = 503, description = "The store cannot be read", body = Problem),
+    ),
+)]
+async fn policy(State(admin): State<Arc<Admin>>) -> Result<Json<EffectivePolicy>, Failure> {
+    let services = admin.picture().await?.overview.services.clone();
+    let (status, overrides) = (admin.operator.policy_status(), admin.store.overrides());
+    let policy = admin.operator.policy();
+    Ok(Json(EffectivePolicy {
+        status,
+        services,
+        plans: policy.plans().map(plan).collect(),
+        indexers: policy.indexers().map(Into::into).collect(),
+        overrides: overrides.iter().map(|(key, set)| override_of(&policy, key, set)).collect(),
+    }))
+}
+
+/// Loads the policy file again, whether it changed or not.
+#[utoipa::path(
+    post,
+    path = "/api/policy/reload",
+    tag = "server",
+    params(NoteQuery),
+    responses(
+        (status = 200, description = "The file is in force", body = Done),
+        (status = 409, description = "The file is refused, with file, line, column and reason, or the \
+                                      server was started without one", body = Problem),
+        (status = 503, description = "The store cannot make changes", body = Problem),
+    ),
+)]
+async fn reload_policy(
+    State(admin): State<Arc<Admin>>,
+    Peer(peer): Peer,
+    Query(NoteQuery { note }): Query<NoteQuery>,
+) -> Result<Json<Done>, Failure> {
+    let done = admin.operator.reload(By { from: &peer.to_string(), note: &note }).await;
+    admin.view.changed();
+    Ok(Json(done?))
+}
+
+/// The service entries of the policy, with what is held of each. Leases of services without an entry
+/// go with the default.
+pub(in crate::admin) fn service_rows(policy: &Policy, pools: &[PoolCount]) -> Vec<ServiceRow> {
+    let row = |service: &ServiceSummary<'_>| ServiceRow {
+        service: service.name.to_owned(),
+        active: 0,
+        max_total: service.max_total,
+        max_per_organization: service.max_per_organization,
+        max_per_api_key: service.max_per_api_key,
+        ttl_seconds: service.ttl.as_secs_f64(),
+        minimal_life_seconds: service.minimal_life.as_secs_f64(),
+        observe: service.observe,
+    };
+    let mut rows: Vec<ServiceRow> = policy.summary().services.iter().map(row).collect();
+    for pool in pools {
+        if let Some(service) = policy.service(&pool.service) {
+            rows[service.index()].active += pool.leases;
+        }
+    }
+    rows
+}
+
+fn plan(plan: PlanEntry<'_>) -> Plan {
+    let limits =
+        plan.limits.iter().map(|&(service, max)| PlanLimit { service: service.into(), max });
+    let budgets = plan.budgets.iter().map(|budget| PlanBudget {
+        metric: budget.metric.to_string(),
+        amount: budget.amount,
+        per: budget.per.to_string(),
+    });
+    Plan { plan: plan.name.into(), limits: limits.collect(), budgets: budgets.collect() }
+}
+
+fn override_of(policy: &Policy, key: &OverrideKey, set: &Override) -> super::model::Override {
+    let is_limit = key.service.is_some();
+    super::model::Override {
+        subject: key.subject.as_str().to_owned(),
+        id: key.id.to_string(),
+        disabled: (!is_limit).then_some(set.value != 0),
+        service: key.service.as_deref().map(Into::into),
+        max: is_limit.then_some(set.value),
+        effective: policy.is_effective(key),
+        set_at: set.set_at.as_unix(),
+        note: set.note.to_string(),
+    }
+}

@@ -1,0 +1,137 @@
+//! Live leases: listed, looked at, ended.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use lease::Kind;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Peer;
+use super::edge::{self, Failure, Path, Query, lease_number};
+use super::model::{
+    AgeOrder, Done, LeaseKinds, NoteQuery, Problem, Session, SessionPage, SessionsQuery,
+};
+use crate::admin::Admin;
+use crate::operator::By;
+use crate::store::{LeaseFilter, ListedLease, Order, Store as _};
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new().routes(routes!(sessions)).routes(routes!(session, revoke))
+}
+
+/// Live leases, page by page.
+///
+/// A walk along `next` neither misses nor repeats a lease that lives all the while.
+#[utoipa::path(
+    get,
+    path = "/api/sessions",
+    tag = "sessions",
+    params(SessionsQuery),
+    responses(
+        (status = 200, description = "One page", body = SessionPage),
+        (status = 503, description = "The store cannot be read", body = Problem),
+    ),
+)]
+async fn sessions(
+    State(admin): State<Arc<Admin>>,
+    Query(query): Query<SessionsQuery>,
+) -> Result<Json<SessionPage>, Failure> {
+    let SessionsQuery { organization, service, trace, api_key, indexer, .. } = query;
+    let name = |id: Option<String>| id.map(Into::into);
+    let filter = LeaseFilter {
+        organization: name(organization),
+        service: name(service),
+        trace: name(trace),
+        api_key: name(api_key),
+        indexer: name(indexer),
+        kind: match query.kind {
+            LeaseKinds::Session => Some(Kind::Session),
+            LeaseKinds::Worker => Some(Kind::Worker),
+            LeaseKinds::Any => None,
+        },
+    };
+    let order = match query.order {
+        AgeOrder::Newest => Order::Newest,
+        AgeOrder::Oldest => Order::Oldest,
+    };
+    let after = query.after.as_deref().map(lease_number).transpose()?;
+    let page = admin.store.leases(filter, order, after, edge::entries(query.limit)).await?;
+    Ok(Json(SessionPage {
+        total: page.total,
+        sessions: page.leases.into_iter().map(told).collect(),
+        next: page.next.map(|number| number.to_string()),
+    }))
+}
+
+/// One live lease.
+#[utoipa::path(
+    get,
+    path = "/api/sessions/{lease}",
+    tag = "sessions",
+    params(("lease" = String, Path, description = "Its number", pattern = "^[0-9a-fA-F]{24}$")),
+    responses(
+        (status = 200, description = "The lease", body = Session),
+        (status = 404, description = "There is no such lease, or no more", body = Problem),
+        (status = 503, description = "The store cannot be read", body = Problem),
+    ),
+)]
+async fn session(
+    State(admin): State<Arc<Admin>>,
+    Path(lease): Path<String>,
+) -> Result<Json<Session>, Failure> {
+    let number = lease_number(&lease)?;
+    let gone = || Failure::not_found(format!("there is no lease {number}"));
+    Ok(Json(told(admin.store.find(number).await?.ok_or_else(gone)?)))
+}
+
+/// Ends a lease at once, and with the last session of a trace its workers.
+///
+/// Its holder hears of it at once where it is attached, and with its next keep-alive otherwise.
+#[utoipa::path(
+    delete,
+    path = "/api/sessions/{lease}",
+    tag = "sessions",
+    params(
+        ("lease" = String, Path, description = "Its number", pattern = "^[0-9a-fA-F]{24}$"),
+        NoteQuery,
+    ),
+    responses(
+        (status = 200, description = "Done, durably", body = Done),
+        (status = 404, description = "There is no such lease, or no more", body = Problem),
+        (status = 503, description = "The store cannot make changes", body = Problem),
+    ),
+)]
+async fn revoke(
+    State(admin): State<Arc<Admin>>,
+    Peer(peer): Peer,
+    Path(lease): Path<String>,
+    Query(NoteQuery { note }): Query<NoteQuery>,
+) -> Result<Json<Done>, Failure> {
+    let by = By { from: &peer.to_string(), note: &note };
+    let done = admin.operator.revoke(lease_number(&lease)?, by).await;
+    admin.view.changed();
+    Ok(Json(done?))
+}
+
+fn told(lease: ListedLease) -> Session {
+    let kind = match lease.kind {
+        Kind::Session => "session",
+        Kind::Worker => "worker",
+    };
+    Session {
+        lease: lease.number.to_string(),
+        kind: kind.to_owned(),
+        service: lease.service.into(),
+        organization: lease.organization.into(),
+        api_key: lease.api_key.into(),
+        trace: lease.trace.into(),
+        indexer: lease.indexer.map(Into::into),
+        age_seconds: lease.age.as_secs_f64(),
+        ttl_seconds: lease.ttl.as_secs_f64(),
+        ends_in_seconds: lease.ends_in.as_secs_f64(),
+        lingers: lease.lingers,
+        workers: lease.workers,
+    }
+}

@@ -1,0 +1,314 @@
+//! Who may ask the admin port: its token, and nobody's page but its own.
+//!
+//! A browser sends requests for any page to any address, this machine's too. So that no page on the
+//! web acts as the operator, a request says whose page sent it (`Sec-Fetch-Site`, `Origin`), and,
+//! where no token protects the port, has to call it by an address and not by a name that somebody
+//! else may point here.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::api::edge::Failure;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
+/// What a browser may do with anything from this port.
+const HEADERS: [(HeaderName, HeaderValue); 6] = [
+    (
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+             img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+             require-trusted-types-for 'script'",
+        ),
+    ),
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        HeaderValue::from_static("same-origin"),
+    ),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        HeaderValue::from_static("same-origin"),
+    ),
+];
+
+/// The bearer token of the admin port, kept as its SHA-256.
+#[derive(Clone)]
+pub struct AdminToken([u8; 32]);
+
+impl AdminToken {
+    /// Takes the token that callers have to show; only its digest is kept.
+    pub fn new(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    fn matches(&self, shown: &[u8]) -> bool {
+        let shown: [u8; 32] = Sha256::digest(shown).into();
+        self.0.ct_eq(&shown).into()
+    }
+}
+
+impl fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminToken([REDACTED])")
+    }
+}
+
+/// Who may ask.
+#[derive(Debug)]
+pub(super) struct Guard {
+    token: Option<AdminToken>,
+    /// Where the port listens.
+    address: SocketAddr,
+}
+
+impl Guard {
+    pub(super) fn new(token: Option<AdminToken>, address: SocketAddr) -> Arc<Self> {
+        Arc::new(Self { token, address })
+    }
+
+    pub(super) fn needs_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    fn knows_token(&self, headers: &HeaderMap) -> bool {
+        let Some(token) = &self.token else { return true };
+        let shown = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        let shown = shown
+            .and_then(|value| value.split_at_checked(7))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
+        shown.is_some_and(|(_, shown)| token.matches(shown))
+    }
+
+    fn refuses(&self, request: &Request) -> Option<String> {
+        let headers = request.headers();
+        let host = match host(request) {
+            Ok(host) => host,
+            Err(problem) => return Some(problem.to_owned()),
+        };
+        if self.token.is_none() && !host.as_ref().is_some_and(|host| self.is_here(host)) {
+            let problem = "without a token this port answers only to the address it listens on \
+                           and to names of this machine's loopback, such as localhost";
+            return Some(problem.to_owned());
+        }
+        let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
+        let follows_link = request.uri().path() == "/"
+            && matches!(*request.method(), Method::GET | Method::HEAD)
+            && headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
+        if !matches!(site, None | Some(b"same-origin" | b"none")) && !follows_link {
+            return Some("this port answers no page of another site".to_owned());
+        }
+        let is_own = |origin: &HeaderValue| {
+            origin.to_str().is_ok_and(|origin| host.as_ref().is_some_and(|host| same(origin, host)))
+        };
+        if !headers.get_all(ORIGIN).iter().all(is_own) {
+            return Some("this port answers no page of another origin".to_owned());
+        }
+        None
+    }
+
+    /// Whether that is a name of this machine that nobody else can point here.
+    fn is_here(&self, host: &Authority) -> bool {
+        let name = host.host();
+        let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        match address.unwrap_or(name).parse::<IpAddr>() {
+            Ok(address) => {
+                let address = address.to_canonical();
+                address.is_loopback() || address == self.address.ip().to_canonical()
+            }
+            Err(_) => name.eq_ignore_ascii_case("localhost"),
+        }
+    }
+}
+
+/// The host that the request names, which it may do once.
+fn host(request: &Request) -> Result<Option<Authority>, &'static str> {
+    const BAD: &str = "the host of the request is none";
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (named, more) = (hosts.next(), hosts.next());
+    if more.is_some() {
+        return Err("the request names two hosts");
+    }
+    let named = match (request.uri().authority(), named) {
+        (Some(authority), _) => authority.clone(),
+        (None, Some(named)) => Authority::try_from(named.as_bytes()).map_err(|_| BAD)?,
+        (None, None) => return Ok(None),
+    };
+    // What stands before an @ is no host.
+    if named.as_str().contains('@') { Err(BAD) } else { Ok(Some(named)) }
+}
+
+/// Whether `origin` is that of the pages of `host`.
+fn same(origin: &str, host: &Authority) -> bool {
+    let (rest, default_port) = match origin.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (rest, 80),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (rest, 443),
+        _ => return false,
+    };
+    rest.parse::<Authority>().is_ok_and(|origin| {
+        origin.host().eq_ignore_ascii_case(host.host())
+            && origin.port_u16().unwrap_or(default_port) == host.port_u16().unwrap_or(default_port)
+    })
+}
+
+/// Lets only those pass who show the token, where there is one.
+pub(super) async fn token(
+    State(guard): State<Arc<Guard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if guard.knows_token(request.headers()) {
+        return next.run(request).await;
+    }
+    let problem = "the admin token is needed, as authorization: Bearer";
+    let challenge = HeaderValue::from_static("Bearer realm=\"tgm-session\"");
+    ([(WWW_AUTHENTICATE, challenge)], Failure::new(StatusCode::UNAUTHORIZED, problem))
+        .into_response()
+}
+
+/// Lets no page of another site pass.
+pub(super) async fn site(
+    State(guard): State<Arc<Guard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match guard.refuses(&request) {
+        None => next.run(request).await,
+        Some(problem) => Failure::new(StatusCode::FORBIDDEN, problem).into_response(),
+    }
+}
+
+/// Says what a browser may do with the answer.
+pub(super) async fn headers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.extend(HEADERS);
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    const ANYBODY: Option<&str> = None;
+
+    fn guard(token: Option<&str>) -> Arc<Guard> {
+        Guard::new(token.map(AdminToken::new), "192.0.2.7:9011".parse().unwrap())
+    }
+
+    fn asks(guard: &Guard, path: &str, headers: &[(&str, &str)]) -> bool {
+        let mut request = Request::builder().uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        guard.refuses(&request.body(Body::empty()).unwrap()).is_none()
+    }
+
+    #[test]
+    fn without_a_token_only_names_of_this_machine_are_answered_to() {
+        let open = guard(ANYBODY);
+        for host in [
+            "localhost",
+            "LOCALHOST:9011",
+            "127.0.0.1:9011",
+            "127.8.9.1",
+            "[::1]:9011",
+            "[::ffff:127.0.0.1]",
+            "192.0.2.7:9011",
+            "192.0.2.7",
+        ] {
+            assert!(asks(&open, "/api/overview", &[("host", host)]), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:9011",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "localhost@evil.example",
+            "evil.example@localhost",
+            "192.0.2.8:9011",
+            "[::2]:9011",
+            "",
+            "a b",
+        ] {
+            assert!(!asks(&open, "/api/overview", &[("host", host)]), "{host}");
+        }
+        assert!(!asks(&open, "/api/overview", &[]), "no host at all");
+        assert!(!asks(&open, "/api/overview", &[("host", "localhost"), ("host", "evil.example")]));
+        assert!(!asks(&open, "http://evil.example/api/overview", &[("host", "localhost")]));
+        // With a token a name is no secret's substitute, and any will do.
+        assert!(asks(&guard(Some("sesame")), "/api/overview", &[("host", "admin.example")]));
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused_whatever_it_asks_for() {
+        for guard in [guard(ANYBODY), guard(Some("sesame"))] {
+            let with = |path, header: &[(&str, &str)]| {
+                asks(&guard, path, &[&[("host", "localhost:9011")], header].concat())
+            };
+            for (site, admitted) in
+                [("same-origin", true), ("none", true), ("same-site", false), ("cross-site", false)]
+            {
+                let header = [("sec-fetch-site", site)];
+                assert_eq!(with("/api/overview", &header), admitted, "{site}");
+                assert_eq!(with("/", &header), admitted, "{site}");
+                // Somebody may follow a link to the page, and to nothing else.
+                let link = [("sec-fetch-site", site), ("sec-fetch-mode", "navigate")];
+                assert!(with("/", &link), "{site}");
+                assert_eq!(with("/api/overview", &link), admitted, "{site}");
+            }
+            for (origin, admitted) in [
+                ("http://localhost:9011", true),
+                ("http://LOCALHOST:9011", true),
+                ("https://localhost:9011", true),
+                ("http://localhost:3000", false),
+                ("http://localhost", false),
+                ("http://127.0.0.1:9011", false),
+                ("http://evil.example", false),
+                ("null", false),
+                ("", false),
+            ] {
+                assert_eq!(with("/api/overview", &[("origin", origin)]), admitted, "{origin}");
+            }
+        }
+        let guard = guard(Some("sesame"));
+        let behind_proxy =
+            |host| asks(&guard, "/", &[("host", host), ("origin", "https://admin.example")]);
+        assert!(behind_proxy("admin.example") && behind_proxy("admin.example:443"));
+        assert!(!behind_proxy("admin.example:80"));
+    }
+
+    #[test]
+    fn a_token_is_shown_as_a_bearer_and_its_scheme_in_any_case() {
+        let guard = guard(Some("sesame"));
+        let knows = |value: &str| {
+            let value = HeaderValue::from_str(value).unwrap();
+            guard.knows_token(&[(AUTHORIZATION, value)].into_iter().collect())
+        };
+        assert!(knows("Bearer sesame") && knows("bearer sesame"));
+        for wrong in ["Bearer Sesame", "Bearer sesame ", "Bearer ", "Basic sesame", "sesame", ""] {
+            assert!(!knows(wrong), "{wrong:?}");
+        }
+        assert!(!guard.knows_token(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,389 @@
+//! The latest refused borrows, and how many there were in the last hour: what an operator looks at
+//! when somebody asks why. It is in memory only, and bounded.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use lease::{BudgetSpent, Denied, Refusal, Request, Scope, WallTime};
+use parking_lot::Mutex;
+use wire::worker::BorrowWorkerRequest;
+
+use crate::admin::api::model;
+use crate::clock::Clock;
+use crate::policy::Refused;
+use crate::store::{BorrowError, Borrowed};
+
+/// How many refusals are kept with their reason.
+const KEPT: usize = 1_000;
+
+/// How many organizations are counted by; refusals of more count in the totals alone.
+const MAX_ORGANIZATIONS: usize = 10_000;
+
+/// How far back counts go: this minute and those before it.
+const MINUTES: u64 = 60;
+
+/// How many causes are counted: the scopes of the ceilings, budgets, and being disabled.
+const CAUSES: usize = Scope::ALL.len() + 2;
+
+/// The refusals of one server.
+pub(crate) struct Refusals {
+    clock: Arc<dyn Clock>,
+    book: Mutex<Book>,
+    /// How many were ever noted: the number of the latest.
+    noted: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    /// The latest last.
+    latest: VecDeque<Arc<Noted>>,
+    total: Hour,
+    organizations: HashMap<Arc<str>, Hour, RandomState>,
+    /// The minute in which organizations without any refusal were last looked for.
+    swept: u64,
+}
+
+/// A refused borrow.
+#[derive(Debug)]
+pub(crate) struct Noted {
+    number: u64,
+    at: WallTime,
+    organization: Box<str>,
+    service: Box<str>,
+    api_key: Box<str>,
+    trace: Box<str>,
+    cause: Cause,
+    observed: bool,
+}
+
+/// What refused a borrow. Words are made of it when somebody reads them.
+#[derive(Clone, Debug)]
+enum Cause {
+    Ceiling { scope: Scope, active: u64, max: u64 },
+    Budget(BudgetSpent),
+    Policy(Refused),
+}
+
+/// Refusals of the last hour, by minute and cause. Minutes without any take no room.
+#[derive(Debug, Default)]
+struct Hour {
+    minutes: VecDeque<(u64, [u32; CAUSES])>,
+    sum: [u64; CAUSES],
+}
+
+impl Refusals {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, book: Mutex::default(), noted: AtomicU64::new(0) }
+    }
+
+    /// Notes a borrow that the policy refused before the store was asked.
+    ///
+    /// One for a service that nobody knows is a mistake of the caller, and noted nowhere.
+    pub(crate) fn by_policy(&self, request: &Request<'_>, refused: &Refused) {
+        if !matches!(refused, Refused::UnknownService(_)) {
+            let Request { service, organization, api_key, trace, .. } = *request;
+            let names = [organization, service, api_key, trace];
+            self.note(names, Cause::Policy(refused.clone()), false);
+        }
+    }
+
+    /// Notes what the store answered to a borrow, when that is a refusal, or was none only because
+    /// the service is observed.
+    pub(crate) fn by_store(
+        &self,
+        request: &BorrowWorkerRequest,
+        outcome: &Result<Borrowed, BorrowError>,
+    ) {
+        let (refusal, observed) = match outcome {
+            Ok(Borrowed { grant, .. }) => (grant.observed.as_deref(), true),
+            Err(BorrowError::Refused(refusal)) => (Some(refusal), false),
+            Err(BorrowError::Unavailable(_)) => (None, false),
+        };
+        let cause = match refusal {
+            Some(Refusal::Denied(Denied { scope, active, max, .. })) => {
+                Cause::Ceiling { scope: *scope, active: *active, max: *max }
+            }
+            Some(Refusal::BudgetSpent(spent)) => Cause::Budget(spent.clone()),
+            // The server is full, or the caller is mistaken: nothing that an operator limits.
+            Some(Refusal::Full { .. } | Refusal::BorrowIdReused | Refusal::BorrowEnded) | None => {
+                return;
+            }
+        };
+        let BorrowWorkerRequest { organization_id, service, api_key_id, trace_id, .. } = request;
+        self.note([organization_id, service, api_key_id, trace_id], cause, observed);
+    }
+
+    fn note(&self, names: [&str; 4], cause: Cause, observed: bool) {
+        let [organization, service, api_key, trace] = names.map(Box::<str>::from);
+        let (at, minute) = (self.clock.wall(), self.minute());
+        let place = cause.place();
+        let mut book = self.book.lock();
+        if !observed {
+            book.count(&organization, minute, place);
+        }
+        let number = self.noted.load(Ordering::Relaxed) + 1;
+        let noted = Noted { number, at, organization, service, api_key, trace, cause, observed };
+        if book.latest.len() == KEPT {
+            book.latest.pop_front();
+        }
+        book.latest.push_back(Arc::new(noted));
+        // Under the lock, so that whoever reads a number finds what it counts.
+        self.noted.store(number, Ordering::Release);
+    }
+
+    /// How many were ever noted.
+    pub(crate) fn noted(&self) -> u64 {
+        self.noted.load(Ordering::Acquire)
+    }
+
+    /// The latest, the latest first, of one organization or of all.
+    pub(crate) fn latest(&self, organization: Option<&str>, limit: usize) -> Vec<model::Refusal> {
+        let book = self.book.lock();
+        let wanted = book.latest.iter().rev().filter(|noted| {
+            organization.is_none_or(|organization| *noted.organization == *organization)
+        });
+        let wanted: Vec<_> = wanted.take(limit).cloned().collect();
+        drop(book);
+        wanted.iter().map(|noted| noted.told()).collect()
+    }
+
+    /// The latest `limit` of those noted after that number, the latest last.
+    pub(crate) fn since(&self, number: u64, limit: usize) -> Vec<model::Refusal> {
+        let book = self.book.lock();
+        let news = book.latest.iter().rev().take_while(|noted| noted.number > number);
+        let mut news: Vec<_> = news.take(limit).cloned().collect();
+        drop(book);
+        news.reverse();
+        news.iter().map(|noted| noted.told()).collect()
+    }
+
+    /// How many borrows were refused in the last hour, altogether and by organization, in no order.
+    pub(crate) fn counts(&self) -> (model::Refusals, Vec<(Arc<str>, model::Refusals)>) {
+        let minute = self.minute();
+        let mut book = self.book.lock();
+        book.sweep(minute);
+        let each = book.organizations.iter().map(|(name, hour)| (name.clone(), hour.told()));
+        let each = each.collect();
+        book.total.forget(minute);
+        (book.total.told(), each)
+    }
+
+    fn minute(&self) -> u64 {
+        self.clock.monotonic().as_secs() / 60
+    }
+}
+
+impl Book {
+    fn count(&mut self, organization: &str, minute: u64, place: usize) {
+        self.total.add(minute, place);
+        if let Some(hour) = self.organizations.get_mut(organization) {
+            hour.add(minute, place);
+            return;
+        }
+        if self.organizations.len() >= MAX_ORGANIZATIONS {
+            self.sweep(minute);
+        }
+        if self.organizations.len() < MAX_ORGANIZATIONS {
+            self.organizations.entry(organization.into()).or_default().add(minute, place);
+        }
+    }
+
+    /// Forgets what is over an hour old, once in a minute.
+    fn sweep(&mut self, minute: u64) {
+        if minute != self.swept {
+            self.swept = minute;
+            self.organizations.retain(|_, hour| {
+                hour.forget(minute);
+                !hour.minutes.is_empty()
+            });
+        }
+    }
+}
+
+impl Hour {
+    fn add(&mut self, minute: u64, place: usize) {
+        self.forget(minute);
+        match self.minutes.back_mut() {
+            Some((latest, causes)) if *latest == minute => causes[place] += 1,
+            _ => {
+                let mut causes = [0; CAUSES];
+                causes[place] = 1;
+                self.minutes.push_back((minute, causes));
+            }
+        }
+        self.sum[place] += 1;
+    }
+
+    fn forget(&mut self, minute: u64) {
+        while let Some((_, causes)) =
+            self.minutes.pop_front_if(|(earliest, _)| *earliest + MINUTES <= minute)
+        {
+            for (sum, gone) in self.sum.iter_mut().zip(causes) {
+                *sum -= u64::from(gone);
+            }
+        }
+    }
+
+    fn told(&self) -> model::Refusals {
+        let [service, organization, api_key, trace, budget, disabled] = self.sum;
+        model::Refusals { service, organization, api_key, trace, budget, disabled }
+    }
+}
+
+impl Noted {
+    fn told(&self) -> model::Refusal {
+        let (active, max) = match self.cause {
+            Cause::Ceiling { active, max, .. } => (Some(active), Some(max)),
+            Cause::Budget(_) | Cause::Policy(_) => (None, None),
+        };
+        model::Refusal {
+            at: self.at.as_unix(),
+            organization: self.organization.to_string(),
+            service: self.service.to_string(),
+            api_key: self.api_key.to_string(),
+            trace: self.trace.to_string(),
+            scope: self.cause.name().to_owned(),
+            reason: self.reason(),
+            active,
+            max,
+            observed: self.observed,
+        }
+    }
+
+    fn reason(&self) -> String {
+        let Self { organization, service, api_key, trace, .. } = self;
+        match &self.cause {
+            Cause::Ceiling { scope, active, max } => match scope {
+                Scope::Service => format!("service {service} is at {active} of {max} leases"),
+                Scope::Organization => {
+                    format!("organization {organization} is at {active} of {max} on {service}")
+                }
+                Scope::ApiKey => format!(
+                    "organization {organization} is at {active} of {max} on {service} with API key \
+                     {api_key}"
+                ),
+                Scope::Trace => {
+                    format!("trace {trace} is at {active} of {max} workers on {service}")
+                }
+            },
+            Cause::Budget(spent) => format!("organization {organization}: {spent}"),
+            Cause::Policy(refused) => refused.to_string(),
+        }
+    }
+}
+
+impl Cause {
+    /// Its name in the API.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Ceiling { scope, .. } => scope.as_str(),
+            Self::Budget(_) => "budget",
+            Self::Policy(_) => "disabled",
+        }
+    }
+
+    /// Where it is counted.
+    const fn place(&self) -> usize {
+        match self {
+            Self::Ceiling { scope, .. } => *scope as usize,
+            Self::Budget(_) => Scope::ALL.len(),
+            Self::Policy(_) => Scope::ALL.len() + 1,
+        }
+    }
+}
+
+impl fmt::Debug for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusals").field("noted", &self.noted()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lease::Reason;
+
+    use super::*;
+
+    /// A clock that stands where it was set.
+    #[derive(Debug, Default)]
+    struct Minutes(AtomicU64);
+
+    impl Clock for Minutes {
+        fn monotonic(&self) -> Duration {
+            Duration::from_secs(60 * self.0.load(Ordering::Relaxed))
+        }
+
+        fn unix(&self) -> Duration {
+            self.monotonic()
+        }
+    }
+
+    fn refusals() -> (Arc<Minutes>, Refusals) {
+        let clock = Arc::new(Minutes::default());
+        (clock.clone(), Refusals::new(clock))
+    }
+
+    fn refuse(refusals: &Refusals, organization: &str) {
+        let refused = Refused::Disabled(Reason::OrganizationDisabled);
+        refusals.by_policy(&Request::session("t1r", organization), &refused);
+    }
+
+    fn names(refusals: &[model::Refusal]) -> Vec<&str> {
+        refusals.iter().map(|refusal| &*refusal.organization).collect()
+    }
+
+    #[test]
+    fn a_refusal_counts_for_an_hour() {
+        let (clock, refusals) = refusals();
+        refuse(&refusals, "acme");
+        clock.0.store(59, Ordering::Relaxed);
+        refuse(&refusals, "acme");
+        refuse(&refusals, "globex");
+        let (total, mut each) = refusals.counts();
+        each.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(total.disabled, 3);
+        assert_eq!((&*each[0].0, each[0].1.disabled), ("acme", 2));
+        assert_eq!((&*each[1].0, each[1].1.disabled), ("globex", 1));
+        clock.0.store(60, Ordering::Relaxed);
+        assert_eq!(refusals.counts().0.disabled, 2);
+        clock.0.store(119, Ordering::Relaxed);
+        assert_eq!(refusals.counts(), (model::Refusals::default(), Vec::new()));
+        // The list is not about the hour.
+        assert_eq!(names(&refusals.latest(None, 9)), ["globex", "acme", "acme"]);
+        assert_eq!(names(&refusals.latest(Some("acme"), 1)), ["acme"]);
+    }
+
+    #[test]
+    fn however_many_are_refused_only_the_latest_thousand_are_kept() {
+        let (_, refusals) = refusals();
+        for number in 0..KEPT + 7 {
+            refuse(&refusals, &number.to_string());
+        }
+        let kept = refusals.latest(None, usize::MAX);
+        assert_eq!((kept.len(), &*kept[0].organization), (KEPT, "1006"));
+        assert_eq!(kept[KEPT - 1].organization, "7");
+        assert_eq!(names(&refusals.since(1_004, 9)), ["1004", "1005", "1006"]);
+        assert_eq!(names(&refusals.since(0, 2)), ["1005", "1006"]);
+        assert!(refusals.since(refusals.noted(), 9).is_empty());
+    }
+
+    #[test]
+    fn organizations_past_the_most_count_in_the_totals_and_find_room_after_an_hour() {
+        let (clock, refusals) = refusals();
+        for number in 0..=MAX_ORGANIZATIONS {
+            refuse(&refusals, &number.to_string());
+        }
+        let (total, each) = refusals.counts();
+        assert_eq!((total.disabled, each.len()), (10_001, MAX_ORGANIZATIONS));
+        clock.0.store(60, Ordering::Relaxed);
+        refuse(&refusals, "late");
+        let (total, each) = refusals.counts();
+        assert_eq!((total.disabled, each.len(), &*each[0].0), (1, 1, "late"));
+    }
+}
