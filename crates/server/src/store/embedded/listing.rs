@@ -183,3 +183,38 @@ fn listed(ledger: &Ledger, number: LeaseNumber) -> Option<ListedLease> {
         workers: ledger.workers_under(number),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use lease::LeaseId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_was_met_at_two_places_is_kept_as_it_was_met_last() {
+        let mut sorted = vec![("a", 1), ("b", 2), ("b", 3), ("b", 4), ("c", 5), ("c", 6)];
+        keep_latest(&mut sorted, |a, b| a.0 == b.0);
+        assert_eq!(sorted, [("a", 1), ("b", 4), ("c", 6)]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_selection_is_the_start_of_everything_in_order(
+            serials in prop::collection::btree_set(0..1_000_u64, 0..60),
+            shuffle: u64,
+            limit in 0..20_usize,
+        ) {
+            let mut numbers: Vec<LeaseNumber> =
+                serials.iter().map(|&serial| LeaseId::new(0, serial, [0; 12]).number()).collect();
+            for order in [Order::Newest, Order::Oldest] {
+                let mut selection = Selection::new(order, limit);
+                numbers.sort_by_key(|number| number.serial().wrapping_mul(shuffle | 1));
+                numbers.iter().for_each(|&number| selection.offer(number));
+                numbers.sort_by_key(|&number| selection.rank(number));
+                let first = numbers.iter().copied().take(limit).collect::<Vec<_>>();
+                prop_assert_eq!(selection.finish(), (first, numbers.len() > limit));
+            }
+        }
+    }
+}
