@@ -27,8 +27,13 @@ impl Bar {
 
     /// The number of full and of empty cells.
     fn cells(self) -> (usize, usize) {
+        self.cells_within(WIDEST)
+    }
+
+    /// The number of full and of empty cells when there is room for `widest`.
+    pub(crate) fn cells_within(self, widest: u64) -> (usize, usize) {
         let max = self.max.unwrap_or(self.active).max(1);
-        let shown = max.min(WIDEST);
+        let shown = max.min(widest.max(1));
         let active = self.active.min(max);
         // Rounded up, so that one lease of thousands shows, and full means full.
         let full = (u128::from(active) * u128::from(shown)).div_ceil(u128::from(max));
@@ -44,10 +49,22 @@ impl Bar {
 }
 
 impl Bar {
+    /// Whether nothing more fits.
+    pub(crate) fn is_full(self) -> bool {
+        self.max.is_some_and(|max| self.active >= max)
+    }
+
+    /// `███░░ 3/5` without colours, in at most `widest` cells.
+    pub(crate) fn plain(self, widest: u64) -> String {
+        let (full, empty) = self.cells_within(widest);
+        let max = self.max.map_or_else(|| "-".to_owned(), |max| max.to_string());
+        format!("{}{} {}/{max}", "█".repeat(full), "░".repeat(empty), self.active)
+    }
+
     /// The cells alone.
     pub(crate) fn picture(self) -> String {
         let (full, empty) = self.cells();
-        let style = if self.max.is_some_and(|max| self.active >= max) { WARN } else { NAME };
+        let style = if self.is_full() { WARN } else { NAME };
         styled(style, "█".repeat(full)) + &styled(FAINT, "░".repeat(empty))
     }
 }

@@ -3,22 +3,27 @@
 mod bar;
 mod borrow;
 mod check;
+mod completions;
 mod demo;
 mod failure;
 mod logs;
+mod man;
+mod operator;
 mod output;
 mod remote;
 mod serve;
 mod signals;
 mod state;
+mod top;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::logs::Logs;
+use crate::operator::{audit, disable, limit, organizations, policy, refusals, revoke, sessions};
 use crate::output::{Format, Output};
 
 /// A stream of small requests on few threads gains a few percent from a faster allocator.
@@ -31,6 +36,12 @@ Start here:
   tgm-session serve                                 a server on this machine, no configuration
   tgm-session borrow 'tgm://127.0.0.1:9010?plaintext=true' --organization acme
   tgm-session state  'tgm://127.0.0.1:9010?plaintext=true' --organization acme
+
+For the operator of a server, over its admin port (http://127.0.0.1:9011, or TGM_SESSION_ADMIN_URL):
+  tgm-session top                                   who holds what, live
+  tgm-session refusals --organization acme          why was it refused?
+  tgm-session limit organization acme t1r 40        raise a ceiling, without a restart
+  tgm-session revoke --organization acme            end what it runs
 
 Exit codes: 0 done, 1 failed (a port or a store that cannot be had too), 2 a wrong flag, URL or
 policy, 3 refused (a ceiling, a budget, a revocation), 4 the server is unavailable.";
@@ -66,6 +77,19 @@ enum Command {
     Borrow(borrow::Args),
     State(state::Args),
     Check(check::Args),
+    Top(top::Args),
+    Sessions(sessions::Args),
+    Organizations(organizations::Args),
+    Refusals(refusals::Args),
+    Revoke(revoke::Args),
+    Disable(disable::Disable),
+    Enable(disable::Enable),
+    Limit(limit::Args),
+    Policy(policy::Show),
+    Reload(policy::Reload),
+    Audit(audit::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -102,6 +126,19 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Borrow(args) => borrow::run(args, output),
         Command::State(args) => state::run(args, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Top(args) => top::run(&args, output),
+        Command::Sessions(args) => sessions::run(&args, output),
+        Command::Organizations(args) => organizations::run(args, output),
+        Command::Refusals(args) => refusals::run(args, output),
+        Command::Revoke(args) => revoke::run(&args, output),
+        Command::Disable(args) => disable::disable(&args, output),
+        Command::Enable(args) => disable::enable(&args, output),
+        Command::Limit(args) => limit::run(&args, output),
+        Command::Policy(args) => policy::show(&args, output),
+        Command::Reload(args) => policy::reload(&args, output),
+        Command::Audit(args) => audit::run(&args, output),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command(), output),
     }
 }
 
@@ -115,8 +152,6 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -61,14 +61,40 @@ impl Output {
     ///
     /// [`Failure::NobodyReads`] when the reader is gone, [`Failure::Failed`] when writing failed.
     pub(crate) fn show(&mut self, thing: &(impl Serialize + fmt::Display)) -> Result<(), Failure> {
-        self.clear_live()?;
         match self.format {
-            Format::Text => writeln!(self.stream, "{thing}")?,
-            Format::Json => {
-                let json = serde_json::to_string(thing)
-                    .map_err(|error| Failure::Failed(format!("cannot print JSON: {error}")))?;
-                writeln!(self.stream, "{json}")?;
-            }
+            Format::Text => self.show_text(thing),
+            Format::Json => self.show_values(std::slice::from_ref(thing)),
+        }
+    }
+
+    /// Prints many things: one `text` of all of them for people, or each as one line of JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`Output::show`].
+    pub(crate) fn show_all<T: Serialize>(
+        &mut self,
+        things: &[T],
+        text: impl FnOnce(&[T]) -> String,
+    ) -> Result<(), Failure> {
+        match self.format {
+            Format::Text => self.show_text(&text(things)),
+            Format::Json => self.show_values(things),
+        }
+    }
+
+    fn show_text(&mut self, text: &impl fmt::Display) -> Result<(), Failure> {
+        self.clear_live()?;
+        writeln!(self.stream, "{text}")?;
+        Ok(self.stream.flush()?)
+    }
+
+    fn show_values<T: Serialize>(&mut self, values: &[T]) -> Result<(), Failure> {
+        self.clear_live()?;
+        for value in values {
+            let json = serde_json::to_string(value)
+                .map_err(|error| Failure::Failed(format!("cannot print JSON: {error}")))?;
+            writeln!(self.stream, "{json}")?;
         }
         Ok(self.stream.flush()?)
     }

@@ -1,0 +1,129 @@
+//! What can be asked of the admin API.
+
+use serde::Serialize;
+use tgm_session_server::api;
+
+use super::{Admin, Fault};
+
+/// What an override is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Subject {
+    /// An organization.
+    Organization,
+    /// An API key, by its id.
+    ApiKey,
+}
+
+impl Subject {
+    /// The collection of the API that it stands in.
+    const fn collection(self) -> &'static str {
+        match self {
+            Self::Organization => "organizations",
+            Self::ApiKey => "api-keys",
+        }
+    }
+}
+
+/// One organization or API key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OfWhom<'a> {
+    /// Which of the two.
+    pub(crate) subject: Subject,
+    /// Its id.
+    pub(crate) id: &'a str,
+}
+
+/// Why something is taken away, for the audit list.
+#[derive(Debug, Serialize)]
+struct Why<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    note: &'a str,
+}
+
+impl Admin {
+    /// The server at a glance.
+    pub(crate) fn overview(&self) -> Result<api::Overview, Fault> {
+        self.get(&["overview"], &())
+    }
+
+    /// One page of organizations.
+    pub(crate) fn organizations(
+        &self,
+        query: &api::OrganizationsQuery,
+    ) -> Result<api::OrganizationPage, Fault> {
+        self.get(&["organizations"], query)
+    }
+
+    /// One organization.
+    pub(crate) fn organization(&self, id: &str) -> Result<api::Organization, Fault> {
+        self.get(&["organizations", id], &())
+    }
+
+    /// One page of leases.
+    pub(crate) fn sessions(&self, query: &api::SessionsQuery) -> Result<api::SessionPage, Fault> {
+        self.get(&["sessions"], query)
+    }
+
+    /// Ends a lease, by its number.
+    pub(crate) fn revoke(&self, lease: &str, note: &str) -> Result<api::Done, Fault> {
+        self.delete(&["sessions", lease], &Why { note })
+    }
+
+    /// Disables or enables whatever the policy file says.
+    pub(crate) fn set_disabled(
+        &self,
+        whom: OfWhom<'_>,
+        disabled: bool,
+        note: &str,
+    ) -> Result<api::Done, Fault> {
+        let body = api::SetDisabled { disabled, note: note.to_owned() };
+        self.put(&[whom.subject.collection(), whom.id, "disabled"], &body)
+    }
+
+    /// Leaves it to the policy file again whether something is disabled.
+    pub(crate) fn clear_disabled(&self, whom: OfWhom<'_>, note: &str) -> Result<api::Done, Fault> {
+        self.delete(&[whom.subject.collection(), whom.id, "disabled"], &Why { note })
+    }
+
+    /// Sets a ceiling whatever the policy file says.
+    pub(crate) fn set_limit(
+        &self,
+        whom: OfWhom<'_>,
+        service: &str,
+        max: u64,
+        note: &str,
+    ) -> Result<api::Done, Fault> {
+        let body = api::SetLimit { max, note: note.to_owned() };
+        self.put(&[whom.subject.collection(), whom.id, "limits", service], &body)
+    }
+
+    /// Leaves a ceiling to the policy file again.
+    pub(crate) fn clear_limit(
+        &self,
+        whom: OfWhom<'_>,
+        service: &str,
+        note: &str,
+    ) -> Result<api::Done, Fault> {
+        self.delete(&[whom.subject.collection(), whom.id, "limits", service], &Why { note })
+    }
+
+    /// The policy in force.
+    pub(crate) fn policy(&self) -> Result<api::EffectivePolicy, Fault> {
+        self.get(&["policy"], &())
+    }
+
+    /// Loads the policy file again.
+    pub(crate) fn reload(&self) -> Result<api::Done, Fault> {
+        self.post(&["policy", "reload"])
+    }
+
+    /// The latest refused borrows.
+    pub(crate) fn refusals(&self, query: &api::RefusalsQuery) -> Result<api::RefusalPage, Fault> {
+        self.get(&["refusals"], query)
+    }
+
+    /// What operators did.
+    pub(crate) fn audit(&self, query: &api::AuditQuery) -> Result<api::AuditPage, Fault> {
+        self.get(&["audit"], query)
+    }
+}

@@ -1,0 +1,102 @@
+//! What the screen wants to know, and asking for it.
+
+use tgm_session_server::api::{
+    AgeOrder, LeaseKinds, Organization, OrganizationOrder, OrganizationPage, OrganizationsQuery,
+    Overview, Refusal, RefusalsQuery, SessionPage, SessionsQuery,
+};
+
+use crate::failure::Failure;
+use crate::operator::admin::{Admin, Fault};
+
+/// How many organizations are asked for at once: more than any screen shows.
+pub(super) const WINDOW: u32 = 300;
+/// How many sessions of one organization are asked for: the most the server tells at once.
+pub(super) const MOST_SESSIONS: u32 = 1000;
+/// How many refusals of one organization are shown.
+const REFUSALS: u32 = 3;
+
+/// The list on the screen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Organizations, a window of them.
+    Organizations { search: String, order: OrganizationOrder, offset: u32 },
+    /// One organization and its leases.
+    Leases { organization: String, order: AgeOrder, kinds: LeaseKinds },
+}
+
+/// What a look at the server brought.
+#[derive(Clone, Debug)]
+pub(super) struct News {
+    pub(super) want: Want,
+    pub(super) overview: Overview,
+    /// The list; `None` when it is as it was.
+    pub(super) list: Option<List>,
+}
+
+/// A list as the server told it.
+#[derive(Clone, Debug)]
+pub(super) enum List {
+    /// Organizations from the wanted offset on.
+    Organizations(OrganizationPage),
+    /// One organization; `None` when nobody knows it any more.
+    Leases(Option<Box<Held>>),
+}
+
+/// One organization and what it holds.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) organization: Organization,
+    pub(super) page: SessionPage,
+    pub(super) refusals: Vec<Refusal>,
+}
+
+/// Asks for the overview, and for the list where the revision is not the `known` one.
+///
+/// # Errors
+///
+/// Those of the calls.
+pub(super) fn look(admin: &Admin, want: Want, known: Option<u64>) -> Result<News, Failure> {
+    // First the overview: a change after it makes the list newer than its revision, and is looked
+    // for again, while the other way round it would be missed.
+    let overview = admin.overview()?;
+    if known == Some(overview.revision) {
+        return Ok(News { want, overview, list: None });
+    }
+    let list = match &want {
+        Want::Organizations { search, order, offset } => {
+            List::Organizations(admin.organizations(&OrganizationsQuery {
+                search: search.clone(),
+                sort: *order,
+                offset: *offset,
+                limit: Some(WINDOW),
+            })?)
+        }
+        Want::Leases { organization, order, kinds } => {
+            List::Leases(held(admin, organization, *order, *kinds)?.map(Box::new))
+        }
+    };
+    Ok(News { want, overview, list: Some(list) })
+}
+
+fn held(
+    admin: &Admin,
+    id: &str,
+    order: AgeOrder,
+    kinds: LeaseKinds,
+) -> Result<Option<Held>, Failure> {
+    let organization = match admin.organization(id) {
+        Ok(organization) => organization,
+        Err(Fault::NotFound(_)) => return Ok(None),
+        Err(fault) => return Err(fault.into()),
+    };
+    let page = admin.sessions(&SessionsQuery {
+        organization: Some(id.to_owned()),
+        kind: kinds,
+        order,
+        limit: Some(MOST_SESSIONS),
+        ..SessionsQuery::default()
+    })?;
+    let query = RefusalsQuery { organization: Some(id.to_owned()), limit: Some(REFUSALS) };
+    let refusals = admin.refusals(&query)?.refusals;
+    Ok(Some(Held { organization, page, refusals }))
+}

@@ -1,0 +1,448 @@
+//! What the screen knows and where its cursor stands. Time is an argument; nothing here does I/O.
+
+use std::time::{Duration, Instant};
+
+use tgm_session_server::api::{
+    AgeOrder, Done, LeaseKinds, Organization, OrganizationOrder, OrganizationPage, Overview,
+    Session,
+};
+
+use super::link::{Held, List, News, WINDOW, Want};
+use crate::failure::Failure;
+use crate::operator::admin::Fault;
+use crate::output::counted;
+
+/// The whole screen.
+#[derive(Debug)]
+pub(super) struct App {
+    /// Where the server is.
+    pub(super) place: String,
+    pub(super) link: Link,
+    pub(super) overview: Option<Overview>,
+    pub(super) organizations: Organizations,
+    /// The organization that was entered.
+    pub(super) leases: Option<Leases>,
+    pub(super) mode: Mode,
+    /// What came of the last thing that was done.
+    pub(super) notice: Option<Notice>,
+    /// What was asked for when the list came, at which revision and when.
+    seen: Option<(Want, u64, Instant)>,
+}
+
+/// Whether the server answers.
+#[derive(Debug)]
+pub(super) enum Link {
+    /// It does.
+    Connected,
+    /// It does not.
+    Lost {
+        /// Since when.
+        since: Instant,
+        /// Why, in words.
+        why: String,
+    },
+}
+
+/// What keys mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// They move and act.
+    Browse,
+    /// They are text that is searched for.
+    Search,
+    /// They answer whether this lease is to end.
+    Confirm(Revocation),
+    /// The next one takes the help away.
+    Help,
+}
+
+/// A lease that somebody wants to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Revocation {
+    /// Its number.
+    pub(super) lease: String,
+    /// What it is, in words.
+    pub(super) what: String,
+    /// What else ends.
+    pub(super) workers: u64,
+}
+
+/// What came of something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Notice {
+    pub(super) text: String,
+    pub(super) good: bool,
+}
+
+/// The list of organizations.
+#[derive(Debug, Default)]
+pub(super) struct Organizations {
+    pub(super) order: OrganizationOrder,
+    pub(super) search: String,
+    /// Counted from the first of all that match.
+    pub(super) selected: usize,
+    /// The selected one, once somebody has selected: the cursor stays on it when the order changes.
+    chosen: Option<String>,
+    pub(super) total: u64,
+    pub(super) offset: usize,
+    pub(super) rows: Vec<Organization>,
+}
+
+/// One organization and its leases.
+#[derive(Debug)]
+pub(super) struct Leases {
+    pub(super) organization: String,
+    pub(super) order: AgeOrder,
+    pub(super) kinds: LeaseKinds,
+    pub(super) search: String,
+    /// Counted among those that pass the search.
+    pub(super) selected: usize,
+    chosen: Option<String>,
+    /// What is known about it, and since when; `None` before the first answer.
+    pub(super) held: Option<(Box<Held>, Instant)>,
+    /// Nobody knows this organization any more.
+    pub(super) gone: bool,
+}
+
+/// Where a cursor goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Move {
+    By(isize),
+    First,
+    Last,
+}
+
+impl Move {
+    /// Where it leads from `from` among `count`.
+    fn from(self, from: usize, count: usize) -> usize {
+        let last = count.saturating_sub(1);
+        match self {
+            Self::By(rows) => from.saturating_add_signed(rows).min(last),
+            Self::First => 0,
+            Self::Last => last,
+        }
+    }
+}
+
+impl App {
+    /// An empty screen for the server at `place`.
+    pub(super) fn new(place: &str) -> Self {
+        Self {
+            place: place.to_owned(),
+            link: Link::Connected,
+            overview: None,
+            organizations: Organizations::default(),
+            leases: None,
+            mode: Mode::Browse,
+            notice: None,
+            seen: None,
+        }
+    }
+
+    /// The list to ask for.
+    pub(super) fn want(&self) -> Want {
+        match &self.leases {
+            Some(leases) => Want::Leases {
+                organization: leases.organization.clone(),
+                order: leases.order,
+                kinds: leases.kinds,
+            },
+            None => self.organizations.want(),
+        }
+    }
+
+    /// Whether another list is wanted than the one that is known.
+    pub(super) fn is_behind(&self) -> bool {
+        self.seen.as_ref().is_none_or(|(want, ..)| *want != self.want())
+    }
+
+    /// Whether the server answered last.
+    pub(super) const fn is_connected(&self) -> bool {
+        matches!(self.link, Link::Connected)
+    }
+
+    /// The revision of the list, unless it is another that is wanted, or it is older than `oldest`.
+    pub(super) fn known(&self, now: Instant, oldest: Duration) -> Option<u64> {
+        let (want, revision, at) = self.seen.as_ref()?;
+        (*want == self.want() && now.saturating_duration_since(*at) < oldest).then_some(*revision)
+    }
+
+    /// Takes what a look at the server brought.
+    pub(super) fn learn(&mut self, news: News, now: Instant) {
+        let News { want, overview, list } = news;
+        self.link = Link::Connected;
+        let revision = overview.revision;
+        self.overview = Some(overview);
+        let Some(list) = list else { return };
+        let taken = match (list, &want, &mut self.leases) {
+            (List::Organizations(page), Want::Organizations { offset, .. }, _) => {
+                self.organizations.is_asked_by(&want) && {
+                    self.organizations.take(page, *offset as usize);
+                    true
+                }
+            }
+            (List::Leases(held), _, Some(leases)) => {
+                leases.is_asked_by(&want) && {
+                    leases.take(held, now);
+                    true
+                }
+            }
+            _ => false,
+        };
+        if taken {
+            self.seen = Some((want, revision, now));
+        }
+    }
+
+    /// Notes that the server did not answer.
+    pub(super) fn lose(&mut self, failure: Failure, now: Instant) {
+        let why = failure.message().unwrap_or("no answer").to_owned();
+        let since = match self.link {
+            Link::Connected => now,
+            Link::Lost { since, .. } => since,
+        };
+        self.link = Link::Lost { since, why };
+        // A server that comes back may be another one, whose revisions begin anew.
+        self.seen = None;
+    }
+
+    /// Notes how a revocation went.
+    pub(super) fn ended(&mut self, outcome: Result<Done, Fault>) {
+        self.notice = Some(match outcome {
+            Ok(Done { ended, summary }) => {
+                Notice { text: format!("{summary}; {} ended", counted(ended, "lease")), good: true }
+            }
+            Err(fault) => {
+                let failure = Failure::from(fault);
+                let why = failure.message().unwrap_or("no answer").to_owned();
+                Notice { text: why, good: false }
+            }
+        });
+        self.seen = None;
+    }
+
+    /// Says that the revocation before is still under way.
+    pub(super) fn busy(&mut self) {
+        let text = "not yet: the server has not answered the one before".to_owned();
+        self.notice = Some(Notice { text, good: false });
+    }
+
+    /// Moves the cursor of the list on the screen.
+    pub(super) fn go(&mut self, to: Move) {
+        match &mut self.leases {
+            Some(leases) => leases.go(to),
+            None => self.organizations.go(to),
+        }
+    }
+
+    /// Shows what the selected organization holds.
+    pub(super) fn enter(&mut self) {
+        if self.leases.is_none()
+            && let Some(row) = self.organizations.selected_row()
+        {
+            let organization = row.organization.clone();
+            self.organizations.chosen = Some(organization.clone());
+            self.leases = Some(Leases::new(organization));
+        }
+    }
+
+    /// Takes back one thing: the search, or else the list of leases.
+    pub(super) fn back(&mut self) {
+        let search = self.search_mut();
+        if search.is_empty() {
+            self.leases = None;
+        } else {
+            search.clear();
+            self.searched();
+        }
+    }
+
+    /// What is searched for in the list on the screen.
+    pub(super) fn search(&self) -> &str {
+        match &self.leases {
+            Some(leases) => &leases.search,
+            None => &self.organizations.search,
+        }
+    }
+
+    /// The same, to be changed; [`App::searched`] follows.
+    pub(super) fn search_mut(&mut self) -> &mut String {
+        match &mut self.leases {
+            Some(leases) => &mut leases.search,
+            None => &mut self.organizations.search,
+        }
+    }
+
+    /// The search changed: the first match is what is looked for.
+    pub(super) fn searched(&mut self) {
+        match &mut self.leases {
+            Some(leases) => (leases.selected, leases.chosen) = (0, None),
+            None => (self.organizations.selected, self.organizations.chosen) = (0, None),
+        }
+    }
+
+    /// Takes the next order of the list, or the one before.
+    pub(super) fn sort(&mut self, forward: bool) {
+        match &mut self.leases {
+            Some(leases) => {
+                leases.order = match leases.order {
+                    AgeOrder::Newest => AgeOrder::Oldest,
+                    AgeOrder::Oldest => AgeOrder::Newest,
+                };
+            }
+            None => self.organizations.order = turned(self.organizations.order, forward),
+        }
+        self.searched();
+    }
+
+    /// Asks whether the selected lease is to end.
+    pub(super) fn ask_to_revoke(&mut self) {
+        let Some(leases) = &self.leases else {
+            let text =
+                "Enter shows the sessions of an organization; r ends the selected one".into();
+            self.notice = Some(Notice { text, good: true });
+            return;
+        };
+        if let Some(lease) = leases.visible().get(leases.selected) {
+            self.mode = Mode::Confirm(Revocation {
+                lease: lease.lease.clone(),
+                what: format!("{} of {} on {}", lease.kind, lease.organization, lease.service),
+                workers: lease.workers,
+            });
+        }
+    }
+}
+
+/// The orders of organizations go round.
+const fn turned(order: OrganizationOrder, forward: bool) -> OrganizationOrder {
+    use OrganizationOrder::{Active, Fullest, Name, Refused};
+    match (order, forward) {
+        (Fullest, true) | (Refused, false) => Active,
+        (Active, true) | (Name, false) => Refused,
+        (Refused, true) | (Fullest, false) => Name,
+        (Name, true) | (Active, false) => Fullest,
+    }
+}
+
+impl Organizations {
+    /// A window around the cursor that moves in steps, so that most moves need no question.
+    fn want(&self) -> Want {
+        let step = WINDOW as usize / 3;
+        let offset = (self.selected / step).saturating_sub(1) * step;
+        Want::Organizations {
+            search: self.search.clone(),
+            order: self.order,
+            offset: u32::try_from(offset).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn is_asked_by(&self, want: &Want) -> bool {
+        matches!(want, Want::Organizations { search, order, .. }
+            if *search == self.search && *order == self.order)
+    }
+
+    fn take(&mut self, page: OrganizationPage, offset: usize) {
+        self.total = page.total;
+        self.rows = page.organizations;
+        self.offset = offset;
+        let place = self
+            .chosen
+            .as_ref()
+            .and_then(|chosen| self.rows.iter().position(|row| row.organization == *chosen));
+        match place {
+            Some(place) => self.selected = offset + place,
+            None => self.selected = self.selected.min(self.count().saturating_sub(1)),
+        }
+    }
+
+    /// How many match.
+    pub(super) fn count(&self) -> usize {
+        usize::try_from(self.total).unwrap_or(usize::MAX)
+    }
+
+    /// The row at `index`, where it is known.
+    pub(super) fn row(&self, index: usize) -> Option<&Organization> {
+        self.rows.get(index.checked_sub(self.offset)?)
+    }
+
+    fn selected_row(&self) -> Option<&Organization> {
+        self.row(self.selected)
+    }
+
+    fn go(&mut self, to: Move) {
+        self.selected = to.from(self.selected, self.count());
+        self.chosen = self.selected_row().map(|row| row.organization.clone());
+        if to == Move::First {
+            // The first one, whoever that will be.
+            self.chosen = None;
+        }
+    }
+}
+
+impl Leases {
+    fn new(organization: String) -> Self {
+        Self {
+            organization,
+            order: AgeOrder::default(),
+            kinds: LeaseKinds::default(),
+            search: String::new(),
+            selected: 0,
+            chosen: None,
+            held: None,
+            gone: false,
+        }
+    }
+
+    fn is_asked_by(&self, want: &Want) -> bool {
+        matches!(want, Want::Leases { organization, order, kinds }
+            if *organization == self.organization && *order == self.order && *kinds == self.kinds)
+    }
+
+    fn take(&mut self, held: Option<Box<Held>>, now: Instant) {
+        self.gone = held.is_none();
+        self.held = held.map(|held| (held, now));
+        let visible = self.visible();
+        let place = self
+            .chosen
+            .as_ref()
+            .and_then(|chosen| visible.iter().position(|row| row.lease == *chosen));
+        let last = visible.len().saturating_sub(1);
+        match place {
+            Some(place) => self.selected = place,
+            None => self.selected = self.selected.min(last),
+        }
+    }
+
+    /// The leases that pass the search.
+    pub(super) fn visible(&self) -> Vec<&Session> {
+        let Some((held, _)) = &self.held else { return Vec::new() };
+        let search = self.search.to_ascii_lowercase();
+        let passes = |text: &str| text.to_ascii_lowercase().contains(&search);
+        let rows = held.page.sessions.iter();
+        rows.filter(|lease| {
+            let indexer = lease.indexer.as_deref().unwrap_or_default();
+            [&*lease.lease, &lease.service, &lease.api_key, &lease.trace, indexer]
+                .into_iter()
+                .any(passes)
+        })
+        .collect()
+    }
+
+    /// Takes the next kind of leases.
+    pub(super) fn turn_kinds(&mut self) {
+        self.kinds = match self.kinds {
+            LeaseKinds::Session => LeaseKinds::Worker,
+            LeaseKinds::Worker => LeaseKinds::Any,
+            LeaseKinds::Any => LeaseKinds::Session,
+        };
+        (self.selected, self.chosen) = (0, None);
+    }
+
+    fn go(&mut self, to: Move) {
+        let visible = self.visible();
+        let selected = to.from(self.selected, visible.len());
+        let chosen = visible.get(selected).map(|row| row.lease.clone());
+        self.selected = selected;
+        self.chosen = if to == Move::First { None } else { chosen };
+    }
+}
