@@ -97,8 +97,13 @@ impl Operator {
         to_its_end(async move {
             let _changing = operator.changing.lock().await;
             let loaded = operator.load_now(doing, found).await;
-            if let Err(error) = &loaded {
-                tracing::error!("the policy file was not loaded: {error}");
+            match &loaded {
+                Ok(_) => {}
+                Err(OperatorError::Unavailable(error)) => tracing::error!(
+                    %error,
+                    "the policy file is in force, but leases that it does not allow may live on"
+                ),
+                Err(error) => tracing::error!("the policy file was not loaded: {error}"),
             }
             loaded
         })
@@ -110,21 +115,7 @@ impl Operator {
             let problem = "there is no policy file: the server was started without one";
             return Err(OperatorError::Conflict(problem.into()));
         };
-        let path = started_with.path().to_owned();
-        let overrides = self.store.overrides();
-        let read = blocking(move || {
-            let found = found.unwrap_or_else(|| watch::read(&path));
-            let digest = found.as_ref().ok().map(|contents| Digest::of(contents));
-            let loaded = Policy::take_in(&path, found).map(|loaded| {
-                let policy = loaded.policy.with_overrides(&overrides);
-                Loaded { policy, ..loaded }
-            });
-            (digest, loaded)
-        });
-        let (digest, loaded) = read.await;
-        self.state.lock().read = digest;
-        let sound = loaded.and_then(|loaded| self.check_exposure(&loaded.policy).map(|()| loaded));
-        let Loaded { policy, server, warnings, .. } = match sound {
+        let Loaded { policy, server, warnings, .. } = match self.read(started_with, found).await {
             Ok(loaded) => loaded,
             Err(error) => return Err(self.refuse(started_with, &error)),
         };
@@ -150,6 +141,25 @@ impl Operator {
         ended?;
         entry.number = recorded?;
         Ok(self.told(entry))
+    }
+
+    /// Reads the file, unless that was done, and lays the overrides over what it says.
+    async fn read(&self, file: &PolicyFile, found: Option<Found>) -> Result<Loaded, Error> {
+        let (path, overrides) = (file.path().to_owned(), self.store.overrides());
+        let read = blocking(move || {
+            let found = found.unwrap_or_else(|| watch::read(&path));
+            let digest = found.as_ref().ok().map(|contents| Digest::of(contents));
+            let loaded = Policy::take_in(&path, found).map(|loaded| {
+                let policy = loaded.policy.with_overrides(&overrides);
+                Loaded { policy, ..loaded }
+            });
+            (digest, loaded)
+        });
+        let (digest, loaded) = read.await;
+        self.state.lock().read = digest;
+        let loaded = loaded?;
+        self.check_exposure(&loaded.policy)?;
+        Ok(loaded)
     }
 
     /// Keeps and tells why the file is not in force.
