@@ -7,11 +7,11 @@ mod unary;
 mod web;
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use futures_util::future::Either;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
 use http::{Method as HttpMethod, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
@@ -89,31 +89,20 @@ impl<S: Store> Gateway<S> {
     ///
     /// The future is moved and stored for every call, so it is kept small: what needs much room
     /// is boxed, and calls are applied before anything is waited for.
-    pub(crate) fn answer<B>(
-        &self,
-        request: Request<B>,
-    ) -> impl Future<Output = Response<Body>> + Send
+    pub(crate) async fn answer<B>(&self, mut request: Request<B>) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
-        match Speech::of(&request) {
-            Speech::Grpc => Either::Left(self.grpc(request, None)),
-            Speech::Neither(refusal) => Either::Left(self.grpc(request, Some(refusal))),
-            Speech::Web => {
-                let grpc = |request| self.grpc(request, None);
-                Either::Right(Box::pin(self.web.answer(request, grpc)))
-            }
-        }
-    }
-
-    /// Answers one call of gRPC, or `refusal` where it is none.
-    async fn grpc<B>(&self, mut request: Request<B>, refusal: Option<StatusCode>) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<tonic::codegen::StdError> + Send,
-    {
+        let refusal = match Speech::of(&request) {
+            Speech::Grpc => None,
+            Speech::Neither(refusal) => Some(refusal),
+            Speech::Web => return self.translate(request).await,
+        };
         if let Some(service) = self.aside.at(request.uri().path()) {
+            if let Some(refusal) = refusal {
+                return plain(refusal);
+            }
             return Box::pin(Aside::answer(service, request)).await;
         }
         // Even a call that will be refused is read to its end: data that arrives for a stream that
@@ -153,6 +142,21 @@ impl<S: Store> Gateway<S> {
             Err(status) => Err(status),
         };
         answer.map_or_else(unary::refuse, Answer::into_http)
+    }
+
+    /// Answers a call of gRPC-Web as one of gRPC.
+    fn translate<'a, B>(
+        &'a self,
+        request: Request<B>,
+    ) -> Pin<Box<dyn Future<Output = Response<Body>> + Send + 'a>>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
+    {
+        Box::pin(self.web.answer(request, |mut request| {
+            *request.version_mut() = Version::HTTP_2;
+            self.answer(request)
+        }))
     }
 
     async fn dispatch(

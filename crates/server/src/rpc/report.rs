@@ -110,6 +110,7 @@ impl<S: Store> Reports<S> {
         }
         Ok((message.freeze(), place))
     }
+
     /// Reads a body that nobody wants: see [`super::Gateway::answer`].
     async fn pass_over<B>(&self, body: &mut B)
     where

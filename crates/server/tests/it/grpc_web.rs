@@ -85,10 +85,17 @@ async fn send(server: &TestServer, method: &str, path: &str, headers: &str, body
         "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
          content-length: {length}\r\n{headers}\r\n"
     );
-    stream.write_all(head.as_bytes()).await.unwrap();
-    stream.write_all(body).await.unwrap();
+    let request = [head.as_bytes(), body].concat();
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
+    // A server that refuses a request before it is read resets the connection after its answer.
+    for outcome in
+        [stream.write_all(&request).await, stream.read_to_end(&mut answer).await.map(drop)]
+    {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+        if let Err(error) = outcome {
+            assert!(matches!(error.kind(), BrokenPipe | ConnectionReset), "{error}");
+        }
+    }
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
     let head = String::from_utf8(answer[..end].to_vec()).unwrap();
     let mut raw = Raw {
