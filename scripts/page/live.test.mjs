@@ -59,7 +59,7 @@ test('a borrow is shown within a second, and so is its return', async () => {
   const held = await server.borrow('prompt', '--workers', '3');
   const row = rowOf(tab.page, 'prompt');
   await row.waitFor({ timeout: 1000 });
-  await row.getByText('1 / 2').waitFor({ timeout: 1000 });
+  await row.getByText('1 / 2', { exact: true }).waitFor({ timeout: 1000 });
   await row.getByText('3 / 20').waitFor({ timeout: 1000 });
   assert.equal(await held.release(), 0);
   await row.waitFor({ state: 'detached', timeout: 1000 });

@@ -92,6 +92,11 @@ export class Keyed {
     }
   }
 
+  /** Calls `visit` for every row that is shown. */
+  forEach(visit) {
+    this.#rows.forEach(visit);
+  }
+
   /** Removes a row. Whoever was at its button goes on at that of the next row, or of the one before. */
   #remove(gone) {
     const controls = (row) => [...(row?.querySelectorAll('a[href], button') ?? [])];
