@@ -69,8 +69,19 @@ impl Watching {
 
 /// The answer of the admin port to a GET.
 fn get(address: &str, path: &str) -> String {
+    ask(address, "GET", path, "")
+}
+
+/// The answer of the admin port.
+fn ask(address: &str, method: &str, path: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
@@ -187,4 +198,41 @@ fn settings_that_a_reload_cannot_change_are_named_in_the_log() {
     watching.wait_for("applied", 1);
     let log = watching.log();
     assert!(log.contains("max_leases in [server]"), "{log}");
+}
+
+#[test]
+fn what_operators_set_survives_a_kill_and_wins_over_the_file() {
+    let folder = folder();
+    let text = "[services.t1r]\nmax_per_organization = 1\n[organizations.off]\ndisabled = true\n";
+    let policy = file(&folder, "policy.toml", text);
+    let mut server = Serve::with_policy(&folder, &policy);
+    for (path, body) in [
+        ("/api/organizations/acme/disabled", "{\"disabled\": true}"),
+        ("/api/organizations/off/disabled", "{\"disabled\": false}"),
+        ("/api/organizations/none/limits/t1r", "{\"max\": 0}"),
+    ] {
+        let answer = ask(&server.admin, "PUT", path, body);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    let borrows = |server: &Serve| {
+        let url = server.url();
+        let borrow = |organization| {
+            run(["borrow", &url, "--organization", organization, "--for", "1ms"]).code
+        };
+        ["acme", "off", "none", "other"].map(borrow)
+    };
+    let expected = [Some(3), Some(0), Some(3), Some(0)];
+    assert_eq!(borrows(&server), expected);
+    server.kill();
+
+    let mut server = Serve::with_policy(&folder, &policy);
+    assert_eq!(borrows(&server), expected);
+    replace(&policy, &(text.to_owned() + "[organizations.none]\nlimits = { t1r = 5 }\n"));
+    server.talker.process.signal(Signal::HUP);
+    let start = Instant::now();
+    while !get(&server.admin, "/metrics").contains("reloads_total{outcome=\"applied\"} 1\n") {
+        assert!(start.elapsed() < Duration::from_secs(40), "it is never loaded");
+    }
+    assert_eq!(borrows(&server), expected, "they win over another file too");
+    assert_eq!(server.stop(), Some(0));
 }
