@@ -1,12 +1,16 @@
 //! Where log lines go: standard error, never standard output.
 
-use std::io::IsTerminal as _;
+use std::fmt::Display;
+use std::io::{IsTerminal as _, Write as _};
+use std::time::SystemTime;
 
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
+use crate::output;
 
-/// How much is logged.
+/// How much is logged, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Logs {
     /// What is logged to standard error: off, error, warn, info, debug, trace, or a filter per
@@ -20,9 +24,37 @@ pub(crate) struct Logs {
         help_heading = "Output"
     )]
     log: Option<String>,
+
+    /// How log lines look, and the error that ends a command: text for people, or one JSON object
+    /// per line.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "TGM_SESSION_LOG_FORMAT",
+        hide_env_values = true,
+        help_heading = "Output"
+    )]
+    log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: timestamp, level, target, message and the fields, one object per line.
+    Json,
 }
 
 impl Logs {
+    /// How log lines look.
+    pub(crate) const fn format(&self) -> LogFormat {
+        self.log_format
+    }
+
     /// Starts logging for the whole process.
     ///
     /// # Errors
@@ -35,13 +67,37 @@ impl Logs {
         })?;
         let colours = std::io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        tracing_subscriber::fmt()
+        let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
-            .with_ansi(colours)
             // A log that nobody reads must not end the process with a panic.
-            .log_internal_errors(false)
-            .init();
+            .log_internal_errors(false);
+        match self.log_format {
+            LogFormat::Text => subscriber.with_ansi(colours).init(),
+            LogFormat::Json => subscriber.json().flatten_event(true).init(),
+        }
         Ok(())
+    }
+}
+
+impl LogFormat {
+    /// Writes the error that ends a command, whatever is logged. Whether anybody reads it changes
+    /// nothing.
+    pub(crate) fn show_error(self, message: impl Display) {
+        let message = message.to_string();
+        let mut stderr = anstream::stderr();
+        let _ = match self {
+            Self::Text => {
+                writeln!(stderr, "{}: {}", output::error("error"), output::plain(&message))
+            }
+            Self::Json => {
+                let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+                let target = env!("CARGO_CRATE_NAME");
+                let line = json!({
+                    "timestamp": timestamp, "level": "ERROR", "message": message, "target": target,
+                });
+                writeln!(stderr, "{line}")
+            }
+        };
     }
 }

@@ -16,7 +16,6 @@ mod signals;
 mod state;
 mod top;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -101,16 +100,12 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(1));
         }
     };
+    let log_format = cli.logs.format();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(message) = failure.message() {
-                let _ = writeln!(
-                    anstream::stderr(),
-                    "{}: {}",
-                    output::error("error"),
-                    output::plain(message)
-                );
+                log_format.show_error(message);
             }
             failure.exit_code()
         }

@@ -1,5 +1,6 @@
 //! `serve`: run a session server until it is asked to stop.
 
+mod manager;
 mod settings;
 
 use std::fmt;
@@ -66,19 +67,37 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
             Err(Failure::NobodyReads) | Ok(()) => {}
             Err(failure) => tracing::warn!("{}", failure.message().unwrap_or_default()),
         }
-        let signal = loop {
-            tokio::select! {
-                signal = signals.next() => break signal,
-                () = hangups.next() => {
-                    // What came of it is in the log, and in the status of the policy.
-                    let by = By { from: "signal", note: "" };
-                    let _: Result<_, _> = running.operator().reload(by).await;
-                }
-            }
+        let status = format!("gRPC on {grpc}, the admin port on {admin}");
+        manager::ready(&status);
+        let signal = tokio::select! {
+            signal = asked_to_stop(&running, &mut signals, &mut hangups, &status) => signal,
+            never = manager::feed_watchdog(&running) => match never {},
         };
+        manager::stopping();
         tracing::info!(signal, "stopping: calls under way may finish");
         stop(running, signals).await
     })
+}
+
+/// Loads the policy again at each SIGHUP, and answers by which signal the server is to stop.
+async fn asked_to_stop(
+    running: &Running,
+    signals: &mut Signals,
+    hangups: &mut Hangups,
+    status: &str,
+) -> &'static str {
+    loop {
+        tokio::select! {
+            signal = signals.next() => return signal,
+            () = hangups.next() => {
+                manager::reloading();
+                // What came of it is in the log, and in the status of the policy.
+                let by = By { from: "signal", note: "" };
+                let _: Result<_, _> = running.operator().reload(by).await;
+                manager::ready(status);
+            }
+        }
+    }
 }
 
 /// Stops well, or at once when a second signal comes.

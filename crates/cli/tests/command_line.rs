@@ -49,8 +49,8 @@ fn every_setting_of_serve_names_its_default_and_its_variable() {
         assert!(flag.contains("[default: "), "a hidden default: {flag}");
         assert!(flag.contains(&format!("[env: TGM_SESSION_{variable}]")), "no variable: {flag}");
     }
-    // --config is no setting of the server, and --format and --log go with every command.
-    assert_eq!(count, tgm_session_server::settings::all().len() + 3, "{help}");
+    // --config is no setting of the server; --format, --log and --log-format go with every command.
+    assert_eq!(count, tgm_session_server::settings::all().len() + 4, "{help}");
 }
 
 #[test]

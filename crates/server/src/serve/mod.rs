@@ -19,6 +19,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle as TaskHandle;
 use tokio_util::sync::CancellationToken;
@@ -217,6 +218,7 @@ impl Server {
             serving,
             health,
             threads: Vec::new(),
+            runtimes: Vec::new(),
             tasks: Vec::new(),
             store,
         };
@@ -248,6 +250,7 @@ pub struct Running {
     serving: Arc<AtomicBool>,
     health: HealthReporter,
     threads: Vec<JoinHandle<io::Result<()>>>,
+    runtimes: Vec<Handle>,
     tasks: Vec<TaskHandle<()>>,
     store: Arc<Embedded>,
 }
@@ -266,6 +269,25 @@ impl Running {
     /// The store behind the ports, for whoever runs the server within a program of their own.
     pub fn store(&self) -> &Arc<Embedded> {
         &self.store
+    }
+
+    /// Whether the server still does its work: answers once every thread that serves gRPC has turned
+    /// and the store has been looked at. `false` when a thread has ended.
+    ///
+    /// A server that hangs does not answer, for as long as it hangs; that is what a watchdog is for.
+    /// One whose store cannot make changes does answer: `/readyz` says that.
+    ///
+    /// Cancellation safe.
+    pub async fn responds(&self) -> bool {
+        for runtime in &self.runtimes {
+            if runtime.spawn(std::future::ready(())).await.is_err() {
+                return false;
+            }
+        }
+        // What the store says does not matter, only that it does.
+        let store = self.store.clone();
+        blocking(move || drop(store.live())).await;
+        true
     }
 
     /// Serves gRPC on `stream`, a connection that this program has by its own means: a pipe, a Unix
@@ -295,6 +317,7 @@ impl Running {
                 .enable_all()
                 .build()
                 .map_err(failed)?;
+            self.runtimes.push(runtime.handle().clone());
             let (port, listener) = (port.clone(), listener.try_clone().map_err(failed)?);
             let thread = std::thread::Builder::new()
                 .name(format!("grpc-{number}"))

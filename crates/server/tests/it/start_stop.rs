@@ -1,6 +1,7 @@
 //! How a server comes up and goes down.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Error, Server};
@@ -132,4 +133,51 @@ async fn a_dropped_server_lets_go_of_its_ports_and_its_store() {
     again.listen = grpc;
     let server = TestServer::start(again, clock).await;
     assert_eq!(server.client().keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+}
+
+/// A clock that stands still, with whoever reads it, while the test holds it.
+#[derive(Debug, Default)]
+struct HeldClock {
+    is_held: parking_lot::Mutex<bool>,
+    changed: parking_lot::Condvar,
+}
+
+impl HeldClock {
+    fn hold(&self, hold: bool) {
+        *self.is_held.lock() = hold;
+        self.changed.notify_all();
+    }
+}
+
+impl tgm_session_server::Clock for HeldClock {
+    fn monotonic(&self) -> Duration {
+        self.changed.wait_while(&mut self.is_held.lock(), |is_held| *is_held);
+        Duration::from_secs(1)
+    }
+
+    fn unix(&self) -> Duration {
+        Duration::from_secs(1_800_000_000)
+    }
+}
+
+#[tokio::test]
+async fn a_server_responds_unless_a_thread_of_it_hangs() {
+    let clock = std::sync::Arc::new(HeldClock::default());
+    let mut config = config(ROOMY, &ManualClock::new(), StoreUrl::Memory);
+    (config.clock, config.threads) = (clock.clone(), 1);
+    let running = Server::bind(config).await.unwrap().start().await.unwrap();
+    assert!(running.responds().await);
+
+    clock.hold(true);
+    let mut client = crate::harness::Client::of(running.grpc_address());
+    let borrow = tokio::spawn(async move { client.borrow(session("acme")).await });
+    // Whether the thread hangs already is not seen from outside, but it comes to that.
+    eventually("the server no longer responds", || async {
+        tokio::time::timeout(Duration::from_millis(200), running.responds()).await.is_err()
+    })
+    .await;
+    clock.hold(false);
+    assert!(running.responds().await);
+    borrow.await.unwrap();
+    running.stop().await.unwrap();
 }

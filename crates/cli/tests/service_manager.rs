@@ -1,0 +1,77 @@
+//! What systemd is told by `Type=notify`, over a socket of the test's own.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod harness;
+
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use harness::{Talker, command, folder, free_address};
+use rustix::process::Signal;
+
+/// The end of the service manager.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    /// The next message that is not about the watchdog.
+    fn next(&self) -> String {
+        loop {
+            let message = self.any();
+            if message != "WATCHDOG=1\n" {
+                return message;
+            }
+        }
+    }
+
+    fn any(&self) -> String {
+        let mut message = [0; 1024];
+        let length = self.0.recv(&mut message).expect("a message in time");
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    }
+}
+
+#[test]
+fn systemd_is_told_when_the_server_is_ready_reloads_lives_and_stops() {
+    let folder = folder();
+    let path = folder.path().join("notify");
+    let manager = Manager(UnixDatagram::bind(&path).unwrap());
+    manager.0.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+    let address = free_address();
+    let policy = harness::file(&folder, "policy.toml", "[services.t1r]\n");
+    let mut serve = command(["serve", "--store", "memory:", "--admin-listen", "127.0.0.1:0"]);
+    serve.args(["--listen", &address, "--format", "json", "--log", "off", "--config"]).arg(policy);
+    serve.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
+    let mut serve = Talker::spawn(serve);
+
+    let ready = manager.next();
+    assert!(ready.starts_with("READY=1\n"), "{ready}");
+    assert!(ready.contains(&format!("STATUS=gRPC on {address}")), "{ready}");
+    TcpStream::connect(&address).expect("it accepts when it says that it is ready");
+    for _ in 0..3 {
+        assert_eq!(manager.any(), "WATCHDOG=1\n");
+    }
+
+    serve.process.signal(Signal::HUP);
+    let reloading = manager.next();
+    let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
+    assert!(since.trim_end().parse::<u64>().unwrap() > 0);
+    assert!(manager.next().starts_with("READY=1\n"));
+
+    serve.process.signal(Signal::TERM);
+    assert!(manager.next().starts_with("STOPPING=1\n"));
+    assert_eq!(serve.process.wait().code(), Some(0));
+}
+
+#[test]
+fn a_service_manager_that_is_gone_does_not_keep_a_server_from_serving() {
+    let folder = folder();
+    let mut serve = command(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
+    serve.args(["--admin-listen", "127.0.0.1:0", "--format", "json"]);
+    serve.env("NOTIFY_SOCKET", folder.path().join("nobody"));
+    let mut serve = Talker::spawn(serve);
+    serve.event("ready");
+    assert_eq!(serve.end(Signal::TERM), Some(0));
+}

@@ -1,0 +1,189 @@
+//! Every setting of `serve`: by flag, by variable, by file, what wins, and how it is shown.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod harness;
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use harness::{Ran, command, file, finish, folder};
+use serde_json::{Value, json};
+use tgm_session_server::settings::{self, Setting};
+
+/// `serve --print-config`, in a home of its own.
+fn print_config(folder: &tempfile::TempDir) -> Command {
+    let mut command = command(["serve", "--print-config", "--format", "json"]);
+    command.env("XDG_STATE_HOME", folder.path().join("state"));
+    command
+}
+
+/// The line of the setting called `name`.
+fn printed(ran: &Ran, name: &str) -> Value {
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
+    let line = ran.json().into_iter().find(|line| line["name"] == name);
+    line.unwrap_or_else(|| panic!("{name} is missing: {ran:?}"))
+}
+
+/// A value that is no default: as text, as TOML, and as it is printed.
+fn another_value(setting: &Setting) -> (&'static str, &'static str, Value) {
+    match setting.value_name() {
+        "ADDR" => ("127.0.0.9:99", "'127.0.0.9:99'", json!("127.0.0.9:99")),
+        "TOKEN" => ("s3cret", "'s3cret'", json!("***")),
+        "BOOL" => ("true", "true", json!(true)),
+        "ORIGINS" => ("https://a.example", "['https://a.example']", json!(["https://a.example"])),
+        "URL" => ("memory:", "'memory:'", json!("memory:")),
+        "FILE" => ("some.pem", "'some.pem'", json!("some.pem")),
+        "N" if setting.name().ends_with("bytes") => ("100000", "100000", json!(100_000)),
+        "N" => ("77", "77", json!(77)),
+        "DURATION" if setting.name() == "idle_timeout" => ("7m", "'7m'", json!("7m")),
+        "DURATION" => ("7s", "'7s'", json!("7s")),
+        other => panic!("a test has to know a value of the kind {other}"),
+    }
+}
+
+#[test]
+fn every_setting_can_be_given_in_each_of_three_places_and_says_in_which_it_was() {
+    let folder = folder();
+    let default = finish(print_config(&folder));
+    assert_eq!(default.json().len(), settings::all().len() + 1, "all of them, and the file");
+    let (mut flags, mut variables) = (print_config(&folder), print_config(&folder));
+    let (mut text, mut lines) = ("[server]\n".to_owned(), Vec::new());
+    for setting in settings::all() {
+        let (value, toml, _) = another_value(setting);
+        flags.arg(format!("--{}={value}", setting.flag()));
+        variables.env(setting.variable(), value);
+        text.push_str(&format!("{} = {toml}\n", setting.name()));
+        lines.push(text.lines().count());
+    }
+    text.push_str("[services.t1r]\n");
+    let policy = file(&folder, "policy.toml", &text);
+    let mut by_file = print_config(&folder);
+    by_file.env("TGM_SESSION_CONFIG", &policy);
+    let (flags, variables, by_file) = (finish(flags), finish(variables), finish(by_file));
+    for (setting, line) in settings::all().iter().zip(lines) {
+        let (name, (_, _, value)) = (setting.name(), another_value(setting));
+        let shown = printed(&default, name);
+        assert_eq!((&shown["source"], &shown["where"]), (&json!("default"), &Value::Null));
+        assert_ne!(shown["value"], value, "{name}");
+        let flag = json!(format!("--{}", setting.flag()));
+        let place = json!(format!("{}:{line}:1", policy.display()));
+        for (ran, source, place) in [
+            (&flags, "flag", flag),
+            (&variables, "variable", json!(setting.variable())),
+            (&by_file, "file", place),
+        ] {
+            let expected =
+                json!({ "name": name, "value": value, "source": source, "where": place });
+            assert_eq!(printed(ran, name), expected);
+        }
+    }
+    let config = printed(&by_file, "config");
+    assert_eq!(config["where"], "TGM_SESSION_CONFIG");
+    assert_eq!(config["value"], policy.display().to_string());
+    for ran in [default, flags, variables, by_file] {
+        assert!(!ran.stdout.contains("s3cret"), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_flag_beats_a_variable_which_beats_the_file_which_beats_the_default() {
+    let folder = folder();
+    let text = "[server]\nmax_streams = 1\nmax_connections = 1\nmax_leases = 1\n[services.t1r]\n";
+    let policy = file(&folder, "policy.toml", text);
+    let mut command = print_config(&folder);
+    command.arg("--config").arg(&policy).args(["--max-streams", "3"]);
+    command.env("TGM_SESSION_MAX_STREAMS", "2").env("TGM_SESSION_MAX_CONNECTIONS", "2");
+    let ran = finish(command);
+    let value = |name| printed(&ran, name)["value"].clone();
+    assert_eq!(value("max_streams"), 3);
+    assert_eq!(value("max_connections"), 2);
+    assert_eq!(value("max_leases"), 1);
+    assert_eq!(value("max_header_bytes"), 32_768);
+}
+
+#[test]
+fn printing_starts_nothing_and_is_readable_for_people() {
+    let folder = folder();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut command = command(["serve", "--print-config", "--listen", &taken]);
+    command.args(["--tls-cert", "nowhere.pem", "--admin-token", "s3cret"]);
+    command.env("XDG_STATE_HOME", folder.path().join("state"));
+    let ran = finish(command);
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
+    let line = |name: &str| {
+        let line = ran.stdout.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("listen"), format!("listen = \"{taken}\" # flag --listen"));
+    assert_eq!(line("admin_token"), "admin_token = *** # flag --admin-token");
+    assert_eq!(line("tls_key"), "tls_key = none # default");
+    assert_eq!(line("idle_timeout"), "idle_timeout = \"10m\" # default");
+    assert!(!folder.path().join("state").exists(), "a store was made");
+}
+
+#[test]
+fn a_value_or_a_policy_that_cannot_be_meant_is_refused_where_it_was_given() {
+    let folder = folder();
+    let mut flag = print_config(&folder);
+    flag.args(["--idle-timeout", "4m"]);
+    let ran = finish(flag);
+    assert_eq!(ran.code, Some(2));
+    assert_eq!(ran.error(), "--idle-timeout: it has to be between 5m and 1day");
+
+    let mut variable = print_config(&folder);
+    variable.env("TGM_SESSION_ADMIN_TOKEN", "").env("TGM_SESSION_THREADS", "two");
+    let ran = finish(variable);
+    assert_eq!(ran.code, Some(2));
+    assert_eq!(ran.error(), "TGM_SESSION_ADMIN_TOKEN: an empty token protects nothing");
+
+    for text in ["[server]\nidle_timeout = '4m'\n", "[services.t1r]\nttl = 1\n"] {
+        let policy = file(&folder, "policy.toml", text);
+        let mut command = print_config(&folder);
+        command.arg("--config").arg(&policy);
+        let ran = finish(command);
+        assert_eq!((ran.code, &*ran.stdout), (Some(2), ""), "{ran:?}");
+        assert!(ran.error().starts_with(&format!("{}:2:", policy.display())), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_an_error_of_usage_that_names_the_file() {
+    let folder = folder();
+    let (cert, key) = (file(&folder, "cert.pem", ""), file(&folder, "key.pem", ""));
+    let mut serve = command(["serve", "--store", "memory:", "--log", "off"]);
+    serve.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    serve.arg("--tls-cert").arg(&cert).arg("--tls-key").arg(&key);
+    let ran = finish(serve);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let said = format!("cannot use {} for TLS: there is no certificate in it", cert.display());
+    assert!(ran.error().starts_with(&said), "{ran:?}");
+}
+
+#[test]
+fn log_lines_are_json_when_that_is_asked_for_and_the_last_error_too() {
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", "[services.t1r]\nttl = '30s'\n");
+    let mut serve = command(["serve", "--log-format", "json", "--store", "sled:x", "--config"]);
+    serve.arg(policy).env("TGM_SESSION_LOG", "info");
+    let refused = finish(serve);
+    assert_eq!((refused.code, &*refused.stdout), (Some(2), ""), "{refused:?}");
+
+    let mut warned = command(["serve", "--print-config", "--store", "memory:", "--config"]);
+    warned.arg(file(&folder, "short.toml", "[services.t1r]\nttl = '30s'\n"));
+    warned.env("TGM_SESSION_LOG_FORMAT", "json");
+    let warned = finish(warned);
+    assert_eq!(warned.code, Some(0), "{warned:?}");
+
+    for (ran, level, part) in [(&refused, "ERROR", "sled:x"), (&warned, "WARN", "ttl of service")] {
+        let lines: Vec<Value> =
+            ran.stderr.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+        assert_eq!(lines.len(), 1, "{ran:?}");
+        let line = &lines[0];
+        assert_eq!(line["level"], level);
+        assert!(line["message"].as_str().unwrap().contains(part), "{line}");
+        assert!(line["target"].as_str().unwrap().starts_with("tgm_session"), "{line}");
+        let timestamp = line["timestamp"].as_str().unwrap();
+        assert!(timestamp.starts_with("20") && timestamp.ends_with('Z'), "{line}");
+    }
+}
