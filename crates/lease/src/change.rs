@@ -81,3 +81,69 @@ pub enum End {
     /// It was revoked.
     Revoked(Reason),
 }
+
+impl End {
+    /// Every way.
+    pub const ALL: [Self; 8] = [
+        Self::Returned,
+        Self::Lingered,
+        Self::Expired,
+        Self::WithSession,
+        Self::Revoked(Reason::Operator),
+        Self::Revoked(Reason::OrganizationDisabled),
+        Self::Revoked(Reason::ApiKeyDisabled),
+        Self::Revoked(Reason::BudgetSpent),
+    ];
+
+    /// Its place in [`End::ALL`].
+    const fn place(self) -> usize {
+        match self {
+            Self::Returned => 0,
+            Self::Lingered => 1,
+            Self::Expired => 2,
+            Self::WithSession => 3,
+            Self::Revoked(Reason::Operator) => 4,
+            Self::Revoked(Reason::OrganizationDisabled) => 5,
+            Self::Revoked(Reason::ApiKeyDisabled) => 6,
+            Self::Revoked(Reason::BudgetSpent) => 7,
+        }
+    }
+}
+
+/// How many leases left the table, by how they ended.
+///
+/// ```
+/// use std::time::Duration;
+/// use tgm_session_lease::{Config, End, Ledger, Request, Terms, Timestamp};
+///
+/// let mut ledger = Ledger::new(Config::default());
+/// let terms = Terms { ttl: Duration::from_secs(60), ..Terms::default() };
+/// ledger.borrow(&Request::session("t1r", "acme"), &terms, Timestamp::ZERO).unwrap();
+/// ledger.expire(Timestamp::ZERO + Duration::from_secs(61));
+/// assert_eq!(ledger.ends().of(End::Expired), 1);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends([u64; End::ALL.len()]);
+
+impl Ends {
+    /// How many ended that way.
+    pub const fn of(&self, end: End) -> u64 {
+        self.0[end.place()]
+    }
+
+    pub(crate) const fn add(&mut self, end: End) {
+        self.0[end.place()] += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_end_has_a_place_of_its_own() {
+        for (place, end) in End::ALL.into_iter().enumerate() {
+            assert_eq!(end.place(), place, "{end:?}");
+        }
+    }
+}

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::budget::{Budget, BudgetSpent, Usage, WallTime};
-use crate::change::Change;
+use crate::change::{Change, Ends};
 use crate::memory::Memory;
 use crate::scope::{Scope, forms_a_scope};
 use crate::table::{Entry, NewLease, Place, Table, whole_milliseconds};
@@ -87,6 +87,7 @@ pub struct Ledger {
     changes: Option<Vec<Change>>,
     /// How many changes there were, collected or not.
     revision: u64,
+    ends: Ends,
 }
 
 /// What a borrow id bought.
@@ -124,6 +125,7 @@ impl Ledger {
             usage: UsageBook::new(hasher),
             changes: journal.then(Vec::new),
             revision: 0,
+            ends: Ends::default(),
         }
     }
 

@@ -36,7 +36,7 @@ mod types;
 mod usage;
 
 pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
-pub use change::{Change, End};
+pub use change::{Change, End, Ends};
 pub use clock::{LONGEST_STEP, StoreClock};
 pub use ledger::{Config, Holder, Ledger, PoolCount, PoolUse};
 pub use scope::{Scope, forms_a_scope};

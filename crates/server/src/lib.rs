@@ -37,6 +37,7 @@ mod admin;
 mod clock;
 mod control;
 mod error;
+mod lane;
 mod live;
 pub mod operator;
 pub mod policy;

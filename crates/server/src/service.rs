@@ -19,7 +19,7 @@ use wire::worker::{
     WorkersStateResponse, keep_alive_response, return_worker_response,
 };
 
-use crate::admin::metrics::CallCounters;
+use crate::admin::metrics::{CallCounters, Calls};
 use crate::clock::Clock;
 use crate::live::Live;
 use crate::policy::{Indexer, Refused};
@@ -43,6 +43,11 @@ pub(crate) struct WorkerPool<S> {
 impl<S: Store> WorkerPool<S> {
     pub(crate) fn new(store: Arc<S>, clock: Arc<dyn Clock>, counters: CallCounters) -> Self {
         Self { store, clock, counters }
+    }
+
+    /// Where calls are counted by method.
+    pub(crate) const fn calls(&self) -> &Calls {
+        &self.counters.by_method
     }
 
     /// BorrowWorker. The borrow is applied when this returns; the future waits for the answer.

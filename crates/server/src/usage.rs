@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName};
@@ -66,6 +67,7 @@ impl<S: Store> UsageReports<S> {
         metadata: &HeaderMap,
         message: Bytes,
     ) -> Result<impl Future<Output = Result<Answer, Status>> + Send + use<S>, Status> {
+        let began = Instant::now();
         let key = idempotency_key(metadata)?;
         let message = decode_report(message)?;
         let (usages, organizations) = amounts(&message.events, &live.policy)?;
@@ -83,7 +85,7 @@ impl<S: Store> UsageReports<S> {
                 ReportError::Invalid(problem) => Status::invalid_argument(problem.to_string()),
                 ReportError::Unavailable(error) => Status::unavailable(error.to_string()),
             })?;
-            counters.count(&reported, events);
+            counters.count(&reported, events, began);
             Ok(Answer::new(&response(&disabled, &reported.spent)))
         })
     }

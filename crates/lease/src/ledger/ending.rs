@@ -40,10 +40,12 @@ impl Ledger {
     /// Takes a lease out of the table, and the workers of its trace after its last session.
     fn end(&mut self, slot: u32, end: End) {
         let Some((entry, orphaned)) = self.table.remove(slot) else { return };
+        self.ends.add(end);
         self.record(|| Change::Ended { id: entry.id(slot), end });
         let Some(trace) = orphaned else { return };
         while let Some(worker) = self.table.first_of_trace(trace) {
             let Some((entry, _)) = self.table.remove(worker) else { return };
+            self.ends.add(End::WithSession);
             self.record(|| Change::Ended { id: entry.id(worker), end: End::WithSession });
         }
     }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::budget::Used;
+use crate::change::Ends;
 use crate::table::Entry;
 use crate::types::{Kind, LeaseId, LeaseNumber, Timestamp};
 
@@ -57,6 +58,12 @@ impl Ledger {
     /// lingering, and with every count of usage. Keep-alives change nothing.
     pub const fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// How many leases have ended since the ledger was made, and how. One that is taken back because
+    /// nobody heard of it counts as returned.
+    pub const fn ends(&self) -> Ends {
+        self.ends
     }
 
     /// The leases of one part of the table, from part 0 on; `None` past the last one.

@@ -1,24 +1,38 @@
 //! What is counted. Labels are services of the policy and outcomes, never who called.
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod calls;
+mod commits;
+mod latency;
+mod page;
 
-use lease::{KeptAlive, Refusal, Released, Scope};
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use std::fmt;
+use std::time::Instant;
+
+use lease::{KeptAlive, Refusal, Released, Scope, WallTime};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
 use tonic::{Code, Status};
 
-use crate::policy::{DEFAULT_SERVICE, Policy, Refused};
+pub(crate) use calls::{Calls, Method};
+pub(crate) use commits::Commits;
+pub(super) use page::page;
+
+use crate::policy::Refused;
 use crate::store::{BorrowError, Borrowed, KeptBatch, Reported};
+
+/// In front of the name of every metric that is the server's own.
+const PREFIX: &str = "tgm_session";
 
 /// The counters of one server, in a registry of its own.
 pub(crate) struct Metrics {
     registry: Registry,
     borrows: Family<BorrowLabels, Counter>,
-    live: Family<ServiceLabel, Gauge>,
+    /// Connections of the gRPC port that are open.
+    pub(crate) connections: Gauge,
     pub(crate) calls: CallCounters,
     pub(crate) streams: StreamCounters,
     pub(crate) usage: UsageCounters,
@@ -36,11 +50,6 @@ struct BorrowLabels {
     service: String,
     outcome: &'static str,
     scope: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ServiceLabel {
-    service: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -86,9 +95,10 @@ impl BorrowCounters {
     }
 }
 
-/// Calls other than borrows, by outcome.
+/// Calls other than borrows, by outcome, and all calls by method.
 #[derive(Clone, Debug)]
 pub(crate) struct CallCounters {
+    pub(crate) by_method: Calls,
     kept_alive: Counter,
     not_kept_alive: Counter,
     revoked: Counter,
@@ -148,9 +158,28 @@ impl StreamCounters {
     }
 }
 
+/// Something that counts as long as it is held.
+#[derive(Debug)]
+pub(crate) struct Held(Gauge);
+
+impl Held {
+    /// One more in `gauge` until it is dropped.
+    pub(crate) fn in_(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Reports of usage, by outcome, and what was in those that counted.
 #[derive(Clone, Debug)]
 pub(crate) struct UsageCounters {
+    by_method: Calls,
     counted: Counter,
     repeated: Counter,
     invalid: Counter,
@@ -159,13 +188,14 @@ pub(crate) struct UsageCounters {
 }
 
 impl UsageCounters {
-    fn register(registry: &mut Registry) -> Self {
+    fn register(registry: &mut Registry, by_method: &Calls) -> Self {
         let reports = Family::<OutcomeLabel, Counter>::default();
         let events = Counter::default();
         registry.register("usage_reports", "Reports of usage by outcome", reports.clone());
         registry.register("usage_events", "Events of usage that counted", events.clone());
         let reported = |outcome| reports.get_or_create_owned(&OutcomeLabel { outcome });
         Self {
+            by_method: by_method.clone(),
             counted: reported("counted"),
             repeated: reported("repeated"),
             invalid: reported("invalid"),
@@ -174,8 +204,9 @@ impl UsageCounters {
         }
     }
 
-    /// Counts a report of so many `events`.
-    pub(crate) fn count(&self, reported: &Reported, events: u64) {
+    /// Counts a report of so many `events` that `began` to be looked at then.
+    pub(crate) fn count(&self, reported: &Reported, events: u64, began: Instant) {
+        self.by_method.answered(Method::Report, began);
         if reported.counted {
             self.counted.inc();
             self.events.inc_by(events);
@@ -212,24 +243,37 @@ impl ReloadCounters {
     }
 }
 
+/// What does not change while a server runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    pub(crate) max_leases: u64,
+    pub(crate) max_connections: u32,
+    pub(crate) recovered_leases: usize,
+    pub(crate) started_at: WallTime,
+}
+
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let mut registry = Registry::with_prefix("tgm_session");
+        let mut registry = Registry::with_prefix(PREFIX);
         let borrows = Family::<BorrowLabels, Counter>::default();
-        let live = Family::<ServiceLabel, Gauge>::default();
         let keep_alives = Family::<OutcomeLabel, Counter>::default();
         let returns = Family::<OutcomeLabel, Counter>::default();
+        let connections = Gauge::default();
         registry.register(
             "borrows",
             "Borrows by service, outcome and, for a reached ceiling, its scope",
             borrows.clone(),
         );
-        registry.register("live_leases", "Leases that count now, by service", live.clone());
         registry.register("keep_alives", "Keep-alives by outcome", keep_alives.clone());
         registry.register("returns", "Returns by outcome", returns.clone());
+        let help = "Connections of the gRPC port that are open now";
+        registry.register("connections", help, connections.clone());
+        let by_method = Calls::register(&mut registry);
         let kept = |outcome| keep_alives.get_or_create_owned(&OutcomeLabel { outcome });
         let returned = |outcome| returns.get_or_create_owned(&OutcomeLabel { outcome });
+        let usage = UsageCounters::register(&mut registry, &by_method);
         let calls = CallCounters {
+            by_method,
             kept_alive: kept("ttl_extended"),
             not_kept_alive: kept("failed"),
             revoked: kept("revoked"),
@@ -238,9 +282,32 @@ impl Metrics {
             missing: returned("missing_key"),
         };
         let streams = StreamCounters::register(&mut registry);
-        let usage = UsageCounters::register(&mut registry);
         let reloads = ReloadCounters::register(&mut registry);
-        Self { registry, borrows, live, calls, streams, usage, reloads }
+        Self { registry, borrows, connections, calls, streams, usage, reloads }
+    }
+
+    /// The metrics of a server: with what is known of it, and with what its store counts.
+    pub(crate) fn of_server(facts: &Facts, commits: &Commits) -> Self {
+        let mut metrics = Self::new();
+        let Facts { max_leases, max_connections, recovered_leases, started_at } = *facts;
+        let registry = &mut metrics.registry;
+        for (name, help, value) in [
+            ("max_leases", "The most leases the server holds", max_leases),
+            ("max_connections", "The most connections of the gRPC port", max_connections.into()),
+            ("recovered_leases", "Leases the store brought back", recovered_leases as u64),
+        ] {
+            registry.register(name, help, ConstGauge::new(value));
+        }
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("build", "What was built", Info::new(version));
+        registry.register_with_unit(
+            "start_time",
+            "When the server started, in Unix time",
+            Unit::Seconds,
+            ConstGauge::new(started_at.as_unix()),
+        );
+        commits.register(registry);
+        metrics
     }
 
     /// The counters of the service entry called `service`.
@@ -258,26 +325,5 @@ impl Metrics {
             invalid: counter("invalid", ""),
             unavailable: counter("unavailable", ""),
         }
-    }
-
-    /// Takes in how many leases live, by service; services without an entry go with the default.
-    pub(crate) fn set_live(&self, policy: &Policy, live: &[(Box<str>, u64)]) {
-        let mut by_label: BTreeMap<&str, i64> = policy.services().map(|name| (name, 0)).collect();
-        for (service, leases) in live {
-            let label = policy.services().find(|name| *name == &**service);
-            let sum = by_label.entry(label.unwrap_or(DEFAULT_SERVICE)).or_default();
-            *sum = sum.saturating_add(i64::try_from(*leases).unwrap_or(i64::MAX));
-        }
-        for (service, leases) in by_label {
-            let label = ServiceLabel { service: service.to_owned() };
-            self.live.get_or_create(&label).set(leases);
-        }
-    }
-
-    /// Everything, in the text format of OpenMetrics.
-    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
-        let mut page = String::new();
-        text::encode(&mut page, &self.registry)?;
-        Ok(page)
     }
 }

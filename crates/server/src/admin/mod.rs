@@ -17,7 +17,6 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -35,9 +34,6 @@ use guard::Guard;
 use metrics::Metrics;
 pub(crate) use port::serve;
 use view::View;
-
-/// The media type of the OpenMetrics text format.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What the admin port looks at and acts on.
 #[derive(Debug)]
@@ -105,7 +101,7 @@ pub(crate) fn router(admin: Admin, token: Option<AdminToken>, address: SocketAdd
     let guard = Guard::new(token, address);
     Router::new()
         .merge(api::router(guard.needs_token()))
-        .route("/metrics", get(metrics_page))
+        .route("/metrics", get(metrics::page))
         .fallback(nothing)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -138,19 +134,5 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     match admin.ready() {
         Ok(()) => "ready\n".into_response(),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
-    }
-}
-
-async fn metrics_page(State(admin): State<Arc<Admin>>) -> Response {
-    let live = match admin.store.live().await {
-        Ok(live) => live,
-        Err(error) => {
-            return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response();
-        }
-    };
-    admin.metrics.set_live(&admin.live.load().policy, &live);
-    match admin.metrics.encode() {
-        Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

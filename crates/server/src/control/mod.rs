@@ -13,7 +13,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt as _};
 use lease::LeaseId;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +24,7 @@ use wire::control::session_control_server::SessionControl;
 
 pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 
-use crate::admin::metrics::{CallCounters, StreamCounters};
+use crate::admin::metrics::{CallCounters, Held, Method, StreamCounters};
 use crate::live::Live;
 use crate::policy::Indexer;
 use crate::serve::reset_call_by;
@@ -126,7 +125,7 @@ impl<S: Store> Control<S> {
             reset: CancellationToken::new(),
             stopping: self.farewell.begun.clone(),
             untold: Some(self.farewell.untold.token()),
-            _place: Place::new(place, self.streams.attached.clone()),
+            _place: (place, Held::in_(&self.streams.attached)),
         };
         Ok((attached, reader))
     }
@@ -149,26 +148,6 @@ impl<S: Store> SessionControl for Control<S> {
     }
 }
 
-/// The place of one stream among those that may be attached.
-#[derive(Debug)]
-struct Place {
-    _permit: OwnedSemaphorePermit,
-    attached: Gauge,
-}
-
-impl Place {
-    fn new(permit: OwnedSemaphorePermit, attached: Gauge) -> Self {
-        attached.inc();
-        Self { _permit: permit, attached }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.attached.dec();
-    }
-}
-
 /// One attached stream.
 #[derive(Debug)]
 struct Attached<S> {
@@ -182,7 +161,8 @@ struct Attached<S> {
     reset: CancellationToken,
     stopping: CancellationToken,
     untold: Option<TaskTrackerToken>,
-    _place: Place,
+    /// Its place among those that may be attached, and among those that are.
+    _place: (OwnedSemaphorePermit, Held),
 }
 
 impl<S: Store> Attached<S> {
@@ -246,6 +226,7 @@ impl<S: Store> Attached<S> {
 
     /// Keeps the leases of one batch alive.
     async fn answer(&self, batch: AttachRequest) -> Result<(), Status> {
+        let began = Instant::now();
         let AttachRequest { batch, worker_keys: keys } = batch;
         if keys.len() > MAX_KEYS {
             let problem = format!("worker_keys are {}, and may be {MAX_KEYS}", keys.len());
@@ -261,6 +242,7 @@ impl<S: Store> Attached<S> {
         };
         let kept: KeptBatch = kept.await;
         self.calls.count_batch(ids.len(), &kept);
+        self.calls.by_method.answered(Method::Attach, began.into_std());
         self.outbox.answer(batch, kept);
         // Many small batches may be here already: their answers are sent before there are too many.
         tokio::task::yield_now().await;

@@ -9,6 +9,7 @@ mod web;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -22,6 +23,7 @@ pub(crate) use report::Reports;
 pub(crate) use unary::{Answer, Body, decode};
 pub(crate) use web::Web;
 
+use crate::admin::metrics::Method;
 use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
@@ -52,6 +54,17 @@ impl Call {
             "/ReturnWorker" => Some(Self::ReturnWorker),
             "/WorkersState" => Some(Self::WorkersState),
             _ => None,
+        }
+    }
+}
+
+impl From<Call> for Method {
+    fn from(call: Call) -> Self {
+        match call {
+            Call::BorrowWorker => Self::BorrowWorker,
+            Call::KeepAlive => Self::KeepAlive,
+            Call::ReturnWorker => Self::ReturnWorker,
+            Call::WorkersState => Self::WorkersState,
         }
     }
 }
@@ -112,14 +125,21 @@ impl<S: Store> Gateway<S> {
         let message = match call {
             Some(_) => unary::read(request.body_mut(), &self.limits).await,
             None if is_report(request.uri().path()) => {
-                return Box::pin(self.reports.answer(&self.live, request, refusal)).await;
+                let answer = Box::pin(self.reports.answer(&self.live, request, refusal)).await;
+                self.pool.calls().refused_by(Method::Report, answer.headers());
+                return answer;
             }
             None => Ok(Bytes::new()),
         };
+        let began = Instant::now();
         let live = self.live.load();
         let caller = match identify(&live.policy, request.headers()) {
             Ok(caller) => caller,
-            Err(status) => return unary::refuse(status),
+            Err(status) => {
+                let attaches = is_of(SESSION_CONTROL, request.uri().path());
+                let other = if attaches { Method::Attach } else { Method::Other };
+                return self.refuse(call.map_or(other, Method::from), status);
+            }
         };
         let Some(call) = call else {
             if is_of(SESSION_CONTROL, request.uri().path()) {
@@ -132,7 +152,7 @@ impl<S: Store> Gateway<S> {
                 return Box::pin(Aside::answer(self.control.clone(), request)).await;
             }
             let problem = format!("there is no method {}", request.uri().path());
-            return unary::refuse(Status::unimplemented(problem));
+            return self.refuse(Method::Other, Status::unimplemented(problem));
         };
         if let Some(refusal) = refusal {
             return plain(refusal);
@@ -141,7 +161,13 @@ impl<S: Store> Gateway<S> {
             Ok(message) => self.dispatch(call, &live, caller, request.headers(), message).await,
             Err(status) => Err(status),
         };
-        answer.map_or_else(unary::refuse, Answer::into_http)
+        self.pool.calls().answered(call.into(), began);
+        answer.map_or_else(|status| self.refuse(call.into(), status), Answer::into_http)
+    }
+
+    fn refuse(&self, method: Method, status: Status) -> Response<Body> {
+        self.pool.calls().refused(method, &status);
+        unary::refuse(status)
     }
 
     /// Answers a call of gRPC-Web as one of gRPC.

@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,6 +25,7 @@ use super::call::{Call, Calls};
 use super::limits::PortLimits;
 use super::opening::opening;
 use super::tls::{self, Tls};
+use crate::admin::metrics::Held;
 use crate::rpc::Gateway;
 use crate::store::Store;
 
@@ -48,6 +50,8 @@ pub(super) struct Port<S> {
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) limits: PortLimits,
     pub(super) places: Arc<Semaphore>,
+    /// Counts the connections.
+    pub(super) open: Gauge,
     /// Cancelled when the server stops: accept nothing more, finish what is under way.
     pub(super) draining: CancellationToken,
     /// Cancelled when there is no more time: drop everything.
@@ -101,6 +105,7 @@ impl<S: Store> Port<S> {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Ok(_place) = self.places.clone().acquire_owned().await else { return };
+        let _open = Held::in_(&self.open);
         let connection = Arc::<Connection>::default();
         let by = Instant::now() + self.limits.handshake_timeout;
         let mut served = pin!(self.clone().drive(stream, connection.clone(), by));
@@ -299,10 +304,11 @@ impl Connections {
     fn spawn<S: Store>(&self, port: Arc<Port<S>>, stream: TcpStream, place: OwnedSemaphorePermit) {
         let (number, connection) = self.open.lock().add();
         let open = self.open.clone();
+        let held = Held::in_(&port.open);
         self.tasks.spawn(async move {
             port.greet(stream, connection).await;
             open.lock().connections.remove(&number);
-            drop(place);
+            drop((place, held));
         });
     }
 

@@ -35,7 +35,7 @@ pub(crate) use limits::SHORTEST_IDLE;
 pub use origin::Origin;
 pub use tls::TlsFiles;
 
-use crate::admin::metrics::Metrics;
+use crate::admin::metrics::{Facts, Metrics};
 use crate::admin::{self, Admin};
 use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
@@ -153,13 +153,19 @@ impl Server {
     /// A thread cannot be started, or the revocations could not be kept.
     pub async fn start(self) -> Result<Running, Error> {
         let Self { config, store, tls, grpc, admin, grpc_address, admin_address } = self;
+        let facts = Facts {
+            max_leases: config.max_leases,
+            max_connections: config.max_connections,
+            recovered_leases: store.leases(),
+            started_at: config.clock.wall(),
+        };
         let store = Arc::new(store.resume()?);
         let policy = config.policy.with_overrides(&store.overrides());
         let revoked = store.enforce(&policy).await.map_err(store_failed)?;
         if revoked > 0 {
             tracing::info!(leases = revoked, "revoked what the policy no longer lets live");
         }
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::of_server(&facts, store.commits()));
         let refusals = Arc::new(Refusals::new(config.clock.clone()));
         let live = Live::new(policy, &metrics, refusals.clone());
         let live = Arc::new(ArcSwap::from_pointee(live));
@@ -182,6 +188,7 @@ impl Server {
             tls: tls.clone(),
             limits: config.port,
             places: Arc::new(Semaphore::new(most)),
+            open: metrics.connections.clone(),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
         });

@@ -4,19 +4,16 @@
 //! per serving thread, and that one wakes the others where it runs. They answer in one go, which
 //! lets a connection send what it has in one write.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::sync::Notify;
 
 use super::Unavailable;
+use crate::lane::{self, LANES};
 
 const GATHERING: u8 = 0;
 const DURABLE: u8 = 1;
 const FAILED: u8 = 2;
-
-/// Serving threads beyond this many share a lane with another one, which is only slower.
-const LANES: usize = 16;
 
 /// A batch of changes, shared by everybody who waits for it. A waiter costs no allocation.
 #[derive(Debug, Default)]
@@ -40,7 +37,7 @@ impl Batch {
     /// Cancellation safe: a batch is committed whether anybody waits or not, and a waiter that
     /// goes away hands the notice on.
     pub(super) async fn durable(&self) -> Result<(), Unavailable> {
-        let lane = &self.lanes[own_lane()];
+        let lane = &self.lanes[lane::own()];
         // Made before the state is read, so that a notice between the two is not lost.
         let settled = lane.notified();
         if let Some(outcome) = self.outcome() {
@@ -58,15 +55,6 @@ impl Batch {
             _ => Some(Err(Unavailable::Failed)),
         }
     }
-}
-
-/// The lane of the current thread.
-fn own_lane() -> usize {
-    static THREADS: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static LANE: Cell<usize> = Cell::new(THREADS.fetch_add(1, Ordering::Relaxed) % LANES);
-    }
-    LANE.get()
 }
 
 #[cfg(test)]

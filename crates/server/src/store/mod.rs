@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, BudgetSpent, Grant, Invalid, KeptAlive, LeaseId, LeaseNumber, PoolUse, Reason,
+    BorrowId, BudgetSpent, Ends, Grant, Invalid, KeptAlive, LeaseId, LeaseNumber, PoolUse, Reason,
     Refusal, Released, Request, Terms, Usage, Used,
 };
 
@@ -141,6 +141,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     fn live(
         &self,
     ) -> impl Future<Output = Result<Vec<(Box<str>, u64)>, Unavailable>> + Send + use<Self>;
+
+    /// How many leases have ended since the store was opened, and how.
+    fn ends(&self) -> impl Future<Output = Result<Ends, Unavailable>> + Send + use<Self>;
 
     /// Whether changes can be made.
     fn ready(&self) -> Result<(), Unavailable>;

@@ -7,7 +7,7 @@ use wire::control::attach_response::Event;
 use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::attached::Attached;
-use crate::harness::{Client, ManualClock, ROOMY, TestServer, session};
+use crate::harness::{Client, ManualClock, ROOMY, TestServer, eventually, get, session};
 
 #[tokio::test]
 async fn a_stop_gives_notice_first_and_ends_the_streams_a_second_later_and_no_session() {
@@ -57,4 +57,19 @@ async fn a_stop_does_not_wait_for_clients_that_do_not_read() {
     server.stop().await;
     assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
     drop(stream);
+}
+
+#[tokio::test]
+async fn a_server_that_drains_is_alive_and_not_ready() {
+    let server = TestServer::memory(ROOMY).await;
+    let admin = server.running.admin_address();
+    let mut stream = Attached::to(&server).await;
+    stream.nothing_was_pushed().await;
+    assert_eq!(get(admin, "/readyz", "").await.0, 200);
+    let stop = tokio::spawn(server.stop());
+    assert!(matches!(stream.next().await.unwrap(), Some(Event::Draining(_))));
+    eventually("it is not ready", async || get(admin, "/readyz", "").await.0 == 503).await;
+    assert_eq!(get(admin, "/livez", "").await.0, 200);
+    drop(stream);
+    stop.await.unwrap();
 }

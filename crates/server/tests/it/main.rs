@@ -21,6 +21,7 @@ mod keep_alive;
 mod limits;
 mod listing;
 mod lost;
+mod metrics;
 mod observed;
 mod operated;
 mod overrides;

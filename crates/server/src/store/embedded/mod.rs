@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use lease::{
-    BorrowId, BudgetSpent, Holder, Invalid, KeptAlive, LeaseId, LeaseNumber, Ledger, PoolUse,
+    BorrowId, BudgetSpent, Ends, Holder, Invalid, KeptAlive, LeaseId, LeaseNumber, Ledger, PoolUse,
     Reason, Released, Request, Terms, Timestamp, Usage, Used,
 };
 use parking_lot::Mutex;
@@ -31,6 +31,7 @@ use super::{
     Attachment, BorrowError, Borrowed, KeptBatch, LeaseFilter, LeasePage, ListedLease, Listener,
     Order, PoolCount, RecordError, ReportError, Reported, Store, Unavailable, UsageCount,
 };
+use crate::admin::metrics::Commits;
 use crate::error::Error;
 use crate::policy::Policy;
 use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
@@ -65,6 +66,11 @@ impl Embedded {
             .map_err(|source| Error::System { action: "start a thread of the store", source })?;
         self.threads.lock().push(thread);
         Ok(())
+    }
+
+    /// What the journal counts.
+    pub(crate) fn commits(&self) -> &Commits {
+        &self.shared.commits
     }
 
     /// Reads the clock and ends what has ended, as the store's own thread does many times a
@@ -319,6 +325,10 @@ impl Store for Embedded {
         std::future::ready(self.shared.read(|ledger| {
             ledger.leases_by_service().map(|(service, leases)| (service.into(), leases)).collect()
         }))
+    }
+
+    fn ends(&self) -> impl Future<Output = Result<Ends, Unavailable>> + Send + use<> {
+        std::future::ready(self.shared.read(lease::Ledger::ends))
     }
 
     fn ready(&self) -> Result<(), Unavailable> {

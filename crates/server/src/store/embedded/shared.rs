@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lease::{
     BorrowId, Grant, KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, StoreClock, Terms,
@@ -12,6 +12,7 @@ use lease::{
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::operator::Kept;
+use crate::admin::metrics::Commits;
 use crate::clock::Clock;
 use crate::store::attached::{Attached, Attachment, Detach, Listener, Push};
 use crate::store::batch::Operated;
@@ -46,6 +47,7 @@ pub(super) struct Shared {
     pub(super) kept: Mutex<Kept>,
     revision: AtomicU64,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) commits: Commits,
     /// Wakes the journal: there is something to commit, or nothing ever again.
     work: Condvar,
     /// Wakes the clock: the store is closing.
@@ -107,7 +109,11 @@ impl State {
             return None;
         }
         self.pending.changes.extend(self.ledger.drain_changes());
-        if self.pending.is_empty() { self.committing.clone() } else { Some(self.gathering.clone()) }
+        if self.pending.is_empty() {
+            return self.committing.clone();
+        }
+        self.pending.since.get_or_insert_with(Instant::now);
+        Some(self.gathering.clone())
     }
 
     fn stamp_is_due(&self) -> bool {
@@ -151,6 +157,7 @@ impl Shared {
             kept: Mutex::new(kept),
             revision: AtomicU64::new(0),
             clock,
+            commits: Commits::default(),
             work: Condvar::new(),
             closing: Condvar::new(),
         }

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use lease::Change;
 use parking_lot::MutexGuard;
@@ -21,6 +22,8 @@ pub(super) struct Pending {
     pub(super) operated: Vec<Operated>,
     /// Revocations to tell of once the batch is durable.
     pub(super) pushes: Vec<Push>,
+    /// When the first of it came.
+    pub(super) since: Option<Instant>,
 }
 
 impl Pending {
@@ -50,8 +53,10 @@ impl Shared {
     /// Commits batch after batch until the store closes and nothing is left to commit.
     pub(in crate::store::embedded) fn keep_journal(&self, mut journal: Journal) {
         while let Some(Taken { batch, pending, stamp }) = self.next_batch() {
-            let Pending { changes, operated, pushes } = pending;
+            let (length, began) = (pending.len(), Instant::now());
+            let Pending { changes, operated, pushes, since } = pending;
             let outcome = commit(&mut journal, changes, operated, stamp);
+            let took = began.elapsed();
             let mut state = self.state.lock();
             state.committing = None;
             if let Err(error) = outcome {
@@ -66,6 +71,8 @@ impl Shared {
             }
             state.stamped = stamp.time;
             drop(state);
+            // First, so that whoever hears of the batch finds it counted.
+            self.commits.count(took, since.map(|since| (length, since.elapsed())));
             batch.settle(Ok(()));
             pushes.into_iter().for_each(Push::deliver);
         }

@@ -1,0 +1,170 @@
+//! The page that Prometheus reads.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use lease::{End, Ends, Reason};
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
+
+use super::{Metrics, PREFIX};
+use crate::admin::Admin;
+use crate::policy::{DEFAULT_SERVICE, Policy, ServiceSummary};
+use crate::store::Store as _;
+
+/// The media type of the OpenMetrics text format.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabel {
+    service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    service: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndLabels {
+    how: &'static str,
+    reason: &'static str,
+}
+
+/// What is looked up when somebody asks, and not counted on the way.
+pub(super) struct Present<'a> {
+    pub(super) policy: &'a Policy,
+    pub(super) ready: bool,
+    /// Of a store that can tell.
+    pub(super) leases: Option<Leases>,
+}
+
+/// What the store says of its leases.
+pub(super) struct Leases {
+    live_by_service: Vec<(Box<str>, u64)>,
+    ends: Ends,
+}
+
+/// Answers all metrics, also while the store has failed: that is one of them.
+pub(in crate::admin) async fn page(State(admin): State<Arc<Admin>>) -> Response {
+    let leases = match (admin.store.live().await, admin.store.ends().await) {
+        (Ok(live_by_service), Ok(ends)) => Some(Leases { live_by_service, ends }),
+        _ => None,
+    };
+    let ready = admin.store.ready().is_ok();
+    let live = admin.live.load();
+    match admin.metrics.encode(Present { policy: &live.policy, ready, leases }) {
+        Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+impl Metrics {
+    /// Everything, in the text format of OpenMetrics.
+    pub(super) fn encode(&self, present: Present<'_>) -> Result<String, fmt::Error> {
+        let mut page = String::new();
+        text::encode_registry(&mut page, &self.registry)?;
+        text::encode_registry(&mut page, &present.registry())?;
+        text::encode_eof(&mut page)?;
+        Ok(page)
+    }
+}
+
+impl Present<'_> {
+    /// The present in metrics that are made for one page, so that what is no more leaves no value
+    /// behind.
+    fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix(PREFIX);
+        registry.register(
+            "store_ready",
+            "Whether the store takes changes: 0 after a failed write, until a restart",
+            ConstGauge::new(i64::from(self.ready)),
+        );
+        let summary = self.policy.summary();
+        registry.register(
+            "limit",
+            "Limits of each service entry: of the total, of an organization, of an API key",
+            limits(&summary.services),
+        );
+        if let Some(Leases { live_by_service, ends }) = &self.leases {
+            let help = "Leases that count now, by service";
+            registry.register("live_leases", help, by_service(self.policy, live_by_service));
+            let help = "Leases that ended, by how and, for revoked ones, why";
+            registry.register("leases_ended", help, ended(ends));
+        }
+        registry
+    }
+}
+
+/// A limit that is absent has no value.
+fn limits(services: &[ServiceSummary<'_>]) -> Family<LimitLabels, Gauge> {
+    let family = Family::<LimitLabels, Gauge>::default();
+    for service in services {
+        let kinds = [
+            ("total", service.max_total),
+            ("organization", service.max_per_organization),
+            ("api_key", service.max_per_api_key),
+        ];
+        for (kind, limit) in kinds {
+            let Some(limit) = limit else { continue };
+            let labels = LimitLabels { service: service.name.to_string(), kind };
+            family.get_or_create(&labels).set(gauged(limit));
+        }
+    }
+    family
+}
+
+/// Services without an entry go with the default.
+fn by_service(policy: &Policy, live: &[(Box<str>, u64)]) -> Family<ServiceLabel, Gauge> {
+    let mut by_label: BTreeMap<&str, u64> = policy.services().map(|name| (name, 0)).collect();
+    for (service, leases) in live {
+        let label = if policy.has_entry(service) { service } else { DEFAULT_SERVICE };
+        *by_label.entry(label).or_default() += leases;
+    }
+    let family = Family::<ServiceLabel, Gauge>::default();
+    for (service, leases) in by_label {
+        let label = ServiceLabel { service: service.to_owned() };
+        family.get_or_create(&label).set(gauged(leases));
+    }
+    family
+}
+
+fn ended(ends: &Ends) -> Family<EndLabels, Counter> {
+    let family = Family::<EndLabels, Counter>::default();
+    for end in End::ALL {
+        family.get_or_create(&labels(end)).inc_by(ends.of(end));
+    }
+    family
+}
+
+const fn labels(end: End) -> EndLabels {
+    let (how, reason) = match end {
+        End::Returned => ("returned", ""),
+        End::Lingered => ("lingered", ""),
+        End::Expired => ("expired", ""),
+        End::WithSession => ("with_session", ""),
+        End::Revoked(reason) => (
+            "revoked",
+            match reason {
+                Reason::Operator => "operator",
+                Reason::OrganizationDisabled => "organization_disabled",
+                Reason::ApiKeyDisabled => "api_key_disabled",
+                Reason::BudgetSpent => "budget_spent",
+            },
+        ),
+    };
+    EndLabels { how, reason }
+}
+
+fn gauged(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
