@@ -1,6 +1,6 @@
 //! Policy files: what they say, and how they are refused.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lease::{Limits, Reason, Request, WallTime};
 use proptest::prelude::*;
@@ -336,17 +336,20 @@ fn of_many(organizations: usize) -> String {
     text
 }
 
+/// How long this thread has computed: what else the machine does is not in it.
+fn busy() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.try_into().unwrap()
+}
+
 #[test]
-fn ten_thousand_organizations_load_at_once() {
+fn ten_thousand_organizations_load_in_less_than_a_second() {
     let text = of_many(10_000);
-    let load = || {
-        let start = Instant::now();
-        (policy(&text), start.elapsed())
-    };
-    // Optimized it takes 25 ms; the best of three is for a debug build on a busy machine.
-    let (policy, took) =
-        std::iter::repeat_with(load).take(3).min_by_key(|(_, took)| *took).unwrap();
+    let before = busy();
+    let policy = policy(&text);
+    let took = busy() - before;
     assert_eq!(limits(&policy, Request::session("t1r", "org-7777")).organization, Some(7777));
+    // Optimized it takes 25 ms; not optimized, a quarter of a second.
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
@@ -354,11 +357,11 @@ fn ten_thousand_organizations_load_at_once() {
 fn an_override_over_ten_thousand_organizations_costs_what_it_costs_over_none() {
     let set = overrides(&[(Subject::Organization, "org-7", Some("t1r"), 1)]);
     let cost = |policy: &Policy| {
-        let start = Instant::now();
+        let before = busy();
         for _ in 0..1_000 {
             assert_eq!(policy.with_overrides(&set).ceiling("org-7", "t1r").0, Some(1));
         }
-        start.elapsed()
+        busy() - before
     };
     let (few, many) = (policy(&of_many(10)), policy(&of_many(10_000)));
     // If the organizations were copied, it would be a thousand times as much.
