@@ -54,10 +54,11 @@ impl Bar {
         self.max.is_some_and(|max| self.active >= max)
     }
 
-    /// `███░░ 3/5` without colours, in at most `widest` cells.
+    /// `███░░ 3/5` without colours, in at most `widest` cells; `3` without a ceiling.
     pub(crate) fn plain(self, widest: u64) -> String {
+        // Without a ceiling there is nothing that could be full.
+        let Some(max) = self.max else { return self.active.to_string() };
         let (full, empty) = self.cells_within(widest);
-        let max = self.max.map_or_else(|| "-".to_owned(), |max| max.to_string());
         format!("{}{} {}/{max}", "█".repeat(full), "░".repeat(empty), self.active)
     }
 

@@ -26,8 +26,24 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, mut command: Command) -> Result<(), Failure> {
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command, name, &mut script);
+    clap_complete::generate(args.shell, &mut command, name.clone(), &mut script);
+    if args.shell == Shell::Bash {
+        script = with_matching_labels(script, &name);
+    }
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&script)?;
     Ok(stdout.flush()?)
+}
+
+/// The script of bash with the hyphen in the name of the program written in one way everywhere:
+/// clap_complete writes it in two, so that nothing after a command would be completed
+/// (clap-rs/clap, issue 6421). Changes nothing once that is mended.
+fn with_matching_labels(script: Vec<u8>, name: &str) -> Vec<u8> {
+    match String::from_utf8(script) {
+        Ok(script) => {
+            let (wrong, right) = (name.replace('-', "__subcmd__"), name.replace('-', "__"));
+            script.replace(&wrong, &right).into_bytes()
+        }
+        Err(error) => error.into_bytes(),
+    }
 }

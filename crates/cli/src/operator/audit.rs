@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
 }
 
 fn listed(entries: &[AuditEntry]) -> String {
-    const COLUMNS: [Column; 6] = [
+    const COLUMNS: [Column<'_>; 6] = [
         Column::number("number"),
         Column::text("when"),
         Column::text("from"),
@@ -65,7 +65,7 @@ fn listed(entries: &[AuditEntry]) -> String {
         Column::text("why"),
     ];
     table(
-        COLUMNS,
+        &COLUMNS,
         entries.iter().map(|entry| {
             [
                 entry.number.to_string(),

@@ -1,5 +1,6 @@
 //! `organizations`: what each may, holds and used.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use clap::ValueEnum;
@@ -13,7 +14,7 @@ use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs};
 use crate::operator::table::{Column, table};
 use crate::operator::words::{amount, budget, moment, refusals, refused, tightest};
-use crate::output::{FAINT, Output, TITLE, WARN, plain, styled};
+use crate::output::{FAINT, Output, TITLE, WARN, counted, plain, styled};
 
 const ABOUT: &str = "\
 Examples:
@@ -120,34 +121,43 @@ pub(crate) fn footer(shown: u64, total: u64) -> String {
         shown if shown < total => {
             format!("{shown} of {total} organizations; organizations --all lists all of them")
         }
-        shown => format!("{shown} organizations"),
+        shown => counted(shown, "organization"),
     }
 }
 
-/// Organizations as a table.
+/// Organizations as a table, with a column for each service that any of them may hold.
 pub(crate) fn listed(organizations: &[Organization]) -> String {
-    const COLUMNS: [Column; 5] = [
-        Column::text("organization"),
-        Column::text("plan"),
-        Column::text("leases"),
-        Column::text("budget"),
-        Column::number("refused"),
-    ];
+    let services: BTreeSet<&str> = organizations
+        .iter()
+        .flat_map(|organization| &organization.services)
+        .map(|service| &*service.service)
+        .collect();
+    let headings: Vec<_> = services.iter().map(|service| plain(service)).collect();
+    let mut columns = vec![Column::text("organization"), Column::text("plan")];
+    columns.extend(headings.iter().map(|heading| Column::text(heading)));
+    columns.extend([Column::text("budget"), Column::number("refused")]);
     table(
-        COLUMNS,
+        &columns,
         organizations.iter().map(|organization| {
             let name = plain(&organization.organization);
-            let services = organization.services.iter().map(|service| {
-                let bar = Bar { active: service.active, max: service.ceiling.max };
-                format!("{} {}", plain(&service.service), bar.plain(CELLS))
-            });
-            [
-                if organization.disabled.disabled { name + " (disabled)" } else { name },
+            let disabled = organization.disabled.disabled;
+            let mut cells = vec![
+                if disabled { name + " (disabled)" } else { name },
                 plain(organization.plan.as_deref().unwrap_or("-")),
-                services.collect::<Vec<_>>().join("  "),
+            ];
+            cells.extend(services.iter().map(|name| {
+                let mut held = organization.services.iter();
+                let held = held.find(|service| service.service == *name);
+                held.map_or_else(
+                    || "-".to_owned(),
+                    |held| Bar { active: held.active, max: held.ceiling.max }.plain(CELLS),
+                )
+            }));
+            cells.extend([
                 tightest(&organization.budgets).map_or("-".to_owned(), |row| plain(&budget(row))),
                 refused(&organization.refusals).to_string(),
-            ]
+            ]);
+            cells
         }),
     )
 }
@@ -174,7 +184,7 @@ impl fmt::Display for InFull {
             [plain(&service.service), bar.plain(CELLS), source]
         });
         let columns = [Column::text("service"), Column::text("leases"), Column::text("ceiling by")];
-        write!(f, "\n{}", table(columns, rows))?;
+        write!(f, "\n{}", table(&columns, rows))?;
         if !budgets.is_empty() {
             let rows = budgets.iter().map(|row| {
                 [
@@ -192,7 +202,7 @@ impl fmt::Display for InFull {
                 Column::text("per"),
                 Column::text("resets"),
             ];
-            write!(f, "\n{}", table(columns, rows))?;
+            write!(f, "\n{}", table(&columns, rows))?;
         }
         write!(f, "\nrefused in the last hour: {}", refusals(&self.0.refusals))
     }

@@ -111,7 +111,7 @@ fn from(status: &PolicyStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 fn serviced(services: &[ServiceRow]) -> String {
-    const COLUMNS: [Column; 8] = [
+    const COLUMNS: [Column<'_>; 8] = [
         Column::text("service"),
         Column::number("active"),
         Column::number("in total"),
@@ -123,7 +123,7 @@ fn serviced(services: &[ServiceRow]) -> String {
     ];
     let ceiling = |max: Option<u64>| max.map_or_else(|| "none".to_owned(), |max| max.to_string());
     table(
-        COLUMNS,
+        &COLUMNS,
         services.iter().map(|service| {
             [
                 plain(&service.service),
@@ -140,10 +140,10 @@ fn serviced(services: &[ServiceRow]) -> String {
 }
 
 fn overridden(overrides: &[Override]) -> String {
-    const COLUMNS: [Column; 4] =
+    const COLUMNS: [Column<'_>; 4] =
         [Column::text("override"), Column::text("is"), Column::text("since"), Column::text("why")];
     table(
-        COLUMNS,
+        &COLUMNS,
         overrides.iter().map(|set| {
             let whom = format!("{} {}", plain(&set.subject.replace('_', " ")), plain(&set.id));
             let is = match (set.disabled, &set.service, set.max) {

@@ -45,7 +45,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
 }
 
 fn listed(refusals: &[Refusal]) -> String {
-    const COLUMNS: [Column; 5] = [
+    const COLUMNS: [Column<'_>; 5] = [
         Column::text("when"),
         Column::text("organization"),
         Column::text("service"),
@@ -53,7 +53,7 @@ fn listed(refusals: &[Refusal]) -> String {
         Column::text("why"),
     ];
     table(
-        COLUMNS,
+        &COLUMNS,
         refusals.iter().map(|refusal| {
             let granted = if refusal.observed { " (observed only: granted)" } else { "" };
             [

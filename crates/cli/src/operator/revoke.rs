@@ -8,7 +8,7 @@ use tgm_session_server::api::AgeOrder;
 
 use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs, Fault};
-use crate::operator::sessions::{Filter, Kind};
+use crate::operator::sessions::Filter;
 use crate::operator::{Changed, Note};
 use crate::output::{GOOD, Output, counted, plain, styled};
 
@@ -120,7 +120,7 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
 
 /// Asks whether that is meant, where somebody can answer.
 fn confirm(count: u64, filter: &Filter) -> Result<(), Failure> {
-    let what = format!("{}{}", counted(count, noun(filter.kind)), described(filter));
+    let what = format!("{}{}", counted(count, filter.kind.noun()), described(filter));
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage(format!("this would end {what}: say --yes when it is meant")));
     }
@@ -135,14 +135,6 @@ fn confirm(count: u64, filter: &Filter) -> Result<(), Failure> {
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
         _ => Err(Failure::Failed("nothing was ended".into())),
-    }
-}
-
-const fn noun(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Session => "session",
-        Kind::Worker => "worker",
-        Kind::Any => "lease",
     }
 }
 

@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs};
 use crate::operator::table::{Column, table};
 use crate::operator::words::span;
-use crate::output::{FAINT, Output, plain, styled};
+use crate::output::{FAINT, Output, counted, plain, styled};
 
 const ABOUT: &str = "\
 Examples:
@@ -86,6 +86,17 @@ pub(crate) enum Kind {
     Any,
 }
 
+impl Kind {
+    /// What one of them is called.
+    pub(crate) const fn noun(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Worker => "worker",
+            Self::Any => "lease",
+        }
+    }
+}
+
 impl From<Kind> for LeaseKinds {
     fn from(kind: Kind) -> Self {
         match kind {
@@ -150,22 +161,18 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     if output.is_json() {
         return Ok(());
     }
-    let what = match args.filter.kind {
-        Kind::Session => "sessions",
-        Kind::Worker => "workers",
-        Kind::Any => "leases",
-    };
+    let what = args.filter.kind.noun();
     let footer = match shown {
-        0 => format!("no {what}"),
-        shown if shown < total => format!("{shown} of {total} {what}; --all lists all of them"),
-        shown => format!("{shown} {what}"),
+        0 => format!("no {what}s"),
+        shown if shown < total => format!("{shown} of {total} {what}s; --all lists all of them"),
+        shown => counted(shown, what),
     };
     output.show_all(&[(); 0], |_| styled(FAINT, footer))
 }
 
 /// Leases as a table.
 pub(crate) fn listed(sessions: &[Session]) -> String {
-    const COLUMNS: [Column; 10] = [
+    const COLUMNS: [Column<'_>; 10] = [
         Column::text("lease"),
         Column::text("kind"),
         Column::text("service"),
@@ -179,7 +186,7 @@ pub(crate) fn listed(sessions: &[Session]) -> String {
     ];
     let dash = |text: &str| if text.is_empty() { "-".to_owned() } else { plain(text) };
     table(
-        COLUMNS,
+        &COLUMNS,
         sessions.iter().map(|lease| {
             let ends_in = span(lease.ends_in_seconds);
             [

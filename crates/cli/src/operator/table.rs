@@ -1,39 +1,39 @@
 //! Rows under headings, for people.
 
 use comfy_table::presets::NOTHING;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::{Cell, CellAlignment, Table};
 
 use crate::output::{FAINT, styled};
 
 /// A column of a table.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Column {
-    heading: &'static str,
+#[derive(Clone, Debug)]
+pub(crate) struct Column<'a> {
+    heading: &'a str,
     alignment: CellAlignment,
 }
 
-impl Column {
+impl<'a> Column<'a> {
     /// A column of text.
-    pub(crate) const fn text(heading: &'static str) -> Self {
+    pub(crate) const fn text(heading: &'a str) -> Self {
         Self { heading, alignment: CellAlignment::Left }
     }
 
     /// A column of numbers.
-    pub(crate) const fn number(heading: &'static str) -> Self {
+    pub(crate) const fn number(heading: &'a str) -> Self {
         Self { heading, alignment: CellAlignment::Right }
     }
 }
 
 /// Sets `rows` under the headings of `columns`: as wide as they need, without an end of line at the
 /// end. Cells hold no control characters.
-pub(crate) fn table<const N: usize>(
-    columns: [Column; N],
-    rows: impl IntoIterator<Item = [String; N]>,
-) -> String {
+pub(crate) fn table<R>(columns: &[Column<'_>], rows: impl IntoIterator<Item = R>) -> String
+where
+    R: IntoIterator<Item = String>,
+{
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(columns.map(|column| column.heading));
+    table.load_style(NOTHING).set_header(columns.iter().map(|column| column.heading));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.into_iter().map(Cell::new));
     }
     for (shown, column) in table.column_iter_mut().zip(columns) {
         shown.set_padding((0, 2)).set_cell_alignment(column.alignment);
@@ -52,14 +52,14 @@ mod tests {
     #[test]
     fn text_stands_left_and_numbers_stand_right_under_their_headings() {
         let rows = [["acme".to_owned(), "3".to_owned()], ["é".to_owned(), "1200".to_owned()]];
-        let table = table([Column::text("organization"), Column::number("held")], rows);
+        let table = table(&[Column::text("organization"), Column::number("held")], rows);
         let plain = anstream::adapter::strip_str(&table).to_string();
         assert_eq!(plain, "organization  held\nacme             3\né             1200");
     }
 
     #[test]
     fn a_table_without_rows_is_its_headings() {
-        let table = table([Column::text("lease")], []);
+        let table = table(&[Column::text("lease")], [[]; 0]);
         assert_eq!(anstream::adapter::strip_str(&table).to_string(), "lease");
     }
 }

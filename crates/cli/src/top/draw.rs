@@ -71,14 +71,13 @@ fn up(overview: &Overview) -> String {
 }
 
 fn totals(overview: &Overview) -> Line<'static> {
-    let organizations =
-        format!("{} of {} active", overview.active_organizations, overview.organizations);
+    let organizations = format!("{} of {}", overview.active_organizations, overview.organizations);
     let spans = [
         labelled("sessions", overview.sessions),
         labelled("workers", overview.workers),
         labelled("organizations", organizations),
+        labelled("refused (1 h)", refused(&overview.refusals)),
         labelled("attached", overview.attached_streams),
-        labelled("refused in the last hour", refused(&overview.refusals)),
     ];
     Line::from_iter(spans.into_iter().flatten())
 }
@@ -138,7 +137,7 @@ fn footer(app: &App) -> Line<'static> {
     };
     let keys = keys.iter().chain(&[("?", "help"), ("q", "quit")]);
     Line::from_iter(keys.flat_map(|(key, what)| {
-        [Span::styled(format!(" {key}"), TITLE), Span::styled(format!(" {what}  "), FAINT)]
+        [Span::styled(key.to_string(), TITLE), Span::styled(format!(" {what}  "), FAINT)]
     }))
 }
 

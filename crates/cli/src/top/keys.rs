@@ -34,7 +34,7 @@ impl App {
             Mode::Browse => self.browse(key.code),
             Mode::Search => self.type_search(key.code),
             Mode::Confirm(revocation) => match key.code {
-                KeyCode::Char('y' | 'Y') => return Action::Revoke(revocation.lease),
+                KeyCode::Char('y' | 'Y') => Action::Revoke(revocation.lease),
                 KeyCode::Char('n' | 'N' | 'q') | KeyCode::Esc => Action::Nothing,
                 // Anything else is no answer.
                 _ => {
@@ -86,11 +86,9 @@ impl App {
                 self.search_mut().pop();
                 self.searched();
             }
-            KeyCode::Char(char) => {
-                if self.search().len() + char.len_utf8() <= LONGEST {
-                    self.search_mut().push(char);
-                    self.searched();
-                }
+            KeyCode::Char(char) if self.search().len() + char.len_utf8() <= LONGEST => {
+                self.search_mut().push(char);
+                self.searched();
             }
             KeyCode::Up => self.go(Move::By(-1)),
             KeyCode::Down => self.go(Move::By(1)),

@@ -49,3 +49,38 @@ impl Drop for Screen {
         ratatui::restore();
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/harness/terminal.rs"]
+mod terminal;
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::terminal::Terminal;
+    use super::*;
+
+    /// Set where this test runs itself, on a terminal.
+    const PANICKING: &str = "TGM_SESSION_TEST_PANICS_ON_A_TERMINAL";
+
+    #[test]
+    fn a_panic_gives_the_terminal_back_and_then_tells_its_message() {
+        if std::env::var_os(PANICKING).is_some() {
+            let mut screen = Screen::enter().expect("a terminal");
+            screen.draw(&App::new("http://h:9011")).expect("a terminal");
+            panic!("something that cannot happen");
+        }
+        let mut itself = Command::new(std::env::current_exe().expect("this test"));
+        itself.args(["--exact", "--nocapture", "--test-threads=1"]);
+        itself
+            .arg("top::screen::tests::a_panic_gives_the_terminal_back_and_then_tells_its_message");
+        itself.env(PANICKING, "1");
+        let mut terminal = Terminal::open();
+        let mut child = terminal.run(&itself);
+        terminal.wait_until("taken over", vt100::Screen::alternate_screen);
+        terminal.wait_for("something that cannot happen");
+        terminal.expect_given_back();
+        assert_eq!(child.wait().expect("its end").code(), Some(101));
+    }
+}

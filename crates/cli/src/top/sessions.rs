@@ -12,7 +12,7 @@ use super::link::Held;
 use super::parts::{FAINT, SELECTED, TITLE, WARN, bar, first_row, labelled, share, text};
 use super::state::Leases;
 use crate::operator::words::{budget, left, moment, refusals, span};
-use crate::output::plain;
+use crate::output::{counted, plain};
 
 /// Below this width the numbers of leases are left out.
 const WIDE: u16 = 110;
@@ -108,16 +108,18 @@ fn title(leases: &Leases) -> Line<'static> {
         AgeOrder::Oldest => "oldest first",
     };
     let kinds = match leases.kinds {
-        LeaseKinds::Session => "sessions",
-        LeaseKinds::Worker => "workers",
-        LeaseKinds::Any => "leases",
+        LeaseKinds::Session => "session",
+        LeaseKinds::Worker => "worker",
+        LeaseKinds::Any => "lease",
     };
     let (told, total) = leases
         .held
         .as_ref()
         .map_or((0, 0), |(held, _)| (held.page.sessions.len() as u64, held.page.total));
-    let mut spans =
-        vec![Span::styled(format!(" {total} {kinds}"), TITLE), Span::raw(format!(" · {order} "))];
+    let mut spans = vec![
+        Span::styled(format!(" {}", counted(total, kinds)), TITLE),
+        Span::raw(format!(" · {order} ")),
+    ];
     if told < total {
         spans.push(Span::raw(format!("· the first {told} ")));
     }

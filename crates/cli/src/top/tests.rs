@@ -185,8 +185,7 @@ fn the_screen_shows_totals_the_connection_and_a_row_per_organization() {
     let rig = Rig::new(["acme", "closed"]);
     let lines = rig.lines(140, 12);
     assert!(lines[0].starts_with("tgm-session 9.8.7  ● connected to http://h:9011"), "{lines:#?}");
-    let totals = "sessions 7   workers 31   organizations 2 of 1000 active   attached 3   refused in \
-                  the last hour 4";
+    let totals = "sessions 7   workers 31   organizations 2 of 1000   refused (1 h) 4   attached 3";
     assert_eq!(lines[1], totals);
     assert_eq!(lines[2], "t1r 7/4000   t2w 7   default 7");
     assert!(lines[4].contains("1 of 2 organizations · fullest first"), "{lines:#?}");

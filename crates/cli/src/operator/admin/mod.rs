@@ -34,10 +34,10 @@ pub(crate) struct AdminArgs {
         value_name = "URL",
         env = "TGM_SESSION_ADMIN_URL",
         hide_env_values = true,
-        default_value = "http://127.0.0.1:9011",
-        value_parser = AdminUrl::parse
+        default_value = "http://127.0.0.1:9011"
     )]
-    admin: AdminUrl,
+    // Looked at later: clap would show the password of a URL that must not have one.
+    admin: SecretString,
 
     /// The bearer token of the admin port, where it has one; better given by its variable, for
     /// others can read a command line [default: none].
@@ -121,9 +121,11 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`] when no header can carry the token, [`Failure::Failed`] when an `https://`
+    /// [`Failure::Usage`] when the URL is none, or no header can carry the token; [`Failure::Failed`] when an `https://`
     /// server is to be called and this machine has no root certificates.
     pub(crate) fn new(args: &AdminArgs) -> Result<Self, Failure> {
+        let url = AdminUrl::parse(args.admin.expose_secret())
+            .map_err(|problem| Failure::Usage(format!("--admin: {problem}")))?;
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -132,12 +134,12 @@ impl Admin {
             .timeout_global(Some(args.admin_timeout))
             .user_agent(concat!("tgm-session/", env!("CARGO_PKG_VERSION")))
             .accept("application/json");
-        if args.admin.is_tls() {
+        if url.is_tls() {
             config = config.tls_config(tls()?);
         }
         Ok(Self {
             agent: config.build().new_agent(),
-            url: args.admin.clone(),
+            url,
             authorization: args.admin_token.as_ref().map(authorization).transpose()?,
             timeout: args.admin_timeout,
         })
@@ -337,7 +339,7 @@ mod tests {
 
     #[test]
     fn an_empty_token_and_no_time_at_all_are_no_settings() {
-        for line in [&["--admin-token", ""][..], &["--admin-timeout", "0s"], &["--admin", "h:1"]] {
+        for line in [&["--admin-token", ""], &["--admin-timeout", "0s"]] {
             assert!(parse(line).is_err(), "{line:?}");
         }
     }
