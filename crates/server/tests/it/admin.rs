@@ -1,8 +1,11 @@
 //! The admin port.
 
-use tgm_session_server::AdminToken;
+use serde_json::json;
+use tgm_session_server::api::Overview;
 use tgm_session_server::store::StoreUrl;
+use tgm_session_server::{AdminToken, Error, Server};
 
+use crate::admin_client::{AdminClient, raw};
 use crate::harness::{ManualClock, ROOMY, TestServer, config, get, session, worker};
 
 #[tokio::test]
@@ -64,6 +67,101 @@ async fn with_a_token_only_probes_are_open() {
         ("authorization: Basic sesame\r\n", 401),
         ("authorization: Bearer sesame\r\n", 200),
     ] {
-        assert_eq!(get(admin, "/metrics", header).await.0, status, "{header}");
+        for path in ["/metrics", "/api/overview", "/api/openapi.json"] {
+            assert_eq!(get(admin, path, header).await.0, status, "{path} {header}");
+        }
     }
+    // What is not there is not told to everybody either, and the page has no data.
+    assert_eq!(get(admin, "/api/nothing", "").await.0, 401);
+    assert_eq!(get(admin, "/", "").await.0, 200);
+
+    let client = AdminClient::with(&server, Some("sesame")).await;
+    assert_eq!(client.document["security"][0], json!({ "token": [] }));
+    let refused = raw(admin, "GET", "/api/overview", &[("host", "any.example")], "").await;
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer realm=\"tgm-session\""));
+    client.check("GET", "/api/overview", &refused);
+    refused.problem(401);
+    let disable = r#"{"disabled":true}"#;
+    let put = [("host", "any.example"), ("content-type", "application/json")];
+    raw(admin, "PUT", "/api/organizations/acme/disabled", &put, disable).await.problem(401);
+    assert_eq!(client.get::<Overview>("/api/overview").await.policy.overrides, 0);
+}
+
+#[tokio::test]
+async fn without_a_token_pages_of_other_sites_and_names_of_other_hosts_are_refused() {
+    let server = TestServer::memory(ROOMY).await;
+    let client = AdminClient::of(&server).await;
+    let here = client.address.to_string();
+    let disable = r#"{"disabled":true}"#;
+    let json = ("content-type", "application/json");
+    for headers in [
+        // A name that somebody pointed here.
+        vec![("host", "evil.example"), json],
+        vec![("host", "evil.example"), ("origin", "http://evil.example"), json],
+        // Another site, and another port of this machine.
+        vec![("host", &*here), ("origin", "http://evil.example"), json],
+        vec![("host", &*here), ("origin", "http://localhost:3000"), json],
+        vec![("host", &*here), ("sec-fetch-site", "cross-site"), json],
+        vec![("host", &*here), ("sec-fetch-site", "same-site"), json],
+        vec![("host", &*here), ("origin", "null"), json],
+    ] {
+        for (method, path, body) in [
+            ("GET", "/api/overview", ""),
+            ("PUT", "/api/organizations/acme/disabled", disable),
+            ("POST", "/api/policy/reload", ""),
+            ("GET", "/api/events", ""),
+        ] {
+            let answer = raw(client.address, method, path, &headers, body).await;
+            client.check(method, path, &answer);
+            answer.problem(403);
+        }
+        raw(client.address, "GET", "/metrics", &headers, "").await.problem(403);
+        raw(client.address, "GET", "/page.js", &headers, "").await.problem(403);
+        // Probes have nothing to tell, and whoever probes calls them as they like.
+        assert_eq!(raw(client.address, "GET", "/readyz", &headers, "").await.status, 200);
+    }
+    assert_eq!(client.get::<Overview>("/api/overview").await.policy.overrides, 0);
+    let own = format!("http://{here}");
+    let own = [("host", &*here), ("origin", &*own), ("sec-fetch-site", "same-origin"), json];
+    let done = raw(client.address, "PUT", "/api/organizations/acme/disabled", &own, disable).await;
+    assert_eq!(done.status, 200, "{done:?}");
+    // Nobody else's page is told that it may ask.
+    assert_eq!(done.header("access-control-allow-origin"), None);
+}
+
+#[tokio::test]
+async fn every_page_tells_browsers_to_trust_nothing_else() {
+    let server = TestServer::memory(ROOMY).await;
+    let address = server.running.admin_address();
+    let host = address.to_string();
+    for path in ["/", "/page.js", "/api/overview", "/api/nothing", "/metrics", "/readyz"] {
+        let answer = raw(address, "GET", path, &[("host", &*host)], "").await;
+        let policy = answer.header("content-security-policy").unwrap_or_default();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'"), "{path}: {policy}");
+        assert!(!policy.contains("unsafe"), "{path}: {policy}");
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("x-frame-options", "DENY"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{path}");
+        }
+        let kept = answer.header("cache-control");
+        let expected =
+            if path.starts_with("/page") || path == "/" { "no-cache" } else { "no-store" };
+        assert_eq!(kept, Some(expected), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn off_loopback_the_admin_port_needs_a_token() {
+    let clock = ManualClock::new();
+    let mut open = config(ROOMY, &clock, StoreUrl::Memory);
+    open.admin_listen = "0.0.0.0:0".parse().unwrap();
+    let refused = Server::bind(open).await.unwrap_err();
+    assert!(matches!(refused, Error::AdminExposed { .. }), "{refused}");
+    let mut guarded = config(ROOMY, &clock, StoreUrl::Memory);
+    guarded.admin_listen = "0.0.0.0:0".parse().unwrap();
+    guarded.admin_token = Some(AdminToken::new("sesame"));
+    Server::bind(guarded).await.unwrap();
 }

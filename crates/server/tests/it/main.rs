@@ -4,6 +4,9 @@
 
 mod acknowledged;
 mod admin;
+mod admin_client;
+mod api;
+mod api_changes;
 mod attach;
 mod attached;
 mod auth;
@@ -14,6 +17,7 @@ mod codes;
 mod disk;
 mod drain;
 mod durable;
+mod events;
 mod failing;
 mod grpc_web;
 mod harness;

@@ -33,6 +33,9 @@ const ENTRIES: (u32, u32) = (1_000, 100);
 /// The most organizations to skip.
 const MAX_OFFSET: u32 = 10_000_000;
 
+/// The highest number that every reader of JSON can tell from the next.
+const MAX_NUMBER: u64 = 9_007_199_254_740_991;
+
 /// A request that is answered with a [`Problem`].
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -207,6 +210,9 @@ impl Bounded for RefusalsQuery {
 
 impl Bounded for AuditQuery {
     fn check(&self) -> Result<(), Failure> {
+        if self.before.is_some_and(|before| before > MAX_NUMBER) {
+            return Err(Failure::bad(format!("before is above {MAX_NUMBER}")));
+        }
         page(self.limit, ENTRIES.0)
     }
 }

@@ -4,7 +4,8 @@
 //! `null`, one of 0 admits nobody. A lease is named by its *number*, never by its key, which is a
 //! secret of its holder.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use crate::policy::Source;
@@ -238,7 +239,7 @@ pub struct SessionsQuery {
     #[param(inline)]
     pub order: AgeOrder,
     /// Only what follows this lease in that order: `next` of the page before.
-    #[param(max_length = 24)]
+    #[param(pattern = "^[0-9a-fA-F]{24}$")]
     pub after: Option<String>,
     /// How many to list at most; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
@@ -345,12 +346,25 @@ pub struct NoteQuery {
 #[serde(deny_unknown_fields)]
 pub struct SetLimit {
     /// The most leases at once; 0 admits nobody.
+    #[serde(deserialize_with = "whole")]
     #[schema(maximum = 1_000_000_000_000_u64)]
     pub max: u64,
     /// Why, for the audit list.
     #[serde(default)]
     #[schema(max_length = 512)]
     pub note: String,
+}
+
+/// Reads a number without a fraction: to JSON 40.0 is the same as 40.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let whole =
+        number.as_f64().filter(|number| (0.0..=1e15).contains(number) && number.fract() == 0.0);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+    number
+        .as_u64()
+        .or_else(|| whole.map(|number| number as u64))
+        .ok_or_else(|| D::Error::custom(format!("{number} is no whole number from 0")))
 }
 
 /// An API key that the policy or an operator says something about.
@@ -491,6 +505,7 @@ pub struct Refusal {
 #[into_params(parameter_in = Query)]
 pub struct AuditQuery {
     /// Only entries with a lower number: the lowest of the page before.
+    #[param(maximum = 9_007_199_254_740_991_u64)]
     pub before: Option<u64>,
     /// How many to list at most; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
