@@ -54,11 +54,12 @@ export async function open(url, options = {}) {
   return { page, faults };
 }
 
-/** Closes a page that must have behaved. */
+/** Closes a page that must have behaved, and has nothing left to warn of. */
 export async function close({ page, faults }) {
   const violations = await page.evaluate(() => window.violations);
+  const banners = await page.locator('.banner').allInnerTexts();
   await page.context().close();
-  assert.deepEqual([...faults, ...violations], []);
+  assert.deepEqual([...faults, ...violations, ...banners], []);
 }
 
 /** Waits until the page is connected and shows data. */

@@ -128,14 +128,16 @@ test('the views can be linked to, and the way back is the way one came', async (
   await live(page);
   await page.getByRole('heading', { level: 1, name: 'acme' }).waitFor();
   await page.getByRole('navigation', { name: 'Views' }).getByRole('link', { name: 'Overview' }).click();
+  const search = page.getByRole('searchbox', { name: 'Search organizations' });
+  await search.waitFor();
   await page.keyboard.press('/');
   await page.keyboard.type('ac');
   await page.waitForURL(/search=ac$/);
   await rowOf(page, 'acme').getByRole('link').press('Enter');
   await page.getByRole('heading', { level: 1, name: 'acme' }).waitFor();
   await page.goBack();
-  await page.getByRole('searchbox', { name: 'Search organizations' }).waitFor();
-  assert.equal(await page.getByRole('searchbox', { name: 'Search organizations' }).inputValue(), 'ac');
+  await search.waitFor();
+  assert.equal(await search.inputValue(), 'ac');
   await rowOf(page, 'acme').waitFor();
   assert.equal(await rowOf(page, 'closed').count(), 0);
   await page.goto(server.page('#/nonsense/%zz'));

@@ -79,7 +79,8 @@ const updates = {
 
   soon() {
     this.wanted = true;
-    if (this.running || this.timer !== null || document.hidden) return;
+    // The first view loads itself, and a page that nobody sees can wait.
+    if (view === null || this.running || this.timer !== null || document.hidden) return;
     this.timer = setTimeout(() => this.run(), Math.max(0, this.earliest - performance.now()));
   },
 
