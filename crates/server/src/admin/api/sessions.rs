@@ -30,15 +30,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
     tag = "sessions",
     params(SessionsQuery),
     responses(
-        (
-            status = 200,
-            description = "One page",
-            body = SessionPage,
-            links(
-                ("look" = (operation_id = "session", parameters(("lease" = "$response.body#/sessions/0/lease")))),
-                ("end" = (operation_id = "revoke", parameters(("lease" = "$response.body#/sessions/0/lease")))),
-            )
-        ),
+        (status = 200, description = "One page", body = SessionPage),
         (status = 503, description = "The store cannot be read", body = Problem),
     ),
 )]
