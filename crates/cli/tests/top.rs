@@ -110,6 +110,23 @@ fn the_list_is_sorted_by_a_key() {
 }
 
 #[test]
+fn a_window_that_changes_its_size_is_filled_again() {
+    let stage = Stage::new();
+    let (mut terminal, _top) = stage.top();
+    let is_last = |line: usize| {
+        move |screen: &vt100::Screen| {
+            let contents = screen.contents();
+            contents.lines().nth(line - 1).is_some_and(|line| line.contains("q quit"))
+        }
+    };
+    terminal.wait_until("filled", is_last(30));
+    terminal.resize(12, 90);
+    terminal.wait_until("filled again", is_last(12));
+    terminal.resize(40, 150);
+    terminal.wait_until("filled again", is_last(40));
+}
+
+#[test]
 fn the_terminal_is_given_back_on_ctrl_c_and_on_every_signal_that_stops() {
     let stage = Stage::new();
     for signal in [None, Some(Signal::INT), Some(Signal::TERM), Some(Signal::HUP)] {
@@ -135,7 +152,7 @@ fn a_server_that_goes_away_is_noticed_and_found_again() {
     assert!(terminal.picture().contains("acme"), "what was known is gone: {}", terminal.picture());
     let policy = stage.folder.path().join("policy.toml");
     let store = store(&stage.folder);
-    // The last one of a flag that is given twice would be refused: this is a start of its own.
+    // On the same ports: `Serve` takes free ones.
     let mut again = command(["serve", "--listen", &grpc, "--admin-listen", &admin]);
     again.arg("--config").arg(policy).args(["--store", &store, "--format", "json"]);
     let mut again = Talker::spawn(again);

@@ -41,9 +41,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     search: String,
 
-    /// In which order.
-    #[arg(long, value_enum, default_value_t)]
-    sort: Sort,
+    /// In which order [default: fullest; with --all name, for an order that changes while page after
+    /// page is asked for loses some].
+    #[arg(long, value_enum)]
+    sort: Option<Sort>,
 
     /// How many to list at most.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
@@ -58,10 +59,9 @@ pub(crate) struct Args {
 }
 
 /// In which order organizations are listed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sort {
     /// Closest to a ceiling or a budget first.
-    #[default]
     Fullest,
     /// Most leases first.
     Active,
@@ -91,9 +91,10 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     }
     let most = if args.all { u32::MAX } else { args.limit };
     let (mut shown, mut total) = (0, u64::MAX);
+    let sort = args.sort.unwrap_or(if args.all { Sort::Name } else { Sort::Fullest });
     let mut query = OrganizationsQuery {
         search: args.search,
-        sort: args.sort.into(),
+        sort: sort.into(),
         ..OrganizationsQuery::default()
     };
     while shown < most && u64::from(shown) < total {

@@ -76,6 +76,14 @@ impl Terminal {
         on_terminal.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap()
     }
 
+    /// Gives it another size, and tells the program so, as an emulator whose window changes does.
+    pub(crate) fn resize(&mut self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.line, size).unwrap();
+        let to_size = |cells| NonZeroU16::new(cells).unwrap();
+        self.parser.screen_mut().set_size(to_size(rows), to_size(columns));
+    }
+
     /// Types `keys`.
     pub(crate) fn press(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
