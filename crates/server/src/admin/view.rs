@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn a_search_ignores_the_case_of_ascii_letters_and_finds_any_part() {
         assert!(contains("Acme-Corp", "cme-c"));
-        assert!(contains("straße", "RASS") == false && contains("straße", "ße"));
+        assert!(contains("straße", "ße") && !contains("straße", "RASSE"));
         assert!(contains("acme", "") && contains("", ""));
         assert!(!contains("ac", "acme"));
     }

@@ -26,7 +26,8 @@ const TOKEN: &str = "token";
         title = "tgm-session admin API",
         description = "What the operator of a session server sees and does. Times are seconds since \
                        1970, UTC; ages and durations are seconds; a limit that is absent is null, \
-                       one of 0 admits nobody. A lease is named by its number, never by its key.",
+                       one of 0 admits nobody. Ids are at most 256 bytes of UTF-8. A lease is named by its \
+                       number, never by its key.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     tags(

@@ -114,8 +114,8 @@ export function numbered(list, name) {
     .toReversed();
 }
 
-/** The table of refused borrows. */
-export function refusalTable() {
+/** The table of refused borrows, of `only` one organization if they are. */
+export function refusalTable(only = null) {
   const { root, body, row } = table('Refused borrows, the latest first', [
     ['When', 'when'],
     ['Organization', 'who'],
@@ -125,6 +125,7 @@ export function refusalTable() {
     ['API key', 'api-key', 'API key'],
     ['Trace', 'trace', 'trace'],
   ]);
+  mark(root, 'data-one', only);
   const none = nothing('No borrow was refused since the server started.');
   const rows = new Keyed(
     body,

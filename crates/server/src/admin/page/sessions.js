@@ -78,49 +78,40 @@ function choice(label, values, value, chosen) {
   return select;
 }
 
-/**
- * The leases of one organization, or of all with `organization` absent. `base` is the path of the view
- * they stand in, `parameters` what its link says.
- */
-export function leases({ organization, base, parameters, changed }) {
+/** What a list shows, as its link says it. */
+function wanted(parameters) {
   const now = { kind: 'session', order: 'newest', after: '' };
   for (const name of [...Object.keys(now), ...Object.keys(FILTERS)]) {
     now[name] = (parameters.get(name) ?? now[name] ?? '').slice(0, 256);
   }
   if (!(now.kind in KINDS)) now.kind = 'session';
   if (!(now.order in ORDERS)) now.order = 'newest';
-  const link = (after) =>
-    href(base, {
-      ...now,
-      kind: now.kind === 'session' ? '' : now.kind,
-      order: now.order === 'newest' ? '' : now.order,
-      after,
-    });
-  const narrow = (name) => (value) => {
-    now[name] = value.trim();
-    now.after = '';
-    history.replaceState(history.state, '', link(''));
-    changed();
-  };
-  const filters = Object.entries(FILTERS).map(([name, label]) => {
+  return now;
+}
+
+/** Controls that narrow the list: `narrow(name, value)` is called with what was chosen. */
+function controls(now, names, narrow) {
+  const inputs = names.map((name) => {
     const input = element('input', {
       type: 'search',
       value: now[name],
-      placeholder: label,
-      'aria-label': `Only with this ${label}`,
+      placeholder: FILTERS[name],
+      'aria-label': `Only with this ${FILTERS[name]}`,
       maxlength: 256,
       autocomplete: 'off',
       spellcheck: 'false',
       'data-search': name === 'trace',
-      change: () => narrow(name)(input.value),
+      change: () => narrow(name, input.value.trim()),
     });
     return input;
   });
-  const {
-    root: list,
-    body,
-    row,
-  } = table('Leases', [
+  const kind = choice('Kind', KINDS, now.kind, (value) => narrow('kind', value));
+  const order = choice('Order', ORDERS, now.order, (value) => narrow('order', value));
+  return element('span', { class: 'filters' }, kind, inputs, order);
+}
+
+function leaseTable(changed) {
+  const { root, body, row } = table('Leases', [
     ['Age', 'age', 'age'],
     ['Organization', 'who'],
     ['Service', 'what'],
@@ -131,46 +122,49 @@ export function leases({ organization, base, parameters, changed }) {
     ['Ends in', 'left', 'ends in'],
     [element('span', { class: 'unseen' }, 'Action'), 'act'],
   ]);
-  mark(list, 'data-one', organization !== undefined);
-  const rows = new Keyed(
-    body,
-    (lease) => lease.lease,
-    (lease) => leaseRow(row, lease, changed),
-  );
+  const make = (lease) => leaseRow(row, lease, changed);
+  return { root, rows: new Keyed(body, ({ lease }) => lease, make) };
+}
+
+/**
+ * The leases of `only` one organization or API key, or all of them. `base` is the path of the view they
+ * stand in, `parameters` what its link says.
+ */
+export function leases({ only = {}, base, parameters, changed }) {
+  const now = { ...wanted(parameters), ...only };
+  const names = Object.keys(FILTERS).filter((name) => !(name in only));
+  const link = (after) => {
+    const said = Object.fromEntries(names.map((name) => [name, now[name]]));
+    const kind = now.kind === 'session' ? '' : now.kind;
+    const order = now.order === 'newest' ? '' : now.order;
+    return href(base, { ...said, kind, order, after });
+  };
+  const narrow = (name, value) => {
+    now[name] = value;
+    now.after = '';
+    history.replaceState(history.state, '', link(''));
+    changed();
+  };
+  const { root: list, rows } = leaseTable(changed);
+  const [one] = Object.keys(only);
+  mark(list, 'data-one', one);
   const none = nothing('Nothing is held.');
   const pages = steps('lease');
-  const root = element(
-    'section',
-    { class: 'leases-part' },
-    heading(
-      organization === undefined ? 'h1' : 'h2',
-      'Sessions',
-      element(
-        'span',
-        { class: 'filters' },
-        choice('Kind', KINDS, now.kind, narrow('kind')),
-        filters,
-        choice('Order', ORDERS, now.order, narrow('order')),
-      ),
-    ),
-    list,
-    none.root,
-    pages.root,
-  );
+  const title = heading(one === undefined ? 'h1' : 'h2', 'Sessions', controls(now, names, narrow));
   return {
-    root,
+    root: element('section', { class: 'leases-part' }, title, list, none.root, pages.root),
     tick: () => rows.forEach((lease) => lease.tick()),
     async refresh(signal) {
-      const page = await get('/api/sessions', { ...now, organization, limit: PAGE }, signal);
+      const page = await get('/api/sessions', { ...now, limit: PAGE }, signal);
       rows.show(page.sessions);
       none.update(page.sessions.length === 0);
-      const narrowed = Object.keys(FILTERS).some((name) => now[name] !== '');
+      const narrowed = names.some((name) => now[name] !== '');
       say(none.root, narrowed ? 'Nothing that is held matches.' : 'Nothing is held.');
-      pages.update(
-        page.total,
+      const [first, more] = [
         now.after === '' ? null : link(''),
         page.next === null ? null : link(page.next),
-      );
+      ];
+      pages.update(page.total, first, more);
     },
   };
 }

@@ -10,22 +10,13 @@ import { leases } from './sessions.js';
 /** How many of an organization's refusals stand in its view. */
 const REFUSALS = 20;
 
-/**
- * Shows in words that nobody knows what was asked for, and everything again once somebody does. It can
- * be disabled already: whoever comes under that name is refused then.
- */
-async function known(root, unknown, itsAccess, load) {
+/** Loads what may be unknown to the server: `null` then. */
+async function known(load) {
   try {
-    const found = await load();
-    mark(root, 'data-unknown', false);
-    say(unknown, '');
-    return found;
+    return await load;
   } catch (error) {
-    if (!(error instanceof Problem) || error.status !== 404) throw error;
-    mark(root, 'data-unknown', true);
-    itsAccess.update({ disabled: false, source: 'nothing' }, null);
-    say(unknown, error.message);
-    return null;
+    if (error instanceof Problem && error.status === 404) return null;
+    throw error;
   }
 }
 
@@ -43,8 +34,13 @@ export function organization({ name, parameters, changed }) {
   );
   const noBudget = nothing('No budget limits its usage.');
   const counts = refusals();
-  const refused = refusalTable();
-  const held = leases({ organization: name, base: ['organizations', name], parameters, changed });
+  const refused = refusalTable('organization');
+  const held = leases({
+    only: { organization: name },
+    base: ['organizations', name],
+    parameters,
+    changed,
+  });
   const all = element('a', { href: href(['refusals'], { organization: name }) }, 'All');
   const root = element(
     'div',
@@ -58,7 +54,13 @@ export function organization({ name, parameters, changed }) {
     element(
       'section',
       { class: 'refusals-part' },
-      heading('h2', 'Refused in the last hour', counts.root, all),
+      heading(
+        'h2',
+        'Refusals',
+        element('span', { class: 'faint' }, 'in the last hour'),
+        counts.root,
+        all,
+      ),
       refused.root,
     ),
   );
@@ -70,17 +72,20 @@ export function organization({ name, parameters, changed }) {
     tick: held.tick,
     overview: (overview) => itsLimits.entries(overview.services),
     async refresh(signal) {
-      const load = () =>
-        Promise.all([
-          get(path('organizations', name), {}, signal),
-          get('/api/refusals', { organization: name, limit: REFUSALS }, signal),
-          held.refresh(signal),
-        ]);
-      const found = await known(root, unknown, itsAccess, load);
-      if (found === null) return;
-      const [now, { refusals: latest }] = found;
+      const [now, { refusals: latest }] = await Promise.all([
+        known(get(path('organizations', name), {}, signal)),
+        get('/api/refusals', { organization: name, limit: REFUSALS }, signal),
+        held.refresh(signal),
+      ]);
+      // Whoever is to come under that name can be disabled already.
+      mark(root, 'data-unknown', now === null);
+      say(
+        unknown,
+        now === null ? 'Nobody knows this organization: nothing names it and it holds nothing.' : '',
+      );
+      itsAccess.update(now?.disabled ?? { disabled: false, source: 'nothing' }, now?.plan);
+      if (now === null) return;
       badges.replaceChildren(...(now.plan === null ? [] : [badge('plan', `plan ${now.plan}`)]));
-      itsAccess.update(now.disabled, now.plan);
       itsLimits.update(now.services, now.plan);
       lines.show(now.budgets);
       noBudget.update(now.budgets.length === 0);
@@ -90,34 +95,42 @@ export function organization({ name, parameters, changed }) {
   };
 }
 
+/** What applies to an API key of which nothing says anything. */
+const anyApiKey = (services) => ({
+  disabled: { disabled: false, source: 'nothing' },
+  limits: services.map(({ service, max_per_api_key: max }) => ({
+    service,
+    ceiling: { max, source: max === null ? 'nothing' : 'service' },
+  })),
+});
+
 /** The view of one API key. */
-export function apiKey({ name, changed }) {
-  const unknown = element('p', { class: 'nothing' });
+export function apiKey({ name, parameters, changed }) {
   const itsAccess = access('api-keys', name, changed);
   const itsLimits = limits('api-keys', name, changed);
-  const held = element(
-    'a',
-    { href: href(['sessions'], { api_key: name }) },
-    'Sessions borrowed with it',
-  );
+  const held = leases({ only: { api_key: name }, base: ['api-keys', name], parameters, changed });
   const root = element(
     'div',
     { class: 'view subject' },
     element('p', { class: 'crumbs' }, 'API key'),
     heading('h1', '', itsAccess.root),
-    unknown,
     itsLimits.root,
-    element('p', {}, held),
+    held.root,
   );
   root.querySelector('h1').append(id(name));
   return {
     title: name,
     root,
-    every: 15,
-    overview: (overview) => itsLimits.entries(overview.services),
+    every: 5,
+    tick: held.tick,
     async refresh(signal) {
-      const now = await known(root, unknown, itsAccess, () => get(path('api-keys', name), {}, signal));
-      if (now === null) return;
+      const [its, { services }] = await Promise.all([
+        known(get(path('api-keys', name), {}, signal)),
+        get('/api/overview', {}, signal),
+        held.refresh(signal),
+      ]);
+      const now = its ?? anyApiKey(services);
+      itsLimits.entries(services);
       itsAccess.update(now.disabled, null);
       itsLimits.update(now.limits, null);
     },
