@@ -154,9 +154,12 @@ test('a disabled API key ends what was borrowed with it and nothing else', async
   const { page } = tab;
   await page.getByRole('link', { name: 'key-1' }).click();
   await page.getByRole('heading', { name: 'key-1' }).waitFor();
+  await page.locator('.limits-part').getByText('entry of the service').waitFor();
+  assert.equal(await rows(page).count(), 1);
   await page.getByRole('button', { name: 'Disable…' }).click();
   await dialog(page).getByRole('button', { name: 'Disable' }).click();
   assert.equal(await within(gone.exited, 'the holder to end'), 3);
+  await rows(page).waitFor({ state: 'detached' });
   await page.goto(server.page('#/policy'));
   const override = page.getByRole('row').filter({ hasText: 'key-1' });
   await override.getByRole('button').click();
