@@ -1,0 +1,169 @@
+//! The manuals: their examples are sound, and what they name exists.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+use tgm_session_server::Policy;
+
+use crate::harness::{Serve, folder, store};
+use crate::{flags, get, named_flags, root, text};
+
+/// The documents for those who run the server or use the library.
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "docs/operations.md", "docs/policy.md", "docs/protocol.md", "docs/faults.md"];
+
+/// The fenced blocks of a language, each with the line it begins on.
+fn blocks<'t>(document: &'t str, language: &str) -> Vec<(usize, &'t str)> {
+    let fence = format!("```{language}\n");
+    let starts = document.match_indices(&fence).map(|(place, _)| place + fence.len());
+    let block = |start: usize| {
+        let length = document[start..].find("```").expect("a block that ends");
+        (document[..start].matches('\n').count() + 1, &document[start..start + length])
+    };
+    starts.map(block).collect()
+}
+
+/// What stands in code: blocks of shell, and words between backticks.
+fn code(document: &str) -> Vec<&str> {
+    let mut code = Vec::new();
+    let mut fenced = false;
+    for line in document.lines() {
+        if line.starts_with("```") {
+            fenced = !fenced;
+        } else if fenced {
+            code.push(line);
+        } else {
+            code.extend(line.split('`').skip(1).step_by(2));
+        }
+    }
+    code
+}
+
+/// The names by which the headings of a document are linked to.
+pub(crate) fn anchors(document: &str) -> BTreeSet<String> {
+    let headings = document.lines().filter(|line| line.starts_with('#'));
+    let anchor = |heading: &str| {
+        let words = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = words.chars().filter(|char| char.is_alphanumeric() || " -_".contains(*char));
+        kept.map(|char| if char == ' ' { '-' } else { char }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn every_policy_in_the_manuals_is_sound() {
+    let mut found = 0;
+    for path in ["README.md", "docs/policy.md", "docs/operations.md"] {
+        for (line, block) in blocks(&text(path), "toml") {
+            if let Err(error) = Policy::parse(block, "block") {
+                panic!("{path}, the block of line {line}: {error}");
+            }
+            found += 1;
+        }
+    }
+    assert!(found > 6, "only {found} blocks");
+}
+
+#[test]
+fn every_key_of_a_policy_is_in_its_manual() {
+    let manual = text("docs/policy.md");
+    // An unknown key is told with all that are known.
+    for section in ["", "services.a", "plans.a", "organizations.a", "api_keys.a", "[indexers]"] {
+        let table = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
+        let error = Policy::parse(&format!("{table}unheard_of = 1\n"), "file").unwrap_err();
+        let error = error.to_string();
+        let known = error.split_once("expected").unwrap_or_else(|| panic!("{error}")).1;
+        let mut keys = 0;
+        for key in known.split('`').skip(1).step_by(2) {
+            let named =
+                manual.contains(&format!("`{key}`")) || manual.contains(&format!("\n{key} ="));
+            let named = named || manual.contains(&format!("[{key}"));
+            assert!(named, "{section}: {key} is not in docs/policy.md");
+            keys += 1;
+        }
+        assert!(keys > 1, "{section}: {error}");
+    }
+}
+
+#[test]
+fn every_flag_in_the_manuals_is_one_of_the_binary() {
+    let known = flags();
+    assert!(known.contains("--listen") && known.contains("--workers"), "{known:?}");
+    // Commands of others have flags of their own.
+    let others = ["curl", "docker", "openssl", "cargo", "scripts/", "install ", "h2load"];
+    let mut found = 0;
+    for path in DOCUMENTS {
+        let document = text(path);
+        for code in code(&document) {
+            if others.iter().any(|other| code.contains(other)) || code.contains("--common-session")
+            {
+                continue;
+            }
+            for flag in named_flags(code) {
+                assert!(known.contains(flag), "{path}: there is no {flag}: {code}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 10, "only {found} flags");
+}
+
+#[test]
+fn every_endpoint_in_the_manuals_is_served() {
+    let folder = folder();
+    let serve = Serve::start(["--store", &store(&folder)]);
+    let (status, api) = get(&serve.admin, "/api/openapi.json");
+    assert_eq!(status, 200);
+    let api: Value = serde_json::from_str(&api).unwrap();
+    let served: Vec<_> = api["paths"].as_object().unwrap().keys().cloned().collect();
+    let is_served = |path: &str| {
+        served.iter().any(|known| {
+            let (known, path) = (known.split('/'), path.split('/'));
+            known.clone().count() == path.clone().count()
+                && known.zip(path).all(|(known, part)| known == part || known.starts_with('{'))
+        })
+    };
+    let mut found = 0;
+    for path in DOCUMENTS {
+        let document = text(path);
+        for code in code(&document) {
+            let starts = code.match_indices("/api/").map(|(place, _)| &code[place..]);
+            for endpoint in starts {
+                let end = endpoint.find(|char: char| " '\"?`".contains(char));
+                let endpoint = &endpoint[..end.unwrap_or(endpoint.len())];
+                let mapped = endpoint == "/api/openapi.json" || is_served(endpoint);
+                assert!(mapped, "{path}: nothing is served at {endpoint}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 4, "only {found} endpoints");
+    for probe in ["/livez", "/healthz", "/readyz", "/metrics", "/"] {
+        assert_eq!(get(&serve.admin, probe).0, 200, "{probe}");
+    }
+}
+
+#[test]
+fn links_between_the_documents_lead_somewhere() {
+    let mut found = 0;
+    for path in DOCUMENTS.iter().chain(&["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]) {
+        let document = text(path);
+        let folder = root().join(Path::new(path).parent().unwrap());
+        for target in document.split("](").skip(1).filter_map(|rest| rest.split_once(')')) {
+            let target = target.0;
+            if target.contains("://") {
+                continue;
+            }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let linked = if file.is_empty() { root().join(path) } else { folder.join(file) };
+            assert!(linked.exists(), "{path}: {target} leads nowhere");
+            if !heading.is_empty() {
+                let there = anchors(&std::fs::read_to_string(linked).unwrap());
+                assert!(there.contains(heading), "{path}: {target} is no heading");
+            }
+            found += 1;
+        }
+    }
+    assert!(found > 10, "only {found} links");
+}

@@ -1,0 +1,106 @@
+//! What is shipped beside the binary is held to the binary: the files of `deploy/`, and every flag,
+//! variable, metric, path and link that the documents name.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod documents;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod images;
+mod restoring;
+mod units;
+mod watching;
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use harness::run;
+
+/// The folder that everything is in.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The text of a file of the repository.
+fn text(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// A YAML file of the repository.
+fn yaml(path: &str) -> Value {
+    serde_saphyr::from_str(&text(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The variables and the defaults that `serve --help` names.
+struct Settings {
+    help: String,
+}
+
+impl Settings {
+    fn of_serve() -> Self {
+        let help = run(["serve", "--help"]).stdout;
+        // Lines break wherever they are full.
+        Self { help: help.split_whitespace().collect::<Vec<_>>().join(" ") }
+    }
+
+    #[track_caller]
+    fn assert_variable(&self, name: &str) {
+        assert!(self.help.contains(&format!("[env: {name}")), "{name} is no variable of serve");
+    }
+
+    /// The port that `flag` has by default.
+    fn default_port(&self, flag: &str) -> String {
+        let about = self.help.split_once(&format!("--{flag} ")).unwrap().1;
+        let default = about.split_once("[default: ").unwrap().1.split_once(']').unwrap().0;
+        default.rsplit_once(':').unwrap().1.to_owned()
+    }
+}
+
+/// One GET of the admin port: the status and the body.
+fn get(address: &str, path: &str) -> (u16, String) {
+    send(address, "GET", path, "")
+}
+
+/// One request to the admin port, with JSON in it: the status and the body.
+fn send(address: &str, method: &str, path: &str, json: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = json.len();
+    let about = format!("content-type: application/json\r\ncontent-length: {length}");
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close");
+    let request = format!("{head}\r\n{about}\r\n\r\n{json}");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Every flag of every command.
+fn flags() -> BTreeSet<String> {
+    let help = run(["--help"]).stdout;
+    let commands = help.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
+    let commands = commands.lines().filter_map(|line| line.strip_prefix("  "));
+    let commands = commands.filter_map(|line| line.split(' ').next()).filter(|it| !it.is_empty());
+    let pages = commands.filter(|command| *command != "help");
+    pages
+        .map(|command| run([command, "--help"]).stdout)
+        .chain([help.clone()])
+        .flat_map(|page| named_flags(&page).map(str::to_owned).collect::<Vec<_>>())
+        .collect()
+}
+
+/// What looks like a long flag in `text`.
+fn named_flags(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|char: char| char.is_whitespace() || "`'\"=,.()[]<>|:;".contains(char)).filter(
+        |word| {
+            word.strip_prefix("--").is_some_and(|name| {
+                name.starts_with(|first: char| first.is_ascii_lowercase())
+                    && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+            })
+        },
+    )
+}

@@ -1,0 +1,102 @@
+//! The unit for systemd.
+
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::{Process, command, file, folder, run, store};
+use crate::{root, text};
+
+const UNIT: &str = "deploy/tgm-session.service";
+
+/// The most that `systemd-analyze security` may hold against the unit, of 100.
+const MOST_EXPOSURE: u32 = 15;
+
+/// The values of a directive, in order.
+fn directives<'u>(unit: &'u str, name: &str) -> Vec<&'u str> {
+    let values = unit.lines().filter_map(|line| line.split_once('='));
+    values.filter(|(key, _)| *key == name).map(|(_, value)| value).collect()
+}
+
+#[test]
+fn the_unit_starts_the_server_with_flags_that_it_has() {
+    let unit = text(UNIT);
+    let [start] = directives(&unit, "ExecStart")[..] else { panic!("not one ExecStart") };
+    let policy = root().join("deploy/policy/policy.toml");
+    let state = folder();
+    let arguments: Vec<_> = start
+        .split(' ')
+        .skip(1)
+        .map(|word| match word {
+            "/etc/tgm-session/policy.toml" => policy.display().to_string(),
+            "file:/var/lib/tgm-session/sessions.redb" => store(&state),
+            word => word.to_owned(),
+        })
+        .collect();
+    assert_eq!(arguments[0], "serve");
+    let ran = run(arguments.iter().map(String::as_str).chain(["--print-config"]));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("sessions.redb"), "{ran:?}");
+
+    // The store is in the folder that the service has, and the policy in its other one.
+    assert_eq!(directives(&unit, "StateDirectory"), ["tgm-session"]);
+    assert_eq!(directives(&unit, "ConfigurationDirectory"), ["tgm-session"]);
+    assert!(start.contains("file:/var/lib/tgm-session/") && start.contains(" /etc/tgm-session/"));
+    assert_eq!(directives(&unit, "RestartPreventExitStatus"), ["2"]);
+    assert_eq!(run(["serve", "--listen", "nowhere"]).code, Some(2));
+}
+
+#[test]
+fn the_unit_is_told_when_the_server_is_ready_and_that_it_lives() {
+    let unit = text(UNIT);
+    assert_eq!(directives(&unit, "Type"), ["notify"]);
+    let seconds: u64 = directives(&unit, "WatchdogSec")[0].parse().unwrap();
+    let folder = folder();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+    let mut serve = command(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    serve.args(["--store", &store(&folder)]).env("NOTIFY_SOCKET", &path);
+    serve.env("WATCHDOG_USEC", (seconds * 1_000_000).to_string());
+    let _process = Process::new(serve.spawn().unwrap());
+    let mut told = String::new();
+    while !(told.contains("READY=1") && told.contains("WATCHDOG=1")) {
+        let mut datagram = [0; 4096];
+        let length = socket.recv(&mut datagram).expect("it says that it is ready, and lives");
+        told.push_str(std::str::from_utf8(&datagram[..length]).unwrap());
+    }
+}
+
+/// Runs `systemd-analyze`, if there is one.
+fn analyze(arguments: &[&str]) -> Option<(bool, String)> {
+    match Command::new("systemd-analyze").args(arguments).env("SYSTEMD_COLORS", "0").output() {
+        Ok(output) => {
+            let told = [output.stdout, output.stderr].concat();
+            Some((output.status.success(), String::from_utf8_lossy(&told).into_owned()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            eprintln!("SKIPPED: systemd-analyze is not installed (Debian: systemd)");
+            None
+        }
+        Err(error) => panic!("systemd-analyze does not run: {error}"),
+    }
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_unit_and_little_that_it_could_reach() {
+    let folder = folder();
+    let here = text(UNIT)
+        .replace("/usr/local/bin/tgm-session", env!("CARGO_BIN_EXE_tgm-session"))
+        .replace("Documentation=man:tgm-session(1)\n", "");
+    let unit = file(&folder, "tgm-session.service", &here);
+    let unit = unit.to_str().unwrap();
+    let Some((sound, told)) = analyze(&["verify", "--man=no", unit]) else { return };
+    let about_it: Vec<_> = told.lines().filter(|line| line.contains("tgm-session.")).collect();
+    assert!(sound && about_it.is_empty(), "{told}");
+
+    let threshold = format!("--threshold={MOST_EXPOSURE}");
+    let security = ["security", "--offline=true", "--no-pager", &*threshold, unit];
+    let (safe, told) = analyze(&security).expect("it was there a moment ago");
+    assert!(safe, "{told}");
+}
