@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tgm_session_server::Policy;
 
-use crate::harness::{Serve, folder, store};
+use crate::harness::{Serve, folder, run, store};
 use crate::{flags, get, named_flags, root, text};
 
 /// The documents for those who run the server or use the library.
@@ -107,6 +107,45 @@ fn every_flag_in_the_manuals_is_one_of_the_binary() {
         }
     }
     assert!(found > 10, "only {found} flags");
+}
+
+#[test]
+fn every_setting_beside_a_bound_of_the_protocol_is_one() {
+    let known = flags();
+    let manual = text("docs/protocol.md");
+    let table = manual.split_once("| | | setting |\n").unwrap().1;
+    let mut found = 0;
+    for row in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
+        let settings = row.split('|').nth(3).unwrap();
+        for name in settings.split('`').skip(1).step_by(2) {
+            let flag = format!("--{}", name.replace('_', "-"));
+            assert!(known.contains(&flag), "there is no setting {name}");
+            found += 1;
+        }
+    }
+    assert!(found > 5, "only {found} settings");
+}
+
+#[test]
+fn every_command_an_operator_is_told_is_understood() {
+    let manual = text("docs/operations.md");
+    let act = manual.split_once("\n## Act\n").unwrap().1.split_once("\n## ").unwrap().0;
+    let mut found = 0;
+    for line in act.lines().filter_map(|line| line.strip_prefix("tgm-session ")) {
+        let command = line.split_once(" #").map_or(line, |(command, _)| command);
+        let words = command.split_whitespace().map(|word| match word {
+            "NUMBER" => "000000000000000000000000",
+            word => word,
+        });
+        // A note of several words is one argument.
+        let words: Vec<_> = words.take_while(|word| !word.starts_with('\'')).collect();
+        let words = words.strip_suffix(&["--note"]).unwrap_or(&words);
+        let nowhere = ["--admin", "http://127.0.0.1:1"];
+        let ran = run(words.iter().chain(&nowhere));
+        assert_eq!(ran.code, Some(4), "{command}: {ran:?}");
+        found += 1;
+    }
+    assert!(found > 5, "only {found} commands");
 }
 
 #[test]
