@@ -1,7 +1,7 @@
 //! The admin API: what it changes.
 
 use serde_json::{Value, json};
-use tgm_session_server::api::{AuditPage, Done, Organization, SessionPage};
+use tgm_session_server::api::{AuditPage, Done, Organization, Overview, SessionPage};
 use tgm_session_server::policy::Source;
 use tonic::Code;
 use wire::control::Reason;
@@ -115,9 +115,13 @@ async fn a_limit_holds_for_the_next_borrow_ends_nobody_and_is_cleared_again() {
     client.borrow(session("acme")).await;
     client.borrow(session("acme").api_key("key-1")).await;
     let limit = "/api/organizations/acme/limits/t1r";
+    let overrides = async || admin.get::<Overview>("/api/overview").await.policy.overrides;
+    assert_eq!(overrides().await, 0);
     let done: Done = admin.put(limit, &json!({ "max": 1 })).await;
     let set = "set the limit of organization acme on t1r to 1 (was 10 by service)";
     assert_eq!((done.ended, &*done.summary), (0, set));
+    // Who changes something sees it at once.
+    assert_eq!(overrides().await, 1);
     assert_eq!(client.refused(session("acme")).await, ("organization".to_owned(), 2, 1));
     let _: Done = admin.put(limit, &json!({ "max": 11 })).await;
     for _ in 0..9 {

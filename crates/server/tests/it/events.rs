@@ -96,6 +96,7 @@ async fn refusals_are_told_and_of_many_at_once_the_latest() {
         ("acme", "disabled", "1000")
     );
 
+    let since = Instant::now();
     for trace in 0..200 {
         refuse(&mut client, trace).await;
     }
@@ -105,7 +106,9 @@ async fn refusals_are_told_and_of_many_at_once_the_latest() {
         told.push(data["trace"].as_str().unwrap().to_owned());
     }
     let numbers: Vec<u32> = told.iter().map(|trace| trace.parse().unwrap()).collect();
-    assert!(numbers.is_sorted() && numbers.len() < 150, "{numbers:?}");
+    // Five at each look, one of which may have been due already.
+    let looks = since.elapsed().as_millis() / 250 + 2;
+    assert!(numbers.is_sorted() && numbers.len() as u128 <= 5 * looks, "{numbers:?}");
     // The list has them all.
     let all = admin.get::<tgm_session_server::api::RefusalPage>("/api/refusals?limit=1000").await;
     assert_eq!(all.refusals.len(), 201);
@@ -134,8 +137,11 @@ async fn streams_end_when_the_server_stops() {
     let (server, _admin, mut events) = start().await;
     overview(&mut events).await;
     server.stop().await;
-    while let Some((name, _)) = events.next().await {
-        // It may still tell that it stops.
-        assert_eq!(name, "overview");
-    }
+    let end = async {
+        while let Some((name, _)) = events.next().await {
+            // It may still tell that it stops.
+            assert_eq!(name, "overview");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), end).await.expect("the stream ends");
 }
