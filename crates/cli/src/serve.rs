@@ -35,7 +35,8 @@ impl fmt::Display for Ready {
         let how = if self.tls { "" } else { "?plaintext=true" };
         let url = styled(NAME, format_args!("tgm://{}{how}", self.grpc));
         writeln!(f, "  sessions  {url}")?;
-        writeln!(f, "  metrics   http://{}/metrics", self.admin)?;
+        let page = styled(NAME, format_args!("http://{}/", self.admin));
+        writeln!(f, "  operator  {page} {}", styled(FAINT, "(the page; /metrics, /api)"))?;
         writeln!(f, "  policy    {}", self.policy)?;
         let kept = match self.recovered_leases {
             0 => "no leases from before".to_owned(),
