@@ -114,7 +114,7 @@ impl End {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tgm_session_lease::{Config, End, Ledger, Request, Terms, Timestamp};
+/// use lease::{Config, End, Ledger, Request, Terms, Timestamp};
 ///
 /// let mut ledger = Ledger::new(Config::default());
 /// let terms = Terms { ttl: Duration::from_secs(60), ..Terms::default() };
