@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 use tgm_session_server::operator::By;
+use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Running, Server};
 
 use crate::failure::Failure;
@@ -44,7 +45,12 @@ impl fmt::Display for Ready {
             leases => format!("{leases} leases from before"),
         };
         writeln!(f, "  store     {} {}", self.store, styled(FAINT, format_args!("({kept})")))?;
-        write!(f, "{}", styled(FAINT, "Ctrl-C stops it; leases are kept for the next start."))
+        let stopped = if self.store == StoreUrl::Memory.to_string() {
+            "Ctrl-C stops it; nothing is kept, for the store is in memory."
+        } else {
+            "Ctrl-C stops it; leases are kept for the next start."
+        };
+        write!(f, "{}", styled(FAINT, stopped))
     }
 }
 
