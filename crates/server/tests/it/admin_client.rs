@@ -184,6 +184,16 @@ impl Events {
         }
     }
 
+    /// The next comment, which is all that a server says that has nothing to tell.
+    pub(crate) async fn next_comment(&mut self) -> String {
+        loop {
+            let line = self.lines.next_line().await.unwrap().expect("the stream goes on");
+            if let Some(comment) = line.strip_prefix(':') {
+                return comment.trim().to_owned();
+            }
+        }
+    }
+
     /// The next event of that name; others are passed over.
     pub(crate) async fn next_called(&mut self, name: &str) -> Value {
         loop {

@@ -133,6 +133,15 @@ async fn sixty_four_may_listen_and_one_more_when_one_of_them_has_left() {
 }
 
 #[tokio::test]
+async fn a_stream_with_nothing_to_tell_says_that_the_server_is_there() {
+    let (_server, _admin, mut events) = start().await;
+    overview(&mut events).await;
+    // Every ten seconds: the page takes a longer silence for a lost connection.
+    let comment = tokio::time::timeout(Duration::from_secs(60), events.next_comment()).await;
+    assert_eq!(comment.expect("a sign of life"), "the server is there");
+}
+
+#[tokio::test]
 async fn streams_end_when_the_server_stops() {
     let (server, _admin, mut events) = start().await;
     overview(&mut events).await;
