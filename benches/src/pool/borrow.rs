@@ -4,13 +4,12 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
-use tgm_session::{Dsn, Pool, Session, TgmConfig, TgmPool};
+use tgm_session::{Pool, Session};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use wire::worker::borrow_worker_response::BorrowStatus;
@@ -89,14 +88,11 @@ impl Plan {
     }
 
     async fn play(&self) -> anyhow::Result<Cost> {
-        let channel = connect(self.address).await?;
         let way = if self.bare {
-            Way::Bare(WorkerPoolClient::new(channel))
+            Way::Bare(WorkerPoolClient::new(connect(self.address).await?))
         } else {
             // No keep-alive falls due by itself while it runs; the new leases are still named.
-            let dsn = Dsn::parse("tgm://of-the-channel?request-keep-alive-delay=1h")?;
-            let pool = TgmPool::with_channel(&TgmConfig::from_dsn(&dsn)?, channel)?;
-            Way::Pool(Pool::new(Arc::new(pool)))
+            Way::Pool(super::connect(self.address, "request-keep-alive-delay=1h")?)
         };
         // Once before, so that tables have their lasting size and the allocator its pages.
         let leases = self.borrow(&way, 1, None).await?;

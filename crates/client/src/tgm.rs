@@ -3,28 +3,36 @@
 mod answer;
 mod attachment;
 mod borrow;
-mod channel;
 mod config;
+mod connect;
+mod connection;
 mod driver;
 mod keeper;
 #[cfg(feature = "metrics")]
 mod metered;
+mod remote;
 mod returns;
 mod stream;
+mod streaming;
+mod unary;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use lease::Request;
 use secrecy::ExposeSecret;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Channel;
-use wire::worker::{WorkersState, WorkersStateRequest};
+use tokio::io::{AsyncRead, AsyncWrite};
+use wire::worker::WorkersState;
 
 use self::borrow::{Patience, Wanted};
 pub use self::config::{OnUnavailable, TgmConfig};
+use self::connect::{Bytestream, Connect};
+use self::connection::Connection;
 use self::driver::Shared;
 use self::keeper::{Asked, Keeper, Rules};
+use self::remote::Remote;
 use crate::dsn::Dsn;
 use crate::error::Error;
 use crate::held::{Lease, Release};
@@ -66,22 +74,48 @@ impl TgmPool {
     ///
     /// Outside of a tokio runtime.
     pub fn connect(config: &TgmConfig) -> Result<Self, Error> {
-        Self::with_channel(config, channel::connect(config)?)
+        Self::over(config, connect::connect(config)?)
     }
 
-    /// As [`TgmPool::connect`], over a channel that the application made by its own means: what
-    /// `config` says about host, port and TLS does not count.
+    /// As [`TgmPool::connect`], over streams of bytes that the application makes by its own means:
+    /// what `config` says about TLS does not count, and its host is a name.
+    ///
+    /// `connect` is called for the first call and whenever the connection is gone, and has three
+    /// seconds. HTTP/2 is spoken over what it makes.
+    ///
+    /// ```no_run
+    /// # fn example(config: &tgm_session::TgmConfig) -> Result<(), tgm_session::Error> {
+    /// # #[cfg(unix)]
+    /// let pool = tgm_session::TgmPool::with_connector(config, || {
+    ///     tokio::net::UnixStream::connect("/run/tgm-session.sock")
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when the key cannot be used.
+    /// [`Error::InvalidArgument`] when the host or the key cannot be used.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub fn with_channel(config: &TgmConfig, channel: Channel) -> Result<Self, Error> {
+    pub fn with_connector<C, F, T>(config: &TgmConfig, connect: C) -> Result<Self, Error>
+    where
+        C: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = io::Result<T>> + Send + 'static,
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let connect = move || -> BoxFuture<'static, _> {
+            let connecting = connect();
+            Box::pin(async { Ok(Box::new(connecting.await?) as Box<dyn Bytestream>) })
+        };
+        Self::over(config, Arc::new(connect))
+    }
+
+    fn over(config: &TgmConfig, connect: Connect) -> Result<Self, Error> {
         let key = config.indexer_api_key.as_ref().map(|key| {
-            let value: Result<MetadataValue<Ascii>, _> = key.expose_secret().parse();
+            let value: Result<HeaderValue, _> = key.expose_secret().parse();
             value
                 .map(|mut value| {
                     value.set_sensitive(true);
@@ -97,7 +131,9 @@ impl TgmPool {
             fail_open,
         };
         let keeper = Keeper::new(rules, rand::make_rng());
-        let shared = Arc::new(Shared::new(keeper, channel, key.transpose()?));
+        let remote =
+            Remote::new(Connection::new(connect), connect::origin(config)?, key.transpose()?);
+        let shared = Arc::new(Shared::new(keeper, remote));
         tokio::spawn(driver::run(shared.clone()));
         let (timeout, wait) = (config.borrow_timeout, config.borrow_wait);
         let patience = Patience { timeout, wait, fail_open };
@@ -111,13 +147,8 @@ impl TgmPool {
     /// [`Error::InvalidArgument`] for a service the server does not know,
     /// [`Error::Unauthenticated`], and [`Error::Unavailable`] after the borrow timeout.
     pub async fn state(&self, service: &str, organization: &str) -> Result<PoolState, Error> {
-        let request = self.shared.request(WorkersStateRequest {
-            service: service.to_owned(),
-            organization_id: organization.to_owned(),
-            api_key_id: String::new(),
-        });
-        let mut client = self.shared.client();
-        let answer = driver::within(self.patience.timeout, client.workers_state(request)).await;
+        let answer = self.shared.remote.state(service, organization);
+        let answer = driver::within(self.patience.timeout, answer).await;
         let answer = answer.map_err(|status| answer::error(&status))?;
         Ok(PoolState::from_wire(answer.into_inner().worker_state.unwrap_or_default()))
     }

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use lease::MAX_TTL;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, ConnectError, Response, Status};
+use tonic::{Code, Response, Status};
 use wire::worker::{
     BorrowWorkerResponse, KeepAliveResponse, ReturnWorkerResponse, WorkersState,
     borrow_worker_response::BorrowStatus, keep_alive_response, return_worker_response,
 };
 
+use super::connection::NotConnected;
 use super::keeper::Asked;
 use crate::error::{Error, Scope};
 use crate::held::Released;
@@ -198,7 +199,7 @@ impl Failure {
         // came from something in front of the server, or in its place.
         if status.source().is_some() || status.message().starts_with(MAPPED_FROM_HTTP) {
             let error = Error::unavailable(describe(status));
-            let sent = !caused_by::<ConnectError>(status);
+            let sent = !caused_by::<NotConnected>(status);
             return Self { error, fault: true, sent, by_server: false };
         }
         let message = clip(status.message());

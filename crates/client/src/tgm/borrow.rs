@@ -186,7 +186,7 @@ impl<'a> UnderWay<'a> {
         let doubted = std::mem::replace(&mut self.doubt, true);
         let left = deadline.saturating_duration_since(sent);
         let sent = sent.into_std();
-        let answer = within(left, self.shared.borrow(&self.asked, self.id)).await;
+        let answer = within(left, self.shared.remote.borrow(&self.asked, self.id)).await;
         match answer::borrow(answer, &self.asked) {
             BorrowAnswer::Granted(grant) => {
                 // The same id brings the same lease, so earlier tries are no longer in doubt.

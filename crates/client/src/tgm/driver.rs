@@ -5,24 +5,16 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use lease::BorrowId;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
-use wire::control::session_control_client::SessionControlClient;
-use wire::worker::worker_pool_client::WorkerPoolClient;
-use wire::worker::{
-    BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, ReturnWorkerRequest,
-};
+use tonic::Status;
 
 use super::answer;
 use super::attachment::{Detached, Wish};
-use super::keeper::{Asked, BatchCall, Call, Keeper};
+use super::keeper::{BatchCall, Call, Keeper};
 #[cfg(feature = "metrics")]
 use super::metered::Metered;
-use super::returns::Target;
+use super::remote::Remote;
 use super::stream::Stream;
 #[cfg(feature = "metrics")]
 use crate::stats::PoolStats;
@@ -36,9 +28,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Wakes the task when something is due earlier than it planned.
     earlier: Notify,
-    client: WorkerPoolClient<Channel>,
-    control: SessionControlClient<Channel>,
-    indexer_api_key: Option<MetadataValue<Ascii>>,
+    pub(crate) remote: Remote,
 }
 
 #[derive(Debug)]
@@ -61,18 +51,9 @@ pub(crate) fn now() -> Instant {
 }
 
 impl Shared {
-    pub(crate) fn new(
-        keeper: Keeper,
-        channel: Channel,
-        indexer_api_key: Option<MetadataValue<Ascii>>,
-    ) -> Self {
-        Self {
-            state: Mutex::new(State { keeper, planned: None }),
-            earlier: Notify::new(),
-            client: WorkerPoolClient::new(channel.clone()),
-            control: SessionControlClient::new(channel),
-            indexer_api_key,
-        }
+    pub(crate) fn new(keeper: Keeper, remote: Remote) -> Self {
+        let state = Mutex::new(State { keeper, planned: None });
+        Self { state, earlier: Notify::new(), remote }
     }
 
     /// Tells the keeper something. What others have to hear of it is told when the lock is free.
@@ -104,98 +85,26 @@ impl Shared {
         what(&mut self.state.lock().keeper)
     }
 
-    /// Sends one try of a borrow. Takes as long as the server does.
-    pub(crate) async fn borrow(
-        &self,
-        asked: &Asked,
-        id: BorrowId,
-    ) -> Result<Response<BorrowWorkerResponse>, Status> {
-        let message = BorrowWorkerRequest {
-            service: asked.service.to_string(),
-            organization_id: asked.organization.to_string(),
-            api_key_id: asked.api_key.to_string(),
-            trace_id: asked.trace.to_string(),
-            max_worker_for_trace_id: asked.max_workers,
-        };
-        let mut request = self.request(message);
-        request.metadata_mut().insert("x-borrow-id", named(id));
-        let mut client = self.client.clone();
-        // The futures around this one are moved a few times: they stay small without it.
-        Box::pin(client.borrow_worker(request)).await
-    }
-
-    /// Returns the client, and a request with everything that every call carries.
-    pub(crate) fn client(&self) -> WorkerPoolClient<Channel> {
-        self.client.clone()
-    }
-
-    /// Returns the client of the stream.
-    pub(crate) fn control(&self) -> SessionControlClient<Channel> {
-        self.control.clone()
-    }
-
-    /// Wraps a message with what every call carries.
-    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        if let Some(key) = &self.indexer_api_key {
-            request.metadata_mut().insert("x-api-key", key.clone());
-        }
-        request
-    }
-
     async fn call(&self, call: Call) {
         let sent = now();
-        let mut client = self.client.clone();
         match call {
             Call::KeepAlive { number, key, api_key, deadline } => {
-                let message = KeepAliveRequest {
-                    worker_key: key.to_string(),
-                    api_key_id: api_key.to_string(),
-                };
-                let request = self.request(message);
-                let answer = within(deadline, client.keep_alive(request)).await;
+                let answer = within(deadline, self.remote.keep_alive(&key, &api_key)).await;
                 let answer = answer::keep_alive(answer);
                 self.tell(|keeper, now| keeper.kept_alive(number, answer, sent, now));
             }
             Call::Borrow { number, asked, id, deadline } => {
-                let answer = within(deadline, self.borrow(&asked, id)).await;
+                let answer = within(deadline, self.remote.borrow(&asked, id)).await;
                 let answer = answer::borrow(answer, &asked);
                 self.tell(|keeper, now| keeper.borrowed_again(number, answer, sent, now));
             }
             Call::Return { number, target, minimal_life } => {
-                let request = self.give_back(target, minimal_life);
-                let answer = within(RETURN_DEADLINE, client.return_worker(request)).await;
-                let answer = answer::give_back(answer);
+                let answer = self.remote.give_back(&target, minimal_life);
+                let answer = answer::give_back(within(RETURN_DEADLINE, answer).await);
                 self.tell(|keeper, now| keeper.returned(number, answer, now));
             }
         }
     }
-
-    fn give_back(
-        &self,
-        target: Target,
-        minimal_life: Option<Duration>,
-    ) -> Request<ReturnWorkerRequest> {
-        // A life that no wire duration can hold is longer than any server grants.
-        let minimal_worker_life_duration = minimal_life.map(|life| {
-            life.min(lease::MAX_MINIMAL_LIFE).try_into().expect("ten minutes fit a wire duration")
-        });
-        let (worker_key, borrow) = match target {
-            Target::Key(key) => (key.to_string(), None),
-            Target::Borrow(id) => (String::new(), Some(id)),
-        };
-        let mut request =
-            self.request(ReturnWorkerRequest { worker_key, minimal_worker_life_duration });
-        if let Some(id) = borrow {
-            request.metadata_mut().insert("x-borrow-id", named(id));
-        }
-        request
-    }
-}
-
-/// The metadata value that names a borrow.
-fn named(id: BorrowId) -> MetadataValue<Ascii> {
-    id.to_string().try_into().expect("hex digits are a metadata value")
 }
 
 /// Waits for an answer until the deadline, which looks like a fault of the transport.

@@ -53,8 +53,8 @@ impl fmt::Debug for Stream {
 }
 
 async fn run(shared: Arc<Shared>, mut batches: mpsc::Receiver<AttachRequest>) {
-    let request = shared.request(poll_fn(move |cx| batches.poll_recv(cx)));
-    let mut control = shared.control();
+    let request = shared.remote.stream(poll_fn(move |cx| batches.poll_recv(cx)));
+    let mut control = shared.remote.control();
     let why = match within(DEADLINE, control.attach(request)).await {
         Ok(response) => {
             shared.tell(|keeper, now| keeper.attached(now));

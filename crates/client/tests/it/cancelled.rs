@@ -10,13 +10,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use tgm_session::{Dsn, Pool, SessionRequest, TgmConfig, TgmPool};
 use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Config, Policy, Running, Server};
 use tokio::io::duplex;
-use tonic::transport::{Endpoint, Uri};
-use tower::service_fn;
 
 const POLICY: &str = r#"
     [services.t1r]
@@ -46,15 +43,14 @@ impl World {
     /// A pool with a connection of its own, made by its first call.
     fn pool(&self) -> (Pool, Arc<TgmPool>) {
         let server = self.server.clone();
-        let connector = service_fn(move |_: Uri| {
+        let connect = move || {
             let (near, far) = duplex(64 * 1024);
             tokio::spawn(server.serve_stream(far));
-            async { Ok::<_, std::io::Error>(TokioIo::new(near)) }
-        });
-        let channel = Endpoint::from_static("http://here").connect_with_connector_lazy(connector);
+            async { Ok(near) }
+        };
         let dsn = Dsn::parse("tgm://here?plaintext=true").unwrap();
         let config = TgmConfig::from_dsn(&dsn).unwrap();
-        let plugin = Arc::new(TgmPool::with_channel(&config, channel).unwrap());
+        let plugin = Arc::new(TgmPool::with_connector(&config, connect).unwrap());
         (Pool::new(plugin.clone()), plugin)
     }
 }

@@ -8,16 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use tgm_session::{Dsn, Pool, SessionRequest, TgmConfig, TgmPool};
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
-use tower::service_fn;
 use wire::control::attach_response::Event;
 use wire::control::session_control_server::{SessionControl, SessionControlServer};
 use wire::control::{AttachRequest, AttachResponse, BatchAnswer};
@@ -215,7 +213,7 @@ impl SessionControl for Control {
 pub(crate) struct Script {
     calls: mpsc::UnboundedReceiver<Call>,
     reachable: Arc<AtomicBool>,
-    channel: Channel,
+    pipes: mpsc::UnboundedSender<io::Result<DuplexStream>>,
 }
 
 impl Script {
@@ -239,27 +237,20 @@ impl Script {
                 .add_optional_service(control)
                 .serve_with_incoming(UnboundedReceiverStream::new(connections)),
         );
-        let reachable = Arc::new(AtomicBool::new(true));
-        let open = reachable.clone();
-        let connector = service_fn(move |_: Uri| {
-            let (near, far) = duplex(64 * 1024);
-            let connected = if open.load(Ordering::Relaxed) && pipes.send(Ok(far)).is_ok() {
-                Ok(TokioIo::new(near))
-            } else {
-                Err(io::Error::from(io::ErrorKind::ConnectionRefused))
-            };
-            async { connected }
-        });
-        let channel =
-            Endpoint::from_static("http://scripted").connect_with_connector_lazy(connector);
-        Self { calls: asked, reachable, channel }
+        Self { calls: asked, reachable: Arc::new(AtomicBool::new(true)), pipes }
     }
 
     /// A pool with these parameters, on a connection of its own.
     pub(crate) fn pool(&self, parameters: &str) -> Pool {
         let dsn = Dsn::parse(&format!("tgm://scripted?plaintext=true&{parameters}")).unwrap();
         let config = TgmConfig::from_dsn(&dsn).unwrap();
-        Pool::new(Arc::new(TgmPool::with_channel(&config, self.channel.clone()).unwrap()))
+        let (open, pipes) = (self.reachable.clone(), self.pipes.clone());
+        let connect = move || {
+            let (near, far) = duplex(64 * 1024);
+            let connected = open.load(Ordering::Relaxed) && pipes.send(Ok(far)).is_ok();
+            async move { connected.then_some(near).ok_or(io::ErrorKind::ConnectionRefused.into()) }
+        };
+        Pool::new(Arc::new(TgmPool::with_connector(&config, connect).unwrap()))
     }
 
     /// Refuses connections from now on, or takes them again. Those that are open stay.

@@ -1,0 +1,185 @@
+use std::future::pending;
+use std::sync::atomic::AtomicBool;
+
+use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
+use tokio::sync::mpsc;
+
+use super::*;
+
+/// A connection over pipes, and the far end of each as it is made.
+pub(in crate::tgm) fn by_pipe() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
+    let (ends, made) = mpsc::unbounded_channel();
+    let connect: Connect = Arc::new(move || {
+        let (near, far) = duplex(64 * 1024);
+        let connected = ends.send(far).map(|()| Box::new(near) as Box<dyn Bytestream>);
+        Box::pin(async { connected.map_err(|_| io::ErrorKind::ConnectionRefused.into()) })
+    });
+    (Connection::new(connect), made)
+}
+
+/// A connection of which the first attempt is this one, and all others succeed.
+fn after(first: impl Fn() -> io::Error + Send + Sync + 'static) -> Connection {
+    let far_ends = Mutex::new(None);
+    Connection::new(Arc::new(move || {
+        let (near, far) = duplex(1024);
+        let connected = match far_ends.lock().replace(far) {
+            None => Err(first()),
+            Some(_) => Ok(Box::new(near) as Box<dyn Bytestream>),
+        };
+        Box::pin(async { connected })
+    }))
+}
+
+fn is_not_connected(status: &Status) -> bool {
+    std::error::Error::source(status).is_some_and(|source| source.is::<NotConnected>())
+}
+
+/// Everything that comes until the other side hangs up, and when it did.
+async fn until_hung_up(mut far: DuplexStream) -> (Vec<u8>, Instant) {
+    let mut said = Vec::new();
+    far.read_to_end(&mut said).await.unwrap();
+    (said, Instant::now())
+}
+
+/// How many pings there are in what a client said after its preface.
+fn pings(said: &[u8]) -> usize {
+    let (mut frames, mut pings) = (&said["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len()..], 0);
+    while let [a, b, c, kind, rest @ ..] = frames {
+        pings += usize::from(*kind == 6);
+        frames = &rest[5 + u32::from_be_bytes([0, *a, *b, *c]) as usize..];
+    }
+    pings
+}
+
+#[tokio::test]
+async fn calls_that_come_at_once_share_one_connection() {
+    let (connection, mut made) = by_pipe();
+    let ready = join_all((0..9).map(|_| connection.ready())).await;
+    assert!(ready.iter().all(Result::is_ok));
+    assert!(made.try_recv().is_ok() && made.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn an_attempt_that_fails_is_told_to_all_who_wait_and_the_next_call_makes_another() {
+    let connection = after(|| io::Error::other("no road"));
+    for refused in join_all((0..3).map(|_| connection.ready())).await {
+        let status = refused.err().unwrap();
+        assert!(is_not_connected(&status), "{status:?}");
+        assert!(format!("{status:?}").contains("no road"), "{status:?}");
+    }
+    assert!(connection.ready().await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_takes_too_long_fails() {
+    let connection = Connection::new(Arc::new(|| Box::pin(pending())));
+    let start = Instant::now();
+    assert!(is_not_connected(&connection.ready().await.err().unwrap()));
+    assert!(start.elapsed() <= CONNECT_DEADLINE + Duration::from_millis(1));
+}
+
+#[tokio::test]
+async fn a_connector_that_panics_costs_its_calls_and_no_others() {
+    let connection = after(|| panic!("the connector has a bug"));
+    assert!(is_not_connected(&connection.ready().await.err().unwrap()));
+    assert!(connection.ready().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_between_two_calls_is_made_anew_without_anyone_noticing() {
+    let (connection, mut made) = by_pipe();
+    connection.ready().await.ok().unwrap().call.answered();
+    drop(made.recv().await.unwrap());
+    // Until it is known here, too.
+    tokio::task::yield_now().await;
+    assert!(connection.ready().await.is_ok());
+    assert!(made.recv().await.is_some());
+}
+
+#[tokio::test]
+async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
+    let (connection, mut made) = by_pipe();
+    let mut ready = connection.ready().await.ok().unwrap();
+    let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+    let get = http::Request::get("http://h/").body(()).unwrap();
+    let (answer, _) = ready.requests.send_request(get, true).unwrap();
+    let (_, mut respond) = server.accept().await.unwrap().unwrap();
+    server.graceful_shutdown();
+    let served = tokio::spawn(async move { while server.accept().await.is_some() {} });
+    // The goodbye arrives before the next call, which goes elsewhere.
+    for _ in 0..9 {
+        tokio::task::yield_now().await;
+    }
+    assert!(connection.ready().await.is_ok());
+    assert!(made.recv().await.is_some());
+    respond.send_response(http::Response::new(()), true).unwrap();
+    assert_eq!(answer.await.unwrap().status(), http::StatusCode::OK);
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_has_any_more_is_closed() {
+    let (connection, mut made) = by_pipe();
+    let ready = connection.ready().await.ok().unwrap();
+    let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+    let gone = Arc::new(AtomicBool::new(false));
+    let told = gone.clone();
+    let served = tokio::spawn(async move {
+        assert!(server.accept().await.is_none());
+        assert!(told.load(Ordering::Relaxed), "it is closed while somebody has it");
+    });
+    drop(connection);
+    tokio::task::yield_now().await;
+    gone.store(true, Ordering::Relaxed);
+    drop(ready);
+    served.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_not_pinged_however_long_it_is_silent() {
+    let (connection, mut made) = by_pipe();
+    connection.ready().await.ok().unwrap().call.answered();
+    let far = made.recv().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    drop(connection);
+    assert_eq!(pings(&until_hung_up(far).await.0), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_silent_under_a_call_is_pinged_and_then_given_up() {
+    let (connection, mut made) = by_pipe();
+    let start = Instant::now();
+    let mut ready = connection.ready().await.ok().unwrap();
+    let get = http::Request::get("http://h/").body(()).unwrap();
+    let (answer, _) = ready.requests.send_request(get, true).unwrap();
+    let (said, at) = until_hung_up(made.recv().await.unwrap()).await;
+    assert_eq!((pings(&said), at - start), (1, PING_AFTER + PING_DEADLINE));
+    assert!(answer.await.is_err());
+    assert!(connection.ready().await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_gave_up_leaves_the_silence_as_it_was() {
+    let (connection, mut made) = by_pipe();
+    let start = Instant::now();
+    let ready = connection.ready().await.ok().unwrap();
+    tokio::time::sleep(PING_AFTER / 2).await;
+    drop(ready);
+    let (said, at) = until_hung_up(made.recv().await.unwrap()).await;
+    assert_eq!((pings(&said), at - start), (1, PING_AFTER + PING_DEADLINE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_pings_may_take_as_long_for_a_call_as_it_likes() {
+    let (connection, mut made) = by_pipe();
+    let mut ready = connection.ready().await.ok().unwrap();
+    let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+    let get = http::Request::get("http://h/").body(()).unwrap();
+    let (answer, _) = ready.requests.send_request(get, true).unwrap();
+    let (_, mut respond) = server.accept().await.unwrap().unwrap();
+    tokio::spawn(async move { server.accept().await.is_none() });
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    respond.send_response(http::Response::new(()), true).unwrap();
+    assert_eq!(answer.await.unwrap().status(), http::StatusCode::OK);
+}

@@ -1,0 +1,133 @@
+//! Streams of gRPC over the connection, for the clients that tonic generates.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame};
+use tonic::Status;
+use tonic::body::Body;
+use tower_service::Service;
+
+use super::connection::{Connection, UnderWay};
+use super::unary::broken;
+use crate::pool::BoxFuture;
+
+impl Service<Request<Body>> for Connection {
+    type Response = Response<BothWays>;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Response<BothWays>, Status>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        // It is waited for under the deadline of the call.
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends a request. Its body is sent while the future, and then the body of the answer, is
+    /// polled: nothing is spawned for it.
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let connection = self.clone();
+        Box::pin(async move {
+            let mut ready = connection.ready().await?;
+            let (head, body) = request.into_parts();
+            let request = Request::from_parts(head, ());
+            let (mut answer, to) = ready.requests.send_request(request, false).map_err(broken)?;
+            let mut outgoing = Outgoing { body, to, waiting: Bytes::new(), ended: false };
+            let answer = poll_fn(|cx| {
+                outgoing.send(cx);
+                Pin::new(&mut answer).poll(cx)
+            });
+            let mut answer = answer.await.map_err(broken)?;
+            without_details(answer.headers_mut());
+            Ok(answer.map(|incoming| BothWays { outgoing, incoming, _call: ready.call }))
+        })
+    }
+}
+
+/// What is sent in a call.
+struct Outgoing {
+    body: Body,
+    to: SendStream<Bytes>,
+    /// What the other side has not left room for yet.
+    waiting: Bytes,
+    ended: bool,
+}
+
+impl Outgoing {
+    /// Sends what there is to send, as far as there is room. What is in the way of it shows in the
+    /// answer.
+    fn send(&mut self, cx: &mut Context<'_>) {
+        while !self.ended {
+            if self.waiting.is_empty() {
+                match Pin::new(&mut self.body).poll_frame(cx) {
+                    Poll::Pending => return,
+                    Poll::Ready(Some(Ok(frame))) => {
+                        self.waiting = frame.into_data().unwrap_or_default();
+                    }
+                    Poll::Ready(Some(Err(_))) => {
+                        self.to.send_reset(Reason::INTERNAL_ERROR);
+                        self.ended = true;
+                    }
+                    Poll::Ready(None) => {
+                        // What cannot be ended is over already.
+                        let _ = self.to.send_data(Bytes::new(), true);
+                        self.ended = true;
+                    }
+                }
+                continue;
+            }
+            self.to.reserve_capacity(self.waiting.len());
+            let room = match self.to.capacity() {
+                0 => match self.to.poll_capacity(cx) {
+                    Poll::Pending => return,
+                    Poll::Ready(Some(Ok(room))) => room,
+                    Poll::Ready(Some(Err(_)) | None) => 0,
+                },
+                room => room,
+            };
+            let now = self.waiting.split_to(room.min(self.waiting.len()));
+            self.ended = now.is_empty() || self.to.send_data(now, false).is_err();
+        }
+    }
+}
+
+/// What comes back in a call; what is sent goes out as this is polled.
+pub(crate) struct BothWays {
+    outgoing: Outgoing,
+    incoming: RecvStream,
+    _call: UnderWay,
+}
+
+impl HttpBody for BothWays {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { outgoing, incoming, .. } = &mut *self;
+        outgoing.send(cx);
+        let data = ready!(incoming.poll_data(cx)).transpose().map_err(broken)?;
+        if let Some(data) = data {
+            incoming.flow_control().release_capacity(data.len()).map_err(broken)?;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let trailers = ready!(incoming.poll_trailers(cx)).map_err(broken)?;
+        Poll::Ready(trailers.map(|mut trailers| {
+            without_details(&mut trailers);
+            Ok(Frame::trailers(trailers))
+        }))
+    }
+}
+
+/// Takes out the details of a status: nobody reads them, and tonic panics where they are nonsense.
+pub(super) fn without_details(headers: &mut HeaderMap) {
+    headers.remove("grpc-status-details-bin");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+use http_body_util::{BodyExt as _, StreamBody};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::*;
+use crate::tgm::connection::tests::by_pipe;
+
+/// A request of which the body is what comes through the sender.
+fn request() -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
+    let (sender, pieces) = mpsc::unbounded_channel();
+    let pieces = UnboundedReceiverStream::new(pieces);
+    let frames = pieces.map(|piece| Ok::<_, Status>(Frame::data(piece)));
+    (sender, Request::post("http://h/").body(Body::new(StreamBody::new(frames))).unwrap())
+}
+
+#[tokio::test]
+async fn a_body_goes_out_as_fast_as_the_other_side_makes_room_and_while_answers_are_read() {
+    let (mut connection, mut made) = by_pipe();
+    let (pieces, request) = request();
+    let server = tokio::spawn(async move {
+        let mut builder = h2::server::Builder::new();
+        builder.initial_window_size(100);
+        let mut server = builder.handshake::<_, Bytes>(made.recv().await.unwrap()).await.unwrap();
+        let (request, mut respond) = server.accept().await.unwrap().unwrap();
+        let driven = tokio::spawn(async move { while server.accept().await.is_some() {} });
+        let mut answer = respond.send_response(Response::new(()), false).unwrap();
+        let (mut body, mut heard) = (request.into_body(), 0);
+        while let Some(piece) = body.data().await {
+            let piece = piece.unwrap();
+            assert!(piece.len() <= 100);
+            heard += piece.len();
+            body.flow_control().release_capacity(piece.len()).unwrap();
+        }
+        answer.send_data(Bytes::from(heard.to_string()), true).unwrap();
+        driven.await.unwrap();
+    });
+    let mut answer = connection.call(request).await.unwrap().into_body();
+    for length in [1, 99, 100, 101, 0, 5000] {
+        pieces.send(Bytes::from(vec![7; length])).unwrap();
+    }
+    drop(pieces);
+    let said = answer.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(said, "5301");
+    assert!(answer.frame().await.is_none());
+    drop((answer, connection));
+    server.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_request_is_heard_though_nothing_more_can_be_sent() {
+    let (mut connection, mut made) = by_pipe();
+    let (pieces, request) = request();
+    pieces.send(Bytes::from(vec![7; 1 << 20])).unwrap();
+    tokio::spawn(async move {
+        let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+        let (_, mut respond) = server.accept().await.unwrap().unwrap();
+        let unknown = Status::unimplemented("there is no such service").into_http::<()>();
+        respond.send_response(unknown, true).unwrap();
+        drop(respond);
+        while server.accept().await.is_some() {}
+    });
+    let answer = connection.call(request).await.unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "12");
+    assert!(answer.into_body().frame().await.is_none_or(|frame| frame.is_err()));
+}
+
+#[tokio::test]
+async fn details_of_a_status_do_not_reach_who_panics_at_nonsense() {
+    let (mut connection, mut made) = by_pipe();
+    tokio::spawn(async move {
+        let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+        let (_, mut respond) = server.accept().await.unwrap().unwrap();
+        let nonsense =
+            Response::builder().header("grpc-status-details-bin", "%$!").body(()).unwrap();
+        let mut body = respond.send_response(nonsense.clone(), false).unwrap();
+        let _: &mut SendStream<Bytes> = &mut body;
+        body.send_trailers(nonsense.into_parts().0.headers).unwrap();
+        while server.accept().await.is_some() {}
+    });
+    let answer = connection.call(request().1).await.unwrap();
+    assert!(answer.headers().is_empty());
+    let trailers = answer.into_body().frame().await.unwrap().unwrap().into_trailers().unwrap();
+    assert!(trailers.is_empty());
+}

@@ -1,0 +1,158 @@
+use h2::Reason;
+use h2::server::SendResponse;
+use http::HeaderValue;
+use wire::worker::{KeepAliveRequest, KeepAliveResponse, keep_alive_response};
+
+use super::*;
+use crate::tgm::connection::tests::by_pipe;
+
+/// The message in its frame: a status of 1.
+const EXTENDED: &[u8] = b"\0\0\0\0\x02\x08\x01";
+
+fn keep_alive() -> (Request<()>, KeepAliveRequest) {
+    let request = Request::post("http://h/sf.worker.v1.WorkerPool/KeepAlive").body(()).unwrap();
+    (request, KeepAliveRequest { worker_key: "key".into(), api_key_id: String::new() })
+}
+
+/// Makes a call that `answer` answers.
+async fn called(
+    answer: impl FnOnce(SendResponse<Bytes>) + Send + 'static,
+) -> Result<Response<KeepAliveResponse>, Status> {
+    let (connection, mut made) = by_pipe();
+    tokio::spawn(async move {
+        let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+        let (_, respond) = server.accept().await.unwrap().unwrap();
+        answer(respond);
+        while server.accept().await.is_some() {}
+    });
+    let (request, message) = keep_alive();
+    call(&connection, request, &message).await
+}
+
+fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
+    of.iter()
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+        .collect()
+}
+
+/// Answers with pieces of a body and then trailers.
+fn with(
+    pieces: &'static [&'static [u8]],
+    trailers: &'static [(&'static str, &'static str)],
+) -> impl FnOnce(SendResponse<Bytes>) + Send {
+    move |mut respond| {
+        let mut head = HttpResponse::new(());
+        *head.headers_mut() = headers(&[("x-lease-ttl-ms", "60000")]);
+        let mut body = respond.send_response(head, false).unwrap();
+        for piece in pieces {
+            body.send_data(Bytes::from_static(piece), false).unwrap();
+        }
+        body.send_trailers(headers(trailers)).unwrap();
+    }
+}
+
+/// Answers with a head alone.
+fn head(
+    status: u16,
+    of: &'static [(&'static str, &'static str)],
+) -> impl FnOnce(SendResponse<Bytes>) + Send {
+    move |mut respond| {
+        let mut head = HttpResponse::new(());
+        *head.status_mut() = StatusCode::from_u16(status).unwrap();
+        *head.headers_mut() = headers(of);
+        respond.send_response(head, true).unwrap();
+    }
+}
+
+fn is_made_up_here(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
+#[tokio::test]
+async fn an_answer_in_any_number_of_pieces_is_one_message_with_the_metadata_of_both_ends() {
+    for pieces in
+        [&[EXTENDED][..], &[b"\0\0", b"\0\0\x02", b"\x08", b"\x01"], &[b"", EXTENDED, b""]]
+    {
+        let trailers = &[("grpc-status", "0"), ("x-denied-scope", "trace")];
+        let answer = called(with(pieces, trailers)).await.unwrap();
+        assert_eq!(answer.get_ref().status(), keep_alive_response::Status::TtlExtended);
+        assert_eq!(answer.metadata().get("x-lease-ttl-ms").unwrap(), "60000");
+        assert_eq!(answer.metadata().get("x-denied-scope").unwrap(), "trace");
+    }
+}
+
+#[tokio::test]
+async fn a_status_of_the_server_is_its_own_among_headers_and_trailers_alike() {
+    let denied = &[("grpc-status", "7"), ("grpc-message", "acme%20is disabled")];
+    for status in [
+        called(head(200, denied)).await.unwrap_err(),
+        called(with(&[], denied)).await.unwrap_err(),
+        // What was said before the end does not count.
+        called(with(&[EXTENDED], denied)).await.unwrap_err(),
+    ] {
+        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "acme is disabled"));
+        assert!(!is_made_up_here(&status), "{status:?}");
+    }
+}
+
+#[tokio::test]
+async fn details_of_a_status_that_are_nonsense_are_nothing_to_panic_about() {
+    let nonsense =
+        &[("grpc-status", "8"), ("grpc-message", "spent"), ("grpc-status-details-bin", "%$!")];
+    for status in [
+        called(head(200, nonsense)).await.unwrap_err(),
+        called(with(&[], nonsense)).await.unwrap_err(),
+    ] {
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "spent"));
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_answer_of_grpc_is_not_the_word_of_the_server() {
+    let fine = &[("grpc-status", "0")];
+    for (why, status) in [
+        ("503", called(head(503, &[])).await),
+        ("403", called(head(403, &[("content-type", "text/html")])).await),
+        ("without gRPC status", called(head(200, &[])).await),
+        ("without gRPC status", called(with(&[EXTENDED], &[])).await),
+        ("without a message", called(head(200, fine)).await),
+        ("without a message", called(with(&[], fine)).await),
+        ("without a message", called(with(&[b"\0\0\0"], fine)).await),
+        ("exactly one message", called(with(&[EXTENDED, EXTENDED], fine)).await),
+        ("exactly one message", called(with(&[b"\0\0\0\0\x09\x08\x01"], fine)).await),
+        ("compressed", called(with(&[b"\x01\0\0\0\x02\x08\x01"], fine)).await),
+        ("cannot be read", called(with(&[b"\0\0\0\0\x02\x08\xff"], fine)).await),
+        ("more than 4194304 bytes", called(with(&[&[0; MOST_BYTES], b"1"], fine)).await),
+        (
+            "excessive load",
+            called(|mut respond| respond.send_reset(Reason::ENHANCE_YOUR_CALM)).await,
+        ),
+        ("", called(|mut respond| drop(respond.send_response(HttpResponse::new(()), false))).await),
+    ] {
+        let status = status.unwrap_err();
+        assert!(is_made_up_here(&status), "{why}: {status:?}");
+        assert!(format!("{status:?}").contains(why), "{why}: {status:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_is_cancelled_on_the_server_too() {
+    let (connection, mut made) = by_pipe();
+    let (request, message) = keep_alive();
+    let waits = call::<KeepAliveResponse>(&connection, request, &message);
+    let server = async {
+        let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+        let (request, respond) = server.accept().await.unwrap().unwrap();
+        assert_eq!(request.uri().path(), "/sf.worker.v1.WorkerPool/KeepAlive");
+        (server, respond)
+    };
+    let (mut server, mut respond) = tokio::select! {
+        _ = waits => panic!("nobody answers"),
+        server = server => server,
+    };
+    let reset = std::future::poll_fn(|cx| respond.poll_reset(cx));
+    tokio::select! {
+        reason = reset => assert_eq!(reason.unwrap(), Reason::CANCEL),
+        _ = server.accept() => panic!("nothing more is asked"),
+    }
+}
