@@ -58,13 +58,12 @@ struct Inner {
     connect: Connect,
     /// Where connections live: with the task of the pool, whoever makes the call that needs one.
     runtime: Handle,
-    phase: Mutex<Phase>,
+    /// `None` while there was no connection yet, or it is gone.
+    phase: Mutex<Option<Phase>>,
 }
 
 #[derive(Clone)]
 enum Phase {
-    /// There was none yet, or it is gone.
-    None,
     Connecting(watch::Receiver<Outcome>),
     /// It may be gone by now; whoever finds out says so.
     Open(Open),
@@ -92,7 +91,7 @@ impl Connection {
     ///
     /// Outside of a tokio runtime.
     pub(crate) fn new(connect: Connect) -> Self {
-        let (runtime, phase) = (Handle::current(), Mutex::new(Phase::None));
+        let (runtime, phase) = (Handle::current(), Mutex::new(None));
         Self(Arc::new(Inner { connect, runtime, phase }))
     }
 
@@ -106,14 +105,13 @@ impl Connection {
             let (Open { mut requests, signs }, is_new) = match self.phase() {
                 Phase::Open(open) => (open, false),
                 Phase::Connecting(attempt) => (self.connected(attempt).await?, true),
-                Phase::None => continue,
             };
             match poll_fn(|cx| requests.poll_ready(cx)).await {
                 Ok(()) => return Ok(Ready { requests, call: UnderWay::begin(signs) }),
                 Err(error) => {
                     self.forget(&signs);
                     if is_new {
-                        return Err(Status::from_error(error.into()));
+                        return Err(NotConnected(Arc::new(io::Error::other(error))).into());
                     }
                     // A server may close a connection between two calls: that is no fault.
                     tracing::debug!(%error, "the connection to the session server is gone");
@@ -122,19 +120,16 @@ impl Connection {
         }
     }
 
-    /// What there is, after an attempt has begun if there was nothing.
+    /// What there is, or the attempt that this begins if there is nothing.
     fn phase(&self) -> Phase {
         let mut phase = self.0.phase.lock();
-        if matches!(*phase, Phase::None) {
+        let begin = || {
             let (outcome, attempt) = watch::channel(None);
-            *phase = Phase::Connecting(attempt);
-            self.0.runtime.spawn(attempt_to(
-                self.0.connect.clone(),
-                Arc::downgrade(&self.0),
-                outcome,
-            ));
-        }
-        phase.clone()
+            let (connect, inner) = (self.0.connect.clone(), Arc::downgrade(&self.0));
+            self.0.runtime.spawn(attempt_to(connect, inner, outcome));
+            Phase::Connecting(attempt)
+        };
+        phase.get_or_insert_with(begin).clone()
     }
 
     /// Waits for what comes of an attempt to connect.
@@ -146,16 +141,16 @@ impl Connection {
         }
         // Whoever was at it is gone without a word, and so is the runtime.
         let mut phase = self.0.phase.lock();
-        if matches!(&*phase, Phase::Connecting(current) if current.same_channel(&attempt)) {
-            *phase = Phase::None;
+        if matches!(&*phase, Some(Phase::Connecting(now)) if now.same_channel(&attempt)) {
+            *phase = None;
         }
         Err(NotConnected(Arc::new(io::Error::other("the runtime of the pool has shut down"))))
     }
 
     fn forget(&self, signs: &Arc<Signs>) {
         let mut phase = self.0.phase.lock();
-        if matches!(&*phase, Phase::Open(open) if Arc::ptr_eq(&open.signs, signs)) {
-            *phase = Phase::None;
+        if matches!(&*phase, Some(Phase::Open(open)) if Arc::ptr_eq(&open.signs, signs)) {
+            *phase = None;
         }
     }
 }
@@ -173,7 +168,7 @@ async fn attempt_to(connect: Connect, inner: Weak<Inner>, outcome: watch::Sender
         Err(error) => (Err(error), None),
     };
     if let Some(inner) = inner.upgrade() {
-        *inner.phase.lock() = open.as_ref().map_or(Phase::None, |open| Phase::Open(open.clone()));
+        *inner.phase.lock() = open.as_ref().ok().map(|open| Phase::Open(open.clone()));
     }
     // Perhaps nobody waits any more. What was made is handed over and not kept, or the connection
     // would never be one that nobody can use, and close.
