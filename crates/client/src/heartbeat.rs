@@ -82,6 +82,8 @@ struct Beat {
 enum State {
     /// Held; the next beat is a keep-alive.
     Held,
+    /// Held, and not in the queue yet: its first keep-alive goes out of turn, and soon.
+    New,
     /// The server forgot it, and a try to borrow it again failed; it queues up again when due.
     Forgotten,
     /// It stands in line to be borrowed again; due only to be lost.
@@ -121,23 +123,38 @@ impl Heartbeat {
         now: Instant,
         rng: &mut impl Rng,
     ) {
-        let due = now + anywhere(self.interval(ttl), rng);
-        let state = State::Held;
-        let lost_at = lost_at(self.patient, sent, ttl);
-        let due_at = Some(due);
-        let (failing, out_of_turn) = (false, false);
+        self.insert_new(number, is_worker, ttl, sent);
+        self.line_up_new(number, now, rng);
+    }
+
+    /// As [`Heartbeat::insert`], of a lease that [`Heartbeat::take`] takes soon, or
+    /// [`Heartbeat::line_up_new`] puts where it would be otherwise: until then nothing is due.
+    pub(crate) fn insert_new(
+        &mut self,
+        number: u64,
+        is_worker: bool,
+        ttl: Duration,
+        sent: Instant,
+    ) {
         let beat = Beat {
             proven: sent,
             ttl,
-            lost_at,
-            due: due_at,
-            state,
+            lost_at: lost_at(self.patient, sent, ttl),
+            due: None,
+            state: State::New,
             is_worker,
-            failing,
-            out_of_turn,
+            failing: false,
+            out_of_turn: false,
         };
         self.beats.insert(number, beat);
-        self.queue.insert((due, number));
+    }
+
+    /// Has a new lease kept alive in its turn, which falls anywhere in one interval.
+    pub(crate) fn line_up_new(&mut self, number: u64, now: Instant, rng: &mut impl Rng) {
+        let new = self.beats.get(&number).filter(|beat| beat.state == State::New);
+        if let Some(Beat { ttl, .. }) = new.copied() {
+            self.wait(number, now + anywhere(self.interval(ttl), rng));
+        }
     }
 
     /// Starts to try to borrow a lease that no server has granted yet.
@@ -162,7 +179,7 @@ impl Heartbeat {
         if let Some(due) = beat.due {
             self.queue.remove(&(due, number));
         }
-        beat.due.is_none()
+        beat.due.is_none() && beat.state != State::New
     }
 
     /// Returns when to ask [`Heartbeat::due`] again; `None` when only an answer can change that.
@@ -217,8 +234,8 @@ impl Heartbeat {
                 State::Held if admits(now) => return Some(Due::KeepAlive(number)),
                 State::Held => self.failed(number, now, rng),
                 State::Forgotten => self.line_up(number),
-                // These are due for their loss only, which was looked at above.
-                State::InLine | State::Aside => self.wait_for_loss(number),
+                // These are due for their loss only, which was looked at above. New ones do not wait.
+                State::InLine | State::Aside | State::New => self.wait_for_loss(number),
             }
         }
         None
@@ -355,10 +372,15 @@ impl Heartbeat {
     /// Takes the keep-alive of a held lease out of turn, and returns whether there is one to take:
     /// none is while a call is under way. The schedule waits for the answer.
     pub(crate) fn take(&mut self, number: u64) -> bool {
-        let waits = |beat: &&mut Beat| beat.state == State::Held && beat.due.is_some();
-        let Some(beat) = self.beats.get_mut(&number).filter(waits) else { return false };
+        let Some(beat) = self.beats.get_mut(&number) else { return false };
+        match (beat.state, beat.due) {
+            (State::New, _) => beat.state = State::Held,
+            (State::Held, Some(due)) => drop(self.queue.remove(&(due, number))),
+            _ => return false,
+        }
+        beat.due = None;
         beat.out_of_turn = true;
-        beat.due.take().is_some_and(|due| self.queue.remove(&(due, number)))
+        true
     }
 
     /// Notes that a keep-alive came to nothing by no fault of its own: it is due again at once.
@@ -378,7 +400,8 @@ impl Heartbeat {
         left.unwrap_or(longest).clamp(RETRY.min(longest), longest)
     }
 
-    fn interval(&self, ttl: Duration) -> Duration {
+    /// Returns the longest time between two keep-alives of a lease with this TTL.
+    pub(crate) fn interval(&self, ttl: Duration) -> Duration {
         self.delay.min(ttl / 3).max(SHORTEST)
     }
 
@@ -394,6 +417,9 @@ impl Heartbeat {
                 self.queue.remove(&(due, number));
             }
             self.queue.insert((until, number));
+            if beat.state == State::New {
+                beat.state = State::Held;
+            }
         }
     }
 }

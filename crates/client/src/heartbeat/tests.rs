@@ -280,6 +280,29 @@ fn a_hurried_lease_is_due_at_once_unless_a_call_is_under_way() {
     assert_eq!(bench.due(), None);
 }
 
+#[test]
+fn a_new_lease_is_due_when_it_is_lined_up_and_not_once_it_was_taken() {
+    let mut bench = Bench::new(15);
+    for number in 0..100 {
+        bench.heartbeat.insert_new(number, false, TTL, bench.now);
+        assert_eq!(bench.heartbeat.next(), None);
+        bench.heartbeat.line_up_new(number, bench.now, &mut bench.rng);
+        assert!(bench.heartbeat.next().unwrap() <= bench.now + DELAY);
+        // It has a place of its own now.
+        bench.heartbeat.line_up_new(number, bench.now, &mut bench.rng);
+        assert!(!bench.heartbeat.remove(number));
+        assert_eq!(bench.heartbeat.next(), None);
+    }
+    bench.heartbeat.insert_new(7, false, TTL, bench.now);
+    assert!(bench.heartbeat.take(7) && !bench.heartbeat.take(7));
+    bench.heartbeat.line_up_new(7, bench.now, &mut bench.rng);
+    assert_eq!(bench.heartbeat.next(), None);
+    bench.succeed(7);
+    assert!(bench.heartbeat.next().unwrap() <= bench.now + DELAY);
+    bench.heartbeat.insert_new(8, false, TTL, bench.now);
+    assert!(!bench.heartbeat.remove(8), "no call is under way");
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     Extended,
@@ -332,7 +355,7 @@ proptest! {
     #[test]
     fn the_queue_holds_exactly_the_leases_that_wait(
         seed: u64,
-        steps in prop::collection::vec((0u8..10, 0u64..6, 0u64..30_000), 1..100),
+        steps in prop::collection::vec((0u8..12, 0u64..6, 0u64..30_000), 1..100),
     ) {
         let mut bench = Bench::new(seed);
         for (what, number, pause) in steps {
@@ -340,7 +363,11 @@ proptest! {
             match what {
                 // A number is never used again while its lease is there.
                 0 | 1 if !bench.heartbeat.beats.contains_key(&number) => bench.insert(number, TTL),
-                0 | 1 => {}
+                10 if !bench.heartbeat.beats.contains_key(&number) => {
+                    bench.heartbeat.insert_new(number, false, TTL, bench.now);
+                }
+                0 | 1 | 10 => {}
+                11 => bench.heartbeat.line_up_new(number, bench.now, &mut bench.rng),
                 2 => drop(bench.heartbeat.remove(number)),
                 3 => bench.succeed(number),
                 4 => bench.fail(number),

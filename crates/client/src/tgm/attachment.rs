@@ -18,6 +18,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a new lease may wait for others to be named together with it.
 const NAME_WITHIN: Duration = Duration::from_millis(50);
 
+/// Most leases that may wait to be named and for nothing else: ten batches, a fifth of a second.
+const MOST_UNNAMED: usize = 10 * MOST_KEYS;
+
 /// The pause between two batches of names, when a stream begins with many leases held.
 const NAME_PAUSE: Duration = Duration::from_millis(20);
 
@@ -169,6 +172,16 @@ impl Attachment {
     /// Whether names are due for themselves. They go along with any other batch.
     pub(crate) fn naming_is_due(&self, now: Instant) -> bool {
         !self.unnamed.is_empty() && self.name_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether a lease that is granted now is named long before `interval` is over.
+    pub(crate) fn names_within(&self, interval: Duration) -> bool {
+        self.is_open() && interval >= NAME_WITHIN * 10 && self.unnamed.len() < MOST_UNNAMED
+    }
+
+    /// Takes what this stream has not named yet, before it is closed.
+    pub(crate) fn take_unnamed(&mut self) -> VecDeque<u64> {
+        std::mem::take(&mut self.unnamed)
     }
 
     /// Has a new lease named soon.

@@ -282,7 +282,12 @@ impl Keeper {
         }
         let ttl = grant.ttl;
         let (number, lease) = self.hold(asked, session, on_error, grant);
-        self.heartbeat.insert(number, session.is_some(), ttl, sent, now, &mut self.rng);
+        // Naming a lease keeps it alive, too: it needs no turn before that.
+        if self.attachment.names_within(self.heartbeat.interval(ttl)) {
+            self.heartbeat.insert_new(number, session.is_some(), ttl, sent);
+        } else {
+            self.heartbeat.insert(number, session.is_some(), ttl, sent, now, &mut self.rng);
+        }
         self.attachment.name(number, now);
         Ok(lease)
     }

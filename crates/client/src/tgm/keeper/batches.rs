@@ -7,7 +7,7 @@ use super::Keeper;
 use crate::error::Error;
 use crate::heartbeat::Due;
 use crate::tgm::answer::KeepAliveAnswer;
-use crate::tgm::attachment::{Detached, MOST_KEYS, Wish};
+use crate::tgm::attachment::{Batch, Detached, MOST_KEYS, Wish};
 
 /// How much too early a keep-alive may go along with one that is due.
 const EARLY: Duration = Duration::from_millis(100);
@@ -48,7 +48,7 @@ impl Keeper {
     /// Notes that the stream is over. No lease ends with it: what was under way is due at once, by
     /// calls of its own.
     pub(crate) fn detached(&mut self, why: Detached, now: Instant) {
-        let batches = self.attachment.closed(why, now, &mut self.rng);
+        let batches = self.close_stream(why, now);
         tracing::debug!(?why, batches = batches.len(), "keep-alives go by calls of their own");
         for number in batches.into_iter().flat_map(|batch| batch.numbers) {
             if self.answered(number, now).is_some() {
@@ -103,12 +103,20 @@ impl Keeper {
     /// Gives the stream up: it owes an answer for too long.
     fn late(&mut self, now: Instant) {
         let error = Error::unavailable("keep-alives over the stream were not answered in time");
-        for batch in self.attachment.closed(Detached::Broken, now, &mut self.rng) {
+        for batch in self.close_stream(Detached::Broken, now) {
             for number in batch.numbers {
                 let fault = KeepAliveAnswer::Fault(error.clone());
                 self.heard(number, fault, batch.sent, now);
             }
         }
+    }
+
+    /// Returns the batches that nobody will answer. What was to be named is kept alive in its turn.
+    fn close_stream(&mut self, why: Detached, now: Instant) -> Vec<Batch> {
+        for number in self.attachment.take_unnamed() {
+            self.heartbeat.line_up_new(number, now, &mut self.rng);
+        }
+        self.attachment.closed(why, now, &mut self.rng)
     }
 
     /// Takes the answer to a batch: what became of the keys at some places; all others have their

@@ -75,6 +75,54 @@ fn a_lease_whose_stream_breaks_lives_on_and_is_lost_only_one_ttl_after_its_last_
 }
 
 #[test]
+fn leases_granted_over_a_stream_that_breaks_before_it_names_them_are_kept_alive_all_the_same() {
+    for late in [true, false] {
+        let mut bench = Bench::new(RULES);
+        let first = bench.session(None);
+        bench.attach();
+        bench.batch();
+        if late {
+            bench.now += Duration::from_secs(5);
+        }
+        let granted = bench.now;
+        let new: Vec<_> = (0..9).map(|_| bench.session(None)).collect();
+        if late {
+            assert!(bench.keeper.next_batch(bench.now).is_none(), "the stream owes an answer");
+        } else {
+            bench.keeper.detached(Detached::Broken, bench.now);
+        }
+        let mut beaten = HashMap::new();
+        while beaten.len() < 9 {
+            let Some(Call::KeepAlive { number, .. }) = bench.call() else { panic!("no call") };
+            bench.answer(number, KeepAliveAnswer::Extended(None));
+            if number != first.number() {
+                beaten.entry(number).or_insert(bench.now - granted);
+            }
+        }
+        let (soonest, latest) = (beaten.values().min().unwrap(), beaten.values().max().unwrap());
+        assert!(*latest <= DELAY && *soonest < DELAY / 2, "{beaten:?}");
+        drop(new);
+    }
+}
+
+#[test]
+fn a_new_lease_that_is_released_before_it_is_named_is_neither_named_nor_waited_for() {
+    let mut bench = Bench::new(RULES);
+    let first = bench.session(None);
+    bench.attach();
+    let batch = bench.batch();
+    bench.extend(batch.batch);
+    let new = bench.session(None);
+    let _released = bench.release(&new);
+    assert_eq!(bench.take_back(), key(&new.key()));
+    while bench.passed() < 2 * DELAY {
+        let batch = bench.batch();
+        assert_eq!(batch.keys, [&*first.key()]);
+        bench.extend(batch.batch);
+    }
+}
+
+#[test]
 fn a_release_waits_for_its_batch_or_the_end_of_the_stream() {
     for answered in [true, false] {
         let mut bench = Bench::new(RULES);
