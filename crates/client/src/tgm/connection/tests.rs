@@ -35,10 +35,15 @@ fn is_not_connected(status: &Status) -> bool {
     std::error::Error::source(status).is_some_and(|source| source.is::<NotConnected>())
 }
 
+/// What comes of `future`, which does not take a day.
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(24 * 3600), future).await.expect("it happens")
+}
+
 /// Everything that comes until the other side hangs up, and when it did.
 async fn until_hung_up(mut far: DuplexStream) -> (Vec<u8>, Instant) {
     let mut said = Vec::new();
-    far.read_to_end(&mut said).await.unwrap();
+    in_time(far.read_to_end(&mut said)).await.unwrap();
     (said, Instant::now())
 }
 
@@ -52,7 +57,7 @@ fn pings(said: &[u8]) -> usize {
     pings
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn calls_that_come_at_once_share_one_connection() {
     let (connection, mut made) = by_pipe();
     let ready = join_all((0..9).map(|_| connection.ready())).await;
@@ -60,7 +65,7 @@ async fn calls_that_come_at_once_share_one_connection() {
     assert!(made.try_recv().is_ok() && made.try_recv().is_err());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_attempt_that_fails_is_told_to_all_who_wait_and_the_next_call_makes_another() {
     let connection = after(|| io::Error::other("no road"));
     for refused in join_all((0..3).map(|_| connection.ready())).await {
@@ -79,14 +84,14 @@ async fn an_attempt_that_takes_too_long_fails() {
     assert!(start.elapsed() <= CONNECT_DEADLINE + Duration::from_millis(1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connector_that_panics_costs_its_calls_and_no_others() {
     let connection = after(|| panic!("the connector has a bug"));
     assert!(is_not_connected(&connection.ready().await.err().unwrap()));
     assert!(connection.ready().await.is_ok());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_was_closed_between_two_calls_is_made_anew_without_anyone_noticing() {
     let (connection, mut made) = by_pipe();
     connection.ready().await.ok().unwrap().call.answered();
@@ -97,7 +102,7 @@ async fn a_connection_that_was_closed_between_two_calls_is_made_anew_without_any
     assert!(made.recv().await.is_some());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
     let (connection, mut made) = by_pipe();
     let mut ready = connection.ready().await.ok().unwrap();
@@ -114,11 +119,11 @@ async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
     assert!(connection.ready().await.is_ok());
     assert!(made.recv().await.is_some());
     respond.send_response(http::Response::new(()), true).unwrap();
-    assert_eq!(answer.await.unwrap().status(), http::StatusCode::OK);
-    served.await.unwrap();
+    assert_eq!(in_time(answer).await.unwrap().status(), http::StatusCode::OK);
+    in_time(served).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_nobody_has_any_more_is_closed() {
     let (connection, mut made) = by_pipe();
     let ready = connection.ready().await.ok().unwrap();
@@ -133,7 +138,7 @@ async fn a_connection_that_nobody_has_any_more_is_closed() {
     tokio::task::yield_now().await;
     gone.store(true, Ordering::Relaxed);
     drop(ready);
-    served.await.unwrap();
+    in_time(served).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -93,6 +93,7 @@ fn leases_granted_over_a_stream_that_breaks_before_it_names_them_are_kept_alive_
         }
         let mut beaten = HashMap::new();
         while beaten.len() < 9 {
+            assert!(bench.now - granted < 2 * DELAY, "some are never kept alive");
             let Some(Call::KeepAlive { number, .. }) = bench.call() else { panic!("no call") };
             bench.answer(number, KeepAliveAnswer::Extended(None));
             if number != first.number() {
