@@ -36,6 +36,10 @@ const PING_DEADLINE: Duration = Duration::from_secs(5);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// How many bytes of bookkeeping may lie in answers that nobody has read yet: what there is for some
+/// hundred thousand calls that are answered at once. Beyond it the connection is closed.
+const UNREAD: usize = 64 << 20;
+
 /// The most bytes of the headers of an answer.
 const MOST_HEADERS: u32 = 16 * 1024;
 
@@ -191,6 +195,7 @@ async fn open(
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .data_frame_budget(UNREAD)
             .max_header_list_size(MOST_HEADERS)
             .handshake(stream)
             .await;

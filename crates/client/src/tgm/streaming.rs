@@ -80,16 +80,18 @@ impl Outgoing {
                 continue;
             }
             self.to.reserve_capacity(self.waiting.len());
-            let room = match self.to.capacity() {
+            match self.to.capacity() {
                 0 => match self.to.poll_capacity(cx) {
                     Poll::Pending => return,
-                    Poll::Ready(Some(Ok(room))) => room,
-                    Poll::Ready(Some(Err(_)) | None) => 0,
+                    // It may be none yet.
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(Some(Err(_)) | None) => self.ended = true,
                 },
-                room => room,
-            };
-            let now = self.waiting.split_to(room.min(self.waiting.len()));
-            self.ended = now.is_empty() || self.to.send_data(now, false).is_err();
+                room => {
+                    let now = self.waiting.split_to(room.min(self.waiting.len()));
+                    self.ended = self.to.send_data(now, false).is_err();
+                }
+            }
         }
     }
 }

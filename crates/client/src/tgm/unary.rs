@@ -66,8 +66,14 @@ async fn read<A: Message + Default>(
             return Err(nonsense(format!("an answer of more than {MOST_BYTES} bytes")));
         }
         body.flow_control().release_capacity(data.len()).map_err(broken)?;
-        // Most come in one piece.
-        message = if message.is_empty() { data } else { [&message[..], &data[..]].concat().into() };
+        if message.is_empty() {
+            // Most come in one piece, which is not copied.
+            message = data;
+        } else {
+            let mut longer = BytesMut::from(message);
+            longer.extend_from_slice(&data);
+            message = longer.freeze();
+        }
     }
     let trailers = body.trailers().await.map_err(broken)?.unwrap_or_default();
     // An answer that is a status alone has it among its headers.

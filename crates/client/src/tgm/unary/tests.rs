@@ -1,3 +1,4 @@
+use futures_util::future::join_all;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::HeaderValue;
@@ -133,6 +134,28 @@ async fn what_is_no_answer_of_grpc_is_not_the_word_of_the_server() {
         assert!(is_made_up_here(&status), "{why}: {status:?}");
         assert!(format!("{status:?}").contains(why), "{why}: {status:?}");
     }
+}
+
+#[tokio::test]
+async fn a_great_many_calls_may_be_answered_at_once() {
+    const CALLS: usize = 12_000;
+    let (connection, mut made) = by_pipe();
+    tokio::spawn(async move {
+        let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+        let mut waiting = Vec::new();
+        while let Some(call) = server.accept().await {
+            waiting.push(call.unwrap().1);
+            if waiting.len() == CALLS {
+                for respond in waiting.drain(..) {
+                    with(&[EXTENDED], &[("grpc-status", "0")])(respond);
+                }
+            }
+        }
+    });
+    let (request, message) = keep_alive();
+    let calls = (0..CALLS).map(|_| call(&connection, request.clone(), &message));
+    let answers: Vec<Result<Response<KeepAliveResponse>, _>> = join_all(calls).await;
+    assert!(answers.iter().all(Result::is_ok));
 }
 
 #[tokio::test]
