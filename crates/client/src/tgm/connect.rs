@@ -62,7 +62,7 @@ pub(crate) fn connect(config: &TgmConfig) -> Result<Connect, Error> {
         let connecting = tcp.clone().call(uri.clone());
         let (tls, name) = (tls.clone(), name.clone());
         Box::pin(async move {
-            let stream = tls.connect(name, plain(connecting.await)?).await?;
+            let stream = tls.connect(name, plain(connecting.await)?).await.map_err(no_tls)?;
             if stream.get_ref().1.alpn_protocol() != Some(HTTP_2) {
                 return Err(io::Error::other("the server does not speak HTTP/2"));
             }
@@ -90,6 +90,16 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     connected.map(TokioIo::into_inner).map_err(io::Error::other)
+}
+
+/// Says of a handshake that failed what was tried, and what helps where the server has no TLS.
+fn no_tls(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    let hint = match cause {
+        Some(rustls::Error::InvalidMessage(_)) => "; a server without TLS needs `plaintext=true`",
+        _ => "",
+    };
+    io::Error::new(error.kind(), format!("the TLS handshake failed: {error}{hint}"))
 }
 
 fn tls(config: &TgmConfig) -> Result<ClientConfig, Error> {
@@ -213,6 +223,8 @@ impl ServerCertVerifier for AnyCertificate {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
     use crate::dsn::Dsn;
 
@@ -230,6 +242,27 @@ mod tests {
             "tgm://127.0.0.1?insecure=true",
         ] {
             assert!(try_connect(url).is_ok(), "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_without_tls_is_told_apart_from_one_that_hangs_up() {
+        for (said, hint) in [(&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], true), (b"", false)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                // With words of the client unread, TCP would reset the connection and lose what is said.
+                assert!(stream.read(&mut [0; 16 * 1024]).await.unwrap() > 0);
+                stream.write_all(said).await.unwrap();
+                stream.shutdown().await.unwrap();
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            };
+            let connect = try_connect(&format!("tgm://{address}?insecure=true")).unwrap();
+            let (connected, ()) = tokio::join!(connect(), serve);
+            let error = connected.err().unwrap().to_string();
+            assert!(error.contains("the TLS handshake failed"), "{error}");
+            assert_eq!(error.contains("`plaintext=true`"), hint, "{error}");
         }
     }
 
