@@ -1,7 +1,7 @@
 //! What has to be given back, and when the next try is due: a pure queue.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,10 @@ const MOST_CALLS: usize = 64;
 /// The pauses between tries double from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a session waits for the first try of each of its workers to be answered. They end with
+/// it, so nothing is lost when they turn out to be late.
+const SESSION_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a return waits while the link admits no more calls.
 const LINK_PAUSE: Duration = Duration::from_secs(1);
@@ -82,6 +86,8 @@ pub(crate) struct Returns {
     items: HashMap<u64, Item, RandomState>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     calls: usize,
+    /// The workers that their sessions wait for, in the order in which that ends.
+    awaited: VecDeque<(Instant, u64)>,
     /// The sessions of workers that were tried for the first time.
     tried: Vec<u64>,
     settled: Vec<Settled>,
@@ -138,13 +144,21 @@ impl Returns {
 
     /// Returns when to ask [`Returns::due`] again; `None` when only an answer can change that.
     pub(crate) fn next(&self) -> Option<Instant> {
+        let awaited = self.awaited.front().map(|(until, _)| *until);
+        self.next_try().into_iter().chain(awaited).min()
+    }
+
+    fn next_try(&self) -> Option<Instant> {
         let Reverse((at, _)) = self.queue.peek()?;
         (self.calls < MOST_CALLS).then_some(*at)
     }
 
     /// Returns the next try that is due at `now`.
     pub(crate) fn due(&mut self, now: Instant, link: &mut Link) -> Option<Attempt> {
-        while self.next().is_some_and(|at| at <= now) {
+        while let Some((_, number)) = self.awaited.pop_front_if(|(until, _)| *until <= now) {
+            self.is_tried(number);
+        }
+        while self.next_try().is_some_and(|at| at <= now) {
             let Reverse((_, number)) = self.queue.pop()?;
             let Some(item) = self.items.get_mut(&number) else { continue };
             let Some(target) = item.order.target.clone() else { continue };
@@ -154,6 +168,9 @@ impl Returns {
             }
             item.calling = true;
             self.calls += 1;
+            if item.order.session.is_some() {
+                self.awaited.push_back((now + SESSION_PATIENCE, number));
+            }
             return Some(Attempt { number, target, minimal_life: item.order.minimal_life });
         }
         None
@@ -173,6 +190,8 @@ impl Returns {
         item.calling = false;
         item.tries += 1;
         self.tried.extend(item.order.session.take());
+        // Most are answered in their order, so that nobody wakes for those that are.
+        self.awaited.pop_front_if(|(_, awaited)| *awaited == number);
         if outcome.is_err() && again && now < item.order.give_up {
             self.counts.retried += 1;
             let doubled = FIRST_PAUSE.saturating_mul(1 << item.tries.min(16).saturating_sub(1));
@@ -196,8 +215,8 @@ impl Returns {
     /// Takes the sessions of which a worker was tried for the first time since the last time, once
     /// per worker.
     ///
-    /// One try of each worker goes first. A worker that cannot be returned yet does not keep the
-    /// slot of its session taken.
+    /// One try of each worker goes first, and a moment later it counts as made. A worker that cannot
+    /// be returned yet does not keep the slot of its session taken.
     pub(crate) fn take_tried(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.tried)
     }
@@ -225,6 +244,11 @@ impl Returns {
     /// Takes the returns that were settled since the last time.
     pub(crate) fn take_settled(&mut self) -> Vec<Settled> {
         std::mem::take(&mut self.settled)
+    }
+
+    fn is_tried(&mut self, number: u64) {
+        let item = self.items.get_mut(&number);
+        self.tried.extend(item.and_then(|item| item.order.session.take()));
     }
 
     fn ready(&mut self, number: u64, now: Instant) {
@@ -354,6 +378,26 @@ mod tests {
         bench.returns.retarget(2, None);
         bench.returns.unhold(2, bench.now);
         assert_eq!((bench.returns.take_tried(), bench.returns.len()), (vec![10], 0));
+    }
+
+    #[test]
+    fn a_session_waits_a_moment_for_the_first_try_of_a_worker_and_no_longer() {
+        let mut bench = Bench::new();
+        for number in 1..=3 {
+            bench.add(number, 0, Some(10));
+            assert_eq!(bench.due(), Some(number));
+        }
+        let until = bench.now + SESSION_PATIENCE;
+        bench.answer(2, Ok(Released::Returned));
+        assert_eq!((bench.returns.take_tried(), bench.returns.next()), (vec![10], Some(until)));
+        bench.now = until;
+        assert_eq!(bench.due(), None);
+        assert_eq!((bench.returns.take_tried(), bench.returns.next()), (vec![10, 10], None));
+        // What they are told now, nobody waits for; and all they are told is heard.
+        bench.answer(1, fault());
+        bench.answer(3, Ok(Released::Returned));
+        assert!(bench.returns.take_tried().is_empty());
+        assert_eq!(bench.returns.len(), 1);
     }
 
     #[test]

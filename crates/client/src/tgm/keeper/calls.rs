@@ -54,7 +54,11 @@ impl Keeper {
                 None => break,
             }
         }
-        let attempt = self.returns.due(now, &mut self.link)?;
+        let attempt = self.returns.due(now, &mut self.link).or_else(|| {
+            // Sessions may have waited long enough for the tries of their workers.
+            self.workers_tried(now);
+            self.returns.due(now, &mut self.link)
+        })?;
         let (number, target) = (attempt.number, attempt.target);
         Some(Call::Return { number, target, minimal_life: attempt.minimal_life })
     }

@@ -93,6 +93,19 @@ fn workers_go_back_before_their_session_and_a_busy_worker_is_waited_for() {
 }
 
 #[test]
+fn a_worker_whose_return_is_not_answered_keeps_its_session_for_a_second() {
+    let mut bench = Bench::new(RULES);
+    let session = bench.session(None);
+    let worker = bench.worker(&session);
+    bench.release(&session).now_or_never();
+    let released = bench.now;
+    let Some(Call::Return { number, .. }) = bench.call() else { panic!("no return") };
+    assert_eq!((number, bench.now), (worker.number(), released));
+    let Some(Call::Return { number, .. }) = bench.call() else { panic!("no return") };
+    assert_eq!((number, bench.now), (session.number(), released + Duration::from_secs(1)));
+}
+
+#[test]
 fn a_session_carries_the_minimal_life_of_the_url_then_the_servers_then_five_seconds() {
     let second = Duration::from_secs;
     for (url, server, asked_for, sent) in [
