@@ -2,6 +2,8 @@ use std::future::pending;
 use std::sync::atomic::AtomicBool;
 
 use futures_util::future::join_all;
+use h2::client::ResponseFuture;
+use h2::server::SendResponse;
 use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 use tokio::sync::mpsc;
 
@@ -29,6 +31,14 @@ fn after(first: impl Fn() -> io::Error + Send + Sync + 'static) -> Connection {
         };
         Box::pin(async { connected })
     }))
+}
+
+/// A call that waits for its answer.
+async fn call(connection: &Connection) -> (UnderWay, ResponseFuture) {
+    let mut ready = connection.ready().await.ok().unwrap();
+    let request = http::Request::get("http://h/").body(()).unwrap();
+    let (answer, _) = ready.requests.send_request(request, true).unwrap();
+    (ready.call, answer)
 }
 
 fn is_not_connected(status: &Status) -> bool {
@@ -105,11 +115,9 @@ async fn a_connection_that_was_closed_between_two_calls_is_made_anew_without_any
 #[tokio::test(start_paused = true)]
 async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
     let (connection, mut made) = by_pipe();
-    let mut ready = connection.ready().await.ok().unwrap();
+    let (_call, answer) = call(&connection).await;
     let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
-    let get = http::Request::get("http://h/").body(()).unwrap();
-    let (answer, _) = ready.requests.send_request(get, true).unwrap();
-    let (_, mut respond) = server.accept().await.unwrap().unwrap();
+    let (_, mut respond): (_, SendResponse<Bytes>) = server.accept().await.unwrap().unwrap();
     server.graceful_shutdown();
     let served = tokio::spawn(async move { while server.accept().await.is_some() {} });
     // The goodbye arrives before the next call, which goes elsewhere.
@@ -155,9 +163,7 @@ async fn an_idle_connection_is_not_pinged_however_long_it_is_silent() {
 async fn a_connection_that_is_silent_under_a_call_is_pinged_and_then_given_up() {
     let (connection, mut made) = by_pipe();
     let start = Instant::now();
-    let mut ready = connection.ready().await.ok().unwrap();
-    let get = http::Request::get("http://h/").body(()).unwrap();
-    let (answer, _) = ready.requests.send_request(get, true).unwrap();
+    let (_call, answer) = call(&connection).await;
     let (said, at) = until_hung_up(made.recv().await.unwrap()).await;
     assert_eq!((pings(&said), at - start), (1, PING_AFTER + PING_DEADLINE));
     assert!(answer.await.is_err());
@@ -178,11 +184,9 @@ async fn a_call_that_gave_up_leaves_the_silence_as_it_was() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_answers_pings_may_take_as_long_for_a_call_as_it_likes() {
     let (connection, mut made) = by_pipe();
-    let mut ready = connection.ready().await.ok().unwrap();
+    let (_call, answer) = call(&connection).await;
     let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
-    let get = http::Request::get("http://h/").body(()).unwrap();
-    let (answer, _) = ready.requests.send_request(get, true).unwrap();
-    let (_, mut respond) = server.accept().await.unwrap().unwrap();
+    let (_, mut respond): (_, SendResponse<Bytes>) = server.accept().await.unwrap().unwrap();
     tokio::spawn(async move { server.accept().await.is_none() });
     tokio::time::sleep(Duration::from_secs(3600)).await;
     respond.send_response(http::Response::new(()), true).unwrap();
