@@ -254,7 +254,7 @@ struct Signs {
     made: Instant,
     /// Calls under way.
     calls: AtomicUsize,
-    /// Notified when a call begins and there was none.
+    /// Notified when somebody may have begun to wait: a first call began, or the last gave up.
     begun: Notify,
     /// Whether the last of them gave up, and nothing came since. That does not make the silence
     /// any better.
