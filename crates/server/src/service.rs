@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, ready};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -23,7 +24,7 @@ use crate::admin::metrics::{CallCounters, Calls};
 use crate::clock::Clock;
 use crate::live::Live;
 use crate::policy::{Indexer, Refused};
-use crate::rpc::Answer;
+use crate::rpc::{Answer, decode};
 use crate::store::{BorrowError, Borrowed, Store, Unavailable};
 
 pub(crate) const LEASE_TTL_MS: HeaderName = HeaderName::from_static("x-lease-ttl-ms");
@@ -95,6 +96,14 @@ impl<S: Store> WorkerPool<S> {
             refusals.by_store(&message, &outcome);
             borrow_answer(outcome, message.trace_id, minimal_life)
         }))
+    }
+
+    /// The answer to the borrow of a worker for which the server has no room now; `None` for a session.
+    ///
+    /// Substreams tries again after this answer, and fails the job after an error.
+    pub(crate) fn busy(&self, message: Bytes) -> Option<Answer> {
+        let message: BorrowWorkerRequest = decode(message).ok()?;
+        (message.max_worker_for_trace_id > 0).then(busy)
     }
 
     /// KeepAlive.
@@ -202,6 +211,17 @@ fn borrow_answer(
         Err(BorrowError::Refused(refusal)) => Err(refused_borrow(&refusal)),
         Err(BorrowError::Unavailable(error)) => Err(unavailable(error)),
     }
+}
+
+/// What a worker is told that cannot be decided on now.
+fn busy() -> Answer {
+    Answer::new(&BorrowWorkerResponse {
+        worker_key: String::new(),
+        status: BorrowStatus::ResourceExhausted.into(),
+        worker_state: Some(WorkersState::default()),
+        minimal_worker_life_duration: None,
+    })
+    .metadata(DENIED_SCOPE, HeaderValue::from_static("server"))
 }
 
 /// A full pool is a normal answer.

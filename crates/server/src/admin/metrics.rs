@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     borrows: Family<BorrowLabels, Counter>,
     /// Connections of the gRPC port that are open.
     pub(crate) connections: Gauge,
+    /// Bytes that connections and calls in flight have reserved.
+    pub(crate) memory: Gauge,
     pub(crate) calls: CallCounters,
     pub(crate) streams: StreamCounters,
     pub(crate) usage: UsageCounters,
@@ -248,6 +250,7 @@ impl ReloadCounters {
 pub(crate) struct Facts {
     pub(crate) max_leases: u64,
     pub(crate) max_connections: u32,
+    pub(crate) max_memory: u64,
     pub(crate) recovered_leases: usize,
     pub(crate) started_at: WallTime,
 }
@@ -268,6 +271,13 @@ impl Metrics {
         registry.register("returns", "Returns by outcome", returns.clone());
         let help = "Connections of the gRPC port that are open now";
         registry.register("connections", help, connections.clone());
+        let memory = Gauge::default();
+        registry.register_with_unit(
+            "connection_memory",
+            "Memory that connections and calls in flight have reserved, of max_memory",
+            Unit::Bytes,
+            memory.clone(),
+        );
         let by_method = Calls::register(&mut registry);
         let kept = |outcome| keep_alives.get_or_create_owned(&OutcomeLabel { outcome });
         let returned = |outcome| returns.get_or_create_owned(&OutcomeLabel { outcome });
@@ -283,17 +293,19 @@ impl Metrics {
         };
         let streams = StreamCounters::register(&mut registry);
         let reloads = ReloadCounters::register(&mut registry);
-        Self { registry, borrows, connections, calls, streams, usage, reloads }
+        Self { registry, borrows, connections, memory, calls, streams, usage, reloads }
     }
 
     /// The metrics of a server: with what is known of it, and with what its store counts.
     pub(crate) fn of_server(facts: &Facts, commits: &Commits) -> Self {
         let mut metrics = Self::new();
-        let Facts { max_leases, max_connections, recovered_leases, started_at } = *facts;
+        let Facts { max_leases, max_connections, max_memory, recovered_leases, started_at } =
+            *facts;
         let registry = &mut metrics.registry;
         for (name, help, value) in [
             ("max_leases", "The most leases the server holds", max_leases),
             ("max_connections", "The most connections of the gRPC port", max_connections.into()),
+            ("max_memory_bytes", "The most memory of connections and calls in flight", max_memory),
             ("recovered_leases", "Leases the store brought back", recovered_leases as u64),
         ] {
             registry.register(name, help, ConstGauge::new(value));

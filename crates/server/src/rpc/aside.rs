@@ -2,24 +2,59 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body as HttpBody;
+use http_body_util::Full;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt as _};
 
 use super::Body;
+use super::unary::{self, OfCall as _};
+use crate::serve::{InFlight, PortLimits, StreamAside, reset_call_after};
+
+/// Health watches at once on all connections.
+const WATCHES: usize = 1_024;
+
+/// Reflection streams at once on all connections.
+const REFLECTIONS: usize = 64;
+
+/// How long a reflection stream may be open. A tool that describes a server takes a moment.
+const REFLECTION_TIME: Duration = Duration::from_secs(60);
 
 /// One tonic service.
 pub(crate) type Tonic =
     BoxCloneSyncService<Request<tonic::body::Body>, Response<tonic::body::Body>, Infallible>;
 
+/// What is asked of the services that are open to all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AsideCall {
+    /// Health, once.
+    Check,
+    /// Health, and whenever it changes.
+    Watch,
+    Reflection,
+}
+
 /// The services that are open to all, by the start of their paths.
 pub(crate) struct Aside {
     services: Vec<(&'static str, Tonic)>,
+    watches: Arc<Semaphore>,
+    reflections: Arc<Semaphore>,
+}
+
+/// A place among the streams that are open to all.
+#[derive(Debug)]
+pub(super) struct AsidePlace {
+    _on_connection: StreamAside,
+    _on_server: OwnedSemaphorePermit,
 }
 
 impl Aside {
@@ -44,28 +79,94 @@ impl Aside {
                     boxed(reflection().build_v1alpha().expect(sound)),
                 ),
             ],
+            watches: Arc::new(Semaphore::new(WATCHES)),
+            reflections: Arc::new(Semaphore::new(REFLECTIONS)),
         }
     }
 
-    /// The service that answers at `path`.
-    pub(crate) fn at(&self, path: &str) -> Option<Tonic> {
+    /// The service that answers at `path`, and what is asked of it.
+    pub(super) fn at(&self, path: &str) -> Option<(AsideCall, Tonic)> {
         // All of them begin alike, so that this costs other calls one comparison.
         path.starts_with("/grpc.").then(|| {
             let found = self.services.iter().find(|(start, _)| path.starts_with(start));
-            found.map(|(_, service)| service.clone())
+            let call = match path.rsplit('/').next() {
+                Some("Watch") => AsideCall::Watch,
+                Some("ServerReflectionInfo") => AsideCall::Reflection,
+                _ => AsideCall::Check,
+            };
+            found.map(|(_, service)| (call, service.clone()))
         })?
     }
 
-    /// Lets `service` answer.
-    pub(crate) async fn answer<B>(service: Tonic, request: Request<B>) -> Response<Body>
+    /// Lets `service` answer, within the places that there are for its streams.
+    pub(super) async fn answer<B>(
+        &self,
+        asked: AsideCall,
+        service: Tonic,
+        request: Request<B>,
+        mut call: InFlight,
+        limits: &PortLimits,
+    ) -> Response<Body>
     where
-        B: HttpBody<Data = Bytes> + Send + 'static,
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + Send,
     {
-        match service.oneshot(request.map(tonic::body::Body::new)).await {
-            Ok(response) => response.map(Body::tonic),
-            Err(infallible) => match infallible {},
+        let (places, what) = match asked {
+            AsideCall::Check => (None, "calls"),
+            AsideCall::Watch => (Some(&self.watches), "health watches"),
+            AsideCall::Reflection => (Some(&self.reflections), "reflection streams"),
+        };
+        let place = places.map(|places| {
+            let on_connection = call.connection().stream_aside()?;
+            let on_server = places.clone().try_acquire_owned().ok()?;
+            Some(AsidePlace { _on_connection: on_connection, _on_server: on_server })
+        });
+        let place = match (place, call.full()) {
+            (Some(None), _) => {
+                let problem = format!("too many {what} are open");
+                return unary::refuse(Status::unavailable(problem)).of(call);
+            }
+            (_, Some(problem)) => return unary::refuse(super::full(problem)).of(call),
+            (place, None) => place.flatten(),
+        };
+        let (parts, mut body) = request.into_parts();
+        if asked == AsideCall::Reflection {
+            reset_call_after(REFLECTION_TIME);
+            let request = Request::from_parts(parts, tonic::body::Body::new(body));
+            return told(service, request, place).await.of(call);
         }
+        // Both calls of health have one small message.
+        call.connection().admitted(&call).await;
+        match unary::read(&mut body, Bytes::new(), limits, &mut call).await {
+            Ok(message) => {
+                let body = tonic::body::Body::new(Full::new(message));
+                told(service, Request::from_parts(parts, body), place).await.of(call)
+            }
+            Err(status) => unary::refuse(status).of(call),
+        }
+    }
+}
+
+async fn told(
+    service: Tonic,
+    request: Request<tonic::body::Body>,
+    place: Option<AsidePlace>,
+) -> Response<Body> {
+    match service.oneshot(request).await {
+        Ok(response) => response.map(|body| Body::aside(body, place)),
+        Err(infallible) => match infallible {},
+    }
+}
+
+/// Lets `service` answer with a stream that has bounds of its own.
+pub(super) async fn oneshot<B>(service: Tonic, request: Request<B>) -> Response<Body>
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<tonic::codegen::StdError> + Send,
+{
+    match service.oneshot(request.map(tonic::body::Body::new)).await {
+        Ok(response) => response.map(Body::stream),
+        Err(infallible) => match infallible {},
     }
 }
 

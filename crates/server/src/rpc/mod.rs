@@ -21,19 +21,23 @@ use tonic::Status;
 pub(crate) use aside::{Aside, Tonic, boxed};
 pub(crate) use report::Reports;
 pub(crate) use unary::{Answer, Body, decode};
+use unary::{OfCall as _, Read};
 pub(crate) use web::Web;
 
 use crate::admin::metrics::Method;
 use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
-use crate::serve::PortLimits;
+use crate::serve::{Full, InFlight, PortLimits};
 use crate::service::WorkerPool;
 use crate::store::Store;
 use crate::usage::USAGE_SERVICE;
 
 /// The gRPC service whose calls are the reason for all of this.
 pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
+
+/// An answer up to this long is part of what every call takes up, in bytes.
+const SHORT_ANSWER: usize = 1 << 10;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
@@ -100,69 +104,201 @@ impl<S: Store> Gateway<S> {
 
     /// Answers one request. Dropped before it answers, it leaves no lease behind.
     ///
-    /// The future is moved and stored for every call, so it is kept small: what needs much room
-    /// is boxed, and calls are applied before anything is waited for.
-    pub(crate) async fn answer<B>(&self, mut request: Request<B>) -> Response<Body>
+    /// Who calls is found out before a byte of the message is kept. The future is moved and stored
+    /// for every call, so it is kept small: what is not usual is boxed.
+    pub(crate) async fn answer<B>(
+        &self,
+        mut request: Request<B>,
+        mut call: InFlight,
+    ) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
+        if request.headers().len() > self.limits.max_header_fields as usize {
+            return plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).of(call);
+        }
         let refusal = match Speech::of(&request) {
             Speech::Grpc => None,
             Speech::Neither(refusal) => Some(refusal),
-            Speech::Web => return self.translate(request).await,
+            Speech::Web => return self.translate(request, call).await,
         };
-        if let Some(service) = self.aside.at(request.uri().path()) {
-            if let Some(refusal) = refusal {
-                return plain(refusal);
-            }
-            return Box::pin(Aside::answer(service, request)).await;
+        if let Some((kind, service)) = self.aside.at(request.uri().path()) {
+            return match refusal {
+                Some(refusal) => plain(refusal).of(call),
+                None => {
+                    Box::pin(self.aside.answer(kind, service, request, call, &self.limits)).await
+                }
+            };
         }
-        // Even a call that will be refused is read to its end: data that arrives for a stream that
-        // was answered already counts against its connection, which would be closed in the end.
-        // An unknown call is not, because it may be a stream that waits for an answer.
-        let call = Call::at(request.uri().path());
-        let message = match call {
-            Some(_) => unary::read(request.body_mut(), &self.limits).await,
-            None if is_report(request.uri().path()) => {
-                let answer = Box::pin(self.reports.answer(&self.live, request, refusal)).await;
-                self.pool.calls().refused_by(Method::Report, answer.headers());
-                return answer;
-            }
-            None => Ok(Bytes::new()),
-        };
-        let began = Instant::now();
+        let method = Call::at(request.uri().path());
         let live = self.live.load();
         let caller = match identify(&live.policy, request.headers()) {
             Ok(caller) => caller,
             Err(status) => {
-                let attaches = is_of(SESSION_CONTROL, request.uri().path());
-                let other = if attaches { Method::Attach } else { Method::Other };
-                return self.refuse(call.map_or(other, Method::from), status);
-            }
-        };
-        let Some(call) = call else {
-            if is_of(SESSION_CONTROL, request.uri().path()) {
-                if let Some(refusal) = refusal {
-                    return plain(refusal);
-                }
-                let key = ShownKey::new(key_of(request.headers()));
-                request.extensions_mut().insert(key);
                 drop(live);
-                return Box::pin(Aside::answer(self.control.clone(), request)).await;
+                let refused = self.refuse(method_of(method, request.uri().path()), status);
+                return Box::pin(self.refuse_unread(refused, request, call)).await;
             }
-            let problem = format!("there is no method {}", request.uri().path());
-            return self.refuse(Method::Other, Status::unimplemented(problem));
         };
-        if let Some(refusal) = refusal {
-            return plain(refusal);
+        call.connection().is_from(caller.map(Indexer::name));
+        call.begin_again(request.headers());
+        let (Some(method), None, None) = (method, refusal, call.full()) else {
+            drop(live);
+            return Box::pin(self.answer_unusual(method, refusal, request, call)).await;
+        };
+        let share = call.connection().share();
+        // Most messages are there with their headers: then nothing is waited for, and the policy
+        // that the caller was looked up in gives the terms too.
+        let read = match call.connection().admits(&call) {
+            true => unary::read_at_once(request.body_mut()).await,
+            false => Ok(Read::Begun(Bytes::new())),
+        };
+        let mut began = Instant::now();
+        let answer = match (read, share.changes().try_acquire()) {
+            (Ok(Read::Whole(message)), Ok(_place)) if message.len() <= self.most_bytes() => {
+                self.dispatch(method, &live, caller, request.headers(), message).await
+            }
+            (Ok(Read::Whole(message) | Read::Begun(message)), place) => {
+                drop((live, place));
+                let later = self.answer_later(method, &mut request, message, &mut call, &mut began);
+                Box::pin(later).await
+            }
+            (Err(status), _) => Err(status),
+        };
+        self.pool.calls().answered(method.into(), began);
+        self.finish(method, answer, call)
+    }
+
+    /// Answers a call of the worker pool whose message or turn has to be waited for.
+    async fn answer_later<B>(
+        &self,
+        method: Call,
+        request: &mut Request<B>,
+        begun: Bytes,
+        call: &mut InFlight,
+        began: &mut Instant,
+    ) -> Result<Answer, Status>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
+    {
+        call.connection().admitted(call).await;
+        let message = unary::read(request.body_mut(), begun, &self.limits, call).await?;
+        *began = Instant::now();
+        let share = call.connection().share();
+        let _place = share.changes().acquire().await;
+        // The policy may have changed meanwhile.
+        let live = self.live.load();
+        let caller = identify(&live.policy, request.headers())?;
+        self.dispatch(method, &live, caller, request.headers(), message).await
+    }
+
+    fn finish(
+        &self,
+        method: Call,
+        answer: Result<Answer, Status>,
+        mut call: InFlight,
+    ) -> Response<Body> {
+        call.connection().is_proven();
+        let answer = answer.and_then(|answer| {
+            // A short answer is part of what every call takes up.
+            match answer.len() > SHORT_ANSWER {
+                true => call.take(answer.len()).map_err(full).map(|()| answer),
+                false => Ok(answer),
+            }
+        });
+        answer.map_or_else(|status| self.refuse(method.into(), status), Answer::into_http).of(call)
+    }
+
+    const fn most_bytes(&self) -> usize {
+        self.limits.max_message_bytes as usize
+    }
+
+    /// Answers whatever is no well-formed call of the worker pool for which there is room. The
+    /// caller is known.
+    async fn answer_unusual<B>(
+        &self,
+        method: Option<Call>,
+        refusal: Option<StatusCode>,
+        mut request: Request<B>,
+        mut call: InFlight,
+    ) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
+    {
+        let path = request.uri().path();
+        let (attaches, reports) = (is_of(SESSION_CONTROL, path), is_report(path));
+        let is_known = method.is_some() || attaches || reports;
+        if let Some(refusal) = refusal.filter(|_| is_known) {
+            return self.refuse_unread(plain(refusal), request, call).await;
         }
-        let answer = match message {
-            Ok(message) => self.dispatch(call, &live, caller, request.headers(), message).await,
-            Err(status) => Err(status),
-        };
-        self.pool.calls().answered(call.into(), began);
-        answer.map_or_else(|status| self.refuse(call.into(), status), Answer::into_http)
+        if let (Some(problem), true) = (call.full(), is_known) {
+            return self.refuse_full(method, problem, request, call).await;
+        }
+        if reports {
+            let answer = self.reports.answer(&self.live, request, &mut call).await;
+            self.pool.calls().refused_by(Method::Report, answer.headers());
+            return answer.of(call);
+        }
+        if attaches {
+            let key = ShownKey::new(key_of(request.headers()));
+            request.extensions_mut().insert(key);
+            return aside::oneshot(self.control.clone(), request).await.of(call);
+        }
+        // Not read: it may be a stream that waits for an answer.
+        let problem = format!("there is no method {path}");
+        self.refuse(Method::Other, Status::unimplemented(problem)).of(call)
+    }
+
+    /// Refuses a call for which there is no memory.
+    ///
+    /// A borrow is read all the same, if it comes at once: a worker's has an answer of its own.
+    async fn refuse_full<B>(
+        &self,
+        method: Option<Call>,
+        problem: Full,
+        mut request: Request<B>,
+        call: InFlight,
+    ) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
+    {
+        let path = request.uri().path();
+        let refused = self.refuse(method_of(method, path), full(problem));
+        if method == Some(Call::BorrowWorker)
+            && let Ok(Read::Whole(message)) = unary::read_at_once(request.body_mut()).await
+            && let Some(answer) = self.pool.busy(message)
+        {
+            return answer.into_http().of(call);
+        }
+        self.refuse_unread(refused, request, call).await
+    }
+
+    /// Gives a refusal to whoever sends a message that nobody wants.
+    ///
+    /// The message is passed over first, and not kept: data that arrives for a stream that was
+    /// answered already counts against its connection, which would be closed in the end. Not for
+    /// long, and not where many calls without a key are in flight.
+    async fn refuse_unread<B>(
+        &self,
+        refused: Response<Body>,
+        request: Request<B>,
+        call: InFlight,
+    ) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
+    {
+        let attaches = is_of(SESSION_CONTROL, request.uri().path());
+        // What else was sent with the call is let go of before anything is waited for.
+        let mut body = request.into_body();
+        if !attaches && !call.connection().is_crowded() {
+            unary::pass_over(&mut body, &self.limits).await;
+        }
+        refused.of(call)
     }
 
     fn refuse(&self, method: Method, status: Status) -> Response<Body> {
@@ -174,14 +310,23 @@ impl<S: Store> Gateway<S> {
     fn translate<'a, B>(
         &'a self,
         request: Request<B>,
+        call: InFlight,
     ) -> Pin<Box<dyn Future<Output = Response<Body>> + Send + 'a>>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
-        Box::pin(self.web.answer(request, |mut request| {
+        let mut call = Some(call);
+        Box::pin(self.web.answer(request, move |mut request| {
             *request.version_mut() = Version::HTTP_2;
-            self.answer(request)
+            let call = call.take();
+            async move {
+                match call {
+                    Some(call) => self.answer(request, call).await,
+                    // A request has one answer.
+                    None => plain(StatusCode::INTERNAL_SERVER_ERROR),
+                }
+            }
         }))
     }
 
@@ -204,6 +349,20 @@ impl<S: Store> Gateway<S> {
             Call::WorkersState => self.pool.state(live, caller, unary::decode(message)?).await,
         }
     }
+}
+
+/// What a call is counted as.
+fn method_of(call: Option<Call>, path: &str) -> Method {
+    match call {
+        Some(call) => call.into(),
+        None if is_report(path) => Method::Report,
+        None if is_of(SESSION_CONTROL, path) => Method::Attach,
+        None => Method::Other,
+    }
+}
+
+fn full(problem: Full) -> Status {
+    Status::unavailable(problem.to_string())
 }
 
 /// Whether `path` is that of a method of `service`.
@@ -263,7 +422,7 @@ impl Speech {
 
 /// An HTTP status alone.
 fn plain(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::Done);
+    let mut response = Response::new(Body::none());
     *response.status_mut() = status;
     response
 }

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http::header::HeaderMap;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::Body as HttpBody;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::codegen::StdError;
 
 use super::timely::Timely;
-use super::{Answer, Body, identify, plain, unary};
+use super::{Answer, Body, identify, unary};
 use crate::live::Live;
-use crate::serve::{PortLimits, blocking};
+use crate::serve::{InFlight, PortLimits, blocking};
 use crate::store::Store;
 use crate::usage::UsageReports;
 
@@ -35,29 +35,19 @@ impl<S: Store> Reports<S> {
         Self { usage, large: Arc::new(Semaphore::new(LARGE_AT_ONCE)), limits }
     }
 
-    /// Answers one call of Report, or `refusal` where it is no call of gRPC.
+    /// Answers one call of Report of a caller that is known.
     pub(super) async fn answer<B>(
         &self,
         live: &Arc<ArcSwap<Live>>,
         request: Request<B>,
-        refusal: Option<StatusCode>,
+        call: &mut InFlight,
     ) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<StdError> + Send,
     {
         let (parts, mut body) = request.into_parts();
-        // Before anything is kept of it: only who is known may take up so much memory.
-        let known = identify(&live.load().policy, &parts.headers).map(drop);
-        let refusal = match (known, refusal) {
-            (Err(status), _) => Some(unary::refuse(status)),
-            (Ok(()), refusal) => refusal.map(plain),
-        };
-        if let Some(refusal) = refusal {
-            self.pass_over(&mut body).await;
-            return refusal;
-        }
-        let reported = self.report(live.clone(), parts.headers, &mut body).await;
+        let reported = self.report(live.clone(), parts.headers, &mut body, call).await;
         reported.map_or_else(|status| unary::refuse(self.usage.refused(status)), Answer::into_http)
     }
 
@@ -66,12 +56,13 @@ impl<S: Store> Reports<S> {
         live: Arc<ArcSwap<Live>>,
         metadata: HeaderMap,
         body: &mut B,
+        call: &mut InFlight,
     ) -> Result<Answer, Status>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
     {
-        let (message, place) = self.read(body).await?;
+        let (message, place) = self.read(body, call).await?;
         let large = place.is_some();
         let usage = self.usage.clone();
         let apply = move || {
@@ -87,7 +78,11 @@ impl<S: Store> Reports<S> {
     }
 
     /// Reads the message, and takes a place for it if it is large.
-    async fn read<B>(&self, body: &mut B) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Status>
+    async fn read<B>(
+        &self,
+        body: &mut B,
+        call: &mut InFlight,
+    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Status>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
@@ -106,22 +101,9 @@ impl<S: Store> Reports<S> {
                 let free = self.large.clone().acquire_owned().await;
                 place = Some(free.map_err(|_| Status::unavailable("the server is stopping"))?);
             }
+            call.take(data.len()).map_err(super::full)?;
             message.extend_from_slice(&data);
         }
         Ok((message.freeze(), place))
-    }
-
-    /// Reads a body that nobody wants: see [`super::Gateway::answer`].
-    async fn pass_over<B>(&self, body: &mut B)
-    where
-        B: HttpBody<Data = Bytes> + Unpin,
-        B::Error: Into<StdError>,
-    {
-        let mut left = self.limits.max_report_bytes as usize;
-        let mut body = Timely::new(body, self.limits.request_timeout);
-        while let Ok(Some(data)) = body.data().await {
-            let Some(rest) = left.checked_sub(data.len()) else { return };
-            left = rest;
-        }
     }
 }

@@ -69,6 +69,6 @@ where
 }
 
 /// The status of a body that broke off, which nobody reads, or is no gRPC-Web.
-fn unreadable(error: impl Into<StdError>) -> Status {
+pub(super) fn unreadable(error: impl Into<StdError>) -> Status {
     Status::invalid_argument(format!("the request cannot be read to its end: {}", error.into()))
 }

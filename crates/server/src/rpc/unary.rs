@@ -4,9 +4,10 @@
 //! codec, which buffers and boxes for the general case: the message is read from the frames as
 //! they are, and the answer is one buffer. What is on the wire is the same.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -14,9 +15,13 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::codegen::StdError;
 
-use super::timely::Timely;
-use crate::serve::{Connection, OpenStream, PortLimits};
+use super::aside::AsidePlace;
+use super::timely::{Timely, unreadable};
+use crate::serve::{InFlight, PortLimits};
 use crate::store::Delivery;
+
+/// How long a message is waited for that nobody wants.
+const UNWANTED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The flag and the length in front of every message.
 const PREFIX_BYTES: usize = 5;
@@ -47,37 +52,84 @@ pub(crate) fn decode<M: prost::Message + Default>(mut body: Bytes) -> Result<M, 
         .map_err(|error| Status::invalid_argument(format!("the message cannot be read: {error}")))
 }
 
-/// Reads a body to its end; most have one frame, which is not copied.
+/// What was there of a message.
+#[derive(Debug)]
+pub(super) enum Read {
+    /// All of it.
+    Whole(Bytes),
+    /// Its beginning, and it may be nothing.
+    Begun(Bytes),
+}
+
+/// Reads the first frame of a body if it is there, without a wait. Most messages are one frame,
+/// which is not copied.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` when the body cannot be read.
+pub(super) async fn read_at_once<B>(body: &mut B) -> Result<Read, Status>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    let frame = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await;
+    let data = match frame {
+        Poll::Pending => return Ok(Read::Begun(Bytes::new())),
+        Poll::Ready(None) => return Ok(Read::Whole(Bytes::new())),
+        Poll::Ready(Some(frame)) => frame.map_err(unreadable)?.into_data().unwrap_or_default(),
+    };
+    Ok(if body.is_end_stream() { Read::Whole(data) } else { Read::Begun(data) })
+}
+
+/// Reads a body to its end that began with `begun`. What is kept of it is copied, since a frame may
+/// hold on to much more memory than it has bytes, and taken from the memory of the call.
 ///
 /// # Errors
 ///
 /// `INVALID_ARGUMENT` when it is too large or cannot be read to its end, `UNAVAILABLE` when it does
-/// not arrive in time.
-pub(super) async fn read<B>(body: &mut B, limits: &PortLimits) -> Result<Bytes, Status>
+/// not arrive in time or there is no memory for it.
+pub(super) async fn read<B>(
+    body: &mut B,
+    begun: Bytes,
+    limits: &PortLimits,
+    call: &mut InFlight,
+) -> Result<Bytes, Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
     let most = limits.max_message_bytes as usize;
+    let mut message = BytesMut::new();
     let mut body = Timely::new(body, limits.request_timeout);
-    let mut first = Bytes::new();
-    let mut joined = BytesMut::new();
-    while let Some(data) = body.data().await? {
-        if first.len() + joined.len() + data.len() > most {
+    let mut next = Some(begun);
+    while let Some(data) = next {
+        if message.len() + data.len() > most {
             let problem = format!("the message is larger than {most} bytes");
             return Err(Status::invalid_argument(problem));
         }
-        if first.is_empty() && joined.is_empty() {
-            first = data;
-        } else {
-            joined.extend_from_slice(&std::mem::take(&mut first));
-            joined.extend_from_slice(&data);
-        }
-        if body.is_at_end() {
+        call.take(data.len()).map_err(super::full)?;
+        message.extend_from_slice(&data);
+        drop(data);
+        if !message.is_empty() && body.is_at_end() {
             break;
         }
+        next = body.data().await?;
     }
-    Ok(if joined.is_empty() { first } else { joined.freeze() })
+    Ok(message.freeze())
+}
+
+/// Reads a body that nobody wants, and keeps nothing of it.
+pub(super) async fn pass_over<B>(body: &mut B, limits: &PortLimits)
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    let mut left = limits.max_message_bytes as usize;
+    let mut body = Timely::new(body, limits.request_timeout.min(UNWANTED_TIMEOUT));
+    while let Ok(Some(data)) = body.data().await {
+        let Some(rest) = left.checked_sub(data.len()) else { return };
+        left = rest;
+    }
 }
 
 /// A good answer: a message, initial metadata and, for a granted borrow, what becomes of the lease
@@ -106,45 +158,79 @@ impl Answer {
         self
     }
 
+    /// The bytes of the message, framed.
+    pub(crate) const fn len(&self) -> usize {
+        self.message.len()
+    }
+
     pub(crate) fn delivery(self, delivery: Delivery) -> Self {
         Self { delivery: Some(delivery), ..self }
     }
 
     pub(crate) fn into_http(self) -> http::Response<Body> {
         let Self { message, metadata, delivery } = self;
-        let mut response = http::Response::new(Body::Message { message, delivery });
+        let mut response =
+            http::Response::new(Body::from_kind(Kind::Message { message, delivery }));
         *response.headers_mut() = metadata;
         response
     }
 }
 
-/// The body of any response of the gRPC port.
+/// The body of any response of the gRPC port, with its call, which is in flight until the body is
+/// gone.
 #[derive(Debug)]
-pub(crate) enum Body {
+pub(crate) struct Body {
+    kind: Kind,
+    _call: Option<InFlight>,
+}
+
+#[derive(Debug)]
+enum Kind {
     /// One message to send. Taking it is what hands the answer to the transport.
     Message { message: Bytes, delivery: Option<Delivery> },
     /// The status that follows the message.
     Trailers,
     /// Nothing, or nothing more.
     Done,
-    /// Whatever a tonic service answers, as long as it takes.
-    Tonic { body: tonic::body::Body, _open: Option<OpenStream> },
+    /// Whatever a tonic service answers, as long as it takes, with what it holds on to.
+    Tonic { body: tonic::body::Body, is_stream: bool, _place: Option<AsidePlace> },
 }
 
 impl Body {
-    /// Whatever a tonic service answers.
-    pub(crate) fn tonic(body: tonic::body::Body) -> Self {
-        Self::Tonic { body, _open: None }
+    /// No body at all.
+    pub(crate) const fn none() -> Self {
+        Self::from_kind(Kind::Done)
     }
 
-    /// The same body, which keeps `connection` from being idle where it may take long.
-    pub(crate) fn on(self, connection: Arc<Connection>) -> Self {
-        match self {
-            Self::Tonic { body, _open: _ } => {
-                Self::Tonic { body, _open: Some(OpenStream::on(connection)) }
-            }
-            short => short,
-        }
+    /// Whatever a tonic service answers with a stream.
+    pub(crate) const fn stream(body: tonic::body::Body) -> Self {
+        Self::from_kind(Kind::Tonic { body, is_stream: true, _place: None })
+    }
+
+    /// Whatever a tonic service answers, which holds on to `place`; one short answer without it.
+    pub(super) fn aside(body: tonic::body::Body, place: Option<AsidePlace>) -> Self {
+        Self::from_kind(Kind::Tonic { body, is_stream: place.is_some(), _place: place })
+    }
+
+    const fn from_kind(kind: Kind) -> Self {
+        Self { kind, _call: None }
+    }
+
+    /// Whether the answer may take long: it is no message that ends.
+    pub(crate) const fn is_stream(&self) -> bool {
+        matches!(self.kind, Kind::Tonic { is_stream: true, .. })
+    }
+}
+
+/// Responses that belong to a call.
+pub(super) trait OfCall {
+    /// The same response; the call is in flight until the body is gone.
+    fn of(self, call: InFlight) -> Self;
+}
+
+impl OfCall for http::Response<Body> {
+    fn of(self, call: InFlight) -> Self {
+        self.map(|body| Body { _call: Some(call), ..body })
     }
 }
 
@@ -156,38 +242,38 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Self::Tonic { body, .. } = &mut *self {
+        if let Kind::Tonic { body, .. } = &mut self.kind {
             return Pin::new(body).poll_frame(context);
         }
-        let (frame, next) = match std::mem::replace(&mut *self, Self::Done) {
-            Self::Message { message, delivery } => {
+        let (frame, next) = match std::mem::replace(&mut self.kind, Kind::Done) {
+            Kind::Message { message, delivery } => {
                 if let Some(delivery) = delivery {
                     delivery.complete();
                 }
-                (Frame::data(message), Self::Trailers)
+                (Frame::data(message), Kind::Trailers)
             }
-            Self::Trailers => {
+            Kind::Trailers => {
                 let mut trailers = HeaderMap::with_capacity(1);
                 trailers.insert(GRPC_STATUS, OK);
-                (Frame::trailers(trailers), Self::Done)
+                (Frame::trailers(trailers), Kind::Done)
             }
-            Self::Done | Self::Tonic { .. } => return Poll::Ready(None),
+            Kind::Done | Kind::Tonic { .. } => return Poll::Ready(None),
         };
-        *self = next;
+        self.kind = next;
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Message { .. } | Self::Trailers => false,
-            Self::Done => true,
-            Self::Tonic { body, .. } => body.is_end_stream(),
+        match &self.kind {
+            Kind::Message { .. } | Kind::Trailers => false,
+            Kind::Done => true,
+            Kind::Tonic { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Tonic { body, .. } => body.size_hint(),
+        match &self.kind {
+            Kind::Tonic { body, .. } => body.size_hint(),
             // Not exact, or hyper would announce a content-length, which gRPC does without.
             _ => SizeHint::default(),
         }
@@ -196,5 +282,5 @@ impl HttpBody for Body {
 
 /// A response that is a status alone.
 pub(crate) fn refuse(status: Status) -> http::Response<Body> {
-    status.into_http::<()>().map(|()| Body::Done)
+    status.into_http::<()>().map(|()| Body::none())
 }

@@ -95,7 +95,7 @@ impl Web {
             async move { Ok::<_, Infallible>(answer.await) }
         }));
         match self.cors.layer(translated).oneshot(request).await {
-            Ok(response) => response.map(Body::tonic),
+            Ok(response) => response.map(Body::stream),
             Err(infallible) => match infallible {},
         }
     }

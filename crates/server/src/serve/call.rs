@@ -1,28 +1,45 @@
-//! The tasks of calls, which can be ended from outside.
+//! The tasks of calls: each has its turns, and can be ended from outside.
 
 use std::cell::Cell;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
+use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::connection::Connection;
 
 thread_local! {
     /// What the call that is being polled on this thread asks for.
-    static RESET_BY: Cell<Option<CancellationToken>> = const { Cell::new(None) };
+    static RESET: Cell<Option<When>> = const { Cell::new(None) };
 }
 
-/// Lets the call that runs now be reset when `token` is cancelled, whatever it waits for then.
+/// When a call is reset whose answer is not read.
+enum When {
+    Cancelled(CancellationToken),
+    Over(Duration),
+}
+
+/// Resets the call that runs now when `token` is cancelled, whatever it waits for then.
 ///
 /// A response that nobody reads is not even polled any more, so it cannot end itself.
 pub(crate) fn reset_call_by(token: CancellationToken) {
-    RESET_BY.set(Some(token));
+    RESET.set(Some(When::Cancelled(token)));
 }
 
-/// Runs each call of a connection as a task on the runtime of its thread.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Calls;
+/// Resets the call that runs now when it is not over within `time`. It costs nothing where the call
+/// ends with this very poll, as short answers do for which there is room.
+pub(crate) fn reset_call_after(time: Duration) {
+    RESET.set(Some(When::Over(time)));
+}
+
+/// Runs each call of a connection as a task on the runtime of its thread, in the turns of its caller.
+#[derive(Clone, Debug)]
+pub(super) struct Calls(pub(super) Arc<Connection>);
 
 impl<F> Executor<F> for Calls
 where
@@ -30,7 +47,7 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, call: F) {
-        tokio::spawn(Call::new(call));
+        tokio::spawn(Call { call, connection: Some(self.0.clone()), reset: Reset::Never });
     }
 }
 
@@ -39,14 +56,22 @@ pin_project! {
     pub(super) struct Call<F> {
         #[pin]
         call: F,
-        reset: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+        // Has the turns. A call that runs within the task of its connection has none of its own.
+        connection: Option<Arc<Connection>>,
+        reset: Reset,
     }
 }
 
+enum Reset {
+    Never,
+    Cancelled(Pin<Box<WaitForCancellationFutureOwned>>),
+    Over(Pin<Box<Sleep>>),
+}
+
 impl<F> Call<F> {
-    /// `call`, which [`reset_call_by`] may end.
-    pub(super) fn new(call: F) -> Self {
-        Self { call, reset: None }
+    /// `call` within the task of its connection; [`reset_call_by`] may end both.
+    pub(super) fn within_connection(call: F) -> Self {
+        Self { call, connection: None, reset: Reset::Never }
     }
 }
 
@@ -55,24 +80,34 @@ impl<F: Future> Future for Call<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        let polled = this.call.poll(context);
-        if let Some(token) = RESET_BY.take() {
-            *this.reset = Some(Box::pin(token.cancelled_owned()));
+        if let Some(connection) = this.connection {
+            ready!(connection.poll_call(context));
         }
+        let polled = this.call.poll(context);
+        let when = RESET.take();
         if polled.is_ready() {
             return Poll::Ready(());
         }
+        match when {
+            Some(When::Cancelled(token)) => {
+                *this.reset = Reset::Cancelled(Box::pin(token.cancelled_owned()));
+            }
+            // The next call of HTTP/1.1 begins when the answer to this one was written.
+            Some(When::Over(time)) if this.connection.is_some() => {
+                *this.reset = Reset::Over(Box::pin(tokio::time::sleep(time)));
+            }
+            _ => {}
+        }
         match this.reset {
-            Some(reset) => reset.as_mut().poll(context),
-            None => Poll::Pending,
+            Reset::Never => Poll::Pending,
+            Reset::Cancelled(token) => token.as_mut().poll(context),
+            Reset::Over(over) => over.as_mut().poll(context),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[tokio::test]
@@ -80,13 +115,14 @@ mod tests {
         let token = CancellationToken::new();
         let alive = Arc::new(());
         let (asked, held) = (token.clone(), alive.clone());
-        Calls.execute(async move {
+        let calls = Calls(Connection::of_a_test());
+        calls.execute(async move {
             let _held = held;
             reset_call_by(asked);
             std::future::pending::<()>().await;
         });
         let held = alive.clone();
-        Calls.execute(async move {
+        calls.execute(async move {
             let _held = held;
             std::future::pending::<()>().await;
         });
@@ -95,5 +131,20 @@ mod tests {
         token.cancel();
         tokio::task::yield_now().await;
         assert_eq!(Arc::strong_count(&alive), 2, "the other call goes on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_whose_answer_is_not_read_is_dropped_when_its_time_is_over() {
+        let alive = Arc::new(());
+        let held = alive.clone();
+        Calls(Connection::of_a_test()).execute(async move {
+            let _held = held;
+            reset_call_after(Duration::from_secs(30));
+            std::future::pending::<()>().await;
+        });
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        assert_eq!(Arc::strong_count(&alive), 2);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 }

@@ -34,7 +34,13 @@ pub struct Config {
     /// The most leases held at once, whatever the policy allows. By default 2,000,000.
     pub max_leases: u64,
     /// The most gRPC connections held at once; more wait in the socket. By default 16,384.
+    ///
+    /// Connections that have shown no key have half of them at the most, and idle ones of these
+    /// leave first.
     pub max_connections: u32,
+    /// The most memory that connections and calls in flight may take up, leases aside, in bytes. By
+    /// default 256 MiB.
+    pub max_memory: u64,
     /// What the gRPC port allows one connection, and for how long.
     pub port: PortLimits,
     /// The certificate of the gRPC port. By default none: it is served without TLS.
@@ -61,6 +67,7 @@ impl Config {
             allow_anonymous: false,
             max_leases: Options::default().max_leases,
             max_connections: 16_384,
+            max_memory: 256 << 20,
             port: PortLimits::default(),
             tls: TlsFiles::default(),
             threads: std::thread::available_parallelism().map_or(1, Into::into),

@@ -1,14 +1,12 @@
 //! The connections of one serving thread: accepted, driven, closed when idle, drained at the end.
 
 use std::convert::Infallible;
-use std::net::TcpListener as StdListener;
+use std::net::{IpAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -16,14 +14,17 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::call::{Call, Calls};
+use super::call::{Call, Calls, reset_call_after};
+use super::connection::Connection;
 use super::limits::PortLimits;
-use super::opening::opening;
+use super::memory::MemoryBudget;
+use super::opening::{Opening, opening};
+use super::places::{Place, Places};
+use super::rounds::Rounds;
 use super::tls::{self, Tls};
 use crate::admin::metrics::Held;
 use crate::rpc::Gateway;
@@ -31,7 +32,7 @@ use crate::store::Store;
 
 /// Bytes that a caller may send ahead on one call, and on a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
 
 /// How long an HTTP/1.1 connection may take to its next call, headers included. It cannot be asked
 /// whether anybody is there.
@@ -43,13 +44,18 @@ const HTTP1_BUFFER: usize = 8 * 1024;
 /// How long to wait when the system has no file descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
+/// What a TLS handshake counts as, in units of [`Rounds`].
+const HANDSHAKE: u32 = 300;
+
 /// What the serving threads of a server share.
 #[derive(Debug)]
 pub(super) struct Port<S> {
     pub(super) gateway: Gateway<S>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) limits: PortLimits,
-    pub(super) places: Arc<Semaphore>,
+    pub(super) places: Arc<Places>,
+    /// The memory that connections and calls may take up.
+    pub(super) memory: Arc<MemoryBudget>,
     /// Counts the connections.
     pub(super) open: Gauge,
     /// Cancelled when the server stops: accept nothing more, finish what is under way.
@@ -62,12 +68,15 @@ impl<S: Store> Port<S> {
     /// Serves connections on the current runtime until the server stops.
     pub(super) async fn serve(self: Arc<Self>, listener: StdListener) -> std::io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
-        let connections = Connections::default();
+        let (connections, rounds) = (Connections::default(), Arc::<Rounds>::default());
+        let turning = rounds.clone();
+        // A task of its own, so that it comes after what is ready.
+        let turning = tokio::spawn(async move { turning.turn().await });
         tokio::select! {
             () = self.stopped.cancelled() => return Ok(()),
             () = self.draining.cancelled() => {}
             () = connections.close_idle(self.limits.idle_timeout) => {}
-            () = self.accept(&listener, &connections) => {}
+            () = self.accept(&listener, &connections, &rounds) => {}
         }
         drop(listener);
         connections.close_all();
@@ -76,14 +85,19 @@ impl<S: Store> Port<S> {
             () = tokio::time::sleep(self.limits.drain_timeout) => {}
             () = connections.all_closed() => {}
         }
+        turning.abort();
         Ok(())
     }
 
-    async fn accept(self: &Arc<Self>, listener: &TcpListener, connections: &Connections) {
+    async fn accept(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        connections: &Connections,
+        rounds: &Arc<Rounds>,
+    ) {
         loop {
-            let Ok(place) = self.places.clone().acquire_owned().await else { return };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     if !is_about_one_connection(&error) {
                         tracing::warn!(%error, "cannot accept a connection");
@@ -92,10 +106,17 @@ impl<S: Store> Port<S> {
                     continue;
                 }
             };
-            connections.spawn(self.clone(), stream, place);
+            let connection = self.connection(Some(peer.ip()), rounds);
+            let place = self.places.take(&connection).await;
+            connections.spawn(self.clone(), stream, connection, place);
             // Lets the other threads have their share of connections that come at once.
             tokio::task::yield_now().await;
         }
+    }
+
+    fn connection(&self, peer: Option<IpAddr>, rounds: &Arc<Rounds>) -> Arc<Connection> {
+        let limit = self.limits.max_connection_memory as usize;
+        Connection::new(peer, &self.memory, rounds, limit)
     }
 
     /// Serves one connection that came by other means than the socket, until it ends or the
@@ -104,9 +125,10 @@ impl<S: Store> Port<S> {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Ok(_place) = self.places.clone().acquire_owned().await else { return };
+        // Who runs the server within a program of their own has a thread for this, alone on it.
+        let connection = self.connection(None, &Arc::default());
+        let _place = self.places.take(&connection).await;
         let _open = Held::in_(&self.open);
-        let connection = Arc::<Connection>::default();
         let by = Instant::now() + self.limits.handshake_timeout;
         let mut served = pin!(self.clone().drive(stream, connection.clone(), by));
         tokio::select! {
@@ -143,11 +165,17 @@ impl<S: Store> Port<S> {
         connection: Arc<Connection>,
         by: Instant,
     ) {
-        let handshake = tls.acceptor().accept(stream).into_fallible();
+        let handshake = async {
+            // Other callers have their turns between the handshakes of strangers.
+            let share = connection.share();
+            std::future::poll_fn(|context| share.poll_turn(HANDSHAKE, context)).await;
+            tls.acceptor().accept(stream).into_fallible().await
+        };
         let handshake = tokio::time::timeout_at(by, handshake);
         let stream = tokio::select! {
             stream = handshake => stream,
             () = self.draining.cancelled() => return,
+            () = std::future::poll_fn(|context| connection.poll_leave(context)) => return,
         };
         match stream {
             Ok(Ok(stream)) => self.drive(stream, connection, by).await,
@@ -164,33 +192,33 @@ impl<S: Store> Port<S> {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let http = http(&self.limits);
-        let (stream, mut opening) = opening(stream, by);
+        let http = http(&self.limits, &connection);
+        let patience = self.limits.answer_timeout;
+        let (stream, opening) = opening(stream, connection.clone(), by, patience);
         let calls = connection.clone();
-        let service = service_fn(move |request| {
-            calls.calls.fetch_add(1, Ordering::Relaxed);
-            let (port, calls) = (self.clone(), calls.clone());
+        let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            let call = calls.begin(request.headers());
+            let port = self.clone();
             async move {
-                let response = port.gateway.answer(request).await;
-                Ok::<_, Infallible>(response.map(|body| body.on(calls)))
+                let response = port.gateway.answer(request, call).await;
+                if !response.body().is_stream() {
+                    reset_call_after(patience);
+                }
+                Ok::<_, Infallible>(response)
             }
         });
         let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
-        let mut told = false;
+        let mut ending = Ending { connection: &connection, opening, has_said_goodbye: false };
         let ended = std::future::poll_fn(|context| {
-            connection.waker.register(context.waker());
-            if !told && connection.leave.load(Ordering::Acquire) {
-                told = true;
-                http.as_mut().graceful_shutdown();
-            }
+            let leaves = ready!(ending.poll(context, || http.as_mut().graceful_shutdown()));
             let polled = http.as_mut().poll(context);
-            if polled.is_pending() && opening.is_missed(context) {
-                return Poll::Ready(Err("nothing was said in time".into()));
+            if polled.is_pending() && (leaves || ending.opening.is_missed(context)) {
+                return Poll::Ready(Err("it said nothing in time, or had to make room".into()));
             }
             polled
         });
         // A call of HTTP/1.1 runs within its connection, which is reset together with it.
-        let served = Call::new(async {
+        let served = Call::within_connection(async {
             if let Err(error) = ended.await {
                 tracing::debug!(%error, "a connection broke");
             }
@@ -199,9 +227,34 @@ impl<S: Store> Port<S> {
     }
 }
 
+/// When a connection has to end.
+struct Ending<'c> {
+    connection: &'c Connection,
+    opening: Opening,
+    has_said_goodbye: bool,
+}
+
+impl Ending<'_> {
+    /// Waits for a turn, says goodbye where the connection has to go, and answers whether it has to
+    /// go at once.
+    fn poll(&mut self, context: &mut Context<'_>, say_goodbye: impl FnOnce()) -> Poll<bool> {
+        let connection = self.connection;
+        connection.waker.register(context.waker());
+        let leaves = connection.has_to_leave_at_once();
+        if !self.has_said_goodbye && (leaves || connection.has_to_leave()) {
+            self.has_said_goodbye = true;
+            say_goodbye();
+        }
+        if !leaves {
+            ready!(connection.poll_turn(context));
+        }
+        Poll::Ready(leaves)
+    }
+}
+
 /// HTTP/2 for gRPC; HTTP/1.1 for gRPC-Web alone, as browsers and their proxies speak it.
-fn http(limits: &PortLimits) -> auto::Builder<Calls> {
-    let mut builder = auto::Builder::new(Calls);
+fn http(limits: &PortLimits, connection: &Arc<Connection>) -> auto::Builder<Calls> {
+    let mut builder = auto::Builder::new(Calls(connection.clone()));
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -229,43 +282,6 @@ fn is_about_one_connection(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// One connection, as seen from outside its task.
-#[derive(Debug, Default)]
-pub(crate) struct Connection {
-    /// Calls so far.
-    calls: AtomicU64,
-    /// Streams that are open beyond one answer, such as a health watch.
-    streams: AtomicUsize,
-    leave: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Connection {
-    /// Finishes the calls under way, takes no more and closes.
-    fn close(&self) {
-        self.leave.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-}
-
-/// A stream of a connection that is not idle while it is open.
-#[derive(Debug)]
-pub(crate) struct OpenStream(Arc<Connection>);
-
-impl OpenStream {
-    /// Counts a stream of `connection` until it is dropped.
-    pub(crate) fn on(connection: Arc<Connection>) -> Self {
-        connection.streams.fetch_add(1, Ordering::Relaxed);
-        Self(connection)
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// The connections of one serving thread.
 #[derive(Debug, Default)]
 struct Connections {
@@ -281,18 +297,18 @@ struct Open {
 }
 
 impl Open {
-    fn add(&mut self) -> (u64, Arc<Connection>) {
-        let (number, connection) = (self.next, Arc::<Connection>::default());
+    fn add(&mut self, connection: Arc<Connection>) -> u64 {
+        let number = self.next;
         self.next += 1;
-        self.connections.insert(number, (connection.clone(), u64::MAX));
-        (number, connection)
+        self.connections.insert(number, (connection, u64::MAX));
+        number
     }
 
-    /// Closes what made no call since the last look and has no stream open.
+    /// Closes what made no call since the last look and has none in flight.
     fn close_idle(&mut self) {
         for (connection, calls_then) in self.connections.values_mut() {
-            let calls = connection.calls.load(Ordering::Relaxed);
-            if calls == *calls_then && connection.streams.load(Ordering::Relaxed) == 0 {
+            let calls = connection.calls();
+            if calls == *calls_then && connection.is_idle() {
                 connection.close();
             }
             *calls_then = calls;
@@ -301,8 +317,15 @@ impl Open {
 }
 
 impl Connections {
-    fn spawn<S: Store>(&self, port: Arc<Port<S>>, stream: TcpStream, place: OwnedSemaphorePermit) {
-        let (number, connection) = self.open.lock().add();
+    fn spawn<S: Store>(
+        &self,
+        port: Arc<Port<S>>,
+        stream: TcpStream,
+        connection: Arc<Connection>,
+        place: Place,
+    ) {
+        connection.has_place(&port.places, &place);
+        let number = self.open.lock().add(connection.clone());
         let open = self.open.clone();
         let held = Held::in_(&port.open);
         self.tasks.spawn(async move {
@@ -334,30 +357,29 @@ impl Connections {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
 
-    fn is_leaving(connection: &Connection) -> bool {
-        connection.leave.load(Ordering::Relaxed)
-    }
-
     #[test]
-    fn a_connection_is_idle_after_a_whole_period_without_calls_or_streams() {
+    fn a_connection_is_idle_after_a_whole_period_without_calls() {
         let mut open = Open::default();
-        let (_, silent) = open.add();
-        let (_, calling) = open.add();
-        let (_, watching) = open.add();
-        let stream = OpenStream::on(watching.clone());
+        let [silent, calling, watching] = std::array::from_fn(|_| Connection::of_a_test());
+        for connection in [&silent, &calling, &watching] {
+            open.add(connection.clone());
+        }
+        let stream = watching.begin(&HeaderMap::new());
 
         open.close_idle();
-        assert!(!is_leaving(&silent), "a connection that is new is given a whole period");
+        assert!(!silent.has_to_leave(), "a connection that is new is given a whole period");
 
-        calling.calls.fetch_add(1, Ordering::Relaxed);
+        drop(calling.begin(&HeaderMap::new()));
         open.close_idle();
-        assert!(is_leaving(&silent));
-        assert!(!is_leaving(&calling) && !is_leaving(&watching));
+        assert!(silent.has_to_leave());
+        assert!(!calling.has_to_leave() && !watching.has_to_leave());
 
         drop(stream);
         open.close_idle();
-        assert!(is_leaving(&calling) && is_leaving(&watching));
+        assert!(calling.has_to_leave() && watching.has_to_leave());
     }
 }

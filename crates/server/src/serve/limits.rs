@@ -13,8 +13,14 @@ pub struct PortLimits {
     /// The most calls at once on one connection. By default 1,024.
     pub max_streams: u32,
     /// The most bytes of headers of one call. Past it a call is refused with HTTP status 431. By
-    /// default 32 KiB.
+    /// default 16 KiB.
     pub max_header_bytes: u32,
+    /// The most header fields of one call. Past it a call is refused with HTTP status 431. By
+    /// default 100.
+    pub max_header_fields: u32,
+    /// The most memory that the calls in flight of one connection may take up, in bytes. Past it a
+    /// call is refused by `UNAVAILABLE`. By default 48 MiB.
+    pub max_connection_memory: u32,
     /// The most bytes of a message, reports of usage excepted. By default 64 KiB.
     pub max_message_bytes: u32,
     /// The most bytes of a report of usage. By default 4 MiB.
@@ -23,6 +29,8 @@ pub struct PortLimits {
     pub handshake_timeout: Duration,
     /// How long the message of a call may take to arrive. By default 30 s.
     pub request_timeout: Duration,
+    /// How long the answer to a call may wait for its caller to read it. By default 30 s.
+    pub answer_timeout: Duration,
     /// A connection without calls for this long is told to go, at the latest after twice as long.
     /// By default 10 minutes, and never under 5: clients in the field call every 20 s while they
     /// hold anything, and keep a connection that holds nothing for the next stream.
@@ -39,11 +47,14 @@ impl Default for PortLimits {
     fn default() -> Self {
         Self {
             max_streams: 1_024,
-            max_header_bytes: 32 * 1024,
+            max_header_bytes: 16 * 1024,
+            max_header_fields: 100,
+            max_connection_memory: 48 << 20,
             max_message_bytes: 64 * 1024,
             max_report_bytes: 4 * 1024 * 1024,
             handshake_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(600),
             ping_interval: Duration::from_secs(20),
             ping_timeout: Duration::from_secs(20),

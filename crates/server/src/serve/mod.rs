@@ -2,11 +2,15 @@
 
 mod call;
 mod config;
+mod connection;
 mod connections;
 mod limits;
+mod memory;
 mod opening;
 mod operator;
 mod origin;
+mod places;
+mod rounds;
 mod tls;
 
 use std::io;
@@ -20,18 +24,18 @@ use arc_swap::ArcSwap;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle as TaskHandle;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use wire::control::session_control_server::SessionControlServer;
 
-pub(crate) use call::reset_call_by;
+pub(crate) use call::{reset_call_after, reset_call_by};
 pub use config::Config;
-pub(crate) use connections::{Connection, OpenStream};
+pub(crate) use connection::{InFlight, StreamAside};
 pub use limits::PortLimits;
 pub(crate) use limits::SHORTEST_IDLE;
+pub(crate) use memory::Full;
 pub use origin::Origin;
 pub use tls::TlsFiles;
 
@@ -48,6 +52,8 @@ use crate::store::{Embedded, Recovered, Store, Unavailable};
 use crate::usage::{USAGE_SERVICE, UsageReports};
 use crate::watch::Watched;
 use connections::Port;
+use memory::{CONNECTION_BYTES, MemoryBudget};
+use places::Places;
 use tls::Tls;
 
 /// Connections that may wait to be accepted: after a restart all clients come back at once.
@@ -156,6 +162,7 @@ impl Server {
         let facts = Facts {
             max_leases: config.max_leases,
             max_connections: config.max_connections,
+            max_memory: config.max_memory,
             recovered_leases: store.leases(),
             started_at: config.clock.wall(),
         };
@@ -171,7 +178,10 @@ impl Server {
         let live = Arc::new(ArcSwap::from_pointee(live));
         let health = HealthReporter::new();
         let farewell = Farewell::default();
-        let most = config.max_connections as usize;
+        let memory = MemoryBudget::new(config.max_memory as usize, metrics.memory.clone());
+        // Connections of strangers are not refused for want of memory, so there are fewer of them.
+        let strangers = config.max_memory as usize / 8 / CONNECTION_BYTES;
+        let places = Arc::new(Places::new(config.max_connections as usize, strangers));
         let (tls, certificates) = tls.map(|(tls, files)| (Arc::new(tls), files)).unzip();
         let control = control(&store, &live, &metrics, &config, &farewell);
         let pool = WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone());
@@ -187,7 +197,8 @@ impl Server {
             ),
             tls: tls.clone(),
             limits: config.port,
-            places: Arc::new(Semaphore::new(most)),
+            places,
+            memory,
             open: metrics.connections.clone(),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),

@@ -1,31 +1,41 @@
-//! The start of a connection: who says nothing at first is let go.
+//! The stream under HTTP: who says nothing at first is let go, whoever reads nothing too, and no
+//! connection reads more in one turn than its part.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// As long as the first words of HTTP/2; no request of HTTP/1.1 is shorter.
-const FIRST_WORDS: usize = 24;
+use super::connection::Connection;
 
-/// Makes of `stream` one that tells when the first words of HTTP came in, and of `by` the time-out
-/// that ends with that.
-pub(super) fn opening<I>(stream: I, by: Instant) -> (Heard<I>, Opening) {
+/// As long as the connection preface of HTTP/2; no request of HTTP/1.1 is shorter.
+const PREFACE_BYTES: usize = 24;
+
+/// Wraps `stream` so that the handshake timeout, which ends `by` then, stops at the first bytes of
+/// HTTP, and so that a write fails when the peer takes nothing for as long as `patience`.
+pub(super) fn opening<I>(
+    stream: I,
+    connection: Arc<Connection>,
+    by: Instant,
+    patience: Duration,
+) -> (Paced<I>, Opening) {
     let spoke = Arc::new(AtomicBool::new(false));
     let opening = Opening(Some((Box::pin(tokio::time::sleep_until(by)), spoke.clone())));
-    (Heard { stream, missing: FIRST_WORDS, spoke }, opening)
+    let missing = PREFACE_BYTES;
+    (Paced { stream, connection, missing, spoke, patience, stuck: None }, opening)
 }
 
-/// How long a connection has for its first words. Once it has said them, this costs nothing.
+/// How long a connection has for its first bytes of HTTP. Once it has sent them, this costs nothing.
 #[derive(Debug)]
 pub(super) struct Opening(Option<(Pin<Box<Sleep>>, Arc<AtomicBool>)>);
 
 impl Opening {
-    /// Whether the time is over and nothing was said. Has to be asked after the stream was read.
+    /// Whether the time is over and nothing came. Has to be asked after the stream was read.
     pub(super) fn is_missed(&mut self, context: &mut Context<'_>) -> bool {
         match &mut self.0 {
             None => false,
@@ -38,48 +48,81 @@ impl Opening {
     }
 }
 
-/// A stream of which the first bytes are counted.
+/// A stream that is read in turns and written under a time limit.
 #[derive(Debug)]
-pub(super) struct Heard<I> {
+pub(super) struct Paced<I> {
     stream: I,
+    connection: Arc<Connection>,
+    /// Bytes of the preface that have not come yet.
     missing: usize,
     spoke: Arc<AtomicBool>,
+    patience: Duration,
+    /// Runs while something waits for the peer to read.
+    stuck: Option<Pin<Box<Sleep>>>,
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Heard<I> {
+impl<I> Paced<I> {
+    fn write<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>>
+    where
+        I: Unpin,
+    {
+        if let Poll::Ready(written) = write(Pin::new(&mut self.stream), context) {
+            self.stuck = None;
+            return Poll::Ready(written);
+        }
+        let patience = self.patience;
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        ready!(stuck.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")))
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Paced<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.missing == 0 {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        let readable = self.connection.readable();
+        if readable == 0 {
+            // The rest is read in the next turn, after everybody who is ready has had one.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        self.missing = self.missing.saturating_sub(buffer.filled().len() - before);
-        if self.missing == 0 {
-            self.spoke.store(true, Ordering::Relaxed);
+        let mut part = (&mut self.stream).take(readable as u64);
+        ready!(Pin::new(&mut part).poll_read(context, buffer))?;
+        let read = buffer.filled().len() - before;
+        self.connection.has_read(read);
+        if self.missing > 0 {
+            self.missing = self.missing.saturating_sub(read);
+            if self.missing == 0 {
+                self.spoke.store(true, Ordering::Relaxed);
+            }
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Heard<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for Paced<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        self.write(context, |stream, context| stream.poll_write(context, bytes))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        self.write(context, |stream, context| stream.poll_flush(context))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        self.write(context, |stream, context| stream.poll_shutdown(context))
     }
 
     fn poll_write_vectored(
@@ -87,7 +130,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Heard<I> {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+        self.write(context, |stream, context| stream.poll_write_vectored(context, bytes))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -76,6 +76,20 @@ pub(super) static SETTINGS: &[Setting] = &[
         |config| &mut config.max_connections,
     )
     .counted(1, 1 << 20),
+    Setting::new(
+        "max_memory",
+        "Limits",
+        "The most bytes that connections and calls in flight take up together, leases aside",
+        |config| &mut config.max_memory,
+    )
+    .counted(16 << 20, 1 << 40),
+    Setting::new(
+        "max_connection_memory",
+        "Limits",
+        "The most bytes that the calls in flight of one connection take up",
+        |config| &mut config.port.max_connection_memory,
+    )
+    .counted(1 << 20, u32::MAX as u64),
     Setting::new("max_streams", "Limits", "The most calls at once on one connection", |config| {
         &mut config.port.max_streams
     })
@@ -84,6 +98,10 @@ pub(super) static SETTINGS: &[Setting] = &[
         &mut config.port.max_header_bytes
     })
     .counted(8 << 10, 1 << 20),
+    Setting::new("max_header_fields", "Limits", "The most header fields of one call", |config| {
+        &mut config.port.max_header_fields
+    })
+    .counted(32, 1 << 14),
     Setting::new(
         "max_message_bytes",
         "Limits",
@@ -111,6 +129,13 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Time-outs",
         "How long the message of a call may take to arrive",
         |config| &mut config.port.request_timeout,
+    )
+    .timed(Duration::from_millis(100), seconds(300)),
+    Setting::new(
+        "answer_timeout",
+        "Time-outs",
+        "How long an answer may wait for its caller to read it",
+        |config| &mut config.port.answer_timeout,
     )
     .timed(Duration::from_millis(100), seconds(300)),
     Setting::new(

@@ -1,0 +1,328 @@
+//! One connection, as its calls and whoever looks after it see it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+use std::task::{Context, Poll};
+
+use futures_util::task::AtomicWaker;
+use http::HeaderMap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::memory::{
+    Account, CALL_BYTES, CallerName, ConnectionMemory, FIELD_BYTES, Full, MemoryBudget,
+};
+use super::places::{Place, Places};
+use super::rounds::{Rounds, Share};
+
+/// Bytes that are read in one turn of a connection, before its caller is known and after.
+const STRANGER_READS: usize = 4 << 10;
+const READS: usize = 16 << 10;
+
+/// Turns of a new connection that are not counted, so that one more handshake is not held up by a
+/// thousand busy strangers.
+const FREE_TURNS: u64 = 8;
+
+/// Calls that are worked on at once on one connection before it is proven.
+const UNPROVEN_CALLS: usize = 100;
+
+/// Health watches and reflection streams at once on one connection.
+const STREAMS_ASIDE: usize = 8;
+
+/// One connection, as seen from outside its task.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    peer: Option<IpAddr>,
+    budget: Arc<MemoryBudget>,
+    memory: ConnectionMemory,
+    rounds: Arc<Rounds>,
+    share: Mutex<Arc<Share>>,
+    /// Its place, once it has one; a connection that this program made itself has none.
+    place: OnceLock<(Arc<Places>, u64)>,
+    /// Whether it is known who calls.
+    is_known: AtomicBool,
+    /// Whether a key was shown, or a call was answered where no indexers are configured.
+    is_proven: AtomicBool,
+    /// Woken when the connection is proven, or a call has ended before that.
+    admitted: Notify,
+    /// Calls so far, and those in flight.
+    calls: AtomicU64,
+    in_flight: AtomicUsize,
+    streams_aside: AtomicUsize,
+    turns: AtomicU64,
+    /// Bytes that may still be read in this turn.
+    readable: AtomicUsize,
+    leave: AtomicBool,
+    leave_at_once: AtomicBool,
+    pub(super) waker: AtomicWaker,
+}
+
+impl Connection {
+    /// A connection from `peer` whose caller is not known, on the thread of `rounds`; its calls may
+    /// take up `limit` bytes once the caller is known.
+    pub(super) fn new(
+        peer: Option<IpAddr>,
+        budget: &Arc<MemoryBudget>,
+        rounds: &Arc<Rounds>,
+        limit: usize,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            peer,
+            budget: budget.clone(),
+            memory: ConnectionMemory::new(budget.account(CallerName::Stranger), limit),
+            rounds: rounds.clone(),
+            share: Mutex::new(rounds.share(&CallerName::Stranger)),
+            place: OnceLock::new(),
+            is_known: AtomicBool::new(false),
+            is_proven: AtomicBool::new(false),
+            admitted: Notify::new(),
+            calls: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            streams_aside: AtomicUsize::new(0),
+            turns: AtomicU64::new(0),
+            readable: AtomicUsize::new(STRANGER_READS),
+            leave: AtomicBool::new(false),
+            leave_at_once: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        })
+    }
+
+    pub(super) fn has_place(&self, places: &Arc<Places>, place: &Place) {
+        // A connection gets one place, once.
+        let _ = self.place.set((places.clone(), place.number()));
+    }
+
+    pub(crate) const fn memory(&self) -> &ConnectionMemory {
+        &self.memory
+    }
+
+    /// Callers that take up memory now.
+    pub(super) fn callers(&self) -> usize {
+        self.budget.active()
+    }
+
+    /// The share of the caller in the rounds of this thread.
+    pub(crate) fn share(&self) -> Arc<Share> {
+        self.share.lock().clone()
+    }
+
+    /// Says who calls: `indexer`, or the peer's address where no indexers are configured.
+    ///
+    /// It costs a comparison once the caller is known. A connection that carries the calls of
+    /// several indexers counts as the one that was shown first.
+    pub(crate) fn is_from(&self, indexer: Option<&str>) {
+        if self.is_known.load(Relaxed) {
+            return;
+        }
+        self.is_known.store(true, Release);
+        let name = match (indexer, self.peer) {
+            (Some(indexer), _) => CallerName::Indexer(indexer.into()),
+            (None, Some(address)) => CallerName::Address(address),
+            // A connection that this program made itself.
+            (None, None) => CallerName::Indexer("".into()),
+        };
+        let account: Arc<Account> = self.budget.account(name);
+        *self.share.lock() = self.rounds.share(account.name());
+        self.memory.move_to(account);
+        if indexer.is_some() {
+            self.is_proven();
+        }
+    }
+
+    /// Says that a key was shown, or that a call was answered where none is needed.
+    pub(crate) fn is_proven(&self) {
+        if self.is_proven.swap(true, AcqRel) {
+            return;
+        }
+        if let Some((places, place)) = self.place.get()
+            && !places.is_proven(*place, self)
+        {
+            tracing::debug!("a caller has its share of the connections: one more is closed");
+            self.close();
+        }
+        self.admitted.notify_waiters();
+    }
+
+    /// Whether so many calls without a key are in flight that one more is not waited for.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.in_flight.load(Relaxed) > UNPROVEN_CALLS
+    }
+
+    /// Whether a call may be worked on at once: see [`Connection::admitted`].
+    pub(crate) fn admits(&self, call: &InFlight) -> bool {
+        call.ahead < UNPROVEN_CALLS || self.is_proven.load(Acquire)
+    }
+
+    /// Waits until a call may be worked on: until few calls are in flight, or the connection is
+    /// proven.
+    pub(crate) async fn admitted(&self, call: &InFlight) {
+        if call.ahead < UNPROVEN_CALLS {
+            return;
+        }
+        loop {
+            let admitted = self.admitted.notified();
+            if self.is_proven.load(Acquire) || self.in_flight.load(Relaxed) <= UNPROVEN_CALLS {
+                return;
+            }
+            admitted.await;
+        }
+    }
+
+    /// Counts a call, and the memory that it takes up with its headers.
+    pub(crate) fn begin(self: &Arc<Self>, headers: &HeaderMap) -> InFlight {
+        self.calls.fetch_add(1, Relaxed);
+        let ahead = self.in_flight.fetch_add(1, Relaxed);
+        let bytes = memory_of(headers);
+        let taken = self.memory.take(bytes);
+        InFlight {
+            connection: self.clone(),
+            ahead,
+            bytes: if taken.is_ok() { bytes } else { 0 },
+            full: taken.err(),
+        }
+    }
+
+    /// Takes a place for a health watch or a reflection stream, if there is one.
+    pub(crate) fn stream_aside(self: &Arc<Self>) -> Option<StreamAside> {
+        let open = self.streams_aside.fetch_add(1, Relaxed);
+        let stream = StreamAside(self.clone());
+        (open < STREAMS_ASIDE).then_some(stream)
+    }
+
+    /// Waits for the connection's turn, and lets it read a part of what has come.
+    pub(super) fn poll_turn(&self, context: &Context<'_>) -> Poll<()> {
+        let is_known = self.is_known.load(Relaxed);
+        let turns = self.turns.fetch_add(1, Relaxed);
+        if is_known || turns > FREE_TURNS {
+            std::task::ready!(self.share.lock().poll_turn(1, context));
+        }
+        self.readable.store(if is_known { READS } else { STRANGER_READS }, Relaxed);
+        Poll::Ready(())
+    }
+
+    /// Waits for the turn of a call.
+    pub(super) fn poll_call(&self, context: &Context<'_>) -> Poll<()> {
+        self.share.lock().poll_turn(1, context)
+    }
+
+    /// How many bytes may be read now; 0 at the end of the turn.
+    pub(super) fn readable(&self) -> usize {
+        self.readable.load(Relaxed)
+    }
+
+    /// Counts what was read, as work too.
+    pub(super) fn has_read(&self, bytes: usize) {
+        self.readable.fetch_sub(bytes, Relaxed);
+        self.share.lock().count(u32::try_from(bytes / 64).unwrap_or(u32::MAX));
+    }
+
+    /// Finishes the calls in flight, takes no more and closes.
+    pub(super) fn close(&self) {
+        self.leave.store(true, Release);
+        self.waker.wake();
+    }
+
+    /// Says GOAWAY and closes without waiting for anything.
+    pub(super) fn leave_at_once(&self) {
+        self.leave_at_once.store(true, Release);
+        self.waker.wake();
+    }
+
+    /// Waits until the connection has to leave at once. For use before HTTP.
+    pub(super) fn poll_leave(&self, context: &Context<'_>) -> Poll<()> {
+        self.waker.register(context.waker());
+        if self.has_to_leave_at_once() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    pub(super) fn has_to_leave(&self) -> bool {
+        self.leave.load(Acquire)
+    }
+
+    pub(super) fn has_to_leave_at_once(&self) -> bool {
+        self.leave_at_once.load(Acquire)
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_a_test() -> Arc<Self> {
+        let memory = MemoryBudget::new(64 << 20, Default::default());
+        Self::new(None, &memory, &Arc::default(), 1 << 20)
+    }
+
+    /// Whether no call is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.load(Acquire) == 0
+    }
+
+    /// Calls so far.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Relaxed)
+    }
+}
+
+/// A call in flight, until its answer is on its way whole.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    connection: Arc<Connection>,
+    /// Calls that were in flight on the connection when this one came.
+    ahead: usize,
+    bytes: usize,
+    full: Option<Full>,
+}
+
+impl InFlight {
+    pub(crate) const fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Why there is no memory for the call, if there is none.
+    pub(crate) const fn full(&self) -> Option<Full> {
+        self.full
+    }
+
+    /// Looks once more for memory where there was none: the caller is known now.
+    pub(crate) fn begin_again(&mut self, headers: &HeaderMap) {
+        let bytes = memory_of(headers);
+        if self.full.is_some() && self.connection.memory.take(bytes).is_ok() {
+            (self.full, self.bytes) = (None, bytes);
+        }
+    }
+
+    /// Takes `bytes` more, for as long as the call is in flight.
+    pub(crate) fn take(&mut self, bytes: usize) -> Result<(), Full> {
+        self.connection.memory.take(bytes)?;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let Connection { memory, in_flight, is_proven, admitted, .. } = &*self.connection;
+        memory.give_back(self.bytes);
+        in_flight.fetch_sub(1, AcqRel);
+        if !is_proven.load(Relaxed) {
+            admitted.notify_one();
+        }
+    }
+}
+
+/// What a call takes up with these headers, its message aside.
+fn memory_of(headers: &HeaderMap) -> usize {
+    let texts = headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    CALL_BYTES + headers.len() * FIELD_BYTES + texts.sum::<usize>()
+}
+
+/// A place for a health watch or a reflection stream of one connection.
+#[derive(Debug)]
+pub(crate) struct StreamAside(Arc<Connection>);
+
+impl Drop for StreamAside {
+    fn drop(&mut self) {
+        self.0.streams_aside.fetch_sub(1, Relaxed);
+    }
+}

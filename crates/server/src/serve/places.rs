@@ -1,0 +1,121 @@
+//! Places for connections: strangers cannot have all of them, and idle ones leave first.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::connection::Connection;
+
+/// Connections of strangers that are looked at for an idle one: enough to find one in practice.
+const LOOKED_AT: usize = 256;
+
+/// How often to look for an idle connection while a new one waits for a place.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// The places of all connections of the gRPC port.
+#[derive(Debug)]
+pub(super) struct Places {
+    most: usize,
+    /// The most places that connections take which are not proven yet.
+    most_strangers: usize,
+    state: Mutex<State>,
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    taken: usize,
+    next: u64,
+    /// Connections that are not proven yet, the oldest first.
+    strangers: BTreeMap<u64, Arc<Connection>>,
+}
+
+impl Places {
+    /// `most` places, of which connections without a key have half, and no more than `most_strangers`.
+    pub(super) fn new(most: usize, most_strangers: usize) -> Self {
+        Self {
+            most,
+            most_strangers: most.div_ceil(2).min(most_strangers.max(1)),
+            state: Mutex::default(),
+            freed: Notify::new(),
+        }
+    }
+
+    /// Waits for a place for `connection`, a new one.
+    ///
+    /// Where places are short, the oldest connection without a call in flight that has shown no key
+    /// has to leave. Cancellation safe.
+    pub(super) async fn take(self: &Arc<Self>, connection: &Arc<Connection>) -> Place {
+        loop {
+            // Made before the look, so that a place that is freed right after it is not missed.
+            let freed = self.freed.notified();
+            if let Some(number) = self.try_take(connection) {
+                return Place { places: self.clone(), number };
+            }
+            // A connection may have become idle without a word.
+            let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;
+        }
+    }
+
+    fn try_take(&self, connection: &Arc<Connection>) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.taken >= self.most || state.strangers.len() >= self.most_strangers {
+            let idle = state.strangers.iter().take(LOOKED_AT).find(|(_, one)| one.is_idle());
+            if let Some(number) = idle.map(|(&number, _)| number) {
+                // Its place is free when it has gone.
+                if let Some(idle) = state.strangers.remove(&number) {
+                    idle.leave_at_once();
+                }
+            }
+        }
+        if state.taken >= self.most || state.strangers.len() >= self.most_strangers {
+            return None;
+        }
+        let number = state.next;
+        state.next += 1;
+        state.taken += 1;
+        state.strangers.insert(number, connection.clone());
+        Some(number)
+    }
+
+    /// Says that the connection is proven now, and answers whether it may stay: where places are
+    /// short, a caller has its share of them and no more.
+    pub(super) fn is_proven(&self, place: u64, connection: &Connection) -> bool {
+        let taken = {
+            let mut state = self.state.lock();
+            state.strangers.remove(&place);
+            state.taken
+        };
+        self.freed.notify_one();
+        let account = connection.memory().account();
+        let share = self.most / (connection.callers() + 1);
+        taken < self.most - self.most / 8 || account.connections.load(Relaxed) <= share.max(1)
+    }
+}
+
+/// A place that a connection has; it is free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    number: u64,
+}
+
+impl Place {
+    pub(super) const fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.places.state.lock();
+        state.taken -= 1;
+        state.strangers.remove(&self.number);
+        drop(state);
+        self.places.freed.notify_one();
+    }
+}
