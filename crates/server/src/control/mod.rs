@@ -27,7 +27,7 @@ pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CO
 use crate::admin::metrics::{CallCounters, Held, Method, StreamCounters};
 use crate::live::Live;
 use crate::policy::Indexer;
-use crate::serve::reset_call_by;
+use crate::serve::{Connection, reset_call_by};
 use crate::store::{Attachment, KeptBatch, Store};
 use outbox::{End, Outbox, Reader};
 
@@ -47,14 +47,17 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a stop waits until every stream has sent its notice.
 const ANNOUNCEMENT: Duration = Duration::from_millis(250);
 
-/// The key that the caller of a stream showed, to be looked at again with every batch: the policy
-/// may have changed since.
+/// Who attaches: the key that the caller showed, to be looked at again with every batch, since the
+/// policy may have changed; and the connection, whose memory the stream takes up.
 #[derive(Clone)]
-pub(crate) struct ShownKey(Option<Box<[u8]>>);
+pub(crate) struct ShownKey {
+    key: Option<Box<[u8]>>,
+    connection: Option<Arc<Connection>>,
+}
 
 impl ShownKey {
-    pub(crate) fn new(key: Option<&[u8]>) -> Self {
-        Self(key.map(Into::into))
+    pub(crate) fn new(key: Option<&[u8]>, connection: Option<Arc<Connection>>) -> Self {
+        Self { key: key.map(Into::into), connection }
     }
 }
 
@@ -114,7 +117,7 @@ impl<S: Store> Control<S> {
         }
         let place = self.places.clone().try_acquire_owned();
         let place = place.map_err(|_| Status::unavailable("too many streams are attached"))?;
-        let (outbox, reader) = Outbox::new(self.streams.pushed.clone());
+        let (outbox, reader) = Outbox::new(self.streams.pushed.clone(), key.connection.clone());
         let attached = Attached {
             attachment: self.store.attach(outbox.clone()),
             store: self.store.clone(),
@@ -235,7 +238,7 @@ impl<S: Store> Attached<S> {
         let ids: Vec<_> = keys.iter().map(|key| key.parse::<LeaseId>().ok()).collect();
         let kept = {
             let live = self.live.load();
-            let caller = live.policy.identify(self.key.0.as_deref());
+            let caller = live.policy.identify(self.key.key.as_deref());
             let caller = caller.map_err(|error| Status::unauthenticated(error.to_string()))?;
             let caller = caller.map(Indexer::name);
             self.store.keep_alive_batch(&ids, caller, &self.attachment)

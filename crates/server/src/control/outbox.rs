@@ -18,6 +18,7 @@ use wire::control::{
     AttachResponse, BatchAnswer, Draining, Reason as WireReason, Revocation, RevokedPlace,
 };
 
+use crate::serve::Connection;
 use crate::store::{KeptBatch, Listener};
 
 /// Answers that may wait for the reader. A client has a handful of batches under way.
@@ -40,6 +41,8 @@ pub(super) struct Outbox {
     /// Cancelled when the reader is gone.
     left: CancellationToken,
     pushed: Counter,
+    /// Whose memory the events take up.
+    connection: Option<Arc<Connection>>,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +50,8 @@ struct Queue {
     events: VecDeque<Event>,
     answers: usize,
     pushes: usize,
+    /// What the events take up of the memory of the connection.
+    bytes: usize,
     /// How the stream ends after the events; nothing is added any more.
     end: Option<End>,
 }
@@ -60,6 +65,23 @@ enum Event {
     Draining(#[expect(dead_code, reason = "held until the notice is taken")] TaskTrackerToken),
 }
 
+impl Event {
+    /// What it takes up while it waits.
+    fn bytes(&self) -> usize {
+        let lists = match self {
+            Self::Answer(answer) => {
+                let KeptBatch { failed, revoked, unavailable } = &answer.1;
+                size_of_val(&**answer)
+                    + size_of_val(&**failed)
+                    + size_of_val(&**revoked)
+                    + size_of_val(&**unavailable)
+            }
+            Self::Revoked(..) | Self::Draining(_) => 0,
+        };
+        size_of::<Self>() + lists
+    }
+}
+
 /// How a stream ends.
 #[derive(Debug)]
 pub(super) enum End {
@@ -70,14 +92,15 @@ pub(super) enum End {
 }
 
 impl Outbox {
-    /// An outbox and its reader; `pushed` counts the revocations.
-    pub(super) fn new(pushed: Counter) -> (Arc<Self>, Reader) {
+    /// An outbox and its reader; `pushed` counts the revocations, and `connection` has the memory.
+    pub(super) fn new(pushed: Counter, connection: Option<Arc<Connection>>) -> (Arc<Self>, Reader) {
         let outbox = Arc::new(Self {
             queue: Mutex::default(),
             reader: AtomicWaker::new(),
             overrun: CancellationToken::new(),
             left: CancellationToken::new(),
             pushed,
+            connection,
         });
         (outbox.clone(), Reader(outbox))
     }
@@ -113,27 +136,47 @@ impl Outbox {
         if queue.end.is_some() {
             return;
         }
+        let bytes = event.bytes();
         let (waiting, most) = match event {
             Event::Answer(_) => (&mut queue.answers, MAX_ANSWERS),
             Event::Revoked(..) => (&mut queue.pushes, MAX_PUSHES),
             Event::Draining(_) => (&mut 0, 1),
         };
-        if *waiting < most {
+        let has_memory =
+            || self.connection.as_ref().is_none_or(|it| it.memory().take(bytes).is_ok());
+        if *waiting < most && has_memory() {
             *waiting += 1;
+            queue.bytes += bytes;
             queue.events.push_back(event);
             drop(queue);
         } else {
             let status = Status::unavailable("the stream is not read, and too much waits on it");
-            *queue = Queue { end: Some(End::Status(status)), ..Queue::default() };
+            self.clear(&mut queue, End::Status(status));
             drop(queue);
             self.overrun.cancel();
         }
         self.reader.wake();
     }
 
+    /// Lets go of everything that waits.
+    fn clear(&self, queue: &mut Queue, end: End) {
+        self.give_back(queue.bytes);
+        *queue = Queue { end: Some(end), ..Queue::default() };
+    }
+
+    fn give_back(&self, bytes: usize) {
+        if let Some(connection) = &self.connection {
+            connection.memory().give_back(bytes);
+        }
+    }
+
     fn take(&self) -> Poll<Option<Result<AttachResponse, Status>>> {
         let mut queue = self.queue.lock();
-        let event = match queue.events.pop_front() {
+        let event = queue.events.pop_front();
+        let bytes = event.as_ref().map_or(0, Event::bytes);
+        queue.bytes -= bytes;
+        self.give_back(bytes);
+        let event = match event {
             Some(Event::Answer(answer)) => {
                 queue.answers -= 1;
                 let (batch, kept) = *answer;
@@ -186,7 +229,7 @@ impl Stream for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        *self.0.queue.lock() = Queue { end: Some(End::Done), ..Queue::default() };
+        self.0.clear(&mut self.0.queue.lock(), End::Done);
         self.0.left.cancel();
     }
 }
@@ -229,7 +272,7 @@ mod tests {
 
     #[test]
     fn events_are_read_in_order_and_then_the_end() {
-        let (outbox, mut reader) = Outbox::new(Counter::default());
+        let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         assert!(next(&mut reader).is_none(), "nothing yet");
         outbox.answer(1, KeptBatch { failed: vec![3], ..KeptBatch::default() });
         outbox.revoked(lease(5), Reason::BudgetSpent);
@@ -251,7 +294,7 @@ mod tests {
 
     #[test]
     fn an_outbox_that_nobody_reads_runs_over_and_holds_nothing_any_more() {
-        let (outbox, mut reader) = Outbox::new(Counter::default());
+        let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         for serial in 0..MAX_PUSHES as u64 {
             outbox.revoked(lease(serial), Reason::Operator);
         }
@@ -266,7 +309,7 @@ mod tests {
 
     #[test]
     fn what_is_read_makes_room_again() {
-        let (outbox, mut reader) = Outbox::new(Counter::default());
+        let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         for batch in 0..10 * MAX_ANSWERS as u64 {
             outbox.answer(batch, KeptBatch::default());
             assert!(next(&mut reader).unwrap().unwrap().is_ok());
@@ -277,8 +320,8 @@ mod tests {
     #[test]
     fn a_notice_counts_as_taken_when_it_was_read_or_nobody_is_left_to_read_it() {
         let notices = TaskTracker::new();
-        let (read, mut reader) = Outbox::new(Counter::default());
-        let (unread, gone) = Outbox::new(Counter::default());
+        let (read, mut reader) = Outbox::new(Counter::default(), None);
+        let (unread, gone) = Outbox::new(Counter::default(), None);
         read.announce(notices.token());
         unread.announce(notices.token());
         assert_eq!(notices.len(), 2);

@@ -39,6 +39,9 @@ pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
 /// An answer up to this long is part of what every call takes up, in bytes.
 const SHORT_ANSWER: usize = 1 << 10;
 
+/// What an attached stream takes up besides what waits on it: buffers of its codec, its task.
+const ATTACHED_BYTES: usize = 16 << 10;
+
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// One call of the worker pool.
@@ -243,7 +246,11 @@ impl<S: Store> Gateway<S> {
             return answer.of(call);
         }
         if attaches {
-            let key = ShownKey::new(key_of(request.headers()));
+            if let Err(problem) = call.take(ATTACHED_BYTES) {
+                return self.refuse(Method::Attach, full(problem)).of(call);
+            }
+            let connection = Some(call.connection().clone());
+            let key = ShownKey::new(key_of(request.headers()), connection);
             request.extensions_mut().insert(key);
             return aside::oneshot(self.control.clone(), request).await.of(call);
         }
@@ -254,7 +261,7 @@ impl<S: Store> Gateway<S> {
 
     /// Refuses a call for which there is no memory.
     ///
-    /// A borrow is read all the same, if it comes at once: a worker's has an answer of its own.
+    /// A borrow is read all the same: that of a worker has an answer of its own.
     async fn refuse_full<B>(
         &self,
         method: Option<Call>,
@@ -269,7 +276,7 @@ impl<S: Store> Gateway<S> {
         let path = request.uri().path();
         let refused = self.refuse(method_of(method, path), full(problem));
         if method == Some(Call::BorrowWorker)
-            && let Ok(Read::Whole(message)) = unary::read_at_once(request.body_mut()).await
+            && let Ok(message) = unary::read_borrow(request.body_mut(), &self.limits).await
             && let Some(answer) = self.pool.busy(message)
         {
             return answer.into_http().of(call);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use lease::MAX_ID_BYTES;
 use tonic::Status;
 use tonic::codegen::StdError;
 
@@ -22,6 +23,9 @@ use crate::store::Delivery;
 
 /// How long a message is waited for that nobody wants.
 const UNWANTED_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The most bytes of a borrow: four ids, and what frames them.
+const MAX_BORROW: usize = 4 * (MAX_ID_BYTES + 8);
 
 /// The flag and the length in front of every message.
 const PREFIX_BYTES: usize = 5;
@@ -98,16 +102,44 @@ where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
-    let most = limits.max_message_bytes as usize;
+    let (most, within) = (limits.max_message_bytes as usize, limits.request_timeout);
+    read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(super::full)).await
+}
+
+/// Reads a borrow for which there is no memory: it is as small as what every call takes up anyway.
+///
+/// # Errors
+///
+/// As [`read`], and sooner.
+pub(super) async fn read_borrow<B>(body: &mut B, limits: &PortLimits) -> Result<Bytes, Status>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    let within = limits.request_timeout.min(UNWANTED_TIMEOUT);
+    read_into(body, Bytes::new(), MAX_BORROW, within, |_| Ok(())).await
+}
+
+async fn read_into<B>(
+    body: &mut B,
+    begun: Bytes,
+    most: usize,
+    within: Duration,
+    mut take: impl FnMut(usize) -> Result<(), Status>,
+) -> Result<Bytes, Status>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
     let mut message = BytesMut::new();
-    let mut body = Timely::new(body, limits.request_timeout);
+    let mut body = Timely::new(body, within);
     let mut next = Some(begun);
     while let Some(data) = next {
         if message.len() + data.len() > most {
             let problem = format!("the message is larger than {most} bytes");
             return Err(Status::invalid_argument(problem));
         }
-        call.take(data.len()).map_err(super::full)?;
+        take(data.len())?;
         message.extend_from_slice(&data);
         drop(data);
         if !message.is_empty() && body.is_at_end() {
@@ -186,10 +218,11 @@ pub(crate) struct Body {
 
 #[derive(Debug)]
 enum Kind {
-    /// One message to send. Taking it is what hands the answer to the transport.
+    /// One message to send.
     Message { message: Bytes, delivery: Option<Delivery> },
-    /// The status that follows the message.
-    Trailers,
+    /// The status that follows the message. It is taken when the transport had room for the message,
+    /// and that is what hands the answer over.
+    Trailers { delivery: Option<Delivery> },
     /// Nothing, or nothing more.
     Done,
     /// Whatever a tonic service answers, as long as it takes, with what it holds on to.
@@ -247,12 +280,12 @@ impl HttpBody for Body {
         }
         let (frame, next) = match std::mem::replace(&mut self.kind, Kind::Done) {
             Kind::Message { message, delivery } => {
+                (Frame::data(message), Kind::Trailers { delivery })
+            }
+            Kind::Trailers { delivery } => {
                 if let Some(delivery) = delivery {
                     delivery.complete();
                 }
-                (Frame::data(message), Kind::Trailers)
-            }
-            Kind::Trailers => {
                 let mut trailers = HeaderMap::with_capacity(1);
                 trailers.insert(GRPC_STATUS, OK);
                 (Frame::trailers(trailers), Kind::Done)
@@ -265,7 +298,7 @@ impl HttpBody for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Message { .. } | Kind::Trailers => false,
+            Kind::Message { .. } | Kind::Trailers { .. } => false,
             Kind::Done => true,
             Kind::Tonic { body, .. } => body.is_end_stream(),
         }

@@ -32,7 +32,7 @@ use wire::control::session_control_server::SessionControlServer;
 
 pub(crate) use call::{reset_call_after, reset_call_by};
 pub use config::Config;
-pub(crate) use connection::{InFlight, StreamAside};
+pub(crate) use connection::{Connection, InFlight, StreamAside};
 pub use limits::PortLimits;
 pub(crate) use limits::SHORTEST_IDLE;
 pub(crate) use memory::Full;

@@ -22,17 +22,17 @@ use tonic::{Code, Status};
 
 use crate::harness::{ManualClock, ROOMY, TestServer, config, session};
 
-const BORROW: &str = "/sf.worker.v1.WorkerPool/BorrowWorker";
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const BORROW: &str = "/sf.worker.v1.WorkerPool/BorrowWorker";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SHORT: Duration = Duration::from_millis(150);
 
 /// Frames of HTTP/2, by number.
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
 
-type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
 /// A server with one setting that is not as usual.
 async fn server(set: impl FnOnce(&mut Config)) -> TestServer {
@@ -43,7 +43,7 @@ async fn server(set: impl FnOnce(&mut Config)) -> TestServer {
 }
 
 /// A frame of HTTP/2 without flags.
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).unwrap();
     let mut frame = vec![0, 0, length, kind, flags, 0, 0, 0, stream];
     frame.extend(payload);
@@ -51,19 +51,19 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A connection whose bytes are the test's own.
-struct Raw(TcpStream);
+pub(crate) struct Raw(TcpStream);
 
 impl Raw {
-    async fn to(address: SocketAddr) -> Self {
+    pub(crate) async fn to(address: SocketAddr) -> Self {
         Self(TcpStream::connect(address).await.unwrap())
     }
 
-    async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.unwrap();
     }
 
     /// Kind, flags, stream and payload of the next frame; `None` when the server hung up.
-    async fn frame(&mut self) -> Option<(u8, u8, u8, Vec<u8>)> {
+    pub(crate) async fn frame(&mut self) -> Option<(u8, u8, u8, Vec<u8>)> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).await.ok()?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
@@ -73,7 +73,7 @@ impl Raw {
     }
 
     /// Waits until the server hangs up, and answers after how long and with which frames before.
-    async fn closed(mut self) -> (Duration, Vec<u8>) {
+    pub(crate) async fn closed(mut self) -> (Duration, Vec<u8>) {
         let (start, mut frames) = (Instant::now(), Vec::new());
         while let Some((kind, ..)) = self.frame().await {
             frames.push(kind);
@@ -83,7 +83,7 @@ impl Raw {
 }
 
 /// The header block of a call: POST, http, and path, authority and content type as they are.
-fn header_block() -> Vec<u8> {
+pub(crate) fn header_block() -> Vec<u8> {
     let mut block = vec![0x83, 0x86];
     for (index, value) in [(&[4][..], BORROW), (&[1], "test"), (&[0x0f, 16], "application/grpc")] {
         block.extend(index);
@@ -93,7 +93,7 @@ fn header_block() -> Vec<u8> {
     block
 }
 
-async fn connect(address: SocketAddr) -> SendRequest<Body> {
+pub(crate) async fn connect(address: SocketAddr) -> SendRequest<Body> {
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let executor = TokioExecutor::new();
     let (sender, connection) =
@@ -102,7 +102,7 @@ async fn connect(address: SocketAddr) -> SendRequest<Body> {
     sender
 }
 
-fn call(body: Body) -> Request<Body> {
+pub(crate) fn call(body: Body) -> Request<Body> {
     Request::post(format!("http://test{BORROW}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -111,7 +111,7 @@ fn call(body: Body) -> Request<Body> {
 }
 
 /// The body of a call, complete.
-fn message(bytes: &[u8]) -> Body {
+pub(crate) fn message(bytes: &[u8]) -> Body {
     let mut body = vec![0];
     body.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
     body.extend(bytes);
@@ -119,14 +119,14 @@ fn message(bytes: &[u8]) -> Body {
 }
 
 /// A body of what is sent, which ends when the sender is dropped.
-fn open_body() -> (mpsc::Sender<Bytes>, Body) {
+pub(crate) fn open_body() -> (mpsc::Sender<Bytes>, Body) {
     let (sender, receiver) = mpsc::channel(64);
     let frames = ReceiverStream::new(receiver).map(|data| Ok(Frame::data(data)));
     (sender, StreamBody::new(frames).boxed_unsync())
 }
 
 /// The gRPC status of an answer, and what it says.
-async fn status(response: Response<Incoming>) -> (Code, String) {
+pub(crate) async fn status(response: Response<Incoming>) -> (Code, String) {
     let headers = response.headers().clone();
     let trailers = response.into_body().collect().await.unwrap().trailers().cloned();
     let status = Status::from_header_map(&trailers.unwrap_or(headers)).unwrap();

@@ -21,6 +21,7 @@ mod events;
 mod failing;
 mod grpc_web;
 mod harness;
+mod isolation;
 mod keep_alive;
 mod limits;
 mod listing;

@@ -1,0 +1,284 @@
+//! One caller cannot hurt another: with a key, without one, and before anybody knows.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use hyper::client::conn::http2::SendRequest;
+use prost::Message as _;
+use tgm_session_server::Config;
+use tgm_session_server::store::StoreUrl;
+use tokio::task::JoinSet;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use wire::worker::BorrowWorkerResponse;
+use wire::worker::borrow_worker_response::BorrowStatus;
+
+use crate::auth::two_indexers;
+use crate::disk::Disk;
+use crate::harness::{
+    ManualClock, ROOMY, TestServer, channel, config, eventually, get, session, worker,
+};
+use crate::limits::{
+    Body, HEADERS, PREFACE, RST_STREAM, Raw, SETTINGS, call, connect, frame, header_block, message,
+    open_body, status,
+};
+
+const SHORT: Duration = Duration::from_millis(150);
+const GOAWAY: u8 = 7;
+
+/// A server of two indexers, with settings that are not as usual.
+async fn server(policy: &str, set: impl FnOnce(&mut Config)) -> TestServer {
+    let clock = ManualClock::new();
+    let mut config = config(policy, &clock, StoreUrl::Memory);
+    config.threads = 1;
+    set(&mut config);
+    TestServer::start(config, clock).await
+}
+
+/// The same call, with a key.
+fn with_key(mut request: Request<Body>, key: &str) -> Request<Body> {
+    request.headers_mut().insert("x-api-key", key.parse().unwrap());
+    request
+}
+
+/// The value of a metric without labels.
+async fn metric(server: &TestServer, name: &str) -> u64 {
+    let (_, page) = get(server.running.admin_address(), "/metrics", "").await;
+    let line = page.lines().find(|line| line.starts_with(&format!("{name} "))).expect("the metric");
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// Begins a call whose message never ends, and waits for its answer elsewhere.
+async fn begin_call(
+    connection: &mut SendRequest<Body>,
+    key: &str,
+    bytes: &'static [u8],
+) -> (tokio::sync::mpsc::Sender<Bytes>, tokio::task::JoinHandle<Code>) {
+    let (sender, body) = open_body();
+    sender.send(Bytes::from_static(bytes)).await.unwrap();
+    connection.ready().await.unwrap();
+    let answer = connection.send_request(with_key(call(body), key));
+    (sender, tokio::spawn(async move { status(answer.await.unwrap()).await.0 }))
+}
+
+#[tokio::test]
+async fn more_header_fields_than_the_setting_are_refused_and_the_connection_goes_on() {
+    let server = server(ROOMY, |config| config.port.max_header_fields = 40).await;
+    let mut connection = connect(server.running.grpc_address()).await;
+    for (fields, refused) in [(30, false), (60, true), (30, false)] {
+        let mut request = call(message(&session("acme").message.encode_to_vec()));
+        for field in 0..fields {
+            let name = http::HeaderName::try_from(format!("x-{field}")).unwrap();
+            request.headers_mut().insert(name, "1".parse().unwrap());
+        }
+        let response = connection.send_request(request).await.unwrap();
+        assert_eq!(response.status() == 431, refused, "{fields}: {response:?}");
+    }
+    assert_eq!(server.live().await, 2);
+}
+
+#[tokio::test]
+async fn a_message_without_a_key_is_passed_over_for_a_while_and_takes_no_memory() {
+    let server = server(&two_indexers(), |config| config.port.request_timeout = SHORT).await;
+    let mut connection = connect(server.running.grpc_address()).await;
+    let before = metric(&server, "tgm_session_connection_memory_bytes").await;
+    let mut answers = Vec::new();
+    for key in ["guess", "nobody"] {
+        for _ in 0..20 {
+            answers.push(begin_call(&mut connection, key, &[7; 1_000]).await);
+        }
+    }
+    for (_sender, answer) in answers {
+        assert_eq!(answer.await.unwrap(), Code::Unauthenticated);
+    }
+    eventually("all of it is given back", || async {
+        metric(&server, "tgm_session_connection_memory_bytes").await <= before + 3 * 65_536
+    })
+    .await;
+    assert_eq!(server.live().await, 0);
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_with_a_burst_is_served_with_and_without_keys() {
+    for (policy, key) in
+        [(two_indexers(), Some("west-new")), (String::from("[services.t1r]"), None)]
+    {
+        let disk = Disk::default();
+        let server = TestServer::on_disk(&policy, disk.clone(), ManualClock::new()).await;
+        // No call is answered before all of them have come.
+        disk.hold();
+        let mut calls = JoinSet::new();
+        let client = server.client();
+        for _ in 0..1_000 {
+            let mut client = key.map_or(client.clone(), |key| client.with_key(key));
+            calls.spawn(async move { client.borrow(session("acme")).await });
+        }
+        eventually("the first of them are applied", || async { server.live().await >= 90 }).await;
+        disk.release();
+        assert_eq!(calls.join_all().await.len(), 1_000);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_without_memory_is_refused_and_its_workers_are_told_to_try_again() {
+    let server = server(&two_indexers(), |config| {
+        config.port.max_connection_memory = 1 << 20;
+        config.port.request_timeout = Duration::from_secs(60);
+    })
+    .await;
+    let mut connection = connect(server.running.grpc_address()).await;
+    // The connection shows its key, and then begins more than it may.
+    let asked = message(&session("acme").message.encode_to_vec());
+    let first = connection.send_request(with_key(call(asked), "west-new")).await.unwrap();
+    assert_eq!(status(first).await.0, Code::Ok);
+    let mut begun = Vec::new();
+    for _ in 0..300 {
+        begun.push(begin_call(&mut connection, "west-new", &[0]).await);
+    }
+    let asked = message(&session("acme").message.encode_to_vec());
+    let refused = connection.send_request(with_key(call(asked), "west-new")).await.unwrap();
+    let (code, words) = status(refused).await;
+    assert_eq!(code, Code::Unavailable, "{words}");
+    assert!(words.contains("too much memory"), "{words}");
+    // Substreams would fail a job after an error.
+    let asked = message(&worker("acme", "trace", 3).message.encode_to_vec());
+    let busy = connection.send_request(with_key(call(asked), "west-new")).await.unwrap();
+    assert_eq!(busy.headers()["x-denied-scope"], "server");
+    let body = http_body_util::BodyExt::collect(busy.into_body()).await.unwrap().to_bytes();
+    let answer = BorrowWorkerResponse::decode(&body[5..]).unwrap();
+    assert_eq!((answer.status(), &*answer.worker_key), (BorrowStatus::ResourceExhausted, ""));
+    // Whoever has memory of its own is served, and so is this one once its calls are over.
+    server.client().with_key("east-key").borrow(session("acme")).await;
+    drop(begun);
+    let mut client = server.client().with_key("west-new");
+    client.borrow(session("acme")).await;
+}
+
+#[tokio::test]
+async fn strangers_take_no_memory_from_a_caller_with_a_key() {
+    let server = server(&two_indexers(), |config| {
+        config.max_memory = 16 << 20;
+        config.port.request_timeout = Duration::from_secs(60);
+    })
+    .await;
+    let mut strangers = Vec::new();
+    for _ in 0..20 {
+        let mut connection = connect(server.running.grpc_address()).await;
+        for _ in 0..90 {
+            strangers.push(begin_call(&mut connection, "guess", &[0]).await);
+        }
+        strangers.push(begin_call(&mut connection, "guess", &[0]).await);
+    }
+    let used = metric(&server, "tgm_session_connection_memory_bytes").await;
+    assert!(used <= 5 << 20, "{used}");
+    let mut client = server.client().with_key("west-new");
+    for _ in 0..100 {
+        client.borrow(session("acme")).await;
+    }
+}
+
+#[tokio::test]
+async fn watches_of_health_have_few_places_and_checks_go_on() {
+    let server = server(&two_indexers(), |_| {}).await;
+    let mut health = HealthClient::new(channel(server.running.grpc_address()));
+    let mut watches = Vec::new();
+    for _ in 0..8 {
+        watches.push(health.watch(HealthCheckRequest::default()).await.unwrap());
+    }
+    let refused = health.watch(HealthCheckRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    health.check(HealthCheckRequest::default()).await.unwrap();
+    drop(watches);
+    eventually("a place is free", || {
+        let mut health = health.clone();
+        async move { health.watch(HealthCheckRequest::default()).await.is_ok() }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_check_of_health_whose_message_does_not_come_is_over_in_time() {
+    let server = server(ROOMY, |config| config.port.request_timeout = SHORT).await;
+    let mut connection = connect(server.running.grpc_address()).await;
+    let (_sender, body) = open_body();
+    let mut request = call(body);
+    *request.uri_mut() = "http://test/grpc.health.v1.Health/Check".parse().unwrap();
+    let answer = connection.send_request(request).await.unwrap();
+    assert_eq!(status(answer).await.0, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_read_is_reset_in_time() {
+    let server = server("[services.t1r]", |config| config.port.answer_timeout = SHORT).await;
+    let mut raw = Raw::to(server.running.grpc_address()).await;
+    raw.send(PREFACE).await;
+    // A window of nothing: no byte of an answer may be sent.
+    raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+    let (end_headers, end_stream) = (4, 1);
+    raw.send(&frame(HEADERS, end_headers, 1, &header_block())).await;
+    let mut asked = vec![0];
+    let bytes = session("acme").message.encode_to_vec();
+    asked.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
+    asked.extend(bytes);
+    raw.send(&frame(0, end_stream, 1, &asked)).await;
+    loop {
+        let (kind, _, stream, _) = raw.frame().await.expect("the connection goes on");
+        if kind == RST_STREAM {
+            assert_eq!(stream, 1);
+            break;
+        }
+    }
+    eventually("nobody heard of the lease", || async { server.live().await == 0 }).await;
+}
+
+#[tokio::test]
+async fn the_oldest_silent_connection_makes_room_for_a_new_one() {
+    let server = server(&two_indexers(), |config| config.max_connections = 8).await;
+    let address = server.running.grpc_address();
+    let mut keyed = server.client().with_key("west-new");
+    let lease = keyed.borrow(session("acme")).await;
+    let mut silent = Vec::new();
+    for _ in 0..12 {
+        silent.push(Raw::to(address).await);
+    }
+    // Those who speak HTTP/2 are told, those who said nothing are not.
+    let mut spoke = Raw::to(address).await;
+    spoke.send(PREFACE).await;
+    spoke.send(&frame(SETTINGS, 0, 0, &[])).await;
+    assert_eq!(spoke.frame().await.unwrap().0, SETTINGS);
+    for _ in 0..12 {
+        silent.push(Raw::to(address).await);
+    }
+    let (_, frames) = spoke.closed().await;
+    assert!(frames.contains(&GOAWAY), "{frames:?}");
+    silent.remove(0).closed().await;
+    server.client().with_key("east-key").borrow(session("acme")).await;
+    keyed.keep_alive(&lease).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_of_one_caller_is_answered_before_all_that_another_one_has_under_way() {
+    let server = server(&two_indexers(), |_| {}).await;
+    let mut quiet = server.client().with_key("east-key");
+    let lease = quiet.borrow(session("quiet")).await;
+    let mut busy = JoinSet::new();
+    for _ in 0..40 {
+        let client = server.client().with_key("west-new");
+        for _ in 0..100 {
+            let mut client = client.clone();
+            busy.spawn(async move {
+                for _ in 0..5 {
+                    client.state("t1r", "busy").await.unwrap();
+                }
+            });
+        }
+    }
+    for _ in 0..10 {
+        quiet.keep_alive(&lease).await.unwrap();
+    }
+    let left = busy.len() - std::iter::from_fn(|| busy.try_join_next()).count();
+    assert!(left > 0, "ten calls, one after another, waited for twenty thousand");
+    busy.shutdown().await;
+}
