@@ -2,7 +2,7 @@
 //! keeps sessions alive, borrows and returns, and reconnects now and then.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use crate::calls::{BYSTANDER_KEY, Caller, KeepAlive};
 
@@ -50,6 +50,8 @@ pub(crate) struct Habits {
     pub(crate) keep_alive_every: Duration,
     /// Between two fresh connections.
     pub(crate) reconnect_every: Duration,
+    /// Where its connections come from, if that matters.
+    pub(crate) address: Option<IpAddr>,
 }
 
 /// What the client saw since the last [`Bystander::begin`].
@@ -63,6 +65,8 @@ pub(crate) struct Seen {
     pub(crate) worst_ms: f64,
     /// The longest that a fresh connection and all the calls at once on it took.
     pub(crate) reconnect_ms: f64,
+    /// How late the machine woke the client for its calls, at the 99th percentile: part of its waits.
+    pub(crate) late_ms: f64,
     /// Calls that were not answered as they should be.
     pub(crate) failed: u64,
     /// Sessions that were kept alive and ended all the same.
@@ -83,6 +87,7 @@ struct State {
     grpc: SocketAddr,
     habits: Habits,
     waits: Mutex<Histogram<u64>>,
+    late: Mutex<Histogram<u64>>,
     /// Microseconds of the longest reconnect.
     reconnect: AtomicU64,
     failed: AtomicU64,
@@ -106,6 +111,7 @@ impl Bystander {
             grpc,
             habits,
             waits: Mutex::new(Histogram::new_with_max(LONGEST, 3)?),
+            late: Mutex::new(Histogram::new_with_max(LONGEST, 3)?),
             reconnect: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -129,6 +135,7 @@ impl Bystander {
     /// Forgets what was seen so far.
     pub(crate) fn begin(&self) {
         self.state.waits.lock().reset();
+        self.state.late.lock().reset();
         self.state.problems.lock().clear();
         self.state.reconnect.store(0, Ordering::Relaxed);
         self.state.failed.store(0, Ordering::Relaxed);
@@ -160,6 +167,7 @@ impl Bystander {
             p99_ms: millis(waits.value_at_quantile(0.99)),
             worst_ms: millis(waits.max()),
             reconnect_ms: millis(self.state.reconnect.load(Ordering::Relaxed)),
+            late_ms: millis(self.state.late.lock().value_at_quantile(0.99)),
             failed: self.state.failed.load(Ordering::Relaxed),
             lost: self.state.lost.load(Ordering::Relaxed),
             problems: self.state.problems.lock().clone(),
@@ -179,7 +187,7 @@ impl Drop for Bystander {
 
 impl State {
     async fn live(self: Arc<Self>, ready: oneshot::Sender<anyhow::Result<()>>) {
-        let caller = Caller::new(self.channel(), Some(BYSTANDER_KEY));
+        let caller = Caller::new(self.endpoint().connect_lazy(), Some(BYSTANDER_KEY));
         let begun = self.clone().hold(&caller).await;
         let failed = begun.is_err();
         if ready.send(begun).is_err() || failed {
@@ -194,7 +202,10 @@ impl State {
             // Due is when a call should begin, so that what the server delays counts in full.
             tokio::select! {
                 biased;
-                due = pairs.tick() => self.spawn(&mut calls, self.clone().pair(caller.clone(), due)),
+                due = pairs.tick() => {
+                    self.late.lock().saturating_record(micros(due.elapsed()));
+                    self.spawn(&mut calls, self.clone().pair(caller.clone(), due));
+                }
                 due = beats.tick() => {
                     let key = self.held.lock().pop_front();
                     if let Some(key) = key {
@@ -209,19 +220,24 @@ impl State {
         calls.shutdown().await;
     }
 
-    fn channel(&self) -> Channel {
+    fn endpoint(&self) -> Endpoint {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.grpc));
-        endpoint.expect("an address makes a URL").tcp_nodelay(true).connect_lazy()
+        let endpoint = endpoint.expect("an address makes a URL").tcp_nodelay(true);
+        endpoint.local_address(self.habits.address)
     }
 
     async fn hold(self: Arc<Self>, caller: &Caller) -> anyhow::Result<()> {
         let mut borrows = JoinSet::new();
         for _ in 0..SESSIONS {
             let mut caller = caller.clone();
-            borrows.spawn(async move { caller.borrow(ORGANIZATION).await });
+            borrows.spawn(async move {
+                let borrow = timeout(DEADLINE, caller.borrow(ORGANIZATION));
+                borrow.await.context("no answer in time")?
+            });
         }
         while let Some(borrowed) = borrows.join_next().await {
-            let key = borrowed?.context("the well-behaved client cannot borrow")?;
+            let key =
+                borrowed?.context("the well-behaved client cannot borrow before the attack")?;
             self.held.lock().push_back(key);
         }
         Ok(())
@@ -273,8 +289,7 @@ impl State {
 
     /// Calls many times at once on a fresh connection, as a client does that lost its own.
     async fn reconnect(self: Arc<Self>, due: Instant) {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.grpc));
-        let endpoint = endpoint.expect("an address makes a URL").tcp_nodelay(true);
+        let endpoint = self.endpoint();
         let connect = async { endpoint.connect().await.context("it cannot connect") };
         if let Some(channel) = self.answer("a reconnect", connect).await {
             let caller = Caller::new(channel, Some(BYSTANDER_KEY));

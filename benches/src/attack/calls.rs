@@ -52,8 +52,8 @@ const KEYS: usize = 1_000;
 /// Batches that wait to be sent.
 const BATCHES: usize = 8;
 
-/// The policy of the server under attack.
-pub(crate) fn policy(ttl: Duration, passing: Duration) -> String {
+/// The policy of the server under attack, with or without indexers.
+pub(crate) fn policy(ttl: Duration, passing: Duration, indexers: bool) -> String {
     let (ttl, passing) = (ttl.as_millis(), passing.as_millis());
     let mut policy = format!(
         "[services.{SESSIONS}]\nttl = \"{ttl}ms\"\n[services.{LASTING}]\nttl = \"1h\"\n\
@@ -61,7 +61,8 @@ pub(crate) fn policy(ttl: Duration, passing: Duration) -> String {
          [plans.metered]\nbudgets = {{ {METRIC} = {{ amount = 1000, per = \"month\" }} }}\n\
          [organizations.{METERED}]\nplan = \"metered\"\n"
     );
-    for (name, key) in [("bystander", BYSTANDER_KEY), ("attacker", ATTACKER_KEY)] {
+    let keys = [("bystander", BYSTANDER_KEY), ("attacker", ATTACKER_KEY)];
+    for (name, key) in keys.into_iter().filter(|_| indexers) {
         let digest = encode(Sha256::digest(key));
         policy += &format!("[[indexers]]\nname = \"{name}\"\nkey_sha256 = \"{digest}\"\n");
     }

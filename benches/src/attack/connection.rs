@@ -292,12 +292,8 @@ async fn read(
 ) {
     let mut bytes = Vec::with_capacity(64 * 1024);
     let mut bodies = HashMap::new();
-    loop {
-        match source.read_buf(&mut bytes).await {
-            Ok(1..) => {}
-            // Whatever the reason, the connection is over.
-            Ok(0) | Err(_) => break,
-        }
+    // Whatever the reason for anything else, the connection is over then.
+    while let Ok(1..) = source.read_buf(&mut bytes).await {
         let mut read = 0;
         while let Some((frame, length)) = Frame::first(&bytes[read..]) {
             heed(&frame, reads, &peer, &mut bodies);

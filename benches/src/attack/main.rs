@@ -47,10 +47,12 @@ struct Attack {
     about: &'static str,
     /// Flags of the server beyond the usual ones.
     flags: &'static [&'static str],
+    /// Whether the policy has indexers.
+    indexers: bool,
     /// Whether nobody reads the server's log.
     unread_log: bool,
-    /// Where it is made in the short form.
-    quick_on: Store,
+    /// Where it is made in the short form; nowhere unless it is named.
+    quick_on: Option<Store>,
     /// Whether it is made on `memory:` too.
     on_memory: bool,
     play: Play,
@@ -180,7 +182,11 @@ fn stores_of(attack: &Attack, options: &Options) -> Vec<Store> {
     let wanted = match (options.store, options.quick) {
         (Stores::Memory, _) => vec![Store::Memory],
         (Stores::File, _) => vec![Store::File],
-        (Stores::Both, true) => vec![attack.quick_on],
+        (Stores::Both, true) => match attack.quick_on {
+            Some(store) => vec![store],
+            None if options.names.is_empty() => vec![],
+            None => vec![Store::Memory],
+        },
         (Stores::Both, false) => vec![Store::Memory, Store::File],
     };
     let possible = |store: &Store| named && (attack.on_memory || *store == Store::File);

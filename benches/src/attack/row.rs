@@ -10,6 +10,9 @@ use crate::bystander::Seen;
 use crate::stage::{RECONNECT_MS, WAIT_MS};
 use crate::watch::{PROBE_LIMIT, Probes};
 
+/// From when on a client that is woken late says more of the machine than of the server.
+const LATE_MS: f64 = 20.0;
+
 /// Bytes as megabytes of 2^20.
 pub(crate) fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
@@ -22,6 +25,8 @@ pub(crate) struct Row {
     pub(crate) store: String,
     /// Seconds from the end of its preparation to its end.
     pub(crate) seconds: f64,
+    /// Seconds with everything: starting and stopping the server, and looking at it.
+    pub(crate) total_seconds: f64,
     /// What the raw connections sent.
     pub(crate) sent_mb: f64,
     /// The most resident memory of the server meanwhile, and what it may be.
@@ -93,6 +98,13 @@ impl Row {
             _ => {}
         }
         self.faults.extend(faults);
+        if client.late_ms > LATE_MS {
+            self.notes.push(format!(
+                "the machine was too busy to measure: it woke the well-behaved client {:.0} ms late \
+                 at the 99th percentile",
+                client.late_ms
+            ));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What one attack runs on: a server, a well-behaved client beside the attack, and the judgement.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,9 @@ const REOPEN: Duration = Duration::from_millis(20);
 /// The longest that any attack takes, preparation included.
 const LONGEST: Duration = Duration::from_secs(150);
 
+/// The address of the well-behaved client where no keys tell callers apart, as no attacker has it.
+const OTHER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
 /// Bytes that an attack may send.
 const ALLOWANCE: u64 = 2 << 30;
 
@@ -62,6 +66,8 @@ pub(crate) struct Stage {
     pub(crate) leases: u64,
     /// Leases that the attack leaves behind, where that is known.
     pub(crate) leases_after: Option<u64>,
+    /// How long an attack goes on that has no end of its own.
+    pub(crate) span: Duration,
     /// The TTL of [`calls::PASSING`].
     pub(crate) passing: Duration,
     server: Server,
@@ -86,7 +92,7 @@ impl Stage {
     }
 
     /// Where the admin port is.
-    pub(crate) const fn admin(&self) -> std::net::SocketAddr {
+    pub(crate) const fn admin(&self) -> SocketAddr {
         self.server.admin()
     }
 
@@ -95,11 +101,6 @@ impl Stage {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.server.grpc()));
         let endpoint = endpoint.expect("an address makes a URL").timeout(Duration::from_secs(10));
         Caller::new(endpoint.connect_lazy(), Some(key))
-    }
-
-    /// How long an attack goes on that has no end of its own.
-    pub(crate) fn span(&self) -> Duration {
-        self.pick(Duration::from_millis(900), Duration::from_secs(5))
     }
 
     /// Kills the server and starts it again on its store and ports.
@@ -141,7 +142,7 @@ impl Stage {
         F: Fn(Link, usize) -> P + Clone + Send + 'static,
         P: Future<Output = anyhow::Result<()>> + Send,
     {
-        let over = Instant::now() + self.span();
+        let over = Instant::now() + self.span;
         let ends = Arc::new(Mutex::new((0_u64, String::new())));
         let mut crowd = JoinSet::new();
         for number in 0..connections {
@@ -276,17 +277,17 @@ impl Stage {
 
     fn differences_in(&self, page: &str) -> Vec<String> {
         let mut problems = Vec::new();
-        let open = http::metric(page, "tgm_session_connections").unwrap_or(f64::NAN);
+        let open = http::metric(page, "tgm_session_connections");
         // That of a probe may be closing yet.
-        if !(open <= self.connections_before + 1.0) {
-            let before = self.connections_before;
+        if open.is_none_or(|open| open > self.connections_before + 1.0) {
+            let (open, before) = (open.unwrap_or(f64::NAN), self.connections_before);
             problems.push(format!("{open} connections are open, and {before} were before it"));
         }
-        let live = http::metric(page, "tgm_session_live_leases").unwrap_or(f64::NAN);
         if let Some(left) = self.leases_after {
-            let expected = (left + self.bystander.holds() as u64) as f64;
-            if !self.bystander.is_busy() && live != expected {
-                problems.push(format!("{live} leases count, and {expected} are held"));
+            let held = (left + self.bystander.holds() as u64) as f64;
+            let live = http::metric(page, "tgm_session_live_leases").unwrap_or(f64::NAN);
+            if !self.bystander.is_busy() && live != held {
+                problems.push(format!("{live} leases count, and {held} are held"));
             }
         }
         problems
@@ -297,14 +298,24 @@ impl Stage {
 ///
 /// # Errors
 ///
-/// The server cannot be started, or the attack cannot be made.
+/// The system does not tell about the server.
 pub(crate) async fn run(
     attack: &Attack,
     store: Store,
     options: &Options,
     folder: &Path,
 ) -> anyhow::Result<Row> {
-    let mut stage = raise(attack, store, options, folder).await?;
+    let started = Instant::now();
+    let raised = timeout(LONGEST, raise(attack, store, options, folder)).await;
+    let raised = raised.context("it took too long").and_then(|raised| raised);
+    let mut stage = match raised {
+        Ok(stage) => stage,
+        Err(error) => {
+            let mut row = Row::new(attack.name, store);
+            row.faults.push(format!("the server does not serve before the attack: {error:#}"));
+            return Ok(row);
+        }
+    };
     let watch = stage.watch.clone();
     let ended = tokio::select! {
         ended = timeout(LONGEST, (attack.play)(&mut stage)) => Some(ended),
@@ -321,7 +332,9 @@ pub(crate) async fn run(
         )),
     }
     stage.end().await?;
-    stage.judged()
+    let mut row = stage.judged()?;
+    row.total_seconds = started.elapsed().as_secs_f64();
+    Ok(row)
 }
 
 /// A server with a well-behaved client that has warmed up.
@@ -332,9 +345,9 @@ async fn raise(
     folder: &Path,
 ) -> anyhow::Result<Stage> {
     let pick = |quick, full| Duration::from_millis(if options.quick { quick } else { full });
-    let (ttl, passing) = (pick(3_000, 6_000), pick(4_000, 30_000));
+    let (ttl, passing) = (pick(3_000, 6_000), pick(3_000, 30_000));
     let policy = folder.join("policy.toml");
-    fs::write(&policy, calls::policy(ttl, passing))?;
+    fs::write(&policy, calls::policy(ttl, passing, attack.indexers))?;
     let log = folder.join(format!("{}-{store}.log", attack.name));
     let url = match store {
         Store::Memory => "memory:".to_owned(),
@@ -354,7 +367,12 @@ async fn raise(
         unread_log: attack.unread_log,
         log,
     })?;
-    let habits = Habits { keep_alive_every: ttl / 4, reconnect_every: pick(400, 1_000) };
+    let habits = Habits {
+        keep_alive_every: ttl / 4,
+        reconnect_every: pick(300, 1_000),
+        // Without keys an address is all that tells callers apart.
+        address: (!attack.indexers).then_some(OTHER_ADDRESS),
+    };
     let bystander = Bystander::start(server.grpc(), habits).await?;
     let most_memory = options.memory_stop << 20;
     let watch = Arc::new(Watch::start(server.id(), server.admin(), most_memory)?);
@@ -366,6 +384,7 @@ async fn raise(
         quick: options.quick,
         leases: 0,
         leases_after: Some(0),
+        span: pick(700, 5_000),
         passing,
         server,
         bystander,

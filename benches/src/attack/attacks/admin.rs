@@ -15,6 +15,9 @@ const CONNECTIONS: usize = 300;
 /// What the system keeps for a reader that reads nothing.
 const NARROW_BUFFER: u32 = 4 * 1024;
 
+/// By how much longer than others this takes: whoever waits for a place has to show.
+const LONGER: u32 = 3;
+
 /// How long an attacker waits for its connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -30,6 +33,7 @@ pub(super) async fn idle(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Holds connections open, each of which asks what `asks` says of its number, and reads the answers.
 async fn hold(stage: &mut Stage, asks: fn(usize) -> &'static str) -> anyhow::Result<()> {
+    stage.span *= LONGER;
     stage.begin()?;
     let admin = stage.admin();
     stage
@@ -47,6 +51,7 @@ async fn hold(stage: &mut Stage, asks: fn(usize) -> &'static str) -> anyhow::Res
 
 /// Connections that ask for more than they read.
 pub(super) async fn readers(stage: &mut Stage) -> anyhow::Result<()> {
+    stage.span *= LONGER;
     stage.begin()?;
     let admin = stage.admin();
     stage

@@ -127,7 +127,7 @@ pub(super) async fn broken(stage: &mut Stage) -> anyhow::Result<()> {
             ended??;
         }
     }
-    tokio::time::sleep(stage.span()).await;
+    tokio::time::sleep(stage.span).await;
     crowd.shutdown().await;
     Ok(())
 }

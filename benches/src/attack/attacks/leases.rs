@@ -127,7 +127,7 @@ pub(super) async fn disable(stage: &mut Stage) -> anyhow::Result<()> {
     let took = asked.elapsed().as_millis();
     ensure!(status == 200, "{path} answered {status}: {body}");
     // What comes right after it belongs to it.
-    sleep(stage.span()).await;
+    sleep(stage.span).await;
     stage.note(format!("{leases} leases were ended in {took} ms"));
     Ok(())
 }

@@ -16,8 +16,9 @@ const PLAIN: Attack = Attack {
     name: "calm",
     about: "Nobody attacks: what the figures are on this machine",
     flags: &[],
+    indexers: true,
     unread_log: false,
-    quick_on: Store::Memory,
+    quick_on: Some(Store::Memory),
     on_memory: true,
     play: |stage| Box::pin(calm(stage)),
 };
@@ -37,6 +38,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
         name: "references-wrong-key",
         about: "The same with a key that nobody has",
+        quick_on: None,
         play: |stage| Box::pin(before_key::references(stage, Some(crate::calls::WRONG_KEY))),
         ..PLAIN
     },
@@ -44,6 +46,13 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "references-with-key",
         about: "The same with the key of another indexer",
         play: |stage| Box::pin(before_key::references(stage, Some(crate::calls::ATTACKER_KEY))),
+        ..PLAIN
+    },
+    Attack {
+        name: "references-no-keys",
+        about: "The same where no indexers are configured; the well-behaved client has another address",
+        indexers: false,
+        play: |stage| Box::pin(before_key::references(stage, None)),
         ..PLAIN
     },
     Attack {
@@ -61,6 +70,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
         name: "bodies-wrong-key",
         about: "The same with a key that nobody has",
+        quick_on: None,
         play: |stage| Box::pin(before_key::bodies(stage, Some(crate::calls::WRONG_KEY))),
         ..PLAIN
     },
@@ -106,6 +116,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "places-wrong-key",
         about: "The same with a key that nobody has",
         flags: FEW_PLACES,
+        quick_on: None,
         play: |stage| Box::pin(places::idle(stage, Some(crate::calls::WRONG_KEY))),
         ..PLAIN
     },
@@ -114,6 +125,15 @@ pub(crate) const ATTACKS: &[Attack] = &[
         about: "The same with the key of another indexer",
         flags: FEW_PLACES,
         play: |stage| Box::pin(places::idle(stage, Some(crate::calls::ATTACKER_KEY))),
+        ..PLAIN
+    },
+    Attack {
+        name: "places-no-keys",
+        about: "The same where no indexers are configured; the well-behaved client has another address",
+        flags: FEW_PLACES,
+        indexers: false,
+        quick_on: None,
+        play: |stage| Box::pin(places::idle(stage, None)),
         ..PLAIN
     },
     Attack {
@@ -137,6 +157,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
         name: "settings",
         about: "20 connections that send SETTINGS without a pause and read no answer",
+        quick_on: None,
         play: |stage| Box::pin(floods::settings_of(stage)),
         ..PLAIN
     },
@@ -149,6 +170,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
         name: "state-again",
         about: "WorkersState of a pool with 50,000 leases, asked again and again on 8 connections",
+        quick_on: None,
         play: |stage| Box::pin(leases::state_again(stage)),
         ..PLAIN
     },
@@ -162,28 +184,36 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "expiry-restart",
         about: "The same after kill -9: all of them get their TTL at the start",
         on_memory: false,
-        quick_on: Store::File,
+        quick_on: Some(Store::File),
         play: |stage| Box::pin(leases::expiry_after_restart(stage)),
         ..PLAIN
     },
     Attack {
         name: "disable",
         about: "An organization with 100,000 leases is disabled over the admin API",
-        quick_on: Store::File,
+        quick_on: Some(Store::File),
         play: |stage| Box::pin(leases::disable(stage)),
         ..PLAIN
     },
     Attack {
         name: "full-speed",
         about: "100 connections × 1,024 calls of borrows, returns and keep-alives as fast as they are answered",
-        quick_on: Store::File,
+        quick_on: Some(Store::File),
+        play: |stage| Box::pin(leases::full_speed(stage)),
+        ..PLAIN
+    },
+    Attack {
+        name: "full-speed-no-keys",
+        about: "The same where no indexers are configured; the well-behaved client has another address",
+        indexers: false,
+        quick_on: None,
         play: |stage| Box::pin(leases::full_speed(stage)),
         ..PLAIN
     },
     Attack {
         name: "reports",
         about: "16 callers that send reports of 50,000 metrics each, one after another",
-        quick_on: Store::File,
+        quick_on: Some(Store::File),
         play: |stage| Box::pin(usage::reports(stage)),
         ..PLAIN
     },
@@ -209,7 +239,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
         name: "unknown-counters",
         about: "The same with usage of 1 of organizations that nobody knows",
-        quick_on: Store::File,
+        quick_on: None,
         play: |stage| Box::pin(usage::counters(stage, 1.0)),
         ..PLAIN
     },
@@ -228,6 +258,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
         name: "admin-idle",
         about: "300 connections to the admin port that asked once and stay",
+        quick_on: None,
         play: |stage| Box::pin(admin::idle(stage)),
         ..PLAIN
     },
@@ -249,7 +280,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
 
 async fn calm(stage: &mut Stage) -> anyhow::Result<()> {
     stage.begin()?;
-    tokio::time::sleep(stage.span()).await;
+    tokio::time::sleep(stage.span).await;
     Ok(())
 }
 
@@ -268,7 +299,7 @@ mod tests {
 
     #[test]
     fn an_attack_is_made_on_a_store_that_it_can_be_made_on() {
-        let can = |attack: &&Attack| attack.on_memory || attack.quick_on == Store::File;
+        let can = |attack: &&Attack| attack.on_memory || attack.quick_on == Some(Store::File);
         assert!(ATTACKS.iter().all(|attack| can(&attack)));
     }
 }

@@ -15,11 +15,15 @@ use crate::stage::Stage;
 /// Connections, more than the server has places for.
 const CONNECTIONS: usize = 600;
 
+/// By how much longer than others this takes: whoever waits for a place has to show.
+const LONGER: u32 = 2;
+
 /// How long an attacker waits for its connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Connections that say nothing.
 pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
+    stage.span *= LONGER;
     stage.begin()?;
     stage
         .crowd(CONNECTIONS, |link, _| async move {
@@ -35,6 +39,7 @@ pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Connections that make one call and stay.
 pub(super) async fn idle(stage: &mut Stage, key: Option<&'static str>) -> anyhow::Result<()> {
+    stage.span *= LONGER;
     stage.begin()?;
     stage
         .crowd(CONNECTIONS, move |link, _| async move {

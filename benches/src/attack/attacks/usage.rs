@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 use wire::metering::Event;
 use wire::payment::ReportRequest;
 use wire::worker::ReturnWorkerRequest;
@@ -33,6 +33,9 @@ const EVENTS: u64 = 10_000;
 /// How much the well-behaved client reports.
 const USED: f64 = 5.0;
 
+/// How old what the admin API tells may be, and a little more.
+const VIEW: Duration = Duration::from_millis(350);
+
 /// Reports that take long to count.
 pub(super) async fn reports(stage: &mut Stage) -> anyhow::Result<()> {
     let events: Vec<Event> = (0..METRICS / METRICS_OF_EVENT)
@@ -42,7 +45,7 @@ pub(super) async fn reports(stage: &mut Stage) -> anyhow::Result<()> {
         })
         .collect();
     stage.begin()?;
-    let over = Instant::now() + stage.span();
+    let over = Instant::now() + stage.span;
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {
         let (mut caller, events) = (stage.caller(ATTACKER_KEY), events.clone());
@@ -70,6 +73,12 @@ pub(super) async fn reports(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the organization with a budget has used, as the admin API says.
+async fn counted(stage: &Stage) -> anyhow::Result<f64> {
+    sleep(VIEW).await;
+    http::used(stage.admin(), METERED, METRIC).await
+}
+
 /// Report keys in such numbers that one of another indexer might be forgotten.
 pub(super) async fn report_keys(stage: &mut Stage) -> anyhow::Result<()> {
     let reports = stage.pick(60_000, 1_000_001);
@@ -84,7 +93,7 @@ pub(super) async fn report_keys(stage: &mut Stage) -> anyhow::Result<()> {
     stage.end().await?;
     stage.note(format!("{} of {reports} empty reports were taken", done.answered));
     bystander.report(METERED, USED, Some("the-report")).await.context("the repeated report")?;
-    let used = http::used(stage.admin(), METERED, METRIC).await?;
+    let used = counted(stage).await?;
     ensure!(used == USED, "a report of {USED} that came twice under one key counted as {used}");
     Ok(())
 }
@@ -145,21 +154,21 @@ pub(super) async fn counters(stage: &mut Stage, value: f64) -> anyhow::Result<()
     while let Some(caller) = callers.join_next().await {
         refused.append(&mut caller?);
     }
-    // A short attack is watched for as long as the others.
-    sleep_until(Instant::now() + Duration::from_millis(200)).await;
+    // What the counters do to the server shows after the reports too.
+    sleep(Duration::from_millis(200)).await;
     stage.end().await?;
     if let Some(last) = refused.last() {
         stage.note(format!("{} reports were refused, the last: {last}", refused.len()));
     }
     let mut bystander = stage.caller(BYSTANDER_KEY);
     bystander.report(METERED, USED, None).await.context("a report of what has a budget")?;
-    let used = http::used(stage.admin(), METERED, METRIC).await?;
+    let used = counted(stage).await?;
     ensure!(used == USED, "usage of {USED} counted as {used}");
     // Together with an organization that is new, as real reports mix them.
     let events = ["newcomer", METERED].map(|name| usage_event(name, [(METRIC.to_owned(), USED)]));
     let reported = bystander.report_events(events.into()).await;
     reported.context("a report of what has a budget and of a new organization")?;
-    let used = http::used(stage.admin(), METERED, METRIC).await?;
+    let used = counted(stage).await?;
     ensure!(used == 2.0 * USED, "usage of {} counted as {used}", 2.0 * USED);
     Ok(())
 }
