@@ -1,0 +1,168 @@
+//! Leases in great numbers, and calls at full speed, by an indexer that has a key.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tokio::time::{Instant, sleep, sleep_until};
+use wire::worker::{KeepAliveRequest, ReturnWorkerRequest, WorkersStateRequest};
+
+use crate::calls::{ATTACKER_KEY, LASTING, PASSING, borrow_request};
+use crate::connection::{Connection, Reads};
+use crate::frames::{LONGEST, message};
+use crate::http;
+use crate::load::{BORROW, RETURN, STATE, fill, keyed, run};
+use crate::stage::Stage;
+
+/// Leases of the pool whose state is asked for.
+const POOL: u64 = 50_000;
+
+/// The attacker's organization.
+const ORGANIZATION: &str = "crowd";
+
+/// How long after its TTL a lease may still count.
+const LATE: Duration = Duration::from_secs(1);
+
+/// A question for the state of the attacker's pool.
+fn question() -> Vec<u8> {
+    message(&WorkersStateRequest {
+        service: LASTING.into(),
+        organization_id: ORGANIZATION.into(),
+        api_key_id: String::new(),
+    })
+}
+
+/// Fills the pool whose state is asked for.
+async fn pool(stage: &mut Stage) -> anyhow::Result<()> {
+    fill(&stage.link(), LASTING, ORGANIZATION, POOL).await?;
+    stage.leases = POOL;
+    stage.leases_after = Some(POOL);
+    stage.begin()
+}
+
+/// Long answers that wait for ever: behind windows of 0, and behind a socket that nobody reads.
+pub(super) async fn state_unread(stage: &mut Stage) -> anyhow::Result<()> {
+    pool(stage).await?;
+    stage
+        .crowd(16, |link, number| async move {
+            let reads = if number % 2 == 0 { Reads::NoBodies } else { Reads::Nothing };
+            let mut connection = Connection::open(&link, reads).await?;
+            let (block, question) = (keyed(STATE), question());
+            let mut bytes = Vec::new();
+            for _ in 0..connection.max_streams().min(1_024) {
+                connection.call(&mut bytes, &block, &question);
+                if bytes.len() > LONGEST {
+                    connection.send(&bytes).await?;
+                    bytes.clear();
+                }
+            }
+            connection.send(&bytes).await?;
+            connection.closed().await;
+            Ok(())
+        })
+        .await;
+    Ok(())
+}
+
+/// Long answers that are read, and asked for again.
+pub(super) async fn state_again(stage: &mut Stage) -> anyhow::Result<()> {
+    pool(stage).await?;
+    stage
+        .crowd(8, |link, _| async move {
+            let mut connection = Connection::open(&link, Reads::Everything).await?;
+            let (block, question) = (keyed(STATE), question());
+            run(&mut connection, 0..u64::MAX, 8, |_| (block.clone(), question.clone())).await?;
+            Ok(())
+        })
+        .await;
+    Ok(())
+}
+
+/// Borrows the leases that will expire; their keys.
+async fn passing(stage: &mut Stage, leases: u64) -> anyhow::Result<Vec<String>> {
+    let keys = fill(&stage.link(), PASSING, ORGANIZATION, leases).await?;
+    stage.leases = leases;
+    Ok(keys)
+}
+
+/// Waits until the leases of the attack are past their end and the second that they may be late.
+async fn pass(stage: &Stage) {
+    sleep_until(Instant::now() + stage.passing + LATE).await;
+}
+
+/// Many leases that end together.
+pub(super) async fn expiry(stage: &mut Stage) -> anyhow::Result<()> {
+    let leases = stage.pick(100_000, 1_000_000);
+    let keys = passing(stage, leases).await?;
+    // In as few calls as there can be, so that all end together.
+    let kept = stage.caller(ATTACKER_KEY).keep_all_alive(keys).await;
+    kept.context("the leases cannot be kept alive")?;
+    stage.begin()?;
+    pass(stage).await;
+    Ok(())
+}
+
+/// Many leases that end together because the server started anew.
+pub(super) async fn expiry_after_restart(stage: &mut Stage) -> anyhow::Result<()> {
+    let leases = stage.pick(100_000, 1_000_000);
+    passing(stage, leases).await?;
+    stage.kill_and_restart()?;
+    // Clients find out that their connections are gone, and connect again.
+    sleep(Duration::from_millis(500)).await;
+    stage.begin()?;
+    pass(stage).await;
+    Ok(())
+}
+
+/// An operator ends everything that an organization holds.
+pub(super) async fn disable(stage: &mut Stage) -> anyhow::Result<()> {
+    let leases = 100_000;
+    fill(&stage.link(), LASTING, ORGANIZATION, leases).await?;
+    stage.leases = leases;
+    stage.begin()?;
+    let asked = Instant::now();
+    let path = format!("/api/organizations/{ORGANIZATION}/disabled");
+    let body = r#"{"disabled":true,"note":"attack"}"#;
+    let limit = Duration::from_secs(20);
+    let (status, body) = http::ask(stage.admin(), "PUT", &path, body, limit).await?;
+    let took = asked.elapsed().as_millis();
+    ensure!(status == 200, "{path} answered {status}: {body}");
+    // What comes right after it belongs to it.
+    sleep(stage.span).await;
+    stage.note(format!("{leases} leases were ended in {took} ms"));
+    Ok(())
+}
+
+/// All that an indexer may do, as fast as it is answered.
+pub(super) async fn full_speed(stage: &mut Stage) -> anyhow::Result<()> {
+    // What is under way when the connections close is returned by the server or not, as it happens.
+    stage.leases_after = None;
+    stage.leases = 100 * 1_024;
+    stage.begin()?;
+    stage
+        .crowd(100, |link, connection| async move {
+            let first = (connection as u128) << 64 | u128::from(rand::random::<u32>()) << 96;
+            let mut connection = Connection::open(&link, Reads::Everything).await?;
+            let call = |number: u64| {
+                // A borrow, and later its return, by the borrow's id, which is near enough.
+                let id = format!("{:032x}", first | u128::from(number / 3));
+                match number % 3 {
+                    0 => {
+                        let block = keyed(BORROW).with("x-borrow-id", &id);
+                        (block, message(&borrow_request(LASTING, ORGANIZATION, &id)))
+                    }
+                    1 => {
+                        let key = KeepAliveRequest { worker_key: id, api_key_id: String::new() };
+                        (keyed("/sf.worker.v1.WorkerPool/KeepAlive"), message(&key))
+                    }
+                    _ => {
+                        let block = keyed(RETURN).with("x-borrow-id", &id);
+                        (block, message(&ReturnWorkerRequest::default()))
+                    }
+                }
+            };
+            run(&mut connection, 0..u64::MAX, 1_024, call).await?;
+            Ok(())
+        })
+        .await;
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Connections that take the places of others.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::connection::{Connection, Reads};
+use crate::frames::{Block, message};
+use crate::load::{STATE, run};
+use crate::stage::Stage;
+
+/// Connections, more than the server has places for.
+const CONNECTIONS: usize = 600;
+
+/// By how much longer than others this takes: whoever waits for a place has to show.
+const LONGER: u32 = 2;
+
+/// How long an attacker waits for its connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Connections that say nothing.
+pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
+    stage.span *= LONGER;
+    stage.begin()?;
+    stage
+        .crowd(CONNECTIONS, |link, _| async move {
+            let connect = timeout(CONNECT, TcpStream::connect(link.address));
+            let mut stream = connect.await.context("it cannot connect")??;
+            // Until the server closes it.
+            stream.read_u8().await.context("the server closed it")?;
+            Ok(())
+        })
+        .await;
+    Ok(())
+}
+
+/// Connections that make one call and stay.
+pub(super) async fn idle(stage: &mut Stage, key: Option<&'static str>) -> anyhow::Result<()> {
+    stage.span *= LONGER;
+    stage.begin()?;
+    stage
+        .crowd(CONNECTIONS, move |link, _| async move {
+            let mut connection = Connection::open(&link, Reads::Everything).await?;
+            let block = match key {
+                Some(key) => Block::call(STATE).with("x-api-key", key),
+                None => Block::call(STATE),
+            };
+            let question = wire::worker::WorkersStateRequest {
+                service: crate::calls::LASTING.into(),
+                organization_id: "squatter".into(),
+                api_key_id: String::new(),
+            };
+            let call = |_| (block.clone(), message(&question));
+            run(&mut connection, 0..1, 1, call).await?;
+            connection.closed().await;
+            Ok(())
+        })
+        .await;
+    Ok(())
+}

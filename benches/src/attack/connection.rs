@@ -1,0 +1,370 @@
+//! A connection whose frames are written by the attack itself.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Mutex as Turns, Notify};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::frames::{Block, Frame, PREFACE, flag, frame, kind, setting, settings};
+
+/// How long a server may take to say its settings.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// The window of a connection and of a stream before anybody says anything.
+const WINDOW: u32 = 65_535;
+
+/// The window of a connection that reads all its answers.
+const WIDE: u32 = 1 << 30;
+
+/// What the system keeps for a connection that reads nothing.
+const NARROW_BUFFER: u32 = 16 * 1024;
+
+/// Bytes that one attack may send, so that each is bounded.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    most: u64,
+    sent: AtomicU64,
+}
+
+impl Allowance {
+    /// At most so many bytes.
+    pub(crate) const fn new(most: u64) -> Self {
+        Self { most, sent: AtomicU64::new(0) }
+    }
+
+    /// Bytes sent so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    fn spend(&self, bytes: usize) -> anyhow::Result<()> {
+        let sent = self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        ensure!(sent <= self.most, "the attack has sent all it may, {} bytes", self.most);
+        Ok(())
+    }
+}
+
+/// Where connections go, and what they may send.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) address: SocketAddr,
+    pub(crate) allowance: Arc<Allowance>,
+}
+
+/// How a connection treats what the server sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Reads and acknowledges everything; the windows are wide enough for any attack.
+    Everything,
+    /// As [`Reads::Everything`], and keeps the messages of answers.
+    Answers,
+    /// Reads frames, but grants no window for answers.
+    NoBodies,
+    /// Reads nothing once the server has greeted.
+    Nothing,
+}
+
+/// What the server did on one connection so far.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    max_streams: AtomicU32,
+    /// Bytes that may be sent.
+    window: AtomicI64,
+    stream_window: AtomicU32,
+    /// Streams that ended with a message.
+    answered: AtomicU64,
+    /// Streams that ended without one, or were reset.
+    refused: AtomicU64,
+    greeted: AtomicBool,
+    leaving: AtomicBool,
+    closed: AtomicBool,
+    news: Notify,
+    /// Messages of answers, without their prefixes.
+    answers: Mutex<Vec<Vec<u8>>>,
+    /// To be sent with the next bytes: acknowledgements and windows.
+    due: Mutex<Vec<u8>>,
+}
+
+/// One connection. Dropped, it is closed.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    out: Arc<Turns<OwnedWriteHalf>>,
+    peer: Arc<Peer>,
+    reader: AbortHandle,
+    allowance: Arc<Allowance>,
+    next: u32,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Connection {
+    /// Connects, greets, and waits for the server's settings.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens, or the server says nothing for 5 s.
+    pub(crate) async fn open(link: &Link, reads: Reads) -> anyhow::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        if reads == Reads::Nothing {
+            socket.set_recv_buffer_size(NARROW_BUFFER)?;
+        }
+        let stream = timeout(GREETING, socket.connect(link.address)).await.context("connect")??;
+        stream.set_nodelay(true)?;
+        let (source, out) = stream.into_split();
+        let peer = Arc::new(Peer {
+            max_streams: AtomicU32::new(u32::MAX),
+            window: AtomicI64::new(WINDOW.into()),
+            stream_window: AtomicU32::new(WINDOW),
+            answered: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            greeted: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            news: Notify::new(),
+            answers: Mutex::default(),
+            due: Mutex::default(),
+        });
+        let out = Arc::new(Turns::new(out));
+        let reader = tokio::spawn(read(source, reads, out.clone(), peer.clone())).abort_handle();
+        let mut this = Self { out, peer, reader, allowance: link.allowance.clone(), next: 1 };
+        let mut greeting = PREFACE.to_vec();
+        let window = if reads == Reads::NoBodies { 0 } else { WIDE };
+        settings(&mut greeting, &[(setting::INITIAL_WINDOW_SIZE, window)]);
+        if reads != Reads::NoBodies {
+            frame(&mut greeting, kind::WINDOW_UPDATE, flag::NONE, 0, &WIDE.to_be_bytes());
+        }
+        this.send(&greeting).await?;
+        timeout(GREETING, this.until(|peer| peer.greeted.load(Ordering::Acquire)))
+            .await
+            .context("the server did not greet in time")??;
+        Ok(this)
+    }
+
+    /// Sends `bytes`, and waits while the server takes none.
+    ///
+    /// # Errors
+    ///
+    /// The connection broke, or the attack has sent all it may.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.allowance.spend(bytes.len())?;
+        let mut out = self.out.lock().await;
+        let due = std::mem::take(&mut *self.peer.due.lock());
+        out.write_all(&due).await?;
+        out.write_all(bytes).await?;
+        Ok(())
+    }
+
+    /// The number of one more stream.
+    pub(crate) const fn stream(&mut self) -> u32 {
+        let stream = self.next;
+        self.next += 2;
+        stream
+    }
+
+    /// Appends to `out` the headers of one more call, whose body is still to come; its stream.
+    pub(crate) fn begin(&mut self, out: &mut Vec<u8>, block: &Block) -> u32 {
+        let stream = self.stream();
+        frame(out, kind::HEADERS, flag::END_HEADERS, stream, block.bytes());
+        stream
+    }
+
+    /// Appends to `out` one more whole call.
+    pub(crate) fn call(&mut self, out: &mut Vec<u8>, block: &Block, message: &[u8]) {
+        let stream = self.begin(out, block);
+        frame(out, kind::DATA, flag::END_STREAM, stream, message);
+        self.peer.window.fetch_sub(message.len() as i64, Ordering::Relaxed);
+    }
+
+    /// Waits until bytes of a body may be sent on this connection, and takes up to `most` of them.
+    ///
+    /// # Errors
+    ///
+    /// The server closed the connection.
+    pub(crate) async fn window(&self, most: usize) -> anyhow::Result<usize> {
+        self.until(|peer| peer.window.load(Ordering::Relaxed) > 0).await?;
+        let granted = self.peer.window.load(Ordering::Relaxed).min(most as i64).max(0);
+        self.peer.window.fetch_sub(granted, Ordering::Relaxed);
+        Ok(granted as usize)
+    }
+
+    /// Whether the connection may send `bytes` of a body now.
+    pub(crate) fn has_window(&self, bytes: usize) -> bool {
+        self.peer.window.load(Ordering::Relaxed) >= bytes as i64
+    }
+
+    /// The most streams at once, as the server announced it.
+    pub(crate) fn max_streams(&self) -> u32 {
+        self.peer.max_streams.load(Ordering::Relaxed)
+    }
+
+    /// What one stream may send ahead.
+    pub(crate) fn stream_window(&self) -> usize {
+        self.peer.stream_window.load(Ordering::Relaxed) as usize
+    }
+
+    /// Streams that ended, answered or refused.
+    pub(crate) fn ended(&self) -> u64 {
+        self.peer.answered.load(Ordering::Relaxed) + self.refused()
+    }
+
+    /// Streams that ended without a message.
+    pub(crate) fn refused(&self) -> u64 {
+        self.peer.refused.load(Ordering::Relaxed)
+    }
+
+    /// The messages of answers so far, taken out.
+    pub(crate) fn answers(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut *self.peer.answers.lock())
+    }
+
+    /// Waits until the server does something.
+    ///
+    /// # Errors
+    ///
+    /// The server closed the connection.
+    pub(crate) async fn news(&self) -> anyhow::Result<()> {
+        let news = self.peer.news.notified();
+        if self.is_over() {
+            bail!("the server closed the connection");
+        }
+        news.await;
+        Ok(())
+    }
+
+    /// Waits until more than `ended` streams ended, or until a body of `bytes` may be sent, if any is
+    /// waiting.
+    ///
+    /// # Errors
+    ///
+    /// The server closed the connection.
+    pub(crate) async fn until_ended(&self, ended: u64, bytes: Option<usize>) -> anyhow::Result<()> {
+        self.until(|peer| {
+            peer.answered.load(Ordering::Relaxed) + peer.refused.load(Ordering::Relaxed) > ended
+                || bytes.is_some_and(|bytes| peer.window.load(Ordering::Relaxed) >= bytes as i64)
+        })
+        .await
+    }
+
+    /// Waits until the server tells the connection to go, or closes it.
+    pub(crate) async fn closed(&self) {
+        while self.news().await.is_ok() {}
+    }
+
+    fn is_over(&self) -> bool {
+        self.peer.closed.load(Ordering::Acquire) || self.peer.leaving.load(Ordering::Acquire)
+    }
+
+    /// Waits until `holds` of the server.
+    async fn until(&self, holds: impl Fn(&Peer) -> bool) -> anyhow::Result<()> {
+        loop {
+            let news = self.peer.news.notified();
+            if holds(&self.peer) {
+                return Ok(());
+            }
+            if self.is_over() {
+                bail!("the server closed the connection");
+            }
+            news.await;
+        }
+    }
+}
+
+/// Reads until the connection ends, as `reads` says.
+async fn read(
+    mut source: OwnedReadHalf,
+    reads: Reads,
+    out: Arc<Turns<OwnedWriteHalf>>,
+    peer: Arc<Peer>,
+) {
+    let mut bytes = Vec::with_capacity(64 * 1024);
+    let mut bodies = HashMap::new();
+    // Whatever the reason for anything else, the connection is over then.
+    while let Ok(1..) = source.read_buf(&mut bytes).await {
+        let mut read = 0;
+        while let Some((frame, length)) = Frame::first(&bytes[read..]) {
+            heed(&frame, reads, &peer, &mut bodies);
+            read += length;
+        }
+        bytes.drain(..read);
+        peer.news.notify_waiters();
+        // A writer that waits for the server sends what is due itself, once the server takes it.
+        if let Ok(mut out) = out.try_lock() {
+            let due = std::mem::take(&mut *peer.due.lock());
+            if out.write_all(&due).await.is_err() {
+                break;
+            }
+        }
+        if reads == Reads::Nothing && peer.greeted.load(Ordering::Acquire) {
+            // The socket stays open, and unread.
+            std::future::pending::<()>().await;
+        }
+    }
+    peer.closed.store(true, Ordering::Release);
+    peer.news.notify_waiters();
+}
+
+fn heed(received: &Frame<'_>, reads: Reads, peer: &Peer, bodies: &mut HashMap<u32, Vec<u8>>) {
+    let Frame { kind, flags, stream, payload } = *received;
+    match kind {
+        kind::SETTINGS if flags & flag::ACK == 0 => {
+            for (name, value) in received.settings() {
+                match name {
+                    setting::MAX_CONCURRENT_STREAMS => {
+                        peer.max_streams.store(value, Ordering::Relaxed);
+                    }
+                    setting::INITIAL_WINDOW_SIZE => {
+                        peer.stream_window.store(value, Ordering::Relaxed);
+                    }
+                    _ => {}
+                }
+            }
+            frame(&mut peer.due.lock(), kind::SETTINGS, flag::ACK, 0, &[]);
+            peer.greeted.store(true, Ordering::Release);
+        }
+        kind::PING if flags & flag::ACK == 0 => {
+            frame(&mut peer.due.lock(), kind::PING, flag::ACK, 0, payload);
+        }
+        kind::WINDOW_UPDATE if stream == 0 => {
+            peer.window.fetch_add(received.increment().into(), Ordering::Relaxed);
+        }
+        kind::GOAWAY => peer.leaving.store(true, Ordering::Release),
+        kind::RST_STREAM => {
+            bodies.remove(&stream);
+            peer.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        kind::DATA | kind::HEADERS => {
+            if kind == kind::DATA {
+                let body: &mut Vec<u8> = bodies.entry(stream).or_default();
+                if reads == Reads::Answers {
+                    body.extend_from_slice(payload);
+                }
+            }
+            if flags & flag::END_STREAM != 0 {
+                match bodies.remove(&stream) {
+                    Some(body) => {
+                        peer.answered.fetch_add(1, Ordering::Relaxed);
+                        if reads == Reads::Answers {
+                            peer.answers.lock().push(body.get(5..).unwrap_or_default().to_vec());
+                        }
+                    }
+                    None => drop(peer.refused.fetch_add(1, Ordering::Relaxed)),
+                }
+            }
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,201 @@
+//! The attacks that `scripts/attack` builds and starts: callers that want to hurt, a well-behaved
+//! client beside them, and a real server, each judged by what that client and the machine feel.
+
+mod attacks;
+mod bystander;
+mod calls;
+mod connection;
+mod frames;
+mod http;
+mod load;
+mod row;
+mod server;
+mod stage;
+mod watch;
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use rustix::process::{Resource, getrlimit, nice, setrlimit};
+use serde_json::json;
+
+use crate::attacks::ATTACKS;
+use crate::stage::Stage;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// By how much the attack gives way to the server and the well-behaved client, which have to share
+/// the machine with it.
+const NICENESS: i32 = 10;
+
+/// What an attack does: it prepares, begins, attacks, ends, and looks at what is left.
+type Play = for<'a> fn(&'a mut Stage) -> Playing<'a>;
+
+/// An attack under way.
+type Playing<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+
+/// One attack.
+struct Attack {
+    name: &'static str,
+    /// What it does, in one sentence.
+    about: &'static str,
+    /// Flags of the server beyond the usual ones.
+    flags: &'static [&'static str],
+    /// Whether the policy has indexers.
+    indexers: bool,
+    /// Whether nobody reads the server's log.
+    unread_log: bool,
+    /// Where it is made in the short form; nowhere unless it is named.
+    quick_on: Option<Store>,
+    /// Whether it is made on `memory:` too.
+    on_memory: bool,
+    play: Play,
+}
+
+/// Where the server under attack keeps its leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    Memory,
+    File,
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Memory => "memory:",
+            Self::File => "file:",
+        })
+    }
+}
+
+/// The stores that are attacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Stores {
+    /// In memory
+    Memory,
+    /// In a file
+    File,
+    /// Each attack on each of them; in the short form each attack on one of them
+    Both,
+}
+
+/// Attacks a session server and says whether anybody else was hurt
+#[derive(Debug, Parser)]
+#[command(name = "tgm-session-attack")]
+struct Options {
+    /// The server: tgm-session
+    #[arg(long, value_name = "PROGRAM", default_value = "tgm-session")]
+    server: PathBuf,
+    /// Where its store and logs are made
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    folder: PathBuf,
+    /// The short form, of about a minute
+    #[arg(long)]
+    quick: bool,
+    /// The stores that are attacked
+    #[arg(long, value_enum, default_value = "both")]
+    store: Stores,
+    /// Write everything that was measured to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// An attack is broken off, and has failed, when the server takes more than so many MB
+    #[arg(long, value_name = "MB", default_value_t = 3_072)]
+    memory_stop: u64,
+    /// Tell the attacks and make none
+    #[arg(long)]
+    list: bool,
+    /// Only these attacks
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match play(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Makes the attacks; whether all of them passed.
+fn play(options: &Options) -> anyhow::Result<bool> {
+    if options.list {
+        for Attack { name, about, .. } in ATTACKS {
+            println!("{name:<24}{about}");
+        }
+        return Ok(true);
+    }
+    for name in &options.names {
+        if !ATTACKS.iter().any(|attack| attack.name == name) {
+            bail!("no attack is called {name}; --list tells them");
+        }
+    }
+    let folder = tempfile::Builder::new()
+        .prefix("attack-")
+        .tempdir_in(&options.folder)
+        .with_context(|| format!("no folder can be made in {}", options.folder.display()))?;
+    raise_open_files()?;
+    // The raw connections live on the one worker; the server is started from this thread, which
+    // does not give way, because a process is as nice as the thread that starts it.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .on_thread_start(|| {
+            // Without it the attack is only harder to bear.
+            let _ = nice(NICENESS);
+        })
+        .enable_all()
+        .build()?;
+    let mut rows = Vec::new();
+    for attack in ATTACKS {
+        for store in stores_of(attack, options) {
+            let ran = runtime.block_on(stage::run(attack, store, options, folder.path()));
+            let row = ran.with_context(|| format!("{} on {store}", attack.name))?;
+            println!("{row}");
+            rows.push(row);
+        }
+    }
+    println!("\n{}", row::table(&rows));
+    let passed = rows.iter().all(row::Row::passed);
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&json!({ "passed": passed, "attacks": rows }))?;
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if !passed {
+        let kept = folder.keep();
+        println!("logs of the servers: {}", kept.display());
+    }
+    Ok(passed)
+}
+
+/// The stores that `attack` is made on.
+fn stores_of(attack: &Attack, options: &Options) -> Vec<Store> {
+    let named = options.names.is_empty() || options.names.iter().any(|name| name == attack.name);
+    let wanted = match (options.store, options.quick) {
+        (Stores::Memory, _) => vec![Store::Memory],
+        (Stores::File, _) => vec![Store::File],
+        (Stores::Both, true) => match attack.quick_on {
+            Some(store) => vec![store],
+            None if options.names.is_empty() => vec![],
+            None => vec![Store::Memory],
+        },
+        (Stores::Both, false) => vec![Store::Memory, Store::File],
+    };
+    let possible = |store: &Store| named && (attack.on_memory || *store == Store::File);
+    wanted.into_iter().filter(possible).collect()
+}
+
+/// Lets this process, and the server it starts, have as many connections open as the system permits.
+fn raise_open_files() -> anyhow::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")
+}

@@ -1,0 +1,232 @@
+//! What came of one attack, and whether that is as it should be.
+
+use std::fmt;
+
+use benches::report::{Cell, Table};
+use serde::Serialize;
+
+use crate::Store;
+use crate::bystander::Seen;
+use crate::stage::{RECONNECT_MS, WAIT_MS};
+use crate::watch::{PROBE_LIMIT, Probes};
+
+/// From when on a client that is woken late says more of the machine than of the server.
+const LATE_MS: f64 = 20.0;
+
+/// Bytes as megabytes of 2^20.
+pub(crate) fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// What came of one attack on one store.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Row {
+    pub(crate) attack: &'static str,
+    pub(crate) store: String,
+    /// Seconds from the end of its preparation to its end.
+    pub(crate) seconds: f64,
+    /// Seconds with everything: starting and stopping the server, and looking at it.
+    pub(crate) total_seconds: f64,
+    /// What the raw connections sent.
+    pub(crate) sent_mb: f64,
+    /// The most resident memory of the server meanwhile, and what it may be.
+    pub(crate) peak_mb: f64,
+    pub(crate) most_mb: f64,
+    /// Resident memory once the attack was over.
+    pub(crate) after_mb: f64,
+    /// When the server was as before, counted from the end of the attack; none after 2 s.
+    pub(crate) recovered_ms: Option<f64>,
+    /// The slowest answer of `/healthz`.
+    pub(crate) probe_ms: f64,
+    /// What the well-behaved client saw.
+    pub(crate) client: Seen,
+    /// What is not as it should be.
+    pub(crate) faults: Vec<String>,
+    /// What else there is to say.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Row {
+    /// Of an attack that is still to come.
+    pub(crate) fn new(attack: &'static str, store: Store) -> Self {
+        Self { attack, store: store.to_string(), ..Self::default() }
+    }
+
+    /// Whether all is as it should be.
+    pub(crate) const fn passed(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    /// Notes as faults what was measured and is beyond its bound.
+    pub(crate) fn judge(&mut self, probes: &Probes) {
+        let Self { peak_mb, most_mb, ref client, .. } = *self;
+        let mut faults = Vec::new();
+        if peak_mb > most_mb {
+            faults.push(format!("resident memory was {peak_mb:.0} MB, and may be {most_mb:.0}"));
+        }
+        let Seen { calls, p99_ms, worst_ms, reconnect_ms, failed, lost, ref problems, .. } =
+            *client;
+        if p99_ms > WAIT_MS {
+            faults.push(format!(
+                "the well-behaved client waited {p99_ms:.0} ms at the 99th percentile of {calls} \
+                 calls, {worst_ms:.0} ms at worst; it may be {WAIT_MS:.0}"
+            ));
+        }
+        if reconnect_ms > RECONNECT_MS {
+            faults.push(format!(
+                "a fresh connection of the well-behaved client and 200 calls at once on it took \
+                 {reconnect_ms:.0} ms, and may take {RECONNECT_MS:.0}"
+            ));
+        }
+        if calls == 0 {
+            faults.push("the well-behaved client got no answer at all".into());
+        }
+        if failed > 0 {
+            let problems = problems.join("; ");
+            faults.push(format!("{failed} calls of the well-behaved client failed: {problems}"));
+        }
+        if lost > 0 {
+            faults.push(format!("{lost} sessions that were kept alive are gone"));
+        }
+        let limit = PROBE_LIMIT.as_millis();
+        match probes {
+            Probes { asked: 0, .. } => faults.push("/healthz was never answered".into()),
+            Probes { asked, failed: failed @ 1.., problem, .. } => faults.push(format!(
+                "/healthz failed {failed} of {asked} times, within {limit} ms: {}",
+                problem.as_deref().unwrap_or_default()
+            )),
+            _ => {}
+        }
+        self.faults.extend(faults);
+        if client.late_ms > LATE_MS {
+            self.notes.push(format!(
+                "the machine was too busy to measure: it woke the well-behaved client {:.0} ms late \
+                 at the 99th percentile",
+                client.late_ms
+            ));
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.passed() { "pass" } else { "FAIL" };
+        let Seen { p99_ms, worst_ms, lost, failed, .. } = self.client;
+        write!(
+            f,
+            "{verdict}  {:<22} {:<8} {:>5.0} MB peak, client p99 {p99_ms:.1} ms, worst {worst_ms:.0} \
+             ms, {failed} failed, {lost} lost",
+            self.attack, self.store, self.peak_mb
+        )?;
+        for fault in &self.faults {
+            write!(f, "\n      {fault}")?;
+        }
+        self.notes.iter().try_for_each(|note| write!(f, "\n      ({note})"))
+    }
+}
+
+/// All rows as one table.
+pub(crate) fn table(rows: &[Row]) -> Table {
+    let passed = rows.iter().filter(|row| row.passed()).count();
+    let title = format!("{passed} of {} attacks passed", rows.len());
+    let mut table = Table::new(
+        title,
+        &[
+            "attack",
+            "store",
+            "seconds",
+            "sent MB",
+            "peak MB",
+            "may be",
+            "after MB",
+            "client p50 ms",
+            "p99 ms",
+            "worst ms",
+            "reconnect ms",
+            "failed",
+            "lost",
+            "probe ms",
+            "as before ms",
+            "verdict",
+        ],
+    );
+    for row in rows {
+        let Seen { p50_ms, p99_ms, worst_ms, reconnect_ms, failed, lost, .. } = row.client;
+        table.row([
+            row.attack.into(),
+            row.store.as_str().into(),
+            Cell::Number(row.seconds, 1),
+            Cell::Number(row.sent_mb, 0),
+            Cell::Number(row.peak_mb, 0),
+            Cell::Number(row.most_mb, 0),
+            Cell::Number(row.after_mb, 0),
+            Cell::Number(p50_ms, 1),
+            Cell::Number(p99_ms, 1),
+            Cell::Number(worst_ms, 0),
+            Cell::Number(reconnect_ms, 0),
+            Cell::Number(failed as f64, 0),
+            Cell::Number(lost as f64, 0),
+            Cell::Number(row.probe_ms, 0),
+            row.recovered_ms.map_or(Cell::Empty, |millis| Cell::Number(millis, 0)),
+            if row.passed() { "pass" } else { "FAIL" }.into(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A row of an attack that hurt nobody.
+    fn good() -> (Row, Probes) {
+        let mut row = Row::new("none", Store::Memory);
+        (row.peak_mb, row.most_mb) = (100.0, 512.0);
+        row.client = Seen { calls: 10, p99_ms: WAIT_MS, ..Seen::default() };
+        (row, Probes { asked: 3, worst: Duration::from_millis(5), ..Probes::default() })
+    }
+
+    #[test]
+    fn what_hurts_nobody_passes() {
+        let (mut row, probes) = good();
+        row.judge(&probes);
+        assert_eq!(row.faults, [""; 0]);
+    }
+
+    #[test]
+    fn each_figure_beyond_its_bound_is_one_fault_that_says_both() {
+        let (mut row, mut probes) = good();
+        (row.peak_mb, row.client.p99_ms, row.client.worst_ms) = (600.0, 101.0, 900.0);
+        (row.client.failed, row.client.lost, row.client.reconnect_ms) = (2, 1, 501.0);
+        row.client.problems = vec!["a borrow: Unavailable: full".into()];
+        (probes.failed, probes.problem) = (1, Some("no answer".into()));
+        row.judge(&probes);
+        assert_eq!(
+            row.faults,
+            [
+                "resident memory was 600 MB, and may be 512",
+                "the well-behaved client waited 101 ms at the 99th percentile of 10 calls, 900 ms at \
+                 worst; it may be 100",
+                "a fresh connection of the well-behaved client and 200 calls at once on it took 501 ms, \
+                 and may take 500",
+                "2 calls of the well-behaved client failed: a borrow: Unavailable: full",
+                "1 sessions that were kept alive are gone",
+                "/healthz failed 1 of 3 times, within 1000 ms: no answer",
+            ]
+        );
+        assert!(!row.passed());
+    }
+
+    #[test]
+    fn a_client_or_a_probe_that_nobody_answered_is_a_fault() {
+        let (mut row, _) = good();
+        row.client = Seen::default();
+        row.judge(&Probes::default());
+        assert_eq!(
+            row.faults,
+            ["the well-behaved client got no answer at all", "/healthz was never answered"]
+        );
+    }
+}
