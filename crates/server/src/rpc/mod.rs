@@ -28,7 +28,7 @@ use crate::admin::metrics::Method;
 use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
-use crate::serve::{Full, InFlight, PortLimits};
+use crate::serve::{Full, InFlight, PortLimits, work_of};
 use crate::service::WorkerPool;
 use crate::store::Store;
 use crate::usage::USAGE_SERVICE;
@@ -62,6 +62,13 @@ impl Call {
             "/WorkersState" => Some(Self::WorkersState),
             _ => None,
         }
+    }
+}
+
+impl Call {
+    /// Whether it changes something, and so may have to wait for the disk. A keep-alive never does.
+    const fn changes(self) -> bool {
+        matches!(self, Self::BorrowWorker | Self::ReturnWorker)
     }
 }
 
@@ -105,6 +112,11 @@ impl<S: Store> Gateway<S> {
         Self { pool, reports, live, control, aside, web, limits }
     }
 
+    /// Refuses a call with more header fields than one may have.
+    pub(crate) fn refuse_headers(call: InFlight) -> Response<Body> {
+        plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).of(call)
+    }
+
     /// Answers one request. Dropped before it answers, it leaves no lease behind.
     ///
     /// Who calls is found out before a byte of the message is kept. The future is moved and stored
@@ -118,9 +130,6 @@ impl<S: Store> Gateway<S> {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
-        if request.headers().len() > self.limits.max_header_fields as usize {
-            return plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).of(call);
-        }
         let refusal = match Speech::of(&request) {
             Speech::Grpc => None,
             Speech::Neither(refusal) => Some(refusal),
@@ -158,16 +167,18 @@ impl<S: Store> Gateway<S> {
             false => Ok(Read::Begun(Bytes::new())),
         };
         let mut began = Instant::now();
-        let answer = match (read, share.changes().try_acquire()) {
-            (Ok(Read::Whole(message)), Ok(_place)) if message.len() <= self.most_bytes() => {
+        let place = method.changes().then(|| share.changes().try_acquire());
+        let has_turn = !matches!(place, Some(Err(_)));
+        let answer = match read {
+            Ok(Read::Whole(message)) if has_turn && message.len() <= self.most_bytes() => {
                 self.dispatch(method, &live, caller, request.headers(), message).await
             }
-            (Ok(Read::Whole(message) | Read::Begun(message)), place) => {
+            Ok(Read::Whole(message) | Read::Begun(message)) => {
                 drop((live, place));
                 let later = self.answer_later(method, &mut request, message, &mut call, &mut began);
                 Box::pin(later).await
             }
-            (Err(status), _) => Err(status),
+            Err(status) => Err(status),
         };
         self.pool.calls().answered(method.into(), began);
         self.finish(method, answer, call)
@@ -190,7 +201,10 @@ impl<S: Store> Gateway<S> {
         let message = unary::read(request.body_mut(), begun, &self.limits, call).await?;
         *began = Instant::now();
         let share = call.connection().share();
-        let _place = share.changes().acquire().await;
+        let _place = match method.changes() {
+            true => share.changes().acquire().await.ok(),
+            false => None,
+        };
         // The policy may have changed meanwhile.
         let live = self.live.load();
         let caller = identify(&live.policy, request.headers())?;
@@ -204,12 +218,13 @@ impl<S: Store> Gateway<S> {
         mut call: InFlight,
     ) -> Response<Body> {
         call.connection().is_proven();
-        let answer = answer.and_then(|answer| {
+        let answer = answer.and_then(|answer: Answer| {
             // A short answer is part of what every call takes up.
-            match answer.len() > SHORT_ANSWER {
-                true => call.take(answer.len()).map_err(full).map(|()| answer),
-                false => Ok(answer),
+            if answer.len() > SHORT_ANSWER {
+                call.take(answer.len()).map_err(full)?;
+                call.connection().share().count(work_of(answer.len()));
             }
+            Ok(answer)
         });
         answer.map_or_else(|status| self.refuse(method.into(), status), Answer::into_http).of(call)
     }
@@ -240,6 +255,7 @@ impl<S: Store> Gateway<S> {
         if let (Some(problem), true) = (call.full(), is_known) {
             return self.refuse_full(method, problem, request, call).await;
         }
+        call.connection().is_proven();
         if reports {
             let answer = self.reports.answer(&self.live, request, &mut call).await;
             self.pool.calls().refused_by(Method::Report, answer.headers());

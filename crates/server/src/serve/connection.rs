@@ -18,7 +18,7 @@ use super::memory::{
     Account, CALL_BYTES, CallerName, ConnectionMemory, FIELD_BYTES, Full, MemoryBudget,
 };
 use super::places::{Place, Places};
-use super::rounds::{Rounds, Share};
+use super::rounds::{Rounds, Share, work_of};
 
 /// Bytes that are read in one turn of a connection, before its caller is known and after.
 const STRANGER_READS: usize = 4 << 10;
@@ -30,6 +30,10 @@ const FREE_TURNS: u64 = 8;
 
 /// Calls that are worked on at once on one connection before it is proven.
 const UNPROVEN_CALLS: usize = 100;
+
+/// Calls that one connection may make in all before it is proven. Past it, it has to leave: whoever
+/// goes on without a key, or gives up every call, is no client that waits for answers.
+const UNPROVEN_CALLS_IN_ALL: u64 = 16_384;
 
 /// Health watches and reflection streams at once on one connection.
 const STREAMS_ASIDE: usize = 8;
@@ -175,7 +179,10 @@ impl Connection {
 
     /// Counts a call, and the memory that it takes up with its headers.
     pub(crate) fn begin(self: &Arc<Self>, headers: &HeaderMap) -> InFlight {
-        self.calls.fetch_add(1, Relaxed);
+        let calls = self.calls.fetch_add(1, Relaxed);
+        if calls > UNPROVEN_CALLS_IN_ALL && !self.is_proven.load(Relaxed) {
+            self.leave_at_once();
+        }
         let ahead = self.in_flight.fetch_add(1, Relaxed);
         let bytes = memory_of(headers);
         let taken = self.memory.take(bytes);
@@ -218,7 +225,7 @@ impl Connection {
     /// Counts what was read, as work too.
     pub(super) fn has_read(&self, bytes: usize) {
         self.readable.fetch_sub(bytes, Relaxed);
-        self.share.lock().count(u32::try_from(bytes / 64).unwrap_or(u32::MAX));
+        self.share.lock().count(work_of(bytes));
     }
 
     /// Finishes the calls in flight, takes no more and closes.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use http::HeaderMap;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -196,11 +197,20 @@ impl<S: Store> Port<S> {
         let patience = self.limits.answer_timeout;
         let (stream, opening) = opening(stream, connection.clone(), by, patience);
         let calls = connection.clone();
-        let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let most_fields = self.limits.max_header_fields as usize;
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            // Not kept until the call has its turn.
+            let has_too_many = request.headers().len() > most_fields;
+            if has_too_many {
+                *request.headers_mut() = HeaderMap::new();
+            }
             let call = calls.begin(request.headers());
             let port = self.clone();
             async move {
-                let response = port.gateway.answer(request, call).await;
+                let response = match has_too_many {
+                    true => Gateway::<S>::refuse_headers(call),
+                    false => port.gateway.answer(request, call).await,
+                };
                 if !response.body().is_stream() {
                     reset_call_after(patience);
                 }
@@ -357,8 +367,6 @@ impl Connections {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderMap;
-
     use super::*;
 
     #[test]

@@ -13,7 +13,7 @@ pub struct PortLimits {
     /// The most calls at once on one connection. By default 1,024.
     pub max_streams: u32,
     /// The most bytes of headers of one call. Past it a call is refused with HTTP status 431. By
-    /// default 16 KiB.
+    /// default 32 KiB.
     pub max_header_bytes: u32,
     /// The most header fields of one call. Past it a call is refused with HTTP status 431. By
     /// default 100.
@@ -47,7 +47,7 @@ impl Default for PortLimits {
     fn default() -> Self {
         Self {
             max_streams: 1_024,
-            max_header_bytes: 16 * 1024,
+            max_header_bytes: 32 * 1024,
             max_header_fields: 100,
             max_connection_memory: 48 << 20,
             max_message_bytes: 64 * 1024,

@@ -37,6 +37,7 @@ pub use limits::PortLimits;
 pub(crate) use limits::SHORTEST_IDLE;
 pub(crate) use memory::Full;
 pub use origin::Origin;
+pub(crate) use rounds::work_of;
 pub use tls::TlsFiles;
 
 use crate::admin::metrics::{Facts, Metrics};

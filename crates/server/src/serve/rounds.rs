@@ -18,6 +18,14 @@ use super::memory::CallerName;
 /// The units of work of one caller in one round. A unit is one poll of a small call, some 3 µs.
 const ROUND: u32 = 1_000;
 
+/// Bytes of a message that are one unit of work to read, or to write.
+const BYTES: usize = 64;
+
+/// The work of reading or writing so many bytes.
+pub(crate) fn work_of(bytes: usize) -> u32 {
+    u32::try_from(bytes / BYTES).unwrap_or(u32::MAX)
+}
+
 /// The changes of one caller that wait for the store at once on one thread; more wait for these.
 ///
 /// It is several times what fills the largest batches, so that it costs nobody throughput.

@@ -259,6 +259,36 @@ async fn the_oldest_silent_connection_makes_room_for_a_new_one() {
 }
 
 #[tokio::test]
+async fn a_connection_that_gives_up_calls_without_end_has_to_leave() {
+    let server = server(&two_indexers(), |_| {}).await;
+    let mut raw = Raw::to(server.running.grpc_address()).await;
+    raw.send(PREFACE).await;
+    raw.send(&frame(SETTINGS, 0, 0, &[])).await;
+    let mut flood = Vec::new();
+    for stream in (1..40_000_u32).step_by(2) {
+        for (kind, flags, payload) in
+            [(HEADERS, 4, header_block()), (RST_STREAM, 0, vec![0, 0, 0, 8])]
+        {
+            let mut frame = frame(kind, flags, 0, &payload);
+            frame[5..9].copy_from_slice(&stream.to_be_bytes());
+            flood.extend(frame);
+        }
+    }
+    let (mut reading, mut writing) = raw.0.into_split();
+    let flooded = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        // It is cut off before its end, or after it.
+        let _ = writing.write_all(&flood).await;
+        writing
+    });
+    let mut said = Vec::new();
+    let end = tokio::io::AsyncReadExt::read_to_end(&mut reading, &mut said);
+    let _ = tokio::time::timeout(Duration::from_secs(30), end).await.expect("it is closed");
+    drop(flooded.await.unwrap());
+    server.client().with_key("west-new").borrow(session("acme")).await;
+}
+
+#[tokio::test]
 async fn a_call_of_one_caller_is_answered_before_all_that_another_one_has_under_way() {
     let server = server(&two_indexers(), |_| {}).await;
     let mut quiet = server.client().with_key("east-key");

@@ -51,7 +51,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> 
 }
 
 /// A connection whose bytes are the test's own.
-pub(crate) struct Raw(TcpStream);
+pub(crate) struct Raw(pub(crate) TcpStream);
 
 impl Raw {
     pub(crate) async fn to(address: SocketAddr) -> Self {
