@@ -11,6 +11,7 @@ mod words;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,8 +89,9 @@ pub struct Operator {
 #[derive(Debug)]
 struct State {
     status: PolicyStatus,
-    /// What the file said when it was last read, whatever came of it; `None` when it could not be.
-    read: Option<Digest>,
+    /// The policy file and those that it names, as they were when they were last read, whatever
+    /// came of it; without a digest where one could not be read.
+    read: Vec<(PathBuf, Option<Digest>)>,
 }
 
 /// Who does something, and why.
@@ -158,7 +160,7 @@ impl Operator {
             warnings: warnings.iter().map(Warning::to_string).collect(),
             overrides: live.load().policy.overrides() as u64,
         };
-        let read = file.as_ref().map(PolicyFile::digest);
+        let read = file.as_ref().map_or_else(Vec::new, |file| file.files().to_vec());
         Self {
             store,
             live,
