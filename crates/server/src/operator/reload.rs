@@ -12,6 +12,7 @@ use super::{By, Ends, Operator, OperatorError, to_its_end};
 use crate::admin::api::model::{Done, PolicyStatus};
 use crate::error::Error;
 use crate::policy::{Loaded, Policy, PolicyFile, Warning};
+use crate::repeated::Repeated;
 use crate::serve::blocking;
 use crate::settings::Given;
 use crate::store::{Store as _, Unavailable};
@@ -19,6 +20,9 @@ use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 
 /// What was found in the files by somebody who looked already, the policy file first.
 type Found = Vec<(PathBuf, io::Result<Vec<u8>>)>;
+
+static NOT_LOADED: Repeated = Repeated::new();
+static WARNED: Repeated = Repeated::new();
 
 /// How the policy file is watched.
 struct Watch {
@@ -107,11 +111,18 @@ impl Operator {
             let loaded = operator.load_now(doing, found).await;
             match &loaded {
                 Ok(_) => {}
-                Err(OperatorError::Unavailable(error)) => tracing::error!(
-                    %error,
-                    "the policy file is in force, but leases that it does not allow may live on"
-                ),
-                Err(error) => tracing::error!("the policy file was not loaded: {error}"),
+                Err(error) => {
+                    let told = match error {
+                        OperatorError::Unavailable(error) => format!(
+                            "the policy file is in force, but leases that it does not allow may \
+                             live on: {error}"
+                        ),
+                        error => format!("the policy file was not loaded: {error}"),
+                    };
+                    if let Some(times) = NOT_LOADED.count_of(&told) {
+                        tracing::error!(times, "{told}");
+                    }
+                }
             }
             loaded
         })
@@ -131,8 +142,10 @@ impl Operator {
         let ended = self.put_into_force(policy, Ends::WhomItDoesNotAllow).await;
         self.metrics.reloads.applied.inc();
         let path = started_with.path().display().to_string();
-        for warning in &warnings {
-            tracing::warn!("{warning}");
+        if WARNED.count_of(&warnings.join("\n")).is_some() {
+            for warning in &warnings {
+                tracing::warn!("{warning}");
+            }
         }
         self.tell(|status| PolicyStatus {
             file: Some(path.clone()),

@@ -26,6 +26,7 @@ use super::limits::PortLimits;
 use super::opening::opening;
 use super::tls::{self, Tls};
 use crate::admin::metrics::Held;
+use crate::repeated::Repeated;
 use crate::rpc::Gateway;
 use crate::store::Store;
 
@@ -42,6 +43,8 @@ const HTTP1_BUFFER: usize = 8 * 1024;
 
 /// How long to wait when the system has no file descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
+static CANNOT_ACCEPT: Repeated = Repeated::new();
 
 /// What the serving threads of a server share.
 #[derive(Debug)]
@@ -86,7 +89,9 @@ impl<S: Store> Port<S> {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     if !is_about_one_connection(&error) {
-                        tracing::warn!(%error, "cannot accept a connection");
+                        if let Some(times) = CANNOT_ACCEPT.count() {
+                            tracing::warn!(%error, times, "cannot accept a connection");
+                        }
                         tokio::time::sleep(ACCEPT_AGAIN).await;
                     }
                     continue;
