@@ -28,6 +28,9 @@ impl Digest {
     }
 }
 
+/// Files that were read, each with the digest of what it said if it could be read.
+pub(crate) type Read = Vec<(PathBuf, Option<Digest>)>;
+
 /// What was found where a file should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {

@@ -11,7 +11,6 @@ mod words;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use crate::policy::overrides::AuditEntry;
 use crate::policy::{Policy, PolicyFile, Warning};
 use crate::serve::blocking;
 use crate::store::{Embedded, ReportError, Reported, Store as _, Unavailable};
-use crate::watch::Digest;
+use crate::watch::Read;
 
 /// How often, and how many times, to look whether calls under the old policy are over.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -91,7 +90,7 @@ struct State {
     status: PolicyStatus,
     /// The policy file and those that it names, as they were when they were last read, whatever
     /// came of it; without a digest where one could not be read.
-    read: Vec<(PathBuf, Option<Digest>)>,
+    read: Read,
 }
 
 /// Who does something, and why.

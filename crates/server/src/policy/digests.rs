@@ -1,7 +1,7 @@
 //! The digests of indexers' keys: in the policy file itself, and in files that it names.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
@@ -50,7 +50,7 @@ impl Digest {
 pub(super) struct KeyFiles<'a> {
     read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
     /// Every file that was looked for, and what it said if it could be read.
-    pub(super) seen: Vec<(PathBuf, Option<watch::Digest>)>,
+    pub(super) seen: watch::Read,
 }
 
 impl<'a> KeyFiles<'a> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Policy;
 use crate::settings::Given;
-use crate::watch::Digest;
+use crate::watch::{Digest, Read};
 
 /// A policy file that was read: the policy, the settings beside it, and what to think about.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Loaded {
 #[derive(Clone, Debug)]
 pub struct PolicyFile {
     /// The file itself, and then those that it names.
-    files: Vec<(PathBuf, Option<Digest>)>,
+    files: Read,
     server: Given,
     warnings: Vec<Warning>,
 }
@@ -34,7 +34,7 @@ pub struct PolicyFile {
 impl PolicyFile {
     /// `files` are the policy file and then those that it names, each with the digest of what it
     /// said.
-    pub(super) fn new(files: Vec<(PathBuf, Option<Digest>)>, loaded: &Loaded) -> Self {
+    pub(super) fn new(files: Read, loaded: &Loaded) -> Self {
         Self { files, server: loaded.server.clone(), warnings: loaded.warnings.clone() }
     }
 

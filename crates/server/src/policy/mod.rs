@@ -134,7 +134,7 @@ impl Policy {
         path: &Path,
         found: io::Result<Vec<u8>>,
         read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
-    ) -> (Vec<(PathBuf, Option<watch::Digest>)>, Result<Loaded, Error>) {
+    ) -> (watch::Read, Result<Loaded, Error>) {
         let mut files = KeyFiles::new(read);
         let loaded = Self::take_in_with(path, found, &mut files);
         (files.seen, loaded)

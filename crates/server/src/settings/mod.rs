@@ -197,6 +197,12 @@ pub const fn worst_memory(max_leases: u64, max_id_bytes: u64) -> u64 {
     leases.saturating_add(max_id_bytes.saturating_mul(COPIES_OF_IDS))
 }
 
+/// How many bytes of ids all leases of a server under `config` have at most: each an organization,
+/// an API key and a trace of its own, all of them as long as ids may be.
+pub const fn most_id_bytes(config: &Config) -> u64 {
+    config.max_leases.saturating_mul(3 * lease::MAX_ID_BYTES as u64)
+}
+
 /// Files that each thread which serves gRPC has open: its runtime and its listening socket.
 const FILES_PER_THREAD: u64 = 8;
 
