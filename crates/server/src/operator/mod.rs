@@ -256,7 +256,9 @@ impl Operator {
     /// Returns when no call looks at the policy before it any more, or after a second.
     async fn put_into_force(&self, policy: Policy, ends: Ends) -> Result<usize, Unavailable> {
         let refusals = self.live.load().refusals.clone();
-        let live = Arc::new(Live::new(policy, &self.metrics, refusals));
+        // A policy of many services has many counters.
+        let metrics = self.metrics.clone();
+        let live = Arc::new(blocking(move || Live::new(policy, &metrics, refusals)).await);
         let before = self.live.swap(live.clone());
         // Calls that looked at the old policy hold on to it until they are over.
         let calls_under_way = Arc::strong_count(&before) > 1;

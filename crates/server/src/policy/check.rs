@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_times_the_services_are_ten_times_the_work_and_no_more_warnings() {
+    fn ten_times_the_services_are_no_more_work_to_say_where_they_stand_and_no_more_warnings() {
         let scanned = [2_000, 20_000].map(|services| {
             let mut text = String::new();
             for service in 0..services {
@@ -392,7 +392,7 @@ mod tests {
             assert_eq!(warnings.last().unwrap().to_string(), more);
             SCANNED.get()
         });
-        assert!(scanned[1] <= scanned[0] * 11, "{scanned:?}");
+        assert_eq!(scanned[1], scanned[0], "places are found without looking at the whole file");
     }
 
     #[test]
