@@ -6,14 +6,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tgm_session_server::policy::{Loaded, Place, ServiceSummary, Summary, Warning};
-use tgm_session_server::{Error, Policy};
+use tgm_session_server::settings::{Given, Source, most_id_bytes, worst_memory};
+use tgm_session_server::store::StoreUrl;
+use tgm_session_server::{Config, Error, Policy};
 
 use crate::failure::Failure;
+use crate::machine;
 use crate::output::{FAINT, GOOD, Output, WARN, counted, styled};
 
 const ABOUT: &str = "\
 A file that is not sound is an error with its line, what is wrong and what would be right; exit
-code 2. Warnings are about what is allowed but likely not meant; exit code 0.
+code 2. Warnings are about what is allowed but likely not meant; exit code 0. What max_leases needs
+at worst is held against the memory of this machine, or of its control group.
 
   tgm-session check policy.toml
   tgm-session check policy.toml --format json";
@@ -39,6 +43,11 @@ struct Sound<'a> {
     api_keys: usize,
     disabled_api_keys: usize,
     indexers: usize,
+    max_leases: u64,
+    /// What so many leases need, with the longest ids.
+    worst_memory_bytes: u64,
+    /// What this machine has.
+    memory_bytes: Option<u64>,
     warnings: Vec<Finding<'a>>,
 }
 
@@ -94,7 +103,7 @@ impl<'a> From<ServiceSummary<'a>> for Service<'a> {
 }
 
 impl<'a> Sound<'a> {
-    fn new(file: &'a Path, summary: Summary<'a>, warnings: &'a [Warning]) -> Self {
+    fn new(file: &'a Path, summary: Summary<'a>, config: &Config, warnings: &'a [Warning]) -> Self {
         Self {
             file,
             ok: true,
@@ -105,6 +114,9 @@ impl<'a> Sound<'a> {
             api_keys: summary.api_keys,
             disabled_api_keys: summary.disabled_api_keys,
             indexers: summary.indexers,
+            max_leases: config.max_leases,
+            worst_memory_bytes: worst_memory(config.max_leases, most_id_bytes(config)),
+            memory_bytes: machine::memory(),
             warnings: warnings.iter().map(|w| Finding::new(&w.place, &w.problem)).collect(),
         }
     }
@@ -154,7 +166,12 @@ impl fmt::Display for Sound<'_> {
         if self.indexers == 0 {
             write!(f, ": callers show no key, so serve it on loopback or add [[indexers]]")?;
         }
-        Ok(())
+        let (leases, worst) = (self.max_leases, mebibytes(self.worst_memory_bytes));
+        write!(f, "\n  {leases} leases (max_leases) need {worst} of memory at worst")?;
+        match self.memory_bytes {
+            Some(memory) => write!(f, "; this machine has {}", mebibytes(memory)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -168,6 +185,27 @@ fn ceiling(max: Option<u64>) -> String {
     max.map_or_else(|| "none".to_owned(), |max| max.to_string())
 }
 
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+/// What the settings beside the policy come to on this machine.
+fn sizes(file: &Path, server: &Given, config: &Config) -> Option<Warning> {
+    let worst = worst_memory(config.max_leases, most_id_bytes(config));
+    let memory = machine::memory().filter(|memory| worst > *memory)?;
+    let place = match server.source("max_leases") {
+        Some(Source::File(place)) => place.clone(),
+        _ => Place { file: file.to_owned(), line: 1, column: 1 },
+    };
+    let problem = format!(
+        "max_leases = {} leases need {} of memory at worst, and this machine has {}",
+        config.max_leases,
+        mebibytes(worst),
+        mebibytes(memory)
+    );
+    Some(Warning { place, problem })
+}
+
 fn span(milliseconds: u128) -> String {
     let span = Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX));
     format!("{span:?}")
@@ -177,8 +215,12 @@ fn span(milliseconds: u128) -> String {
 pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     let file = &*args.config;
     match Policy::load(file) {
-        Ok(Loaded { policy, warnings, .. }) => {
-            output.show(&Sound::new(file, policy.summary(), &warnings))
+        Ok(Loaded { policy, server, mut warnings, .. }) => {
+            let mut config = Config::new(policy, StoreUrl::Memory);
+            server.apply(&mut config)?;
+            warnings.extend(sizes(file, &server, &config));
+            let summary = config.policy.summary();
+            output.show(&Sound::new(file, summary, &config, &warnings))
         }
         Err(error) => {
             if output.is_json() {

@@ -1,14 +1,31 @@
 //! Where log lines go: standard error, never standard output.
+//!
+//! A server never waits for whoever reads its standard error: from the start of logging on all that
+//! it has to say there goes through a queue. Other commands write to it as they go.
+
+mod queue;
 
 use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
-use std::time::SystemTime;
+use std::panic::PanicHookInfo;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
+use anstream::AutoStream;
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::failure::Failure;
 use crate::output;
+use queue::Queue;
+
+/// How long the end of the process waits until what was logged is written.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// The queue in front of standard error, in a server.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// How much is logged, and how.
 #[derive(Debug, clap::Args)]
@@ -59,7 +76,8 @@ impl Logs {
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`] when the filter cannot be read.
+    /// [`Failure::Usage`] when the filter cannot be read, [`Failure::Failed`] when a server gets no
+    /// thread to log on.
     pub(crate) fn start(&self, is_server: bool) -> Result<(), Failure> {
         let filter = self.log.as_deref().unwrap_or(if is_server { "info" } else { "warn" });
         let filter = EnvFilter::builder().parse(filter).map_err(|error| {
@@ -67,9 +85,14 @@ impl Logs {
         })?;
         let colours = std::io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let writer = if is_server {
+            BoxMakeWriter::new(self.start_queue()?)
+        } else {
+            BoxMakeWriter::new(std::io::stderr)
+        };
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(std::io::stderr)
+            .with_writer(writer)
             // A log that nobody reads must not end the process with a panic.
             .log_internal_errors(false);
         match self.log_format {
@@ -78,26 +101,78 @@ impl Logs {
         }
         Ok(())
     }
+
+    /// Puts a queue in front of standard error, and lets panics be reported through it.
+    fn start_queue(&self) -> Result<Queue, Failure> {
+        let tell =
+            |lines| tracing::warn!(lines, "log lines were dropped: nobody read them in time");
+        let queue = Queue::start(std::io::stderr(), tell)
+            .map_err(|error| Failure::Failed(format!("cannot start the log: {error}")))?;
+        let (format, to) = (self.log_format, queue.clone());
+        // The hook of the standard library waits for the reader of standard error.
+        std::panic::set_hook(Box::new(move |panic| to.push_last(&format.panic_line(panic))));
+        Ok(QUEUE.get_or_init(|| queue).clone())
+    }
+}
+
+/// How many log lines this process dropped so far, because nobody read those before them.
+pub(crate) fn dropped() -> Arc<AtomicU64> {
+    QUEUE.get().map(Queue::dropped).unwrap_or_default()
+}
+
+/// Waits until what was logged is written, and no longer than a second.
+pub(crate) fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(FLUSH_WITHIN);
+    }
 }
 
 impl LogFormat {
     /// Writes the error that ends a command, whatever is logged. Whether anybody reads it changes
     /// nothing.
     pub(crate) fn show_error(self, message: impl Display) {
-        let message = message.to_string();
-        let mut stderr = anstream::stderr();
-        let _ = match self {
-            Self::Text => {
-                writeln!(stderr, "{}: {}", output::error("error"), output::plain(&message))
-            }
-            Self::Json => {
-                let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
-                let target = env!("CARGO_CRATE_NAME");
-                let line = json!({
-                    "timestamp": timestamp, "level": "ERROR", "message": message, "target": target,
-                });
-                writeln!(stderr, "{line}")
-            }
-        };
+        let line = self.error_line(&message.to_string());
+        match QUEUE.get() {
+            Some(queue) => queue.push_last(&line),
+            None => drop(std::io::stderr().write_all(&line)),
+        }
     }
+
+    fn error_line(self, message: &str) -> Vec<u8> {
+        match self {
+            Self::Text => {
+                let choice = AutoStream::choice(&std::io::stderr());
+                let mut line = AutoStream::new(Vec::new(), choice);
+                writeln!(line, "{}: {}", output::error("error"), output::plain(message))
+                    .expect("a vector takes everything");
+                line.into_inner()
+            }
+            Self::Json => json_line(message),
+        }
+    }
+
+    fn panic_line(self, panic: &PanicHookInfo<'_>) -> Vec<u8> {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        let backtrace = std::backtrace::Backtrace::capture();
+        let message = match backtrace.status() {
+            std::backtrace::BacktraceStatus::Captured => {
+                format!("thread {name:?} {panic}\n{backtrace}")
+            }
+            _ => format!("thread {name:?} {panic}"),
+        };
+        match self {
+            Self::Text => format!("{message}\n").into_bytes(),
+            Self::Json => json_line(&message),
+        }
+    }
+}
+
+fn json_line(message: &str) -> Vec<u8> {
+    let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    let target = env!("CARGO_CRATE_NAME");
+    let line = json!({
+        "timestamp": timestamp, "level": "ERROR", "message": message, "target": target,
+    });
+    format!("{line}\n").into_bytes()
 }

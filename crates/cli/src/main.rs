@@ -7,6 +7,7 @@ mod completions;
 mod demo;
 mod failure;
 mod logs;
+mod machine;
 mod man;
 mod operator;
 mod output;
@@ -101,7 +102,7 @@ fn main() -> ExitCode {
         }
     };
     let log_format = cli.logs.format();
-    match run(cli) {
+    let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(message) = failure.message() {
@@ -109,7 +110,9 @@ fn main() -> ExitCode {
             }
             failure.exit_code()
         }
-    }
+    };
+    logs::flush();
+    code
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

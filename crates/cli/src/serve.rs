@@ -8,10 +8,13 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 use tgm_session_server::operator::By;
+use tgm_session_server::settings::most_open_files;
 use tgm_session_server::store::StoreUrl;
-use tgm_session_server::{Running, Server};
+use tgm_session_server::{Config, Running, Server};
 
 use crate::failure::Failure;
+use crate::logs;
+use crate::machine;
 use crate::output::{FAINT, GOOD, NAME, Output, styled};
 use crate::signals::{Hangups, Signals};
 pub(crate) use settings::Args;
@@ -60,6 +63,8 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     if args.print_config {
         return settings::print(&mut config, &given, file, &mut output);
     }
+    make_room_for_files(&config);
+    config.dropped_log_lines = logs::dropped();
     let store = config.store.to_string();
     let tls = config.tls.certificate.is_some();
     crate::runtime()?.block_on(async {
@@ -69,11 +74,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
         let recovered_leases = server.recovered_leases();
         let running = server.start().await?;
         let (grpc, admin) = (running.grpc_address(), running.admin_address());
-        match output.show(&Ready { grpc, tls, admin, store, policy, recovered_leases }) {
-            // A server serves, whoever reads about it.
-            Err(Failure::NobodyReads) | Ok(()) => {}
-            Err(failure) => tracing::warn!("{}", failure.message().unwrap_or_default()),
-        }
+        say_ready(Ready { grpc, tls, admin, store, policy, recovered_leases }, output)?;
         let status = format!("gRPC on {grpc}, the admin port on {admin}");
         manager::ready(&status);
         let signal = tokio::select! {
@@ -84,6 +85,33 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
         tracing::info!(signal, "stopping: calls under way may finish");
         stop(running, signals).await
     })
+}
+
+/// Lets this process open as many files as the system allows it, and warns when these are fewer
+/// than connections may need.
+fn make_room_for_files(config: &Config) {
+    let (needed, allowed) = (most_open_files(config), machine::allow_open_files());
+    if let Some(allowed) = allowed.filter(|allowed| *allowed < needed) {
+        let most = config.max_connections;
+        tracing::warn!(
+            allowed,
+            needed,
+            "max_connections ({most}) needs more open files than the system allows this process: \
+             raise the hard limit of open files, or lower max_connections"
+        );
+    }
+}
+
+/// Prints that the server accepts. A server serves, whoever reads about it: a pipe that is full
+/// already holds up a thread that nobody waits for.
+fn say_ready(ready: Ready, mut output: Output) -> Result<(), Failure> {
+    let say = move || match output.show(&ready) {
+        Err(Failure::NobodyReads) | Ok(()) => {}
+        Err(failure) => tracing::warn!("{}", failure.message().unwrap_or_default()),
+    };
+    let started = std::thread::Builder::new().name("ready".into()).spawn(say);
+    let failed = |error| Failure::Failed(format!("cannot start a thread: {error}"));
+    started.map(drop).map_err(failed)
 }
 
 /// Loads the policy again at each SIGHUP, and answers by which signal the server is to stop.
@@ -117,6 +145,7 @@ async fn stop(running: Running, mut signals: Signals) -> Result<(), Failure> {
         }
         signal = signals.next() => {
             tracing::warn!(signal, "stopped at once; what was acknowledged is kept");
+            logs::flush();
             std::process::exit(1)
         }
     }

@@ -112,6 +112,33 @@ fn a_sound_policy_is_summed_up_with_its_warnings() {
 }
 
 #[test]
+fn a_check_says_what_the_leases_need_and_warns_when_this_machine_has_less() {
+    let folder = folder();
+    let summary = |leases: u64| {
+        let text = format!("[server]\nmax_leases = {leases}\n[services.t1r]\n");
+        let policy = file(&folder, "policy.toml", &text);
+        let args = ["check".as_ref(), policy.as_os_str(), "--format".as_ref(), "json".as_ref()];
+        let ran = run(args);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.json().remove(0)
+    };
+    let small = summary(1_000);
+    assert_eq!(small["max_leases"], 1_000);
+    assert_eq!(small["worst_memory_bytes"], 1_000 * (420 + 2 * 768));
+    assert_eq!(small["warnings"].as_array().unwrap().len(), 0, "{small}");
+    // No machine has 8 TB.
+    let large = summary(u32::MAX.into());
+    assert!(
+        large["memory_bytes"].as_u64().unwrap() < large["worst_memory_bytes"].as_u64().unwrap()
+    );
+    let [warning] = &large["warnings"].as_array().unwrap()[..] else { panic!("{large}") };
+    assert_eq!(warning["line"], 2);
+    assert!(warning["problem"].as_str().unwrap().contains("at worst"), "{warning}");
+    let ran = run(["check".as_ref(), folder.path().join("policy.toml").as_os_str()]);
+    assert!(ran.stdout.contains("leases (max_leases) need"), "{ran:?}");
+}
+
+#[test]
 fn an_unsound_policy_is_refused_with_its_file_line_and_reason() {
     let folder = folder();
     for (name, text, line, reason) in [

@@ -227,3 +227,71 @@ fn a_store_url_in_the_environment_is_used() {
     assert_eq!(ran.code, Some(2));
     assert!(ran.stderr.contains("nowhere"), "{ran:?}");
 }
+
+#[test]
+fn a_server_whose_log_and_output_are_a_pipe_that_nobody_reads_answers_and_stops() {
+    let (grpc, admin) = (harness::free_address(), harness::free_address());
+    let mut child = command(["serve", "--store", "memory:", "--listen", &grpc]);
+    child.args(["--admin-listen", &admin, "--log", "debug,h2=trace"]);
+    // Both are full before the server starts.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    child.stdout(writer.try_clone().unwrap()).stderr(writer);
+    let mut process = harness::Process::new(child.spawn().unwrap());
+    drop(child);
+    let start = Instant::now();
+    while TcpStream::connect(&admin).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(30), "it does not start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Far more lines than the pipe and the queue take.
+    let url = format!("tgm://{grpc}?plaintext=true&borrow-timeout=10s");
+    let metric = || {
+        let page = get(&admin, "/metrics");
+        let name = "tgm_session_log_lines_dropped_total ";
+        let value = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_else(|| panic!("{page}"));
+        value.parse::<u64>().unwrap()
+    };
+    while metric() == 0 {
+        let ran = run(["borrow", &url, "--organization", "acme", "--for", "1ms"]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(start.elapsed() < Duration::from_secs(60), "no line is dropped");
+    }
+    assert!(get(&admin, "/livez").starts_with("HTTP/1.1 200"));
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0));
+    drop(reader);
+}
+
+#[test]
+fn a_server_takes_all_the_open_files_that_it_may_and_warns_when_these_are_too_few() {
+    let open_files = |soft: u64, args: &[&str]| {
+        // The limits are those of the process that starts it.
+        let mut shell = std::process::Command::new("sh");
+        let limit = format!("ulimit -Sn {soft} && ulimit -Hn 4096 && exec \"$@\"");
+        shell.args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_tgm-session"), "serve"]);
+        shell.args(["--store", "memory:", "--listen", "127.0.0.1:0", "--format", "json"]);
+        shell.args(["--admin-listen", "127.0.0.1:0", "--threads", "1"]).args(args);
+        shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        shell
+    };
+    let mut few = Talker::spawn(open_files(256, &["--max-connections", "2000", "--log", "warn"]));
+    few.event("ready");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", few.process.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..5], ["4096", "4096"], "{line}");
+    few.process.signal(Signal::TERM);
+    let ran = few.process.finish();
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
+
+    let mut many = Talker::spawn(open_files(256, &["--max-connections", "4000", "--log", "warn"]));
+    many.event("ready");
+    many.process.signal(Signal::TERM);
+    let ran = many.process.finish();
+    assert!(ran.stderr.contains("max_connections (4000) needs more open files"), "{ran:?}");
+}

@@ -137,6 +137,33 @@ fn a_value_or_a_policy_that_cannot_be_meant_is_refused_where_it_was_given() {
     assert_eq!(ran.code, Some(2));
     assert_eq!(ran.error(), "TGM_SESSION_ADMIN_TOKEN: an empty token protects nothing");
 
+    // What no header can carry opens nothing, and is not repeated.
+    for token in ["s3cret\n", " s3cret", "s3cret ", "s3\u{7}cret", "s3cr\u{e9}t"] {
+        let mut variable = print_config(&folder);
+        variable.env("TGM_SESSION_ADMIN_TOKEN", token);
+        let ran = finish(variable);
+        assert_eq!(ran.code, Some(2), "{token:?}");
+        assert!(ran.error().starts_with("TGM_SESSION_ADMIN_TOKEN: it "), "{ran:?}");
+        assert!(
+            ran.error().contains("no header can carry") && !ran.stderr.contains("s3"),
+            "{ran:?}"
+        );
+    }
+    let with_file = |extra: &[&str]| {
+        let mut serve = command(["serve", "--store", "memory:", "--log", "off"]);
+        serve.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]).args(extra);
+        serve.arg("--admin-token-file").arg(file(&folder, "token", "s3cret \n"));
+        finish(serve)
+    };
+    for (extra, problem) in
+        [(&[][..], "ends with a blank"), (&["--admin-token", "t"], "one of them")]
+    {
+        let ran = with_file(extra);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.error().starts_with("admin_token_file: "), "{ran:?}");
+        assert!(ran.error().contains(problem) && !ran.stderr.contains("s3cret"), "{ran:?}");
+    }
+
     for text in ["[server]\nidle_timeout = '4m'\n", "[services.t1r]\nttl = 1\n"] {
         let policy = file(&folder, "policy.toml", text);
         let mut command = print_config(&folder);

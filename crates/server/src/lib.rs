@@ -42,6 +42,7 @@ mod live;
 pub mod operator;
 pub mod policy;
 mod refusals;
+mod repeated;
 mod rpc;
 mod serve;
 mod service;

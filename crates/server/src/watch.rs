@@ -28,6 +28,9 @@ impl Digest {
     }
 }
 
+/// Files that were read, each with the digest of what it said if it could be read.
+pub(crate) type Read = Vec<(PathBuf, Option<Digest>)>;
+
 /// What was found where a file should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
@@ -77,7 +80,7 @@ struct Look {
 pub(crate) struct Watched {
     paths: Vec<PathBuf>,
     /// What the owner of the files knows of.
-    known: Vec<Found>,
+    known: Vec<Option<Found>>,
     last: Vec<Look>,
     /// Whether two looks in a row read the same. Until then the stamps do not say enough: two
     /// writes may share one, and a file may be half written.
@@ -85,11 +88,19 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Watches files of which the owner has read what the digests are of.
-    pub(crate) fn new(files: impl IntoIterator<Item = (PathBuf, Digest)>) -> Self {
-        let (paths, known) =
-            files.into_iter().map(|(path, digest)| (path, Found::Contents(digest))).unzip();
+    /// Watches files of which the owner has read what the digests are of. Whatever is found in a
+    /// file without a digest is told.
+    pub(crate) fn new<D: Into<Option<Digest>>>(
+        files: impl IntoIterator<Item = (PathBuf, D)>,
+    ) -> Self {
+        let known = |(path, digest): (PathBuf, D)| (path, digest.into().map(Found::Contents));
+        let (paths, known) = files.into_iter().map(known).unzip();
         Self { paths, known, last: Vec::new(), settled: false }
+    }
+
+    /// The files, in the order in which they are told.
+    pub(crate) fn paths(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// Looks at the files: their contents, all of them, when they are not what was last told and
@@ -110,11 +121,11 @@ impl Watched {
             .collect();
         self.settled = looks == self.last;
         self.last = looks;
-        let found = self.last.iter().map(|look| &look.found);
-        if !self.settled || found.clone().eq(&self.known) {
+        let found: Vec<_> = self.last.iter().map(|look| Some(look.found)).collect();
+        if !self.settled || found == self.known {
             return None;
         }
-        self.known = found.copied().collect();
+        self.known = found;
         Some(contents)
     }
 }

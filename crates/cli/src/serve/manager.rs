@@ -5,6 +5,7 @@
 //! would not mend the disk. What a restart does mend is a process that hangs.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sd_notify::NotifyState;
 use tgm_session_server::Running;
@@ -43,7 +44,11 @@ pub(super) async fn feed_watchdog(server: &Running) -> Infallible {
 }
 
 fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+    /// Told once until it works again: the watchdog is fed every few seconds.
+    static FAILS: AtomicBool = AtomicBool::new(false);
+    let told = sd_notify::notify(states);
+    let failed_before = FAILS.swap(told.is_err(), Ordering::Relaxed);
+    if let (Err(error), false) = (told, failed_before) {
         tracing::warn!(%error, "cannot tell the service manager");
     }
 }

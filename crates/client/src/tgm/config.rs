@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::dsn::{Dsn, invalid, wrong};
 use crate::error::Error;
@@ -83,7 +83,10 @@ impl TgmConfig {
                     ));
                 }
             },
-            indexer_api_key: p.secret("indexer-api-key"),
+            // An empty key is no key, which is what a variable that is not set comes to.
+            indexer_api_key: p
+                .secret("indexer-api-key")
+                .filter(|key| !key.expose_secret().trim().is_empty()),
             keep_alive_delay: p
                 .duration("request-keep-alive-delay")?
                 .unwrap_or(Duration::from_secs(20)),
@@ -129,8 +132,6 @@ impl TgmConfig {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret;
-
     use super::*;
 
     fn read(text: &str) -> Result<TgmConfig, Error> {
@@ -230,6 +231,13 @@ mod tests {
             ("tgm://h?max_sessions=1", "`max_sessions`"),
         ] {
             assert!(message(url).contains(about), "{url}: {}", message(url));
+        }
+    }
+
+    #[test]
+    fn a_key_of_nothing_or_of_blanks_is_no_key() {
+        for url in ["tgm://h?indexer-api-key=", "tgm://h?indexer-api-key=%20%20"] {
+            assert!(read(url).unwrap().indexer_api_key.is_none(), "{url}");
         }
     }
 

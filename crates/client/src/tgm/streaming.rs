@@ -6,8 +6,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body as HttpBody, Frame};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode, percent_encode};
 use tonic::Status;
 use tonic::body::Body;
 use tower_service::Service;
@@ -15,6 +16,8 @@ use tower_service::Service;
 use super::connection::{Connection, UnderWay};
 use super::unary::broken;
 use crate::pool::BoxFuture;
+
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 impl Service<Request<Body>> for Connection {
     type Response = Response<BothWays>;
@@ -41,7 +44,7 @@ impl Service<Request<Body>> for Connection {
                 Pin::new(&mut answer).poll(cx)
             });
             let mut answer = answer.await.map_err(broken)?;
-            without_details(answer.headers_mut());
+            make_status_readable(answer.headers_mut());
             Ok(answer.map(|incoming| BothWays { outgoing, incoming, _call: ready.call }))
         })
     }
@@ -120,15 +123,26 @@ impl HttpBody for BothWays {
         }
         let trailers = ready!(incoming.poll_trailers(cx)).map_err(broken)?;
         Poll::Ready(trailers.map(|mut trailers| {
-            without_details(&mut trailers);
+            make_status_readable(&mut trailers);
             Ok(Frame::trailers(trailers))
         }))
     }
 }
 
-/// Takes out the details of a status: nobody reads them, and tonic panics where they are nonsense.
-pub(super) fn without_details(headers: &mut HeaderMap) {
+/// Makes a gRPC status among `headers` one that tonic reads with its own code. tonic panics at
+/// details that are not base64, which nobody reads here, and takes a status whose message is not
+/// UTF-8 for one of code 2. What such a message says in UTF-8 is kept.
+pub(super) fn make_status_readable(headers: &mut HeaderMap) {
     headers.remove("grpc-status-details-bin");
+    let Some(message) = headers.get(GRPC_MESSAGE) else { return };
+    let decoded = percent_decode(message.as_bytes());
+    if decoded.clone().decode_utf8().is_ok() {
+        return;
+    }
+    let readable = decoded.decode_utf8_lossy();
+    let encoded = percent_encode(readable.as_bytes(), NON_ALPHANUMERIC).to_string();
+    let message = HeaderValue::try_from(encoded).expect("percent-encoded text is ASCII");
+    headers.insert(GRPC_MESSAGE, message);
 }
 
 #[cfg(test)]

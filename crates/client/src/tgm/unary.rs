@@ -13,7 +13,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Response, Status};
 
 use super::connection::Connection;
-use super::streaming::without_details;
+use super::streaming::make_status_readable;
 
 /// The flag and the length in front of every message.
 const PREFIX_BYTES: usize = 5;
@@ -90,7 +90,7 @@ async fn read<A: Message + Default>(
 
 /// The status of a call that did not succeed.
 fn refusal(mut headers: HeaderMap, status: StatusCode) -> Status {
-    without_details(&mut headers);
+    make_status_readable(&mut headers);
     match Status::from_header_map(&headers) {
         Some(status) if status.code() != Code::Ok => status,
         _ if status != StatusCode::OK => {

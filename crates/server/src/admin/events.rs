@@ -7,13 +7,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use axum::http::header::{HeaderName, HeaderValue};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -23,9 +21,6 @@ use super::api::edge::Failure;
 use super::api::model::AuditEntry;
 use super::view::Picture;
 use crate::operator::OperatorEvent;
-
-/// The most listeners at once.
-pub(super) const MAX_LISTENERS: usize = 64;
 
 /// How often a listener looks for something new.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -54,24 +49,17 @@ struct Listener {
     refusals: u64,
     /// Found at a look, and still to be told, the first last.
     waiting: Vec<sse::Event>,
-    _place: OwnedSemaphorePermit,
 }
 
 /// Answers with a stream of events.
 pub(super) async fn listen(admin: Arc<Admin>) -> Result<Response, Failure> {
-    let full = |_| {
-        let problem = format!("{MAX_LISTENERS} listen to events already");
-        Failure::new(StatusCode::SERVICE_UNAVAILABLE, problem)
-    };
-    let place = admin.listeners.clone().try_acquire_owned().map_err(full)?;
     // Subscribed before the first look: what happens in between is told twice and never missed.
     let (done, refusals) = (admin.operator.subscribe(), admin.refusals.noted());
     let picture = admin.picture().await?;
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let first = event("overview", &picture.overview).retry(COME_BACK_AFTER);
-    let listener =
-        Listener { admin, done, looks, picture, refusals, waiting: vec![first], _place: place };
+    let listener = Listener { admin, done, looks, picture, refusals, waiting: vec![first] };
     let heartbeat = KeepAlive::new().interval(HEARTBEAT).text("the server is there");
     Ok(([NO_GATHERING], Sse::new(listener.events()).keep_alive(heartbeat)).into_response())
 }

@@ -5,7 +5,6 @@
 //! where no token protects the port, has to call it by an address and not by a name that somebody
 //! else may point here.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -18,10 +17,9 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
 
 use super::api::edge::Failure;
+use super::token::TokenInForce;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -49,38 +47,16 @@ const HEADERS: [(HeaderName, HeaderValue); 6] = [
     ),
 ];
 
-/// The bearer token of the admin port, kept as its SHA-256.
-#[derive(Clone)]
-pub struct AdminToken([u8; 32]);
-
-impl AdminToken {
-    /// Takes the token that callers have to show; only its digest is kept.
-    pub fn new(token: &str) -> Self {
-        Self(Sha256::digest(token).into())
-    }
-
-    fn matches(&self, shown: &[u8]) -> bool {
-        let shown: [u8; 32] = Sha256::digest(shown).into();
-        self.0.ct_eq(&shown).into()
-    }
-}
-
-impl fmt::Debug for AdminToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AdminToken([REDACTED])")
-    }
-}
-
 /// Who may ask.
 #[derive(Debug)]
 pub(super) struct Guard {
-    token: Option<AdminToken>,
+    token: Option<Arc<TokenInForce>>,
     /// Where the port listens.
     address: SocketAddr,
 }
 
 impl Guard {
-    pub(super) fn new(token: Option<AdminToken>, address: SocketAddr) -> Arc<Self> {
+    pub(super) fn new(token: Option<Arc<TokenInForce>>, address: SocketAddr) -> Arc<Self> {
         Arc::new(Self { token, address })
     }
 
@@ -213,7 +189,8 @@ mod tests {
     const ANYBODY: Option<&str> = None;
 
     fn guard(token: Option<&str>) -> Arc<Guard> {
-        Guard::new(token.map(AdminToken::new), "192.0.2.7:9011".parse().unwrap())
+        let token = token.map(|token| Arc::new(TokenInForce::given(token)));
+        Guard::new(token, "192.0.2.7:9011".parse().unwrap())
     }
 
     fn asks(guard: &Guard, path: &str, headers: &[(&str, &str)]) -> bool {

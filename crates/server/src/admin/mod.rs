@@ -7,11 +7,12 @@ mod guard;
 pub(crate) mod metrics;
 mod page;
 mod port;
+mod token;
 mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -21,7 +22,6 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use lease::WallTime;
-use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::live::Live;
@@ -29,10 +29,12 @@ use crate::operator::Operator;
 use crate::refusals::Refusals;
 use crate::store::{Embedded, Store as _, StoreUrl, Unavailable};
 use api::edge::{Failure, MAX_BODY};
-pub use guard::AdminToken;
 use guard::Guard;
 use metrics::Metrics;
+pub(crate) use port::places::MAX_CONNECTIONS;
 pub(crate) use port::serve;
+pub use token::AdminToken;
+pub(crate) use token::TokenInForce;
 use view::View;
 
 /// What the admin port looks at and acts on.
@@ -49,8 +51,7 @@ pub(crate) struct Admin {
     /// Set while the server serves: not before, and not once it drains.
     serving: Arc<AtomicBool>,
     view: View,
-    /// A place for each listener to events.
-    listeners: Arc<Semaphore>,
+    dropped_log_lines: Arc<AtomicU64>,
 }
 
 /// What the admin port is made of.
@@ -63,11 +64,14 @@ pub(crate) struct Parts {
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) serving: Arc<AtomicBool>,
+    pub(crate) dropped_log_lines: Arc<AtomicU64>,
 }
 
 impl Admin {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, store_url, live, operator, metrics, refusals, clock, serving } = parts;
+        let Parts { store, store_url, live, operator, metrics, refusals, clock, serving, .. } =
+            parts;
+        let dropped_log_lines = parts.dropped_log_lines;
         Self {
             store,
             store_url: store_url.to_string(),
@@ -79,7 +83,7 @@ impl Admin {
             view: View::new(clock.unix()),
             clock,
             serving,
-            listeners: Arc::new(Semaphore::new(events::MAX_LISTENERS)),
+            dropped_log_lines,
         }
     }
 
@@ -95,9 +99,13 @@ impl Admin {
 
 /// The pages of the admin port, which listens on `address`.
 ///
-/// Probes are open to all, and the page, which has no data in it, to all but pages of other sites;
+/// Probes are open to all and answered whatever else is full, and the page, which has no data in it, to all but pages of other sites;
 /// the rest needs the token where there is one.
-pub(crate) fn router(admin: Admin, token: Option<AdminToken>, address: SocketAddr) -> Router {
+pub(crate) fn router(
+    admin: Admin,
+    token: Option<Arc<TokenInForce>>,
+    address: SocketAddr,
+) -> Router {
     let guard = Guard::new(token, address);
     Router::new()
         .merge(api::router(guard.needs_token()))
@@ -105,8 +113,10 @@ pub(crate) fn router(admin: Admin, token: Option<AdminToken>, address: SocketAdd
         .fallback(nothing)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        // Whoever has no token takes no place.
+        .layer(from_fn(port::places::place))
         .layer(from_fn_with_state(guard.clone(), guard::token))
-        .merge(page::router())
+        .merge(page::router().layer(from_fn(port::places::place)))
         .layer(from_fn_with_state(guard, guard::site))
         .route("/healthz", get(alive))
         .route("/livez", get(alive))

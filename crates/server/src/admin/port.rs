@@ -1,10 +1,13 @@
-//! The connections of the admin port: so many at once, none that is idle or stuck for long, and none
-//! that outlives the server.
+//! The connections of the admin port: none that is silent, idle or stuck for long, none that keeps
+//! others from being answered, and none that outlives the server.
 
-use std::io;
-use std::pin::Pin;
+pub(super) mod places;
+mod stream;
+
+use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,24 +15,17 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::Sleep;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::api::Peer;
-
-/// The most connections at once; more wait in the socket. Most of what is held are streams of events.
-const MAX_CONNECTIONS: usize = 256;
-
-/// How long a connection may take to its next request, headers included.
-const IDLE: Duration = Duration::from_secs(60);
-
-/// How long a caller may read nothing of what is there for it.
-const STUCK: Duration = Duration::from_secs(20);
+use crate::repeated::Repeated;
+use places::{Connection, Places};
+use stream::{Impatient, Noted};
 
 /// The most bytes of the headers of a request, and of an answer under way.
 const BUFFER: usize = 64 * 1024;
@@ -37,28 +33,37 @@ const BUFFER: usize = 64 * 1024;
 /// How long to wait when the system has no file descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
+static CANNOT_ACCEPT: Repeated = Repeated::new();
+
 /// Serves `router` until the server stops, and lets go of every connection then.
 pub(crate) async fn serve(listener: TcpListener, router: Router, stopped: CancellationToken) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new();
     let accept = async {
-        while let Ok(place) = places.clone().acquire_owned().await {
+        loop {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "the admin port cannot accept a connection");
+                    if let Some(times) = CANNOT_ACCEPT.count() {
+                        tracing::warn!(%error, times, "the admin port cannot accept a connection");
+                    }
                     tokio::time::sleep(ACCEPT_AGAIN).await;
                     continue;
                 }
             };
-            let connection = drive(stream, Peer(peer), router.clone());
-            let stopped = stopped.clone();
+            let (router, stopped) = (router.clone(), stopped.clone());
+            let connection = places.admit();
             tokio::spawn(async move {
+                // Answers are small and awaited. A stream that cannot be told is gone already.
+                if stream.set_nodelay(true).is_err() {
+                    return;
+                }
                 tokio::select! {
-                    () = connection => {}
+                    () = drive(stream, Peer(peer), router, connection) => {}
                     () = stopped.cancelled() => {}
                 }
-                drop(place);
             });
+            // A request that is there already is answered before its connection can be cut.
+            tokio::task::yield_now().await;
         }
     };
     tokio::select! {
@@ -67,101 +72,43 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stopped: Cancel
     }
 }
 
-async fn drive(stream: TcpStream, peer: Peer, router: Router) {
-    // Answers are small and awaited. A stream that cannot be told is gone already.
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
+/// Serves one connection until it ends, is too slow or has to make room.
+async fn drive<I>(stream: I, peer: Peer, router: Router, connection: Arc<Connection>)
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let own = connection.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let answering = own.asked();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
-        router.clone().oneshot(request)
+        request.extensions_mut().insert(own.clone());
+        let answer = router.clone().oneshot(request);
+        async move { Ok::<_, Infallible>(answer.await?.map(|body| answering.with(body))) }
     });
+    let stream = Noted::new(Impatient::new(stream), connection.clone());
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(BUFFER);
-    let served = http.serve_connection(TokioIo::new(Impatient::new(stream)), service).await;
+    http.max_buf_size(BUFFER);
+    let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut late = pin!(tokio::time::sleep_until(Instant::now()));
+    let served = std::future::poll_fn(|context| {
+        if let Poll::Ready(served) = http.as_mut().poll(context) {
+            return Poll::Ready(served.map_err(|error| error.to_string()));
+        }
+        let Some(by) = connection.by() else { return Poll::Pending };
+        if late.deadline() != by {
+            late.as_mut().reset(by);
+        }
+        late.as_mut().poll(context).map(|()| Err("it took too long".into()))
+    });
+    let served = tokio::select! {
+        served = served => served,
+        () = connection.cut().cancelled() => Err("it waited longest when there were too many".into()),
+    };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection to the admin port broke");
     }
 }
 
-/// A stream that fails once its reader took nothing for a while.
-struct Impatient<I> {
-    stream: I,
-    /// Runs while something waits for the reader.
-    patience: Option<Pin<Box<Sleep>>>,
-}
-
-impl<I> Impatient<I> {
-    fn new(stream: I) -> Self {
-        Self { stream, patience: None }
-    }
-
-    fn watch<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        write: impl FnOnce(&mut I, &mut Context<'_>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if let Poll::Ready(written) = write(&mut self.stream, context) {
-            self.patience = None;
-            return Poll::Ready(written);
-        }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(STUCK)));
-        ready!(patience.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller reads nothing")))
-    }
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Impatient<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Impatient<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.watch(context, |stream, context| Pin::new(stream).poll_write(context, bytes))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.watch(context, |stream, context| Pin::new(stream).poll_flush(context))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.watch(context, |stream, context| Pin::new(stream).poll_shutdown(context))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reader_that_reads_nothing_is_given_up_and_a_slow_one_is_not() {
-        let (here, mut there) = duplex(8);
-        let mut stream = Impatient::new(here);
-        let slow = tokio::spawn(async move {
-            for _ in 0..4 {
-                tokio::time::sleep(STUCK - Duration::from_secs(1)).await;
-                there.read_exact(&mut [0; 8]).await.unwrap();
-            }
-            there
-        });
-        stream.write_all(&[7; 40]).await.unwrap();
-        let _there = slow.await.unwrap();
-        let began = Instant::now();
-        let error = stream.write_all(&[7; 40]).await.unwrap_err();
-        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, STUCK));
-    }
-}
+mod tests;

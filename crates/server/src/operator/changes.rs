@@ -10,8 +10,11 @@ use super::{
 use crate::admin::api::model::Done;
 use crate::policy::Source;
 use crate::policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
+use crate::repeated::Repeated;
 use crate::serve::blocking;
 use crate::store::{RecordError, Store as _};
+
+static NOT_AMENDED: Repeated = Repeated::new();
 
 /// Who does something and why, on its way into the audit list.
 pub(super) struct Doing {
@@ -206,7 +209,10 @@ impl Operator {
         {
             // It is done, and its entry is there.
             let number = entry.number;
-            tracing::warn!(%error, number, ended, "an audit entry lacks how many leases ended");
+            if let Some(times) = NOT_AMENDED.count() {
+                let problem = "an audit entry lacks how many leases ended";
+                tracing::warn!(%error, number, ended, times, "{problem}");
+            }
         }
         self.told(entry)
     }

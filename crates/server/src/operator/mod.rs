@@ -28,7 +28,7 @@ use crate::policy::overrides::AuditEntry;
 use crate::policy::{Policy, PolicyFile, Warning};
 use crate::serve::blocking;
 use crate::store::{Embedded, ReportError, Reported, Store as _, Unavailable};
-use crate::watch::Digest;
+use crate::watch::Read;
 
 /// How often, and how many times, to look whether calls under the old policy are over.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -88,8 +88,9 @@ pub struct Operator {
 #[derive(Debug)]
 struct State {
     status: PolicyStatus,
-    /// What the file said when it was last read, whatever came of it; `None` when it could not be.
-    read: Option<Digest>,
+    /// The policy file and those that it names, as they were when they were last read, whatever
+    /// came of it; without a digest where one could not be read.
+    read: Read,
 }
 
 /// Who does something, and why.
@@ -158,7 +159,7 @@ impl Operator {
             warnings: warnings.iter().map(Warning::to_string).collect(),
             overrides: live.load().policy.overrides() as u64,
         };
-        let read = file.as_ref().map(PolicyFile::digest);
+        let read = file.as_ref().map_or_else(Vec::new, |file| file.files().to_vec());
         Self {
             store,
             live,
@@ -255,7 +256,9 @@ impl Operator {
     /// Returns when no call looks at the policy before it any more, or after a second.
     async fn put_into_force(&self, policy: Policy, ends: Ends) -> Result<usize, Unavailable> {
         let refusals = self.live.load().refusals.clone();
-        let live = Arc::new(Live::new(policy, &self.metrics, refusals));
+        // A policy of many services has many counters.
+        let metrics = self.metrics.clone();
+        let live = Arc::new(blocking(move || Live::new(policy, &metrics, refusals)).await);
         let before = self.live.swap(live.clone());
         // Calls that looked at the old policy hold on to it until they are over.
         let calls_under_way = Arc::strong_count(&before) > 1;

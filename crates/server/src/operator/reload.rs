@@ -1,6 +1,8 @@
-//! The policy file, while the server runs: when it changes, when a signal or an operator asks.
+//! The policy file and the files of keys that it names, while the server runs: when one of them
+//! changes, when a signal or an operator asks.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::time::MissedTickBehavior;
@@ -10,13 +12,17 @@ use super::{By, Ends, Operator, OperatorError, to_its_end};
 use crate::admin::api::model::{Done, PolicyStatus};
 use crate::error::Error;
 use crate::policy::{Loaded, Policy, PolicyFile, Warning};
+use crate::repeated::Repeated;
 use crate::serve::blocking;
 use crate::settings::Given;
 use crate::store::{Store as _, Unavailable};
 use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 
-/// What was found in the file by somebody who looked already.
-type Found = io::Result<Vec<u8>>;
+/// What was found in the files by somebody who looked already, the policy file first.
+type Found = Vec<(PathBuf, io::Result<Vec<u8>>)>;
+
+static NOT_LOADED: Repeated = Repeated::new();
+static WARNED: Repeated = Repeated::new();
 
 /// How the policy file is watched.
 struct Watch {
@@ -27,8 +33,7 @@ struct Watch {
 
 impl Watch {
     fn new(file: &PolicyFile) -> Self {
-        let watched = Watched::new([(file.path().to_owned(), file.digest())]);
-        Self { watched, again: false }
+        Self { watched: Watched::new(file.files().to_vec()), again: false }
     }
 }
 
@@ -50,8 +55,8 @@ impl Operator {
         self.load(Doing::try_from(by)?, None).await
     }
 
-    /// Looks at the policy file from time to time, and loads it when it says something else. Runs
-    /// until it is dropped; without a file it ends at once.
+    /// Looks at the policy file and those that it names from time to time, and loads it when one of
+    /// them says something else. Runs until it is dropped; without a file it ends at once.
     pub(crate) async fn watch(self: Arc<Self>) {
         let Some(mut watch) = self.file.as_ref().map(Watch::new) else { return };
         let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -65,12 +70,16 @@ impl Operator {
     /// Looks once.
     async fn look(self: &Arc<Self>, watch: Watch) -> Watch {
         let Watch { mut watched, again } = watch;
+        let read = self.state.lock().read.clone();
+        if !watched.paths().iter().eq(read.iter().map(|(path, _)| path)) {
+            watched = Watched::new(read);
+        }
         let (watched, found) = blocking(move || {
             let found = watched.changed();
             (watched, found)
         })
         .await;
-        let found = found.and_then(|mut files| files.pop());
+        let found = found.map(|files| watched.paths().iter().cloned().zip(files).collect());
         let is_news = found.as_ref().is_some_and(|found| !self.has_read(found));
         if !is_news && !again {
             return Watch { watched, again };
@@ -82,10 +91,13 @@ impl Operator {
         Watch { watched, again }
     }
 
-    /// Whether the file was read as it is already: at a signal, say.
+    /// Whether the files were read as they are already: at a signal, say.
     fn has_read(&self, found: &Found) -> bool {
-        let read = self.state.lock().read;
-        found.as_ref().is_ok_and(|contents| read == Some(Digest::of(contents)))
+        let digest =
+            |contents: &io::Result<Vec<u8>>| contents.as_ref().ok().map(|it| Digest::of(it));
+        let found = found.iter().map(|(path, contents)| (path, digest(contents)));
+        let read = &self.state.lock().read;
+        found.eq(read.iter().map(|(path, digest)| (path, *digest)))
     }
 
     async fn load(
@@ -99,11 +111,18 @@ impl Operator {
             let loaded = operator.load_now(doing, found).await;
             match &loaded {
                 Ok(_) => {}
-                Err(OperatorError::Unavailable(error)) => tracing::error!(
-                    %error,
-                    "the policy file is in force, but leases that it does not allow may live on"
-                ),
-                Err(error) => tracing::error!("the policy file was not loaded: {error}"),
+                Err(error) => {
+                    let told = match error {
+                        OperatorError::Unavailable(error) => format!(
+                            "the policy file is in force, but leases that it does not allow may \
+                             live on: {error}"
+                        ),
+                        error => format!("the policy file was not loaded: {error}"),
+                    };
+                    if let Some(times) = NOT_LOADED.count_of(&told) {
+                        tracing::error!(times, "{told}");
+                    }
+                }
             }
             loaded
         })
@@ -123,8 +142,10 @@ impl Operator {
         let ended = self.put_into_force(policy, Ends::WhomItDoesNotAllow).await;
         self.metrics.reloads.applied.inc();
         let path = started_with.path().display().to_string();
-        for warning in &warnings {
-            tracing::warn!("{warning}");
+        if WARNED.count_of(&warnings.join("\n")).is_some() {
+            for warning in &warnings {
+                tracing::warn!("{warning}");
+            }
         }
         self.tell(|status| PolicyStatus {
             file: Some(path.clone()),
@@ -143,20 +164,34 @@ impl Operator {
         Ok(self.told(entry))
     }
 
-    /// Reads the file, unless that was done, and lays the overrides over what it says.
+    /// Reads the files, as far as that was not done, and lays the overrides over what they say.
     async fn read(&self, file: &PolicyFile, found: Option<Found>) -> Result<Loaded, Error> {
         let (path, overrides) = (file.path().to_owned(), self.store.overrides());
         let read = blocking(move || {
-            let found = found.unwrap_or_else(|| watch::read(&path));
-            let digest = found.as_ref().ok().map(|contents| Digest::of(contents));
-            let loaded = Policy::take_in(&path, found).map(|loaded| {
+            let mut found = found.unwrap_or_default();
+            let mut read = |path: &Path| match found.iter().position(|(known, _)| known == path) {
+                Some(at) => found.swap_remove(at).1,
+                None => watch::read(path),
+            };
+            let contents = read(&path);
+            let digest = contents.as_ref().ok().map(|contents| Digest::of(contents));
+            let (named, loaded) = Policy::take_in(&path, contents, &mut read);
+            let loaded = loaded.map(|loaded| {
                 let policy = loaded.policy.with_overrides(&overrides);
                 Loaded { policy, ..loaded }
             });
-            (digest, loaded)
+            ((path, digest), named, loaded)
         });
-        let (digest, loaded) = read.await;
-        self.state.lock().read = digest;
+        let (own, named, loaded) = read.await;
+        {
+            let mut state = self.state.lock();
+            let before = std::mem::take(&mut state.read);
+            // A policy that cannot be read names nothing: a change of what it named before may be
+            // all that it takes to mend it.
+            let kept = if loaded.is_err() && named.is_empty() { before } else { Vec::new() };
+            let kept = kept.into_iter().skip(1);
+            state.read = std::iter::once(own).chain(named).chain(kept).collect();
+        }
         let loaded = loaded?;
         self.check_exposure(&loaded.policy)?;
         Ok(loaded)
@@ -187,7 +222,6 @@ fn warned(started_with: &PolicyFile, warnings: &[Warning], server: &Given) -> Ve
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use arc_swap::ArcSwap;
 

@@ -43,13 +43,27 @@ pub(super) struct Service {
     pub(super) observe: bool,
 }
 
-/// Ceilings by service. A handful at most, so a scan beats a table.
+/// Ceilings by service.
 #[derive(Debug, Default)]
-pub(super) struct ServiceLimits(pub(super) Box<[(ServiceId, u64)]>);
+pub(super) struct ServiceLimits(Box<[(ServiceId, u64)]>);
 
 impl ServiceLimits {
     pub(super) fn get(&self, service: ServiceId) -> Option<u64> {
-        self.0.iter().find(|(id, _)| *id == service).map(|(_, limit)| *limit)
+        let at = self.0.binary_search_by_key(&service, |(id, _)| *id).ok()?;
+        Some(self.0[at].1)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ServiceId, u64)> {
+        self.0.iter().copied()
+    }
+}
+
+/// Each service is there once; the order does not matter.
+impl FromIterator<(ServiceId, u64)> for ServiceLimits {
+    fn from_iter<I: IntoIterator<Item = (ServiceId, u64)>>(limits: I) -> Self {
+        let mut limits: Box<[_]> = limits.into_iter().collect();
+        limits.sort_unstable();
+        Self(limits)
     }
 }
 

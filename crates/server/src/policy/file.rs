@@ -9,6 +9,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
+use super::digests::Digest;
+
 /// A whole file. Every name in it keeps its place, for errors that say where.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,7 +111,10 @@ pub(super) struct ApiKey {
 #[serde(deny_unknown_fields)]
 pub(super) struct Indexer {
     pub(super) name: Spanned<String>,
-    pub(super) key_sha256: Digests,
+    #[serde(default)]
+    pub(super) key_sha256: Option<Digests>,
+    #[serde(default)]
+    pub(super) key_sha256_file: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) services: Option<Vec<Spanned<String>>>,
 }
@@ -181,7 +186,7 @@ impl<'de> Deserialize<'de> for Digests {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Digests, E> {
-                Digest::read(text).map(|digest| Digests(vec![digest]))
+                read_digest(text).map(|digest| Digests(vec![digest]))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Digests, A::Error> {
@@ -199,19 +204,8 @@ impl<'de> Deserialize<'de> for Digests {
     }
 }
 
-/// The SHA-256 of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Digest(pub(super) [u8; 32]);
-
-impl Digest {
-    /// Reads 64 hex digits. The text itself stays out of the error: it may be a key by mistake.
-    fn read<E: de::Error>(text: &str) -> Result<Self, E> {
-        let mut digest = [0; 32];
-        hex::decode_to_slice(text, &mut digest).map_err(|_| {
-            E::custom("key_sha256 is not 64 hex digits: give the SHA-256 of the key, not the key")
-        })?;
-        Ok(Self(digest))
-    }
+fn read_digest<E: de::Error>(text: &str) -> Result<Digest, E> {
+    Digest::read(text).map_err(|problem| E::custom(format!("key_sha256: {problem}")))
 }
 
 impl<'de> Deserialize<'de> for Digest {
@@ -225,7 +219,7 @@ impl<'de> Deserialize<'de> for Digest {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Digest, E> {
-                Digest::read(text)
+                read_digest(text)
             }
         }
         deserializer.deserialize_str(Hex)

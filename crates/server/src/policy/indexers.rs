@@ -6,18 +6,22 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::ServiceId;
-use super::file::Digest;
+use super::digests::Digest;
 
 /// An indexer: a party that runs streaming services and borrows for them.
 #[derive(Debug)]
 pub struct Indexer {
     name: Box<str>,
+    /// In the order of their ids, to be found without looking at each.
     services: Option<Box<[ServiceId]>>,
 }
 
 impl Indexer {
     /// An indexer called `name` that may use `services`, or all of them.
-    pub(super) fn new(name: Box<str>, services: Option<Box<[ServiceId]>>) -> Self {
+    pub(super) fn new(name: Box<str>, mut services: Option<Box<[ServiceId]>>) -> Self {
+        if let Some(services) = &mut services {
+            services.sort_unstable();
+        }
         Self { name, services }
     }
 
@@ -28,7 +32,7 @@ impl Indexer {
 
     /// Whether it may use the service.
     pub fn may_use(&self, service: ServiceId) -> bool {
-        self.services.as_ref().is_none_or(|services| services.contains(&service))
+        self.services.as_ref().is_none_or(|services| services.binary_search(&service).is_ok())
     }
 }
 
@@ -40,17 +44,19 @@ pub(super) struct Indexers {
 }
 
 impl Indexers {
-    /// Adds an indexer. `Err` with the index of the one that has one of the digests already.
-    pub(super) fn add(&mut self, indexer: Indexer, digests: &[Digest]) -> Result<(), usize> {
-        let index = self.indexers.len();
+    /// Adds an indexer, and answers its number.
+    pub(super) fn add(&mut self, indexer: Indexer) -> usize {
         self.indexers.push(indexer);
-        for digest in digests {
-            // Two digests that agree in 64 bits are the same key for every practical purpose.
-            if let Some((_, other)) = self.by_digest.insert(head(&digest.0), (*digest, index)) {
-                return Err(other);
-            }
+        self.indexers.len() - 1
+    }
+
+    /// Gives a key to the indexer of that number. `Err` with the number of the one that has it.
+    pub(super) fn add_key(&mut self, indexer: usize, digest: Digest) -> Result<(), usize> {
+        // Two digests that agree in 64 bits are the same key for every practical purpose.
+        match self.by_digest.insert(head(&digest.0), (digest, indexer)) {
+            Some((_, other)) => Err(other),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -65,7 +71,8 @@ impl Indexers {
         if self.indexers.is_empty() {
             return Ok(None);
         }
-        let key = key.ok_or(Unauthenticated::NoKey)?;
+        // A key of blanks is what an unset variable leaves in a header.
+        let key = key.filter(|key| !key.trim_ascii().is_empty()).ok_or(Unauthenticated::NoKey)?;
         let shown: [u8; 32] = Sha256::digest(key).into();
         // The table is looked up by a part of the digest, whose timing tells nothing about a key
         // that is not known already; the whole digest is compared in constant time.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Policy;
 use crate::settings::Given;
-use crate::watch::Digest;
+use crate::watch::{Digest, Read};
 
 /// A policy file that was read: the policy, the settings beside it, and what to think about.
 #[derive(Debug)]
@@ -25,21 +25,22 @@ pub struct Loaded {
 /// else.
 #[derive(Clone, Debug)]
 pub struct PolicyFile {
-    path: PathBuf,
-    digest: Digest,
+    /// The file itself, and then those that it names.
+    files: Read,
     server: Given,
     warnings: Vec<Warning>,
 }
 
 impl PolicyFile {
-    pub(super) fn new(path: &Path, digest: Digest, loaded: &Loaded) -> Self {
-        let (server, warnings) = (loaded.server.clone(), loaded.warnings.clone());
-        Self { path: path.to_owned(), digest, server, warnings }
+    /// `files` are the policy file and then those that it names, each with the digest of what it
+    /// said.
+    pub(super) fn new(files: Read, loaded: &Loaded) -> Self {
+        Self { files, server: loaded.server.clone(), warnings: loaded.warnings.clone() }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.files[0].0
     }
 
     /// Its `[server]` section.
@@ -52,9 +53,9 @@ impl PolicyFile {
         &self.warnings
     }
 
-    /// The digest of all it said.
-    pub(crate) fn digest(&self) -> Digest {
-        self.digest
+    /// The file and then those that it names, each with the digest of what it said.
+    pub(crate) fn files(&self) -> &[(PathBuf, Option<Digest>)] {
+        &self.files
     }
 }
 

@@ -5,6 +5,7 @@
 //! terms of a request allocates nothing.
 
 mod check;
+mod digests;
 mod entries;
 mod file;
 mod indexers;
@@ -28,6 +29,7 @@ pub use summary::{ServiceSummary, Summary};
 
 use crate::error::Error;
 use crate::watch;
+use digests::KeyFiles;
 use entries::Entries;
 use overlay::Overlay;
 use overrides::Overrides;
@@ -117,7 +119,7 @@ impl Policy {
     /// place and the reason when it is not a sound policy.
     pub fn load(path: impl AsRef<Path>) -> Result<Loaded, Error> {
         let path = path.as_ref();
-        let mut loaded = Self::take_in(path, watch::read_once(path))?;
+        let mut loaded = Self::take_in(path, watch::read_once(path), &mut watch::read).1?;
         if !path.is_file() {
             // What comes out of a pipe comes once.
             loaded.file = None;
@@ -125,25 +127,45 @@ impl Policy {
         Ok(loaded)
     }
 
-    /// Reads a policy from what was found in the file at `path`.
-    pub(crate) fn take_in(path: &Path, found: io::Result<Vec<u8>>) -> Result<Loaded, Error> {
+    /// Reads a policy from what was `found` in the file at `path`, and files that it names by `read`.
+    ///
+    /// Answers those files too, whatever came of it: each with what it said if it could be read.
+    pub(crate) fn take_in(
+        path: &Path,
+        found: io::Result<Vec<u8>>,
+        read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
+    ) -> (watch::Read, Result<Loaded, Error>) {
+        let mut files = KeyFiles::new(read);
+        let loaded = Self::take_in_with(path, found, &mut files);
+        (files.seen, loaded)
+    }
+
+    fn take_in_with(
+        path: &Path,
+        found: io::Result<Vec<u8>>,
+        files: &mut KeyFiles<'_>,
+    ) -> Result<Loaded, Error> {
         let unreadable = |source| Error::PolicyUnreadable { path: path.to_owned(), source };
         let contents = found.map_err(unreadable)?;
         let text = std::str::from_utf8(&contents)
             .map_err(|error| unreadable(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-        let mut loaded = Self::parse(text, path)?;
-        loaded.file = Some(PolicyFile::new(path, watch::Digest::of(&contents), &loaded));
+        let mut loaded = check::load(text, path, files)?;
+        let own = (path.to_owned(), Some(watch::Digest::of(&contents)));
+        let files = std::iter::once(own).chain(files.seen.iter().cloned()).collect();
+        loaded.file = Some(PolicyFile::new(files, &loaded));
         Ok(loaded)
     }
 
-    /// Reads a policy from `text`; `name` is what errors call the file.
+    /// Reads a policy from `text`; `name` is what errors call the file. Files of keys that the text
+    /// names are read too; a relative path starts at the folder of `name`.
     ///
     /// # Errors
     ///
     /// [`PolicyError`] with the first thing that is wrong: bad TOML, a name this version does not
-    /// know, a value that makes no sense, or a name that points nowhere.
+    /// know, a value that makes no sense, a name that points nowhere, or a file of keys that cannot
+    /// be used.
     pub fn parse(text: &str, name: impl Into<PathBuf>) -> Result<Loaded, PolicyError> {
-        check::load(text, &name.into())
+        check::load(text, &name.into(), &mut KeyFiles::new(&mut watch::read))
     }
 
     /// The same policy under other overrides, which win over the file.

@@ -39,7 +39,7 @@ impl Overlay {
                     }
                 }
             }
-            set.limits = ServiceLimits(limits.into());
+            set.limits = ServiceLimits::from_iter(limits);
             let (OverrideKey { subject, id, .. }, _) = about[0];
             let table = match subject {
                 Subject::Organization => &mut overlay.organizations,

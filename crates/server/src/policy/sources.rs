@@ -181,7 +181,7 @@ impl Policy {
     pub fn plans(&self) -> impl Iterator<Item = PlanEntry<'_>> {
         self.entries.plans.iter().map(|plan| PlanEntry {
             name: &plan.name,
-            limits: plan.limits.0.iter().map(|(id, max)| (self.name_of(*id), *max)).collect(),
+            limits: plan.limits.iter().map(|(id, max)| (self.name_of(id), max)).collect(),
             budgets: &plan.budgets,
         })
     }

@@ -1,7 +1,9 @@
 //! What a server is started with.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::limits::PortLimits;
 use super::origin::Origin;
@@ -29,6 +31,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// The bearer token of the admin port, which it needs off loopback.
     pub admin_token: Option<AdminToken>,
+    /// A file with that token instead, which is read again when it changes. By default none.
+    pub admin_token_file: Option<PathBuf>,
     /// Whether gRPC may be served off loopback to callers that show no key.
     pub allow_anonymous: bool,
     /// The most leases held at once, whatever the policy allows. By default 2,000,000.
@@ -49,6 +53,9 @@ pub struct Config {
     pub threads: usize,
     /// The web pages that may call by gRPC-Web from elsewhere. By default none.
     pub grpc_web_origins: Vec<Origin>,
+    /// How many log lines the program around the server has dropped so far, for the metrics. By
+    /// default nobody counts.
+    pub dropped_log_lines: Arc<AtomicU64>,
     /// Where the time is read.
     pub clock: Arc<dyn Clock>,
 }
@@ -64,6 +71,7 @@ impl Config {
             listen: loopback(9010),
             admin_listen: loopback(9011),
             admin_token: None,
+            admin_token_file: None,
             allow_anonymous: false,
             max_leases: Options::default().max_leases,
             max_connections: 16_384,
@@ -72,6 +80,7 @@ impl Config {
             tls: TlsFiles::default(),
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             grpc_web_origins: Vec::new(),
+            dropped_log_lines: Arc::default(),
             clock: Arc::new(SystemClock::new()),
         }
     }
@@ -88,7 +97,8 @@ impl Config {
         if !self.listen.ip().is_loopback() && !self.policy.has_indexers() && !self.allow_anonymous {
             return Err(Error::Anonymous { listen: self.listen });
         }
-        if !self.admin_listen.ip().is_loopback() && self.admin_token.is_none() {
+        let has_token = self.admin_token.is_some() || self.admin_token_file.is_some();
+        if !self.admin_listen.ip().is_loopback() && !has_token {
             return Err(Error::AdminExposed { listen: self.admin_listen });
         }
         Ok(())

@@ -28,6 +28,7 @@ use super::places::{Place, Places};
 use super::rounds::Rounds;
 use super::tls::{self, Tls};
 use crate::admin::metrics::Held;
+use crate::repeated::Repeated;
 use crate::rpc::Gateway;
 use crate::store::Store;
 
@@ -47,6 +48,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a TLS handshake counts as, in units of [`Rounds`].
 const HANDSHAKE: u32 = 300;
+
+static CANNOT_ACCEPT: Repeated = Repeated::new();
 
 /// What the serving threads of a server share.
 #[derive(Debug)]
@@ -101,7 +104,9 @@ impl<S: Store> Port<S> {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     if !is_about_one_connection(&error) {
-                        tracing::warn!(%error, "cannot accept a connection");
+                        if let Some(times) = CANNOT_ACCEPT.count() {
+                            tracing::warn!(%error, times, "cannot accept a connection");
+                        }
                         tokio::time::sleep(ACCEPT_AGAIN).await;
                     }
                     continue;

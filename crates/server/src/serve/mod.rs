@@ -41,7 +41,7 @@ pub(crate) use rounds::work_of;
 pub use tls::TlsFiles;
 
 use crate::admin::metrics::{Facts, Metrics};
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, TokenInForce};
 use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
 use crate::live::Live;
@@ -86,6 +86,7 @@ pub struct Server {
     config: Config,
     store: Recovered,
     tls: Option<(Tls, Watched)>,
+    token: Option<(TokenInForce, Option<Watched>)>,
     grpc: StdListener,
     admin: TcpListener,
     grpc_address: SocketAddr,
@@ -113,6 +114,7 @@ impl Server {
     pub async fn with_store(mut config: Config, store: Recovered) -> Result<Self, Error> {
         config.check()?;
         let tls = Tls::load(&config.tls)?;
+        let token = TokenInForce::load(&config)?;
         let (grpc, grpc_address) = listen("gRPC", config.listen)?;
         let (admin, admin_address) = listen("the admin port", config.admin_listen)?;
         let grpc = grpc.into_std().map_err(|source| Error::Listen {
@@ -120,7 +122,7 @@ impl Server {
             address: config.listen,
             source,
         })?;
-        Ok(Self { config, store, tls, grpc, admin, grpc_address, admin_address })
+        Ok(Self { config, store, tls, token, grpc, admin, grpc_address, admin_address })
     }
 
     /// Where gRPC will be served.
@@ -159,7 +161,7 @@ impl Server {
     ///
     /// A thread cannot be started, or the revocations could not be kept.
     pub async fn start(self) -> Result<Running, Error> {
-        let Self { config, store, tls, grpc, admin, grpc_address, admin_address } = self;
+        let Self { config, store, tls, token, grpc, admin, grpc_address, admin_address } = self;
         let facts = Facts {
             max_leases: config.max_leases,
             max_connections: config.max_connections,
@@ -223,8 +225,10 @@ impl Server {
             refusals,
             clock: config.clock,
             serving: serving.clone(),
+            dropped_log_lines: config.dropped_log_lines,
         });
-        let router = admin::router(pages, config.admin_token, admin_address);
+        let (token, token_file) = token.map(|(token, file)| (Arc::new(token), file)).unzip();
+        let router = admin::router(pages, token.clone(), admin_address);
 
         let mut running = Running {
             grpc_address,
@@ -247,6 +251,9 @@ impl Server {
         running.tasks.push(tokio::spawn(running.operator.clone().watch()));
         if let (Some(tls), Some(certificates)) = (tls, certificates) {
             running.tasks.push(tokio::spawn(tls.follow(certificates)));
+        }
+        if let (Some(token), Some(file)) = (token, token_file.flatten()) {
+            running.tasks.push(tokio::spawn(token.follow(file)));
         }
         running.serving.store(true, Ordering::Release);
         Ok(running)

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use crate::admin;
 use crate::error::Error;
 use crate::policy::{Place, Policy};
 use crate::serve::Config;
@@ -174,6 +175,56 @@ pub(crate) fn check(config: &mut Config) -> Result<(), Error> {
         setting.check(value).map_err(|problem| Error::Setting { name: setting.name, problem })?;
     }
     Ok(())
+}
+
+/// Bytes that one lease needs beside its ids: its place in the table and in the timer, its share of
+/// the counts, and what is remembered of its borrow id while a retry may come.
+const BYTES_PER_LEASE: u64 = 420;
+
+/// How often the bytes of ids are kept at worst: with the lease, and once more as the names of what
+/// counts it.
+const COPIES_OF_IDS: u64 = 2;
+
+/// How many bytes of memory so many leases need at worst, with so many bytes of ids together.
+///
+/// ```
+/// use tgm_session_server::settings::worst_memory;
+///
+/// assert_eq!(worst_memory(1_000_000, 512 << 20), 1_493_741_824);
+/// ```
+pub const fn worst_memory(max_leases: u64, max_id_bytes: u64) -> u64 {
+    let leases = max_leases.saturating_mul(BYTES_PER_LEASE);
+    leases.saturating_add(max_id_bytes.saturating_mul(COPIES_OF_IDS))
+}
+
+/// How many bytes of ids all leases of a server under `config` have at most: each an organization,
+/// an API key and a trace of its own, all of them as long as ids may be.
+pub const fn most_id_bytes(config: &Config) -> u64 {
+    config.max_leases.saturating_mul(3 * lease::MAX_ID_BYTES as u64)
+}
+
+/// Files that each thread which serves gRPC has open: its runtime and its listening socket.
+const FILES_PER_THREAD: u64 = 8;
+
+/// Files beside connections and threads: the store, both ports, the main runtime, standard streams,
+/// files that are being looked at, and room to spare.
+const FILES_BESIDE: u64 = 64;
+
+/// How many files a server under `config` has open at most, connections included.
+///
+/// ```
+/// use tgm_session_server::settings::most_open_files;
+/// use tgm_session_server::store::StoreUrl;
+/// use tgm_session_server::{Config, Policy};
+///
+/// let config = Config::new(Policy::built_in(), StoreUrl::Memory);
+/// assert!(most_open_files(&config) > u64::from(config.max_connections));
+/// ```
+pub fn most_open_files(config: &Config) -> u64 {
+    u64::from(config.max_connections)
+        + admin::MAX_CONNECTIONS as u64
+        + config.threads as u64 * FILES_PER_THREAD
+        + FILES_BESIDE
 }
 
 /// Where a value was given.

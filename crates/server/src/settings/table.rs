@@ -30,6 +30,12 @@ pub(super) static SETTINGS: &[Setting] = &[
         |config| &mut config.admin_token,
     ),
     Setting::new(
+        "admin_token_file",
+        "Ports",
+        "A file with that token instead, which is read again when it changes",
+        |config| &mut config.admin_token_file,
+    ),
+    Setting::new(
         "allow_anonymous",
         "Ports",
         "Serve callers that show no key off loopback too",

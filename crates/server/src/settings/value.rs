@@ -237,10 +237,7 @@ impl Value for Option<AdminToken> {
 
     fn read(&mut self, written: &Written) -> Result<(), String> {
         let token = written.text().ok_or("write the token as text")?;
-        if token.is_empty() {
-            return Err("an empty token protects nothing".into());
-        }
-        *self = Some(AdminToken::new(token));
+        *self = Some(AdminToken::read(token)?);
         Ok(())
     }
 

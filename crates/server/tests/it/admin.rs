@@ -6,7 +6,7 @@ use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{AdminToken, Error, Server};
 
 use crate::admin_client::{AdminClient, raw};
-use crate::harness::{ManualClock, ROOMY, TestServer, config, get, session, worker};
+use crate::harness::{ManualClock, ROOMY, TestServer, config, eventually, get, session, worker};
 
 #[tokio::test]
 async fn probes_answer_while_the_server_serves() {
@@ -56,7 +56,7 @@ async fn metrics_count_borrows_by_service_and_outcome_and_live_leases_by_service
 async fn with_a_token_only_probes_are_open() {
     let clock = ManualClock::new();
     let mut config = config(ROOMY, &clock, StoreUrl::Memory);
-    config.admin_token = Some(AdminToken::new("sesame"));
+    config.admin_token = Some(AdminToken::new("sesame").unwrap());
     assert!(!format!("{config:?}").contains("sesame"));
     let server = TestServer::start(config, clock).await;
     let admin = server.running.admin_address();
@@ -85,6 +85,55 @@ async fn with_a_token_only_probes_are_open() {
     let put = [("host", "any.example"), ("content-type", "application/json")];
     raw(admin, "PUT", "/api/organizations/acme/disabled", &put, disable).await.problem(401);
     assert_eq!(client.get::<Overview>("/api/overview").await.policy.overrides, 0);
+}
+
+#[tokio::test]
+async fn a_token_in_a_file_is_read_again_when_it_changes_and_a_bad_one_is_not_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    let clock = ManualClock::new();
+    let mut both = config(ROOMY, &clock, StoreUrl::Memory);
+    both.admin_token = Some(AdminToken::new("sesame").unwrap());
+    both.admin_token_file = Some(path.clone());
+    let refused = Server::bind(both).await.unwrap_err();
+    assert!(refused.is_usage() && refused.to_string().contains("give one of them"), "{refused}");
+
+    let with_file = || {
+        let mut config = config(ROOMY, &clock, StoreUrl::Memory);
+        config.admin_token_file = Some(path.clone());
+        // Off loopback a token is needed; one in a file will do.
+        config.admin_listen = "0.0.0.0:0".parse().unwrap();
+        config
+    };
+    for contents in [None, Some("sesame \n"), Some("")] {
+        if let Some(contents) = contents {
+            std::fs::write(&path, contents).unwrap();
+        }
+        let refused = Server::bind(with_file()).await.unwrap_err();
+        assert!(refused.is_usage(), "{refused}");
+        assert!(refused.to_string().starts_with("admin_token_file: "), "{refused}");
+        assert!(!refused.to_string().contains("sesame"), "{refused}");
+    }
+
+    std::fs::write(&path, "sesame\n").unwrap();
+    let server = TestServer::start(with_file(), clock.clone()).await;
+    let admin = (std::net::Ipv4Addr::LOCALHOST, server.running.admin_address().port()).into();
+    let status = async |token: &str| {
+        get(admin, "/metrics", &format!("authorization: Bearer {token}\r\n")).await.0
+    };
+    assert_eq!((status("sesame").await, status("simsim").await), (200, 401));
+    std::fs::write(&path, "simsim\n").unwrap();
+    eventually("the new token is in force", || async { status("simsim").await == 200 }).await;
+    assert_eq!(status("sesame").await, 401);
+    // A file without a token changes nothing; the next one with a token does.
+    std::fs::write(&path, "no\nheader").unwrap();
+    std::fs::write(&path, "\n").unwrap();
+    let looks = tokio::time::Instant::now() + std::time::Duration::from_millis(1_500);
+    while tokio::time::Instant::now() < looks {
+        assert_eq!((status("simsim").await, status("").await), (200, 401));
+    }
+    std::fs::write(&path, "third").unwrap();
+    eventually("the third token is in force", || async { status("third").await == 200 }).await;
 }
 
 #[tokio::test]
@@ -162,6 +211,6 @@ async fn off_loopback_the_admin_port_needs_a_token() {
     assert!(matches!(refused, Error::AdminExposed { .. }), "{refused}");
     let mut guarded = config(ROOMY, &clock, StoreUrl::Memory);
     guarded.admin_listen = "0.0.0.0:0".parse().unwrap();
-    guarded.admin_token = Some(AdminToken::new("sesame"));
+    guarded.admin_token = Some(AdminToken::new("sesame").unwrap());
     Server::bind(guarded).await.unwrap();
 }

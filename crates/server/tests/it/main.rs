@@ -31,6 +31,7 @@ mod observed;
 mod operated;
 mod overrides;
 mod policy;
+mod probes;
 mod push;
 mod reload;
 mod returns;

@@ -145,7 +145,9 @@ fn keys_of_indexers_are_known_by_their_digest() {
     for (key, name) in [("old", "west"), ("new", "west"), ("east", "east")] {
         assert_eq!(policy.identify(Some(key.as_bytes())).unwrap().unwrap().name(), name);
     }
-    assert_eq!(policy.identify(None).unwrap_err(), Unauthenticated::NoKey);
+    for no_key in [None, Some(&b""[..]), Some(b" "), Some(b" \t ")] {
+        assert_eq!(policy.identify(no_key).unwrap_err(), Unauthenticated::NoKey, "{no_key:?}");
+    }
     let west = policy.identify(Some(b"new")).unwrap();
     let refused =
         policy.terms(west, &Request::session("t2w", "acme"), WallTime::default).unwrap_err();
@@ -183,7 +185,25 @@ fn a_refused_file_is_told_by_file_line_and_reason() {
         ("[plans.p]\nbudgets = { m = { amount = 1 } }", "2:17", "missing field `per`"),
         ("[[indexers]]\nname = \"w\"\nkey_sha256 = \"hunter2\"", "3:14", "not 64 hex digits"),
         ("[[indexers]]\nname = \"w\"\nkey_sha256 = []", "3:14", "expected the SHA-256"),
-        ("[[indexers]]\nname = \"w\"", "1:1", "missing field `key_sha256`"),
+        ("[[indexers]]\nname = \"w\"", "2:8", "add key_sha256 or key_sha256_file"),
+        (
+            "[[indexers]]\nname = \"w\"\nkey_sha256_file = \"/nowhere\"",
+            "3:19",
+            "key_sha256_file /nowhere: No such file",
+        ),
+        (
+            // What `printf %s "$UNSET" | sha256sum` gives, and `echo "$UNSET" | sha256sum`.
+            "[[indexers]]\nname = \"w\"\nkey_sha256 = \
+             \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
+            "3:14",
+            "it is the SHA-256 of the empty text",
+        ),
+        (
+            "[[indexers]]\nname = \"w\"\nkey_sha256 = [\n\
+             \"01BA4719C80B6FE911B091A7C05124B64EEECE964E09C058EF8F9805DACA546B\"]",
+            "4:1",
+            "it is the SHA-256 of a lone newline",
+        ),
         ("[organizations.\"\"]", "1:16", "a name is empty"),
     ] {
         let error = refusal(text);
@@ -205,6 +225,41 @@ fn indexers_are_told_apart_by_name_and_by_key() {
     );
     let error = refusal(&(indexer("west", "ab") + &indexer("east", "ab")));
     assert!(error.contains("a key of indexer \"east\" is a key of \"west\" already"), "{error}");
+}
+
+#[test]
+fn keys_may_stand_in_a_file_beside_the_policy() {
+    use sha2::{Digest as _, Sha256};
+    let digest = |key: &str| hex::encode(Sha256::digest(key));
+    let folder = tempfile::tempdir().unwrap();
+    let (path, keys) = (folder.path().join("policy.toml"), folder.path().join("keys/west"));
+    std::fs::create_dir(keys.parent().unwrap()).unwrap();
+    std::fs::write(&keys, format!("# west\n{}\n{} # new\n", digest("old"), digest("new"))).unwrap();
+    let text = format!(
+        "[services.t1r]\n[[indexers]]\nname = \"west\"\nkey_sha256_file = \"keys/west\"\n\
+         key_sha256 = \"{}\"\n",
+        digest("here")
+    );
+    std::fs::write(&path, &text).unwrap();
+    let policy = Policy::load(&path).unwrap().policy;
+    for key in ["old", "new", "here"] {
+        assert_eq!(policy.identify(Some(key.as_bytes())).unwrap().unwrap().name(), "west");
+    }
+    for (contents, place, problem) in [
+        ("hunter2\n".to_owned(), format!("{}:1:1", keys.display()), "it is not 64 hex digits"),
+        (digest(""), format!("{}:1:1", keys.display()), "the empty text"),
+        (
+            format!("\n{}", digest("here")),
+            format!("{}:2:1", keys.display()),
+            "a key of indexer \"west\" is a key of \"west\" already",
+        ),
+        (String::new(), format!("{}:4:19", path.display()), "there is no digest in it"),
+    ] {
+        std::fs::write(&keys, contents).unwrap();
+        let error = Policy::load(&path).unwrap_err().to_string();
+        assert!(error.starts_with(&place) && error.contains(problem), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
 }
 
 #[test]

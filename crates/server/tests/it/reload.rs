@@ -16,6 +16,7 @@ use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::return_worker_response::Status as Returned;
 
 use crate::attached::{Attached, metric};
+use crate::auth::digest;
 use crate::disk::Disk;
 use crate::harness::{ManualClock, TestServer, eventually, session};
 
@@ -184,6 +185,47 @@ async fn a_file_that_would_open_the_port_to_everybody_is_refused() {
     assert!(refused.contains("policy.toml: ") && refused.contains("no indexers"), "{refused}");
     assert_eq!(ceiling(&server), Some(1));
     assert!(operator(&server).policy().has_indexers());
+}
+
+/// Whether the policy in force knows this key.
+fn knows(server: &TestServer, key: &str) -> bool {
+    operator(server).policy().identify(Some(key.as_bytes())).is_ok()
+}
+
+#[tokio::test]
+async fn a_changed_file_of_keys_is_a_changed_policy() {
+    let keyed = |file: &str| {
+        sessions(1)
+            + "[[indexers]]\nname = \"west\"\nkey_sha256_file = \"FILE\"\n"
+                .replace("FILE", file)
+                .as_str()
+    };
+    let file = Written::new(&keyed("keys"));
+    let keys = file.path.with_file_name("keys");
+    fs::write(&keys, digest("old")).unwrap();
+    let server = file.serve().await;
+    assert!(knows(&server, "old") && !knows(&server, "new"));
+
+    fs::write(&keys, digest("new")).unwrap();
+    eventually("the new key is known", || std::future::ready(knows(&server, "new"))).await;
+    assert!(!knows(&server, "old"));
+
+    // What is no digest is refused, and so is the digest of nothing; the keys in force stay.
+    let refused = || operator(&server).policy_status().refused.unwrap_or_default();
+    for (contents, problem) in [("hunter2".to_owned(), "64 hex digits"), (digest(""), "empty")] {
+        fs::write(&keys, contents).unwrap();
+        eventually(problem, || std::future::ready(refused().contains(problem))).await;
+        assert!(knows(&server, "new") && !knows(&server, ""), "{}", refused());
+        assert!(!refused().contains("hunter2"));
+    }
+
+    // A policy that names another file has that one watched, from the moment it is there.
+    file.write(&keyed("other"));
+    eventually("it is missed", || std::future::ready(refused().contains("No such file"))).await;
+    fs::write(file.path.with_file_name("other"), digest("other")).unwrap();
+    eventually("the other key is known", || std::future::ready(knows(&server, "other"))).await;
+    assert_eq!(refused(), "");
+    assert!(!knows(&server, "new"));
 }
 
 #[tokio::test]

@@ -109,6 +109,22 @@ async fn details_of_a_status_that_are_nonsense_are_nothing_to_panic_about() {
 }
 
 #[tokio::test]
+async fn a_status_keeps_its_code_when_its_message_is_not_utf_8() {
+    for (code, number) in [(Code::PermissionDenied, "7"), (Code::ResourceExhausted, "8")] {
+        let told: &'static [(&str, &str)] = match number {
+            "7" => &[("grpc-status", "7"), ("grpc-message", "acme%FF is%20out")],
+            _ => &[("grpc-status", "8"), ("grpc-message", "acme%FF is%20out")],
+        };
+        for status in
+            [called(head(200, told)).await.unwrap_err(), called(with(&[], told)).await.unwrap_err()]
+        {
+            assert_eq!((status.code(), status.message()), (code, "acme\u{fffd} is out"));
+            assert!(!is_made_up_here(&status), "{status:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_answer_of_grpc_is_not_the_word_of_the_server() {
     let fine = &[("grpc-status", "0")];
     for (why, status) in [

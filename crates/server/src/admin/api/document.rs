@@ -79,6 +79,7 @@ pub(super) fn serve(
 fn complete(operation: &mut Operation, needs_token: bool) {
     let takes_body = operation.request_body.is_some();
     let takes_parameters = operation.parameters.as_ref().is_some_and(|given| !given.is_empty());
+    let has_own_503 = operation.responses.responses.contains_key("503");
     let mut answer = |status: &str, description: &str| {
         let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
         let response = ResponseBuilder::new()
@@ -87,6 +88,9 @@ fn complete(operation: &mut Operation, needs_token: bool) {
             .build();
         operation.responses.responses.insert(status.to_owned(), response.into());
     };
+    if !has_own_503 {
+        answer("503", "Too many requests are being answered already");
+    }
     answer("403", "The request comes from a page of another site, or names another host");
     if takes_body {
         answer("408", "The body took longer than 10 s");

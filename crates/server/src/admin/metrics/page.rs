@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -10,7 +11,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use lease::{End, Ends, Reason};
 use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
@@ -18,6 +19,7 @@ use prometheus_client::registry::Registry;
 use super::{Metrics, PREFIX};
 use crate::admin::Admin;
 use crate::policy::{DEFAULT_SERVICE, Policy, ServiceSummary};
+use crate::serve::blocking;
 use crate::store::Store as _;
 
 /// The media type of the OpenMetrics text format.
@@ -44,6 +46,7 @@ struct EndLabels {
 pub(super) struct Present<'a> {
     pub(super) policy: &'a Policy,
     pub(super) ready: bool,
+    pub(super) dropped_log_lines: u64,
     /// Of a store that can tell.
     pub(super) leases: Option<Leases>,
 }
@@ -60,9 +63,14 @@ pub(in crate::admin) async fn page(State(admin): State<Arc<Admin>>) -> Response 
         (Ok(live_by_service), Ok(ends)) => Some(Leases { live_by_service, ends }),
         _ => None,
     };
-    let ready = admin.store.ready().is_ok();
-    let live = admin.live.load();
-    match admin.metrics.encode(Present { policy: &live.policy, ready, leases }) {
+    // A policy of many services has a long page.
+    let encoded = blocking(move || {
+        let ready = admin.store.ready().is_ok();
+        let live = admin.live.load();
+        let dropped_log_lines = admin.dropped_log_lines.load(Ordering::Relaxed);
+        admin.metrics.encode(Present { policy: &live.policy, ready, dropped_log_lines, leases })
+    });
+    match encoded.await {
         Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
@@ -88,6 +96,11 @@ impl Present<'_> {
             "store_ready",
             "Whether the store takes changes: 0 after a failed write, until a restart",
             ConstGauge::new(i64::from(self.ready)),
+        );
+        registry.register(
+            "log_lines_dropped",
+            "Log lines that were dropped because nobody read those before them",
+            ConstCounter::new(self.dropped_log_lines),
         );
         let summary = self.policy.summary();
         registry.register(

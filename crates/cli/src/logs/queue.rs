@@ -1,0 +1,274 @@
+//! Log lines on their way to a writer that may be slow, or that nobody reads.
+//!
+//! Whoever logs never waits: what does not fit is dropped and counted, and how much that was is told
+//! once there is room. tracing-appender has such a queue, but it bounds lines and not bytes, tells
+//! nobody, and at its end reports a pipe that blocks by a write to that pipe.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// The most lines that wait.
+const MAX_LINES: usize = 8_192;
+
+/// The most bytes of lines that wait.
+const MAX_BYTES: usize = 1 << 20;
+
+/// The longest line.
+const MAX_LINE: usize = 64 << 10;
+
+/// The lines that wait. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Queue(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// A line came.
+    work: Condvar,
+    /// Everything is written.
+    done: Condvar,
+    dropped: Arc<AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Whether a line is being written.
+    writing: bool,
+    /// How many lines were dropped since it was told.
+    untold: u64,
+}
+
+impl Queue {
+    /// Starts a thread that writes lines to `to`. `tell` logs how many were dropped, once there is
+    /// room for it.
+    ///
+    /// # Errors
+    ///
+    /// The system has no thread to give.
+    pub(crate) fn start(
+        to: impl Write + Send + 'static,
+        tell: impl Fn(u64) + Send + 'static,
+    ) -> io::Result<Self> {
+        let queue = Self(Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            dropped: Arc::default(),
+        }));
+        let lines = queue.clone();
+        thread::Builder::new().name("log".into()).spawn(move || lines.write_all(to, tell))?;
+        Ok(queue)
+    }
+
+    /// How many lines were dropped so far.
+    pub(crate) fn dropped(&self) -> Arc<AtomicU64> {
+        self.0.dropped.clone()
+    }
+
+    /// Takes a line, unless there is no room for it. Never waits for the writer.
+    pub(crate) fn push(&self, line: &[u8]) {
+        let mut state = self.state();
+        if line.len() <= MAX_LINE && state.has_room(line.len()) {
+            state.add(line);
+            drop(state);
+            self.0.work.notify_one();
+        } else {
+            self.count_dropped(&mut state);
+        }
+    }
+
+    /// Takes a line that matters more than those before it, which make room for it. Never waits
+    /// for the writer.
+    pub(crate) fn push_last(&self, line: &[u8]) {
+        let line = &line[..line.len().min(MAX_LINE)];
+        let mut state = self.state();
+        while !state.has_room(line.len()) && state.take().is_some() {
+            self.count_dropped(&mut state);
+        }
+        state.add(line);
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    /// Waits until every line is written, and no longer than `most`.
+    pub(crate) fn flush(&self, most: Duration) {
+        let by = Instant::now() + most;
+        let mut state = self.state();
+        while state.writing || !state.lines.is_empty() {
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.0.done.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn count_dropped(&self, state: &mut State) {
+        state.untold += 1;
+        self.0.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes line after line, for ever.
+    fn write_all(&self, mut to: impl Write, tell: impl Fn(u64)) {
+        loop {
+            let mut state = self.state();
+            while state.lines.is_empty() {
+                self.0.done.notify_all();
+                state = self.0.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            let Some(line) = state.take() else { continue };
+            state.writing = true;
+            // Told where it happened, and only when much more fits.
+            let untold = if state.bytes <= MAX_BYTES / 2 && state.lines.len() <= MAX_LINES / 2 {
+                std::mem::take(&mut state.untold)
+            } else {
+                0
+            };
+            drop(state);
+            // A log that nobody reads is no reason to stop.
+            let _ = to.write_all(&line).and_then(|()| to.flush());
+            if untold > 0 {
+                tell(untold);
+            }
+            self.state().writing = false;
+        }
+    }
+}
+
+impl State {
+    fn has_room(&self, length: usize) -> bool {
+        self.lines.len() < MAX_LINES && self.bytes + length <= MAX_BYTES
+    }
+
+    fn add(&mut self, line: &[u8]) {
+        self.bytes += line.len();
+        self.lines.push_back(line.to_vec());
+    }
+
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let line = self.lines.pop_front()?;
+        self.bytes -= line.len();
+        Some(line)
+    }
+}
+
+/// Each write is one line.
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Queue {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A queue before a pipe, which says in it how many lines were dropped.
+    fn before_a_pipe() -> (Queue, io::PipeReader) {
+        let (reader, writer) = io::pipe().unwrap();
+        let told = Arc::<Mutex<Option<Queue>>>::default();
+        let own = told.clone();
+        let tell = move |lines| {
+            let queue = own.lock().unwrap().clone().unwrap();
+            queue.push(format!("{lines} lines were dropped\n").as_bytes());
+        };
+        let queue = Queue::start(writer, tell).unwrap();
+        *told.lock().unwrap() = Some(queue.clone());
+        (queue, reader)
+    }
+
+    /// Reads lines until there is one like `end`, and answers how many those were.
+    fn lines_to(reader: &mut impl BufRead, end: &str) -> u64 {
+        let mut lines = 0;
+        loop {
+            let mut line = String::new();
+            assert!(reader.read_line(&mut line).unwrap() > 0, "the queue ended");
+            lines += 1;
+            if line == end {
+                return lines;
+            }
+        }
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_holds_up_nobody_and_what_is_dropped_is_told() {
+        let (queue, mut reader) = before_a_pipe();
+        let line = format!("{}\n", "x".repeat(999));
+        for _ in 0..3_000 {
+            queue.push(line.as_bytes());
+        }
+        let dropped = queue.dropped().load(Ordering::Relaxed);
+        // A pipe takes 64 KiB, the queue a MiB.
+        assert!((1_500..2_200).contains(&dropped), "{dropped}");
+        assert!(queue.state().bytes <= MAX_BYTES);
+        // Whoever ends does not wait for the pipe either.
+        queue.flush(Duration::from_millis(10));
+        assert!(!queue.state().lines.is_empty());
+
+        // They are told where there is room again, and before what comes then.
+        let mut reader = BufReader::new(&mut reader);
+        let before = lines_to(&mut reader, &format!("{dropped} lines were dropped\n"));
+        queue.push(b"the end\n");
+        let after = lines_to(&mut reader, "the end\n");
+        assert_eq!(before + after, 3_000 - dropped + 2);
+        queue.flush(PATIENCE);
+        assert!(queue.state().lines.is_empty());
+    }
+
+    #[test]
+    fn short_lines_are_bounded_by_their_number_and_a_long_one_by_its_length() {
+        let (queue, _reader) = before_a_pipe();
+        queue.push(&[b'x'; MAX_LINE + 1]);
+        assert_eq!(queue.dropped().load(Ordering::Relaxed), 1);
+        // The first fills the pipe, and its writer waits.
+        queue.push(&[b'x'; MAX_LINE]);
+        queue.push(&[b'x'; MAX_LINE]);
+        for _ in 0..2 * MAX_LINES {
+            queue.push(b"\n");
+        }
+        assert_eq!(queue.state().lines.len(), MAX_LINES);
+    }
+
+    #[test]
+    fn the_last_line_takes_the_room_of_those_before_it() {
+        let (queue, reader) = before_a_pipe();
+        let line = format!("{}\n", "x".repeat(999));
+        for _ in 0..3_000 {
+            queue.push(line.as_bytes());
+        }
+        queue.push_last(b"why it ended\n");
+        assert!(queue.state().bytes <= MAX_BYTES);
+        lines_to(&mut BufReader::new(reader), "why it ended\n");
+    }
+}

@@ -1,0 +1,139 @@
+//! The digests of indexers' keys: in the policy file itself, and in files that it names.
+
+use std::io;
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::{Place, PolicyError};
+use crate::watch;
+
+/// Texts that scripts take a digest of when there is no key, and what each of them is.
+///
+/// Such a digest would let in whoever shows an empty key, or it is the digest of a key that no
+/// header can carry.
+const NO_KEYS: [(&str, &str); 6] = [
+    ("", "the empty text, as of a variable that is not set"),
+    ("\n", "a lone newline, as `echo` prints it for a variable that is not set"),
+    ("\r\n", "a lone line break"),
+    (" ", "a lone space"),
+    (" \n", "a space and a newline"),
+    ("\t", "a lone tab"),
+];
+
+/// The SHA-256 of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Digest(pub(super) [u8; 32]);
+
+impl Digest {
+    /// Reads 64 hex digits.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them. The text itself stays out of it: it may be a key by mistake.
+    pub(super) fn read(text: &str) -> Result<Self, String> {
+        let mut digest = [0; 32];
+        hex::decode_to_slice(text, &mut digest)
+            .map_err(|_| "it is not 64 hex digits: give the SHA-256 of the key, not the key")?;
+        let of_no_key =
+            |(text, _): &&(&str, &str)| <[u8; 32]>::from(Sha256::digest(text)) == digest;
+        match NO_KEYS.iter().find(of_no_key) {
+            None => Ok(Self(digest)),
+            Some((_, what)) => Err(format!(
+                "it is the SHA-256 of {what}, and no key: whoever made it hashed nothing"
+            )),
+        }
+    }
+}
+
+/// Reads the files of digests that a policy file names, and keeps what each of them was.
+pub(super) struct KeyFiles<'a> {
+    read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
+    /// Every file that was looked for, and what it said if it could be read.
+    pub(super) seen: watch::Read,
+}
+
+impl<'a> KeyFiles<'a> {
+    /// Reads files by `read`.
+    pub(super) fn new(read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>) -> Self {
+        Self { read, seen: Vec::new() }
+    }
+
+    /// Reads the file at `path`, which is named at `place`: one digest on each line. Blank lines
+    /// and what stands behind a `#` say nothing.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or names no digest, at `place`; a line is wrong, at that line.
+    pub(super) fn digests(
+        &mut self,
+        path: &Path,
+        place: impl Fn() -> Place,
+    ) -> Result<Vec<(Digest, Place)>, PolicyError> {
+        let shown = path.display();
+        let wrong = |problem: String| PolicyError { place: place(), problem };
+        let contents = (self.read)(path);
+        let digest = contents.as_ref().ok().map(|contents| watch::Digest::of(contents));
+        if !self.seen.iter().any(|(seen, _)| seen == path) {
+            self.seen.push((path.to_owned(), digest));
+        }
+        let contents =
+            contents.map_err(|error| wrong(format!("key_sha256_file {shown}: {error}")))?;
+        let text = String::from_utf8(contents)
+            .map_err(|_| wrong(format!("key_sha256_file {shown}: it is not text")))?;
+        let mut digests = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let said = line.split('#').next().unwrap_or_default();
+            if said.trim().is_empty() {
+                continue;
+            }
+            let column = said.chars().take_while(|char| char.is_whitespace()).count() + 1;
+            let place = Place { file: path.to_owned(), line: number + 1, column };
+            match Digest::read(said.trim()) {
+                Ok(digest) => digests.push((digest, place)),
+                Err(problem) => return Err(PolicyError { place, problem }),
+            }
+        }
+        if digests.is_empty() {
+            return Err(wrong(format!("key_sha256_file {shown}: there is no digest in it")));
+        }
+        Ok(digests)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_nothing_is_no_key_and_the_message_says_what_was_hashed() {
+        let refused = |text: &str| Digest::read(text).unwrap_err();
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert!(refused(empty).contains("the empty text"), "{}", refused(empty));
+        assert!(refused(&empty.to_uppercase()).contains("the empty text"));
+        let newline = "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b";
+        assert!(refused(newline).contains("a lone newline"), "{}", refused(newline));
+        for (text, what) in NO_KEYS {
+            assert!(refused(&hex::encode(Sha256::digest(text))).contains(what), "{text:?}");
+        }
+        assert!(Digest::read(&hex::encode(Sha256::digest("west"))).is_ok());
+    }
+
+    #[test]
+    fn a_file_of_digests_has_one_on_a_line_and_says_where_one_is_wrong() {
+        let place = Place { file: "policy.toml".into(), line: 7, column: 3 };
+        let read = |text: &str| {
+            let mut read = |_: &Path| Ok(text.as_bytes().to_vec());
+            KeyFiles::new(&mut read).digests(Path::new("keys"), || place.clone())
+        };
+        let (one, two) = ("ab".repeat(32), "cd".repeat(32));
+        let found = read(&format!("# of the west\n\n{one}\n  {two}  # the new one\r\n")).unwrap();
+        let lines: Vec<_> = found.iter().map(|(_, place)| (place.line, place.column)).collect();
+        assert_eq!(lines, [(3, 1), (4, 3)]);
+        let error = read(&format!("{one}\nhunter2\n")).unwrap_err();
+        assert!(error.to_string().starts_with("keys:2:1: it is not 64 hex digits"), "{error}");
+        assert!(!error.to_string().contains("hunter2"));
+        let error = read("# nothing\n").unwrap_err();
+        assert!(error.to_string().starts_with("policy.toml:7:3: key_sha256_file keys"), "{error}");
+    }
+}
