@@ -146,12 +146,12 @@ impl Caller {
         })
     }
 
-    /// Keeps all of `keys` alive, in batches on one stream of session control.
+    /// Keeps all of `keys` alive, in batches on one stream of session control; how many are gone.
     ///
     /// # Errors
     ///
-    /// The stream broke, or a lease is gone.
-    pub(crate) async fn keep_all_alive(&mut self, keys: Vec<String>) -> anyhow::Result<()> {
+    /// The stream broke.
+    pub(crate) async fn keep_all_alive(&mut self, keys: Vec<String>) -> anyhow::Result<usize> {
         let batches = keys.len().div_ceil(KEYS);
         let (sender, receiver) = mpsc::channel(BATCHES);
         let sent = tokio::spawn(async move {
@@ -166,18 +166,17 @@ impl Caller {
         });
         let request = self.request(ReceiverStream::new(receiver));
         let mut answers = self.control.attach(request).await.map_err(told)?.into_inner();
+        let mut gone = 0;
         for _ in 0..batches {
             let answer = answers.message().await.map_err(told)?.context("the stream ended")?;
             match answer.event {
-                Some(Event::Answer(answer)) => {
-                    ensure!(answer.failed.is_empty(), "{} leases are gone", answer.failed.len());
-                }
+                Some(Event::Answer(answer)) => gone += answer.failed.len(),
                 other => bail!("a batch was answered {other:?}"),
             }
         }
         drop(answers);
         sent.abort();
-        Ok(())
+        Ok(gone)
     }
 
     /// Returns a lease.

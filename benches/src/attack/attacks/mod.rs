@@ -137,6 +137,14 @@ pub(crate) const ATTACKS: &[Attack] = &[
         ..PLAIN
     },
     Attack {
+        name: "slow-headers",
+        about: "600 requests of HTTP/1.1 whose headers come slowly and never end, on a server with 400 places",
+        flags: FEW_PLACES,
+        quick_on: None,
+        play: |stage| Box::pin(places::slow_headers(stage)),
+        ..PLAIN
+    },
+    Attack {
         name: "rapid-reset",
         about: "20 connections that begin calls and reset them at once",
         play: |stage| Box::pin(floods::rapid_reset(stage)),
@@ -159,6 +167,12 @@ pub(crate) const ATTACKS: &[Attack] = &[
         about: "20 connections that send SETTINGS without a pause and read no answer",
         quick_on: None,
         play: |stage| Box::pin(floods::settings_of(stage)),
+        ..PLAIN
+    },
+    Attack {
+        name: "attach",
+        about: "100 connections full of streams of session control, by an indexer, that read no answer",
+        play: |stage| Box::pin(leases::attach(stage)),
         ..PLAIN
     },
     Attack {
