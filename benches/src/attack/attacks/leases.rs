@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use wire::control::AttachRequest;
 use wire::worker::{KeepAliveRequest, ReturnWorkerRequest, WorkersStateRequest};
 
+use crate::Store;
 use crate::calls::{ATTACKER_KEY, LASTING, PASSING, borrow_request};
 use crate::connection::{Connection, Reads};
 use crate::frames::{LONGEST, flag, frame, kind, message};
@@ -112,6 +113,14 @@ pub(super) async fn attach(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How many leases expire together; a disk takes longer to keep them, and none may end before.
+fn crowd_of(stage: &Stage) -> u64 {
+    match stage.store {
+        Store::Memory => stage.pick(100_000, 1_000_000),
+        Store::File => stage.pick(50_000, 300_000),
+    }
+}
+
 /// Borrows the leases that will expire; their keys.
 async fn passing(stage: &mut Stage, leases: u64) -> anyhow::Result<Vec<String>> {
     let keys = fill(&stage.link(), PASSING, ORGANIZATION, leases).await?;
@@ -126,7 +135,7 @@ async fn pass(stage: &Stage) {
 
 /// Many leases that end together.
 pub(super) async fn expiry(stage: &mut Stage) -> anyhow::Result<()> {
-    let leases = stage.pick(100_000, 1_000_000);
+    let leases = crowd_of(stage);
     let keys = passing(stage, leases).await?;
     // In as few calls as there can be, so that all end together.
     let kept = stage.caller(ATTACKER_KEY).keep_all_alive(keys).await;
@@ -141,7 +150,7 @@ pub(super) async fn expiry(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Many leases that end together because the server started anew.
 pub(super) async fn expiry_after_restart(stage: &mut Stage) -> anyhow::Result<()> {
-    let leases = stage.pick(100_000, 1_000_000);
+    let leases = crowd_of(stage);
     passing(stage, leases).await?;
     stage.kill_and_restart()?;
     // Clients find out that their connections are gone, and connect again.

@@ -190,7 +190,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "expiry",
-        about: "A great many leases that expire at one moment",
+        about: "1,000,000 leases, 300,000 of them on a disk, that expire at one moment",
         play: |stage| Box::pin(leases::expiry(stage)),
         ..PLAIN
     },

@@ -100,7 +100,7 @@ pub(super) async fn report_keys(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Borrow ids in such numbers that one of another indexer might be forgotten.
 pub(super) async fn borrow_ids(stage: &mut Stage) -> anyhow::Result<()> {
-    let borrows = stage.pick(20_000, 200_000);
+    let borrows = stage.pick(20_000, 100_000);
     let mut bystander = stage.caller(BYSTANDER_KEY);
     let borrow = || borrow_request(LASTING, "retried", "");
     let first = bystander.borrow_with(borrow(), Some(1)).await?;
