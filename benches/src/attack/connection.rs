@@ -259,6 +259,18 @@ impl Connection {
         .await
     }
 
+    /// Waits until fewer than `most` of the `opened` streams are open.
+    ///
+    /// # Errors
+    ///
+    /// The server closed the connection.
+    pub(crate) async fn until_room(&self, opened: u64, most: u64) -> anyhow::Result<()> {
+        match (opened + 1).checked_sub(most) {
+            None | Some(0) => Ok(()),
+            Some(ended) => self.until_ended(ended - 1, None).await,
+        }
+    }
+
     /// Waits until the server tells the connection to go, or closes it.
     pub(crate) async fn closed(&self) {
         while self.news().await.is_ok() {}

@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use serde_json::Value;
+use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -66,25 +65,6 @@ pub(crate) fn metric(page: &str, name: &str) -> Option<f64> {
         })
         .collect();
     (!values.is_empty()).then(|| values.iter().sum())
-}
-
-/// How much of its budget of `metric` the organization has used, as the admin API says.
-///
-/// # Errors
-///
-/// The organization or its budget is unknown.
-pub(crate) async fn used(
-    admin: SocketAddr,
-    organization: &str,
-    metric: &str,
-) -> anyhow::Result<f64> {
-    let path = format!("/api/organizations/{organization}");
-    let (status, body) = get(admin, &path, Duration::from_secs(5)).await?;
-    ensure!(status == 200, "{path} answered {status}: {body}");
-    let answer: Value = serde_json::from_str(&body)?;
-    let budgets = answer["budgets"].as_array().context("there are no budgets")?;
-    let row = budgets.iter().find(|row| row["metric"] == metric);
-    row.and_then(|row| row["used"].as_f64()).with_context(|| format!("no budget of {metric}"))
 }
 
 #[cfg(test)]

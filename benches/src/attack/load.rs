@@ -27,6 +27,9 @@ pub(crate) const STATE: &str = "/sf.worker.v1.WorkerPool/WorkersState";
 /// The path of a report of usage.
 pub(crate) const REPORT: &str = "/sf.gateway.payment.v1.UsageService/Report";
 
+/// The path of a stream of session control.
+pub(crate) const ATTACH: &str = "/tgm.session.v1.SessionControl/Attach";
+
 /// A call with the attacker's key.
 pub(crate) fn keyed(path: &str) -> Block {
     Block::call(path).with("x-api-key", ATTACKER_KEY)

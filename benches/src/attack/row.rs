@@ -57,6 +57,11 @@ impl Row {
         self.faults.is_empty()
     }
 
+    /// Whether it failed on a machine that was busy, with the attack or with something else.
+    pub(crate) fn is_worth_another_try(&self) -> bool {
+        !self.passed() && self.client.late_ms > LATE_MS
+    }
+
     /// Notes as faults what was measured and is beyond its bound.
     pub(crate) fn judge(&mut self, probes: &Probes) {
         let Self { peak_mb, most_mb, ref client, .. } = *self;
@@ -100,8 +105,8 @@ impl Row {
         self.faults.extend(faults);
         if client.late_ms > LATE_MS {
             self.notes.push(format!(
-                "the machine was too busy to measure: it woke the well-behaved client {:.0} ms late \
-                 at the 99th percentile",
+                "the machine was busy: the well-behaved client was woken {:.0} ms late at the 99th \
+                 percentile",
                 client.late_ms
             ));
         }
@@ -145,13 +150,14 @@ pub(crate) fn table(rows: &[Row]) -> Table {
             "reconnect ms",
             "failed",
             "lost",
+            "late ms",
             "probe ms",
             "as before ms",
             "verdict",
         ],
     );
     for row in rows {
-        let Seen { p50_ms, p99_ms, worst_ms, reconnect_ms, failed, lost, .. } = row.client;
+        let Seen { p50_ms, p99_ms, worst_ms, reconnect_ms, late_ms, failed, lost, .. } = row.client;
         table.row([
             row.attack.into(),
             row.store.as_str().into(),
@@ -166,6 +172,7 @@ pub(crate) fn table(rows: &[Row]) -> Table {
             Cell::Number(reconnect_ms, 0),
             Cell::Number(failed as f64, 0),
             Cell::Number(lost as f64, 0),
+            Cell::Number(late_ms, 0),
             Cell::Number(row.probe_ms, 0),
             row.recovered_ms.map_or(Cell::Empty, |millis| Cell::Number(millis, 0)),
             if row.passed() { "pass" } else { "FAIL" }.into(),

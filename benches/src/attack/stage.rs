@@ -62,6 +62,8 @@ const ALLOWANCE: u64 = 2 << 30;
 pub(crate) struct Stage {
     /// Whether this is the short form.
     pub(crate) quick: bool,
+    /// Where the server keeps its leases.
+    pub(crate) store: Store,
     /// Leases that the attack holds at most: memory is granted for them.
     pub(crate) leases: u64,
     /// Leases that the attack leaves behind, where that is known.
@@ -345,7 +347,7 @@ async fn raise(
     folder: &Path,
 ) -> anyhow::Result<Stage> {
     let pick = |quick, full| Duration::from_millis(if options.quick { quick } else { full });
-    let (ttl, passing) = (pick(3_000, 6_000), pick(3_000, 30_000));
+    let (ttl, passing) = (pick(3_000, 5_000), pick(3_000, 20_000));
     let policy = folder.join("policy.toml");
     fs::write(&policy, calls::policy(ttl, passing, attack.indexers))?;
     let log = folder.join(format!("{}-{store}.log", attack.name));
@@ -382,9 +384,10 @@ async fn raise(
     let connections_before = connections_before.context("there is no count of connections")?;
     Ok(Stage {
         quick: options.quick,
+        store,
         leases: 0,
         leases_after: Some(0),
-        span: pick(700, 5_000),
+        span: pick(700, 4_000),
         passing,
         server,
         bystander,

@@ -100,7 +100,9 @@ pub(super) async fn bodies(stage: &mut Stage, key: Option<&'static str>) -> anyh
             let block = shown(Block::call(path), key);
             let filler = [&LONG_MESSAGE[..], &[0; LONGEST - LONG_MESSAGE.len()]].concat();
             let most = STREAMS.min(connection.max_streams().into());
-            for _ in 0..most {
+            for opened in 0.. {
+                // A stream that was answered makes room for another.
+                connection.until_room(opened, most).await?;
                 let mut bytes = Vec::new();
                 let stream = connection.begin(&mut bytes, &block);
                 let mut left = connection.stream_window().min(60_000);
@@ -113,7 +115,6 @@ pub(super) async fn bodies(stage: &mut Stage, key: Option<&'static str>) -> anyh
                     left -= part;
                 }
             }
-            connection.closed().await;
             Ok(())
         })
         .await;

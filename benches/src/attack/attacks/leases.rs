@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::time::{Instant, sleep, sleep_until};
+use wire::control::AttachRequest;
 use wire::worker::{KeepAliveRequest, ReturnWorkerRequest, WorkersStateRequest};
 
+use crate::Store;
 use crate::calls::{ATTACKER_KEY, LASTING, PASSING, borrow_request};
 use crate::connection::{Connection, Reads};
-use crate::frames::{LONGEST, message};
+use crate::frames::{LONGEST, flag, frame, kind, message};
 use crate::http;
-use crate::load::{BORROW, RETURN, STATE, fill, keyed, run};
+use crate::load::{ATTACH, BORROW, RETURN, STATE, fill, keyed, run};
 use crate::stage::Stage;
 
 /// Leases of the pool whose state is asked for.
@@ -18,6 +20,9 @@ const POOL: u64 = 50_000;
 
 /// The attacker's organization.
 const ORGANIZATION: &str = "crowd";
+
+/// Keys of a batch that fits into one frame.
+const UNKNOWN_KEYS: u32 = 400;
 
 /// How long after its TTL a lease may still count.
 const LATE: Duration = Duration::from_secs(1);
@@ -77,6 +82,45 @@ pub(super) async fn state_again(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Streams of session control that send batches of keys nobody knows, and read no answer.
+pub(super) async fn attach(stage: &mut Stage) -> anyhow::Result<()> {
+    stage.begin()?;
+    stage
+        .crowd(100, |link, number| async move {
+            let reads = if number % 2 == 0 { Reads::NoBodies } else { Reads::Nothing };
+            let mut connection = Connection::open(&link, reads).await?;
+            let worker_keys = (0..UNKNOWN_KEYS).map(|key| format!("{key:032x}")).collect();
+            let batch = message(&AttachRequest { batch: 1, worker_keys });
+            let most = u64::from(connection.max_streams().min(1_024));
+            let block = keyed(ATTACH);
+            let mut bytes = Vec::new();
+            for opened in 0.. {
+                if reads == Reads::NoBodies {
+                    connection.until_room(opened, most).await?;
+                } else if opened == most {
+                    break;
+                }
+                bytes.clear();
+                let stream = connection.begin(&mut bytes, &block);
+                let part = connection.window(batch.len()).await?;
+                frame(&mut bytes, kind::DATA, flag::NONE, stream, &batch[..part]);
+                connection.send(&bytes).await?;
+            }
+            connection.closed().await;
+            Ok(())
+        })
+        .await;
+    Ok(())
+}
+
+/// How many leases expire together; a disk takes longer to keep them, and none may end before.
+fn crowd_of(stage: &Stage) -> u64 {
+    match stage.store {
+        Store::Memory => stage.pick(100_000, 1_000_000),
+        Store::File => stage.pick(50_000, 300_000),
+    }
+}
+
 /// Borrows the leases that will expire; their keys.
 async fn passing(stage: &mut Stage, leases: u64) -> anyhow::Result<Vec<String>> {
     let keys = fill(&stage.link(), PASSING, ORGANIZATION, leases).await?;
@@ -91,11 +135,14 @@ async fn pass(stage: &Stage) {
 
 /// Many leases that end together.
 pub(super) async fn expiry(stage: &mut Stage) -> anyhow::Result<()> {
-    let leases = stage.pick(100_000, 1_000_000);
+    let leases = crowd_of(stage);
     let keys = passing(stage, leases).await?;
     // In as few calls as there can be, so that all end together.
     let kept = stage.caller(ATTACKER_KEY).keep_all_alive(keys).await;
-    kept.context("the leases cannot be kept alive")?;
+    let gone = kept.context("the leases cannot be kept alive")?;
+    if gone > 0 {
+        stage.note(format!("{gone} of {leases} leases ended before all were borrowed"));
+    }
     stage.begin()?;
     pass(stage).await;
     Ok(())
@@ -103,7 +150,7 @@ pub(super) async fn expiry(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Many leases that end together because the server started anew.
 pub(super) async fn expiry_after_restart(stage: &mut Stage) -> anyhow::Result<()> {
-    let leases = stage.pick(100_000, 1_000_000);
+    let leases = crowd_of(stage);
     passing(stage, leases).await?;
     stage.kill_and_restart()?;
     // Clients find out that their connections are gone, and connect again.

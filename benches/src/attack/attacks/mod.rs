@@ -137,6 +137,14 @@ pub(crate) const ATTACKS: &[Attack] = &[
         ..PLAIN
     },
     Attack {
+        name: "slow-headers",
+        about: "600 requests of HTTP/1.1 whose headers come slowly and never end, on a server with 400 places",
+        flags: FEW_PLACES,
+        quick_on: None,
+        play: |stage| Box::pin(places::slow_headers(stage)),
+        ..PLAIN
+    },
+    Attack {
         name: "rapid-reset",
         about: "20 connections that begin calls and reset them at once",
         play: |stage| Box::pin(floods::rapid_reset(stage)),
@@ -162,6 +170,12 @@ pub(crate) const ATTACKS: &[Attack] = &[
         ..PLAIN
     },
     Attack {
+        name: "attach",
+        about: "100 connections full of streams of session control, by an indexer, that read no answer",
+        play: |stage| Box::pin(leases::attach(stage)),
+        ..PLAIN
+    },
+    Attack {
         name: "state-unread",
         about: "WorkersState of a pool with 50,000 leases, asked on many streams whose answers are not read",
         play: |stage| Box::pin(leases::state_unread(stage)),
@@ -176,7 +190,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "expiry",
-        about: "A great many leases that expire at one moment",
+        about: "1,000,000 leases, 300,000 of them on a disk, that expire at one moment",
         play: |stage| Box::pin(leases::expiry(stage)),
         ..PLAIN
     },

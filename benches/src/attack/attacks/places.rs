@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::connection::{Connection, Reads};
-use crate::frames::{Block, message};
+use crate::frames::{Block, PREFACE, message};
 use crate::load::{STATE, run};
 use crate::stage::Stage;
 
@@ -18,6 +18,9 @@ const CONNECTIONS: usize = 600;
 /// By how much longer than others this takes: whoever waits for a place has to show.
 const LONGER: u32 = 2;
 
+/// Between two headers of a slow request.
+const SLOWLY: Duration = Duration::from_millis(100);
+
 /// How long an attacker waits for its connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -26,9 +29,11 @@ pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
     stage.span *= LONGER;
     stage.begin()?;
     stage
-        .crowd(CONNECTIONS, |link, _| async move {
+        .crowd(CONNECTIONS, |link, number| async move {
             let connect = timeout(CONNECT, TcpStream::connect(link.address));
             let mut stream = connect.await.context("it cannot connect")??;
+            // One half begins to greet.
+            stream.write_all(&PREFACE[..number % 2 * 10]).await?;
             // Until the server closes it.
             stream.read_u8().await.context("the server closed it")?;
             Ok(())
@@ -57,6 +62,27 @@ pub(super) async fn idle(stage: &mut Stage, key: Option<&'static str>) -> anyhow
             run(&mut connection, 0..1, 1, call).await?;
             connection.closed().await;
             Ok(())
+        })
+        .await;
+    Ok(())
+}
+
+/// Requests of HTTP/1.1 whose headers come slowly and never end.
+pub(super) async fn slow_headers(stage: &mut Stage) -> anyhow::Result<()> {
+    stage.span *= LONGER;
+    stage.begin()?;
+    stage
+        .crowd(CONNECTIONS, |link, _| async move {
+            let connect = timeout(CONNECT, TcpStream::connect(link.address));
+            let mut stream = connect.await.context("it cannot connect")??;
+            let begin =
+                "POST /sf.worker.v1.WorkerPool/BorrowWorker HTTP/1.1\r\nhost: localhost\r\n";
+            stream.write_all(begin.as_bytes()).await?;
+            let long = format!("a: {}\r\n", "b".repeat(1_000));
+            loop {
+                stream.write_all(long.as_bytes()).await?;
+                sleep(SLOWLY).await;
+            }
         })
         .await;
     Ok(())
