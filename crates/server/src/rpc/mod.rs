@@ -1,6 +1,7 @@
 //! The gRPC port: who calls what.
 
 mod aside;
+mod deadline;
 mod report;
 mod timely;
 mod unary;
@@ -19,6 +20,7 @@ use http_body::Body as HttpBody;
 use tonic::Status;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
+use deadline::InTime;
 pub(crate) use report::Reports;
 pub(crate) use unary::{Answer, Body, decode};
 pub(crate) use web::Web;
@@ -158,7 +160,11 @@ impl<S: Store> Gateway<S> {
             return plain(refusal);
         }
         let answer = match message {
-            Ok(message) => self.dispatch(call, &live, caller, request.headers(), message).await,
+            Ok(message) => {
+                let headers = request.headers();
+                let call = self.dispatch(call, &live, caller, headers, message);
+                InTime::new(call, headers, began).await
+            }
             Err(status) => Err(status),
         };
         self.pool.calls().answered(call.into(), began);

@@ -3,11 +3,15 @@
 mod attached;
 mod batch;
 mod commit;
+mod create;
 mod embedded;
 mod file;
 mod journal;
 mod listing;
+mod lock;
+mod note;
 mod rows;
+mod staged;
 mod url;
 
 use std::fmt;
@@ -216,13 +220,24 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Unavailable>> + Send + use<Self>;
 }
 
-/// A store that cannot answer now. Nothing is known to have changed.
+/// A store that cannot answer now. Nothing is known to have changed, and it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unavailable {
     /// A write or a flush failed. Changes are refused until a restart.
     #[error("the store failed and refuses changes until the server is restarted")]
     Failed,
+    /// The file of the store was removed, moved or replaced while the server had it open. Changes
+    /// are refused until a restart.
+    #[error(
+        "the file of the store was removed or replaced: the server refuses changes until it is \
+         restarted"
+    )]
+    FileLost,
+    /// The disk takes too long to confirm changes. One that was waited for may still become durable;
+    /// a borrow is taken back.
+    #[error("the disk takes too long to confirm changes")]
+    Stalled,
     /// More changes wait for the disk than the server is ready to hold.
     #[error("too many changes wait for the disk")]
     Overloaded,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -13,7 +14,7 @@ use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::{Metrics, PREFIX};
 use crate::admin::Admin;
@@ -44,6 +45,8 @@ struct EndLabels {
 pub(super) struct Present<'a> {
     pub(super) policy: &'a Policy,
     pub(super) ready: bool,
+    /// How long the commit under way has taken.
+    pub(super) stalled: Duration,
     /// Of a store that can tell.
     pub(super) leases: Option<Leases>,
 }
@@ -60,9 +63,9 @@ pub(in crate::admin) async fn page(State(admin): State<Arc<Admin>>) -> Response 
         (Ok(live_by_service), Ok(ends)) => Some(Leases { live_by_service, ends }),
         _ => None,
     };
-    let ready = admin.store.ready().is_ok();
+    let (ready, stalled) = (admin.store.ready().is_ok(), admin.store.stalled());
     let live = admin.live.load();
-    match admin.metrics.encode(Present { policy: &live.policy, ready, leases }) {
+    match admin.metrics.encode(Present { policy: &live.policy, ready, stalled, leases }) {
         Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
@@ -86,8 +89,15 @@ impl Present<'_> {
         let mut registry = Registry::with_prefix(PREFIX);
         registry.register(
             "store_ready",
-            "Whether the store takes changes: 0 after a failed write, until a restart",
+            "Whether the store takes changes: 0 after a failed write until a restart, and while a \
+             commit takes longer than two seconds",
             ConstGauge::new(i64::from(self.ready)),
+        );
+        registry.register_with_unit(
+            "commit_stalled",
+            "How long the commit under way has taken; 0 when none is",
+            Unit::Seconds,
+            ConstGauge::new(self.stalled.as_secs_f64()),
         );
         let summary = self.policy.summary();
         registry.register(
