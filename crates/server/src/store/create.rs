@@ -34,7 +34,8 @@ pub(super) fn create(path: &Path) -> Result<(), Error> {
     for_the_owner_only(unfinished.path(), 0o600).map_err(failed)?;
     let file = unfinished.reopen().map_err(failed)?;
     let backend = FileBackend::new(file).map_err(|error| failed(io::Error::other(error)))?;
-    Journal::on(Preallocated(backend), path)?.close().map_err(|error| match error {
+    let made = Journal::on(Preallocated(backend), path).and_then(Journal::close);
+    made.map_err(|error| match error {
         Error::StoreFile { source, .. } => failed(source),
         other => other,
     })?;
