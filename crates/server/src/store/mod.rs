@@ -33,6 +33,9 @@ pub use url::StoreUrl;
 use crate::policy::Policy;
 use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
+/// Nobody waits longer than this for the disk.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
 /// A store of leases.
 ///
 /// A method is one whole lease operation, never a read or a write of a value, so every store

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lease::{LeaseId, Reason, Request, Terms};
+use tgm_session_server::operator::{By, OperatorError};
+use tgm_session_server::policy::overrides::Subject;
 use tgm_session_server::store::{
     BorrowError, LeaseFilter, Listener, Options, Order, Recovered, Store as _, StoreUrl,
     Unavailable,
@@ -22,6 +24,14 @@ use wire::worker::keep_alive_response::Status as Kept;
 use crate::disk::Disk;
 use crate::harness::{ManualClock, ROOMY, TestServer, channel, config, eventually, get, session};
 use crate::operated::{entry, note, set};
+
+/// As long as anybody waits for the disk.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// What a task comes to, which is not waited for for ever.
+async fn soon<T>(task: tokio::task::JoinHandle<T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), task).await.expect("an answer").unwrap()
+}
 
 async fn on(disk: &Disk) -> TestServer {
     TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await
@@ -69,7 +79,7 @@ async fn a_commit_that_takes_longer_than_two_seconds_makes_the_server_not_ready_
     eventually("gRPC health says not serving", || async { !serves(&health).await }).await;
 
     disk.release();
-    borrow.await.unwrap().unwrap();
+    soon(borrow).await.unwrap();
     eventually("it is ready again", || async { get(admin, "/readyz", "").await.0 == 200 }).await;
     assert_eq!(stalled(admin).await, 0.0);
     eventually("gRPC health says serving", || async { serves(&health).await }).await;
@@ -94,7 +104,7 @@ async fn nobody_waits_longer_than_ten_seconds_and_what_was_borrowed_unheard_is_t
     assert!(!borrow.is_finished() && !second.is_finished() && !returning.is_finished());
     server.pass(Duration::from_millis(100));
     for call in [borrow, second, returning] {
-        assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Unavailable);
+        assert_eq!(soon(call).await.unwrap_err().code(), Code::Unavailable);
     }
     eventually("what was borrowed is taken back", || async { server.live().await == 1 }).await;
 
@@ -128,8 +138,8 @@ async fn a_disk_that_hung_while_nobody_else_called_takes_changes_again() {
     let server = on(&disk).await;
     let (held, borrow) =
         (server.client().borrow(session("acme")).await, waiting(&server, &disk).await);
-    server.pass(Duration::from_secs(11));
-    borrow.await.unwrap().unwrap_err();
+    server.pass(LONGEST_WAIT);
+    soon(borrow).await.unwrap_err();
     disk.release();
     eventually("it takes changes again", || async {
         server.client().ask(session("later")).await.is_ok()
@@ -147,7 +157,7 @@ async fn a_process_that_stood_still_blames_nobody_else_for_it() {
     server.running.store().tick();
     assert_eq!(get(server.running.admin_address(), "/readyz", "").await.0, 200);
     disk.release();
-    borrow.await.unwrap().unwrap();
+    soon(borrow).await.unwrap();
 }
 
 /// Calls BorrowWorker by hand with `timeout`: a client of gRPC would give up by itself.
@@ -182,13 +192,13 @@ async fn a_call_with_a_deadline_of_its_own_is_answered_soon_after_it() {
     let hasty = tokio::spawn(async move { borrow_within(address, "1n").await });
     eventually("the grant is applied", || async { server.live().await == 2 }).await;
     server.pass(Duration::from_secs(1));
-    let status = hasty.await.unwrap();
+    let status = soon(hasty).await;
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("deadline"), "{status}");
     eventually("it is taken back", || async { server.live().await == 1 }).await;
     assert!(!patient.is_finished());
     disk.release();
-    patient.await.unwrap().unwrap();
+    soon(patient).await.unwrap();
 }
 
 #[tokio::test]
@@ -210,9 +220,29 @@ async fn what_an_operator_does_is_done_or_not_however_long_the_disk_takes() {
     assert_eq!(store.ready(), Err(Unavailable::Stalled));
     assert!(!recording.is_finished());
     disk.release();
-    recording.await.unwrap().unwrap();
+    soon(recording).await.unwrap();
     assert_eq!(note(&store.audit(None, 10)), ["set the limit of acme"]);
     store.close().unwrap();
+}
+
+#[tokio::test]
+async fn an_operator_waits_no_longer_than_others_and_the_change_is_made_all_the_same() {
+    let disk = Disk::default();
+    let server = on(&disk).await;
+    disk.hold();
+    let operator = server.running.operator().clone();
+    let changing = tokio::spawn(async move {
+        let by = By { from: "test", note: "" };
+        operator.set_limit(Subject::Organization, "acme", "t1r", Some(3), by).await
+    });
+    eventually("its commit is under way", || async { disk.is_waiting() }).await;
+    server.pass(LONGEST_WAIT);
+    let refused = soon(changing).await.unwrap_err();
+    assert_eq!(refused, OperatorError::Unavailable(Unavailable::Stalled));
+    let ceiling = || server.running.operator().policy().ceiling("acme", "t1r").0;
+    assert_eq!(ceiling(), Some(10), "nothing is in force that is not durable");
+    disk.release();
+    eventually("it is in force", || async { ceiling() == Some(3) }).await;
 }
 
 #[tokio::test]
@@ -236,8 +266,8 @@ async fn a_stop_while_the_disk_hangs_ends_in_time_and_says_what_was_not_confirme
     assert_eq!(path.to_str(), Some("(custom backend)"));
     // Two grants, and that they were taken back when their connections were cut off.
     assert!(*changes >= 2, "{error}");
-    borrow.await.unwrap().unwrap_err();
-    second.await.unwrap().unwrap_err();
+    soon(borrow).await.unwrap_err();
+    soon(second).await.unwrap_err();
     // A disk that comes back finds everything in order.
     disk.release();
     eventually("the file is let go", || async {
@@ -280,7 +310,7 @@ async fn a_panic_on_the_clock_thread_is_seen_and_fails_what_waits() {
     eventually("its commit is under way", || async { disk.is_waiting() }).await;
     assert_eq!(store.ready(), Ok(()));
     clock.is_broken.store(true, Ordering::SeqCst);
-    assert_eq!(waits.await.unwrap(), Err(BorrowError::Unavailable(Unavailable::Failed)));
+    assert_eq!(soon(waits).await, Err(BorrowError::Unavailable(Unavailable::Failed)));
     assert_eq!(store.ready(), Err(Unavailable::Failed));
     disk.release();
     assert!(matches!(store.close(), Err(Error::StoreFailed { .. })));

@@ -10,18 +10,15 @@ use parking_lot::MutexGuard;
 
 use super::{Shared, State};
 use crate::error::Error;
-use crate::store::Unavailable;
 use crate::store::attached::Push;
 use crate::store::batch::Operated;
 use crate::store::commit::Batch;
 use crate::store::journal::{Journal, Stamp};
 use crate::store::lock::Standing;
+use crate::store::{LONGEST_WAIT, Unavailable};
 
 /// A commit that has been under way for longer makes the server not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
-
-/// Nobody waits longer than this for a batch.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// How often calls look at their own deadlines while a commit takes longer than this.
 const WAKE_EVERY: Duration = Duration::from_millis(500);
