@@ -152,7 +152,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// How many leases have ended since the store was opened, and how.
     fn ends(&self) -> impl Future<Output = Result<Ends, Unavailable>> + Send + use<Self>;
 
-    /// Whether changes can be made.
+    /// Whether changes can be made, and are confirmed in time.
     fn ready(&self) -> Result<(), Unavailable>;
 
     /// Rises with every change of leases, usage, overrides and the audit list; keep-alives change
