@@ -70,9 +70,19 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     crate::runtime()?.block_on(async {
         let mut signals = Signals::take()?;
         let mut hangups = Hangups::take()?;
-        let server = Server::bind(config).await?;
-        let recovered_leases = server.recovered_leases();
-        let running = server.start().await?;
+        let starting = async {
+            let server = Server::bind(config).await?;
+            let recovered_leases = server.recovered_leases();
+            Ok::<_, Failure>((server.start().await?, recovered_leases))
+        };
+        let (running, recovered_leases) = tokio::select! {
+            started = starting => started?,
+            signal = signals.next() => {
+                // Nothing was accepted yet, and a disk that hangs would keep a thread for ever.
+                tracing::info!(signal, "stopped before it accepted calls");
+                std::process::exit(0)
+            }
+        };
         let (grpc, admin) = (running.grpc_address(), running.admin_address());
         say_ready(Ready { grpc, tls, admin, store, policy, recovered_leases }, output)?;
         let status = format!("gRPC on {grpc}, the admin port on {admin}");

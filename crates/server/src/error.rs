@@ -118,6 +118,37 @@ pub enum Error {
         /// The format this version writes.
         known: u64,
     },
+    /// A store file that reads well and lacks changes that were acknowledged. It was left as it is.
+    #[error(
+        "the store {} is damaged: batch {acknowledged} of changes was acknowledged, and the newest that \
+         can be read is batch {found}, older by {older_by:?}; it was left as it is. Restore a copy, or \
+         go on from the older state with --accept-older-state",
+        path.display()
+    )]
+    StoreOlder {
+        /// The store file.
+        path: PathBuf,
+        /// The number of the newest batch that can be read.
+        found: u64,
+        /// The number of the last batch that was acknowledged.
+        acknowledged: u64,
+        /// The store time between the two.
+        older_by: std::time::Duration,
+    },
+    /// The store closed before the disk confirmed its last changes. Nobody was told that they are
+    /// durable, and they may be.
+    #[error(
+        "the store {} was closed with {changes} changes that the disk has not confirmed within {waited:?}",
+        path.display()
+    )]
+    StoreUnconfirmed {
+        /// The store file.
+        path: PathBuf,
+        /// How many changes those were.
+        changes: usize,
+        /// How long the disk had for them.
+        waited: std::time::Duration,
+    },
     /// The store failed while it ran, or the last changes could not be made durable.
     #[error("the store failed: {problem}")]
     StoreFailed {
@@ -142,6 +173,7 @@ impl Error {
             Self::Listen { .. }
                 | Self::StoreInUse { .. }
                 | Self::StoreFailed { .. }
+                | Self::StoreUnconfirmed { .. }
                 | Self::System { .. }
         )
     }

@@ -143,6 +143,11 @@ async fn alive() -> &'static str {
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     match admin.ready() {
         Ok(()) => "ready\n".into_response(),
+        Err(error @ Unavailable::Stalled) => {
+            let seconds = admin.store.stalled().as_secs_f64();
+            let problem = format!("{error}: a commit has been under way for {seconds:.1} s\n");
+            (StatusCode::SERVICE_UNAVAILABLE, problem).into_response()
+        }
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     }
 }

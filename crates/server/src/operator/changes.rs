@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use lease::{Kind, LeaseNumber, Reason};
 
-use super::{
-    By, Ends, MAX_LIMIT, MAX_NOTE, Operator, OperatorError, OperatorEvent, to_its_end, words,
-};
+use super::{By, Ends, MAX_LIMIT, MAX_NOTE, Operator, OperatorError, OperatorEvent, words};
 use crate::admin::api::model::Done;
 use crate::policy::Source;
 use crate::policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
@@ -99,7 +97,7 @@ impl Operator {
     ) -> Result<Done, OperatorError> {
         let doing = Doing::try_from(by)?;
         let operator = self.clone();
-        to_its_end(async move {
+        self.change(async move {
             let _changing = operator.changing.lock().await;
             let gone = || OperatorError::NotFound(format!("there is no lease {number}"));
             let lease = operator.store.find(number).await?.ok_or_else(gone)?;
@@ -129,7 +127,7 @@ impl Operator {
     ) -> Result<Done, OperatorError> {
         let doing = Doing::try_from(by)?;
         let operator = self.clone();
-        to_its_end(async move {
+        self.change(async move {
             let _changing = operator.changing.lock().await;
             let action = operator.in_words(&key, value)?;
             let entry = operator.entry(doing, action);

@@ -27,11 +27,14 @@ use crate::live::Live;
 use crate::policy::overrides::AuditEntry;
 use crate::policy::{Policy, PolicyFile, Warning};
 use crate::serve::blocking;
-use crate::store::{Embedded, ReportError, Reported, Store as _, Unavailable};
+use crate::store::{Embedded, LONGEST_WAIT, ReportError, Reported, Store as _, Unavailable};
 use crate::watch::Read;
 
 /// How often, and how many times, to look whether calls under the old policy are over.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// How often whoever waits for a change looks whether the disk hangs.
+const LOOK_AT_DISK_EVERY: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 1_000;
 
 /// Events that wait for a subscriber that is slow; past that it misses the oldest.
@@ -318,6 +321,30 @@ enum Ends {
     Nobody,
     /// Those that the policy does not allow.
     WhomItDoesNotAllow,
+}
+
+impl Operator {
+    /// Runs a change to its end, whether its caller waits for it or not. The caller waits for a disk
+    /// that hangs as long as every other one, and not for the end.
+    ///
+    /// # Errors
+    ///
+    /// Those of the change, and [`Unavailable::Stalled`] when it is not at its end yet.
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, OperatorError>> + Send + 'static,
+    ) -> Result<T, OperatorError> {
+        let mut done = std::pin::pin!(to_its_end(change));
+        loop {
+            match tokio::time::timeout(LOOK_AT_DISK_EVERY, &mut done).await {
+                Ok(done) => return done,
+                Err(_) if self.store.stalled() >= LONGEST_WAIT => {
+                    return Err(Unavailable::Stalled.into());
+                }
+                Err(_) => {}
+            }
+        }
+    }
 }
 
 /// Runs a change to its end, whether its caller waits for it or not.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::time::MissedTickBehavior;
 
 use super::changes::Doing;
-use super::{By, Ends, Operator, OperatorError, to_its_end};
+use super::{By, Ends, Operator, OperatorError};
 use crate::admin::api::model::{Done, PolicyStatus};
 use crate::error::Error;
 use crate::policy::{Loaded, Policy, PolicyFile, Warning};
@@ -106,7 +106,7 @@ impl Operator {
         found: Option<Found>,
     ) -> Result<Done, OperatorError> {
         let operator = self.clone();
-        to_its_end(async move {
+        self.change(async move {
             let _changing = operator.changing.lock().await;
             let loaded = operator.load_now(doing, found).await;
             match &loaded {

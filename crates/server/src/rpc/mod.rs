@@ -1,6 +1,7 @@
 //! The gRPC port: who calls what.
 
 mod aside;
+mod deadline;
 mod report;
 mod timely;
 mod unary;
@@ -19,6 +20,7 @@ use http_body::Body as HttpBody;
 use tonic::Status;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
+use deadline::InTime;
 pub(crate) use report::Reports;
 pub(crate) use unary::{Answer, Body, decode};
 use unary::{OfCall as _, Read};
@@ -171,7 +173,9 @@ impl<S: Store> Gateway<S> {
         let has_turn = !matches!(place, Some(Err(_)));
         let answer = match read {
             Ok(Read::Whole(message)) if has_turn && message.len() <= self.most_bytes() => {
-                self.dispatch(method, &live, caller, request.headers(), message).await
+                let headers = request.headers();
+                let answer = self.dispatch(method, &live, caller, headers, message);
+                InTime::new(answer, headers, began).await
             }
             Ok(Read::Whole(message) | Read::Begun(message)) => {
                 drop((live, place));
@@ -207,8 +211,8 @@ impl<S: Store> Gateway<S> {
         };
         // The policy may have changed meanwhile.
         let live = self.live.load();
-        let caller = identify(&live.policy, request.headers())?;
-        self.dispatch(method, &live, caller, request.headers(), message).await
+        let (headers, caller) = (request.headers(), identify(&live.policy, request.headers())?);
+        InTime::new(self.dispatch(method, &live, caller, headers, message), headers, *began).await
     }
 
     fn finish(

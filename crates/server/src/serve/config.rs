@@ -25,6 +25,9 @@ pub struct Config {
     pub policy_file: Option<PolicyFile>,
     /// Where leases are kept.
     pub store: StoreUrl,
+    /// Whether a damaged store file is opened in an older state, without changes that were
+    /// acknowledged. By default not.
+    pub accept_older_state: bool,
     /// Where gRPC is served; port 0 takes a free one. By default 127.0.0.1:9010.
     pub listen: SocketAddr,
     /// Where the admin port is served; port 0 takes a free one. By default 127.0.0.1:9011.
@@ -68,6 +71,7 @@ impl Config {
             policy,
             policy_file: None,
             store,
+            accept_older_state: false,
             listen: loopback(9010),
             admin_listen: loopback(9011),
             admin_token: None,
@@ -87,7 +91,11 @@ impl Config {
 
     /// How the store is made.
     pub(super) fn store_options(&self) -> Options {
-        Options { max_leases: self.max_leases, clock: self.clock.clone() }
+        Options {
+            max_leases: self.max_leases,
+            clock: self.clock.clone(),
+            accept_older_state: self.accept_older_state,
+        }
     }
 
     /// Refuses values that cannot be meant, and to serve everybody who can reach the machine unless

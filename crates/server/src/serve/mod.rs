@@ -18,7 +18,7 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -65,6 +65,9 @@ const HEALTH_OF: [&str; 4] = ["", WORKER_POOL, SESSION_CONTROL, USAGE_SERVICE];
 
 /// How often gRPC health looks at the store.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
+
+/// What the store has for its last commit, however long calls took to finish.
+const LAST_COMMIT: Duration = Duration::from_secs(1);
 
 /// A server that has both its ports and its store, and accepts nothing yet.
 ///
@@ -385,15 +388,17 @@ impl Running {
 
     /// Stops: attached streams get their notice, probes say so, no connection is accepted any more,
     /// calls under way may finish for at most 10 s, and what the store has pending is flushed. An
-    /// attached stream is ended about a second after its notice; no lease ends with it.
+    /// attached stream is ended about a second after its notice; no lease ends with it. A disk that
+    /// hangs has the rest of these 10 s, and a second at least.
     ///
     /// Cancellation: dropped, the server stops at once.
     ///
     /// # Errors
     ///
-    /// [`Error::StoreFailed`] when the store could not keep everything, and [`Error::System`] when
-    /// a serving thread broke.
+    /// [`Error::StoreFailed`] when the store could not keep everything, [`Error::StoreUnconfirmed`]
+    /// when the disk did not confirm it in time, and [`Error::System`] when a serving thread broke.
     pub async fn stop(mut self) -> Result<(), Error> {
+        let by = Instant::now() + self.port.limits.drain_timeout;
         self.farewell.announce().await;
         self.serving.store(false, Ordering::Release);
         self.draining.cancel();
@@ -414,7 +419,8 @@ impl Running {
         .await;
         drop(stopped);
         let store = self.store.clone();
-        blocking(move || store.close()).await?;
+        let left = by.saturating_duration_since(Instant::now()).max(LAST_COMMIT);
+        blocking(move || store.close_within(left)).await?;
         served.map_err(|source| Error::System { action: "serve gRPC", source })
     }
 }

@@ -52,6 +52,13 @@ pub(super) static SETTINGS: &[Setting] = &[
     })
     .by_default("a file in the state folder, $XDG_STATE_HOME or ~/.local/state"),
     Setting::new(
+        "accept_older_state",
+        "Store",
+        "Open a damaged store file in the newest state that can be read, without the last changes \
+         that were acknowledged; without it such a file is refused and left as it is",
+        |config| &mut config.accept_older_state,
+    ),
+    Setting::new(
         "tls_cert",
         "TLS",
         "The certificate of the gRPC port and those that lead to its authority, as PEM; without \

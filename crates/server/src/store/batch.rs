@@ -15,7 +15,8 @@ use crate::policy::overrides::{AuditEntry, MAX_AUDIT, OverrideChange};
 /// Facts past their time that one commit forgets: enough to keep up, bounded per commit.
 const FORGET_AT_ONCE: usize = 1_000;
 
-/// `format`: the format and 0. `stamp`: store time and the serial number of the next grant.
+/// `format`: the format and 0. `stamp`: store time and the serial number of the next grant. `batch`:
+/// the number of the batch and 0.
 pub(super) const META: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("meta");
 
 /// Leases by serial number.
@@ -114,8 +115,14 @@ impl Rows {
         }
     }
 
-    /// Writes the rows and `stamp` in one transaction, flushed when it returns.
-    pub(super) fn write(&self, database: &Database, stamp: Stamp) -> Result<(), redb::Error> {
+    /// Writes the rows, `stamp` and the number of the batch in one transaction, flushed when it
+    /// returns.
+    pub(super) fn write(
+        &self,
+        database: &Database,
+        stamp: Stamp,
+        batch: u64,
+    ) -> Result<(), redb::Error> {
         let mut transaction = database.begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
         self.write_leases(&transaction)?;
@@ -123,9 +130,11 @@ impl Rows {
         self.write_remembered(&transaction, stamp.time)?;
         self.write_used(&transaction)?;
         self.write_operated(&transaction)?;
-        transaction
-            .open_table(META)?
-            .insert("stamp", (stamp.time.as_nanos(), stamp.next_serial))?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("stamp", (stamp.time.as_nanos(), stamp.next_serial))?;
+            meta.insert("batch", (batch, 0))?;
+        }
         Ok(transaction.commit()?)
     }
 

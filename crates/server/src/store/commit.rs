@@ -12,10 +12,16 @@ use super::Unavailable;
 use crate::lane::{self, LANES};
 
 const GATHERING: u8 = 0;
-const DURABLE: u8 = 1;
-const FAILED: u8 = 2;
+/// The disk took too long: nobody waits for this batch any more, which may still become durable.
+const STALLED: u8 = 1;
+const DURABLE: u8 = 2;
+const FAILED: u8 = 3;
+const FILE_LOST: u8 = 4;
 
 /// A batch of changes, shared by everybody who waits for it. A waiter costs no allocation.
+///
+/// It is settled once: it is durable, or it failed. Before that it may stall, which answers those
+/// who wait for it; the batch itself goes on.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     state: AtomicU8,
@@ -23,35 +29,87 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Tells every waiter, and whoever asks later, how it went.
+    /// Tells every waiter, and whoever asks later, how it went. Only the first call counts: a batch
+    /// that failed is not durable later.
     pub(super) fn settle(&self, outcome: Result<(), Unavailable>) {
-        let state = if outcome.is_ok() { DURABLE } else { FAILED };
-        self.state.store(state, Ordering::Release);
-        for lane in &self.lanes {
-            lane.notify_one();
+        let settled = match outcome {
+            Ok(()) => DURABLE,
+            Err(Unavailable::FileLost) => FILE_LOST,
+            Err(_) => FAILED,
+        };
+        let settle = |state| (state <= STALLED).then_some(settled);
+        if self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, settle).is_ok() {
+            for lane in &self.lanes {
+                lane.notify_one();
+            }
         }
     }
 
-    /// Waits until the batch is durable.
+    /// Answers whoever waits for the batch, now or later, that the disk takes too long.
+    pub(super) fn stall(&self) {
+        let stalled =
+            self.state.compare_exchange(GATHERING, STALLED, Ordering::AcqRel, Ordering::Acquire);
+        if stalled.is_ok() {
+            self.wake();
+        }
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.state.load(Ordering::Acquire) == STALLED
+    }
+
+    /// Wakes every waiter, so that calls look at their own deadlines. This costs a system call for
+    /// each serving thread, so it is for a disk that is slow already.
+    pub(super) fn wake(&self) {
+        for lane in &self.lanes {
+            lane.notify_waiters();
+        }
+    }
+
+    /// Waits until the batch is durable, has failed or has stalled.
     ///
     /// Cancellation safe: a batch is committed whether anybody waits or not, and a waiter that
     /// goes away hands the notice on.
     pub(super) async fn durable(&self) -> Result<(), Unavailable> {
+        self.until(Self::answer).await
+    }
+
+    /// Waits until the batch is durable or has failed, however long that takes.
+    ///
+    /// Cancellation safe, as [`Batch::durable`] is.
+    pub(super) async fn settled(&self) -> Result<(), Unavailable> {
+        self.until(Self::outcome).await
+    }
+
+    async fn until(
+        &self,
+        look: impl Fn(&Self) -> Option<Result<(), Unavailable>>,
+    ) -> Result<(), Unavailable> {
         let lane = &self.lanes[lane::own()];
-        // Made before the state is read, so that a notice between the two is not lost.
-        let settled = lane.notified();
-        if let Some(outcome) = self.outcome() {
-            return outcome;
+        loop {
+            // Made before the state is read, so that a notice between the two is not lost.
+            let notice = lane.notified();
+            if let Some(outcome) = look(self) {
+                return outcome;
+            }
+            notice.await;
+            // Only of a settled batch was one waiter of the lane told for all.
+            if self.outcome().is_some() {
+                lane.notify_waiters();
+            }
         }
-        settled.await;
-        lane.notify_waiters();
-        self.outcome().unwrap_or(Err(Unavailable::Failed))
+    }
+
+    fn answer(&self) -> Option<Result<(), Unavailable>> {
+        if self.is_stalled() { Some(Err(Unavailable::Stalled)) } else { self.outcome() }
     }
 
     fn outcome(&self) -> Option<Result<(), Unavailable>> {
         match self.state.load(Ordering::Acquire) {
-            GATHERING => None,
+            GATHERING | STALLED => None,
             DURABLE => Some(Ok(())),
+            FILE_LOST => Some(Err(Unavailable::FileLost)),
             _ => Some(Err(Unavailable::Failed)),
         }
     }
@@ -91,6 +149,49 @@ mod tests {
         batch.settle(Err(Unavailable::Failed));
         drop(first);
         assert_eq!(second.await.unwrap(), Err(Unavailable::Failed));
+    }
+
+    #[tokio::test]
+    async fn a_stalled_batch_answers_its_waiters_and_may_still_become_durable() {
+        let batch = Arc::<Batch>::default();
+        let waiters: Vec<_> = (0..100).map(|_| wait_for(&batch)).collect();
+        let patient = batch.clone();
+        let patient = tokio::spawn(async move { patient.settled().await });
+        tokio::task::yield_now().await;
+        batch.stall();
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), Err(Unavailable::Stalled));
+        }
+        assert_eq!(batch.durable().await, Err(Unavailable::Stalled));
+        assert!(!patient.is_finished());
+        batch.settle(Ok(()));
+        assert_eq!(patient.await.unwrap(), Ok(()));
+        assert_eq!(batch.durable().await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_settled_once() {
+        let batch = Batch::default();
+        batch.settle(Err(Unavailable::FileLost));
+        batch.settle(Ok(()));
+        batch.stall();
+        assert_eq!(batch.durable().await, Err(Unavailable::FileLost));
+    }
+
+    #[tokio::test]
+    async fn waiters_that_are_woken_early_wait_on_and_are_told_all_the_same() {
+        let batch = Arc::<Batch>::default();
+        let waiters: Vec<_> = (0..100).map(|_| wait_for(&batch)).collect();
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+            batch.wake();
+        }
+        tokio::task::yield_now().await;
+        assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
+        batch.settle(Ok(()));
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), Ok(()));
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The file that outlives the process: redb tables that say what a ledger's changes said.
 //!
 //! One batch of changes is one write transaction, flushed before it is acknowledged. redb keeps a
-//! checksum of every page; all of them are checked when the file is opened.
+//! checksum of every page; all of them are checked when the file is opened. Which batch was the last
+//! to be acknowledged is noted beside redb's pages, so that a damaged file is not taken for one of
+//! which a commit was cut short. Nothing is written before the file was read whole.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -15,8 +17,12 @@ use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, T
 use super::batch::{
     self, AUDIT, LEASES, LINGERING, META, OVERRIDES, Operated, REMEMBERED, Rows, USAGE,
 };
+use super::create::{create, remove_unfinished};
 use super::file::Preallocated;
+use super::lock::{Place, Standing};
+use super::note::Note;
 use super::rows::{AuditRow, BadRow, LeaseRow, OverrideRow, RememberedRow, UsedRow};
+use super::staged::Staged;
 use crate::error::Error;
 
 /// The format this version writes.
@@ -44,9 +50,16 @@ pub(super) struct Stamp {
 #[derive(Debug)]
 pub(super) struct Journal {
     database: Database,
+    /// What the database is kept on.
+    backend: Staged,
     path: PathBuf,
+    /// Where the file stands, which is this store's as long as the journal lives. None for a store
+    /// on another backend.
+    standing: Option<Standing>,
     /// The format of the file as it was found.
     format: u64,
+    /// The number of the last batch.
+    batch: u64,
 }
 
 impl Journal {
@@ -58,37 +71,52 @@ impl Journal {
     /// this version never leaves one behind.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::StoreFile { action: "open", path: path.to_owned(), source };
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => file,
+        let place = Place::take(path)?;
+        remove_unfinished(&place);
+        let open = || OpenOptions::new().read(true).write(true).open(path);
+        let file = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 create(path)?;
-                OpenOptions::new().read(true).write(true).open(path).map_err(failed)?
+                open()
             }
-            Err(error) => return Err(failed(error)),
-        };
+            opened => opened,
+        }
+        .map_err(failed)?;
         if file.metadata().map_err(failed)?.len() == 0 {
             let problem = "it is empty; remove it to start without leases".to_owned();
             return Err(Error::StoreDamaged { path: path.to_owned(), problem });
         }
+        let standing = Standing::of(place, &file).map_err(failed)?;
         let backend =
             FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
-        Self::on(Preallocated(backend), path)
+        let journal = Self::on(Preallocated(backend), path)?;
+        Ok(Self { standing: Some(standing), ..journal })
     }
 
     /// Opens the journal kept on `backend`, or starts one there; `path` is what errors call it.
+    ///
+    /// What is there is not written to before [`Journal::recover`] has read it.
     pub(super) fn on(backend: impl StorageBackend, path: &Path) -> Result<Self, Error> {
-        let fresh = backend.len().map_err(|source| Error::StoreFile {
-            action: "open",
-            path: path.to_owned(),
-            source,
-        })? == 0;
+        let failed = |source| Error::StoreFile { action: "open", path: path.to_owned(), source };
+        let backend = Staged::new(backend);
+        let fresh = backend.len().map_err(failed)? == 0;
+        if !fresh {
+            backend.hold().map_err(failed)?;
+        }
         guarded(path, || {
             let database = Builder::new()
                 .set_cache_size(CACHE_BYTES)
                 .set_check_integrity_on_open(true)
-                .create_with_backend(backend)
+                .create_with_backend(backend.clone())
                 .map_err(|error| explain(path, "open", error.into()))?;
-            let mut journal = Self { database, path: path.to_owned(), format: FORMAT };
+            let mut journal = Self {
+                database,
+                backend,
+                path: path.to_owned(),
+                standing: None,
+                format: FORMAT,
+                batch: 0,
+            };
             if fresh {
                 batch::found(&journal.database, FORMAT)
                     .map_err(|error| explain(path, "make", error))?;
@@ -96,6 +124,27 @@ impl Journal {
             journal.format = journal.known_format()?;
             Ok(journal)
         })
+    }
+
+    /// Where the file stands; `None` for a store on another backend.
+    pub(super) const fn standing(&self) -> Option<&Standing> {
+        self.standing.as_ref()
+    }
+
+    /// What errors call it.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Closes the file. What was committed is durable already; this only says that nothing has to
+    /// be repaired at the next start.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written to.
+    pub(super) fn close(self) -> Result<(), Error> {
+        let Self { database, path, .. } = self;
+        database.close().map_err(|error| explain(&path, "close", error.into()))
     }
 
     fn known_format(&self) -> Result<u64, Error> {
@@ -132,9 +181,12 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// [`Error::StoreDamaged`] when a row cannot be read or contradicts another.
+    /// [`Error::StoreDamaged`] when a row cannot be read or contradicts another, and
+    /// [`Error::StoreOlder`] when a batch is missing that was acknowledged, unless
+    /// `accept_older_state` is set.
     pub(super) fn recover(
         &mut self,
+        accept_older_state: bool,
         mut restore: impl FnMut(Change) -> Result<(), lease::Invalid>,
         mut restore_operated: impl FnMut(Operated),
     ) -> Result<Stamp, Error> {
@@ -146,6 +198,8 @@ impl Journal {
             }
             Ok(read)
         })?;
+        let stamp = self.compare_with_note(stamp, accept_older_state)?;
+        self.backend.let_go().map_err(|error| explain(&self.path, "open", error.into()))?;
         if self.format < FORMAT {
             batch::found(&self.database, FORMAT)
                 .map_err(|error| explain(&self.path, "upgrade", error))?;
@@ -154,6 +208,40 @@ impl Journal {
         }
         self.compact_if_mostly_empty(bytes)?;
         Ok(stamp)
+    }
+
+    /// Looks whether the newest batch in the file is the last one that was acknowledged, and
+    /// answers the stamp to go on from.
+    fn compare_with_note(
+        &mut self,
+        stamp: Stamp,
+        accept_older_state: bool,
+    ) -> Result<Stamp, Error> {
+        let note =
+            Note::read(&self.backend).map_err(|error| explain(&self.path, "read", error.into()))?;
+        let (found, _) = self.read("batch")?.unwrap_or_default();
+        // Numbers go on from the later one, so that what is committed next is newer than the note.
+        self.batch = found.max(note.batch);
+        if found >= note.batch {
+            return Ok(stamp);
+        }
+        let (batches, older_by) = (note.batch - found, note.since(stamp.time));
+        let path = self.path.clone();
+        if !accept_older_state {
+            return Err(Error::StoreOlder { path, found, acknowledged: note.batch, older_by });
+        }
+        tracing::error!(
+            path = %path.display(),
+            batches,
+            older_by = ?older_by,
+            "the store is damaged and goes on from an older state, as it was told to: the last \
+             changes that were acknowledged are lost"
+        );
+        // Keys are never used again, those of the lost leases either.
+        Ok(Stamp {
+            time: stamp.time.max(note.time),
+            next_serial: stamp.next_serial.max(note.next_serial),
+        })
     }
 
     fn read_all(
@@ -246,47 +334,16 @@ impl Journal {
         operated: Vec<Operated>,
         stamp: Stamp,
     ) -> Result<(), Error> {
+        let Stamp { time, next_serial } = stamp;
+        let note = Note { batch: self.batch + 1, time, next_serial };
         Rows::collect(changes, operated)
-            .write(&self.database, stamp)
-            .map_err(|error| explain(&self.path, "write", error))
+            .write(&self.database, stamp, note.batch)
+            .map_err(|error| explain(&self.path, "write", error))?;
+        // Only now, when the batch is on the disk, and before anybody hears of it.
+        note.write(&self.backend).map_err(|error| explain(&self.path, "write", error.into()))?;
+        self.batch = note.batch;
+        Ok(())
     }
-}
-
-/// Makes a store file without leases, complete before it appears under its name.
-///
-/// So a crash on the way leaves no file at `path`, and an empty file there is always damage.
-fn create(path: &Path) -> Result<(), Error> {
-    let failed = |source| Error::StoreFile { action: "make", path: path.to_owned(), source };
-    // A name of its own, so that two servers that start at once do not write into one file.
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}.new", std::process::id()));
-    let unfinished = PathBuf::from(unfinished);
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    {
-        // Lease keys are secrets.
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    }
-    let file = options.open(&unfinished).map_err(failed)?;
-    let backend = FileBackend::new(file).map_err(|error| explain(path, "make", error.into()))?;
-    drop(Journal::on(Preallocated(backend), path)?);
-    // A link, unlike a rename, never replaces what another server made meanwhile.
-    let linked = match std::fs::hard_link(&unfinished, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
-        Err(_) if !path.exists() => std::fs::rename(&unfinished, path),
-        other => other,
-    };
-    linked.map_err(failed)?;
-    match std::fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed)
 }
 
 /// Runs what reads a file that may be damaged: redb may panic on pages that make no sense.

@@ -3,11 +3,15 @@
 mod attached;
 mod batch;
 mod commit;
+mod create;
 mod embedded;
 mod file;
 mod journal;
 mod listing;
+mod lock;
+mod note;
 mod rows;
+mod staged;
 mod url;
 
 use std::fmt;
@@ -28,6 +32,9 @@ pub use url::StoreUrl;
 
 use crate::policy::Policy;
 use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
+
+/// Nobody waits longer than this for the disk.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// A store of leases.
 ///
@@ -145,7 +152,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// How many leases have ended since the store was opened, and how.
     fn ends(&self) -> impl Future<Output = Result<Ends, Unavailable>> + Send + use<Self>;
 
-    /// Whether changes can be made.
+    /// Whether changes can be made, and are confirmed in time.
     fn ready(&self) -> Result<(), Unavailable>;
 
     /// Rises with every change of leases, usage, overrides and the audit list; keep-alives change
@@ -216,13 +223,24 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Unavailable>> + Send + use<Self>;
 }
 
-/// A store that cannot answer now. Nothing is known to have changed.
+/// A store that cannot answer now. Nothing is known to have changed, and it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unavailable {
     /// A write or a flush failed. Changes are refused until a restart.
     #[error("the store failed and refuses changes until the server is restarted")]
     Failed,
+    /// The file of the store was removed, moved or replaced while the server had it open. Changes
+    /// are refused until a restart.
+    #[error(
+        "the file of the store was removed or replaced: the server refuses changes until it is \
+         restarted"
+    )]
+    FileLost,
+    /// The disk takes too long to confirm changes. One that was waited for may still become durable;
+    /// a borrow is taken back.
+    #[error("the disk takes too long to confirm changes")]
+    Stalled,
     /// More changes wait for the disk than the server is ready to hold.
     #[error("too many changes wait for the disk")]
     Overloaded,

@@ -62,13 +62,13 @@ impl StoreUrl {
             |source| Error::StoreFile { action: "make the folder of", path: file.clone(), source };
         if folder.is_dir() {
         } else if make_folders {
-            std::fs::create_dir_all(folder).map_err(failed)?;
+            super::create::make_folders(folder).map_err(failed)?;
         } else if names_a_folder {
             if !folder.parent().is_some_and(|above| above.as_os_str().is_empty() || above.is_dir())
             {
                 return Err(missing());
             }
-            std::fs::create_dir(folder).map_err(failed)?;
+            super::create::make_folders(folder).map_err(failed)?;
         } else {
             return Err(missing());
         }

@@ -12,7 +12,7 @@ use crate::harness::ManualClock;
 const ORGANIZATIONS: [&str; 3] = ["acme", "globex", "initech"];
 const TRACES: [&str; 3] = ["", "trace-a", "trace-b"];
 
-fn open(disk: Disk) -> Embedded {
+pub(crate) fn open(disk: Disk) -> Embedded {
     let options = Options { clock: ManualClock::new(), ..Options::default() };
     Recovered::on_backend(disk, options).unwrap().resume().unwrap()
 }
@@ -25,7 +25,7 @@ fn request(a: u8, b: u8) -> Request<'static> {
 }
 
 /// One acknowledged operation: a borrow, a return, a young return or a revocation.
-async fn operate(store: &Embedded, ids: &mut Vec<LeaseId>, (step, a, b): (u8, u8, u8)) {
+pub(crate) async fn operate(store: &Embedded, ids: &mut Vec<LeaseId>, (step, a, b): (u8, u8, u8)) {
     let known = (!ids.is_empty()).then(|| ids[usize::from(a) % ids.len()]);
     match (step % 6, known) {
         (0, Some(id)) => drop(store.release(id, None, Duration::ZERO).await.unwrap()),
@@ -39,7 +39,7 @@ async fn operate(store: &Embedded, ids: &mut Vec<LeaseId>, (step, a, b): (u8, u8
     }
 }
 
-async fn answers(store: &Embedded, ids: &[LeaseId]) -> Vec<KeptAlive> {
+pub(crate) async fn answers(store: &Embedded, ids: &[LeaseId]) -> Vec<KeptAlive> {
     let mut answers = Vec::new();
     for &id in ids {
         answers.push(store.keep_alive(id, None).await.unwrap());

@@ -55,6 +55,18 @@ impl Disk {
         self.0.flushes.load(Ordering::SeqCst)
     }
 
+    /// A disk with this on it.
+    pub(crate) fn with(bytes: Vec<u8>) -> Self {
+        let disk = Self::default();
+        *disk.0.data.lock() = Data { flushed: bytes.clone(), now: bytes, unflushed: Vec::new() };
+        disk
+    }
+
+    /// What is on it, for whoever reads it now: after a kill of the process, say.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.0.data.lock().now.clone()
+    }
+
     /// The disk as a machine finds it that lost power now: all that was flushed, and of the writes
     /// since then those that `kept` says, by their number.
     pub(crate) fn after_power_loss(&self, kept: impl Fn(usize) -> bool) -> Self {
@@ -66,9 +78,7 @@ impl Disk {
                 now[offset..offset + bytes.len()].copy_from_slice(&bytes);
             }
         }
-        let disk = Self::default();
-        *disk.0.data.lock() = Data { flushed: now.clone(), now, unflushed: Vec::new() };
-        disk
+        Self::with(now)
     }
 
     fn working(&self) -> io::Result<()> {

@@ -148,7 +148,9 @@ fn a_store_of_the_first_format_that_cannot_be_read_stays_as_it_was() {
     let mut damaged = rows();
     damaged[1] = b"no row".to_vec();
     let disk = first_format(&damaged);
+    let before = disk.bytes();
     let error = open(&disk).unwrap_err();
     assert!(matches!(error, Error::StoreDamaged { .. }), "{error}");
+    assert!(disk.bytes() == before, "it was changed");
     assert_eq!(format_of(&disk), 1);
 }

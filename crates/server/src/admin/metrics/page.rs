@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -14,7 +15,7 @@ use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::{Metrics, PREFIX};
 use crate::admin::Admin;
@@ -47,6 +48,8 @@ pub(super) struct Present<'a> {
     pub(super) policy: &'a Policy,
     pub(super) ready: bool,
     pub(super) dropped_log_lines: u64,
+    /// How long the commit under way has taken.
+    pub(super) stalled: Duration,
     /// Of a store that can tell.
     pub(super) leases: Option<Leases>,
 }
@@ -65,10 +68,14 @@ pub(in crate::admin) async fn page(State(admin): State<Arc<Admin>>) -> Response 
     };
     // A policy of many services has a long page.
     let encoded = blocking(move || {
-        let ready = admin.store.ready().is_ok();
         let live = admin.live.load();
-        let dropped_log_lines = admin.dropped_log_lines.load(Ordering::Relaxed);
-        admin.metrics.encode(Present { policy: &live.policy, ready, dropped_log_lines, leases })
+        admin.metrics.encode(Present {
+            policy: &live.policy,
+            ready: admin.store.ready().is_ok(),
+            dropped_log_lines: admin.dropped_log_lines.load(Ordering::Relaxed),
+            stalled: admin.store.stalled(),
+            leases,
+        })
     });
     match encoded.await {
         Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
@@ -94,13 +101,20 @@ impl Present<'_> {
         let mut registry = Registry::with_prefix(PREFIX);
         registry.register(
             "store_ready",
-            "Whether the store takes changes: 0 after a failed write, until a restart",
+            "Whether the store takes changes: 0 after a failed write until a restart, and while a \
+             commit takes longer than two seconds",
             ConstGauge::new(i64::from(self.ready)),
         );
         registry.register(
             "log_lines_dropped",
             "Log lines that were dropped because nobody read those before them",
             ConstCounter::new(self.dropped_log_lines),
+        );
+        registry.register_with_unit(
+            "commit_stalled",
+            "How long the commit under way has taken; 0 when none is",
+            Unit::Seconds,
+            ConstGauge::new(self.stalled.as_secs_f64()),
         );
         let summary = self.policy.summary();
         registry.register(

@@ -12,6 +12,8 @@ mod recovered;
 mod shared;
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,19 +41,25 @@ use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
 /// The store within the process, behind `memory:` and `file:PATH`.
 ///
 /// After the first write or flush that fails, every change is refused until a restart, while
-/// keep-alives of leases go on; see [`Unavailable::Failed`].
+/// keep-alives of leases go on; see [`Unavailable::Failed`]. So it is when a thread of the store
+/// panics, and when its file is removed or replaced.
 ///
 /// [`Embedded::close`] commits what is pending and says how it went. Dropping the store does the
 /// same and says nothing.
 #[derive(Debug)]
 pub struct Embedded {
     shared: Arc<Shared>,
+    /// What errors call the file.
+    path: PathBuf,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// How long a store has to close where nobody says how long.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+
 impl Embedded {
-    fn new(shared: Shared) -> Self {
-        Self { shared: Arc::new(shared), threads: Mutex::new(Vec::new()) }
+    fn new(shared: Shared, path: PathBuf) -> Self {
+        Self { shared: Arc::new(shared), path, threads: Mutex::new(Vec::new()) }
     }
 
     fn spawn(
@@ -60,12 +68,29 @@ impl Embedded {
         run: impl FnOnce(&Shared) + Send + 'static,
     ) -> Result<(), Error> {
         let shared = self.shared.clone();
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || run(&shared))
-            .map_err(|source| Error::System { action: "start a thread of the store", source })?;
+        self.shared.thread_begins();
+        let run = move || {
+            if catch_unwind(AssertUnwindSafe(|| run(&shared))).is_err() {
+                tracing::error!(
+                    thread = name,
+                    "a thread of the store panicked: changes are refused until a restart"
+                );
+                shared.fail(Unavailable::Failed);
+            }
+            shared.thread_ended();
+        };
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|source| {
+                self.shared.thread_ended();
+                Error::System { action: "start a thread of the store", source }
+            })?;
         self.threads.lock().push(thread);
         Ok(())
+    }
+
+    /// How long the commit under way has taken; nothing when none is.
+    pub(crate) fn stalled(&self) -> Duration {
+        self.shared.stalled()
     }
 
     /// What the journal counts.
@@ -79,25 +104,45 @@ impl Embedded {
         self.shared.tick();
     }
 
-    /// Refuses further changes, commits what is pending and lets go of the file. Blocks until then.
+    /// Refuses further changes, commits what is pending and lets go of the file. Blocks until then,
+    /// for 10 s at most.
     ///
     /// It says once how that went: a store that is closed already closes well.
     ///
     /// # Errors
     ///
-    /// [`Error::StoreFailed`] when a write or a flush failed, now or earlier.
+    /// As [`Embedded::close_within`].
     pub fn close(&self) -> Result<(), Error> {
+        self.close_within(CLOSE_WITHIN)
+    }
+
+    /// Closes the store as [`Embedded::close`] does, for at most `time`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StoreFailed`] when the store failed, now or earlier. [`Error::StoreUnconfirmed`] when
+    /// the time is over: the thread that waits for the disk is left alone and holds the file until
+    /// the disk answers or the process ends.
+    pub fn close_within(&self, time: Duration) -> Result<(), Error> {
         self.shared.close();
         let threads = std::mem::take(&mut *self.threads.lock());
         if threads.is_empty() {
             return Ok(());
         }
-        let panicked = threads.into_iter().filter_map(|thread| thread.join().err()).count() > 0;
-        if panicked || self.shared.has_failed() {
-            let problem = "changes since the failure were not kept".to_owned();
-            return Err(Error::StoreFailed { problem });
+        if let Err(changes) = self.shared.ended_within(time) {
+            let path = self.path.clone();
+            return Err(Error::StoreUnconfirmed { path, changes, waited: time });
         }
-        Ok(())
+        for thread in threads {
+            // Panics were caught and have failed the store.
+            drop(thread.join());
+        }
+        match self.shared.failure() {
+            None => Ok(()),
+            Some(why) => Err(Error::StoreFailed {
+                problem: format!("{why}; changes since then were not kept"),
+            }),
+        }
     }
 }
 
@@ -129,6 +174,15 @@ fn answered<R>(
         }
         applied.map(|(answer, _)| answer)
     }
+}
+
+/// As [`answered`], and waits for as long as the disk takes: for what must not be left half done.
+async fn answered_in_the_end<R>(applied: Result<(R, Wait), Unavailable>) -> Result<R, Unavailable> {
+    let (answer, wait) = applied?;
+    if let Some(batch) = wait {
+        batch.settled().await?;
+    }
+    Ok(answer)
 }
 
 /// Does what takes a while on a thread for what blocks.
@@ -332,7 +386,7 @@ impl Store for Embedded {
     }
 
     fn ready(&self) -> Result<(), Unavailable> {
-        self.shared.sound()
+        self.shared.ready()
     }
 
     fn revision(&self) -> u64 {
@@ -392,7 +446,7 @@ impl Store for Embedded {
         let recorded = self.shared.record(change, entry);
         async move {
             match recorded {
-                Ok(recorded) => Ok(answered(Ok(recorded)).await?),
+                Ok(recorded) => Ok(answered_in_the_end(Ok(recorded)).await?),
                 Err(refused) => Err(refused),
             }
         }
@@ -403,6 +457,6 @@ impl Store for Embedded {
         number: u64,
         ended: u64,
     ) -> impl Future<Output = Result<(), Unavailable>> + Send + use<> {
-        answered(self.shared.amend(number, ended))
+        answered_in_the_end(self.shared.amend(number, ended))
     }
 }

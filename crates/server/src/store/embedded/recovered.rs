@@ -1,6 +1,6 @@
 //! A store on its way up: opened and read, not yet running.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lease::{Config, Ledger, Timestamp};
@@ -19,12 +19,18 @@ pub struct Options {
     pub max_leases: u64,
     /// Where it reads the time.
     pub clock: Arc<dyn Clock>,
+    /// Whether a damaged file is opened in an older state, without changes that were acknowledged.
+    pub accept_older_state: bool,
 }
 
 impl Default for Options {
     /// Room for 2,000,000 leases, and the clocks of the operating system.
     fn default() -> Self {
-        Self { max_leases: Config::default().max_leases, clock: Arc::new(SystemClock::new()) }
+        Self {
+            max_leases: Config::default().max_leases,
+            clock: Arc::new(SystemClock::new()),
+            accept_older_state: false,
+        }
     }
 }
 
@@ -61,7 +67,7 @@ impl Recovered {
     ///
     /// [`Error::System`] when the operating system has no random bytes.
     pub fn memory(options: Options) -> Result<Self, Error> {
-        let Options { max_leases, clock } = options;
+        let Options { max_leases, clock, .. } = options;
         let config = Config { max_leases, seed: random_seed()?, journal: false };
         let (ledger, kept, stamp) = (Ledger::new(config), Kept::default(), Stamp::default());
         Ok(Self { ledger, kept, journal: None, stamp, clock })
@@ -72,7 +78,7 @@ impl Recovered {
     /// # Errors
     ///
     /// The file cannot be opened or made, is in use by another server, is damaged, has an unknown
-    /// format, or is no store file. It is left as it is then.
+    /// format, or is no store file. It is left as it is then, to the byte.
     pub fn file(path: &Path, options: Options) -> Result<Self, Error> {
         Self::from_journal(Journal::open(path)?, options)
     }
@@ -88,11 +94,14 @@ impl Recovered {
     }
 
     fn from_journal(mut journal: Journal, options: Options) -> Result<Self, Error> {
-        let Options { max_leases, clock } = options;
+        let Options { max_leases, clock, accept_older_state } = options;
         let mut ledger = Ledger::new(Config { max_leases, seed: random_seed()?, journal: true });
         let mut kept = Kept::default();
-        let stamp =
-            journal.recover(|change| ledger.restore(change), |operated| kept.apply(operated))?;
+        let stamp = journal.recover(
+            accept_older_state,
+            |change| ledger.restore(change),
+            |operated| kept.apply(operated),
+        )?;
         Ok(Self { ledger, kept, journal: Some(journal), stamp, clock })
     }
 
@@ -112,8 +121,12 @@ impl Recovered {
         let start = stamp.time.max(Timestamp::from_nanos(unix));
         ledger.resume(stamp.time, stamp.next_serial, start);
         let shared = Shared::new(ledger, kept, journal.is_some(), start, stamp, clock);
-        let embedded = Embedded::new(shared);
+        let path = journal.as_ref().map_or_else(PathBuf::new, |journal| journal.path().to_owned());
+        let embedded = Embedded::new(shared, path);
         embedded.spawn("store-clock", |shared| shared.keep_time())?;
+        if let Some(standing) = journal.as_ref().and_then(Journal::standing).cloned() {
+            embedded.spawn("store-file", move |shared| shared.watch_file(&standing))?;
+        }
         if let Some(journal) = journal {
             embedded.spawn("store-journal", |shared| shared.keep_journal(journal))?;
         }

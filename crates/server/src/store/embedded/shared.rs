@@ -22,7 +22,7 @@ use crate::store::{Delivery, KeptBatch, TakeBack, Unavailable};
 
 mod committing;
 
-use committing::Pending;
+use committing::{Disk, Pending};
 
 /// How often the clock is read and leases expire when nobody calls.
 const TICK: Duration = Duration::from_millis(50);
@@ -52,6 +52,8 @@ pub(super) struct Shared {
     work: Condvar,
     /// Wakes the clock: the store is closing.
     closing: Condvar,
+    /// Wakes whoever closes the store: one of its threads has ended.
+    ended: Condvar,
 }
 
 #[derive(Debug)]
@@ -67,10 +69,15 @@ struct State {
     gathering: Arc<Batch>,
     /// The batch that is being flushed.
     committing: Wait,
+    /// How long the disk has been taking.
+    disk: Disk,
     /// The store time that the journal knows.
     stamped: Timestamp,
-    failed: bool,
+    /// Why changes are refused until a restart.
+    failed: Option<Unavailable>,
     closing: bool,
+    /// How many threads of the store run.
+    threads: usize,
     /// Set while the ledger is at work. Found set, that work panicked: nobody knows what holds.
     applying: bool,
     /// For leases with a borrow id, by serial number: how many answers are on their way, as long
@@ -82,7 +89,9 @@ struct State {
 impl State {
     /// Whether changes can be made.
     fn sound(&self) -> Result<(), Unavailable> {
-        if self.failed || self.applying {
+        if let Some(why) = self.failed {
+            Err(why)
+        } else if self.applying {
             Err(Unavailable::Failed)
         } else if self.closing {
             Err(Unavailable::Closing)
@@ -94,6 +103,9 @@ impl State {
     /// Whether one more change can be made.
     fn has_room(&self) -> Result<(), Unavailable> {
         self.sound()?;
+        if self.gathering.is_stalled() {
+            return Err(Unavailable::Stalled);
+        }
         if self.pending.len() >= MAX_PENDING { Err(Unavailable::Overloaded) } else { Ok(()) }
     }
 
@@ -103,7 +115,7 @@ impl State {
         if !self.journaled {
             return None;
         }
-        if self.failed || self.closing {
+        if self.failed.is_some() || self.closing {
             // Nobody commits these any more, and no answer reveals them.
             self.ledger.drain_changes().for_each(drop);
             return None;
@@ -118,7 +130,7 @@ impl State {
 
     fn stamp_is_due(&self) -> bool {
         self.journaled
-            && !self.failed
+            && self.failed.is_none()
             && !self.ledger.is_empty()
             && self.ledger.now().since(self.stamped) >= STAMP_EVERY
     }
@@ -145,9 +157,11 @@ impl Shared {
             pending: Pending::default(),
             gathering: Arc::default(),
             committing: None,
+            disk: Disk::default(),
             stamped: stamp.time,
-            failed: false,
+            failed: None,
             closing: false,
+            threads: 0,
             applying: false,
             undelivered: HashMap::new(),
             attached: Attached::default(),
@@ -160,6 +174,7 @@ impl Shared {
             commits: Commits::default(),
             work: Condvar::new(),
             closing: Condvar::new(),
+            ended: Condvar::new(),
         }
     }
 
@@ -348,12 +363,10 @@ impl Shared {
         Ok(answer)
     }
 
-    pub(super) fn sound(&self) -> Result<(), Unavailable> {
-        self.state.lock().sound()
-    }
-
-    pub(super) fn has_failed(&self) -> bool {
-        self.sound() == Err(Unavailable::Failed)
+    /// Why changes are refused until a restart, if they are.
+    pub(super) fn failure(&self) -> Option<Unavailable> {
+        let state = self.state.lock();
+        state.failed.or(state.applying.then_some(Unavailable::Failed))
     }
 
     /// Refuses what comes from now on, and lets the threads finish.
@@ -377,6 +390,7 @@ impl Shared {
     }
 
     fn tick_locked(&self, state: &mut State) {
+        self.look_at_disk(state);
         if state.applying {
             return;
         }

@@ -1,0 +1,137 @@
+//! The time that a caller gives its call.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::header::{HeaderMap, HeaderName};
+use pin_project_lite::pin_project;
+use tonic::Status;
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+pin_project! {
+    /// A call that is given up once its deadline has passed.
+    ///
+    /// It has no timer, which would cost something on every call: it looks at the time when it is
+    /// woken. The store wakes calls that wait for a disk that is slow, twice a second.
+    pub(super) struct InTime<'h, C> {
+        #[pin]
+        call: C,
+        headers: &'h HeaderMap,
+        began: Instant,
+        deadline: Deadline,
+    }
+}
+
+/// When a call has to be answered.
+#[derive(Clone, Copy, Debug)]
+enum Deadline {
+    /// Nobody has looked yet: most calls never wait.
+    Unread,
+    None,
+    At(Instant),
+}
+
+impl<'h, C> InTime<'h, C> {
+    /// `call`, which began then and has as long as its headers say.
+    pub(super) fn new(call: C, headers: &'h HeaderMap, began: Instant) -> Self {
+        Self { call, headers, began, deadline: Deadline::Unread }
+    }
+}
+
+impl<T, C: Future<Output = Result<T, Status>>> Future for InTime<'_, C> {
+    type Output = C::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
+        let this = self.project();
+        if let Poll::Ready(answer) = this.call.poll(context) {
+            return Poll::Ready(answer);
+        }
+        match *this.deadline {
+            Deadline::At(by) if Instant::now() >= by => {
+                let problem = "the deadline of the call has passed while it waited for the disk";
+                Poll::Ready(Err(Status::unavailable(problem)))
+            }
+            Deadline::At(_) | Deadline::None => Poll::Pending,
+            Deadline::Unread => {
+                let by = timeout(this.headers).and_then(|within| this.began.checked_add(within));
+                *this.deadline = by.map_or(Deadline::None, Deadline::At);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// How long the call may take: at most eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3_600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Waker;
+
+    use tonic::Code;
+
+    use super::*;
+
+    fn headers(timeout: &str) -> HeaderMap {
+        HeaderMap::from_iter([(GRPC_TIMEOUT, timeout.parse().unwrap())])
+    }
+
+    #[test]
+    fn the_time_of_a_call_is_read_as_grpc_writes_it() {
+        let read = |text| timeout(&headers(text));
+        assert_eq!(read("2H"), Some(Duration::from_secs(7_200)));
+        assert_eq!(read("3M"), Some(Duration::from_secs(180)));
+        assert_eq!(read("99999999S"), Some(Duration::from_secs(99_999_999)));
+        assert_eq!(read("5m"), Some(Duration::from_millis(5)));
+        assert_eq!(read("6u"), Some(Duration::from_micros(6)));
+        assert_eq!(read("7n"), Some(Duration::from_nanos(7)));
+        for text in ["", "S", "5", "5s", "+5S", "123456789S", "5 S"] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+        assert_eq!(timeout(&HeaderMap::new()), None);
+    }
+
+    /// What a call that waits for ever answers when it is woken for the second time.
+    fn second_look(headers: &HeaderMap, age: Duration) -> Poll<Result<(), Status>> {
+        let began = Instant::now().checked_sub(age).unwrap();
+        let mut call = pin!(InTime::new(std::future::pending(), headers, began));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(call.as_mut().poll(&mut context).is_pending());
+        call.poll(&mut context)
+    }
+
+    #[test]
+    fn a_call_that_is_woken_after_its_deadline_is_unavailable() {
+        let answer = second_look(&headers("1S"), Duration::from_secs(2));
+        assert!(matches!(answer, Poll::Ready(Err(status)) if status.code() == Code::Unavailable));
+        assert!(second_look(&headers("1H"), Duration::from_secs(2)).is_pending());
+        assert!(second_look(&HeaderMap::new(), Duration::from_secs(2)).is_pending());
+    }
+
+    #[test]
+    fn an_answer_that_is_there_is_given_however_late() {
+        let headers = headers("1n");
+        let call = InTime::new(std::future::ready(Ok(7)), &headers, Instant::now());
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(matches!(pin!(call).poll(&mut context), Poll::Ready(Ok(7))));
+    }
+}
