@@ -176,6 +176,29 @@ pub(crate) fn check(config: &mut Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// What one lease takes in memory at worst, in bytes, beside its ids: its place in the table, a
+/// scope of its own of every kind, and the borrow id it was granted under.
+const LEASE_BYTES: u64 = 800;
+
+/// What a byte of an id takes in memory at worst, in hundredths: texts are rounded up when they are
+/// kept.
+const ID_BYTE_PERCENT: u64 = 125;
+
+/// The most bytes of memory that leases may take under these two settings.
+///
+/// It is what a caller can bring about that gives every lease ids of its own. Leases of few
+/// organizations and without borrow ids take a quarter of it.
+///
+/// ```
+/// use tgm_session_server::settings::worst_memory;
+///
+/// assert!(worst_memory(2_000_000, 512 << 20) < 3 << 30);
+/// ```
+pub const fn worst_memory(max_leases: u64, max_id_bytes: u64) -> u64 {
+    let ids = (max_id_bytes / 100).saturating_mul(ID_BYTE_PERCENT);
+    max_leases.saturating_mul(LEASE_BYTES).saturating_add(ids)
+}
+
 /// Where a value was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
