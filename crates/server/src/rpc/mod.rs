@@ -20,7 +20,7 @@ use tonic::Status;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
 pub(crate) use report::Reports;
-pub(crate) use unary::{Answer, Body, decode};
+pub(crate) use unary::{Answer, Body, message, unreadable};
 pub(crate) use web::Web;
 
 use crate::admin::metrics::Method;

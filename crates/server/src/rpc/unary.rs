@@ -31,7 +31,21 @@ const OK: HeaderValue = HeaderValue::from_static("0");
 ///
 /// `INVALID_ARGUMENT` when there is no message, more than one, or one that is not of this type;
 /// `UNIMPLEMENTED` when it is compressed.
-pub(crate) fn decode<M: prost::Message + Default>(mut body: Bytes) -> Result<M, Status> {
+pub(super) fn decode<M: prost::Message + Default>(body: Bytes) -> Result<M, Status> {
+    M::decode(message(body)?).map_err(unreadable)
+}
+
+/// The status of a message that is not what it should be.
+pub(crate) fn unreadable(error: prost::DecodeError) -> Status {
+    Status::invalid_argument(format!("the message cannot be read: {error}"))
+}
+
+/// The bytes of the one message of a call.
+///
+/// # Errors
+///
+/// As [`decode`], but for what is in the message.
+pub(crate) fn message(mut body: Bytes) -> Result<Bytes, Status> {
     if body.len() < PREFIX_BYTES {
         return Err(Status::invalid_argument("the call carries no message"));
     }
@@ -43,8 +57,7 @@ pub(crate) fn decode<M: prost::Message + Default>(mut body: Bytes) -> Result<M, 
     if length != body.len() {
         return Err(Status::invalid_argument("the call carries not exactly one message"));
     }
-    M::decode(body)
-        .map_err(|error| Status::invalid_argument(format!("the message cannot be read: {error}")))
+    Ok(body)
 }
 
 /// Reads a body to its end; most have one frame, which is not copied.

@@ -33,6 +33,9 @@ pub struct Config {
     pub allow_anonymous: bool,
     /// The most leases held at once, whatever the policy allows. By default 2,000,000.
     pub max_leases: u64,
+    /// The most bytes that the ids of all leases take up, those they share counted once. By default
+    /// 512 MiB.
+    pub max_id_bytes: u64,
     /// The most gRPC connections held at once; more wait in the socket. By default 16,384.
     pub max_connections: u32,
     /// What the gRPC port allows one connection, and for how long.
@@ -60,6 +63,7 @@ impl Config {
             admin_token: None,
             allow_anonymous: false,
             max_leases: Options::default().max_leases,
+            max_id_bytes: Options::default().max_id_bytes,
             max_connections: 16_384,
             port: PortLimits::default(),
             tls: TlsFiles::default(),
@@ -71,7 +75,8 @@ impl Config {
 
     /// How the store is made.
     pub(super) fn store_options(&self) -> Options {
-        Options { max_leases: self.max_leases, clock: self.clock.clone() }
+        let (max_leases, max_id_bytes) = (self.max_leases, self.max_id_bytes);
+        Options { max_leases, max_id_bytes, clock: self.clock.clone() }
     }
 
     /// Refuses values that cannot be meant, and to serve everybody who can reach the machine unless

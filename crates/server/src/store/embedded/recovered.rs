@@ -17,14 +17,27 @@ use crate::store::url::StoreUrl;
 pub struct Options {
     /// The most leases it holds at once, whatever the policy allows.
     pub max_leases: u64,
+    /// The most bytes that the ids of all leases take up at once.
+    pub max_id_bytes: u64,
     /// Where it reads the time.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Default for Options {
-    /// Room for 2,000,000 leases, and the clocks of the operating system.
+    /// Room for 2,000,000 leases with 512 MiB of ids, and the clocks of the operating system.
     fn default() -> Self {
-        Self { max_leases: Config::default().max_leases, clock: Arc::new(SystemClock::new()) }
+        let Config { max_leases, max_id_bytes, .. } = Config::default();
+        Self { max_leases, max_id_bytes, clock: Arc::new(SystemClock::new()) }
+    }
+}
+
+impl Options {
+    /// An empty ledger.
+    fn ledger(&self, journal: bool) -> Result<Ledger, Error> {
+        let Self { max_leases, max_id_bytes, .. } = *self;
+        let seed = random_seed()?;
+        let config = Config { max_leases, max_id_bytes, seed, journal, ..Config::default() };
+        Ok(Ledger::new(config))
     }
 }
 
@@ -61,10 +74,8 @@ impl Recovered {
     ///
     /// [`Error::System`] when the operating system has no random bytes.
     pub fn memory(options: Options) -> Result<Self, Error> {
-        let Options { max_leases, clock } = options;
-        let config = Config { max_leases, seed: random_seed()?, journal: false };
-        let (ledger, kept, stamp) = (Ledger::new(config), Kept::default(), Stamp::default());
-        Ok(Self { ledger, kept, journal: None, stamp, clock })
+        let (ledger, kept, stamp) = (options.ledger(false)?, Kept::default(), Stamp::default());
+        Ok(Self { ledger, kept, journal: None, stamp, clock: options.clock })
     }
 
     /// Opens the store file at `path`, or makes it, and reads every lease in it.
@@ -88,12 +99,11 @@ impl Recovered {
     }
 
     fn from_journal(mut journal: Journal, options: Options) -> Result<Self, Error> {
-        let Options { max_leases, clock } = options;
-        let mut ledger = Ledger::new(Config { max_leases, seed: random_seed()?, journal: true });
+        let mut ledger = options.ledger(true)?;
         let mut kept = Kept::default();
         let stamp =
             journal.recover(|change| ledger.restore(change), |operated| kept.apply(operated))?;
-        Ok(Self { ledger, kept, journal: Some(journal), stamp, clock })
+        Ok(Self { ledger, kept, journal: Some(journal), stamp, clock: options.clock })
     }
 
     /// How many leases were read.
