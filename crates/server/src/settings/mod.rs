@@ -178,7 +178,7 @@ pub(crate) fn check(config: &mut Config) -> Result<(), Error> {
 
 /// What one lease takes in memory at worst, in bytes, beside its ids: its place in the table, a
 /// scope of its own of every kind, and the borrow id it was granted under.
-const LEASE_BYTES: u64 = 800;
+const LEASE_BYTES: u64 = 560;
 
 /// What a byte of an id takes in memory at worst, in hundredths: texts are rounded up when they are
 /// kept.
@@ -187,12 +187,12 @@ const ID_BYTE_PERCENT: u64 = 125;
 /// The most bytes of memory that leases may take under these two settings.
 ///
 /// It is what a caller can bring about that gives every lease ids of its own. Leases of few
-/// organizations and without borrow ids take a quarter of it.
+/// organizations and without borrow ids take half of it and less.
 ///
 /// ```
 /// use tgm_session_server::settings::worst_memory;
 ///
-/// assert!(worst_memory(2_000_000, 512 << 20) < 3 << 30);
+/// assert!(worst_memory(2_000_000, 512 << 20) < 2 << 30);
 /// ```
 pub const fn worst_memory(max_leases: u64, max_id_bytes: u64) -> u64 {
     let ids = (max_id_bytes / 100).saturating_mul(ID_BYTE_PERCENT);
