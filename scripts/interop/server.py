@@ -134,6 +134,10 @@ class Client:
 
     def report(self, *used, name=None):
         """Reports amounts by organization and metric, under a name if one is given."""
+        return self.reported(*used, name=name)[0]
+
+    def reported(self, *used, name=None):
+        """As report, and the metadata of the answer too."""
         events = [
             metering_pb2.Event(
                 organization_id=organization,
@@ -149,7 +153,7 @@ class Client:
         for event in events:
             event.timestamp.GetCurrentTime()
         metadata = [("x-idempotency-key", name)] if name is not None else []
-        return self._call(self.usage.Report, usage_pb2.ReportRequest(events=events), metadata)[0]
+        return self._call(self.usage.Report, usage_pb2.ReportRequest(events=events), metadata)
 
 
 def logs():

@@ -15,6 +15,8 @@ budgets = { egress_bytes = { amount = 1000.0, per = "month" } }
 plan = "pro"
 [organizations.borealis]
 plan = "pro"
+[organizations.corona]
+plan = "pro"
 [organizations.gone]
 disabled = true
 """
@@ -52,13 +54,21 @@ class Usage(unittest.TestCase):
             self.assertFalse(answer.revoked)
         self.assertTrue(self.client.report(("borealis", "egress_bytes", 600), name="2nd").revoked)
 
-    def test_amounts_that_make_no_sense_count_nothing(self):
+    def test_amounts_that_make_no_sense_are_skipped_and_the_others_count(self):
         for amount in (float("nan"), float("inf"), -1):
-            code, details = self.refusal_of(
-                lambda: self.client.report(("acme", "a", 1), ("acme", "a", amount))
+            answer, metadata = self.client.reported(
+                ("corona", "egress_bytes", amount), ("corona", "egress_bytes", 300)
             )
-            self.assertEqual(code, grpc.StatusCode.INVALID_ARGUMENT)
-            self.assertIn("events[1].metrics[0].value", details)
+            self.assertFalse(answer.revoked)
+            self.assertEqual(metadata["x-events-skipped"], "1")
+        answer, metadata = self.client.reported(("corona", "egress_bytes", 100))
+        self.assertTrue(answer.revoked)
+        self.assertNotIn("x-events-skipped", metadata)
+
+    def test_a_name_is_not_for_two_reports(self):
+        self.client.report(("other", "a", 1), name="one")
+        code, _ = self.refusal_of(lambda: self.client.report(("other", "a", 2), name="one"))
+        self.assertEqual(code, grpc.StatusCode.INVALID_ARGUMENT)
 
     def test_an_empty_report_is_fine_and_a_disabled_organization_is_told_of(self):
         self.assertFalse(self.client.report().revoked)

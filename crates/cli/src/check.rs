@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tgm_session_server::policy::{Loaded, Place, ServiceSummary, Summary, Warning};
-use tgm_session_server::settings::{Given, Source, most_id_bytes, worst_memory};
+use tgm_session_server::settings::{Given, Source, worst_memory};
 use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Config, Error, Policy};
 
@@ -115,7 +115,7 @@ impl<'a> Sound<'a> {
             disabled_api_keys: summary.disabled_api_keys,
             indexers: summary.indexers,
             max_leases: config.max_leases,
-            worst_memory_bytes: worst_memory(config.max_leases, most_id_bytes(config)),
+            worst_memory_bytes: worst_memory(config.max_leases, config.max_id_bytes),
             memory_bytes: machine::memory(),
             warnings: warnings.iter().map(|w| Finding::new(&w.place, &w.problem)).collect(),
         }
@@ -191,7 +191,7 @@ fn mebibytes(bytes: u64) -> String {
 
 /// What the settings beside the policy come to on this machine.
 fn sizes(file: &Path, server: &Given, config: &Config) -> Option<Warning> {
-    let worst = worst_memory(config.max_leases, most_id_bytes(config));
+    let worst = worst_memory(config.max_leases, config.max_id_bytes);
     let memory = machine::memory().filter(|memory| worst > *memory)?;
     let place = match server.source("max_leases") {
         Some(Source::File(place)) => place.clone(),

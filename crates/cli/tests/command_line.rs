@@ -115,7 +115,8 @@ fn a_sound_policy_is_summed_up_with_its_warnings() {
 fn a_check_says_what_the_leases_need_and_warns_when_this_machine_has_less() {
     let folder = folder();
     let summary = |leases: u64| {
-        let text = format!("[server]\nmax_leases = {leases}\n[services.t1r]\n");
+        let text =
+            format!("[server]\nmax_leases = {leases}\nmax_id_bytes = 1048576\n[services.t1r]\n");
         let policy = file(&folder, "policy.toml", &text);
         let args = ["check".as_ref(), policy.as_os_str(), "--format".as_ref(), "json".as_ref()];
         let ran = run(args);
@@ -124,7 +125,10 @@ fn a_check_says_what_the_leases_need_and_warns_when_this_machine_has_less() {
     };
     let small = summary(1_000);
     assert_eq!(small["max_leases"], 1_000);
-    assert_eq!(small["worst_memory_bytes"], 1_000 * (420 + 2 * 768));
+    assert_eq!(
+        small["worst_memory_bytes"],
+        tgm_session_server::settings::worst_memory(1_000, 1_048_576)
+    );
     assert_eq!(small["warnings"].as_array().unwrap().len(), 0, "{small}");
     // No machine has 8 TB.
     let large = summary(u32::MAX.into());

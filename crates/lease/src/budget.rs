@@ -125,27 +125,34 @@ pub struct Used {
 }
 
 impl Used {
-    /// Adds `value` at `at`. A wall clock that was set back goes on counting in the latest window.
+    /// Adds `value` at `at`.
+    ///
+    /// A wall clock that was set back a little goes on counting in the latest window. A window
+    /// further ahead than the next one was counted under a clock that was wrong, and counting
+    /// starts anew in the window of `at`.
     pub fn add(&mut self, value: f64, at: WallTime) {
         for (slot, period) in [(&mut self.day, Period::Day), (&mut self.month, Period::Month)] {
-            let window = period.window(at);
-            if window > slot.0 {
-                *slot = (window, 0.0);
-            }
+            *slot = current(*slot, period.window(at));
             // Infinity would never be spent down again and cannot be written as JSON.
             slot.1 = (slot.1 + value).min(f64::MAX);
         }
     }
 
-    /// The amount used in the window of `per` that `at` lies in, and the number of that window.
+    /// The amount used in the window of `per` that counts at `at`, and the number of that window:
+    /// the one that [`Used::add`] would add to.
     pub fn in_window(&self, per: Period, at: WallTime) -> (u32, f64) {
         let latest = match per {
             Period::Day => self.day,
             Period::Month => self.month,
         };
-        let window = per.window(at);
-        if window > latest.0 { (window, 0.0) } else { latest }
+        current(latest, per.window(at))
     }
+}
+
+/// The window that counts now and what was used in it, where `kept` was counted last.
+fn current(kept: (u32, f64), now: u32) -> (u32, f64) {
+    let goes_on = kept.0 == now || kept.0 == now.saturating_add(1);
+    if goes_on { kept } else { (now, 0.0) }
 }
 
 /// The amount one report adds to one metric of one organization.

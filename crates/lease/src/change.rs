@@ -1,7 +1,7 @@
 //! What changed in a ledger, as a store has to keep it.
 
 use crate::budget::Used;
-use crate::types::{Lease, LeaseId, Reason, Timestamp};
+use crate::types::{BorrowId, Lease, LeaseId, Reason, Timestamp};
 
 /// One change, in the order applied.
 ///
@@ -56,12 +56,30 @@ pub enum Change {
         /// The metric.
         metric: Box<str>,
     },
-    /// A usage report was counted: its idempotency key counts nothing again until `until`.
+    /// A usage report was counted as far as `applied`: so much of it counts nothing again under its
+    /// idempotency key until `until`.
     Reported {
         /// The indexer that reported.
         indexer: Option<Box<str>>,
         /// Its idempotency key.
         key: Box<str>,
+        /// Until when it is remembered, in store time.
+        until: Timestamp,
+        /// [`Report::fingerprint`](crate::Report::fingerprint); `None` from a version that kept
+        /// none, which counted reports whole.
+        fingerprint: Option<u64>,
+        /// How many of its amounts are counted.
+        applied: u64,
+    },
+    /// A borrow id buys nothing until `until`: its lease has ended, or it was returned before it
+    /// arrived.
+    BorrowEnded {
+        /// The indexer that borrowed.
+        indexer: Option<Box<str>>,
+        /// The borrow id.
+        id: BorrowId,
+        /// [`Request::fingerprint`](crate::Request::fingerprint) of the borrow, if it arrived.
+        fingerprint: Option<u64>,
         /// Until when it is remembered, in store time.
         until: Timestamp,
     },

@@ -8,17 +8,20 @@ use foldhash::fast::FixedState;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
-use crate::budget::{Budget, BudgetSpent, Usage, WallTime};
+use crate::budget::{Budget, BudgetSpent, WallTime};
 use crate::change::{Change, Ends};
-use crate::memory::Memory;
+use crate::memory::{Bound, Memory};
+use crate::records::Record;
+use crate::report::{Counted, ReportRefusal, Submission};
 use crate::scope::{Scope, forms_a_scope};
-use crate::table::{Entry, NewLease, Place, Table, whole_milliseconds};
-use crate::terms::{Denied, Grant, KeptAlive, Refusal, Terms};
+use crate::slab::NONE;
+use crate::table::{ANYBODY, Entry, NewLease, Place, Table, whole_milliseconds};
+use crate::terms::{Denied, Grant, KeptAlive, MemoryFull, Refusal, Remembers, Terms};
 use crate::timer::Timer;
 use crate::types::{
-    BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, MAX_TTL, Reason, Request, Timestamp,
+    BorrowId, BorrowedAs, Kind, Lease, LeaseId, MAX_TTL, Reason, Request, Timestamp, validate_id,
 };
-use crate::usage::UsageBook;
+use crate::usage::{UsageBook, UsageBounds};
 
 mod ending;
 mod reading;
@@ -31,6 +34,17 @@ pub use reading::{Holder, PoolCount};
 pub struct Config {
     /// Most leases at once, whatever the policy allows.
     pub max_leases: u64,
+    /// Most bytes that the ids of all leases take up at once.
+    pub max_id_bytes: u64,
+    /// Most borrow ids remembered of one indexer; where several have some, each may have a fair part
+    /// of that. `None` is twice `max_leases`, and 2,048 at least.
+    pub max_borrow_ids: Option<u64>,
+    /// Most idempotency keys of reports remembered of one indexer.
+    pub max_report_keys: u64,
+    /// Most counts of usage, of one metric of one organization each; those of budgets always fit.
+    pub max_counts: u64,
+    /// Most of them that one indexer brings about for organizations that the policy does not know.
+    pub max_unknown_counts: u64,
     /// Where the secrets of keys and the order of hash tables come from. A server fills it from
     /// the operating system; the same seed gives the same ledger.
     pub seed: [u8; 32],
@@ -39,18 +53,47 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// Room for 2,000,000 leases, a seed of zeros, no journal.
+    /// Room for 2,000,000 leases with 512 MiB of ids, for 100,000 idempotency keys of each indexer
+    /// and 1,000,000 counts, 100,000 of each indexer for organizations that the policy does not
+    /// know; a seed of zeros, no journal.
     fn default() -> Self {
-        Self { max_leases: 2_000_000, seed: [0; 32], journal: false }
+        Self {
+            max_leases: 2_000_000,
+            max_id_bytes: 512 << 20,
+            max_borrow_ids: None,
+            max_report_keys: 100_000,
+            max_counts: 1_000_000,
+            max_unknown_counts: 100_000,
+            seed: [0; 32],
+            journal: false,
+        }
     }
+}
+
+impl Config {
+    fn memory_of_leases(&self) -> usize {
+        whole(self.max_leases.max(1_024))
+    }
+
+    fn memory_of_borrow_ids(&self) -> usize {
+        self.max_borrow_ids.map_or(self.memory_of_leases().saturating_mul(2), whole)
+    }
+}
+
+fn whole(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { max_leases, seed: _, journal } = self;
         f.debug_struct("Config")
-            .field("max_leases", max_leases)
-            .field("journal", journal)
+            .field("max_leases", &self.max_leases)
+            .field("max_id_bytes", &self.max_id_bytes)
+            .field("max_borrow_ids", &self.max_borrow_ids)
+            .field("max_report_keys", &self.max_report_keys)
+            .field("max_counts", &self.max_counts)
+            .field("max_unknown_counts", &self.max_unknown_counts)
+            .field("journal", &self.journal)
             .finish_non_exhaustive()
     }
 }
@@ -78,11 +121,12 @@ pub struct Ledger {
     now: Timestamp,
     next_serial: NonZeroU64,
     max_leases: u64,
+    max_id_bytes: u64,
     secrets: ChaCha8Rng,
-    /// What each borrow id bought: by indexer and id.
-    borrows: Memory<(u32, BorrowId), Bought>,
-    /// Why leases were revoked: by serial number.
-    revoked: Memory<u64, Revocation>,
+    /// What each borrow id bought.
+    borrows: Memory<Bought>,
+    /// Why leases were revoked.
+    revoked: Memory<Revocation>,
     usage: UsageBook,
     changes: Option<Vec<Change>>,
     /// How many changes there were, collected or not.
@@ -90,39 +134,96 @@ pub struct Ledger {
     ends: Ends,
 }
 
-/// What a borrow id bought.
+/// What a borrow id bought. The halves of the id stand apart, because 128 bits in one would take up
+/// more room.
 #[derive(Clone, Copy, Debug)]
-enum Bought {
-    /// A lease; [`Request::fingerprint`] tells whether a retry asks for the same.
-    Lease { id: LeaseId, fingerprint: u64 },
-    /// Nothing, and nothing any more: it was returned before it arrived.
-    Nothing,
+struct Bought {
+    id: [u64; 2],
+    /// The serial number of the lease; 0, which none has, when there is none any more.
+    serial: u64,
+    /// The place of the lease.
+    slot: u32,
+    /// Whether the borrow arrived before it was returned.
+    arrived: bool,
+    /// [`Request::fingerprint`], if it arrived: whether a retry asks for the same.
+    fingerprint: u64,
+}
+
+impl Bought {
+    /// A borrow id that buys nothing any more.
+    fn ended(id: BorrowId, fingerprint: Option<u64>) -> Self {
+        Self {
+            id: halves(id),
+            serial: 0,
+            slot: NONE,
+            arrived: fingerprint.is_some(),
+            fingerprint: fingerprint.unwrap_or(0),
+        }
+    }
+
+    fn lease(id: BorrowId, lease: LeaseId, fingerprint: u64) -> Self {
+        let (serial, slot) = (lease.serial, lease.slot);
+        Self { serial, slot, ..Self::ended(id, Some(fingerprint)) }
+    }
+
+    const fn borrow_id(&self) -> BorrowId {
+        let [high, low] = self.id;
+        BorrowId((high as u128) << 64 | low as u128)
+    }
+
+    fn fingerprint(&self) -> Option<u64> {
+        self.arrived.then_some(self.fingerprint)
+    }
+}
+
+impl Record for Bought {
+    type Key<'a> = [u64; 2];
+
+    fn key(&self) -> [u64; 2] {
+        self.id
+    }
+}
+
+const fn halves(id: BorrowId) -> [u64; 2] {
+    [(id.0 >> 64) as u64, id.0 as u64]
 }
 
 #[derive(Debug)]
 struct Revocation {
     id: LeaseId,
-    indexer: Option<Box<str>>,
     reason: Reason,
+}
+
+impl Record for Revocation {
+    type Key<'a> = u64;
+
+    fn key(&self) -> u64 {
+        self.id.serial
+    }
 }
 
 impl Ledger {
     /// An empty ledger at [`Timestamp::ZERO`].
     pub fn new(config: Config) -> Self {
-        let Config { max_leases, seed, journal } = config;
+        let Config { max_leases, max_id_bytes, seed, journal, .. } = config;
         let mut secrets = ChaCha8Rng::from_seed(seed);
         let hasher = &FixedState::with_seed(secrets.next_u64());
-        let memories = usize::try_from(max_leases.max(1024)).unwrap_or(usize::MAX);
+        let bounds = UsageBounds {
+            counts: whole(config.max_counts),
+            unknown_counts: whole(config.max_unknown_counts),
+            report_keys: whole(config.max_report_keys),
+        };
         Self {
             table: Table::new(hasher),
             timer: Timer::new(),
             now: Timestamp::ZERO,
             next_serial: NonZeroU64::MIN,
             max_leases,
+            max_id_bytes,
             secrets,
-            borrows: Memory::new(memories.saturating_mul(2), hasher),
-            revoked: Memory::new(memories, hasher),
-            usage: UsageBook::new(hasher),
+            borrows: Memory::new(Bound::Shared(config.memory_of_borrow_ids()), hasher),
+            revoked: Memory::new(Bound::Shared(config.memory_of_leases()), hasher),
+            usage: UsageBook::new(bounds, hasher),
             changes: journal.then(Vec::new),
             revision: 0,
             ends: Ends::default(),
@@ -137,7 +238,7 @@ impl Ledger {
     /// # Errors
     ///
     /// The first [`Refusal`] that applies, in the order: borrow id, budgets, the ceilings in the
-    /// order of [`Scope::ALL`], the ledger's own ceiling.
+    /// order of [`Scope::ALL`], the ledger's own bounds.
     pub fn borrow(
         &mut self,
         request: &Request<'_>,
@@ -154,9 +255,7 @@ impl Ledger {
             Err(refusal) if terms.observe => Some(Box::new(refusal)),
             admitted => admitted.map(|()| None)?,
         };
-        if self.table.leases.len() as u64 >= self.max_leases {
-            return Err(Refusal::Full { max_leases: self.max_leases });
-        }
+        self.has_room_for(request, terms, indexer, place)?;
         let (id, ttl) = self.grant(request, terms, indexer, &mut place);
         let pool = self.table.pool_state(place, terms.limits.organization);
         Ok(Grant { id, ttl, pool, replayed: false, observed })
@@ -187,6 +286,39 @@ impl Ledger {
         Ok(())
     }
 
+    /// Looks for what stands against one more lease, whatever the policy allows.
+    fn has_room_for(
+        &mut self,
+        request: &Request<'_>,
+        terms: &Terms<'_>,
+        indexer: u32,
+        place: Place,
+    ) -> Result<(), Refusal> {
+        if self.table.leases.len() as u64 >= self.max_leases {
+            return Err(Refusal::Full { max_leases: self.max_leases });
+        }
+        if self.table.id_bytes() >= self.max_id_bytes {
+            return Err(Refusal::IdsFull { max_id_bytes: self.max_id_bytes });
+        }
+        if let Some(unnamed) = terms.unnamed
+            && !self.table.has_room_for_unnamed(indexer, place, unnamed)
+        {
+            return Err(Refusal::TooManyServices { max: unnamed.max });
+        }
+        // A revocation is never refused, so it has to have room before there is a lease to revoke.
+        let room = self.revoked.room(indexer);
+        room.map_err(|most| self.memory_full(Remembers::Revocations, indexer, most))?;
+        if request.borrow_id.is_some() {
+            let room = self.borrows.room(indexer);
+            room.map_err(|most| self.memory_full(Remembers::BorrowIds, indexer, most))?;
+        }
+        Ok(())
+    }
+
+    fn memory_full(&self, memory: Remembers, indexer: u32, most: u64) -> MemoryFull {
+        MemoryFull { memory, indexer: self.table.indexer_name(indexer).map(Into::into), most }
+    }
+
     fn grant(
         &mut self,
         request: &Request<'_>,
@@ -202,7 +334,8 @@ impl Ledger {
         let ttl = Duration::from_millis(whole_milliseconds(terms.ttl.min(MAX_TTL)).into());
         let ends_at = self.now + ttl;
         let (kind, granted_at) = (request.kind(), self.now);
-        let new = NewLease { serial, secret, kind, granted_at, ends_at, ttl };
+        let unnamed = terms.unnamed.is_some();
+        let new = NewLease { serial, secret, kind, granted_at, ends_at, ttl, unnamed };
         let slot = self
             .table
             .insert(new, request, indexer, place, None)
@@ -210,8 +343,8 @@ impl Ledger {
         self.timer.set(slot, ends_at);
         let id = LeaseId::new(slot, serial.get(), secret);
         if let Some(borrow_id) = request.borrow_id {
-            let bought = Bought::Lease { id, fingerprint: request.fingerprint() };
-            self.borrows.insert((indexer, borrow_id), bought, ends_at);
+            let bought = Bought::lease(borrow_id, id, request.fingerprint());
+            self.table.leases[slot].bought = self.borrows.remember(indexer, bought, ends_at);
         }
         self.revision += 1;
         if self.changes.is_some() {
@@ -231,17 +364,17 @@ impl Ledger {
         indexer: u32,
     ) -> Result<Option<Grant>, Refusal> {
         let Some(borrow_id) = request.borrow_id else { return Ok(None) };
-        let (id, known) = match self.borrows.get(&(indexer, borrow_id)) {
-            None => return Ok(None),
-            Some(Bought::Nothing) => return Err(Refusal::BorrowEnded),
-            Some(&Bought::Lease { id, fingerprint }) => (id, fingerprint),
+        let Some(&bought) = self.borrows.get(indexer, halves(borrow_id), self.now) else {
+            return Ok(None);
         };
-        if known != request.fingerprint() {
+        if bought.fingerprint().is_some_and(|known| known != request.fingerprint()) {
             return Err(Refusal::BorrowIdReused);
         }
         let now = self.now;
-        let entry = self.table.find_mut(id).filter(|entry| !entry.lingers());
+        let entry = self.table.leases.get_mut(bought.slot);
+        let entry = entry.filter(|it| it.serial.get() == bought.serial && !it.lingers());
         let entry = entry.ok_or(Refusal::BorrowEnded)?;
+        let id = entry.id(bought.slot);
         entry.ends_at = now + entry.ttl();
         let ttl = entry.ttl();
         let place = self.table.place(request, indexer);
@@ -265,42 +398,65 @@ impl Ledger {
             }
             return KeptAlive::Extended { ttl };
         }
-        match self.revoked.get(&id.serial()) {
-            Some(revocation)
-                if revocation.id.proves(id.serial, &id.secret)
-                    && (revocation.indexer.is_none()
-                        || revocation.indexer.as_deref() == caller) =>
-            {
-                KeptAlive::Revoked(revocation.reason)
-            }
-            _ => KeptAlive::Failed,
-        }
+        // Those of nobody in particular are told to everybody.
+        let indexers = [Some(ANYBODY), self.table.known_indexer(caller)];
+        let revoked = indexers.into_iter().flatten().find_map(|indexer| {
+            let revocation = self.revoked.get(indexer, id.serial, now)?;
+            Some(revocation).filter(|revoked| revoked.id.proves(id.serial, &id.secret))
+        });
+        revoked.map_or(KeptAlive::Failed, |revoked| KeptAlive::Revoked(revoked.reason))
     }
 
-    /// Counts a report of usage, all of it or nothing.
+    /// Counts the next amounts of a report of usage, at most [`AT_ONCE`](crate::AT_ONCE) of them.
     ///
-    /// The same `idempotency_key` from the same `caller` counts once in ten minutes; the answer is
-    /// whether it counted now. Spent budgets end nothing by themselves: see [`Ledger::spent`] and
-    /// [`Ledger::revoke_matching`].
+    /// `from` is where to go on: 0 first, then [`Counted::next`] of the call before, until that is
+    /// past the last amount. Under an idempotency key it is not looked at: the ledger knows how far
+    /// a report of `caller` with that key has come in the last ten minutes, through restarts too, so
+    /// that each of its amounts counts once. Under another report the key is refused.
+    ///
+    /// An amount that has no room is skipped, and all others count. Spent budgets end nothing by
+    /// themselves: see [`Counted::spent`] and [`Ledger::revoke_matching`].
     ///
     /// # Errors
     ///
-    /// [`Invalid`] names the field: an empty or oversized organization, metric or key, a value that
-    /// is negative or not finite, too many metrics, more counts than the server keeps.
+    /// The key is empty or too long, or names another report, or the caller has as many keys
+    /// remembered as it may have. Nothing is counted then.
     pub fn report(
         &mut self,
-        caller: Option<&str>,
-        idempotency_key: Option<&str>,
-        usages: &[Usage<'_>],
-        wall: WallTime,
+        submission: &Submission<'_>,
+        from: usize,
         now: Timestamp,
-    ) -> Result<bool, Invalid> {
+    ) -> Result<Counted, ReportRefusal> {
         self.expire(now);
-        for forgotten in self.usage.forget_past(wall) {
+        for forgotten in self.usage.forget_past(submission.wall) {
             self.record(|| forgotten);
         }
-        let changes = self.usage.report(caller, idempotency_key, usages, wall, self.now)?;
-        let counted = !changes.is_empty() || idempotency_key.is_none();
+        if let Some(key) = submission.idempotency_key {
+            validate_id("x-idempotency-key", key, true)?;
+        }
+        let indexer = self.table.indexer(submission.caller);
+        let from = match submission.idempotency_key {
+            Some(key) => match self.usage.resume(indexer, key, submission.report, self.now) {
+                Ok(from) => from,
+                Err(most) => {
+                    let most = most.ok_or(ReportRefusal::KeyReused)?;
+                    return Err(self.memory_full(Remembers::IdempotencyKeys, indexer, most).into());
+                }
+            },
+            None => from,
+        };
+        let Self { usage, table, .. } = self;
+        let holds_leases = |organization: &str| table.holds_leases(organization);
+        let mut changes = Vec::new();
+        let counted = usage.count(submission, indexer, from, &holds_leases, &mut changes);
+        if let Some(key) = submission.idempotency_key
+            && !counted.repeated
+            && !submission.report.is_empty()
+        {
+            let indexer_name = submission.caller.map(Into::into);
+            let report = (key, submission.report.fingerprint(), counted.next);
+            changes.push(usage.reported(indexer, indexer_name, report, self.now));
+        }
         self.revision += changes.len() as u64;
         if let Some(journal) = &mut self.changes {
             journal.extend(changes);

@@ -21,12 +21,17 @@
 //! assert!(ledger.borrow(&Request::session("t1r", "acme"), &terms, later).is_ok());
 //! ```
 
+/// Most records that one operation looks at or takes out: whoever keeps a ledger behind a lock holds
+/// it for no longer than that takes.
+pub const AT_ONCE: usize = 1_024;
+
 mod budget;
 mod change;
 mod clock;
 mod ledger;
 mod memory;
 mod records;
+mod report;
 mod scope;
 mod slab;
 mod table;
@@ -39,8 +44,14 @@ pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
 pub use change::{Change, End, Ends};
 pub use clock::{LONGEST_STEP, StoreClock};
 pub use ledger::{Config, Holder, Ledger, PoolCount, PoolUse};
+pub use report::{
+    Accounts, Counted, MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Submission, Uncountable,
+};
 pub use scope::{Scope, forms_a_scope};
-pub use terms::{Denied, Grant, KeptAlive, Limits, PoolState, Refusal, Released, Terms};
+pub use terms::{
+    Denied, Grant, KeptAlive, Limits, MemoryFull, PoolState, Refusal, Released, Remembers,
+    ServiceNames, Terms, UnnamedServices,
+};
 pub use types::{
     BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, LeaseNumber, MAX_ID_BYTES,
     MAX_MINIMAL_LIFE, MAX_TTL, NotALeaseId, NotALeaseNumber, Reason, Request, Timestamp,

@@ -1,65 +1,145 @@
-//! Facts that are remembered for a while.
+//! Facts that are remembered for a while, so many for each indexer.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::hash::Hash;
+use std::collections::BTreeSet;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use crate::AT_ONCE;
+use crate::records::{Record, Records};
+use crate::slab::NONE;
 use crate::types::Timestamp;
 
-/// A bounded map that forgets each key at its own time, and the oldest first when it is full.
-#[derive(Debug)]
-pub(crate) struct Memory<K, V> {
-    facts: HashMap<K, (V, Timestamp), FixedState>,
-    by_time: BinaryHeap<Reverse<(Timestamp, K)>>,
-    limit: usize,
+/// How many facts of one indexer a memory holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bound {
+    /// So many of each indexer.
+    Each(usize),
+    /// So many of one indexer alone, and a fair part of that where several have some.
+    Shared(usize),
 }
 
-impl<K: Clone + Eq + Hash + Ord, V> Memory<K, V> {
-    pub(crate) fn new(limit: usize, hasher: &FixedState) -> Self {
-        Self { facts: HashMap::with_hasher(hasher.clone()), by_time: BinaryHeap::new(), limit }
-    }
+/// Facts by indexer and key, each until a time of its own.
+///
+/// Nothing is forgotten before its time. Whoever would remember one more asks [`Memory::room`]
+/// first; what is put back after a restart is not asked about. What is past its time is not found,
+/// even while it waits to be taken out.
+#[derive(Debug)]
+pub(crate) struct Memory<R> {
+    facts: Records<Fact<R>>,
+    /// The numbers of all facts in the order of their times.
+    by_time: BTreeSet<(Timestamp, u32)>,
+    /// How many facts each indexer has that has any.
+    held: HashMap<u32, usize, FixedState>,
+    bound: Bound,
+}
 
-    /// Remembers `value` until `until`, in place of what was remembered under `key`.
-    pub(crate) fn insert(&mut self, key: K, value: V, until: Timestamp) {
-        self.by_time.push(Reverse((until, key.clone())));
-        self.facts.insert(key, (value, until));
-        while self.by_time.len() > self.limit {
-            self.forget_first();
-        }
-    }
+/// What is remembered, of whom and until when.
+#[derive(Debug)]
+pub(crate) struct Fact<R> {
+    pub(crate) indexer: u32,
+    pub(crate) until: Timestamp,
+    pub(crate) what: R,
+}
 
-    pub(crate) fn get<Q>(&self, key: &Q) -> Option<&V>
+impl<R: Record> Record for Fact<R> {
+    type Key<'a>
+        = (u32, R::Key<'a>)
     where
-        Q: Hash + hashbrown::Equivalent<K> + ?Sized,
-    {
-        self.facts.get(key).map(|(value, _)| value)
+        R: 'a;
+
+    fn key(&self) -> (u32, R::Key<'_>) {
+        (self.indexer, self.what.key())
+    }
+}
+
+impl<R: Record> Memory<R> {
+    pub(crate) fn new(bound: Bound, hasher: &FixedState) -> Self {
+        let held = HashMap::with_hasher(hasher.clone());
+        Self { facts: Records::new(hasher), by_time: BTreeSet::new(), held, bound }
     }
 
-    pub(crate) fn remove(&mut self, key: &K) {
-        self.facts.remove(key);
+    /// Looks for room for one more fact of an indexer.
+    ///
+    /// # Errors
+    ///
+    /// How many it may have, where it has as many.
+    pub(crate) fn room(&self, indexer: u32) -> Result<(), u64> {
+        let most = match self.bound {
+            Bound::Each(most) => most,
+            Bound::Shared(most) => {
+                let others = self.held.len() - usize::from(self.held.contains_key(&indexer));
+                most / (others + 1)
+            }
+        };
+        let held = self.held.get(&indexer).copied().unwrap_or(0);
+        if held < most { Ok(()) } else { Err(most as u64) }
     }
 
-    /// Forgets what is past at `now`.
-    pub(crate) fn expire(&mut self, now: Timestamp) {
-        while self.by_time.peek().is_some_and(|Reverse((until, _))| *until <= now) {
-            self.forget_first();
+    /// Remembers `what` until then, in place of what was remembered under its key, and answers the
+    /// number it has meanwhile.
+    pub(crate) fn remember(&mut self, indexer: u32, what: R, until: Timestamp) -> u32 {
+        let known = self.facts.find((indexer, what.key()));
+        self.forget(known);
+        *self.held.entry(indexer).or_insert(0) += 1;
+        let at = self.facts.insert(Fact { indexer, until, what });
+        self.by_time.insert((until, at));
+        at
+    }
+
+    /// The number of the fact of that key, if its time is not past.
+    pub(crate) fn find<'a>(&'a self, indexer: u32, key: R::Key<'a>, now: Timestamp) -> Option<u32> {
+        let at = self.facts.find((indexer, key));
+        self.facts.get(at).filter(|fact| fact.until > now).map(|_| at)
+    }
+
+    /// The fact of that key, if its time is not past.
+    pub(crate) fn get<'a>(
+        &'a self,
+        indexer: u32,
+        key: R::Key<'a>,
+        now: Timestamp,
+    ) -> Option<&'a R> {
+        self.find(indexer, key, now).map(|at| &self.facts[at].what)
+    }
+
+    /// The fact of that number. Numbers are used again.
+    pub(crate) fn at(&self, at: u32) -> Option<&Fact<R>> {
+        self.facts.get(at)
+    }
+
+    /// The fact of that number, to be changed in what is not its key.
+    pub(crate) fn at_mut(&mut self, at: u32) -> &mut R {
+        &mut self.facts[at].what
+    }
+
+    /// Forgets the fact of that number; none has the number [`NONE`].
+    pub(crate) fn forget(&mut self, at: u32) {
+        if at == NONE {
+            return;
         }
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V, Timestamp)> {
-        self.facts.iter().map(|(key, (value, until))| (key, value, *until))
-    }
-
-    fn forget_first(&mut self) {
-        if let Some(Reverse((until, key))) = self.by_time.pop() {
-            // A key that was remembered anew has a later time of its own in the heap.
-            if self.facts.get(&key).is_some_and(|(_, latest)| *latest == until) {
-                self.facts.remove(&key);
+        let Some(fact) = self.facts.remove(at) else { return };
+        self.by_time.remove(&(fact.until, at));
+        if let Some(held) = self.held.get_mut(&fact.indexer) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(&fact.indexer);
             }
         }
+    }
+
+    /// Takes out what is past at `now`, at most [`AT_ONCE`] facts.
+    pub(crate) fn expire(&mut self, now: Timestamp) {
+        for _ in 0..AT_ONCE {
+            match self.by_time.first() {
+                Some(&(until, at)) if until <= now => self.forget(at),
+                _ => break,
+            }
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Fact<R>> {
+        self.facts.iter().map(|(_, fact)| fact)
     }
 }
 
@@ -67,29 +147,93 @@ impl<K: Clone + Eq + Hash + Ord, V> Memory<K, V> {
 mod tests {
     use super::*;
 
+    impl Record for u64 {
+        type Key<'a> = u64;
+
+        fn key(&self) -> u64 {
+            *self
+        }
+    }
+
     fn at(nanos: u64) -> Timestamp {
         Timestamp::from_nanos(nanos)
     }
 
-    #[test]
-    fn a_fact_is_forgotten_at_its_time_and_one_told_again_at_the_later_time() {
-        let mut memory = Memory::new(10, &FixedState::with_seed(1));
-        memory.insert(1, 'a', at(5));
-        memory.insert(2, 'b', at(5));
-        memory.insert(2, 'c', at(9));
-        memory.expire(at(5));
-        assert_eq!((memory.get(&1), memory.get(&2)), (None, Some(&'c')));
-        memory.expire(at(9));
-        assert_eq!(memory.get(&2), None);
+    fn memory(bound: Bound) -> Memory<u64> {
+        Memory::new(bound, &FixedState::with_seed(1))
+    }
+
+    fn knows(memory: &Memory<u64>, indexer: u32, key: u64, now: u64) -> bool {
+        memory.get(indexer, key, at(now)).is_some()
     }
 
     #[test]
-    fn a_full_memory_forgets_the_oldest() {
-        let mut memory = Memory::new(2, &FixedState::with_seed(1));
-        for key in 1..=3 {
-            memory.insert(key, (), at(key));
+    fn a_fact_is_forgotten_at_its_time_and_one_told_again_at_the_later_time() {
+        let mut memory = memory(Bound::Each(10));
+        memory.remember(0, 1, at(5));
+        memory.remember(0, 2, at(5));
+        memory.remember(0, 2, at(9));
+        assert!(!knows(&memory, 0, 1, 5), "not found, though it is still there");
+        memory.expire(at(5));
+        assert!(knows(&memory, 0, 2, 5) && !knows(&memory, 1, 2, 5));
+        memory.expire(at(9));
+        assert!(!knows(&memory, 0, 2, 8));
+        assert_eq!((memory.by_time.len(), memory.held.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_full_memory_has_no_room_for_its_indexer_and_forgets_nothing_early() {
+        let mut memory = memory(Bound::Each(2));
+        for key in 1..=2 {
+            assert_eq!(memory.room(7), Ok(()));
+            memory.remember(7, key, at(100));
         }
-        assert_eq!(memory.iter().map(|(key, (), _)| *key).max(), Some(3));
-        assert_eq!((memory.get(&1), memory.iter().count()), (None, 2));
+        assert_eq!((memory.room(7), memory.room(8)), (Err(2), Ok(())));
+        // What is put back is not asked about.
+        memory.remember(7, 3, at(50));
+        assert!((1..=3).all(|key| knows(&memory, 7, key, 49)));
+        memory.expire(at(50));
+        assert_eq!(memory.room(7), Err(2));
+        memory.expire(at(100));
+        assert_eq!(memory.room(7), Ok(()));
+    }
+
+    #[test]
+    fn a_shared_memory_is_one_indexers_alone_and_divided_among_several() {
+        let mut memory = memory(Bound::Shared(4));
+        for key in 0..4 {
+            assert_eq!(memory.room(7), Ok(()));
+            memory.remember(7, key, at(100));
+        }
+        assert_eq!(memory.room(7), Err(4));
+        for key in 0..2 {
+            assert_eq!(memory.room(8), Ok(()), "what another filled is not in the way");
+            memory.remember(8, key, at(100));
+        }
+        assert_eq!((memory.room(8), memory.room(7)), (Err(2), Err(2)));
+    }
+
+    #[test]
+    fn a_fact_that_is_told_and_forgotten_again_and_again_takes_up_one_place() {
+        let mut memory = memory(Bound::Each(2));
+        for round in 0..10_000 {
+            memory.remember(0, 1, at(1_000_000 - round));
+            memory.remember(0, 2, at(1_000_000));
+            let one = memory.find(0, 1, at(0)).unwrap();
+            memory.forget(one);
+        }
+        assert_eq!((memory.by_time.len(), memory.facts.len()), (1, 1));
+        assert_eq!(memory.facts.end(), 2);
+    }
+
+    #[test]
+    fn one_call_takes_out_so_many_facts_and_no_more() {
+        let mut memory = memory(Bound::Each(usize::MAX));
+        for key in 0..3 * AT_ONCE as u64 {
+            memory.remember(0, key, at(1));
+        }
+        memory.expire(at(1));
+        assert_eq!(memory.facts.len(), 2 * AT_ONCE);
+        assert!((0..3 * AT_ONCE as u64).all(|key| !knows(&memory, 0, key, 1)));
     }
 }

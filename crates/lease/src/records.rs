@@ -14,6 +14,11 @@ pub(crate) trait Record {
         Self: 'a;
 
     fn key(&self) -> Self::Key<'_>;
+
+    /// How many bytes of ids it keeps.
+    fn id_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// Records by number and by key. The index keeps numbers alone, so a key is stored once.
@@ -22,11 +27,12 @@ pub(crate) struct Records<R> {
     slab: Slab<R>,
     index: HashTable<u32>,
     hasher: FixedState,
+    id_bytes: u64,
 }
 
 impl<R: Record> Records<R> {
     pub(crate) fn new(hasher: &FixedState) -> Self {
-        Self { slab: Slab::new(), index: HashTable::new(), hasher: hasher.clone() }
+        Self { slab: Slab::new(), index: HashTable::new(), hasher: hasher.clone(), id_bytes: 0 }
     }
 
     /// The number of the record of that key, or [`NONE`].
@@ -42,8 +48,9 @@ impl<R: Record> Records<R> {
     }
 
     pub(crate) fn insert(&mut self, record: R) -> u32 {
-        let Self { slab, index, hasher } = self;
+        let Self { slab, index, hasher, id_bytes } = self;
         let hash = hasher.hash_one(record.key());
+        *id_bytes += record.id_bytes();
         let at = slab.insert(record);
         index.insert_unique(hash, at, |&at| hasher.hash_one(slab[at].key()));
         at
@@ -51,6 +58,7 @@ impl<R: Record> Records<R> {
 
     pub(crate) fn remove(&mut self, at: u32) -> Option<R> {
         let record = self.slab.remove(at)?;
+        self.id_bytes -= record.id_bytes();
         let hash = self.hasher.hash_one(record.key());
         if let Ok(found) = self.index.find_entry(hash, |&other| other == at) {
             found.remove();
@@ -81,9 +89,16 @@ impl<R: Record> Records<R> {
         self.slab.iter()
     }
 
+    /// How many bytes of ids all records keep.
+    pub(crate) const fn id_bytes(&self) -> u64 {
+        self.id_bytes
+    }
+
     /// Whether every record is found under its key, and nothing else is.
     pub(crate) fn is_indexed(&self) -> bool {
-        self.index.len() == self.slab.len()
+        let id_bytes: u64 = self.slab.iter().map(|(_, record)| record.id_bytes()).sum();
+        self.id_bytes == id_bytes
+            && self.index.len() == self.slab.len()
             && self.slab.iter().all(|(at, record)| self.all(record.key()).any(|found| found == at))
     }
 }

@@ -13,13 +13,15 @@ use crate::ledger::PoolCount;
 use crate::records::{Record as _, Records};
 use crate::scope::forms_a_scope;
 use crate::slab::{NONE, Slab};
-use crate::terms::PoolState;
+use crate::terms::{PoolState, UnnamedServices};
 use crate::types::{Kind, LeaseId, Request, Secret, Timestamp};
 
 mod audit;
 mod scopes;
+mod unnamed;
 
 use scopes::{Cell, KeyScope, Organization, Pool, Service, Trace};
+use unnamed::Unnamed;
 
 /// One live lease. The names it counts against stand in the records that the numbers point to.
 #[derive(Debug)]
@@ -35,14 +37,19 @@ pub(crate) struct Entry {
     key: u32,
     /// Its (trace, pool) record, or [`NONE`] without a trace.
     cell: u32,
-    /// The indexer and, above it, the two facts below: a table of a million leases feels 8 bytes.
+    /// The number of what is remembered of its borrow id, which may be another's by now; [`NONE`]
+    /// without a borrow id.
+    pub(crate) bought: u32,
+    /// The indexer and, above it, the facts below: a table of a million leases feels 8 bytes.
     flags_and_indexer: u32,
     in_pool: Links,
     in_trace: Links,
 }
 
 /// Stands for no indexer in particular; numbers of indexers are lower.
-const ANYBODY: u32 = IS_WORKER - 1;
+pub(crate) const ANYBODY: u32 = IS_UNNAMED - 1;
+/// Its service had no entry in the policy when it was granted.
+const IS_UNNAMED: u32 = 1 << 29;
 const IS_WORKER: u32 = 1 << 30;
 const LINGERS: u32 = 1 << 31;
 
@@ -67,6 +74,10 @@ impl Entry {
     pub(crate) const fn linger(&mut self, until: Timestamp) {
         self.flags_and_indexer |= LINGERS;
         self.ends_at = until;
+    }
+
+    const fn is_unnamed(&self) -> bool {
+        self.flags_and_indexer & IS_UNNAMED != 0
     }
 
     pub(crate) const fn indexer(&self) -> u32 {
@@ -124,6 +135,8 @@ pub(crate) struct NewLease {
     pub(crate) granted_at: Timestamp,
     pub(crate) ends_at: Timestamp,
     pub(crate) ttl: Duration,
+    /// Whether its service has no entry in the policy, as far as is known.
+    pub(crate) unnamed: bool,
 }
 
 #[derive(Debug)]
@@ -137,6 +150,7 @@ pub(crate) struct Table {
     keys: Records<KeyScope>,
     traces: Records<Trace>,
     cells: Records<Cell>,
+    unnamed: Unnamed,
 }
 
 impl Table {
@@ -150,6 +164,7 @@ impl Table {
             keys: Records::new(hasher),
             traces: Records::new(hasher),
             cells: Records::new(hasher),
+            unnamed: Unnamed::default(),
         }
     }
 
@@ -164,7 +179,40 @@ impl Table {
         u32::try_from(at)
             .ok()
             .filter(|&at| at < ANYBODY)
-            .expect("a policy names fewer than 2^30 indexers")
+            .expect("a policy names fewer than 2^29 indexers")
+    }
+
+    /// The number that stands for an indexer, if it has one.
+    pub(crate) fn known_indexer(&self, name: Option<&str>) -> Option<u32> {
+        let Some(name) = name else { return Some(ANYBODY) };
+        let at = self.indexers.iter().position(|known| &**known == name)?;
+        u32::try_from(at).ok()
+    }
+
+    /// How many bytes the ids of all leases take up, each counted once for each scope it forms.
+    pub(crate) const fn id_bytes(&self) -> u64 {
+        self.services.id_bytes()
+            + self.organizations.id_bytes()
+            + self.keys.id_bytes()
+            + self.traces.id_bytes()
+    }
+
+    /// Whether an organization holds a lease.
+    pub(crate) fn holds_leases(&self, organization: &str) -> bool {
+        self.organizations.find(organization) != NONE
+    }
+
+    /// Whether `indexer` may hold a lease of the service of `place`, which the policy does not name.
+    pub(crate) fn has_room_for_unnamed(
+        &mut self,
+        indexer: u32,
+        place: Place,
+        unnamed: UnnamedServices<'_>,
+    ) -> bool {
+        let services = &self.services;
+        let is_named =
+            |at| services.get(at).is_none_or(|service| unnamed.names.is_named(&service.name));
+        self.unnamed.has_room(indexer, place.service, unnamed.max, is_named)
     }
 
     /// The name that [`Table::indexer`] gave the number to.
@@ -259,7 +307,10 @@ impl Table {
             pool,
             key,
             cell,
-            flags_and_indexer: indexer | if new.kind == Kind::Worker { IS_WORKER } else { 0 },
+            bought: NONE,
+            flags_and_indexer: indexer
+                | if new.kind == Kind::Worker { IS_WORKER } else { 0 }
+                | if new.unnamed { IS_UNNAMED } else { 0 },
             in_pool: UNLINKED,
             in_trace: UNLINKED,
         };
@@ -268,6 +319,9 @@ impl Table {
             Some(slot) => self.leases.insert_at(slot, entry).map(|()| slot).ok()?,
         };
         self.link(slot, pool, cell);
+        if new.unnamed {
+            self.unnamed.enter(indexer, place.service);
+        }
         Some(slot)
     }
 
@@ -284,6 +338,9 @@ impl Table {
             if key.leases == 0 {
                 self.keys.remove(entry.key);
             }
+        }
+        if entry.is_unnamed() {
+            self.unnamed.leave(entry.indexer(), self.pools[entry.pool].service);
         }
         self.leave_pool(entry.pool, entry.kind());
         Some((entry, left))

@@ -37,6 +37,24 @@ pub struct Terms<'a> {
     pub budgets: &'a [Budget],
     /// The wall clock, which budget windows follow; not looked at without budgets.
     pub wall: WallTime,
+    /// The bound on services of the indexer that have no entry in the policy, where the service of
+    /// the borrow is one of them.
+    pub unnamed: Option<UnnamedServices<'a>>,
+}
+
+/// How many services without an entry in the policy one indexer may hold leases of at once.
+#[derive(Clone, Copy, Debug)]
+pub struct UnnamedServices<'a> {
+    /// So many.
+    pub max: u64,
+    /// Which services have an entry by now.
+    pub names: &'a dyn ServiceNames,
+}
+
+/// The services that have an entry in a policy.
+pub trait ServiceNames: std::fmt::Debug + Sync {
+    /// Whether the service has an entry of its own.
+    fn is_named(&self, service: &str) -> bool;
 }
 
 impl Default for Terms<'_> {
@@ -49,6 +67,7 @@ impl Default for Terms<'_> {
             observe: false,
             budgets: &[],
             wall: WallTime::default(),
+            unnamed: None,
         }
     }
 }
@@ -96,6 +115,24 @@ pub enum Refusal {
         /// The ceiling.
         max_leases: u64,
     },
+    /// The ids of all leases take up as many bytes as they may on this server.
+    #[error("the ids of all leases take up {max_id_bytes} bytes, the most of max_id_bytes")]
+    IdsFull {
+        /// The most.
+        max_id_bytes: u64,
+    },
+    /// The indexer holds leases of as many services without an entry in the policy as it may.
+    #[error(
+        "the caller holds leases of {max} services that the policy does not name, the most of \
+         max_unnamed_services"
+    )]
+    TooManyServices {
+        /// The most.
+        max: u64,
+    },
+    /// What has to be remembered of the borrow, or may have to be, has no room.
+    #[error(transparent)]
+    MemoryFull(#[from] MemoryFull),
     /// The borrow id names another request.
     #[error("x-borrow-id names a borrow with other fields")]
     BorrowIdReused,
@@ -103,6 +140,42 @@ pub enum Refusal {
     /// borrow id buys one lease.
     #[error("the lease of this x-borrow-id has ended")]
     BorrowEnded,
+}
+
+/// An indexer has as much remembered as it may have. Nothing is forgotten early to make room.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{most} {memory} of {} are remembered, the most there may be",
+    indexer.as_deref().map_or("callers without a name".to_owned(), |name| format!("indexer {name:?}"))
+)]
+pub struct MemoryFull {
+    /// What is remembered.
+    pub memory: Remembers,
+    /// Of whom.
+    pub indexer: Option<Box<str>>,
+    /// How many that are.
+    pub most: u64,
+}
+
+/// What a ledger remembers for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remembers {
+    /// The ids of borrows, for one TTL.
+    BorrowIds,
+    /// The idempotency keys of reports, for ten minutes.
+    IdempotencyKeys,
+    /// Why leases were revoked, for ten minutes or ten TTLs.
+    Revocations,
+}
+
+impl std::fmt::Display for Remembers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::BorrowIds => "borrow ids",
+            Self::IdempotencyKeys => "idempotency keys",
+            Self::Revocations => "revocations",
+        })
+    }
 }
 
 /// A ceiling that is reached.

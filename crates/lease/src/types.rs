@@ -337,12 +337,12 @@ impl<'a> Request<'a> {
     /// It covers every field but the indexer and the borrow id, and is the same on every machine
     /// and in every release, because stores keep it.
     pub fn fingerprint(&self) -> u64 {
-        // FNV-1a; each text is followed by a byte that no UTF-8 text contains.
-        let texts = [self.service, self.organization, self.api_key, self.trace];
-        let bytes = texts.iter().flat_map(|text| text.bytes().chain([0xff]));
-        bytes.chain(self.max_workers.to_be_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        let mut fingerprint = Fingerprint::new();
+        for text in [self.service, self.organization, self.api_key, self.trace] {
+            fingerprint.text(text);
+        }
+        fingerprint.bytes(self.max_workers.to_be_bytes());
+        fingerprint.finish()
     }
 
     /// Checks everything that can be checked without the table.
@@ -360,6 +360,31 @@ impl<'a> Request<'a> {
             return Err(Invalid { field: "max_worker_for_trace_id", problem: "is negative" });
         }
         Ok(())
+    }
+}
+
+/// FNV-1a, whose numbers are the same on every machine and in every release.
+#[derive(Debug)]
+pub(crate) struct Fingerprint(u64);
+
+impl Fingerprint {
+    pub(crate) const fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: impl IntoIterator<Item = u8>) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// Takes in a text and a byte after it that no UTF-8 text contains.
+    pub(crate) fn text(&mut self, text: &str) {
+        self.bytes(text.bytes().chain([0xff]));
+    }
+
+    pub(crate) const fn finish(&self) -> u64 {
+        self.0
     }
 }
 

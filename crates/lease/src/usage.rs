@@ -1,29 +1,38 @@
 //! What organizations have used, as they report it.
 
+use std::sync::Arc;
+
 use compact_str::CompactString;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use crate::budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
+use crate::AT_ONCE;
+use crate::budget::{Budget, BudgetSpent, Period, Used, WallTime};
 use crate::change::Change;
-use crate::memory::Memory;
+use crate::memory::{Bound, Memory};
 use crate::records::{Record, Records};
-use crate::types::{Invalid, Timestamp, validate_id};
+use crate::report::{Accounts, Amount, Counted, MAX_METRICS, Report, Submission, Uncountable};
+use crate::types::Timestamp;
 
 /// How long an idempotency key is remembered.
 const REPORT_MEMORY: std::time::Duration = std::time::Duration::from_secs(600);
 
-/// Most idempotency keys remembered at once; the oldest are forgotten first.
-const MAX_REPORT_KEYS: usize = 1_000_000;
-
-/// Most metrics of one organization.
-const MAX_METRICS: usize = 64;
-
-/// Most counts (organization, metric) at once.
-const MAX_COUNTS: usize = 1_000_000;
-
 /// Counts that one report looks at, to forget those of windows long past.
 const LOOK_AT_ONCE: usize = 16;
+
+/// Counts that are looked at to find one that makes room.
+const LOOK_FOR_ROOM: usize = 64;
+
+/// How much a [`UsageBook`] holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UsageBounds {
+    /// Most counts; those of budgets always fit.
+    pub(crate) counts: usize,
+    /// Most counts that one indexer brought about for organizations the policy does not know.
+    pub(crate) unknown_counts: usize,
+    /// Most idempotency keys of one indexer.
+    pub(crate) report_keys: usize,
+}
 
 /// What an organization used of one metric.
 #[derive(Debug)]
@@ -31,6 +40,8 @@ struct Count {
     organization: CompactString,
     metric: CompactString,
     used: Used,
+    /// The indexer that brought it about, while the policy does not know the organization.
+    charged: Option<u32>,
 }
 
 impl Record for Count {
@@ -42,25 +53,54 @@ impl Record for Count {
     }
 }
 
+/// How far a report has come.
+#[derive(Debug)]
+struct Reported {
+    key: Box<str>,
+    /// `None` from a version that kept none, which counted reports whole.
+    fingerprint: Option<u64>,
+    applied: u64,
+}
+
+impl Record for Reported {
+    type Key<'a> = &'a str;
+
+    fn key(&self) -> &str {
+        &self.key
+    }
+}
+
 /// Usage counts by organization and metric, and the reports they come from.
 #[derive(Debug)]
 pub(crate) struct UsageBook {
     counts: Records<Count>,
-    max_counts: usize,
+    bounds: UsageBounds,
+    /// How many counts each indexer is charged with.
+    charged: HashMap<u32, usize, FixedState>,
     /// Where to look next for counts of windows long past.
     next_look: u32,
-    reports: Memory<(Option<Box<str>>, Box<str>), ()>,
-    hasher: FixedState,
+    /// Where to look next for a count that makes room.
+    next_room: u32,
+    reports: Memory<Reported>,
+}
+
+/// Who reports, and what decides which counts there is room for.
+#[derive(Clone, Copy)]
+struct Reporter<'a> {
+    indexer: u32,
+    accounts: &'a dyn Accounts,
+    holds_leases: &'a dyn Fn(&str) -> bool,
 }
 
 impl UsageBook {
-    pub(crate) fn new(hasher: &FixedState) -> Self {
+    pub(crate) fn new(bounds: UsageBounds, hasher: &FixedState) -> Self {
         Self {
             counts: Records::new(hasher),
-            max_counts: MAX_COUNTS,
+            bounds,
+            charged: HashMap::with_hasher(hasher.clone()),
             next_look: 0,
-            reports: Memory::new(MAX_REPORT_KEYS, hasher),
-            hasher: hasher.clone(),
+            next_room: 0,
+            reports: Memory::new(Bound::Each(bounds.report_keys), hasher),
         }
     }
 
@@ -75,99 +115,200 @@ impl UsageBook {
             let past = self.counts.get(at).is_some_and(|count| {
                 Period::Month.window(wall) > count.used.month.0.saturating_add(1)
             });
-            if let Some(Count { organization, metric, .. }) =
-                past.then(|| self.counts.remove(at)).flatten()
-            {
-                let (organization, metric) = (organization.as_str().into(), metric.as_str().into());
-                changes.push(Change::Unused { organization, metric });
+            if past {
+                changes.extend(self.forget(at));
             }
         }
         changes
     }
 
-    /// Counts a report, and answers what changed: nothing for a report seen before.
-    pub(crate) fn report(
-        &mut self,
-        caller: Option<&str>,
-        idempotency_key: Option<&str>,
-        usages: &[Usage<'_>],
-        wall: WallTime,
-        now: Timestamp,
-    ) -> Result<Vec<Change>, Invalid> {
-        self.validate(idempotency_key, usages)?;
-        let mut changes = Vec::with_capacity(usages.len() + 1);
-        if let Some(key) = idempotency_key {
-            let report: (Option<Box<str>>, Box<str>) = (caller.map(Into::into), key.into());
-            if self.reports.get(&report).is_some() {
-                return Ok(changes);
-            }
-            let until = now + REPORT_MEMORY;
-            let (indexer, key) = report.clone();
-            changes.push(Change::Reported { indexer, key, until });
-            self.reports.insert(report, (), until);
-        }
-        for usage in usages {
-            let used = self.count(usage.organization, usage.metric);
-            used.add(usage.value, wall);
-            changes.push(Change::Used {
-                organization: usage.organization.into(),
-                metric: usage.metric.into(),
-                used: *used,
-            });
-        }
-        Ok(changes)
+    fn forget(&mut self, at: u32) -> Option<Change> {
+        self.uncharge(at);
+        let Count { organization, metric, .. } = self.counts.remove(at)?;
+        let (organization, metric) = (organization.as_str().into(), metric.as_str().into());
+        Some(Change::Unused { organization, metric })
     }
 
-    /// The counts of a metric, from zero if there were none.
-    fn count(&mut self, organization: &str, metric: &str) -> &mut Used {
-        let at = match self.find(organization, metric) {
-            Some(at) => at,
-            None => self.counts.insert(Count {
-                organization: organization.into(),
-                metric: metric.into(),
-                used: Used::default(),
-            }),
+    /// Takes a count off those that an indexer is charged with.
+    fn uncharge(&mut self, at: u32) {
+        let Some(count) = self.counts.get(at) else { return };
+        let Some(indexer) = count.charged else { return };
+        self.counts[at].charged = None;
+        if let Some(charged) = self.charged.get_mut(&indexer) {
+            *charged -= 1;
+            if *charged == 0 {
+                self.charged.remove(&indexer);
+            }
+        }
+    }
+
+    /// The amount to go on with, of a report under that key.
+    ///
+    /// The error is how many keys the indexer may have, where it has as many, and nothing when the
+    /// key names another report.
+    pub(crate) fn resume(
+        &self,
+        indexer: u32,
+        key: &str,
+        report: &Report,
+        now: Timestamp,
+    ) -> Result<usize, Option<u64>> {
+        match self.reports.get(indexer, key, now) {
+            Some(Reported { fingerprint: None, .. }) => Ok(report.len()),
+            Some(Reported { fingerprint: Some(known), applied, .. }) => {
+                let same = *known == report.fingerprint();
+                same.then(|| usize::try_from(*applied).unwrap_or(usize::MAX)).ok_or(None)
+            }
+            // A report that counts nothing need not be remembered.
+            None if report.is_empty() => Ok(0),
+            None => self.reports.room(indexer).map(|()| 0).map_err(Some),
+        }
+    }
+
+    /// Remembers how far a report has come.
+    pub(crate) fn reported(
+        &mut self,
+        indexer: u32,
+        name: Option<Box<str>>,
+        (key, fingerprint, applied): (&str, u64, usize),
+        now: Timestamp,
+    ) -> Change {
+        let applied = applied as u64;
+        let until = match self.reports.find(indexer, key, now) {
+            Some(at) => {
+                self.reports.at_mut(at).applied = applied;
+                self.reports.at(at).map_or(now, |fact| fact.until)
+            }
+            None => {
+                let until = now + REPORT_MEMORY;
+                let fingerprint = Some(fingerprint);
+                let reported = Reported { key: key.into(), fingerprint, applied };
+                self.reports.remember(indexer, reported, until);
+                until
+            }
         };
-        &mut self.counts[at].used
+        let (indexer, key, fingerprint) = (name, key.into(), Some(fingerprint));
+        Change::Reported { indexer, key, until, fingerprint, applied }
+    }
+
+    /// Counts the next amounts of a report and adds what changed to `changes`.
+    pub(crate) fn count(
+        &mut self,
+        submission: &Submission<'_>,
+        indexer: u32,
+        from: usize,
+        holds_leases: &dyn Fn(&str) -> bool,
+        changes: &mut Vec<Change>,
+    ) -> Counted {
+        let Submission { report, accounts, wall, .. } = *submission;
+        let reporter = Reporter { indexer, accounts, holds_leases };
+        let all = report.amounts();
+        let repeated = from >= all.len() && !all.is_empty();
+        let next = from.saturating_add(AT_ONCE).min(all.len());
+        let mut counted = Counted { next, repeated, ..Counted::default() };
+        let amounts = all.get(from..next).unwrap_or_default();
+        changes.reserve(amounts.len() + 1);
+        for amounts in amounts.chunk_by(|a, b| Arc::ptr_eq(&a.organization, &b.organization)) {
+            let organization = &amounts[0].organization;
+            let budgets = accounts.budgets(organization);
+            let was_spent = self.spent(organization, budgets, wall).is_some();
+            // Most events carry the same metrics: what is skipped of several is of the same events.
+            let mut skipped = [0; Uncountable::ALL.len()];
+            for amount in amounts {
+                match self.count_one(&reporter, budgets, amount, changes) {
+                    Ok(used) => {
+                        used.add(amount.value, wall);
+                        changes.push(Change::Used {
+                            organization: (**organization).into(),
+                            metric: (*amount.metric).into(),
+                            used: *used,
+                        });
+                    }
+                    Err(why) => {
+                        let events = &mut skipped[why as usize];
+                        *events = u64::from(amount.events).max(*events);
+                    }
+                }
+            }
+            counted.skipped.iter_mut().zip(skipped).for_each(|(sum, events)| *sum += events);
+            if !was_spent && self.spent(organization, budgets, wall).is_some() {
+                counted.spent.push(organization.clone());
+            }
+        }
+        counted
+    }
+
+    /// The count that an amount is added to, from zero if there was none; or why there is none.
+    fn count_one(
+        &mut self,
+        reporter: &Reporter<'_>,
+        budgets: &[Budget],
+        amount: &Amount,
+        changes: &mut Vec<Change>,
+    ) -> Result<&mut Used, Uncountable> {
+        let (organization, metric) = (&*amount.organization, &*amount.metric);
+        let knows = reporter.accounts.knows(organization);
+        if let Some(at) = self.find(organization, metric) {
+            if knows {
+                self.uncharge(at);
+            }
+            return Ok(&mut self.counts[at].used);
+        }
+        if !budgets.iter().any(|budget| *budget.metric == *metric) {
+            if self.counts.all(organization).count() >= MAX_METRICS {
+                return Err(Uncountable::TooManyMetrics);
+            }
+            changes.extend(self.make_room(reporter, organization, knows)?);
+        }
+        let charged = (!knows).then_some(reporter.indexer);
+        if let Some(indexer) = charged {
+            *self.charged.entry(indexer).or_insert(0) += 1;
+        }
+        let at = self.counts.insert(Count {
+            organization: organization.into(),
+            metric: metric.into(),
+            used: Used::default(),
+            charged,
+        });
+        Ok(&mut self.counts[at].used)
+    }
+
+    /// Sees to it that there is room for one more count, and answers what went for it.
+    ///
+    /// Counts of organizations that neither the policy knows nor any lease go first. Whoever is
+    /// unknown itself makes nobody go.
+    fn make_room(
+        &mut self,
+        reporter: &Reporter<'_>,
+        organization: &str,
+        knows: bool,
+    ) -> Result<Option<Change>, Uncountable> {
+        let charged = self.charged.get(&reporter.indexer).copied().unwrap_or(0);
+        let own = !knows && charged >= self.bounds.unknown_counts;
+        if !own && self.counts.len() < self.bounds.counts {
+            return Ok(None);
+        }
+        if !knows && !(reporter.holds_leases)(organization) {
+            return Err(Uncountable::NoRoom);
+        }
+        let of = own.then_some(reporter.indexer);
+        for _ in 0..LOOK_FOR_ROOM.min(self.counts.end() as usize) {
+            let at = self.next_room;
+            self.next_room = if at + 1 < self.counts.end() { at + 1 } else { 0 };
+            let Some(count) = self.counts.get(at) else { continue };
+            if of.is_some() && count.charged != of {
+                continue;
+            }
+            let other = &count.organization;
+            if !reporter.accounts.knows(other) && !(reporter.holds_leases)(other) {
+                return Ok(self.forget(at));
+            }
+        }
+        Err(Uncountable::NoRoom)
     }
 
     fn find(&self, organization: &str, metric: &str) -> Option<u32> {
         self.counts.all(organization).find(|&at| self.counts[at].metric == metric)
-    }
-
-    fn validate(&self, idempotency_key: Option<&str>, usages: &[Usage<'_>]) -> Result<(), Invalid> {
-        if let Some(key) = idempotency_key {
-            validate_id("x-idempotency-key", key, true)?;
-        }
-        let mut metrics: HashMap<&str, Vec<&str>, FixedState> =
-            HashMap::with_hasher(self.hasher.clone());
-        let mut counts = self.counts.len();
-        for usage in usages {
-            validate_id("organization_id", usage.organization, true)?;
-            validate_id("metrics.key", usage.metric, true)?;
-            if !usage.value.is_finite() || usage.value < 0.0 {
-                return Err(Invalid {
-                    field: "metrics.value",
-                    problem: "is negative or not finite",
-                });
-            }
-            let known = metrics
-                .entry(usage.organization)
-                .or_insert_with(|| self.of(usage.organization).map(|(metric, _)| metric).collect());
-            if !known.contains(&usage.metric) {
-                known.push(usage.metric);
-                counts += 1;
-            }
-            if known.len() > MAX_METRICS {
-                let problem = "is the 65th metric of its organization";
-                return Err(Invalid { field: "metrics.key", problem });
-            }
-            if counts > self.max_counts {
-                let problem = "is one more than the server counts the usage of";
-                return Err(Invalid { field: "organization_id", problem });
-            }
-        }
-        Ok(())
     }
 
     pub(crate) fn spent(
@@ -208,59 +349,42 @@ impl UsageBook {
         self.reports.expire(now);
     }
 
+    /// Puts a count back. Who brought it about is not kept: it is nobody's until it has gone.
     pub(crate) fn restore_used(&mut self, organization: &str, metric: &str, used: Used) {
-        *self.count(organization, metric) = used;
+        if let Some(at) = self.find(organization, metric) {
+            self.counts[at].used = used;
+            return;
+        }
+        let (organization, metric) = (organization.into(), metric.into());
+        self.counts.insert(Count { organization, metric, used, charged: None });
     }
 
     pub(crate) fn restore_reported(
         &mut self,
-        indexer: Option<Box<str>>,
+        indexer: u32,
         key: Box<str>,
         until: Timestamp,
+        fingerprint: Option<u64>,
+        applied: u64,
     ) {
-        self.reports.insert((indexer, key), (), until);
+        self.reports.remember(indexer, Reported { key, fingerprint, applied }, until);
     }
 
-    pub(crate) fn snapshot(&self) -> impl Iterator<Item = Change> {
+    pub(crate) fn snapshot(
+        &self,
+        name: impl Fn(u32) -> Option<Box<str>>,
+    ) -> impl Iterator<Item = Change> {
         let used = self.counts.iter().map(|(_, count)| Change::Used {
             organization: count.organization.as_str().into(),
             metric: count.metric.as_str().into(),
             used: count.used,
         });
-        used.chain(self.reports.iter().map(|((indexer, key), (), until)| Change::Reported {
-            indexer: indexer.clone(),
-            key: key.clone(),
-            until,
+        used.chain(self.reports.iter().map(move |fact| Change::Reported {
+            indexer: name(fact.indexer),
+            key: fact.what.key.clone(),
+            until: fact.until,
+            fingerprint: fact.what.fingerprint,
+            applied: fact.what.applied,
         }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_that_would_be_too_much_to_count_counts_nothing() {
-        let wall = WallTime::from_unix(1_800_000_000);
-        let usages = ["a", "b", "c", "d"].map(|organization| Usage {
-            organization,
-            metric: "egress_bytes",
-            value: 1.0,
-        });
-        let mut book = UsageBook { max_counts: 3, ..UsageBook::new(&FixedState::with_seed(1)) };
-        let report = |book: &mut UsageBook, usages: &[Usage<'_>]| {
-            book.report(None, None, usages, wall, Timestamp::ZERO).map(|changes| changes.len())
-        };
-        let refused = report(&mut book, &usages).unwrap_err();
-        assert_eq!((refused.field, book.counts.len()), ("organization_id", 0));
-        assert_eq!(report(&mut book, &usages[..3]), Ok(3));
-        assert_eq!(report(&mut book, &usages[3..]), Err(refused));
-        // What is known goes on being counted.
-        assert_eq!(report(&mut book, &usages[..3]), Ok(3));
-        assert_eq!(book.of("b").map(|(_, used)| used.month.1).sum::<f64>(), 2.0);
-        // A month that is long past makes room.
-        let later = WallTime::from_unix(1_800_000_000 + 70 * 86_400);
-        assert_eq!(book.forget_past(later).len(), 3);
-        assert_eq!(report(&mut book, &usages[3..]), Ok(1));
     }
 }

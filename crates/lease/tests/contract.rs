@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use lease::{
     BorrowId, Budget, BudgetSpent, Change, Config, End, Grant, Holder, KeptAlive, Ledger, Limits,
-    Period, Reason, Refusal, Released, Request, Terms, Timestamp, Usage, WallTime,
+    MemoryFull, Period, Reason, Refusal, Released, Remembers, Report, Request, Submission, Terms,
+    Timestamp, WallTime,
 };
 
 /// 2026-11-30T23:59:00Z, a minute before a day and a month end.
@@ -37,8 +38,17 @@ fn worker(ledger: &mut Ledger) -> Grant {
 }
 
 fn report(ledger: &mut Ledger, value: f64, wall: WallTime) {
-    let usage = Usage { organization: "acme", metric: "egress_bytes", value };
-    ledger.report(None, None, &[usage], wall, NOW).expect("a valid report");
+    report_of(ledger, &[("acme", value)], wall);
+}
+
+fn report_of(ledger: &mut Ledger, egress: &[(&str, f64)], wall: WallTime) {
+    let mut report = Report::builder();
+    for &(organization, bytes) in egress {
+        report.add(organization, &[("egress_bytes", bytes)]).expect("it can be counted");
+    }
+    let (report, accounts) = (&report.build(), &());
+    let submission = Submission { caller: None, idempotency_key: None, report, accounts, wall };
+    ledger.report(&submission, 0, NOW).expect("a valid report");
 }
 
 #[test]
@@ -90,8 +100,7 @@ fn counts_a_whole_month_past_are_forgotten_and_nothing_sooner() {
     const JANUARY: WallTime = WallTime::from_unix(1_798_761_600);
     let mut ledger = ledger();
     for (organization, wall) in [("acme", LATE_NOVEMBER), ("globex", DECEMBER)] {
-        let usage = Usage { organization, metric: "egress_bytes", value: 1.0 };
-        ledger.report(None, None, &[usage], wall, NOW).expect("a valid report");
+        report_of(&mut ledger, &[(organization, 1.0)], wall);
     }
     let counted = |ledger: &Ledger| -> Vec<String> {
         let counts = ledger.usage(0).expect("there are counts");
@@ -99,9 +108,9 @@ fn counts_a_whole_month_past_are_forgotten_and_nothing_sooner() {
     };
     ledger.drain_changes().for_each(drop);
     // Even a report of nothing looks at the counts.
-    ledger.report(None, None, &[], DECEMBER, NOW).expect("a valid report");
+    report_of(&mut ledger, &[], DECEMBER);
     assert_eq!(counted(&ledger), ["acme", "globex"]);
-    ledger.report(None, None, &[], JANUARY, NOW).expect("a valid report");
+    report_of(&mut ledger, &[], JANUARY);
     assert_eq!(counted(&ledger), ["globex"]);
     let (organization, metric) = ("acme".into(), "egress_bytes".into());
     let changes: Vec<Change> = ledger.drain_changes().collect();
@@ -132,46 +141,6 @@ fn an_observed_service_is_granted_what_would_have_been_refused_and_says_so() {
     let grant = ledger.borrow(&Request::session("t1r", "acme"), &observed, NOW).expect("observed");
     assert!(matches!(grant.observed.as_deref(), Some(Refusal::BudgetSpent(_))));
     assert_eq!(grant.pool.borrowed, 1);
-}
-
-#[test]
-fn a_report_with_one_bad_value_counts_nothing_of_it() {
-    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0] {
-        let mut ledger = ledger();
-        let usage = |value| Usage { organization: "acme", metric: "egress_bytes", value };
-        let refused = ledger.report(None, Some("r1"), &[usage(100.0), usage(bad)], DECEMBER, NOW);
-        assert_eq!(refused.unwrap_err().field, "metrics.value");
-        assert_eq!(ledger.spent("acme", &[budget(1.0, Period::Day)], DECEMBER), None);
-        // Its idempotency key is not used up either.
-        assert_eq!(ledger.report(None, Some("r1"), &[usage(1.0)], DECEMBER, NOW), Ok(true));
-    }
-}
-
-#[test]
-fn a_report_counts_once_in_ten_minutes_for_one_indexer() {
-    let mut ledger = ledger();
-    let usage = [Usage { organization: "acme", metric: "egress_bytes", value: 10.0 }];
-    let mut report = |by, later| {
-        let at = NOW + Duration::from_secs(later);
-        ledger.report(Some(by), Some("r1"), &usage, DECEMBER, at).expect("valid")
-    };
-    assert!(report("west", 0));
-    assert!(!report("west", 599));
-    assert!(report("east", 599));
-    assert!(report("west", 600));
-    let spent = ledger.spent("acme", &[budget(1.0, Period::Day)], DECEMBER).expect("spent");
-    assert_eq!(spent.used, 30.0);
-}
-
-#[test]
-fn the_metrics_of_one_organization_are_bounded() {
-    let mut ledger = ledger();
-    let names: Vec<String> = (0..65).map(|number| format!("metric-{number}")).collect();
-    let usages: Vec<Usage<'_>> =
-        names.iter().map(|metric| Usage { organization: "acme", metric, value: 1.0 }).collect();
-    assert_eq!(ledger.report(None, None, &usages[..64], DECEMBER, NOW), Ok(true));
-    let refused = ledger.report(None, None, &usages[64..], DECEMBER, NOW).unwrap_err();
-    assert_eq!(refused.field, "metrics.key");
 }
 
 #[test]
@@ -214,6 +183,71 @@ fn the_reason_of_a_revocation_survives_a_restart() {
     restarted.resume(NOW, ledger.next_serial(), NOW + Duration::from_secs(30));
     let kept = restarted.keep_alive(id, None, NOW + Duration::from_secs(60));
     assert_eq!(kept, KeptAlive::Revoked(Reason::BudgetSpent));
+}
+
+#[test]
+fn revocations_are_never_refused_and_whoever_has_too_many_remembered_borrows_nothing() {
+    let mut ledger = Ledger::new(Config { max_leases: 8, ..Config::default() });
+    let request = Request::session("t1r", "acme").indexer("west");
+    let borrow = |ledger: &mut Ledger, request, now| {
+        ledger.borrow(&request, &Terms::default(), now).map(|grant| grant.id)
+    };
+    // A memory has room for 1,024 at least.
+    let mut last = None;
+    for _ in 0..1_024 / 8 {
+        let held: Vec<_> = (0..8).map(|_| borrow(&mut ledger, request, NOW)).collect();
+        for id in held {
+            last = id.ok();
+            assert!(ledger.revoke(last.expect("there is room"), Reason::Operator, NOW));
+        }
+    }
+    let full =
+        MemoryFull { memory: Remembers::Revocations, indexer: Some("west".into()), most: 1_024 };
+    let refused = borrow(&mut ledger, request, NOW);
+    assert_eq!(refused, Err(Refusal::MemoryFull(full.clone())));
+    assert_eq!(
+        full.to_string(),
+        "1024 revocations of indexer \"west\" are remembered, the most there may be"
+    );
+    let kept = ledger.keep_alive(last.expect("granted"), Some("west"), NOW);
+    assert_eq!(kept, KeptAlive::Revoked(Reason::Operator), "none is forgotten to make room");
+    let other = borrow(&mut ledger, request.indexer("east"), NOW).expect("another has room");
+    assert!(ledger.revoke(other, Reason::Operator, NOW));
+    let later = NOW + Duration::from_secs(600);
+    assert!(borrow(&mut ledger, request, later).is_ok());
+}
+
+#[test]
+fn a_borrow_id_whose_lease_ended_buys_nothing_after_a_restart_either() {
+    let mut ledger = ledger();
+    let request = Request::session("t1r", "acme").indexer("west");
+    let returned = request.borrow_id(BorrowId(1));
+    let undone = request.borrow_id(BorrowId(2));
+    let early = request.borrow_id(BorrowId(3));
+    let id = ledger.borrow(&returned, &Terms::default(), NOW).expect("no ceiling").id;
+    ledger.release(id, Some("west"), Duration::ZERO, NOW);
+    let id = ledger.borrow(&undone, &Terms::default(), NOW).expect("no ceiling").id;
+    ledger.undo(id, undone.borrow_id, NOW);
+    let missing = ledger.release_borrow(BorrowId(3), Some("west"), Duration::ZERO, NOW);
+    assert_eq!(missing, Ok(Released::Missing));
+
+    let mut restarted = Ledger::new(Config::default());
+    for change in ledger.drain_changes() {
+        // The store keeps leases by what is said of them last: none of these lives.
+        if !matches!(change, Change::Granted(_) | Change::Ended { .. }) {
+            restarted.restore(change).expect("what was said restores");
+        }
+    }
+    restarted.resume(NOW, ledger.next_serial(), NOW);
+    let mut borrow = |request: Request<'_>, now| {
+        restarted.borrow(&request, &Terms::default(), now).map(|grant| grant.replayed)
+    };
+    assert_eq!(borrow(returned, NOW), Err(Refusal::BorrowEnded));
+    assert_eq!(borrow(returned.trace("a"), NOW), Err(Refusal::BorrowIdReused));
+    assert_eq!(borrow(early.trace("a"), NOW), Err(Refusal::BorrowEnded));
+    assert_eq!(borrow(returned.indexer("east"), NOW), Ok(false), "another's id is its own");
+    assert_eq!(borrow(undone, NOW), Ok(false), "nobody heard of it");
+    assert_eq!(borrow(returned, NOW + Duration::from_secs(60)), Ok(false));
 }
 
 #[test]

@@ -289,7 +289,8 @@ proptest! {
             prop_assert_eq!((again.id, again.replayed), (first.id, true));
         }
         prop_assert_eq!(used.ledger.len(), held);
-        used.ledger.release_borrow(BorrowId(id), None, Duration::ZERO, used.now);
+        let returned = used.ledger.release_borrow(BorrowId(id), None, Duration::ZERO, used.now);
+        prop_assert_eq!(returned, Ok(Released::Returned));
         let late = used.ledger.borrow(&request, &Terms::default(), used.now);
         prop_assert_eq!(late, Err(Refusal::BorrowEnded));
         prop_assert_eq!(used.ledger.len(), held - 1);

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lease::{
-    Config, Holder, Kind, LeaseNumber, Ledger, Reason, Request, Terms, Timestamp, Usage, WallTime,
+    Config, Holder, Kind, LeaseNumber, Ledger, Reason, Report, Request, Submission, Terms,
+    Timestamp, WallTime,
 };
 use proptest::prelude::*;
 
@@ -29,6 +30,19 @@ fn request((_, a, b): Step) -> Request<'static> {
 
 fn ledger() -> Ledger {
     Ledger::new(Config { journal: true, ..Config::default() })
+}
+
+fn report(ledger: &mut Ledger, organization: &str, bytes: f64, now: Timestamp) {
+    let mut report = Report::builder();
+    report.add(organization, &[("bytes", bytes)]).expect("it can be counted");
+    let submission = Submission {
+        caller: None,
+        idempotency_key: None,
+        report: &report.build(),
+        accounts: &(),
+        wall: WallTime::default(),
+    };
+    ledger.report(&submission, 0, now).expect("valid");
 }
 
 fn borrow(ledger: &mut Ledger, step: Step, now: Timestamp) {
@@ -131,8 +145,7 @@ proptest! {
                 ledger.keep_alive(id, indexer.as_deref(), now);
             }
             if step.0 % 8 == 4 {
-                let usage = Usage { organization: "acme", metric: "bytes", value: value.into() };
-                ledger.report(None, None, &[usage], WallTime::default(), now).expect("valid");
+                report(&mut ledger, "acme", value.into(), now);
             }
             // A revocation is kept as the end of its lease and as the memory of it.
             let changes = ledger.drain_changes().count() as u64;
@@ -186,8 +199,7 @@ fn no_part_is_bigger_than_a_lock_may_be_held_for() {
     for name in &names {
         let request = Request::session("t1r", name);
         ledger.borrow(&request, &Terms::default(), Timestamp::ZERO).expect("no ceiling");
-        let usage = Usage { organization: name, metric: "bytes", value: 1.0 };
-        ledger.report(None, None, &[usage], WallTime::default(), Timestamp::ZERO).expect("valid");
+        report(&mut ledger, name, 1.0, Timestamp::ZERO);
     }
     let sizes: [Vec<usize>; 3] = [
         (0..).map_while(|part| Some(ledger.holders(part)?.count())).collect(),

@@ -3,23 +3,25 @@
 
 mod model;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Budget, Change, Config, KeptAlive, Ledger, Limits, Period, Reason, Refusal, Released,
-    Request, Terms, Timestamp, Usage, WallTime,
+    BorrowId, Budget, Change, Config, KeptAlive, Ledger, Limits, MemoryFull, Period, Reason,
+    Refusal, Released, Report, ReportRefusal, Request, ServiceNames, Submission, Terms, Timestamp,
+    UnnamedServices, Used, WallTime,
 };
-use model::{Answer, Ask, Deal, Model};
+use model::{Answer, Ask, Bounds, Deal, Model};
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
 const INDEXERS: [Option<&str>; 3] = [None, Some("east"), Some("west")];
-const SERVICES: [&str; 2] = ["t1r", "t2w"];
+const SERVICES: [&str; 4] = ["t1r", "t2w", "x1", "x2"];
 const ORGANIZATIONS: [&str; 2] = ["acme", "globex"];
 const API_KEYS: [&str; 3] = ["", "key-1", "key-2"];
 const TRACES: [&str; 4] = ["", "0000", "trace-a", "trace-b"];
 const METRICS: [&str; 2] = ["egress_bytes", "processed_blocks"];
-const MAX_LEASES: usize = 9;
+const BOUNDS: Bounds = Bounds { leases: 9, id_bytes: 60, borrow_ids: 4, report_keys: 2 };
 /// The last days of a month, so that windows turn while a case runs.
 const WALL_START: i64 = 1_798_675_200;
 
@@ -60,7 +62,7 @@ fn ask() -> impl Strategy<Value = Ask> {
         prop::sample::select(&API_KEYS[..]),
         prop::sample::select(&TRACES[..]),
     );
-    let borrow_id = prop::option::weighted(0.3, 0..3u128);
+    let borrow_id = prop::option::weighted(0.3, 0..6u128);
     (ids, prop_oneof![2 => Just(0), 3 => 1..4i64], borrow_id).prop_map(
         |((indexer, service, organization, api_key, trace), max_workers, borrow_id)| Ask {
             indexer,
@@ -85,14 +87,16 @@ fn deal() -> impl Strategy<Value = Deal> {
     );
     let ttl = prop_oneof![Just(1_000), Just(60_000), Just(120_000)];
     let budgets = prop::collection::vec(budget, 0..2);
-    (ceiling(), ceiling(), ceiling(), ttl, prop::bool::weighted(0.1), budgets).prop_map(
-        |(service, organization, api_key, ttl, observe, budgets)| Deal {
+    let observe = prop::bool::weighted(0.1);
+    (ceiling(), ceiling(), ceiling(), ttl, observe, budgets, 0..3u64).prop_map(
+        |(service, organization, api_key, ttl, observe, budgets, max_unnamed)| Deal {
             service,
             organization,
             api_key,
             ttl: Duration::from_millis(ttl),
             observe,
             budgets,
+            max_unnamed,
         },
     )
 }
@@ -106,20 +110,20 @@ fn step() -> impl Strategy<Value = Step> {
         prop::sample::select(&METRICS[..]),
         prop_oneof![9 => (0..9u32).prop_map(f64::from), 1 => Just(f64::NAN)],
     );
-    let key = prop::option::of(prop::sample::select(&["report-1", "report-2"][..]));
+    let key = prop::option::of(prop::sample::select(&["report-1", "report-2", "report-3"][..]));
     prop_oneof![
         8 => (ask(), deal()).prop_map(|(ask, deal)| Step::Borrow(ask, deal)),
         4 => (any::<usize>(), caller()).prop_map(|(at, by)| Step::KeepAlive(at, by)),
         4 => (any::<usize>(), caller(), life()).prop_map(|(at, by, l)| Step::Release(at, by, l)),
-        1 => (0..3u128, caller(), life()).prop_map(|(id, by, l)| Step::ReleaseBorrow(id, by, l)),
+        1 => (0..6u128, caller(), life()).prop_map(|(id, by, l)| Step::ReleaseBorrow(id, by, l)),
         1 => any::<usize>().prop_map(Step::Undo),
         1 => any::<usize>().prop_map(Step::Revoke),
         1 => prop::sample::select(&ORGANIZATIONS[..]).prop_map(Step::Disable),
         2 => (caller(), key, prop::collection::vec(usage, 0..3))
             .prop_map(|(by, key, usages)| Step::Report(by, key, usages)),
         4 => (0..70_000u64).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
-        1 => (0..3i64).prop_map(Step::PassDays),
-        1 => (0..600_000u64).prop_map(|ms| Step::Restart(Duration::from_millis(ms))),
+        1 => prop_oneof![8 => 0..3i64, 2 => -2..0i64, 1 => -4_000..4_000i64].prop_map(Step::PassDays),
+        1 => prop_oneof![Just(0), 0..600_000u64].prop_map(|ms| Step::Restart(Duration::from_millis(ms))),
     ]
 }
 
@@ -130,7 +134,7 @@ impl ReferenceStateMachine for Rules {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<World> {
-        let model = Model::new(MAX_LEASES);
+        let model = Model::new(BOUNDS);
         Just(World { model, wall: WALL_START, answer: Answer::None }).boxed()
     }
 
@@ -185,6 +189,7 @@ struct Tested {
     asked: Vec<Ask>,
     now: Timestamp,
     wall: i64,
+    kept: Kept,
 }
 
 fn request(ask: &Ask) -> Request<'static> {
@@ -217,6 +222,8 @@ impl Tested {
             observe: deal.observe,
             budgets: &deal.budgets,
             wall: WallTime::from_unix(self.wall),
+            unnamed: (!model::is_named(ask.service))
+                .then_some(UnnamedServices { max: deal.max_unnamed, names: &Names }),
             ..Terms::default()
         };
         let pool = |pool: lease::PoolState| [pool.borrowed, pool.traces, pool.own_trace];
@@ -243,12 +250,21 @@ impl Tested {
                 pool: pool(denied.pool),
             },
             Err(Refusal::Full { .. }) => Answer::Full,
+            Err(Refusal::IdsFull { .. }) => Answer::IdsFull,
+            Err(Refusal::TooManyServices { .. }) => Answer::TooManyServices,
+            Err(Refusal::MemoryFull(full)) => memory_full(&full, ask.indexer),
             Err(Refusal::BorrowIdReused) => Answer::BorrowIdReused,
             Err(Refusal::BorrowEnded) => Answer::BorrowEnded,
         }
     }
 
     fn apply(&mut self, step: &Step) -> Answer {
+        let answer = self.answer(step);
+        self.ledger.drain_changes().for_each(|change| self.kept.keep(change));
+        answer
+    }
+
+    fn answer(&mut self, step: &Step) -> Answer {
         let now = self.now;
         match step {
             Step::Borrow(ask, deal) => self.borrow(ask, deal),
@@ -261,7 +277,8 @@ impl Tested {
                 released(self.ledger.release(self.id(*at), *by, *life, now))
             }
             Step::ReleaseBorrow(id, by, life) => {
-                released(self.ledger.release_borrow(BorrowId(*id), *by, *life, now))
+                let answer = self.ledger.release_borrow(BorrowId(*id), *by, *life, now);
+                answer.map_or_else(|full| memory_full(&full, *by), released)
             }
             Step::Undo(at) => {
                 let asked = self.asked.get(at % self.asked.len().max(1));
@@ -275,13 +292,24 @@ impl Tested {
                 (h.organization == *organization).then_some(Reason::OrganizationDisabled)
             })),
             Step::Report(by, key, usages) => {
-                let usages: Vec<Usage<'_>> = usages
-                    .iter()
-                    .map(|&(organization, metric, value)| Usage { organization, metric, value })
-                    .collect();
-                let wall = WallTime::from_unix(self.wall);
-                let counted = self.ledger.report(*by, *key, &usages, wall, now);
-                counted.map_or(Answer::Invalid, Answer::Yes)
+                let mut report = Report::builder();
+                for &(organization, metric, value) in usages {
+                    let added = report.add(organization, &[(metric, value)]);
+                    assert_eq!(added.is_err(), value.is_nan());
+                }
+                let submission = Submission {
+                    caller: *by,
+                    idempotency_key: *key,
+                    report: &report.build(),
+                    accounts: &(),
+                    wall: WallTime::from_unix(self.wall),
+                };
+                match self.ledger.report(&submission, 0, now) {
+                    Ok(counted) => Answer::Yes(!counted.repeated),
+                    Err(ReportRefusal::KeyReused) => Answer::KeyReused,
+                    Err(ReportRefusal::MemoryFull(full)) => memory_full(&full, *by),
+                    Err(invalid) => panic!("{invalid}"),
+                }
             }
             Step::Pass(time) => {
                 self.now = now + *time;
@@ -299,14 +327,23 @@ impl Tested {
         }
     }
 
-    /// Makes the ledger anew from its snapshot, as a server does that comes back.
+    /// Makes the ledger anew, as a server does that comes back: from what its changes said, or
+    /// from its snapshot, which come to the same.
     fn restart(&mut self, later: Duration) {
         let mut restarted = Ledger::new(Config { seed: [9; 32], ..config() });
-        for change in self.ledger.snapshot() {
-            restarted.restore(change).expect("a snapshot restores");
+        // Time that passes meanwhile moves the end of what lingers, which no change says.
+        let changes: Vec<Change> = if later.is_zero() {
+            self.kept.changes(self.now).collect()
+        } else {
+            self.ledger.snapshot().collect()
+        };
+        for change in changes {
+            restarted.restore(change).expect("what was kept restores");
         }
         restarted.resume(self.now, self.ledger.next_serial(), self.now + later);
         self.now = self.now + later;
+        self.kept = Kept::default();
+        restarted.snapshot().for_each(|change| self.kept.keep(change));
         self.ledger = restarted;
     }
 }
@@ -319,8 +356,30 @@ fn released(released: Released) -> Answer {
     }
 }
 
+fn memory_full(full: &MemoryFull, caller: Option<&str>) -> Answer {
+    assert_eq!(full.indexer.as_deref(), caller);
+    Answer::MemoryFull(full.memory)
+}
+
+#[derive(Debug)]
+struct Names;
+
+impl ServiceNames for Names {
+    fn is_named(&self, service: &str) -> bool {
+        model::is_named(service)
+    }
+}
+
 fn config() -> Config {
-    Config { max_leases: MAX_LEASES as u64, seed: [7; 32], journal: true }
+    Config {
+        max_leases: BOUNDS.leases as u64,
+        max_id_bytes: BOUNDS.id_bytes as u64,
+        max_borrow_ids: Some(BOUNDS.borrow_ids as u64),
+        max_report_keys: BOUNDS.report_keys as u64,
+        seed: [7; 32],
+        journal: true,
+        ..Config::default()
+    }
 }
 
 impl StateMachineTest for Rules {
@@ -334,6 +393,7 @@ impl StateMachineTest for Rules {
             asked: Vec::new(),
             now: Timestamp::ZERO,
             wall: world.wall,
+            kept: Kept::default(),
         }
     }
 
@@ -388,22 +448,54 @@ prop_state_machine! {
     fn the_ledger_answers_as_the_plain_model_does(sequential 1..40 => Rules);
 }
 
-/// Applies changes to a list of leases the way a store does.
-fn keep(kept: &mut Vec<lease::Lease>, change: Change) {
-    match change {
-        Change::Granted(lease) => kept.push(*lease),
-        Change::Lingers { id, until } => {
-            let lease = kept.iter_mut().find(|lease| lease.id == id).expect("granted before");
-            lease.lingers_until = Some(until);
+/// What the changes said, kept the way a store does.
+#[derive(Default)]
+struct Kept {
+    leases: Vec<lease::Lease>,
+    used: HashMap<(Box<str>, Box<str>), Used>,
+    /// In the order told; of what was told twice under one name, the latest.
+    remembered: Vec<Change>,
+}
+
+impl Kept {
+    fn keep(&mut self, change: Change) {
+        match change {
+            Change::Granted(lease) => self.leases.push(*lease),
+            Change::Lingers { id, until } => {
+                let lease = self.leases.iter_mut().find(|lease| lease.id == id);
+                lease.expect("granted before").lingers_until = Some(until);
+            }
+            Change::Ended { id, .. } => {
+                let at = self.leases.iter().position(|lease| lease.id == id).expect("ended once");
+                self.leases.remove(at);
+            }
+            Change::Used { organization, metric, used } => {
+                self.used.insert((organization, metric), used);
+            }
+            Change::Unused { organization, metric } => {
+                self.used.remove(&(organization, metric));
+            }
+            Change::Revoked { .. } | Change::Reported { .. } | Change::BorrowEnded { .. } => {
+                self.remembered.push(change);
+            }
         }
-        Change::Ended { id, .. } => {
-            let at = kept.iter().position(|lease| lease.id == id).expect("ended once");
-            kept.remove(at);
-        }
-        Change::Revoked { .. }
-        | Change::Used { .. }
-        | Change::Unused { .. }
-        | Change::Reported { .. } => {}
+    }
+
+    /// Everything that is kept, but for what is past.
+    fn changes(&self, now: Timestamp) -> impl Iterator<Item = Change> {
+        let leases = self.leases.iter().map(|lease| Change::Granted(Box::new(lease.clone())));
+        let used = self.used.iter().map(|((organization, metric), used)| Change::Used {
+            organization: organization.clone(),
+            metric: metric.clone(),
+            used: *used,
+        });
+        let remembered = self.remembered.iter().filter(move |change| match change {
+            Change::Revoked { until, .. }
+            | Change::Reported { until, .. }
+            | Change::BorrowEnded { until, .. } => *until > now,
+            _ => true,
+        });
+        leases.chain(remembered.cloned()).chain(used)
     }
 }
 
@@ -414,19 +506,15 @@ proptest! {
     #[test]
     fn the_changes_say_exactly_which_leases_there_are(steps in prop::collection::vec(step(), 1..40)) {
         let mut tested = Rules::init_test(&World {
-            model: Model::new(MAX_LEASES),
+            model: Model::new(BOUNDS),
             wall: WALL_START,
             answer: Answer::None,
         });
-        let mut kept = Vec::new();
-        for step in steps.iter().filter(|step| !matches!(step, Step::Restart(_))) {
+        for step in &steps {
             tested.apply(step);
-            for change in tested.ledger.drain_changes() {
-                keep(&mut kept, change);
-            }
             let mut there: Vec<lease::Lease> = tested.ledger.leases().collect();
             let mut said: Vec<lease::Lease> =
-                kept.iter().map(|lease| lease::Lease { borrowed_as: None, ..lease.clone() }).collect();
+                tested.kept.leases.iter().map(|lease| lease::Lease { borrowed_as: None, ..lease.clone() }).collect();
             there.sort_by_key(|lease| lease.id.serial());
             said.sort_by_key(|lease| lease.id.serial());
             prop_assert_eq!(there, said);

@@ -9,7 +9,8 @@ use crate::refusals::Refusals;
 /// A policy in force.
 #[derive(Debug)]
 pub(crate) struct Live {
-    pub(crate) policy: Policy,
+    /// Shared with reports of usage, which go on for a while after they took it.
+    pub(crate) policy: Arc<Policy>,
     borrows: Vec<BorrowCounters>,
     borrows_unknown: BorrowCounters,
     /// Here, so that a call need not count a reference to it.
@@ -20,7 +21,7 @@ impl Live {
     pub(crate) fn new(policy: Policy, metrics: &Metrics, refusals: Arc<Refusals>) -> Self {
         let borrows = policy.services().map(|service| metrics.borrows_of(service)).collect();
         let borrows_unknown = metrics.borrows_of(DEFAULT_SERVICE);
-        Self { borrows, borrows_unknown, refusals, policy }
+        Self { borrows, borrows_unknown, refusals, policy: Arc::new(policy) }
     }
 
     /// The counters of the service entry, or of services that nobody speaks for.

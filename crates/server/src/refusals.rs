@@ -109,9 +109,15 @@ impl Refusals {
             }
             Some(Refusal::BudgetSpent(spent)) => Cause::Budget(spent.clone()),
             // The server is full, or the caller is mistaken: nothing that an operator limits.
-            Some(Refusal::Full { .. } | Refusal::BorrowIdReused | Refusal::BorrowEnded) | None => {
-                return;
-            }
+            Some(
+                Refusal::Full { .. }
+                | Refusal::IdsFull { .. }
+                | Refusal::TooManyServices { .. }
+                | Refusal::MemoryFull(_)
+                | Refusal::BorrowIdReused
+                | Refusal::BorrowEnded,
+            )
+            | None => return,
         };
         let BorrowWorkerRequest { organization_id, service, api_key_id, trace_id, .. } = request;
         self.note([organization_id, service, api_key_id, trace_id], cause, observed);

@@ -145,14 +145,14 @@ impl<S: Store> WorkerPool<S> {
         let caller = caller.map(Indexer::name);
         let released = match (message.worker_key.as_str(), borrow_id(metadata)?) {
             ("", Some(borrow_id)) => {
-                self.store.release_borrow(borrow_id, caller, minimal_life).await
+                let released = self.store.release_borrow(borrow_id, caller, minimal_life).await;
+                released.map_err(|error| Status::unavailable(error.to_string()))
             }
             (key, _) => match key.parse::<LeaseId>() {
-                Ok(id) => self.store.release(id, caller, minimal_life).await,
-                Err(_) => self.store.ready().map(|()| Released::Missing),
+                Ok(id) => self.store.release(id, caller, minimal_life).await.map_err(unavailable),
+                Err(_) => self.store.ready().map(|()| Released::Missing).map_err(unavailable),
             },
-        }
-        .map_err(unavailable)?;
+        }?;
         self.counters.count_return(released);
         let status = match released {
             Released::Missing => Outcome::MissingKey,
@@ -331,7 +331,11 @@ fn refused_borrow(refusal: &Refusal) -> Status {
         Refusal::BudgetSpent(_) => Status::resource_exhausted(message),
         Refusal::BorrowIdReused => Status::invalid_argument(message),
         Refusal::BorrowEnded => Status::cancelled(message),
-        // Both are answered otherwise; as statuses they ask the caller to try again.
-        Refusal::Full { .. } | Refusal::Denied(_) => Status::unavailable(message),
+        // What is full, and a ceiling that is answered otherwise: the caller may try again.
+        Refusal::Full { .. }
+        | Refusal::IdsFull { .. }
+        | Refusal::TooManyServices { .. }
+        | Refusal::MemoryFull(_)
+        | Refusal::Denied(_) => Status::unavailable(message),
     }
 }

@@ -1,92 +1,111 @@
 //! `sf.gateway.payment.v1.UsageService`: what organizations used, counted against their budgets.
 
-use std::collections::{HashMap, HashSet};
+use std::any::Any;
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http::header::{HeaderMap, HeaderName};
-use lease::{BudgetSpent, Invalid, Reason, Usage, validate_id};
+use lease::{BudgetSpent, MAX_METRICS, Reason, Report, ReportRefusal, Uncountable, validate_id};
+use parking_lot::Mutex;
+use prost::Message as _;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
-use wire::metering::{Event, Metric};
-use wire::payment::{ReportRequest, ReportResponse};
+use wire::metering::Event;
+use wire::payment::ReportResponse;
 
 pub(crate) use wire::payment::usage_service_server::SERVICE_NAME as USAGE_SERVICE;
 
 use crate::admin::metrics::UsageCounters;
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
-use crate::rpc::{Answer, decode};
-use crate::store::{ReportError, Store};
+use crate::rpc::{self, Answer};
+use crate::store::{ReportError, Skipped, Store, UsageReport};
 
 /// Names a report, so that it counts once however often it is sent.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
 
-/// Most events of one report.
-const MAX_EVENTS: usize = 10_000;
+/// Tells how many events of a report were skipped, where any were.
+pub(crate) const EVENTS_SKIPPED: HeaderName = HeaderName::from_static("x-events-skipped");
 
-/// Most metrics of one event.
-const MAX_METRICS: usize = 64;
-
-/// Most different metrics of different organizations in one report, all of which are one change of
-/// the store.
-const MAX_AMOUNTS: usize = 50_000;
+/// The field of the events in a report, and that of the metrics in an event.
+const EVENTS: u32 = 1;
+const METRICS: u32 = 20;
 
 /// Most organizations that one answer gives reasons for.
 const MAX_REASONS: usize = 8;
+
+/// How often the log tells of events that were skipped.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// `UsageService` over a store.
 #[derive(Debug)]
 pub(crate) struct UsageReports<S> {
     store: Arc<S>,
     counters: UsageCounters,
+    max_events: usize,
+    skipped: Arc<SkippedLog>,
 }
 
 impl<S> Clone for UsageReports<S> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), counters: self.counters.clone() }
+        let Self { store, counters, max_events, skipped } = self;
+        let (store, counters, skipped) = (store.clone(), counters.clone(), skipped.clone());
+        Self { store, counters, max_events: *max_events, skipped }
     }
 }
 
 impl<S: Store> UsageReports<S> {
-    pub(crate) fn new(store: Arc<S>, counters: UsageCounters) -> Self {
-        Self { store, counters }
+    /// Takes reports of at most so many events.
+    pub(crate) fn new(store: Arc<S>, counters: UsageCounters, max_events: u32) -> Self {
+        Self { store, counters, max_events: max_events as usize, skipped: Arc::default() }
     }
 
-    /// Report. It is applied when this returns; the future waits for the answer.
+    /// Report. It is on its way when this returns; the future waits for the answer.
     ///
-    /// A large report takes milliseconds, so it is no work for a thread that serves calls.
+    /// Reading a large one takes milliseconds, so it is no work for a thread that serves calls.
+    /// `until_counted` is dropped once the report is counted, whether anybody waits or not.
     ///
     /// # Errors
     ///
-    /// `INVALID_ARGUMENT` naming the field that cannot be what it is; nothing is counted then.
+    /// `INVALID_ARGUMENT` when it cannot be read, has too many events, or goes by a name that it
+    /// cannot have; nothing is counted then. An event that cannot be counted is skipped.
     pub(crate) fn report(
         &self,
         live: &Live,
         caller: Option<&Indexer>,
         metadata: &HeaderMap,
-        message: Bytes,
+        body: Bytes,
+        until_counted: Option<Box<dyn Any + Send>>,
     ) -> Result<impl Future<Output = Result<Answer, Status>> + Send + use<S>, Status> {
         let began = Instant::now();
-        let key = idempotency_key(metadata)?;
-        let message = decode_report(message)?;
-        let (usages, organizations) = amounts(&message.events, &live.policy)?;
-        let disabled = organizations.into_iter().filter_map(|organization| {
-            let reason = live.policy.disabled(organization, "")?;
-            Some((Box::<str>::from(organization), reason))
+        let idempotency_key = idempotency_key(metadata)?.map(Into::into);
+        let read = Read::from(&rpc::message(body)?, &live.policy, self.max_events)?;
+        let Read { report, organizations, disabled, events, mut skipped } = read;
+        let reported = self.store.report(UsageReport {
+            caller: caller.map(|caller| caller.name().into()),
+            idempotency_key,
+            report,
+            organizations,
+            policy: live.policy.clone(),
+            until_counted,
         });
-        let disabled: Vec<_> = disabled.take(MAX_REASONS + 1).collect();
-        let caller = caller.map(Indexer::name);
-        let reported = self.store.report(caller, key, &usages, &live.policy);
-        let counters = self.counters.clone();
-        let events = message.events.len() as u64;
+        let (counters, log) = (self.counters.clone(), self.skipped.clone());
         Ok(async move {
-            let reported = reported.await.map_err(|error| match error {
-                ReportError::Invalid(problem) => Status::invalid_argument(problem.to_string()),
-                ReportError::Unavailable(error) => Status::unavailable(error.to_string()),
-            })?;
-            counters.count(&reported, events, began);
-            Ok(Answer::new(&response(&disabled, &reported.spent)))
+            let reported = reported.await.map_err(refused)?;
+            skipped.iter_mut().zip(reported.skipped).for_each(|(sum, more)| *sum += more);
+            counters.count(&reported, events, &skipped, began);
+            let answer = Answer::new(&response(&disabled, &reported.spent));
+            // What did not fit is told by amounts, which several may be of one event.
+            let skipped = skipped.iter().sum::<u64>().min(events);
+            if skipped == 0 {
+                return Ok(answer);
+            }
+            if reported.counted {
+                log.add(skipped);
+            }
+            Ok(answer.metadata(EVENTS_SKIPPED, skipped))
         })
     }
 
@@ -97,24 +116,39 @@ impl<S: Store> UsageReports<S> {
     }
 }
 
-/// A report of which only the number of events is known: read, an event takes up a hundred times
-/// what it may have on the wire.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Unread {
-    #[prost(message, repeated, tag = "1")]
-    events: Vec<UnreadEvent>,
+fn refused(error: ReportError) -> Status {
+    let message = error.to_string();
+    match error {
+        ReportError::Refused(ReportRefusal::Invalid(_) | ReportRefusal::KeyReused) => {
+            Status::invalid_argument(message)
+        }
+        ReportError::Refused(ReportRefusal::MemoryFull(_)) | ReportError::Unavailable(_) => {
+            Status::unavailable(message)
+        }
+    }
 }
 
-#[derive(Clone, PartialEq, prost::Message)]
-struct UnreadEvent {}
+/// Tells the log once a while how many events were skipped.
+#[derive(Debug, Default)]
+struct SkippedLog(Mutex<(u64, Option<Instant>)>);
 
-fn decode_report(message: Bytes) -> Result<ReportRequest, Status> {
-    let Unread { events } = decode(message.clone())?;
-    if events.len() > MAX_EVENTS {
-        let problem = format!("events are {}, and may be {MAX_EVENTS}", events.len());
-        return Err(Status::invalid_argument(problem));
+impl SkippedLog {
+    fn add(&self, events: u64) {
+        let now = Instant::now();
+        let mut log = self.0.lock();
+        let (untold, told) = &mut *log;
+        *untold += events;
+        if told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
+            return;
+        }
+        *told = Some(now);
+        let events = std::mem::take(untold);
+        drop(log);
+        tracing::warn!(
+            events,
+            "events of usage reports were skipped; the metric usage_events_skipped tells why"
+        );
     }
-    decode(message)
 }
 
 fn idempotency_key(metadata: &HeaderMap) -> Result<Option<&str>, Status> {
@@ -122,56 +156,121 @@ fn idempotency_key(metadata: &HeaderMap) -> Result<Option<&str>, Status> {
     key.transpose().map_err(|_| Status::invalid_argument(format!("{IDEMPOTENCY_KEY} is no text")))
 }
 
-/// What the events say, summed up by organization and metric, and their organizations.
-fn amounts<'a>(
-    events: &'a [Event],
-    policy: &'a Policy,
-) -> Result<(Vec<Usage<'a>>, Vec<&'a str>), Status> {
-    let (mut sums, mut places) = (Vec::new(), HashMap::new());
-    let (mut organizations, mut seen) = (Vec::new(), HashSet::new());
-    for (number, event) in events.iter().enumerate() {
-        validate(event)
-            .map_err(|problem| Status::invalid_argument(format!("events[{number}].{problem}")))?;
-        let organization = &*event.organization_id;
-        if seen.insert(organization) {
-            organizations.push(organization);
-        }
-        let amounts = event.metrics.iter().map(|metric| (&*metric.key, metric.value));
-        // An event that counts nothing asks all the same whether its organization may go on.
-        let budgets = policy.organization_budgets(organization);
-        let asked = budgets.first().filter(|_| event.metrics.is_empty());
-        for (metric, value) in amounts.chain(asked.map(|budget| (&*budget.metric, 0.0))) {
-            let sum = *places.entry((organization, metric)).or_insert_with(|| {
-                sums.push(Usage { organization, metric, value: 0.0 });
-                sums.len() - 1
-            });
-            // The sum of finite amounts may be infinite.
-            sums[sum].value = (sums[sum].value + value).min(f64::MAX);
-        }
-    }
-    if sums.len() > MAX_AMOUNTS {
-        let problem = format!("events have {} different metrics of organizations", sums.len());
-        return Err(Status::invalid_argument(format!("{problem}, and may have {MAX_AMOUNTS}")));
-    }
-    Ok((sums, organizations))
+/// A report as it was read.
+struct Read {
+    report: Report,
+    /// The organizations with budgets, in the order reported.
+    organizations: Vec<Box<str>>,
+    /// A few of those that are disabled, and why.
+    disabled: Vec<(Box<str>, Reason)>,
+    events: u64,
+    skipped: Skipped,
 }
 
-/// The problem with `event`, if there is one, as it goes on after `events[0].`.
-fn validate(event: &Event) -> Result<(), String> {
-    validate_id("organization_id", &event.organization_id, true).map_err(|it| it.to_string())?;
-    validate_id("api_key_id", &event.api_key_id, false).map_err(|it| it.to_string())?;
-    if event.metrics.len() > MAX_METRICS {
-        return Err(format!("metrics are {}, and may be {MAX_METRICS}", event.metrics.len()));
+impl Read {
+    /// Reads event by event: read at once, a report takes up a hundred times what it has on the
+    /// wire.
+    fn from(message: &[u8], policy: &Policy, max_events: usize) -> Result<Self, Status> {
+        let mut events = 0;
+        for event in Contents::of(message, EVENTS) {
+            event?;
+            events += 1;
+        }
+        if events > max_events {
+            let problem = format!("events are {events}, and may be {max_events}");
+            return Err(Status::invalid_argument(problem));
+        }
+        let mut report = Report::builder();
+        let mut read = Self {
+            report: Report::builder().build(),
+            organizations: Vec::new(),
+            disabled: Vec::new(),
+            events: events as u64,
+            skipped: Skipped::default(),
+        };
+        let mut seen: HashSet<Box<str>> = HashSet::new();
+        for event in Contents::of(message, EVENTS) {
+            let event = event?;
+            let metrics = Contents::of(event, METRICS).take(MAX_METRICS + 1).count();
+            if metrics > MAX_METRICS {
+                read.skipped[Uncountable::TooManyMetrics as usize] += 1;
+                continue;
+            }
+            let event = Event::decode(event).map_err(rpc::unreadable)?;
+            let metrics: Vec<_> =
+                event.metrics.iter().map(|metric| (&*metric.key, metric.value)).collect();
+            let organization = &*event.organization_id;
+            let added = validate_id("api_key_id", &event.api_key_id, false)
+                .map_err(|_| Uncountable::ApiKey)
+                .and_then(|()| report.add(organization, &metrics));
+            if let Err(why) = added {
+                read.skipped[why as usize] += 1;
+            } else if !seen.contains(organization) {
+                seen.insert(organization.into());
+                read.ask(organization, policy);
+            }
+        }
+        read.report = report.build();
+        Ok(read)
     }
-    for (place, Metric { key, value }) in event.metrics.iter().enumerate() {
-        let sound = validate_id("key", key, true);
-        let sound = sound.and_then(|()| match value.is_finite() && *value >= 0.0 {
-            true => Ok(()),
-            false => Err(Invalid { field: "value", problem: "is negative or not finite" }),
-        });
-        sound.map_err(|problem| format!("metrics[{place}].{problem}"))?;
+
+    /// Sees to it that the answer tells whether the organization may go on. An event that counts
+    /// nothing asks too.
+    fn ask(&mut self, organization: &str, policy: &Policy) {
+        if !policy.organization_budgets(organization).is_empty() {
+            self.organizations.push(organization.into());
+        }
+        if self.disabled.len() <= MAX_REASONS {
+            let reason = policy.disabled(organization, "");
+            self.disabled.extend(reason.map(|reason| (organization.into(), reason)));
+        }
     }
-    Ok(())
+}
+
+/// What stands in one field of a message, as often as it is there: its bytes, as they are on the
+/// wire.
+struct Contents<'a> {
+    rest: &'a [u8],
+    field: u32,
+}
+
+impl<'a> Contents<'a> {
+    const fn of(message: &'a [u8], field: u32) -> Self {
+        Self { rest: message, field }
+    }
+
+    fn next_in(&mut self) -> Result<Option<&'a [u8]>, Status> {
+        while self.rest.has_remaining() {
+            let (tag, wire_type) = decode_key(&mut self.rest).map_err(rpc::unreadable)?;
+            if tag != self.field || wire_type != WireType::LengthDelimited {
+                skip_field(wire_type, tag, &mut self.rest, DecodeContext::default())
+                    .map_err(rpc::unreadable)?;
+                continue;
+            }
+            let length = decode_varint(&mut self.rest).map_err(rpc::unreadable)?;
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            let Some((content, rest)) = self.rest.split_at_checked(length) else {
+                return Err(Status::invalid_argument(
+                    "the message cannot be read: it is cut short",
+                ));
+            };
+            self.rest = rest;
+            return Ok(Some(content));
+        }
+        Ok(None)
+    }
+}
+
+impl<'a> Iterator for Contents<'a> {
+    type Item = Result<&'a [u8], Status>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_in().transpose();
+        if let Some(Err(_)) = next {
+            self.rest = &[];
+        }
+        next
+    }
 }
 
 fn response(disabled: &[(Box<str>, Reason)], spent: &[(Box<str>, BudgetSpent)]) -> ReportResponse {
@@ -184,4 +283,68 @@ fn response(disabled: &[(Box<str>, Reason)], spent: &[(Box<str>, BudgetSpent)]) 
         reasons.push("and more".to_owned());
     }
     ReportResponse { revoked, revocation_reason: reasons.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::metering::Metric;
+    use wire::payment::ReportRequest;
+
+    use super::*;
+
+    fn event(organization: &str, metrics: usize) -> Event {
+        let metrics = (0..metrics).map(|key| Metric { key: key.to_string(), value: 1.0 });
+        let organization_id = organization.to_owned();
+        Event { organization_id, metrics: metrics.collect(), ..Event::default() }
+    }
+
+    fn read(message: &[u8]) -> Result<Read, Status> {
+        Read::from(message, &Policy::default(), 3)
+    }
+
+    #[test]
+    fn a_report_is_read_event_by_event() {
+        let meta = "m".repeat(300);
+        let events = vec![event("a", 3), Event { meta, ..event("b", 64) }, event("a", 65)];
+        let message = ReportRequest { events }.encode_to_vec();
+        let read = read(&message).unwrap();
+        assert_eq!((read.events, read.report.len()), (3, 67));
+        assert_eq!(read.skipped[Uncountable::TooManyMetrics as usize], 1);
+        assert_eq!(read.skipped.iter().sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn a_message_that_is_cut_short_or_no_report_is_an_invalid_argument() {
+        let message = ReportRequest { events: vec![event("acme", 2)] }.encode_to_vec();
+        for length in 1..message.len() {
+            let status = read(&message[..length]).err().unwrap();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{length}");
+        }
+        // A length that is larger than memory, and a field of a group that never ends.
+        for wrong in [&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f][..], &[0x13]] {
+            assert_eq!(read(wrong).err().unwrap().code(), tonic::Code::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn one_event_of_ever_so_many_metrics_is_skipped_unread() {
+        // A million empty metrics in 3 MB, of which each would take up 32 bytes once read.
+        let metrics = [0xa2, 0x01, 0x00].repeat(1 << 20);
+        let mut message = vec![0x0a];
+        prost::encoding::encode_varint(metrics.len() as u64, &mut message);
+        message.extend(metrics);
+        let read = read(&message).unwrap();
+        assert_eq!((read.report.len(), read.skipped.iter().sum::<u64>()), (0, 1));
+    }
+
+    #[test]
+    fn only_a_spent_budget_may_be_told_as_resource_exhausted() {
+        let memory = lease::Remembers::IdempotencyKeys;
+        let full = lease::MemoryFull { memory, indexer: Some("west".into()), most: 7 };
+        let status = refused(ReportError::Refused(ReportRefusal::MemoryFull(full)));
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        assert!(status.message().contains("7 idempotency keys of indexer \"west\""), "{status}");
+        let status = refused(ReportError::Refused(ReportRefusal::KeyReused));
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    }
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use crate::change::{Change, End};
+use crate::slab::NONE;
 use crate::table::Entry;
-use crate::terms::Released;
+use crate::terms::{MemoryFull, Released, Remembers};
 use crate::types::{BorrowId, Kind, LeaseId, MAX_MINIMAL_LIFE, Reason, Timestamp};
 
-use super::{Bought, Holder, Ledger, Revocation};
+use super::{Bought, Holder, Ledger, Revocation, halves};
 
 /// How long the end of a borrow id is remembered when no lease tells a TTL.
 const BORROW_ID_MEMORY: Duration = Duration::from_secs(60);
@@ -40,14 +41,31 @@ impl Ledger {
     /// Takes a lease out of the table, and the workers of its trace after its last session.
     fn end(&mut self, slot: u32, end: End) {
         let Some((entry, orphaned)) = self.table.remove(slot) else { return };
-        self.ends.add(end);
-        self.record(|| Change::Ended { id: entry.id(slot), end });
+        self.record_end(slot, &entry, end);
         let Some(trace) = orphaned else { return };
         while let Some(worker) = self.table.first_of_trace(trace) {
             let Some((entry, _)) = self.table.remove(worker) else { return };
-            self.ends.add(End::WithSession);
-            self.record(|| Change::Ended { id: entry.id(worker), end: End::WithSession });
+            self.record_end(worker, &entry, End::WithSession);
         }
+    }
+
+    /// Records that a lease has left the table, and that its borrow id buys nothing while it is
+    /// remembered.
+    fn record_end(&mut self, slot: u32, entry: &Entry, end: End) {
+        self.ends.add(end);
+        self.record(|| Change::Ended { id: entry.id(slot), end });
+        let Some(fact) = self.borrows.at(entry.bought) else { return };
+        let (until, bought) = (fact.until, fact.what);
+        if bought.serial != entry.serial.get() || until <= self.now {
+            return;
+        }
+        let indexer = self.table.indexer_name(entry.indexer()).map(Into::into);
+        self.record(|| Change::BorrowEnded {
+            indexer,
+            id: bought.borrow_id(),
+            fingerprint: bought.fingerprint(),
+            until,
+        });
     }
 
     /// Returns a lease, if `caller` holds it.
@@ -87,23 +105,39 @@ impl Ledger {
     ///
     /// A try of the borrow that arrives later is refused, so a caller that gave up leaves nothing
     /// behind even if its borrow was still on the way.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryFull`] when the borrow has not arrived and the caller has as many borrow ids
+    /// remembered as it may have.
     pub fn release_borrow(
         &mut self,
         borrow_id: BorrowId,
         caller: Option<&str>,
         minimal_life: Duration,
         now: Timestamp,
-    ) -> Released {
+    ) -> Result<Released, MemoryFull> {
         self.expire(now);
-        let key = (self.table.indexer(caller), borrow_id);
-        match self.borrows.get(&key) {
-            Some(&Bought::Lease { id, .. }) => self.release(id, caller, minimal_life, now),
-            Some(Bought::Nothing) => Released::Missing,
-            None => {
-                self.borrows.insert(key, Bought::Nothing, self.now + BORROW_ID_MEMORY);
-                Released::Missing
-            }
+        let indexer = self.table.indexer(caller);
+        if let Some(&bought) = self.borrows.get(indexer, halves(borrow_id), self.now) {
+            let entry = self.table.leases.get(bought.slot);
+            let entry = entry.filter(|entry| entry.serial.get() == bought.serial);
+            let id = entry.map(|entry| entry.id(bought.slot));
+            return Ok(
+                id.map_or(Released::Missing, |id| self.release(id, caller, minimal_life, now))
+            );
         }
+        let room = self.borrows.room(indexer);
+        room.map_err(|most| self.memory_full(Remembers::BorrowIds, indexer, most))?;
+        let until = self.now + BORROW_ID_MEMORY;
+        self.borrows.remember(indexer, Bought::ended(borrow_id, None), until);
+        self.record(|| Change::BorrowEnded {
+            indexer: caller.map(Into::into),
+            id: borrow_id,
+            fingerprint: None,
+            until,
+        });
+        Ok(Released::Missing)
     }
 
     /// Takes back a grant whose answer could not be delivered: nobody holds the lease.
@@ -114,7 +148,8 @@ impl Ledger {
         self.expire(now);
         let Some(indexer) = self.table.find(id).map(Entry::indexer) else { return false };
         if let Some(borrow_id) = borrow_id {
-            self.borrows.remove(&(indexer, borrow_id));
+            let known = self.borrows.find(indexer, halves(borrow_id), self.now);
+            self.borrows.forget(known.unwrap_or(NONE));
         }
         self.end(id.slot, End::Returned);
         true
@@ -157,9 +192,10 @@ impl Ledger {
         let entry = &self.table.leases[slot];
         let id = entry.id(slot);
         let until = self.now + REVOCATION_MEMORY.max(entry.ttl().saturating_mul(10));
-        let indexer: Option<Box<str>> = self.table.indexer_name(entry.indexer()).map(Into::into);
-        self.record(|| Change::Revoked { id, indexer: indexer.clone(), reason, until });
-        self.revoked.insert(id.serial(), Revocation { id, indexer, reason }, until);
+        let at = entry.indexer();
+        let indexer = self.table.indexer_name(at).map(Into::into);
+        self.record(|| Change::Revoked { id, indexer, reason, until });
+        self.revoked.remember(at, Revocation { id, reason }, until);
         self.end(slot, End::Revoked(reason));
     }
 }

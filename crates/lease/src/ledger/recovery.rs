@@ -1,6 +1,5 @@
 //! A ledger that comes back from what a store kept.
 
-use std::collections::HashMap;
 use std::num::NonZeroU64;
 
 use crate::change::Change;
@@ -23,7 +22,8 @@ impl Ledger {
         match change {
             Change::Granted(lease) => self.restore_lease(&lease),
             Change::Revoked { id, indexer, reason, until } => {
-                self.revoked.insert(id.serial(), Revocation { id, indexer, reason }, until);
+                let indexer = self.table.indexer(indexer.as_deref());
+                self.revoked.remember(indexer, Revocation { id, reason }, until);
                 self.skip_serial(id.serial());
                 Ok(())
             }
@@ -31,8 +31,14 @@ impl Ledger {
                 self.usage.restore_used(&organization, &metric, used);
                 Ok(())
             }
-            Change::Reported { indexer, key, until } => {
-                self.usage.restore_reported(indexer, key, until);
+            Change::Reported { indexer, key, until, fingerprint, applied } => {
+                let indexer = self.table.indexer(indexer.as_deref());
+                self.usage.restore_reported(indexer, key, until, fingerprint, applied);
+                Ok(())
+            }
+            Change::BorrowEnded { indexer, id, fingerprint, until } => {
+                let indexer = self.table.indexer(indexer.as_deref());
+                self.borrows.remember(indexer, Bought::ended(id, fingerprint), until);
                 Ok(())
             }
             Change::Lingers { .. } | Change::Ended { .. } | Change::Unused { .. } => {
@@ -66,6 +72,8 @@ impl Ledger {
             granted_at: lease.granted_at,
             ends_at: lease.lingers_until.unwrap_or(lease.granted_at),
             ttl: lease.ttl,
+            // No policy is known yet; a borrow that finds too many looks again.
+            unnamed: true,
         };
         let mut place = self.table.place(&request, indexer);
         let slot = self
@@ -76,8 +84,9 @@ impl Ledger {
             self.table.leases[slot].linger(until);
         }
         if let Some(BorrowedAs { id, fingerprint }) = lease.borrowed_as {
-            let bought = Bought::Lease { id: lease.id, fingerprint };
-            self.borrows.insert((indexer, id), bought, lease.granted_at + lease.ttl);
+            let bought = Bought::lease(id, lease.id, fingerprint);
+            let until = lease.granted_at + lease.ttl;
+            self.table.leases[slot].bought = self.borrows.remember(indexer, bought, until);
         }
         self.skip_serial(lease.id.serial());
         Ok(())
@@ -119,22 +128,33 @@ impl Ledger {
 
     /// Everything that [`Ledger::restore`] needs to make this ledger again.
     pub fn snapshot(&self) -> impl Iterator<Item = Change> {
-        let mut borrowed: HashMap<u64, BorrowedAs> = HashMap::new();
-        for (&(_, id), bought, _) in self.borrows.iter() {
-            if let &Bought::Lease { id: lease, fingerprint } = bought {
-                borrowed.insert(lease.serial(), BorrowedAs { id, fingerprint });
-            }
-        }
-        let leases = self.leases().map(move |lease| {
-            let borrowed_as = borrowed.get(&lease.id.serial()).copied();
-            Change::Granted(Box::new(Lease { borrowed_as, ..lease }))
+        let leases = self.table.leases.iter().map(|(slot, entry)| {
+            let bought = self.borrows.at(entry.bought).map(|fact| &fact.what);
+            let bought = bought.filter(|bought| bought.serial == entry.serial.get());
+            let borrowed_as = bought.map(|bought| BorrowedAs {
+                id: bought.borrow_id(),
+                fingerprint: bought.fingerprint,
+            });
+            Change::Granted(Box::new(Lease { borrowed_as, ..self.lease(slot, entry) }))
         });
-        let revoked = self.revoked.iter().map(|(_, revocation, until)| Change::Revoked {
-            id: revocation.id,
-            indexer: revocation.indexer.clone(),
-            reason: revocation.reason,
-            until,
+        let name = |indexer| self.table.indexer_name(indexer).map(Into::into);
+        let revoked = self.revoked.iter().map(move |fact| Change::Revoked {
+            id: fact.what.id,
+            indexer: name(fact.indexer),
+            reason: fact.what.reason,
+            until: fact.until,
         });
-        leases.chain(revoked).chain(self.usage.snapshot())
+        let is_live = |bought: &Bought| {
+            let entry = self.table.leases.get(bought.slot);
+            entry.is_some_and(|entry| entry.serial.get() == bought.serial)
+        };
+        let ended = self.borrows.iter().filter(move |fact| !is_live(&fact.what));
+        let ended = ended.map(move |fact| Change::BorrowEnded {
+            indexer: name(fact.indexer),
+            id: fact.what.borrow_id(),
+            fingerprint: fact.what.fingerprint(),
+            until: fact.until,
+        });
+        leases.chain(revoked).chain(ended).chain(self.usage.snapshot(name))
     }
 }

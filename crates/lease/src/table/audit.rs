@@ -24,6 +24,7 @@ impl Table {
             return Err(format!("the index of {what} does not match its records"));
         }
         self.audit_counts()?;
+        self.audit_unnamed()?;
         self.audit_lists()
     }
 
@@ -76,6 +77,20 @@ impl Table {
         }
         let kept = self.organizations.iter().map(|(at, record)| (at, u64::from(record.pools)));
         same("pools of organization", kept, &of_organization)
+    }
+
+    /// A service may be named while leases of it live, and then counts no more.
+    fn audit_unnamed(&self) -> Result<(), String> {
+        let mut leases: HashMap<(u32, u32), u32> = HashMap::new();
+        for (_, entry) in self.leases.iter().filter(|(_, entry)| entry.is_unnamed()) {
+            let service = self.pools[entry.pool].service;
+            *leases.entry((entry.indexer(), service)).or_insert(0) += 1;
+        }
+        let wrong = |(of, count): &(_, u32)| leases.get(of).is_none_or(|leases| count > leases);
+        match self.unnamed.counts().find(wrong) {
+            Some((of, count)) => Err(format!("unnamed services {of:?}: {count} kept")),
+            None => Ok(()),
+        }
     }
 
     fn audit_lists(&self) -> Result<(), String> {

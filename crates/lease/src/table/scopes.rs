@@ -16,6 +16,10 @@ impl Record for Service {
     fn key(&self) -> &str {
         &self.name
     }
+
+    fn id_bytes(&self) -> u64 {
+        self.name.len() as u64
+    }
 }
 
 #[derive(Debug)]
@@ -29,6 +33,10 @@ impl Record for Organization {
 
     fn key(&self) -> &str {
         &self.name
+    }
+
+    fn id_bytes(&self) -> u64 {
+        self.name.len() as u64
     }
 }
 
@@ -66,6 +74,10 @@ impl Record for KeyScope {
     fn key(&self) -> (u32, &str) {
         (self.pool, &self.name)
     }
+
+    fn id_bytes(&self) -> u64 {
+        self.name.len() as u64
+    }
 }
 
 /// One indexer's leases of an organization under one trace id, of any service.
@@ -88,6 +100,10 @@ impl Record for Trace {
 
     fn key(&self) -> (u32, &str) {
         (self.organization, &self.id)
+    }
+
+    fn id_bytes(&self) -> u64 {
+        self.id.len() as u64
     }
 }
 

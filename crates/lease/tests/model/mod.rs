@@ -1,10 +1,10 @@
 //! The rules once more, as slowly and plainly as they can be said: a list of leases that every
 //! question scans from one end to the other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use lease::{Budget, Kind, Reason, Scope, WallTime};
+use lease::{Budget, Kind, Period, Reason, Remembers, Scope, WallTime};
 
 /// A borrow in the model's own words.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,22 @@ pub(crate) struct Deal {
     pub(crate) ttl: Duration,
     pub(crate) observe: bool,
     pub(crate) budgets: Vec<Budget>,
+    /// Most services without a name of the same indexer.
+    pub(crate) max_unnamed: u64,
+}
+
+/// How much there may be, whoever has it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bounds {
+    pub(crate) leases: usize,
+    pub(crate) id_bytes: usize,
+    pub(crate) borrow_ids: usize,
+    pub(crate) report_keys: usize,
+}
+
+/// The policy names services that begin like this.
+pub(crate) fn is_named(service: &str) -> bool {
+    service.starts_with('t')
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +78,9 @@ pub(crate) enum Answer {
     Spent { used: f64 },
     Denied { scope: Scope, active: u64, max: u64, pool: [u64; 3] },
     Full,
+    IdsFull,
+    TooManyServices,
+    MemoryFull(Remembers),
     BorrowIdReused,
     BorrowEnded,
     Extended(Duration),
@@ -72,7 +91,7 @@ pub(crate) enum Answer {
     Lingers(Duration),
     Yes(bool),
     Count(usize),
-    Invalid,
+    KeyReused,
 }
 
 #[derive(Clone, Debug)]
@@ -96,16 +115,27 @@ pub(crate) struct Model {
     pub(crate) now: Duration,
     pub(crate) held: Vec<Held>,
     pub(crate) grants: usize,
-    pub(crate) max_leases: usize,
+    bounds: Bounds,
     tombstones: Vec<Tombstone>,
     bought: Vec<Bought>,
-    used: HashMap<(&'static str, &'static str), Vec<(i64, f64)>>,
-    reports: Vec<(Option<&'static str>, &'static str, Duration)>,
+    /// The number of the window counted last, and what was used in it: by day and by month.
+    used: HashMap<(&'static str, &'static str), [(i64, f64); 2]>,
+    reports: Vec<Reported>,
 }
 
+#[derive(Clone, Debug)]
+struct Reported {
+    by: Option<&'static str>,
+    key: &'static str,
+    sums: Sums,
+    until: Duration,
+}
+
+type Sums = BTreeMap<(&'static str, &'static str), f64>;
+
 impl Model {
-    pub(crate) fn new(max_leases: usize) -> Self {
-        Self { max_leases, ..Self::default() }
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self { bounds, ..Self::default() }
     }
 
     fn count(&self, counts: impl Fn(&Held) -> bool) -> u64 {
@@ -138,7 +168,7 @@ impl Model {
         }
         self.tombstones.retain(|tombstone| tombstone.until > now);
         self.bought.retain(|bought| bought.until > now);
-        self.reports.retain(|(_, _, until)| *until > now);
+        self.reports.retain(|reported| reported.until > now);
     }
 
     fn remove(&mut self, grant: usize) {
@@ -176,8 +206,8 @@ impl Model {
         if let (Some(refusal), false) = (&refusal, deal.observe) {
             return refusal.clone();
         }
-        if self.held.len() >= self.max_leases {
-            return Answer::Full;
+        if let Some(full) = self.full(ask, deal) {
+            return full;
         }
         let grant = self.grants;
         self.grants += 1;
@@ -198,19 +228,58 @@ impl Model {
         Answer::Granted { grant, ttl: deal.ttl, pool, replayed: false, observed }
     }
 
+    /// What is full, whatever the policy allows.
+    fn full(&self, ask: &Ask, deal: &Deal) -> Option<Answer> {
+        if self.held.len() >= self.bounds.leases {
+            return Some(Answer::Full);
+        }
+        if self.id_bytes() >= self.bounds.id_bytes {
+            return Some(Answer::IdsFull);
+        }
+        let own = self.held.iter().filter(|held| held.ask.indexer == ask.indexer);
+        let mut unnamed: BTreeSet<_> = own.map(|held| held.ask.service).collect();
+        unnamed.retain(|service| !is_named(service));
+        let is_new = !is_named(ask.service) && !unnamed.contains(ask.service);
+        if is_new && unnamed.len() as u64 >= deal.max_unnamed {
+            return Some(Answer::TooManyServices);
+        }
+        (ask.borrow_id.is_some() && !self.remembers_another(ask.indexer))
+            .then_some(Answer::MemoryFull(Remembers::BorrowIds))
+    }
+
+    /// The bytes of the ids of all scopes that hold a lease.
+    fn id_bytes(&self) -> usize {
+        let mut scopes = BTreeSet::new();
+        for Held { ask, .. } in &self.held {
+            scopes.insert(("service", vec![ask.service]));
+            scopes.insert(("organization", vec![ask.organization]));
+            scopes.insert(("key", vec![ask.organization, ask.service, ask.api_key]));
+            if let Some(trace) = trace_of(ask) {
+                let by = ask.indexer.unwrap_or("nobody");
+                scopes.insert(("trace", vec![by, ask.organization, trace]));
+            }
+        }
+        scopes.iter().filter_map(|(_, names)| names.last()).map(|name| name.len()).sum()
+    }
+
+    /// Whether one more borrow id of an indexer may be remembered: the indexers that have any share
+    /// the bound.
+    fn remembers_another(&self, indexer: Option<&'static str>) -> bool {
+        let mut indexers: BTreeSet<_> = self.bought.iter().map(|bought| bought.by.0).collect();
+        indexers.insert(indexer);
+        let own = self.bought.iter().filter(|bought| bought.by.0 == indexer).count();
+        own < self.bounds.borrow_ids / indexers.len()
+    }
+
     fn refusal(&self, ask: &Ask, deal: &Deal, wall: WallTime) -> Option<Answer> {
         for budget in &deal.budgets {
-            let window = window(wall, budget);
-            let used: f64 = self
-                .used
-                .iter()
-                .filter(|((organization, metric), _)| {
-                    *organization == ask.organization && **metric == *budget.metric
-                })
-                .flat_map(|(_, reports)| reports)
-                .filter(|(at, _)| self::window(WallTime::from_unix(*at), budget) == window)
-                .map(|(_, value)| value)
-                .sum();
+            let kept = self.used.iter().find(|((organization, metric), _)| {
+                *organization == ask.organization && **metric == *budget.metric
+            });
+            let (_, used) = kept.map_or((0, 0.0), |(_, kept)| match budget.per {
+                Period::Day => current(kept[0], windows(wall)[0]),
+                Period::Month => current(kept[1], windows(wall)[1]),
+            });
             if used >= budget.amount {
                 return Some(Answer::Spent { used });
             }
@@ -285,6 +354,7 @@ impl Model {
         match self.bought.iter().find(|bought| bought.by == by).map(|bought| bought.what.clone()) {
             Some(Some((grant, _))) => self.release(grant, caller, minimal_life),
             Some(None) => Answer::Missing,
+            None if !self.remembers_another(caller) => Answer::MemoryFull(Remembers::BorrowIds),
             None => {
                 let until = self.now + Duration::from_secs(60);
                 self.bought.push(Bought { by, what: None, until });
@@ -329,18 +399,32 @@ impl Model {
         usages: &[(&'static str, &'static str, f64)],
         wall: WallTime,
     ) -> Answer {
-        if usages.iter().any(|(_, _, value)| value.is_nan() || *value < 0.0) {
-            return Answer::Invalid;
+        let mut sums = Sums::new();
+        // What cannot be counted is skipped, and nothing is no count.
+        for &(organization, metric, value) in usages.iter().filter(|(_, _, value)| *value > 0.0) {
+            *sums.entry((organization, metric)).or_default() += value;
         }
         if let Some(key) = key {
-            if self.reports.iter().any(|(by, known, _)| *by == caller && *known == key) {
-                return Answer::Yes(false);
+            let known = self.reports.iter().find(|known| known.by == caller && known.key == key);
+            if let Some(known) = known {
+                let same = known.sums == sums;
+                return if same { Answer::Yes(false) } else { Answer::KeyReused };
             }
-            self.reports.push((caller, key, self.now + Duration::from_secs(600)));
+            if !sums.is_empty() {
+                let own = self.reports.iter().filter(|known| known.by == caller).count();
+                if own >= self.bounds.report_keys {
+                    return Answer::MemoryFull(Remembers::IdempotencyKeys);
+                }
+                let until = self.now + Duration::from_secs(600);
+                self.reports.push(Reported { by: caller, key, sums: sums.clone(), until });
+            }
         }
-        for (organization, metric, value) in usages {
-            let reports = self.used.entry((organization, metric)).or_default();
-            reports.push((wall.as_unix(), *value));
+        for (of, value) in sums {
+            let kept = self.used.entry(of).or_default();
+            for (kept, now) in kept.iter_mut().zip(windows(wall)) {
+                *kept = current(*kept, now);
+                kept.1 += value;
+            }
         }
         Answer::Yes(true)
     }
@@ -362,25 +446,19 @@ impl Model {
                 if held.lingers { held.ends_at + later } else { self.now + later + held.ttl };
         }
         self.now += later;
-        // What a borrow id bought is kept with the lease and forgotten with it.
-        let live: Vec<usize> = self.held.iter().map(|held| held.grant).collect();
-        self.bought.retain(|b| b.what.as_ref().is_some_and(|(grant, _)| live.contains(grant)));
-        let granted: HashMap<usize, Duration> =
-            self.held.iter().map(|held| (held.grant, held.granted_at + held.ttl)).collect();
-        for bought in &mut self.bought {
-            if let Some(until) = bought.what.as_ref().and_then(|(grant, _)| granted.get(grant)) {
-                bought.until = *until;
-            }
-        }
         self.expire();
     }
 }
 
-/// The name of the window of `budget` that `at` lies in.
-fn window(at: WallTime, budget: &Budget) -> String {
+/// The numbers of the day and of the month that `at` lies in.
+fn windows(at: WallTime) -> [i64; 2] {
     let date = at.to_string();
-    match budget.per {
-        lease::Period::Day => date[..10].to_owned(),
-        lease::Period::Month => date[..7].to_owned(),
-    }
+    let number = |text: &str| text.parse::<i64>().expect("a date is made of numbers");
+    [at.as_unix().div_euclid(86_400), number(&date[..4]) * 12 + number(&date[5..7])]
+}
+
+/// The window that counts: the one counted last if it is this one or the next, and else this one
+/// from nothing.
+fn current(kept: (i64, f64), now: i64) -> (i64, f64) {
+    if kept.0 == now || kept.0 == now + 1 { kept } else { (now, 0.0) }
 }

@@ -8,7 +8,7 @@ mod page;
 use std::fmt;
 use std::time::Instant;
 
-use lease::{KeptAlive, Refusal, Released, Scope, WallTime};
+use lease::{KeptAlive, Refusal, Released, Scope, Uncountable, WallTime};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -22,7 +22,7 @@ pub(crate) use commits::Commits;
 pub(super) use page::page;
 
 use crate::policy::Refused;
-use crate::store::{BorrowError, Borrowed, KeptBatch, Reported};
+use crate::store::{BorrowError, Borrowed, KeptBatch, Reported, Skipped};
 
 /// In front of the name of every metric that is the server's own.
 const PREFIX: &str = "tgm_session";
@@ -80,7 +80,10 @@ impl BorrowCounters {
             Err(BorrowError::Refused(refusal)) => match refusal {
                 Refusal::Denied(denied) => &self.denied[denied.scope as usize],
                 Refusal::BudgetSpent(_) => &self.budget_spent,
-                Refusal::Full { .. } => &self.unavailable,
+                Refusal::Full { .. }
+                | Refusal::IdsFull { .. }
+                | Refusal::TooManyServices { .. }
+                | Refusal::MemoryFull(_) => &self.unavailable,
                 Refusal::BorrowIdReused | Refusal::BorrowEnded => &self.invalid,
             },
             Err(BorrowError::Unavailable(_)) => &self.unavailable,
@@ -187,6 +190,12 @@ pub(crate) struct UsageCounters {
     invalid: Counter,
     unavailable: Counter,
     events: Counter,
+    skipped: [Counter; Uncountable::ALL.len()],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
 }
 
 impl UsageCounters {
@@ -195,8 +204,14 @@ impl UsageCounters {
         let events = Counter::default();
         registry.register("usage_reports", "Reports of usage by outcome", reports.clone());
         registry.register("usage_events", "Events of usage that counted", events.clone());
+        let skipped = Family::<ReasonLabel, Counter>::default();
+        let help =
+            "Events of usage that were skipped, by reason, while the rest of their report counted";
+        registry.register("usage_events_skipped", help, skipped.clone());
         let reported = |outcome| reports.get_or_create_owned(&OutcomeLabel { outcome });
+        let because = |why: Uncountable| ReasonLabel { reason: why.as_str() };
         Self {
+            skipped: Uncountable::ALL.map(|why| skipped.get_or_create_owned(&because(why))),
             by_method: by_method.clone(),
             counted: reported("counted"),
             repeated: reported("repeated"),
@@ -206,12 +221,22 @@ impl UsageCounters {
         }
     }
 
-    /// Counts a report of so many `events` that `began` to be looked at then.
-    pub(crate) fn count(&self, reported: &Reported, events: u64, began: Instant) {
+    /// Counts a report of so many `events`, some of which were skipped, that `began` to be looked at
+    /// then.
+    pub(crate) fn count(
+        &self,
+        reported: &Reported,
+        events: u64,
+        skipped: &Skipped,
+        began: Instant,
+    ) {
         self.by_method.answered(Method::Report, began);
         if reported.counted {
             self.counted.inc();
-            self.events.inc_by(events);
+            self.events.inc_by(events.saturating_sub(skipped.iter().sum()));
+            self.skipped.iter().zip(skipped).for_each(|(counter, events)| {
+                counter.inc_by(*events);
+            });
         } else {
             self.repeated.inc();
         }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
+use futures_util::TryFutureExt as _;
 use lease::{Usage, WallTime};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -27,7 +28,9 @@ use crate::live::Live;
 use crate::policy::overrides::AuditEntry;
 use crate::policy::{Policy, PolicyFile, Warning};
 use crate::serve::blocking;
-use crate::store::{Embedded, LONGEST_WAIT, ReportError, Reported, Store as _, Unavailable};
+use crate::store::{
+    Embedded, LONGEST_WAIT, ReportError, Reported, Store as _, Unavailable, UsageReport,
+};
 use crate::watch::Read;
 
 /// How often, and how many times, to look whether calls under the old policy are over.
@@ -224,15 +227,16 @@ impl Operator {
         .await
     }
 
-    /// Counts a report of usage, all of it or nothing, and ends the leases of each organization of
-    /// which it spends a budget; those of observed services live on.
+    /// Counts a report of usage and ends the leases of each organization of which it spends a
+    /// budget; those of observed services live on. What cannot be counted is skipped.
     ///
     /// The same `idempotency_key` from the same `indexer` counts once in ten minutes. Durable when
     /// it answers. Cancellation: dropped, the report may have been counted.
     ///
     /// # Errors
     ///
-    /// A field that cannot be what it is, or the store cannot make changes.
+    /// The idempotency key cannot be what it is or names another report, the indexer has as many
+    /// remembered as it may have, or the store cannot make changes.
     pub async fn report(
         &self,
         indexer: Option<&str>,
@@ -240,8 +244,13 @@ impl Operator {
         usages: &[Usage<'_>],
     ) -> Result<Reported, ReportError> {
         let reported = {
-            let live = self.live.load();
-            self.store.report(indexer, idempotency_key, usages, &live.policy)
+            let policy = self.live.load().policy.clone();
+            let (report, skipped) = UsageReport::of(indexer, idempotency_key, usages, policy);
+            let report = self.store.report(report);
+            report.map_ok(move |mut reported| {
+                reported.skipped.iter_mut().zip(skipped).for_each(|(sum, more)| *sum += more);
+                reported
+            })
         };
         reported.await
     }
@@ -264,11 +273,13 @@ impl Operator {
         let live = Arc::new(blocking(move || Live::new(policy, &metrics, refusals)).await);
         let before = self.live.swap(live.clone());
         // Calls that looked at the old policy hold on to it until they are over.
-        let calls_under_way = Arc::strong_count(&before) > 1;
+        let calls_under_way =
+            || Arc::strong_count(&before) > 1 || Arc::strong_count(&before.policy) > 1;
+        let were_under_way = calls_under_way();
         let mut ended = self.enforce(&live.policy, ends).await?;
-        if calls_under_way {
+        if were_under_way {
             for _ in 0..LOOKS {
-                if Arc::strong_count(&before) == 1 {
+                if !calls_under_way() {
                     break;
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;

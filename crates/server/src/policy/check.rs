@@ -24,6 +24,9 @@ const MAX_WARNINGS: usize = 100;
 /// The most services that an error names.
 const MAX_NAMED: usize = 20;
 
+/// How many services without an entry one indexer may hold leases of, unless the file says more.
+const MAX_UNNAMED_SERVICES: u64 = 64;
+
 /// Reads `text`, checks it as a whole and builds the policy; `files` reads the files of keys that
 /// it names.
 pub(super) fn load(
@@ -181,12 +184,21 @@ fn services(
                 value
             }
         };
+        if let Some(max) = &written.max_unnamed_services
+            && name.get_ref() != DEFAULT_SERVICE
+        {
+            let problem = "max_unnamed_services belongs into [services.default]: it is about \
+                           services without an entry of their own";
+            return Err(source.error(max.span(), problem));
+        }
         let index = u32::try_from(entries.services.len())
             .map_err(|_| source.error(name.span(), "too many services"))?;
         let id = ServiceId(index);
         let name = source.name(&name)?;
         if &*name == DEFAULT_SERVICE {
             entries.default_service = Some(id);
+            let max = written.max_unnamed_services.map(|max| max.get_ref().0);
+            entries.max_unnamed_services = max.unwrap_or(MAX_UNNAMED_SERVICES);
         }
         entries.services_by_name.insert(name.clone(), id);
         entries.services.push(Service {

@@ -17,6 +17,8 @@ pub(super) struct Entries {
     pub(super) services: Vec<Service>,
     pub(super) services_by_name: Table<ServiceId>,
     pub(super) default_service: Option<ServiceId>,
+    /// Most services that the default speaks for of which one indexer may hold leases at once.
+    pub(super) max_unnamed_services: u64,
     pub(super) plans: Vec<Plan>,
     pub(super) organizations: Table<Organization>,
     pub(super) api_keys: Table<ApiKey>,

@@ -53,6 +53,9 @@ pub(super) struct Service {
     pub(super) minimal_life: Option<Spanned<Span>>,
     #[serde(default)]
     pub(super) observe: bool,
+    /// Of the default alone.
+    #[serde(default)]
+    pub(super) max_unnamed_services: Option<Spanned<Limit>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -19,7 +19,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lease::{Budget, Limits, Reason, Request, Terms, WallTime};
+use lease::{
+    Accounts, Budget, Limits, Reason, Request, ServiceNames, Terms, UnnamedServices, WallTime,
+};
 
 pub use entries::ServiceId;
 pub use indexers::{Indexer, Unauthenticated};
@@ -211,6 +213,9 @@ impl Policy {
             observe: service.observe,
             budgets,
             wall: if budgets.is_empty() { WallTime::default() } else { wall() },
+            unnamed: (Some(id) == self.entries.default_service)
+                .then(|| self.unnamed(request.service))
+                .flatten(),
         };
         Ok(Ruling { service: id, terms })
     }
@@ -279,6 +284,13 @@ impl Policy {
         self.entries.indexers.identify(key)
     }
 
+    /// The bound that `service`, for which the default speaks, counts against.
+    fn unnamed(&self, service: &str) -> Option<UnnamedServices<'_>> {
+        let max = self.entries.max_unnamed_services;
+        // A service may be called what the entry is called.
+        (service != DEFAULT_SERVICE).then_some(UnnamedServices { max, names: self })
+    }
+
     fn allowed_service(
         &self,
         caller: Option<&Indexer>,
@@ -292,6 +304,24 @@ impl Policy {
             }),
             _ => Ok(id),
         }
+    }
+}
+
+impl Accounts for Policy {
+    /// Whether the file has an entry for the organization, or an operator set something for it.
+    fn knows(&self, organization: &str) -> bool {
+        self.entries.organizations.contains_key(organization)
+            || self.overlay.organizations.contains_key(organization)
+    }
+
+    fn budgets(&self, organization: &str) -> &[Budget] {
+        self.organization_budgets(organization)
+    }
+}
+
+impl ServiceNames for Policy {
+    fn is_named(&self, service: &str) -> bool {
+        self.entries.services_by_name.contains_key(service)
     }
 }
 

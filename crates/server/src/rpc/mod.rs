@@ -22,7 +22,7 @@ use tonic::Status;
 pub(crate) use aside::{Aside, Tonic, boxed};
 use deadline::InTime;
 pub(crate) use report::Reports;
-pub(crate) use unary::{Answer, Body, decode};
+pub(crate) use unary::{Answer, Body, decode, message, unreadable};
 use unary::{OfCall as _, Read};
 pub(crate) use web::Web;
 

@@ -1,5 +1,7 @@
 //! Reports of usage: the one call whose message may be large.
 
+use std::any::Any;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -7,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::HeaderMap;
 use http::{Request, Response};
 use http_body::Body as HttpBody;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::codegen::StdError;
@@ -18,21 +21,56 @@ use crate::serve::{InFlight, PortLimits, blocking};
 use crate::store::Store;
 use crate::usage::UsageReports;
 
-/// Most reports at once that are larger than any other message may be. Others wait, and their
-/// callers with them.
+/// Most reports at once that are larger than any other message may be, of all callers and of one.
+/// Those of one caller wait for each other first, so that nobody's stands behind many of another.
 const LARGE_AT_ONCE: usize = 4;
+const LARGE_OF_ONE: usize = 1;
 
 /// Takes reports from their bodies to where they are counted.
 #[derive(Debug)]
 pub(crate) struct Reports<S> {
     usage: UsageReports<S>,
-    large: Arc<Semaphore>,
+    large: Large,
     limits: PortLimits,
+}
+
+/// The places for large reports.
+#[derive(Debug)]
+struct Large {
+    all: Arc<Semaphore>,
+    /// By the name of the indexer; the policy bounds how many there are.
+    of_one: Mutex<HashMap<Option<Box<str>>, Arc<Semaphore>>>,
+}
+
+/// A place for one large report, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    _of_one: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+impl Large {
+    fn new() -> Self {
+        Self { all: Arc::new(Semaphore::new(LARGE_AT_ONCE)), of_one: Mutex::default() }
+    }
+
+    /// Waits for a place. Cancellation safe.
+    async fn place(&self, caller: Option<&str>) -> Result<Place, Status> {
+        let of_one = {
+            let mut of_one = self.of_one.lock();
+            let places = of_one.entry(caller.map(Into::into));
+            places.or_insert_with(|| Arc::new(Semaphore::new(LARGE_OF_ONE))).clone()
+        };
+        let stopping = |_| Status::unavailable("the server is stopping");
+        let of_one = of_one.acquire_owned().await.map_err(stopping)?;
+        let of_all = self.all.clone().acquire_owned().await.map_err(stopping)?;
+        Ok(Place { _of_one: of_one, _of_all: of_all })
+    }
 }
 
 impl<S: Store> Reports<S> {
     pub(crate) fn new(usage: UsageReports<S>, limits: PortLimits) -> Self {
-        Self { usage, large: Arc::new(Semaphore::new(LARGE_AT_ONCE)), limits }
+        Self { usage, large: Large::new(), limits }
     }
 
     /// Answers one call of Report of a caller that is known.
@@ -47,7 +85,15 @@ impl<S: Store> Reports<S> {
         B::Error: Into<StdError> + Send,
     {
         let (parts, mut body) = request.into_parts();
-        let reported = self.report(live.clone(), parts.headers, &mut body, call).await;
+        // The reports of one caller wait for each other, and not for those of others.
+        let caller = identify(&live.load().policy, &parts.headers)
+            .map(|caller| caller.map(|caller| Box::<str>::from(caller.name())));
+        let caller = match caller {
+            Ok(caller) => caller,
+            Err(status) => return unary::refuse(self.usage.refused(status)),
+        };
+        let caller = caller.as_deref();
+        let reported = self.report(live.clone(), parts.headers, caller, &mut body, call).await;
         reported.map_or_else(|status| unary::refuse(self.usage.refused(status)), Answer::into_http)
     }
 
@@ -55,6 +101,7 @@ impl<S: Store> Reports<S> {
         &self,
         live: Arc<ArcSwap<Live>>,
         metadata: HeaderMap,
+        caller: Option<&str>,
         body: &mut B,
         call: &mut InFlight,
     ) -> Result<Answer, Status>
@@ -62,15 +109,15 @@ impl<S: Store> Reports<S> {
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
     {
-        let (message, place) = self.read(body, call).await?;
+        let (message, place) = self.read(caller, body, call).await?;
         let large = place.is_some();
         let usage = self.usage.clone();
         let apply = move || {
-            let _place = place;
             // The policy may have changed since.
             let live = live.load();
             let caller = identify(&live.policy, &metadata)?;
-            usage.report(&live, caller, &metadata, message)
+            let place = place.map(|place| Box::new(place) as Box<dyn Any + Send>);
+            usage.report(&live, caller, &metadata, message, place)
         };
         // A large one takes many milliseconds, for which other calls are not to wait.
         let applied = if large { blocking(apply).await } else { apply() };
@@ -80,9 +127,10 @@ impl<S: Store> Reports<S> {
     /// Reads the message, and takes a place for it if it is large.
     async fn read<B>(
         &self,
+        caller: Option<&str>,
         body: &mut B,
         call: &mut InFlight,
-    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Status>
+    ) -> Result<(Bytes, Option<Place>), Status>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<StdError>,
@@ -98,12 +146,50 @@ impl<S: Store> Reports<S> {
                 return Err(Status::invalid_argument(problem));
             }
             if length > large as usize && place.is_none() {
-                let free = self.large.clone().acquire_owned().await;
-                place = Some(free.map_err(|_| Status::unavailable("the server is stopping"))?);
+                place = Some(self.large.place(caller).await?);
             }
             call.take(data.len()).map_err(super::full)?;
             message.extend_from_slice(&data);
         }
         Ok((message.freeze(), place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_report_does_not_stand_behind_many_of_another_caller() {
+        let large = Large::new();
+        let (west, east) = (Some("west"), Some("east"));
+        let held = large.place(west).await.unwrap();
+        let mut waiting: Vec<_> = (0..16).map(|_| Box::pin(large.place(west))).collect();
+        for place in &mut waiting {
+            assert!(place.as_mut().now_or_never().is_none(), "one of its own is there");
+        }
+        let others: Vec<_> = [east, None].into_iter().map(|by| large.place(by)).collect();
+        for place in others {
+            assert!(place.now_or_never().is_some_and(|place| place.is_ok()));
+        }
+        drop(held);
+        let next = waiting.remove(0).await;
+        assert!(next.is_ok() && waiting.remove(0).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn so_many_large_reports_of_all_callers_are_read_at_once() {
+        let large = Large::new();
+        let names: Vec<String> = (0..=LARGE_AT_ONCE).map(|name| name.to_string()).collect();
+        let mut held = Vec::new();
+        for name in &names[1..] {
+            held.push(large.place(Some(name)).await.unwrap());
+        }
+        let mut last = Box::pin(large.place(Some(&names[0])));
+        assert!(last.as_mut().now_or_never().is_none());
+        held.pop();
+        assert!(last.await.is_ok());
     }
 }

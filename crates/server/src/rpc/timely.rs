@@ -41,7 +41,7 @@ where
         poll_fn(|context| {
             loop {
                 let frame = match Pin::new(&mut *self.body).poll_frame(context) {
-                    Poll::Ready(frame) => frame.transpose().map_err(unreadable)?,
+                    Poll::Ready(frame) => frame.transpose().map_err(broken_off)?,
                     Poll::Pending => {
                         let within = self.within;
                         let over = || Box::pin(tokio::time::sleep(within));
@@ -69,6 +69,6 @@ where
 }
 
 /// The status of a body that broke off, which nobody reads, or is no gRPC-Web.
-pub(super) fn unreadable(error: impl Into<StdError>) -> Status {
+pub(super) fn broken_off(error: impl Into<StdError>) -> Status {
     Status::invalid_argument(format!("the request cannot be read to its end: {}", error.into()))
 }

@@ -17,7 +17,7 @@ use tonic::Status;
 use tonic::codegen::StdError;
 
 use super::aside::AsidePlace;
-use super::timely::{Timely, unreadable};
+use super::timely::{Timely, broken_off};
 use crate::serve::{InFlight, PortLimits};
 use crate::store::Delivery;
 
@@ -40,7 +40,21 @@ const OK: HeaderValue = HeaderValue::from_static("0");
 ///
 /// `INVALID_ARGUMENT` when there is no message, more than one, or one that is not of this type;
 /// `UNIMPLEMENTED` when it is compressed.
-pub(crate) fn decode<M: prost::Message + Default>(mut body: Bytes) -> Result<M, Status> {
+pub(crate) fn decode<M: prost::Message + Default>(body: Bytes) -> Result<M, Status> {
+    M::decode(message(body)?).map_err(unreadable)
+}
+
+/// The status of a message that is not what it should be.
+pub(crate) fn unreadable(error: prost::DecodeError) -> Status {
+    Status::invalid_argument(format!("the message cannot be read: {error}"))
+}
+
+/// The bytes of the one message of a call.
+///
+/// # Errors
+///
+/// As [`decode`], but for what is in the message.
+pub(crate) fn message(mut body: Bytes) -> Result<Bytes, Status> {
     if body.len() < PREFIX_BYTES {
         return Err(Status::invalid_argument("the call carries no message"));
     }
@@ -52,8 +66,7 @@ pub(crate) fn decode<M: prost::Message + Default>(mut body: Bytes) -> Result<M, 
     if length != body.len() {
         return Err(Status::invalid_argument("the call carries not exactly one message"));
     }
-    M::decode(body)
-        .map_err(|error| Status::invalid_argument(format!("the message cannot be read: {error}")))
+    Ok(body)
 }
 
 /// What was there of a message.
@@ -80,7 +93,7 @@ where
     let data = match frame {
         Poll::Pending => return Ok(Read::Begun(Bytes::new())),
         Poll::Ready(None) => return Ok(Read::Whole(Bytes::new())),
-        Poll::Ready(Some(frame)) => frame.map_err(unreadable)?.into_data().unwrap_or_default(),
+        Poll::Ready(Some(frame)) => frame.map_err(broken_off)?.into_data().unwrap_or_default(),
     };
     Ok(if body.is_end_stream() { Read::Whole(data) } else { Read::Begun(data) })
 }

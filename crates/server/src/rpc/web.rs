@@ -17,7 +17,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::{API_KEY, Body};
 use crate::serve::Origin;
 use crate::service::{BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, LEASE_TTL_MS};
-use crate::usage::IDEMPOTENCY_KEY;
+use crate::usage::{EVENTS_SKIPPED, IDEMPOTENCY_KEY};
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const X_GRPC_WEB: HeaderName = HeaderName::from_static("x-grpc-web");
@@ -64,6 +64,7 @@ impl Web {
                 DENIED_SCOPE,
                 DENIED_ACTIVE,
                 DENIED_MAX,
+                EVENTS_SKIPPED,
             ])
             .max_age(REMEMBERED);
         Self { origins, cors }

@@ -40,6 +40,9 @@ pub struct Config {
     pub allow_anonymous: bool,
     /// The most leases held at once, whatever the policy allows. By default 2,000,000.
     pub max_leases: u64,
+    /// The most bytes that the ids of all leases take up, those they share counted once. By default
+    /// 512 MiB.
+    pub max_id_bytes: u64,
     /// The most gRPC connections held at once; more wait in the socket. By default 16,384.
     ///
     /// Connections that have shown no key have half of them at the most, and idle ones of these
@@ -78,6 +81,7 @@ impl Config {
             admin_token_file: None,
             allow_anonymous: false,
             max_leases: Options::default().max_leases,
+            max_id_bytes: Options::default().max_id_bytes,
             max_connections: 16_384,
             max_memory: 256 << 20,
             port: PortLimits::default(),
@@ -93,6 +97,7 @@ impl Config {
     pub(super) fn store_options(&self) -> Options {
         Options {
             max_leases: self.max_leases,
+            max_id_bytes: self.max_id_bytes,
             clock: self.clock.clone(),
             accept_older_state: self.accept_older_state,
         }

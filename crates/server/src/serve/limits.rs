@@ -23,8 +23,10 @@ pub struct PortLimits {
     pub max_connection_memory: u32,
     /// The most bytes of a message, reports of usage excepted. By default 64 KiB.
     pub max_message_bytes: u32,
-    /// The most bytes of a report of usage. By default 4 MiB.
+    /// The most bytes of a report of usage. By default 32 MiB.
     pub max_report_bytes: u32,
+    /// The most events of a report of usage. By default 65,536.
+    pub max_report_events: u32,
     /// How long a new connection may take until it speaks HTTP, TLS included. By default 10 s.
     pub handshake_timeout: Duration,
     /// How long the message of a call may take to arrive. By default 30 s.
@@ -51,7 +53,8 @@ impl Default for PortLimits {
             max_header_fields: 100,
             max_connection_memory: 48 << 20,
             max_message_bytes: 64 * 1024,
-            max_report_bytes: 4 * 1024 * 1024,
+            max_report_bytes: 32 * 1024 * 1024,
+            max_report_events: 65_536,
             handshake_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             answer_timeout: Duration::from_secs(30),

@@ -194,7 +194,14 @@ impl Server {
         let port = Arc::new(Port {
             gateway: Gateway::new(
                 pool,
-                Reports::new(UsageReports::new(store.clone(), metrics.usage.clone()), config.port),
+                Reports::new(
+                    UsageReports::new(
+                        store.clone(),
+                        metrics.usage.clone(),
+                        config.port.max_report_events,
+                    ),
+                    config.port,
+                ),
                 live.clone(),
                 control,
                 Aside::new(health.clone()),

@@ -177,30 +177,27 @@ pub(crate) fn check(config: &mut Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Bytes that one lease needs beside its ids: its place in the table and in the timer, its share of
-/// the counts, and what is remembered of its borrow id while a retry may come.
-const BYTES_PER_LEASE: u64 = 420;
+/// What one lease takes in memory at worst, in bytes, beside its ids: its place in the table, a
+/// scope of its own of every kind, and the borrow id it was granted under.
+const LEASE_BYTES: u64 = 560;
 
-/// How often the bytes of ids are kept at worst: with the lease, and once more as the names of what
-/// counts it.
-const COPIES_OF_IDS: u64 = 2;
+/// What a byte of an id takes in memory at worst, in hundredths: texts are rounded up when they are
+/// kept.
+const ID_BYTE_PERCENT: u64 = 125;
 
-/// How many bytes of memory so many leases need at worst, with so many bytes of ids together.
+/// The most bytes of memory that leases may take under these two settings.
+///
+/// It is what a caller can bring about that gives every lease ids of its own. Leases of few
+/// organizations and without borrow ids take half of it and less.
 ///
 /// ```
 /// use tgm_session_server::settings::worst_memory;
 ///
-/// assert_eq!(worst_memory(1_000_000, 512 << 20), 1_493_741_824);
+/// assert!(worst_memory(2_000_000, 512 << 20) < 2 << 30);
 /// ```
 pub const fn worst_memory(max_leases: u64, max_id_bytes: u64) -> u64 {
-    let leases = max_leases.saturating_mul(BYTES_PER_LEASE);
-    leases.saturating_add(max_id_bytes.saturating_mul(COPIES_OF_IDS))
-}
-
-/// How many bytes of ids all leases of a server under `config` have at most: each an organization,
-/// an API key and a trace of its own, all of them as long as ids may be.
-pub const fn most_id_bytes(config: &Config) -> u64 {
-    config.max_leases.saturating_mul(3 * lease::MAX_ID_BYTES as u64)
+    let ids = (max_id_bytes / 100).saturating_mul(ID_BYTE_PERCENT);
+    max_leases.saturating_mul(LEASE_BYTES).saturating_add(ids)
 }
 
 /// Files that each thread which serves gRPC has open: its runtime and its listening socket.

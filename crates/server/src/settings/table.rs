@@ -83,6 +83,13 @@ pub(super) static SETTINGS: &[Setting] = &[
     )
     .counted(1, u32::MAX as u64),
     Setting::new(
+        "max_id_bytes",
+        "Limits",
+        "The most bytes that the ids of all leases take up, those they share counted once",
+        |config| &mut config.max_id_bytes,
+    )
+    .counted(1 << 20, 1 << 40),
+    Setting::new(
         "max_connections",
         "Limits",
         "The most gRPC connections held at once; more wait",
@@ -126,7 +133,14 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting::new("max_report_bytes", "Limits", "The most bytes of one report of usage", |config| {
         &mut config.port.max_report_bytes
     })
-    .counted(64 << 10, 16 << 20),
+    .counted(64 << 10, 64 << 20),
+    Setting::new(
+        "max_report_events",
+        "Limits",
+        "The most events of one report of usage",
+        |config| &mut config.port.max_report_events,
+    )
+    .counted(1, 1 << 20),
     Setting::new("threads", "Limits", "How many threads serve gRPC", |config| &mut config.threads)
         .counted(1, 1_024)
         .by_default("one per core"),

@@ -108,8 +108,12 @@ impl Rows {
             Change::Unused { organization, metric } => {
                 self.used.insert((organization, metric), None);
             }
-            Change::Reported { indexer, key, until } => {
-                let (key, row) = RememberedRow::reported(indexer, key, until);
+            Change::Reported { indexer, key, until, fingerprint, applied } => {
+                let (key, row) = RememberedRow::reported(indexer, key, until, fingerprint, applied);
+                self.remembered.insert(key, row);
+            }
+            Change::BorrowEnded { indexer, id, fingerprint, until } => {
+                let (key, row) = RememberedRow::borrow_ended(indexer, id, fingerprint, until);
                 self.remembered.insert(key, row);
             }
         }

@@ -14,13 +14,15 @@ mod rows;
 mod staged;
 mod url;
 
+use std::any::Any;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, BudgetSpent, Ends, Grant, Invalid, KeptAlive, LeaseId, LeaseNumber, PoolUse, Reason,
-    Refusal, Released, Request, Terms, Usage, Used,
+    BorrowId, BudgetSpent, Ends, Grant, KeptAlive, LeaseId, LeaseNumber, MemoryFull, PoolUse,
+    Reason, Refusal, Released, Report, ReportRefusal, Request, Terms, Uncountable, Usage, Used,
 };
 
 pub use attached::{Attachment, Listener};
@@ -97,7 +99,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         borrow_id: BorrowId,
         caller: Option<&str>,
         minimal_life: Duration,
-    ) -> impl Future<Output = Result<Released, Unavailable>> + Send + use<Self>;
+    ) -> impl Future<Output = Result<Released, ReleaseError>> + Send + use<Self>;
 
     /// The counts of the pool (organization, service).
     fn state(
@@ -132,16 +134,18 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         policy: &Policy,
     ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<Self>;
 
-    /// Counts a report of usage, all of it or nothing, and revokes the leases of each organization
-    /// of which it spends a budget of `policy`; leases of observed services live on.
+    /// Counts a report of usage and revokes the leases of each organization of which it spends a
+    /// budget; leases of observed services live on.
     ///
-    /// The same `idempotency_key` from the same `caller` counts once in ten minutes.
+    /// A large one is counted by parts, between which other calls go on, on a thread for what
+    /// blocks; the method has to be called within a runtime. Once begun it goes on until it is
+    /// counted whole, whether anybody waits or not.
+    ///
+    /// The same idempotency key from the same caller counts once in ten minutes. One that a failure
+    /// or a stop cut short goes on where it stopped when it is sent again.
     fn report(
         &self,
-        caller: Option<&str>,
-        idempotency_key: Option<&str>,
-        usages: &[Usage<'_>],
-        policy: &Policy,
+        report: UsageReport,
     ) -> impl Future<Output = Result<Reported, ReportError>> + Send + use<Self>;
 
     /// The number of live leases of each service that has any.
@@ -288,24 +292,88 @@ impl KeptBatch {
     }
 }
 
+/// A borrow that could not be returned by its id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReleaseError {
+    /// The borrow has not arrived, and its id cannot be remembered.
+    #[error(transparent)]
+    MemoryFull(#[from] MemoryFull),
+    /// The store cannot answer.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// A report of usage for a store to count.
+#[derive(Debug)]
+pub struct UsageReport {
+    /// The indexer that reports.
+    pub caller: Option<Box<str>>,
+    /// The name under which the report counts once.
+    pub idempotency_key: Option<Box<str>>,
+    /// What is reported.
+    pub report: Report,
+    /// The organizations with budgets of which the answer tells whether those are spent.
+    pub organizations: Vec<Box<str>>,
+    /// The policy that has the budgets.
+    pub policy: Arc<Policy>,
+    /// What is dropped once the report is counted, or refused.
+    pub until_counted: Option<Box<dyn Any + Send>>,
+}
+
+impl UsageReport {
+    /// The report of `usages`, of which the answer tells about every organization with a budget, in
+    /// the order of their names; and what of them cannot be counted.
+    pub fn of(
+        caller: Option<&str>,
+        idempotency_key: Option<&str>,
+        usages: &[Usage<'_>],
+        policy: Arc<Policy>,
+    ) -> (Self, Skipped) {
+        let mut report = Report::builder();
+        let mut skipped = Skipped::default();
+        let mut organizations = BTreeSet::new();
+        for &Usage { organization, metric, value } in usages {
+            match report.add(organization, &[(metric, value)]) {
+                Err(why) => skipped[why as usize] += 1,
+                Ok(()) if policy.organization_budgets(organization).is_empty() => {}
+                Ok(()) => drop(organizations.insert(organization)),
+            }
+        }
+        let report = Self {
+            caller: caller.map(Into::into),
+            idempotency_key: idempotency_key.map(Into::into),
+            report: report.build(),
+            organizations: organizations.into_iter().map(Into::into).collect(),
+            policy,
+            until_counted: None,
+        };
+        (report, skipped)
+    }
+}
+
+/// How many events were skipped, by why, in the order of [`Uncountable::ALL`].
+pub type Skipped = [u64; Uncountable::ALL.len()];
+
 /// A report of usage that was taken in.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reported {
     /// Whether it counted now; a repeated one does not.
     pub counted: bool,
     /// How many leases it ended, because it spent a budget.
     pub revoked: usize,
+    /// At least how many of its events there was no room to count.
+    pub skipped: Skipped,
     /// Organizations of the report of which a budget is spent, by this report or before it, and
-    /// that budget: the first 16, in the order reported.
+    /// that budget: the first 16, in the order of [`UsageReport::organizations`].
     pub spent: Vec<(Box<str>, BudgetSpent)>,
 }
 
-/// A report of usage that counted nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// A report of usage that was not counted whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReportError {
-    /// A field of it cannot be what it is.
+    /// The rules refuse it.
     #[error(transparent)]
-    Invalid(#[from] Invalid),
+    Refused(#[from] ReportRefusal),
     /// The store cannot answer.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),

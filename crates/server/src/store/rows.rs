@@ -112,7 +112,7 @@ impl LeaseRow {
 /// A fact that is known until its time has passed. The time leads the key it is kept under.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RememberedRow {
-    #[prost(oneof = "Remembered", tags = "1, 2")]
+    #[prost(oneof = "Remembered", tags = "1, 2, 3")]
     fact: Option<Remembered>,
 }
 
@@ -122,6 +122,8 @@ enum Remembered {
     Revoked(RevokedRow),
     #[prost(message, tag = "2")]
     Reported(ReportedRow),
+    #[prost(message, tag = "3")]
+    BorrowEnded(BorrowEndedRow),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -144,6 +146,23 @@ struct ReportedRow {
     indexer: Option<String>,
     #[prost(string, tag = "2")]
     key: String,
+    /// Absent in rows of earlier versions, which counted reports whole.
+    #[prost(fixed64, optional, tag = "3")]
+    fingerprint: Option<u64>,
+    #[prost(uint64, tag = "4")]
+    applied: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct BorrowEndedRow {
+    #[prost(string, optional, tag = "1")]
+    indexer: Option<String>,
+    #[prost(fixed64, tag = "2")]
+    id_high: u64,
+    #[prost(fixed64, tag = "3")]
+    id_low: u64,
+    #[prost(fixed64, optional, tag = "4")]
+    fingerprint: Option<u64>,
 }
 
 impl RememberedRow {
@@ -172,6 +191,8 @@ impl RememberedRow {
         indexer: Option<Box<str>>,
         report: Box<str>,
         until: Timestamp,
+        fingerprint: Option<u64>,
+        applied: u64,
     ) -> (Vec<u8>, Self) {
         let mut key = Self::keys_up_to(until);
         // A byte that no UTF-8 text contains keeps the two texts apart, and reports from serials
@@ -180,8 +201,31 @@ impl RememberedRow {
         key.extend(indexer.as_deref().unwrap_or_default().as_bytes());
         key.push(0xff);
         key.extend(report.as_bytes());
-        let row = ReportedRow { indexer: indexer.map(String::from), key: report.into() };
+        let (indexer, report) = (indexer.map(String::from), report.into());
+        let row = ReportedRow { indexer, key: report, fingerprint, applied };
         (key, Self { fact: Some(Remembered::Reported(row)) })
+    }
+
+    /// The row of a borrow id that buys nothing any more, and the key it is kept under.
+    pub(super) fn borrow_ended(
+        indexer: Option<Box<str>>,
+        BorrowId(id): BorrowId,
+        fingerprint: Option<u64>,
+        until: Timestamp,
+    ) -> (Vec<u8>, Self) {
+        let mut key = Self::keys_up_to(until);
+        // Another byte that no text contains and no serial begins with.
+        key.push(0xfe);
+        key.extend(indexer.as_deref().unwrap_or_default().as_bytes());
+        key.push(0xff);
+        key.extend(id.to_be_bytes());
+        let row = BorrowEndedRow {
+            indexer: indexer.map(String::from),
+            id_high: (id >> 64) as u64,
+            id_low: id as u64,
+            fingerprint,
+        };
+        (key, Self { fact: Some(Remembered::BorrowEnded(row)) })
     }
 
     /// The key that everything past at `time` sorts before, or equal to.
@@ -206,6 +250,14 @@ impl RememberedRow {
             Remembered::Reported(row) => Change::Reported {
                 indexer: row.indexer.map(Into::into),
                 key: row.key.into(),
+                until,
+                fingerprint: row.fingerprint,
+                applied: row.applied,
+            },
+            Remembered::BorrowEnded(row) => Change::BorrowEnded {
+                indexer: row.indexer.map(Into::into),
+                id: BorrowId(u128::from(row.id_high) << 64 | u128::from(row.id_low)),
+                fingerprint: row.fingerprint,
                 until,
             },
         };

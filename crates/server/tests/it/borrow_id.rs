@@ -3,7 +3,7 @@
 use tonic::Code;
 use wire::worker::return_worker_response::Status as Returned;
 
-use crate::harness::{ROOMY, TestServer, session};
+use crate::harness::{ManualClock, ROOMY, TestServer, session};
 
 const ID: &str = "00112233445566778899aabbccddeeff";
 
@@ -60,4 +60,30 @@ async fn a_borrow_that_was_given_up_before_it_arrived_takes_nothing() {
     let status = client.ask(session("acme").borrow_id(ID)).await.unwrap_err();
     assert_eq!(status.code(), Code::Cancelled);
     assert_eq!(server.live().await, 0);
+}
+
+#[tokio::test]
+async fn a_borrow_id_that_was_returned_buys_nothing_after_a_restart_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sessions.redb");
+    let server = TestServer::file(ROOMY, &path, ManualClock::new()).await;
+    let mut client = server.client();
+    let ids = ["1", "2", "3"].map(|digit| digit.repeat(32));
+    let [returned, early, live] = &ids;
+    let key = client.borrow(session("acme").borrow_id(returned)).await;
+    assert_eq!(client.give_back(&key).await, Returned::Returned);
+    assert_eq!(client.give_back_borrow(early).await.unwrap(), Returned::MissingKey);
+    let key = client.borrow(session("acme").borrow_id(live)).await;
+    let clock = server.stop().await;
+
+    let server = TestServer::file(ROOMY, &path, clock).await;
+    let mut client = server.client();
+    for id in [returned, early] {
+        let status = client.ask(session("acme").borrow_id(id)).await.unwrap_err();
+        assert_eq!(status.code(), Code::Cancelled, "{id}");
+    }
+    let status = client.ask(session("other").borrow_id(returned)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert_eq!(client.borrow(session("acme").borrow_id(live)).await, key);
+    assert_eq!(server.live().await, 1);
 }

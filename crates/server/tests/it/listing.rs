@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use tgm_session_server::Policy;
 use tgm_session_server::store::{
     Embedded, LeaseFilter, LeasePage, Listener, MAX_PAGE, Options, Order, Recovered, Store,
+    UsageReport,
 };
 
 use crate::harness::ManualClock;
@@ -173,7 +174,8 @@ async fn pools_and_usage_come_in_order_with_their_counts() {
             metric,
             value: metric.len() as f64,
         });
-        store.report(None, None, &usages, &Policy::built_in()).await.unwrap();
+        let policy = Arc::new(Policy::built_in());
+        store.report(UsageReport::of(None, None, &usages, policy).0).await.unwrap();
     }
     let pools = store.pools().await.unwrap();
     let pools: Vec<_> = pools
@@ -233,10 +235,11 @@ async fn a_report_tells_which_of_its_organizations_have_spent_a_budget_repeated_
         [organizations.globex]
         plan = \"small\"
     ";
-    let policy = Policy::parse(policy, "test.toml").unwrap().policy;
+    let policy = Arc::new(Policy::parse(policy, "test.toml").unwrap().policy);
     let usage = |organization, value| Usage { organization, metric: "egress_bytes", value };
     let report = async |usages: &[Usage<'_>], key| {
-        store.report(None, Some(key), usages, &policy).await.unwrap()
+        let report = UsageReport::of(None, Some(key), usages, policy.clone()).0;
+        store.report(report).await.unwrap()
     };
     let usages = [usage("globex", 9.0), usage("acme", 6.0), usage("acme", 6.0)];
     for counted in [true, false] {

@@ -12,6 +12,7 @@ mod attached;
 mod auth;
 mod borrow;
 mod borrow_id;
+mod bounds;
 mod changed_policy;
 mod codes;
 mod damaged;

@@ -185,7 +185,10 @@ async fn reports_and_batches_are_timed_and_their_refusals_counted() {
         let event = Event { organization_id, metrics, ..Default::default() };
         Request::new(ReportRequest { events: vec![event] })
     };
-    usage.report(report(f64::NAN)).await.unwrap_err();
+    let mut under_no_name = report(1.0);
+    under_no_name.metadata_mut().insert("x-idempotency-key", "".parse().unwrap());
+    usage.report(under_no_name).await.unwrap_err();
+    assert!(!usage.report(report(f64::NAN)).await.unwrap().into_inner().revoked);
     assert!(usage.report(report(5.0)).await.unwrap().into_inner().revoked);
     answers.message().await.unwrap().unwrap();
     client.ask(session("acme")).await.unwrap_err();
@@ -194,12 +197,13 @@ async fn reports_and_batches_are_timed_and_their_refusals_counted() {
         &page(&server).await,
         &[
             ("call_duration_seconds_count{method=\"Attach\"}", 1.0),
-            ("call_duration_seconds_count{method=\"Report\"}", 1.0),
+            ("call_duration_seconds_count{method=\"Report\"}", 2.0),
             ("calls_refused_total{method=\"Report\",code=\"INVALID_ARGUMENT\"}", 1.0),
             ("calls_refused_total{method=\"BorrowWorker\",code=\"RESOURCE_EXHAUSTED\"}", 1.0),
             ("leases_ended_total{how=\"revoked\",reason=\"budget_spent\"}", 1.0),
             ("pushes_total", 1.0),
-            ("usage_reports_total{outcome=\"counted\"}", 1.0),
+            ("usage_reports_total{outcome=\"counted\"}", 2.0),
+            ("usage_events_skipped_total{reason=\"value\"}", 1.0),
             ("usage_reports_total{outcome=\"invalid\"}", 1.0),
             ("usage_events_total", 1.0),
         ],

@@ -164,6 +164,7 @@ fn a_refused_file_is_told_by_file_line_and_reason() {
         ("[server]\nlisten = \"here\"", "2:10", "write an address and a port"),
         ("[services.t1r]\nmax_total = -3", "2:13", "integer `-3`, expected a whole number, 0"),
         ("[services.t1r]\nmax_total = 1.5", "2:13", "expected a whole number"),
+        ("[services.t1r]\nmax_unnamed_services = 5", "2:24", "belongs into [services.default]"),
         ("[services.t1r]\nttl = \"60\"", "2:7", "expected a duration such as \"60s\""),
         ("[services.t1r]\nttl = 60", "2:7", "expected a duration"),
         ("[services.t1r]\nttl = \"0s\"", "2:7", "ttl must be over 0"),

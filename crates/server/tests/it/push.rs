@@ -8,11 +8,10 @@ use futures_util::FutureExt as _;
 use lease::{LeaseId, Request, Terms, Usage};
 use parking_lot::Mutex;
 use tgm_session_server::Policy;
-use tgm_session_server::store::{Listener, Options, Recovered, ReportError, Store as _};
+use tgm_session_server::store::{Listener, Options, Recovered, Store as _};
 use tonic::Code;
 use wire::control::Reason;
 use wire::control::attach_response::Event;
-use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::attached::{Attached, metric};
 use crate::disk::Disk;
@@ -117,15 +116,14 @@ async fn a_spent_budget_is_told_at_once_but_for_observed_services() {
 }
 
 #[tokio::test]
-async fn a_report_that_makes_no_sense_counts_nothing() {
+async fn what_makes_no_sense_in_a_report_is_skipped_and_the_rest_counts() {
     let server = TestServer::memory(SOLD).await;
     let mut client = server.client();
     let key = client.borrow(session("acme")).await;
     let usages = [egress("acme", 100.0), egress("acme", f64::NAN)];
-    let error = server.running.report(None, None, &usages).await.unwrap_err();
-    assert!(matches!(error, ReportError::Invalid(_)), "{error}");
-    assert_eq!(client.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
-    client.borrow(session("acme")).await;
+    let reported = server.running.report(None, None, &usages).await.unwrap();
+    assert_eq!((reported.skipped.iter().sum::<u64>(), reported.revoked), (1, 1));
+    assert_eq!(client.keep_alive(&key).await.unwrap_err().code(), Code::ResourceExhausted);
 }
 
 #[tokio::test]

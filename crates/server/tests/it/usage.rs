@@ -1,7 +1,14 @@
 //! Reports of usage, through the wire.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use lease::{Request as Borrow, Terms, Usage};
+use tgm_session_server::Policy;
+use tgm_session_server::store::{
+    BorrowError, Embedded, Options, Recovered, Store as _, StoreUrl, Unavailable, UsageReport,
+};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -14,7 +21,7 @@ use wire::payment::{ReportRequest, ReportResponse};
 use crate::attached::{Attached, metric};
 use crate::auth::two_indexers;
 use crate::disk::Disk;
-use crate::harness::{ManualClock, TestServer, channel, session};
+use crate::harness::{ManualClock, TestServer, channel, config, eventually, session, text};
 
 /// 2027-01-15T08:00:00Z is when the manual clock starts.
 const SOLD: &str = "
@@ -49,6 +56,13 @@ impl Reporter {
 
     async fn report(&mut self, events: Vec<Event>) -> Result<ReportResponse, Status> {
         self.send(Request::new(ReportRequest { events })).await
+    }
+
+    /// The answer, and how many events it says were skipped.
+    async fn answer(&mut self, events: Vec<Event>) -> (ReportResponse, Option<String>) {
+        let answer = self.client.report(Request::new(ReportRequest { events })).await.unwrap();
+        let skipped = text(answer.metadata(), "x-events-skipped");
+        (answer.into_inner(), skipped)
     }
 
     /// Reports under a name.
@@ -154,7 +168,7 @@ async fn the_events_of_a_report_add_up_metric_by_metric_of_each_organization() {
 }
 
 #[tokio::test]
-async fn a_report_that_makes_no_sense_counts_nothing_and_is_told_which_field() {
+async fn an_event_that_cannot_be_counted_is_skipped_and_told_and_all_others_count() {
     let server = TestServer::memory(SOLD).await;
     let mut reporter = Reporter::of(&server);
     let metrics = |number: usize| {
@@ -163,33 +177,74 @@ async fn a_report_that_makes_no_sense_counts_nothing_and_is_told_which_field() {
         event("acme", &metrics)
     };
     let long = "o".repeat(257);
-    for (wrong, field) in [
-        (egress("acme", f64::NAN), "events[1].metrics[0].value"),
-        (egress("acme", f64::INFINITY), "events[1].metrics[0].value"),
-        (event("acme", &[("a", 1.0), ("b", -0.5)]), "events[1].metrics[1].value"),
-        (event("acme", &[("", 1.0)]), "events[1].metrics[0].key"),
-        (event("acme", &[(&long, 1.0)]), "events[1].metrics[0].key"),
-        (egress("", 1.0), "events[1].organization_id"),
-        (egress(&long, 1.0), "events[1].organization_id"),
-        (Event { api_key_id: long.clone(), ..egress("acme", 1.0) }, "events[1].api_key_id"),
-        (metrics(65), "events[1].metrics"),
-    ] {
-        let status = reporter.report(vec![egress("acme", 90.0), wrong]).await.unwrap_err();
-        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
-        assert!(status.message().starts_with(&format!("{field} ")), "{field}: {status}");
+    let wrong = [
+        (egress("acme", f64::NAN), "value"),
+        (egress("acme", f64::INFINITY), "value"),
+        (event("acme", &[("egress_bytes", 100.0), ("b", -0.5)]), "value"),
+        (event("acme", &[("", 1.0)]), "metric"),
+        (event("acme", &[(&long, 1.0)]), "metric"),
+        (egress("", 1.0), "organization"),
+        (egress(&long, 1.0), "organization"),
+        (Event { api_key_id: long.clone(), ..egress("acme", 100.0) }, "api_key"),
+        (metrics(65), "too_many_metrics"),
+    ];
+    for (number, (wrong, why)) in (1..).zip(&wrong) {
+        let events = vec![egress("other", 1.0), wrong.clone(), egress("acme", 1.0)];
+        let (response, skipped) = reporter.answer(events).await;
+        assert_eq!((response.revoked, skipped.as_deref()), (false, Some("1")), "{why}");
+        assert_eq!(metric(&server.running, "tgm_session_usage_events_total").await, 2 * number);
     }
-    let many = vec![egress("acme", 1.0); 10_001];
-    let status = reporter.report(many).await.unwrap_err();
+    for (why, events) in
+        [("value", 3), ("metric", 2), ("organization", 2), ("api_key", 1), ("too_many_metrics", 1)]
+    {
+        let name = format!("tgm_session_usage_events_skipped_total{{reason=\"{why}\"}}");
+        assert_eq!(metric(&server.running, &name).await, events, "{why}");
+    }
+    let all = wrong.into_iter().map(|(event, _)| event).chain([egress("acme", 90.0)]).collect();
+    let (response, skipped) = reporter.answer(all).await;
+    assert_eq!((response.revoked, skipped.as_deref()), (false, Some("9")));
+    let (response, skipped) = reporter.answer(vec![egress("acme", 1.0)]).await;
+    assert_eq!((response.revoked, skipped), (true, None), "9, 90 and 1 were counted");
+}
+
+#[tokio::test]
+async fn a_report_of_too_many_events_or_under_a_name_that_is_none_counts_nothing() {
+    let server = TestServer::memory(SOLD).await;
+    let mut reporter = Reporter::of(&server);
+    let status = reporter.report(vec![egress("acme", 1.0); 65_537]).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!(status.message(), "events are 10001, and may be 10000");
-    let status = reporter.report_as("", vec![egress("acme", 1.0)]).await.unwrap_err();
+    assert_eq!(status.message(), "events are 65537, and may be 65536");
+    let status = reporter.report_as("", vec![egress("acme", 100.0)]).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().starts_with("x-idempotency-key "), "{status}");
+    assert_eq!((reports(&server, "invalid").await, reports(&server, "counted").await), (2, 0));
+    assert!(!reporter.is_spent("acme").await);
+}
 
-    assert_eq!(reports(&server, "invalid").await, 11);
-    assert_eq!(reports(&server, "counted").await, 0);
-    assert!(!reporter.report(vec![egress("acme", 99.0)]).await.unwrap().revoked);
-    assert!(!reporter.report(vec![metrics(63)]).await.unwrap().revoked);
+#[tokio::test]
+async fn the_same_name_with_another_report_is_an_invalid_argument() {
+    let server = TestServer::memory(SOLD).await;
+    let mut reporter = Reporter::of(&server);
+    let events = vec![egress("acme", 40.0), egress("other", 10.0)];
+    reporter.report_as("one", events.clone()).await.unwrap();
+    let status = reporter.report_as("one", vec![egress("acme", 60.0)]).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(status.message(), "x-idempotency-key names a report with other amounts");
+    let turned = events.into_iter().rev().collect();
+    assert!(!reporter.report_as("one", turned).await.unwrap().revoked, "it is the same report");
+    assert_eq!((reports(&server, "invalid").await, reports(&server, "repeated").await), (1, 1));
+    assert!(!reporter.is_spent("acme").await);
+}
+
+#[tokio::test]
+async fn zeros_of_ever_so_many_organizations_leave_room_for_what_was_used() {
+    let server = TestServer::memory(SOLD).await;
+    let mut reporter = Reporter::of(&server);
+    let zeros = (0..20_000).map(|number| egress(&format!("o{number}"), 0.0)).collect();
+    let (_, skipped) = reporter.answer(zeros).await;
+    assert_eq!(skipped, None, "they count, as nothing");
+    let usage = server.running.store().usage().await.unwrap();
+    assert!(usage.is_empty(), "{usage:?}");
 }
 
 #[tokio::test]
@@ -271,11 +326,13 @@ async fn an_answer_gives_so_many_reasons_and_says_that_there_are_more() {
 
 #[tokio::test]
 async fn large_reports_at_once_are_all_counted_and_larger_ones_refused() {
-    let server = TestServer::memory(
-        "[services.t1r]\n[plans.p]\nbudgets = { blocks = { amount = 160000.0, per = \"month\" } }\n\
-         [organizations.acme]\nplan = \"p\"",
-    )
-    .await;
+    let policy = "[services.t1r]\n[plans.p]\n\
+                  budgets = { blocks = { amount = 160000.0, per = \"month\" } }\n\
+                  [organizations.acme]\nplan = \"p\"";
+    let clock = ManualClock::new();
+    let mut config = config(policy, &clock, StoreUrl::Memory);
+    config.port.max_report_bytes = 4 << 20;
+    let server = TestServer::start(config, clock).await;
     // About 3 MiB.
     let large = Event { meta: "m".repeat(280), ..event("acme", &[("blocks", 1.0)]) };
     let large = vec![large; 10_000];
@@ -298,7 +355,7 @@ async fn large_reports_at_once_are_all_counted_and_larger_ones_refused() {
 async fn a_message_of_a_million_empty_events_is_refused_before_it_is_read() {
     let server = TestServer::memory(SOLD).await;
     let status = Reporter::of(&server).report(vec![Event::default(); 1_000_000]).await.unwrap_err();
-    assert_eq!(status.message(), "events are 1000000, and may be 10000");
+    assert_eq!(status.message(), "events are 1000000, and may be 65536");
 }
 
 #[tokio::test]
@@ -338,4 +395,80 @@ async fn health_knows_the_usage_service() {
     let mut health = HealthClient::new(channel(server.running.grpc_address()));
     let answer = health.check(HealthCheckRequest { service }).await.unwrap();
     assert_eq!(answer.into_inner().status, 1, "serving");
+}
+
+/// A store without budgets on `disk`.
+fn store_on(disk: Disk) -> Embedded {
+    let options = Options { clock: ManualClock::new(), ..Options::default() };
+    Recovered::on_backend(disk, options).unwrap().resume().unwrap()
+}
+
+/// One of each of so many organizations, by `caller`.
+fn ones(caller: &str, name: &str, organizations: usize) -> UsageReport {
+    let names: Vec<String> = (0..organizations).map(|number| format!("o{number}")).collect();
+    let usage = |organization| Usage { organization, metric: "egress_bytes", value: 1.0 };
+    let usages: Vec<Usage<'_>> = names.iter().map(|name| usage(name)).collect();
+    UsageReport::of(Some(caller), Some(name), &usages, Arc::new(Policy::built_in())).0
+}
+
+async fn is_one_of_each(store: &Embedded, organizations: usize) -> bool {
+    let usage = store.usage().await.unwrap();
+    usage.len() == organizations && usage.iter().all(|count| count.used.month.1 == 1.0)
+}
+
+#[tokio::test]
+async fn a_large_report_counts_once_wherever_the_power_went_in_the_middle_of_it() {
+    const AMOUNTS: usize = 5_000;
+    let disk = Disk::default();
+    let store = store_on(disk.clone());
+    let mut report = Box::pin(store.report(ones("west", "one", AMOUNTS)));
+    let mut disks = Vec::new();
+    let reported = loop {
+        disks.push(disk.after_power_loss(|_| false));
+        match tokio::time::timeout(Duration::from_millis(1), &mut report).await {
+            Ok(reported) => break reported.unwrap(),
+            Err(_) if disks.len() > 12 => break report.await.unwrap(),
+            Err(_) => {}
+        }
+    };
+    assert!(reported.counted);
+    disks.push(disk.after_power_loss(|_| false));
+    let last = disks.len() - 1;
+    for (number, disk) in disks.into_iter().enumerate() {
+        let store = store_on(disk);
+        let again = store.report(ones("west", "one", AMOUNTS)).await.unwrap();
+        assert!(number != last || !again.counted);
+        assert!(is_one_of_each(&store, AMOUNTS).await, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_finds_room_on_the_way_to_the_disk_that_another_has_filled() {
+    const AMOUNTS: usize = 99_000;
+    let disk = Disk::default();
+    let store = store_on(disk.clone());
+    disk.hold();
+    let first = tokio::spawn(store.report(ones("west", "first", 1_000)));
+    eventually("the disk is busy", || async { disk.is_waiting() }).await;
+    let many = tokio::spawn(store.report(ones("west", "many", AMOUNTS)));
+    let more = tokio::spawn(store.report(ones("west", "more", AMOUNTS)));
+    let borrow = |by| store.borrow(&Borrow::session("t1r", "acme").indexer(by), &Terms::default());
+    eventually("everything is full of what one caller reports", || {
+        let refused = borrow("west");
+        async move { matches!(refused.now_or_never(), Some(Err(BorrowError::Unavailable(_)))) }
+    })
+    .await;
+    let refused = borrow("west").await.unwrap_err();
+    assert_eq!(refused, BorrowError::Unavailable(Unavailable::Overloaded));
+    let mut others: Vec<_> = (0..100).map(|_| Box::pin(borrow("east"))).collect();
+    for other in &mut others {
+        assert!(other.as_mut().now_or_never().is_none(), "it waits for the disk alone");
+    }
+    disk.release();
+    for other in others {
+        other.await.unwrap().delivery.complete();
+    }
+    for report in [first, many, more] {
+        assert!(report.await.unwrap().unwrap().counted, "what had begun was counted whole");
+    }
 }

@@ -9,6 +9,7 @@
 mod listing;
 mod operator;
 mod recovered;
+mod reporting;
 mod shared;
 
 use std::collections::HashSet;
@@ -19,19 +20,23 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::{Either, ready};
 use lease::{
-    BorrowId, BudgetSpent, Ends, Holder, Invalid, KeptAlive, LeaseId, LeaseNumber, Ledger, PoolUse,
-    Reason, Released, Request, Terms, Timestamp, Usage, Used,
+    BorrowId, Ends, Holder, KeptAlive, LeaseId, LeaseNumber, Ledger, PoolUse, Reason, Released,
+    Request, Terms, Timestamp, Used,
 };
 use parking_lot::Mutex;
+use tokio::task::JoinHandle as TaskHandle;
 
 pub(super) use operator::Kept;
 pub use recovered::{Options, Recovered};
+use reporting::Reporting;
 use shared::{Revoked, Shared, Wait};
 
 use super::{
     Attachment, BorrowError, Borrowed, KeptBatch, LeaseFilter, LeasePage, ListedLease, Listener,
-    Order, PoolCount, RecordError, ReportError, Reported, Store, Unavailable, UsageCount,
+    Order, PoolCount, RecordError, ReleaseError, ReportError, Reported, Store, Unavailable,
+    UsageCount, UsageReport,
 };
 use crate::admin::metrics::Commits;
 use crate::error::Error;
@@ -189,12 +194,17 @@ async fn answered_in_the_end<R>(applied: Result<(R, Wait), Unavailable>) -> Resu
 async fn aside<R: Send + 'static>(
     work: impl FnOnce() -> Result<R, Unavailable> + Send + 'static,
 ) -> Result<R, Unavailable> {
-    match tokio::task::spawn_blocking(work).await {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+/// The answer of what runs on a thread for what blocks.
+async fn joined<R, E: From<Unavailable>>(work: TaskHandle<Result<R, E>>) -> Result<R, E> {
+    match work.await {
         Ok(answer) => answer,
         Err(stopped) => match stopped.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // The runtime ends.
-            Err(_) => Err(Unavailable::Closing),
+            Err(_) => Err(Unavailable::Closing.into()),
         },
     }
 }
@@ -261,7 +271,9 @@ impl Store for Embedded {
         caller: Option<&str>,
         minimal_life: Duration,
     ) -> impl Future<Output = Result<Released, Unavailable>> + Send + use<> {
-        answered(self.shared.change(|ledger, now| ledger.release(id, caller, minimal_life, now)))
+        answered(
+            self.shared.change(caller, |ledger, now| ledger.release(id, caller, minimal_life, now)),
+        )
     }
 
     fn release_borrow(
@@ -269,11 +281,11 @@ impl Store for Embedded {
         borrow_id: BorrowId,
         caller: Option<&str>,
         minimal_life: Duration,
-    ) -> impl Future<Output = Result<Released, Unavailable>> + Send + use<> {
-        answered(
-            self.shared
-                .change(|ledger, now| ledger.release_borrow(borrow_id, caller, minimal_life, now)),
-        )
+    ) -> impl Future<Output = Result<Released, ReleaseError>> + Send + use<> {
+        answered(self.shared.change(caller, |ledger, now| {
+            ledger.release_borrow(borrow_id, caller, minimal_life, now)
+        }))
+        .map(|answer| Ok(answer??))
     }
 
     fn state(
@@ -281,7 +293,7 @@ impl Store for Embedded {
         service: &str,
         organization: &str,
     ) -> impl Future<Output = Result<PoolUse, Unavailable>> + Send + use<> {
-        answered(self.shared.change(|ledger, now| ledger.state(service, organization, now)))
+        answered(self.shared.change(None, |ledger, now| ledger.state(service, organization, now)))
     }
 
     fn revoke(
@@ -335,42 +347,29 @@ impl Store for Embedded {
 
     fn report(
         &self,
-        caller: Option<&str>,
-        idempotency_key: Option<&str>,
-        usages: &[Usage<'_>],
-        policy: &Policy,
+        report: UsageReport,
     ) -> impl Future<Output = Result<Reported, ReportError>> + Send + use<> {
-        let wall = self.shared.clock.wall();
-        let reported = self.shared.revoke(|ledger, now, revoked| {
-            let spent = |ledger: &Ledger, organization: &str| {
-                ledger.spent(organization, policy.organization_budgets(organization), wall)
-            };
-            // Only a report that spends something looks at every lease: what was spent before was
-            // acted on then, and has borrowed nothing since.
-            let mut spends: HashSet<&str> = usages.iter().map(|usage| usage.organization).collect();
-            spends.retain(|organization| spent(ledger, organization).is_none());
-            let counted = ledger.report(caller, idempotency_key, usages, wall, now)?;
-            spends.retain(|organization| spent(ledger, organization).is_some());
-            let ended = if spends.is_empty() {
-                0
+        let mut reporting = Reporting::new(self.shared.clone(), report);
+        // What is refused is refused before anything is counted.
+        let mut begun = reporting.step();
+        while begun.is_ok() && !reporting.is_done() && reporting.is_short() {
+            begun = reporting.step();
+        }
+        let applied = begun.map(|()| {
+            if reporting.is_done() {
+                Either::Left(ready(Ok(reporting.finish())))
             } else {
-                revoke_matching(ledger, now, revoked, |holder| {
-                    (spends.contains(holder.organization) && !policy.observes(holder.service))
-                        .then_some(Reason::BudgetSpent)
-                })
-            };
-            let mut told: Vec<(Box<str>, BudgetSpent)> = Vec::new();
-            for organization in usages.iter().map(|usage| usage.organization) {
-                if told.len() < SPENT_TOLD && told.iter().all(|(known, _)| **known != *organization)
-                {
-                    told.extend(
-                        spent(ledger, organization).map(|spent| (organization.into(), spent)),
-                    );
-                }
+                // On its way now: it goes on if nobody waits for it any more.
+                Either::Right(joined(tokio::task::spawn_blocking(move || reporting.run())))
             }
-            Ok::<_, Invalid>(Reported { counted, revoked: ended, spent: told })
         });
-        answered(reported).map(|answer| Ok(answer??))
+        async move {
+            let (reported, wait) = applied?.await?;
+            if let Some(batch) = wait {
+                batch.durable().await?;
+            }
+            Ok(reported)
+        }
     }
 
     fn live(

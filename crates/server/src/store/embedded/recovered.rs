@@ -17,6 +17,8 @@ use crate::store::url::StoreUrl;
 pub struct Options {
     /// The most leases it holds at once, whatever the policy allows.
     pub max_leases: u64,
+    /// The most bytes that the ids of all leases take up at once.
+    pub max_id_bytes: u64,
     /// Where it reads the time.
     pub clock: Arc<dyn Clock>,
     /// Whether a damaged file is opened in an older state, without changes that were acknowledged.
@@ -24,13 +26,21 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Room for 2,000,000 leases, and the clocks of the operating system.
+    /// Room for 2,000,000 leases with 512 MiB of ids, and the clocks of the operating system.
     fn default() -> Self {
-        Self {
-            max_leases: Config::default().max_leases,
-            clock: Arc::new(SystemClock::new()),
-            accept_older_state: false,
-        }
+        let Config { max_leases, max_id_bytes, .. } = Config::default();
+        let clock = Arc::new(SystemClock::new());
+        Self { max_leases, max_id_bytes, clock, accept_older_state: false }
+    }
+}
+
+impl Options {
+    /// An empty ledger.
+    fn ledger(&self, journal: bool) -> Result<Ledger, Error> {
+        let Self { max_leases, max_id_bytes, .. } = *self;
+        let seed = random_seed()?;
+        let config = Config { max_leases, max_id_bytes, seed, journal, ..Config::default() };
+        Ok(Ledger::new(config))
     }
 }
 
@@ -67,10 +77,8 @@ impl Recovered {
     ///
     /// [`Error::System`] when the operating system has no random bytes.
     pub fn memory(options: Options) -> Result<Self, Error> {
-        let Options { max_leases, clock, .. } = options;
-        let config = Config { max_leases, seed: random_seed()?, journal: false };
-        let (ledger, kept, stamp) = (Ledger::new(config), Kept::default(), Stamp::default());
-        Ok(Self { ledger, kept, journal: None, stamp, clock })
+        let (ledger, kept, stamp) = (options.ledger(false)?, Kept::default(), Stamp::default());
+        Ok(Self { ledger, kept, journal: None, stamp, clock: options.clock })
     }
 
     /// Opens the store file at `path`, or makes it, and reads every lease in it.
@@ -94,15 +102,14 @@ impl Recovered {
     }
 
     fn from_journal(mut journal: Journal, options: Options) -> Result<Self, Error> {
-        let Options { max_leases, clock, accept_older_state } = options;
-        let mut ledger = Ledger::new(Config { max_leases, seed: random_seed()?, journal: true });
+        let mut ledger = options.ledger(true)?;
         let mut kept = Kept::default();
         let stamp = journal.recover(
-            accept_older_state,
+            options.accept_older_state,
             |change| ledger.restore(change),
             |operated| kept.apply(operated),
         )?;
-        Ok(Self { ledger, kept, journal: Some(journal), stamp, clock })
+        Ok(Self { ledger, kept, journal: Some(journal), stamp, clock: options.clock })
     }
 
     /// How many leases were read.

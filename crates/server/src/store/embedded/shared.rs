@@ -21,8 +21,10 @@ use crate::store::journal::Stamp;
 use crate::store::{Delivery, KeptBatch, TakeBack, Unavailable};
 
 mod committing;
+mod shares;
 
 use committing::{Disk, Pending};
+use shares::Shares;
 
 /// How often the clock is read and leases expire when nobody calls.
 const TICK: Duration = Duration::from_millis(50);
@@ -30,9 +32,6 @@ const TICK: Duration = Duration::from_millis(50);
 /// How far store time may run ahead of the journal while there are leases: this well is known,
 /// after a restart, what a lingering lease has left.
 const STAMP_EVERY: Duration = Duration::from_secs(1);
-
-/// Changes that may wait for the disk; past that, calls that would add to them are refused.
-const MAX_PENDING: usize = 100_000;
 
 /// The batch that an answer has to wait for, if any.
 pub(super) type Wait = Option<Arc<Batch>>;
@@ -65,6 +64,8 @@ struct State {
     counted: u64,
     /// What the next batch holds.
     pending: Pending,
+    /// Whose changes those are.
+    shares: Shares,
     /// The next batch.
     gathering: Arc<Batch>,
     /// The batch that is being flushed.
@@ -100,13 +101,21 @@ impl State {
         }
     }
 
-    /// Whether one more change can be made.
-    fn has_room(&self) -> Result<(), Unavailable> {
+    /// Whether one more change of a caller can be made.
+    fn has_room(&self, caller: Option<&str>) -> Result<(), Unavailable> {
         self.sound()?;
         if self.gathering.is_stalled() {
             return Err(Unavailable::Stalled);
         }
-        if self.pending.len() >= MAX_PENDING { Err(Unavailable::Overloaded) } else { Ok(()) }
+        let has_room = self.shares.has_room(caller, self.pending.len());
+        if has_room { Ok(()) } else { Err(Unavailable::Overloaded) }
+    }
+
+    /// Counts changes of a caller among what waits.
+    fn charge(&mut self, caller: Option<&str>, changes: usize) {
+        if self.journaled && !self.pending.is_empty() {
+            self.shares.add(caller, changes);
+        }
     }
 
     /// Moves what changed into the gathering batch, and answers what to wait for so that every
@@ -155,6 +164,7 @@ impl Shared {
             time: StoreClock::starting_at(start, clock.monotonic()),
             journaled,
             pending: Pending::default(),
+            shares: Shares::default(),
             gathering: Arc::default(),
             committing: None,
             disk: Disk::default(),
@@ -204,10 +214,10 @@ impl Shared {
         wait
     }
 
-    /// Puts what an operator did into the gathering batch.
+    /// Puts what an operator did into the gathering batch, however much waits there.
     pub(super) fn keep(&self, operated: &[Operated]) -> Result<Wait, Unavailable> {
         let mut state = self.state.lock();
-        state.has_room()?;
+        state.sound()?;
         self.revision.fetch_add(operated.len() as u64, Ordering::Relaxed);
         if state.journaled {
             state.pending.operated.extend_from_slice(operated);
@@ -219,14 +229,43 @@ impl Shared {
         self.revision.load(Ordering::Relaxed)
     }
 
-    /// Applies an operation that changes something or tells of changes.
+    /// Applies an operation of a caller that changes something or tells of changes.
     pub(super) fn change<R>(
         &self,
+        caller: Option<&str>,
         operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
     ) -> Result<(R, Wait), Unavailable> {
         let mut state = self.state.lock();
-        state.has_room()?;
-        Ok(self.apply(&mut state, operation))
+        state.has_room(caller)?;
+        let applied = self.apply(&mut state, operation);
+        state.charge(caller, 1);
+        Ok(applied)
+    }
+
+    /// Applies one of many operations that belong together and make so many changes; one that makes
+    /// none needs no room. Who waits for the lock meanwhile gets it before the next of them.
+    pub(super) fn count<R>(
+        &self,
+        caller: Option<&str>,
+        changes: usize,
+        operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
+    ) -> Result<(R, Wait), Unavailable> {
+        let mut state = self.state.lock();
+        if changes > 0 {
+            state.has_room(caller)?
+        } else {
+            state.sound()?
+        };
+        let applied = self.apply(&mut state, operation);
+        state.charge(caller, changes);
+        MutexGuard::unlock_fair(state);
+        Ok(applied)
+    }
+
+    /// The batch that makes room where too much waits for the disk.
+    pub(super) fn gathering(&self) -> Wait {
+        let state = self.state.lock();
+        state.journaled.then(|| state.gathering.clone())
     }
 
     /// Grants a lease, and promises that it is taken back if its answer is lost.
@@ -237,9 +276,12 @@ impl Shared {
         terms: &Terms<'_>,
     ) -> Result<(Result<(Grant, Delivery), Refusal>, Wait), Unavailable> {
         let mut state = self.state.lock();
-        state.has_room()?;
+        state.has_room(request.indexer)?;
         let (outcome, wait) =
             self.apply(&mut state, |ledger, now| ledger.borrow(request, terms, now));
+        if outcome.is_ok() {
+            state.charge(request.indexer, 1);
+        }
         let outcome = outcome.map(|grant| {
             let delivery = match (request.borrow_id, grant.replayed) {
                 (None, _) => true,
@@ -317,14 +359,15 @@ impl Shared {
     }
 
     /// Applies an operation that ends leases for a reason, and sees to it that whoever named them
-    /// is told once that is durable. The operation adds what it revoked to its last argument.
+    /// is told once that is durable. The operation adds what it revoked to its last argument. It is
+    /// the operator's, or what a policy demands, and waits for no room.
     pub(super) fn revoke<R>(
         &self,
         operation: impl FnOnce(&mut Ledger, Timestamp, &mut Revoked) -> R,
     ) -> Result<(R, Wait), Unavailable> {
         let mut revoked = Revoked::new();
         let mut state = self.state.lock();
-        state.has_room()?;
+        state.sound()?;
         let (answer, wait) =
             self.apply(&mut state, |ledger, now| operation(ledger, now, &mut revoked));
         let pushes: Vec<Push> = revoked

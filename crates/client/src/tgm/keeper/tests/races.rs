@@ -171,7 +171,9 @@ impl Pool {
                 server.returned.push(id);
                 server.ledger.release(id, None, Duration::ZERO, now)
             }
-            Target::Borrow(id) => server.ledger.release_borrow(*id, None, Duration::ZERO, now),
+            Target::Borrow(id) => {
+                server.ledger.release_borrow(*id, None, Duration::ZERO, now).unwrap()
+            }
         });
         match released {
             lease::Released::Returned => Released::Returned,

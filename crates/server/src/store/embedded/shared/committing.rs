@@ -166,6 +166,7 @@ impl Shared {
         // it does not, this costs nothing.
         MutexGuard::unlocked(&mut state, std::thread::yield_now);
         let pending = state.pending.take();
+        state.shares.clear();
         let batch = std::mem::take(&mut state.gathering);
         state.committing = Some(batch.clone());
         state.disk.changes = pending.len();

@@ -1,0 +1,100 @@
+//! Who has how much of what waits for the disk.
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+/// Changes that may wait for the disk for one caller alone. Past half of it, several callers share
+/// it, so that each finds room whatever the others wait for.
+pub(in crate::store::embedded) const MAX_PENDING: usize = 100_000;
+
+/// What each caller has left at least, however many they are.
+const LEAST_SHARE: usize = 2_048;
+
+/// How many changes of each caller the gathering batch holds.
+///
+/// What nobody asked for, such as the end of a lease that was not kept alive, is nobody's.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    /// The name of no indexer is empty.
+    held: HashMap<Box<str>, usize, RandomState>,
+    /// How many callers have any.
+    callers: usize,
+}
+
+impl Shares {
+    /// Adds changes of a caller.
+    pub(super) fn add(&mut self, caller: Option<&str>, changes: usize) {
+        if changes == 0 {
+            return;
+        }
+        let caller = caller.unwrap_or_default();
+        let held = match self.held.get_mut(caller) {
+            Some(held) => held,
+            None => self.held.entry(caller.into()).or_default(),
+        };
+        self.callers += usize::from(*held == 0);
+        *held += changes;
+    }
+
+    /// Whether one more change of a caller may wait, where `pending` wait in all.
+    pub(super) fn has_room(&self, caller: Option<&str>, pending: usize) -> bool {
+        if pending < MAX_PENDING / 2 {
+            return true;
+        }
+        let held = self.held.get(caller.unwrap_or_default()).copied().unwrap_or(0);
+        let callers = self.callers + usize::from(held == 0);
+        held < (MAX_PENDING / callers).max(LEAST_SHARE)
+    }
+
+    /// Begins with another batch. Names stay: the policy bounds them, and a batch goes by many times
+    /// a second.
+    pub(super) fn clear(&mut self) {
+        self.callers = 0;
+        self.held.values_mut().for_each(|held| *held = 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EAST: Option<&str> = Some("east");
+    const WEST: Option<&str> = Some("west");
+
+    #[test]
+    fn one_caller_alone_may_fill_all_of_it_and_no_more() {
+        let mut shares = Shares::default();
+        shares.add(EAST, MAX_PENDING - 1);
+        assert!(shares.has_room(EAST, MAX_PENDING - 1));
+        shares.add(EAST, 1);
+        assert!(!shares.has_room(EAST, MAX_PENDING));
+    }
+
+    #[test]
+    fn whoever_comes_when_another_has_filled_it_finds_room_for_a_share() {
+        let mut shares = Shares::default();
+        shares.add(EAST, MAX_PENDING);
+        assert!(shares.has_room(WEST, MAX_PENDING) && shares.has_room(None, MAX_PENDING));
+        shares.add(WEST, MAX_PENDING / 2);
+        assert!(!shares.has_room(WEST, MAX_PENDING * 3 / 2));
+        assert!(shares.has_room(None, MAX_PENDING * 3 / 2));
+        shares.clear();
+        assert!(shares.has_room(WEST, MAX_PENDING), "another batch");
+        for number in 0..1_000 {
+            shares.add(Some(&number.to_string()), 1);
+        }
+        assert!(shares.has_room(WEST, MAX_PENDING), "a thousand callers leave a share too");
+    }
+
+    #[test]
+    fn while_little_waits_nobody_is_bounded() {
+        let mut shares = Shares::default();
+        for _ in 0..20 {
+            shares.add(EAST, 10);
+            shares.add(WEST, 2_400);
+        }
+        assert!(shares.has_room(WEST, 48_200));
+        shares.add(WEST, 4_000);
+        assert!(!shares.has_room(WEST, 52_200) && shares.has_room(EAST, 52_200));
+    }
+}

@@ -1,0 +1,73 @@
+//! What is full whatever the policy allows: refused, and told.
+
+use std::time::Duration;
+
+use tgm_session_server::Policy;
+use tgm_session_server::store::StoreUrl;
+use tonic::Code;
+
+use crate::auth::two_indexers;
+use crate::harness::{ManualClock, TestServer, config, session};
+
+fn unnamed(more: &str) -> String {
+    format!("{}\n[services.default]\nmax_unnamed_services = 2\n{more}", two_indexers())
+        .replace("services = [\"t1r\"]", "")
+}
+
+#[tokio::test]
+async fn services_that_the_policy_does_not_name_are_bounded_for_each_indexer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sessions.redb");
+    let server = TestServer::file(&unnamed(""), &path, ManualClock::new()).await;
+    let west = || session("acme");
+    let mut client = server.client().with_key("west-old");
+    let key = client.borrow(west().service("x1")).await;
+    client.borrow(west().service("x2")).await;
+    let status = client.ask(west().service("x3")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("max_unnamed_services"), "{status}");
+    client.borrow(west().service("x2")).await;
+    client.borrow(west()).await;
+    client.borrow(session("acme").service("t2w")).await;
+    let mut east = server.client().with_key("east-key");
+    east.borrow(session("acme").service("x3")).await;
+
+    // Through a restart, where services with a name are no hindrance.
+    let clock = server.stop().await;
+    let server = TestServer::file(&unnamed(""), &path, clock).await;
+    let mut client = server.client().with_key("west-old");
+    client.borrow(west().service("x1")).await;
+    assert_eq!(client.ask(west().service("x3")).await.unwrap_err().code(), Code::Unavailable);
+
+    // What gets a name counts no more.
+    let named = Policy::parse(&unnamed("[services.x2]"), "test.toml").unwrap().policy;
+    server.running.set_policy(named).await.unwrap();
+    client.borrow(west().service("x3")).await;
+    assert_eq!(client.ask(west().service("x4")).await.unwrap_err().code(), Code::Unavailable);
+    client.give_back(&key).await;
+    assert_eq!(client.ask(west().service("x4")).await.unwrap_err().code(), Code::Unavailable);
+    server.pass(Duration::from_secs(61));
+    client.borrow(west().service("x4")).await;
+}
+
+#[tokio::test]
+async fn a_server_keeps_so_many_bytes_of_ids_and_no_more() {
+    let clock = ManualClock::new();
+    let mut config = config("[services.t1r]", &clock, StoreUrl::Memory);
+    config.max_id_bytes = 1 << 20;
+    let server = TestServer::start(config, clock).await;
+    let mut client = server.client();
+    let long = |kind: &str, number: usize| format!("{kind}{number:0>255}");
+    let ask =
+        |number| session(&long("o", number)).api_key(&long("k", number)).trace(&long("t", number));
+    // 768 bytes each, and those of the service's name.
+    let fit = (1 << 20) / 768;
+    for number in 0..=fit {
+        client.borrow(ask(number)).await;
+    }
+    let status = client.ask(ask(fit + 1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("max_id_bytes"), "{status}");
+    server.pass(Duration::from_secs(61));
+    client.borrow(ask(fit + 1)).await;
+}
