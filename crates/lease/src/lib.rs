@@ -36,9 +36,12 @@ mod types;
 mod usage;
 
 pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
-pub use change::{Change, End, Ends};
+pub use change::{Change, End, Ends, TraceEnd};
 pub use clock::{LONGEST_STEP, StoreClock};
-pub use ledger::{Config, Holder, Ledger, PoolCount, PoolUse};
+pub use ledger::{
+    Config, Holder, Ledger, MAX_TRACES_TOLD, PoolCount, PoolReading, PoolUse, RECORDS_PER_HOLD,
+    RESUME_SPREAD, RevocationWalk,
+};
 pub use scope::{Scope, forms_a_scope};
 pub use terms::{Denied, Grant, KeptAlive, Limits, PoolState, Refusal, Released, Terms};
 pub use types::{

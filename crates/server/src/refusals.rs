@@ -109,7 +109,13 @@ impl Refusals {
             }
             Some(Refusal::BudgetSpent(spent)) => Cause::Budget(spent.clone()),
             // The server is full, or the caller is mistaken: nothing that an operator limits.
-            Some(Refusal::Full { .. } | Refusal::BorrowIdReused | Refusal::BorrowEnded) | None => {
+            Some(
+                Refusal::Full { .. }
+                | Refusal::Behind
+                | Refusal::BorrowIdReused
+                | Refusal::BorrowEnded,
+            )
+            | None => {
                 return;
             }
         };

@@ -78,7 +78,7 @@ impl BorrowCounters {
             Err(BorrowError::Refused(refusal)) => match refusal {
                 Refusal::Denied(denied) => &self.denied[denied.scope as usize],
                 Refusal::BudgetSpent(_) => &self.budget_spent,
-                Refusal::Full { .. } => &self.unavailable,
+                Refusal::Full { .. } | Refusal::Behind => &self.unavailable,
                 Refusal::BorrowIdReused | Refusal::BorrowEnded => &self.invalid,
             },
             Err(BorrowError::Unavailable(_)) => &self.unavailable,

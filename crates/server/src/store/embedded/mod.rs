@@ -9,6 +9,7 @@
 mod listing;
 mod operator;
 mod recovered;
+mod revoking;
 mod shared;
 
 use std::collections::HashSet;
@@ -18,14 +19,15 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use lease::{
-    BorrowId, BudgetSpent, Ends, Holder, Invalid, KeptAlive, LeaseId, LeaseNumber, Ledger, PoolUse,
-    Reason, Released, Request, Terms, Timestamp, Usage, Used,
+    BorrowId, BudgetSpent, Ends, Invalid, KeptAlive, LeaseId, LeaseNumber, Ledger, PoolReading,
+    PoolUse, Reason, Released, Request, Terms, Usage, Used,
 };
 use parking_lot::Mutex;
 
 pub(super) use operator::Kept;
 pub use recovered::{Options, Recovered};
-use shared::{Revoked, Shared, Wait};
+use revoking::Revoking;
+use shared::{Shared, Wait};
 
 use super::{
     Attachment, BorrowError, Borrowed, KeptBatch, LeaseFilter, LeasePage, ListedLease, Listener,
@@ -35,6 +37,7 @@ use crate::admin::metrics::Commits;
 use crate::error::Error;
 use crate::policy::Policy;
 use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
+use crate::turns::Turns;
 
 /// The store within the process, behind `memory:` and `file:PATH`.
 ///
@@ -73,10 +76,18 @@ impl Embedded {
         &self.shared.commits
     }
 
-    /// Reads the clock and ends what has ended, as the store's own thread does many times a
+    /// Reads the clock and takes out what has ended, as the store's own thread does many times a
     /// second.
+    ///
+    /// It says that whatever had arrived was heard: store time goes at most half a second beyond
+    /// that while threads serve calls.
     pub fn tick(&self) {
-        self.shared.tick();
+        self.shared.tick_heard();
+    }
+
+    /// Whether the threads that serve calls of this store keep up.
+    pub(crate) fn turns(&self) -> Arc<Turns> {
+        self.shared.turns.clone()
     }
 
     /// Refuses further changes, commits what is pending and lets go of the file. Blocks until then.
@@ -135,28 +146,24 @@ fn answered<R>(
 async fn aside<R: Send + 'static>(
     work: impl FnOnce() -> Result<R, Unavailable> + Send + 'static,
 ) -> Result<R, Unavailable> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(answer) => answer,
-        Err(stopped) => match stopped.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends.
-            Err(_) => Err(Unavailable::Closing),
-        },
-    }
+    aside_at_once(work).await
 }
 
-/// Revokes what `judge` gives a reason for, and adds it to `revoked`.
-fn revoke_matching(
-    ledger: &mut Ledger,
-    now: Timestamp,
-    revoked: &mut Revoked,
-    mut judge: impl FnMut(&Holder<'_>) -> Option<Reason>,
-) -> usize {
-    ledger.revoke_matching(now, |holder| {
-        let reason = judge(holder);
-        revoked.extend(reason.map(|reason| (holder.id, reason)));
-        reason
-    })
+/// As [`aside`]; it begins at once, and goes on whether anybody waits for it or not.
+fn aside_at_once<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, Unavailable> + Send + 'static,
+) -> impl Future<Output = Result<R, Unavailable>> + Send {
+    let work = tokio::task::spawn_blocking(work);
+    async move {
+        match work.await {
+            Ok(answer) => answer,
+            Err(stopped) => match stopped.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends.
+                Err(_) => Err(Unavailable::Closing),
+            },
+        }
+    }
 }
 
 impl Store for Embedded {
@@ -227,7 +234,22 @@ impl Store for Embedded {
         service: &str,
         organization: &str,
     ) -> impl Future<Output = Result<PoolUse, Unavailable>> + Send + use<> {
-        answered(self.shared.change(|ledger, now| ledger.state(service, organization, now)))
+        let mut reading = PoolReading::default();
+        let mut part = self.shared.change(|ledger, now| {
+            ledger.read_pool(service, organization, &mut reading, now);
+        });
+        let shared = self.shared.clone();
+        let (service, organization) = (Box::<str>::from(service), Box::<str>::from(organization));
+        async move {
+            while !reading.is_done() && part.is_ok() {
+                // Other calls of this thread come between the parts.
+                tokio::task::yield_now().await;
+                part = shared.change(|ledger, now| {
+                    ledger.read_pool(&service, &organization, &mut reading, now);
+                });
+            }
+            answered(part.map(|((), wait)| (reading.finish(), wait))).await
+        }
     }
 
     fn revoke(
@@ -248,12 +270,9 @@ impl Store for Embedded {
         reason: Reason,
     ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
         answered(self.shared.revoke(|ledger, now, revoked| {
-            ledger.expire(now);
-            let before = ledger.len();
-            let id = ledger.holder(number).map(|holder| holder.id);
-            let id = id.filter(|&id| ledger.revoke(id, reason, now));
+            let (id, ended) = ledger.revoke_number(number, reason, now).unzip();
             revoked.extend(id.map(|id| (id, reason)));
-            before - ledger.len()
+            usize::try_from(ended.unwrap_or(0)).unwrap_or(usize::MAX)
         }))
     }
 
@@ -261,22 +280,7 @@ impl Store for Embedded {
         &self,
         policy: &Policy,
     ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
-        let wall = self.shared.clock.wall();
-        answered(self.shared.revoke(|ledger, now, revoked| {
-            let spent: HashSet<&str> = policy
-                .budgets()
-                .filter(|(organization, budgets)| {
-                    ledger.spent(organization, budgets, wall).is_some()
-                })
-                .map(|(organization, _)| organization)
-                .collect();
-            revoke_matching(ledger, now, revoked, |holder| {
-                policy.disabled(holder.organization, holder.api_key).or_else(|| {
-                    (spent.contains(holder.organization) && !policy.observes(holder.service))
-                        .then_some(Reason::BudgetSpent)
-                })
-            })
-        }))
+        Revoking::enforce(policy.clone()).start(&self.shared)
     }
 
     fn report(
@@ -287,24 +291,16 @@ impl Store for Embedded {
         policy: &Policy,
     ) -> impl Future<Output = Result<Reported, ReportError>> + Send + use<> {
         let wall = self.shared.clock.wall();
-        let reported = self.shared.revoke(|ledger, now, revoked| {
+        let reported = self.shared.change(|ledger, now| {
             let spent = |ledger: &Ledger, organization: &str| {
                 ledger.spent(organization, policy.organization_budgets(organization), wall)
             };
-            // Only a report that spends something looks at every lease: what was spent before was
-            // acted on then, and has borrowed nothing since.
+            // Only a report that spends something ends leases: what was spent before was acted on
+            // then, and has borrowed nothing since.
             let mut spends: HashSet<&str> = usages.iter().map(|usage| usage.organization).collect();
             spends.retain(|organization| spent(ledger, organization).is_none());
             let counted = ledger.report(caller, idempotency_key, usages, wall, now)?;
             spends.retain(|organization| spent(ledger, organization).is_some());
-            let ended = if spends.is_empty() {
-                0
-            } else {
-                revoke_matching(ledger, now, revoked, |holder| {
-                    (spends.contains(holder.organization) && !policy.observes(holder.service))
-                        .then_some(Reason::BudgetSpent)
-                })
-            };
             let mut told: Vec<(Box<str>, BudgetSpent)> = Vec::new();
             for organization in usages.iter().map(|usage| usage.organization) {
                 if told.len() < SPENT_TOLD && told.iter().all(|(known, _)| **known != *organization)
@@ -314,9 +310,22 @@ impl Store for Embedded {
                     );
                 }
             }
-            Ok::<_, Invalid>(Reported { counted, revoked: ended, spent: told })
+            let spends: Vec<Box<str>> = spends.into_iter().map(Into::into).collect();
+            Ok::<_, Invalid>((Reported { counted, revoked: 0, spent: told }, spends))
         });
-        answered(reported).map(|answer| Ok(answer??))
+        let revoking = match &reported {
+            Ok((Ok((_, spends)), _)) if !spends.is_empty() => {
+                Some(Revoking::spent(policy.clone(), spends.clone()).start(&self.shared))
+            }
+            _ => None,
+        };
+        async move {
+            let (mut reported, _) = answered(reported).await??;
+            if let Some(revoking) = revoking {
+                reported.revoked = revoking.await?;
+            }
+            Ok(reported)
+        }
     }
 
     fn live(

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lease::{Config, Ledger, Timestamp};
+use lease::{Config, Ledger};
 
 use super::shared::Shared;
 use super::{Embedded, Kept};
@@ -62,7 +62,7 @@ impl Recovered {
     /// [`Error::System`] when the operating system has no random bytes.
     pub fn memory(options: Options) -> Result<Self, Error> {
         let Options { max_leases, clock } = options;
-        let config = Config { max_leases, seed: random_seed()?, journal: false };
+        let config = Config { max_leases, seed: random_seed()?, ..Config::default() };
         let (ledger, kept, stamp) = (Ledger::new(config), Kept::default(), Stamp::default());
         Ok(Self { ledger, kept, journal: None, stamp, clock })
     }
@@ -89,7 +89,9 @@ impl Recovered {
 
     fn from_journal(mut journal: Journal, options: Options) -> Result<Self, Error> {
         let Options { max_leases, clock } = options;
-        let mut ledger = Ledger::new(Config { max_leases, seed: random_seed()?, journal: true });
+        let config =
+            Config { max_leases, seed: random_seed()?, journal: true, ..Config::default() };
+        let mut ledger = Ledger::new(config);
         let mut kept = Kept::default();
         let stamp =
             journal.recover(|change| ledger.restore(change), |operated| kept.apply(operated))?;
@@ -103,15 +105,15 @@ impl Recovered {
 
     /// Starts the store: every lease has its full TTL from now, a lingering one what was left.
     ///
+    /// Store time goes on where it stood when the store was written to last.
+    ///
     /// # Errors
     ///
     /// [`Error::System`] when a thread cannot be started.
     pub fn resume(self) -> Result<Embedded, Error> {
         let Self { mut ledger, kept, journal, stamp, clock } = self;
-        let unix = u64::try_from(clock.unix().as_nanos()).unwrap_or(u64::MAX);
-        let start = stamp.time.max(Timestamp::from_nanos(unix));
-        ledger.resume(stamp.time, stamp.next_serial, start);
-        let shared = Shared::new(ledger, kept, journal.is_some(), start, stamp, clock);
+        ledger.resume(stamp.time, stamp.next_serial, stamp.time);
+        let shared = Shared::new(ledger, kept, journal.is_some(), stamp, clock);
         let embedded = Embedded::new(shared);
         embedded.spawn("store-clock", |shared| shared.keep_time())?;
         if let Some(journal) = journal {
