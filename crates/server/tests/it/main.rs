@@ -17,6 +17,7 @@ mod codes;
 mod disk;
 mod drain;
 mod durable;
+mod ending;
 mod events;
 mod failing;
 mod grpc_web;

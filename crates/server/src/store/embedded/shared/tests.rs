@@ -1,12 +1,15 @@
 //! What one hold of the lock does, counted.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lease::{Config, RECORDS_PER_HOLD, Reason, Request, RevocationWalk, Terms};
+use lease::{Change, Config, RECORDS_PER_HOLD, Reason, Request, RevocationWalk, Terms};
+use redb::backends::InMemoryBackend;
 
 use super::*;
 use crate::clock::Clock;
+use crate::store::journal::Journal;
 
 /// A clock that goes only when it is told to.
 #[derive(Debug, Default)]
@@ -142,4 +145,58 @@ fn nothing_expires_while_a_thread_that_serves_calls_is_stuck() {
     let before = now();
     (0..50).for_each(|_| tick());
     assert_eq!(now(), before + 50 * step);
+}
+
+fn in_memory() -> Journal {
+    Journal::on(InMemoryBackend::new(), Path::new("memory")).unwrap()
+}
+
+#[test]
+fn a_restart_in_the_middle_of_the_end_of_a_trace_revives_no_worker() {
+    let mut journal = in_memory();
+    let now = Timestamp::ZERO;
+    let new = || Ledger::new(Config { journal: true, records_per_hold: 4, ..Config::default() });
+    let mut ledger = new();
+    let request = Request::session("t1r", "acme").trace("trace-a").indexer("west");
+    let grant = |ledger: &mut Ledger, request: &Request<'_>| {
+        ledger.borrow(request, &Terms::default(), now).unwrap().id
+    };
+    let session = grant(&mut ledger, &request);
+    for _ in 0..20 {
+        grant(&mut ledger, &Request { max_workers: 100, ..request });
+    }
+    ledger.release(session, Some("west"), Duration::ZERO, now);
+    let again = grant(&mut ledger, &request);
+    let mut restarts = 0;
+    loop {
+        let stamp = Stamp { time: now, next_serial: ledger.next_serial() };
+        journal.commit(ledger.drain_changes().collect(), Vec::new(), stamp).unwrap();
+        let mut restored = new();
+        let mut traces = 0;
+        let restore = |change: Change| {
+            traces += usize::from(matches!(change, Change::TraceEnded(_)));
+            restored.restore(change)
+        };
+        let stamp = journal.recover(restore, drop).unwrap();
+        restored.resume(stamp.time, stamp.next_serial, stamp.time);
+        let live: Vec<_> = restored.leases().map(|lease| lease.id).collect();
+        assert_eq!(live, [again]);
+        restarts += 1;
+        if !ledger.has_backlog() {
+            assert_eq!(traces, 0, "nothing is kept of a trace that is gone");
+            break;
+        }
+        assert_eq!(traces, 1);
+        ledger.expire(now);
+    }
+    assert!(restarts > 3);
+}
+
+#[test]
+fn a_store_time_that_leaves_no_room_is_refused_as_damage() {
+    let mut journal = in_memory();
+    let stamp = Stamp { time: Timestamp::from_nanos(u64::MAX), next_serial: 9 };
+    journal.commit(Vec::new(), Vec::new(), stamp).unwrap();
+    let refused = journal.recover(|_| Ok(()), drop).unwrap_err();
+    assert!(refused.to_string().contains("centuries"), "{refused}");
 }
