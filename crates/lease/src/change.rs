@@ -28,6 +28,10 @@ pub enum Change {
         /// How it ended.
         end: End,
     },
+    /// A trace ended, and not all of its leases are taken out yet. Keep it until [`Change::TraceGone`].
+    TraceEnded(Box<TraceEnd>),
+    /// All leases of a trace that ended are taken out. Keep its end no longer.
+    TraceGone(Box<TraceEnd>),
     /// The reason a lease was revoked for is known until `until`; one past needs no keeping.
     Revoked {
         /// The lease.
@@ -83,6 +87,20 @@ pub enum Change {
         /// Until when it is remembered, in store time.
         until: Timestamp,
     },
+}
+
+/// The end of a trace: every lease that an indexer had of an organization under that trace id, and
+/// that was granted before a certain one, has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TraceEnd {
+    /// The indexer.
+    pub indexer: Option<Box<str>>,
+    /// The organization.
+    pub organization: Box<str>,
+    /// The trace id.
+    pub trace: Box<str>,
+    /// The leases of the trace that ended have lower serial numbers than this.
+    pub before: u64,
 }
 
 /// How a lease left the table.

@@ -1,6 +1,6 @@
 //! The state machine that holds every rule.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::records::Record;
 use crate::report::{Counted, ReportRefusal, Submission};
 use crate::scope::{Scope, forms_a_scope};
 use crate::slab::NONE;
-use crate::table::{ANYBODY, Entry, NewLease, Place, Table, whole_milliseconds};
+use crate::table::{ANYBODY, Entry, NewLease, Place, Sessions, Table, whole_milliseconds};
 use crate::terms::{Denied, Grant, KeptAlive, MemoryFull, Refusal, Remembers, Terms};
 use crate::timer::Timer;
 use crate::types::{
@@ -24,10 +24,20 @@ use crate::types::{
 use crate::usage::{UsageBook, UsageBounds};
 
 mod ending;
+mod pool;
 mod reading;
 mod recovery;
+mod revoking;
 
+use ending::EndedTrace;
+pub use pool::{MAX_TRACES_TOLD, PoolReading, PoolUse};
 pub use reading::{Holder, PoolCount};
+pub use recovery::RESUME_SPREAD;
+pub use revoking::RevocationWalk;
+
+/// Most records that one operation handles: whoever keeps the ledger behind a lock holds up nobody
+/// for longer than that takes.
+pub const RECORDS_PER_HOLD: usize = 1_024;
 
 /// What a ledger is made with.
 #[derive(Clone, Copy)]
@@ -50,6 +60,9 @@ pub struct Config {
     pub seed: [u8; 32],
     /// Whether changes are collected for [`Ledger::drain_changes`].
     pub journal: bool,
+    /// Most records that one operation takes out of the table or reads; never more than
+    /// [`RECORDS_PER_HOLD`].
+    pub records_per_hold: usize,
 }
 
 impl Default for Config {
@@ -66,6 +79,7 @@ impl Default for Config {
             max_unknown_counts: 100_000,
             seed: [0; 32],
             journal: false,
+            records_per_hold: RECORDS_PER_HOLD,
         }
     }
 }
@@ -94,24 +108,19 @@ impl std::fmt::Debug for Config {
             .field("max_counts", &self.max_counts)
             .field("max_unknown_counts", &self.max_unknown_counts)
             .field("journal", &self.journal)
+            .field("records_per_hold", &self.records_per_hold)
             .finish_non_exhaustive()
     }
 }
 
-/// The counts of one pool (organization, service).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PoolUse {
-    /// Live leases, lingering ones too.
-    pub leases: u64,
-    /// Live leases by trace, of those that have one.
-    pub traces: BTreeMap<String, u64>,
-}
-
 /// Every lease of a server and every rule about them.
 ///
-/// Operations are total and deterministic. Each one first ends what has ended by `now`, so no
-/// answer depends on a background task; a `now` before one already told counts as that one. A
-/// refused operation changes nothing but that.
+/// Operations are total and deterministic. What has ended by `now` counts as ended for every answer,
+/// so none depends on a background task; a `now` before one already told counts as that one. A
+/// refused operation changes nothing, but that it may take out what has ended.
+///
+/// What has ended is taken out of the table in parts, so that no operation takes long: until then it
+/// still fills its scopes. See [`Ledger::expire`] and [`Ledger::has_backlog`].
 ///
 /// See the [crate] for an example.
 #[derive(Debug)]
@@ -132,6 +141,16 @@ pub struct Ledger {
     /// How many changes there were, collected or not.
     revision: u64,
     ends: Ends,
+    /// Traces that have ended and still have leases in the table, the first that ended first.
+    ended: VecDeque<EndedTrace>,
+    records_per_hold: usize,
+    /// When an operation last took out what has ended.
+    begun: Timestamp,
+    /// Whether what has ended stays in the table for now.
+    paused: bool,
+    /// Sessions that may still be looked at, at this point of time, to find out whether a worker
+    /// has ended with them.
+    looks: usize,
 }
 
 /// What a borrow id bought. The halves of the id stand apart, because 128 bits in one would take up
@@ -205,7 +224,7 @@ impl Record for Revocation {
 impl Ledger {
     /// An empty ledger at [`Timestamp::ZERO`].
     pub fn new(config: Config) -> Self {
-        let Config { max_leases, max_id_bytes, seed, journal, .. } = config;
+        let Config { max_leases, max_id_bytes, seed, journal, records_per_hold, .. } = config;
         let mut secrets = ChaCha8Rng::from_seed(seed);
         let hasher = &FixedState::with_seed(secrets.next_u64());
         let bounds = UsageBounds {
@@ -227,6 +246,11 @@ impl Ledger {
             changes: journal.then(Vec::new),
             revision: 0,
             ends: Ends::default(),
+            ended: VecDeque::new(),
+            records_per_hold: records_per_hold.clamp(1, RECORDS_PER_HOLD),
+            begun: Timestamp::ZERO,
+            paused: false,
+            looks: RECORDS_PER_HOLD / 2,
         }
     }
 
@@ -238,19 +262,20 @@ impl Ledger {
     /// # Errors
     ///
     /// The first [`Refusal`] that applies, in the order: borrow id, budgets, the ceilings in the
-    /// order of [`Scope::ALL`], the ledger's own bounds.
+    /// order of [`Scope::ALL`], the ledger's own bounds. [`Refusal::Behind`] when too much of the
+    /// trace has ended and is not taken out yet.
     pub fn borrow(
         &mut self,
         request: &Request<'_>,
         terms: &Terms<'_>,
         now: Timestamp,
     ) -> Result<Grant, Refusal> {
-        self.expire(now);
+        self.begin(now);
         let indexer = self.table.indexer(request.indexer);
         if let Some(replayed) = self.replay(request, terms, indexer)? {
             return Ok(replayed);
         }
-        let mut place = self.table.place(request, indexer);
+        let mut place = self.find_place(request, indexer)?;
         let observed = match self.admit(request, terms, place) {
             Err(refusal) if terms.observe => Some(Box::new(refusal)),
             admitted => admitted.map(|()| None)?,
@@ -259,6 +284,26 @@ impl Ledger {
         let (id, ttl) = self.grant(request, terms, indexer, &mut place);
         let pool = self.table.pool_state(place, terms.limits.organization);
         Ok(Grant { id, ttl, pool, replayed: false, observed })
+    }
+
+    /// Where the scopes of a borrow stand. Nothing joins a trace that has ended.
+    fn find_place(&mut self, request: &Request<'_>, indexer: u32) -> Result<Place, Refusal> {
+        let place = self.table.place(request, indexer);
+        if place.traces_looked_at() > RECORDS_PER_HOLD / 2 {
+            return Err(Refusal::Behind);
+        }
+        if !self.timer.is_behind(self.now) {
+            return Ok(place);
+        }
+        match self.table.sessions_of(place.trace(), self.now, &mut self.looks) {
+            Sessions::Live => Ok(place),
+            Sessions::Unknown => Err(Refusal::Behind),
+            Sessions::Ended => {
+                self.end_trace(place.trace());
+                self.journal_ended_traces();
+                Ok(self.table.place(request, indexer))
+            }
+        }
     }
 
     /// Looks for what stands against a borrow, without changing anything.
@@ -306,10 +351,10 @@ impl Ledger {
             return Err(Refusal::TooManyServices { max: unnamed.max });
         }
         // A revocation is never refused, so it has to have room before there is a lease to revoke.
-        let room = self.revoked.room(indexer);
+        let room = self.revoked.room(indexer, self.now);
         room.map_err(|most| self.memory_full(Remembers::Revocations, indexer, most))?;
         if request.borrow_id.is_some() {
-            let room = self.borrows.room(indexer);
+            let room = self.borrows.room(indexer, self.now);
             room.map_err(|most| self.memory_full(Remembers::BorrowIds, indexer, most))?;
         }
         Ok(())
@@ -371,11 +416,12 @@ impl Ledger {
             return Err(Refusal::BorrowIdReused);
         }
         let now = self.now;
-        let entry = self.table.leases.get_mut(bought.slot);
-        let entry = entry.filter(|it| it.serial.get() == bought.serial && !it.lingers());
-        let entry = entry.ok_or(Refusal::BorrowEnded)?;
-        let id = entry.id(bought.slot);
-        entry.ends_at = now + entry.ttl();
+        let entry = self.table.leases.get(bought.slot);
+        let entry = entry.filter(|entry| entry.serial.get() == bought.serial);
+        let id = entry.map(|entry| entry.id(bought.slot)).ok_or(Refusal::BorrowEnded)?;
+        self.live(id).filter(|entry| !entry.lingers()).ok_or(Refusal::BorrowEnded)?;
+        let entry = self.table.find_mut(id).ok_or(Refusal::BorrowEnded)?;
+        entry.ends_at = entry.ends_at.max(now + entry.ttl());
         let ttl = entry.ttl();
         let place = self.table.place(request, indexer);
         let pool = self.table.pool_state(place, terms.limits.organization);
@@ -385,17 +431,19 @@ impl Ledger {
     /// Gives a live lease its full TTL again, if `caller` holds it. Nothing else changes, ever:
     /// what has ended stays ended.
     pub fn keep_alive(&mut self, id: LeaseId, caller: Option<&str>, now: Timestamp) -> KeptAlive {
-        self.expire(now);
-        let now = self.now;
+        self.advance(now);
         if let Some(entry) = self.table.find(id) {
-            if !self.table.belongs_to(entry, caller) || entry.lingers() {
+            if !self.table.belongs_to(entry, caller) {
                 return KeptAlive::Failed;
             }
+            let now = self.now;
+            let Some(entry) = self.live_mut(id).filter(|entry| !entry.lingers()) else {
+                return KeptAlive::Failed;
+            };
             let ttl = entry.ttl();
-            // The end only moves later, so the timer finds it where it looks already.
-            if let Some(entry) = self.table.find_mut(id) {
-                entry.ends_at = now + ttl;
-            }
+            // The end only moves later, so the timer finds it where it looks already. That of a
+            // lease that came back from a restart may lie a little later as it is.
+            entry.ends_at = entry.ends_at.max(now + ttl);
             return KeptAlive::Extended { ttl };
         }
         // Those of nobody in particular are told to everybody.
@@ -407,7 +455,7 @@ impl Ledger {
         revoked.map_or(KeptAlive::Failed, |revoked| KeptAlive::Revoked(revoked.reason))
     }
 
-    /// Counts the next amounts of a report of usage, at most [`AT_ONCE`](crate::AT_ONCE) of them.
+    /// Counts the next amounts of a report of usage, at most [`RECORDS_PER_HOLD`] of them.
     ///
     /// `from` is where to go on: 0 first, then [`Counted::next`] of the call before, until that is
     /// past the last amount. Under an idempotency key it is not looked at: the ledger knows how far
@@ -415,7 +463,7 @@ impl Ledger {
     /// that each of its amounts counts once. Under another report the key is refused.
     ///
     /// An amount that has no room is skipped, and all others count. Spent budgets end nothing by
-    /// themselves: see [`Counted::spent`] and [`Ledger::revoke_matching`].
+    /// themselves: see [`Counted::spent`] and [`Ledger::revoke_organization`].
     ///
     /// # Errors
     ///
@@ -427,7 +475,7 @@ impl Ledger {
         from: usize,
         now: Timestamp,
     ) -> Result<Counted, ReportRefusal> {
-        self.expire(now);
+        self.begin(now);
         for forgotten in self.usage.forget_past(submission.wall) {
             self.record(|| forgotten);
         }
@@ -474,13 +522,6 @@ impl Ledger {
         self.usage.spent(organization, budgets, wall)
     }
 
-    /// The counts of the pool (organization, service).
-    pub fn state(&mut self, service: &str, organization: &str, now: Timestamp) -> PoolUse {
-        self.expire(now);
-        let (leases, traces) = self.table.pool_use(service, organization);
-        PoolUse { leases, traces }
-    }
-
     fn record(&mut self, change: impl FnOnce() -> Change) {
         self.revision += 1;
         self.collect(change);
@@ -497,12 +538,12 @@ impl Ledger {
         self.changes.iter_mut().flat_map(|changes| changes.drain(..))
     }
 
-    /// The number of live leases.
+    /// The number of leases in the table: the live ones, and what has ended and is not taken out.
     pub fn len(&self) -> usize {
         self.table.leases.len()
     }
 
-    /// Whether there is no live lease.
+    /// Whether there is no lease in the table.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -517,14 +558,17 @@ impl Ledger {
         self.next_serial.get()
     }
 
-    /// The number of live leases of each service that has any.
+    /// The number of leases in the table of each service that has any.
     pub fn leases_by_service(&self) -> impl Iterator<Item = (&str, u64)> {
         self.table.leases_by_service()
     }
 
     /// Every live lease, in no particular order. Borrow ids are left out: see [`Ledger::snapshot`].
     pub fn leases(&self) -> impl Iterator<Item = Lease> {
-        self.table.leases.iter().map(|(slot, entry)| self.lease(slot, entry))
+        let mut looks = usize::MAX;
+        let leases = self.table.leases.iter();
+        let live = leases.filter(move |(_, entry)| self.ended_within(entry, &mut looks).is_none());
+        live.map(|(slot, entry)| self.lease(slot, entry))
     }
 
     fn lease(&self, slot: u32, entry: &Entry) -> Lease {
@@ -552,6 +596,7 @@ impl Ledger {
     ///
     /// The first count that is off, in words.
     pub fn audit(&self) -> Result<(), String> {
-        self.table.audit()
+        self.table.audit()?;
+        self.audit_ended()
     }
 }

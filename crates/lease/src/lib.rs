@@ -21,10 +21,6 @@
 //! assert!(ledger.borrow(&Request::session("t1r", "acme"), &terms, later).is_ok());
 //! ```
 
-/// Most records that one operation looks at or takes out: whoever keeps a ledger behind a lock holds
-/// it for no longer than that takes.
-pub const AT_ONCE: usize = 1_024;
-
 mod budget;
 mod change;
 mod clock;
@@ -41,9 +37,12 @@ mod types;
 mod usage;
 
 pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
-pub use change::{Change, End, Ends};
+pub use change::{Change, End, Ends, TraceEnd};
 pub use clock::{LONGEST_STEP, StoreClock};
-pub use ledger::{Config, Holder, Ledger, PoolCount, PoolUse};
+pub use ledger::{
+    Config, Holder, Ledger, MAX_TRACES_TOLD, PoolCount, PoolReading, PoolUse, RECORDS_PER_HOLD,
+    RESUME_SPREAD, RevocationWalk,
+};
 pub use report::{
     Accounts, Counted, MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Submission, Uncountable,
 };

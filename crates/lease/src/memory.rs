@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use crate::AT_ONCE;
+use crate::ledger::RECORDS_PER_HOLD;
 use crate::records::{Record, Records};
 use crate::slab::NONE;
 use crate::types::Timestamp;
@@ -59,12 +59,20 @@ impl<R: Record> Memory<R> {
         Self { facts: Records::new(hasher), by_time: BTreeSet::new(), held, bound }
     }
 
-    /// Looks for room for one more fact of an indexer.
+    /// Looks for room for one more fact of an indexer. Where there is none, facts that are past are
+    /// taken out first, as many as one hold may handle.
     ///
     /// # Errors
     ///
     /// How many it may have, where it has as many.
-    pub(crate) fn room(&self, indexer: u32) -> Result<(), u64> {
+    pub(crate) fn room(&mut self, indexer: u32, now: Timestamp) -> Result<(), u64> {
+        if self.find_room(indexer).is_err() {
+            self.expire(now, RECORDS_PER_HOLD / 2);
+        }
+        self.find_room(indexer)
+    }
+
+    fn find_room(&self, indexer: u32) -> Result<(), u64> {
         let most = match self.bound {
             Bound::Each(most) => most,
             Bound::Shared(most) => {
@@ -128,9 +136,14 @@ impl<R: Record> Memory<R> {
         }
     }
 
-    /// Takes out what is past at `now`, at most [`AT_ONCE`] facts.
-    pub(crate) fn expire(&mut self, now: Timestamp) {
-        for _ in 0..AT_ONCE {
+    /// Whether facts that are past at `now` are still here.
+    pub(crate) fn has_past(&self, now: Timestamp) -> bool {
+        self.by_time.first().is_some_and(|&(until, _)| until <= now)
+    }
+
+    /// Takes out what is past at `now`, at most so many facts.
+    pub(crate) fn expire(&mut self, now: Timestamp, most: usize) {
+        for _ in 0..most {
             match self.by_time.first() {
                 Some(&(until, at)) if until <= now => self.forget(at),
                 _ => break,
@@ -174,9 +187,9 @@ mod tests {
         memory.remember(0, 2, at(5));
         memory.remember(0, 2, at(9));
         assert!(!knows(&memory, 0, 1, 5), "not found, though it is still there");
-        memory.expire(at(5));
+        memory.expire(at(5), 10);
         assert!(knows(&memory, 0, 2, 5) && !knows(&memory, 1, 2, 5));
-        memory.expire(at(9));
+        memory.expire(at(9), 10);
         assert!(!knows(&memory, 0, 2, 8));
         assert_eq!((memory.by_time.len(), memory.held.len()), (0, 0));
     }
@@ -185,32 +198,30 @@ mod tests {
     fn a_full_memory_has_no_room_for_its_indexer_and_forgets_nothing_early() {
         let mut memory = memory(Bound::Each(2));
         for key in 1..=2 {
-            assert_eq!(memory.room(7), Ok(()));
+            assert_eq!(memory.room(7, at(0)), Ok(()));
             memory.remember(7, key, at(100));
         }
-        assert_eq!((memory.room(7), memory.room(8)), (Err(2), Ok(())));
+        assert_eq!((memory.room(7, at(0)), memory.room(8, at(0))), (Err(2), Ok(())));
         // What is put back is not asked about.
         memory.remember(7, 3, at(50));
         assert!((1..=3).all(|key| knows(&memory, 7, key, 49)));
-        memory.expire(at(50));
-        assert_eq!(memory.room(7), Err(2));
-        memory.expire(at(100));
-        assert_eq!(memory.room(7), Ok(()));
+        assert_eq!(memory.room(7, at(50)), Err(2));
+        assert_eq!(memory.room(7, at(100)), Ok(()));
     }
 
     #[test]
     fn a_shared_memory_is_one_indexers_alone_and_divided_among_several() {
         let mut memory = memory(Bound::Shared(4));
         for key in 0..4 {
-            assert_eq!(memory.room(7), Ok(()));
+            assert_eq!(memory.room(7, at(0)), Ok(()));
             memory.remember(7, key, at(100));
         }
-        assert_eq!(memory.room(7), Err(4));
+        assert_eq!(memory.room(7, at(0)), Err(4));
         for key in 0..2 {
-            assert_eq!(memory.room(8), Ok(()), "what another filled is not in the way");
+            assert_eq!(memory.room(8, at(0)), Ok(()), "what another filled is not in the way");
             memory.remember(8, key, at(100));
         }
-        assert_eq!((memory.room(8), memory.room(7)), (Err(2), Err(2)));
+        assert_eq!((memory.room(8, at(0)), memory.room(7, at(0))), (Err(2), Err(2)));
     }
 
     #[test]
@@ -229,11 +240,11 @@ mod tests {
     #[test]
     fn one_call_takes_out_so_many_facts_and_no_more() {
         let mut memory = memory(Bound::Each(usize::MAX));
-        for key in 0..3 * AT_ONCE as u64 {
+        for key in 0..300 {
             memory.remember(0, key, at(1));
         }
-        memory.expire(at(1));
-        assert_eq!(memory.facts.len(), 2 * AT_ONCE);
-        assert!((0..3 * AT_ONCE as u64).all(|key| !knows(&memory, 0, key, 1)));
+        memory.expire(at(1), 100);
+        assert_eq!((memory.facts.len(), memory.has_past(at(1))), (200, true));
+        assert!((0..300).all(|key| !knows(&memory, 0, key, 1)));
     }
 }

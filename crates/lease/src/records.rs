@@ -71,6 +71,10 @@ impl<R: Record> Records<R> {
         self.slab.get(at)
     }
 
+    pub(crate) fn get_mut(&mut self, at: u32) -> Option<&mut R> {
+        self.slab.get_mut(at)
+    }
+
     /// The records of one part, as [`Slab::part`] cuts them.
     pub(crate) fn part(&self, part: u32) -> Option<impl Iterator<Item = (u32, &R)>> {
         self.slab.part(part)

@@ -1,10 +1,12 @@
 //! A table of slots with stable numbers.
 
+use crate::ledger::RECORDS_PER_HOLD;
+
 /// The number that stands for no slot.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// Slots of one chunk.
-const CHUNK: usize = 1 << 10;
+/// Slots of one chunk, which is what one hold of the ledger's lock may read.
+const CHUNK: usize = RECORDS_PER_HOLD;
 
 /// A table whose values keep their slot until they are removed.
 ///

@@ -3,23 +3,27 @@
 //! Every scope keeps one count. The counts change in [`Table::insert`] and [`Table::remove`] and
 //! nowhere else, in the same call that changes the table; [`Table::audit`] recomputes them all.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
 use foldhash::fast::FixedState;
 
 use crate::ledger::PoolCount;
-use crate::records::{Record as _, Records};
+use crate::records::Records;
 use crate::scope::forms_a_scope;
 use crate::slab::{NONE, Slab};
 use crate::terms::{PoolState, UnnamedServices};
 use crate::types::{Kind, LeaseId, Request, Secret, Timestamp};
 
 mod audit;
+mod ending;
+mod ranking;
 mod scopes;
 mod unnamed;
 
+pub(crate) use ending::{AtPool, Sessions, TraceNames};
+pub(crate) use ranking::TracesRead;
+use ranking::{Level, Rank};
 use scopes::{Cell, KeyScope, Organization, Pool, Service, Trace};
 use unnamed::Unnamed;
 
@@ -92,7 +96,41 @@ struct Links {
     prev: u32,
 }
 
-const UNLINKED: Links = Links { next: NONE, prev: NONE };
+impl Links {
+    const NONE: Self = Self { next: NONE, prev: NONE };
+}
+
+/// The first of a list of sessions and of one of workers.
+///
+/// They are apart, so that the workers of a pool are told of a revocation before the sessions they
+/// would end with, and a session of a trace is found without looking at workers.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    sessions: u32,
+    workers: u32,
+}
+
+impl Heads {
+    const EMPTY: Self = Self { sessions: NONE, workers: NONE };
+
+    const fn of(&self, kind: Kind) -> u32 {
+        match kind {
+            Kind::Session => self.sessions,
+            Kind::Worker => self.workers,
+        }
+    }
+
+    const fn of_mut(&mut self, kind: Kind) -> &mut u32 {
+        match kind {
+            Kind::Session => &mut self.sessions,
+            Kind::Worker => &mut self.workers,
+        }
+    }
+
+    const fn are_empty(&self) -> bool {
+        self.sessions == NONE && self.workers == NONE
+    }
+}
 
 /// The names of a lease, as they stand in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +151,25 @@ pub(crate) struct Place {
     key: u32,
     trace: u32,
     cell: u32,
-    /// Leases of the pool that other indexers hold under the same trace id.
+    /// Leases of the pool under the same trace id that other indexers hold, or that go with a trace
+    /// that has ended.
     others: u64,
+    /// A cell of those.
+    other: u32,
+    /// Traces of the organization under that id, ended ones too.
+    traces: usize,
+}
+
+impl Place {
+    /// The trace that a lease would join, or [`NONE`].
+    pub(crate) const fn trace(&self) -> u32 {
+        self.trace
+    }
+
+    /// How many traces had to be looked at to find that one.
+    pub(crate) const fn traces_looked_at(&self) -> usize {
+        self.traces
+    }
 }
 
 /// What one scope after the other holds, as a borrow compares it with the ceilings.
@@ -151,6 +206,7 @@ pub(crate) struct Table {
     traces: Records<Trace>,
     cells: Records<Cell>,
     unnamed: Unnamed,
+    levels: Slab<Level>,
 }
 
 impl Table {
@@ -165,6 +221,7 @@ impl Table {
             traces: Records::new(hasher),
             cells: Records::new(hasher),
             unnamed: Unnamed::default(),
+            levels: Slab::new(),
         }
     }
 
@@ -245,18 +302,21 @@ impl Table {
             (NONE, _) | (_, "") => NONE,
             key => self.keys.find(key),
         };
-        let (mut trace, mut others) = (NONE, 0);
+        let (mut trace, mut others, mut other, mut traces) = (NONE, 0, NONE, 0);
         if organization != NONE && forms_a_scope(request.trace) {
             for at in self.traces.all((organization, request.trace)) {
+                traces += 1;
                 if self.traces[at].indexer == indexer {
                     trace = at;
                 } else {
-                    others += self.leases_of(at, pool);
+                    let cell = self.find_cell(at, pool);
+                    others += self.cells.get(cell).map_or(0, |cell| u64::from(cell.leases));
+                    other = if cell == NONE { other } else { cell };
                 }
             }
         }
         let cell = self.find_cell(trace, pool);
-        Place { service, organization, pool, key, trace, cell, others }
+        Place { service, organization, pool, key, trace, cell, others, other, traces }
     }
 
     pub(crate) fn counts(&self, place: Place) -> Counts {
@@ -311,8 +371,8 @@ impl Table {
             flags_and_indexer: indexer
                 | if new.kind == Kind::Worker { IS_WORKER } else { 0 }
                 | if new.unnamed { IS_UNNAMED } else { 0 },
-            in_pool: UNLINKED,
-            in_trace: UNLINKED,
+            in_pool: Links::NONE,
+            in_trace: Links::NONE,
         };
         let slot = match slot {
             None => self.leases.insert(entry),
@@ -346,11 +406,6 @@ impl Table {
         Some((entry, left))
     }
 
-    /// Any lease of a trace.
-    pub(crate) fn first_of_trace(&self, trace: u32) -> Option<u32> {
-        self.traces.get(trace).map(|trace| trace.head).filter(|&slot| slot != NONE)
-    }
-
     pub(crate) fn names(&self, entry: &Entry) -> Named<'_> {
         let pool = &self.pools[entry.pool];
         Named {
@@ -362,6 +417,12 @@ impl Table {
         }
     }
 
+    /// Other sessions of the trace of a session.
+    pub(crate) fn sessions_beside(&self, entry: &Entry) -> u64 {
+        let trace = self.traces.get(self.trace_of(entry));
+        trace.map_or(0, |trace| u64::from(trace.sessions).saturating_sub(1))
+    }
+
     /// The workers under the trace of a session; none for a worker.
     pub(crate) fn workers_under(&self, entry: &Entry) -> u64 {
         match (entry.kind(), self.cells.get(entry.cell)) {
@@ -370,29 +431,10 @@ impl Table {
         }
     }
 
-    /// The number of leases of a pool, and of those with a trace by trace.
-    pub(crate) fn pool_use(
-        &self,
-        service: &str,
-        organization: &str,
-    ) -> (u64, BTreeMap<String, u64>) {
-        let mut traces = BTreeMap::new();
-        let Some(pool) = self.pools.get(self.find_pool(organization, service)) else {
-            return (0, traces);
-        };
-        let mut slot = pool.head;
-        while slot != NONE {
-            let entry = &self.leases[slot];
-            if let Some(cell) = self.cells.get(entry.cell) {
-                let trace = &self.traces[cell.trace].id;
-                match traces.get_mut(&**trace) {
-                    Some(count) => *count += 1,
-                    None => drop(traces.insert(String::from(&**trace), 1)),
-                }
-            }
-            slot = entry.in_pool.next;
-        }
-        (pool.leases, traces)
+    /// The leases of a pool, and how many distinct traces they have.
+    pub(crate) fn pool_size(&self, organization: &str, service: &str) -> (u64, u64) {
+        let pool = self.pools.get(self.find_pool(organization, service));
+        pool.map_or((0, 0), |pool| (pool.leases, pool.traces))
     }
 
     /// The counts of the pools of one part, as [`Slab::part`] cuts them.
@@ -426,11 +468,6 @@ impl Table {
             key => self.cells.find(key),
         }
     }
-
-    fn leases_of(&self, trace: u32, pool: u32) -> u64 {
-        let cell = self.cells.get(self.find_cell(trace, pool));
-        cell.map_or(0, |cell| u64::from(cell.leases))
-    }
 }
 
 /// Counting a lease in.
@@ -443,14 +480,13 @@ impl Table {
         self.services[place.service].leases += 1;
         if place.organization == NONE {
             let name = request.organization.into();
-            place.organization = self.organizations.insert(Organization { name, pools: 0 });
+            let organization = Organization { name, pools: 0, head: NONE };
+            place.organization = self.organizations.insert(organization);
         }
         if place.pool == NONE {
             let Place { organization, service, .. } = *place;
-            self.organizations[organization].pools += 1;
-            let pool =
-                Pool { organization, service, leases: 0, traces: 0, sessions: 0, head: NONE };
-            place.pool = self.pools.insert(pool);
+            place.pool = self.pools.insert(Pool::new(organization, service));
+            self.link_pool(organization, place.pool);
         }
         let pool = &mut self.pools[place.pool];
         pool.leases += 1;
@@ -476,16 +512,20 @@ impl Table {
         }
         if place.trace == NONE {
             let (organization, id) = (place.organization, request.trace.into());
-            let trace = Trace { indexer, organization, id, sessions: 0, workers: 0, head: NONE };
+            let heads = Heads::EMPTY;
+            let trace = Trace { indexer, organization, id, sessions: 0, workers: 0, heads };
             place.trace = self.traces.insert(trace);
         }
-        let Place { trace, pool, .. } = *place;
-        if place.cell == NONE {
-            if place.others == 0 {
+        let Place { trace, pool, other, .. } = *place;
+        let is_new = place.cell == NONE;
+        if is_new {
+            if other == NONE {
                 self.pools[pool].traces += 1;
             }
-            place.cell = self.cells.insert(Cell { trace, pool, leases: 0, workers: 0 });
+            let rank = Rank::Behind { first: NONE };
+            place.cell = self.cells.insert(Cell { trace, pool, leases: 0, workers: 0, rank });
         }
+        self.rank_up(place.cell, is_new, other);
         let cell = &mut self.cells[place.cell];
         cell.leases += 1;
         match kind {
@@ -497,15 +537,26 @@ impl Table {
         }
     }
 
+    fn link_pool(&mut self, organization: u32, pool: u32) {
+        let organization = &mut self.organizations[organization];
+        organization.pools += 1;
+        let head = std::mem::replace(&mut organization.head, pool);
+        self.pools[pool].in_organization.next = head;
+        if let Some(next) = self.pools.get_mut(head) {
+            next.in_organization.prev = pool;
+        }
+    }
+
     fn link(&mut self, slot: u32, pool: u32, cell: u32) {
-        let head = std::mem::replace(&mut self.pools[pool].head, slot);
+        let kind = self.leases[slot].kind();
+        let head = std::mem::replace(self.pools[pool].heads.of_mut(kind), slot);
         self.leases[slot].in_pool.next = head;
         if head != NONE {
             self.leases[head].in_pool.prev = slot;
         }
         if cell != NONE {
             let trace = self.cells[cell].trace;
-            let head = std::mem::replace(&mut self.traces[trace].head, slot);
+            let head = std::mem::replace(self.traces[trace].heads.of_mut(kind), slot);
             self.leases[slot].in_trace.next = head;
             if head != NONE {
                 self.leases[head].in_trace.prev = slot;
@@ -522,7 +573,7 @@ impl Table {
             self.leases[next].in_pool.prev = prev;
         }
         match prev {
-            NONE => self.pools[entry.pool].head = next,
+            NONE => *self.pools[entry.pool].heads.of_mut(entry.kind()) = next,
             prev => self.leases[prev].in_pool.next = next,
         }
         if entry.cell == NONE {
@@ -535,7 +586,7 @@ impl Table {
         match prev {
             NONE => {
                 let trace = self.cells[entry.cell].trace;
-                self.traces[trace].head = next;
+                *self.traces[trace].heads.of_mut(entry.kind()) = next;
             }
             prev => self.leases[prev].in_trace.next = next,
         }
@@ -545,36 +596,34 @@ impl Table {
         if entry.cell == NONE {
             return None;
         }
+        if self.rank_down(entry.cell) {
+            self.pools[entry.pool].traces -= 1;
+        }
         let cell = &mut self.cells[entry.cell];
-        let (at, pool) = (cell.trace, cell.pool);
+        let at = cell.trace;
         cell.leases -= 1;
         if entry.kind() == Kind::Worker {
             cell.workers -= 1;
         }
-        let emptied = cell.leases == 0;
-        if emptied {
+        if cell.leases == 0 {
+            self.hand_over(entry.cell);
             self.cells.remove(entry.cell);
         }
         let trace = &mut self.traces[at];
-        let mut orphaned = None;
         match entry.kind() {
-            Kind::Session => {
-                trace.sessions -= 1;
-                orphaned = (trace.sessions == 0).then_some(at);
-            }
+            Kind::Session => trace.sessions -= 1,
             Kind::Worker => trace.workers -= 1,
         }
-        if emptied {
-            let key = self.traces[at].key();
-            if !self.traces.all(key).any(|other| self.leases_of(other, pool) > 0) {
-                self.pools[pool].traces -= 1;
-            }
+        if trace.has_ended() {
+            // It goes when whoever takes out its leases finds none.
+            return None;
         }
-        if self.traces[at].head == NONE {
+        let orphaned = entry.kind() == Kind::Session && trace.sessions == 0;
+        if trace.heads.are_empty() {
             self.traces.remove(at);
             return None;
         }
-        orphaned
+        orphaned.then_some(at)
     }
 
     fn leave_pool(&mut self, at: u32, kind: Kind) {
@@ -583,7 +632,15 @@ impl Table {
         pool.leases -= 1;
         pool.sessions -= u32::from(kind == Kind::Session);
         if pool.leases == 0 {
+            let Links { next, prev } = pool.in_organization;
             self.pools.remove(at);
+            if let Some(next) = self.pools.get_mut(next) {
+                next.in_organization.prev = prev;
+            }
+            match prev {
+                NONE => self.organizations[organization].head = next,
+                prev => self.pools[prev].in_organization.next = next,
+            }
             let record = &mut self.organizations[organization];
             record.pools -= 1;
             if record.pools == 0 {

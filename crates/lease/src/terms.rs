@@ -133,6 +133,10 @@ pub enum Refusal {
     /// What has to be remembered of the borrow, or may have to be, has no room.
     #[error(transparent)]
     MemoryFull(#[from] MemoryFull),
+    /// Too much of the trace has ended and is not taken out of the table yet to tell what the borrow
+    /// would join. A moment later it can be decided.
+    #[error("the server is still taking out leases of the trace that have ended")]
+    Behind,
     /// The borrow id names another request.
     #[error("x-borrow-id names a borrow with other fields")]
     BorrowIdReused,

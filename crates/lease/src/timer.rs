@@ -22,7 +22,8 @@ const SOON: u16 = u16::MAX - 1;
 /// freed slot keeps its place for the next lease that takes it. A slot costs 12 bytes.
 #[derive(Debug)]
 pub(crate) struct Timer {
-    /// The bucket that is current: all slots due in it or before stand in `soon`.
+    /// The bucket that is current: all slots due in it or before stand in `soon`, but for those that
+    /// are still filed in it.
     current: u64,
     /// The first slot of each bucket of the ring.
     heads: Vec<u32>,
@@ -82,59 +83,83 @@ impl Timer {
         first + u64::from(at.wrapping_sub(place(first))) % u64::from(BUCKETS)
     }
 
+    /// Starts an empty timer at `now`, so that nothing before it is looked at.
+    pub(crate) fn start_at(&mut self, now: Timestamp) {
+        debug_assert!(self.next().is_none(), "nothing is filed before a timer starts");
+        self.current = bucket_of(now);
+    }
+
     /// Takes the next slot whose end, as `end_of` tells it, is not after `now`.
     ///
-    /// Slots come in the order of their ends. `end_of` answers `None` for a free slot.
+    /// Slots come in the order of their ends. `end_of` answers `None` for a free slot. Every slot
+    /// that is looked at takes one off `allowance`, whether it has ended or is only filed again;
+    /// `None` with nothing left of it means that there may be more.
     pub(crate) fn pop(
         &mut self,
         now: Timestamp,
+        allowance: &mut usize,
         end_of: impl Fn(u32) -> Option<Timestamp>,
     ) -> Option<u32> {
-        if bucket_of(now) > self.current {
-            self.turn(bucket_of(now), &end_of);
-        }
-        while let Some(&Reverse((at, slot))) = self.soon.peek() {
-            if at > now {
+        loop {
+            self.file_current(allowance, &end_of);
+            while let Some(&Reverse((at, slot))) = self.soon.peek() {
+                if at > now {
+                    return None;
+                }
+                *allowance = allowance.checked_sub(1)?;
+                self.soon.pop();
+                if self.links[slot as usize].place == SOON {
+                    self.links[slot as usize].place = NOWHERE;
+                }
+                match end_of(slot) {
+                    Some(end) if end == at => return Some(slot),
+                    Some(end) => self.set(slot, end),
+                    None => {}
+                }
+            }
+            if *allowance == 0 || bucket_of(now) <= self.current {
                 return None;
             }
-            self.soon.pop();
-            if self.links[slot as usize].place == SOON {
-                self.links[slot as usize].place = NOWHERE;
-            }
-            match end_of(slot) {
-                Some(end) if end == at => return Some(slot),
-                Some(end) => self.set(slot, end),
-                None => {}
-            }
+            let last = bucket_of(now).min(self.current + u64::from(BUCKETS) - 1);
+            self.current = self.next_filled(last).unwrap_or(bucket_of(now));
         }
-        None
+    }
+
+    /// Whether [`Timer::pop`] may find something at `now`, or has slots to file again before.
+    pub(crate) fn is_behind(&self, now: Timestamp) -> bool {
+        bucket_of(now) > self.current
+            || self.heads[usize::from(place(self.current))] != NONE
+            || self.soon.peek().is_some_and(|&Reverse((at, _))| at <= now)
     }
 
     /// A time at which [`Timer::pop`] may find something; never later than the first end.
     pub(crate) fn next(&self) -> Option<Timestamp> {
+        let start = |bucket: u64| Timestamp::from_nanos(bucket << BUCKET_BITS);
+        if self.heads[usize::from(place(self.current))] != NONE {
+            return Some(start(self.current));
+        }
         if let Some(&Reverse((at, _))) = self.soon.peek() {
             return Some(at);
         }
-        let ring = self.current + 1..self.current + u64::from(BUCKETS);
-        let bucket =
-            ring.into_iter().find(|&bucket| self.heads[usize::from(place(bucket))] != NONE)?;
-        Some(Timestamp::from_nanos(bucket << BUCKET_BITS))
+        self.next_filled(self.current + u64::from(BUCKETS) - 1).map(start)
     }
 
-    /// Makes `target` the current bucket and files again what stood in the buckets up to it.
-    fn turn(&mut self, target: u64, end_of: &impl Fn(u32) -> Option<Timestamp>) {
-        let passed = (target - self.current).min(u64::from(BUCKETS));
-        let first = self.current + 1;
-        self.current = target;
-        for bucket in first..first + passed {
-            let mut slot = std::mem::replace(&mut self.heads[usize::from(place(bucket))], NONE);
-            while slot != NONE {
-                let next = self.links[slot as usize].next;
-                self.links[slot as usize].place = NOWHERE;
-                if let Some(end) = end_of(slot) {
-                    self.set(slot, end);
-                }
-                slot = next;
+    /// The next bucket to come, up to `last`, that holds a slot.
+    fn next_filled(&self, last: u64) -> Option<u64> {
+        (self.current + 1..=last).find(|&bucket| self.heads[usize::from(place(bucket))] != NONE)
+    }
+
+    /// Files the slots of the current bucket again: those that end in it stand in `soon` then.
+    fn file_current(&mut self, allowance: &mut usize, end_of: &impl Fn(u32) -> Option<Timestamp>) {
+        while *allowance > 0 {
+            let slot = self.heads[usize::from(place(self.current))];
+            if slot == NONE {
+                return;
+            }
+            *allowance -= 1;
+            self.unlink(slot);
+            if let Some(end) = end_of(slot) {
+                self.set(slot, end);
             }
         }
     }
@@ -183,9 +208,9 @@ mod tests {
         timer.set(0, Timestamp::from_nanos(SECOND));
         let end = Timestamp::from_nanos(600 * SECOND);
         for now in (0..600).map(|second| Timestamp::from_nanos(second * SECOND)) {
-            assert_eq!(timer.pop(now, |_| Some(end)), None);
+            assert_eq!(timer.pop(now, &mut 9, |_| Some(end)), None);
         }
-        assert_eq!(timer.pop(end, |_| Some(end)), Some(0));
+        assert_eq!(timer.pop(end, &mut 9, |_| Some(end)), Some(0));
     }
 
     proptest! {
@@ -194,6 +219,7 @@ mod tests {
         #[test]
         fn exactly_the_ended_slots_come_out_in_order(
             steps in prop::collection::vec((0..6u32, 0..3u8, 0..200u64, 0..30_000u64), 1..120),
+            at_once in 1..5usize,
         ) {
             let mut timer = Timer::new();
             let ends = RefCell::new(BTreeMap::new());
@@ -218,10 +244,18 @@ mod tests {
                     prop_assert!(timer.next().is_some_and(|next| next <= first));
                 }
                 let mut previous = Timestamp::ZERO;
-                while let Some(slot) = timer.pop(time, |slot| ends.borrow().get(&slot).copied()) {
-                    let end = ends.borrow_mut().remove(&slot).expect("a slot comes out once");
-                    prop_assert!(previous <= end && end <= time);
-                    previous = end;
+                let mut rounds = 0;
+                while timer.is_behind(time) {
+                    let mut allowance = at_once;
+                    while let Some(slot) =
+                        timer.pop(time, &mut allowance, |slot| ends.borrow().get(&slot).copied())
+                    {
+                        let end = ends.borrow_mut().remove(&slot).expect("a slot comes out once");
+                        prop_assert!(previous <= end && end <= time);
+                        previous = end;
+                    }
+                    rounds += 1;
+                    prop_assert!(rounds < 1_000, "every round gets on");
                 }
                 prop_assert!(ends.borrow().values().all(|end| *end > time));
             }

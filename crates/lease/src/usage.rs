@@ -6,9 +6,9 @@ use compact_str::CompactString;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use crate::AT_ONCE;
 use crate::budget::{Budget, BudgetSpent, Period, Used, WallTime};
 use crate::change::Change;
+use crate::ledger::RECORDS_PER_HOLD;
 use crate::memory::{Bound, Memory};
 use crate::records::{Record, Records};
 use crate::report::{Accounts, Amount, Counted, MAX_METRICS, Report, Submission, Uncountable};
@@ -147,7 +147,7 @@ impl UsageBook {
     /// The error is how many keys the indexer may have, where it has as many, and nothing when the
     /// key names another report.
     pub(crate) fn resume(
-        &self,
+        &mut self,
         indexer: u32,
         key: &str,
         report: &Report,
@@ -161,7 +161,7 @@ impl UsageBook {
             }
             // A report that counts nothing need not be remembered.
             None if report.is_empty() => Ok(0),
-            None => self.reports.room(indexer).map(|()| 0).map_err(Some),
+            None => self.reports.room(indexer, now).map(|()| 0).map_err(Some),
         }
     }
 
@@ -204,7 +204,7 @@ impl UsageBook {
         let reporter = Reporter { indexer, accounts, holds_leases };
         let all = report.amounts();
         let repeated = from >= all.len() && !all.is_empty();
-        let next = from.saturating_add(AT_ONCE).min(all.len());
+        let next = from.saturating_add(RECORDS_PER_HOLD).min(all.len());
         let mut counted = Counted { next, repeated, ..Counted::default() };
         let amounts = all.get(from..next).unwrap_or_default();
         changes.reserve(amounts.len() + 1);
@@ -345,8 +345,14 @@ impl UsageBook {
         Some(counts.map(|(_, count)| (&*count.organization, &*count.metric, count.used)))
     }
 
-    pub(crate) fn expire(&mut self, now: Timestamp) {
-        self.reports.expire(now);
+    /// Whether idempotency keys that are past at `now` are still here.
+    pub(crate) fn has_past(&self, now: Timestamp) -> bool {
+        self.reports.has_past(now)
+    }
+
+    /// Forgets at most so many idempotency keys that are past at `now`.
+    pub(crate) fn expire(&mut self, now: Timestamp, most: usize) {
+        self.reports.expire(now, most);
     }
 
     /// Puts a count back. Who brought it about is not kept: it is nobody's until it has gone.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Budget, BudgetSpent, Change, Config, End, Grant, Holder, KeptAlive, Ledger, Limits,
-    MemoryFull, Period, Reason, Refusal, Released, Remembers, Report, Request, Submission, Terms,
-    Timestamp, WallTime,
+    BorrowId, Budget, BudgetSpent, Change, Config, End, Grant, KeptAlive, Ledger, Limits,
+    MemoryFull, Period, Reason, Refusal, Released, Remembers, Report, Request, RevocationWalk,
+    Submission, Terms, Timestamp, WallTime,
 };
 
 /// 2026-11-30T23:59:00Z, a minute before a day and a month end.
@@ -273,10 +273,10 @@ fn disabling_an_organization_tells_its_workers_the_reason_too() {
     let mut ledger = ledger();
     let held = [session(&mut ledger).id, worker(&mut ledger).id];
     let other = ledger.borrow(&Request::session("t1r", "globex"), &Terms::default(), NOW);
-    let disabled = |holder: &Holder<'_>| {
-        (holder.organization == "acme").then_some(Reason::OrganizationDisabled)
-    };
-    assert_eq!(ledger.revoke_matching(NOW, disabled), 2);
+    let mut walk = RevocationWalk::default();
+    let disabled = Reason::OrganizationDisabled;
+    let revoked = ledger.revoke_organization("acme", disabled, |_| false, &mut walk, NOW);
+    assert_eq!((revoked.len(), walk.is_done()), (2, true));
     for id in held {
         let kept = ledger.keep_alive(id, None, NOW);
         assert_eq!(kept, KeptAlive::Revoked(Reason::OrganizationDisabled));

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Config, KeptAlive, Kind, Lease, LeaseId, Ledger, Limits, Reason, Refusal, Released,
-    Request, StoreClock, Terms, Timestamp,
+    BorrowId, Config, KeptAlive, Kind, Lease, LeaseId, Ledger, Limits, RESUME_SPREAD, Reason,
+    Refusal, Released, Request, StoreClock, Terms, Timestamp,
 };
 use proptest::prelude::*;
 
@@ -223,7 +223,8 @@ proptest! {
                 again.ledger.expire(again.now + (left - Duration::from_nanos(1)));
                 prop_assert!(is_there(&again.ledger));
             }
-            again.ledger.expire(again.now + left);
+            let spread = if lease.lingers_until.is_some() { Duration::ZERO } else { RESUME_SPREAD };
+            again.ledger.expire(again.now + left + spread);
             prop_assert!(!is_there(&again.ledger));
         }
     }
@@ -312,12 +313,36 @@ proptest! {
             }
             let step = Duration::from_nanos(reading).saturating_sub(monotonic);
             let now = clock.read(Duration::from_nanos(reading));
+            clock.heard(now);
             prop_assert!(now >= last && now.since(last) <= lease::LONGEST_STEP);
             if number > 0 && step <= lease::LONGEST_STEP {
                 prop_assert_eq!(now.since(last), step);
             }
             monotonic = monotonic.max(Duration::from_nanos(reading));
             last = now;
+        }
+    }
+
+    #[test]
+    fn store_time_never_goes_further_than_half_a_second_beyond_what_was_heard(
+        steps in prop::collection::vec((0..2_000_000_000u64, prop::option::of(0..1_000_000_000u64)), 1..80),
+    ) {
+        let start = Timestamp::from_nanos(5);
+        let mut clock = StoreClock::starting_at(start, Duration::ZERO);
+        let (mut monotonic, mut last, mut heard) = (Duration::ZERO, start, start);
+        for (passed, heard_at) in steps {
+            monotonic += Duration::from_nanos(passed);
+            let now = clock.read(monotonic);
+            prop_assert!(now >= last);
+            prop_assert!(now.since(heard) <= lease::LONGEST_STEP);
+            prop_assert!(now.since(last) <= Duration::from_nanos(passed));
+            last = now;
+            if let Some(before) = heard_at {
+                // Even what lies ahead of the latest reading is not taken for heard.
+                let at = Timestamp::from_nanos((now.as_nanos() + 500_000_000).saturating_sub(before));
+                clock.heard(at);
+                heard = heard.max(at.min(now));
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use lease::{
-    AT_ONCE, Accounts, Budget, Change, Config, Counted, Ledger, Period, Remembers, Report,
+    Accounts, Budget, Change, Config, Counted, Ledger, Period, RECORDS_PER_HOLD, Remembers, Report,
     ReportRefusal, Request, Submission, Terms, Timestamp, Uncountable, Used, WallTime,
 };
 use proptest::prelude::*;
@@ -62,7 +62,7 @@ fn count(
     let mut counted = first.clone();
     while counted.next < report.len() {
         let more = ledger.report(&submission, counted.next, now)?;
-        assert!(more.next > counted.next && more.next - counted.next <= AT_ONCE);
+        assert!(more.next > counted.next && more.next - counted.next <= RECORDS_PER_HOLD);
         counted.next = more.next;
         counted.spent.extend(more.spent);
         counted.skipped.iter_mut().zip(more.skipped).for_each(|(sum, more)| *sum += more);
@@ -201,7 +201,7 @@ fn a_full_memory_of_keys_refuses_its_indexer_and_lets_nothing_count_twice() {
 
 #[test]
 fn a_report_that_stopped_half_way_goes_on_there_after_a_restart() {
-    let names: Vec<String> = (0..3 * AT_ONCE).map(|number| format!("o{number}")).collect();
+    let names: Vec<String> = (0..3 * RECORDS_PER_HOLD).map(|number| format!("o{number}")).collect();
     let events: Vec<_> = names.iter().map(|name| (&**name, "m", 1.0)).collect();
     let report = built(&events);
     let mut first = ledger(Config::default());
@@ -212,14 +212,14 @@ fn a_report_that_stopped_half_way_goes_on_there_after_a_restart() {
         accounts: &(),
         wall: WALL,
     };
-    assert_eq!(first.report(&submission, 0, NOW).expect("counted").next, AT_ONCE);
+    assert_eq!(first.report(&submission, 0, NOW).expect("counted").next, RECORDS_PER_HOLD);
     let mut second = Ledger::new(Config::default());
     first.drain_changes().for_each(|change| second.restore(change).expect("it restores"));
     second.resume(NOW, 1, NOW);
     let refused = count(&mut second, "west", Some("r1"), &built(&events[1..]), NOW);
     assert_eq!(refused, Err(ReportRefusal::KeyReused));
     let counted = count(&mut second, "west", Some("r1"), &report, NOW).expect("it goes on");
-    assert_eq!((counted.next, counted.repeated), (3 * AT_ONCE, false));
+    assert_eq!((counted.next, counted.repeated), (3 * RECORDS_PER_HOLD, false));
     assert!(names.iter().all(|name| used(&second, name) == 1.0));
     assert!(repeated(count(&mut second, "west", Some("r1"), &report, NOW)));
     assert!(names.iter().all(|name| used(&second, name) == 1.0));
@@ -227,7 +227,7 @@ fn a_report_that_stopped_half_way_goes_on_there_after_a_restart() {
 
 #[test]
 fn two_who_send_one_report_at_once_count_it_once() {
-    let names: Vec<String> = (0..3 * AT_ONCE).map(|number| format!("o{number}")).collect();
+    let names: Vec<String> = (0..3 * RECORDS_PER_HOLD).map(|number| format!("o{number}")).collect();
     let report = built(&names.iter().map(|name| (&**name, "m", 1.0)).collect::<Vec<_>>());
     let mut ledger = ledger(Config::default());
     let caller = Some("west");

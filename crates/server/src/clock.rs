@@ -47,7 +47,7 @@ impl Clock for SystemClock {
     }
 
     fn unix(&self) -> Duration {
-        // A wall clock before 1970 is a machine without one; the journal's time counts then.
+        // A wall clock before 1970 is a machine without one.
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
     }
 }

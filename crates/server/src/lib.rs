@@ -48,6 +48,7 @@ mod serve;
 mod service;
 pub mod settings;
 pub mod store;
+mod turns;
 mod usage;
 mod watch;
 

@@ -114,6 +114,7 @@ impl Refusals {
                 | Refusal::IdsFull { .. }
                 | Refusal::TooManyServices { .. }
                 | Refusal::MemoryFull(_)
+                | Refusal::Behind
                 | Refusal::BorrowIdReused
                 | Refusal::BorrowEnded,
             )

@@ -32,6 +32,7 @@ pub(crate) const BORROW_ID: HeaderName = HeaderName::from_static("x-borrow-id");
 pub(crate) const DENIED_SCOPE: HeaderName = HeaderName::from_static("x-denied-scope");
 pub(crate) const DENIED_ACTIVE: HeaderName = HeaderName::from_static("x-denied-active");
 pub(crate) const DENIED_MAX: HeaderName = HeaderName::from_static("x-denied-max");
+pub(crate) const TRACES_OMITTED: HeaderName = HeaderName::from_static("x-traces-omitted");
 
 /// `sf.worker.v1.WorkerPool` over a store.
 #[derive(Debug)]
@@ -178,15 +179,18 @@ impl<S: Store> WorkerPool<S> {
             .pool_limit(caller, service, organization)
             .map_err(|refused| refuse(&refused))?;
         let pool = self.store.state(service, organization).await.map_err(unavailable)?;
-        let traces = pool.traces.into_iter().map(|(trace, leases)| (trace, count(leases)));
-        let state = WorkersState {
-            active_trace_id: 0,
+        let distinct = pool.traces.len() as u64 + pool.omitted;
+        let traces = pool.traces.into_iter().map(|(trace, leases)| (trace.into(), count(leases)));
+        let worker_state = Some(WorkersState {
+            active_trace_id: count(distinct),
             worker_count_per_trace_id: traces.collect(),
             ..counts(pool.leases, max)
-        };
-        let active_trace_id = count(state.worker_count_per_trace_id.len() as u64);
-        let worker_state = Some(WorkersState { active_trace_id, ..state });
-        Ok(Answer::new(&WorkersStateResponse { worker_state }))
+        });
+        let answer = Answer::new(&WorkersStateResponse { worker_state });
+        Ok(match pool.omitted {
+            0 => answer,
+            omitted => answer.metadata(TRACES_OMITTED, omitted),
+        })
     }
 }
 
@@ -336,6 +340,7 @@ fn refused_borrow(refusal: &Refusal) -> Status {
         | Refusal::IdsFull { .. }
         | Refusal::TooManyServices { .. }
         | Refusal::MemoryFull(_)
+        | Refusal::Behind
         | Refusal::Denied(_) => Status::unavailable(message),
     }
 }

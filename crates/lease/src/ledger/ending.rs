@@ -1,57 +1,152 @@
-//! Every way a lease ends: returned, expired, revoked, or with its session.
+//! How a lease ends that nobody revokes: returned, expired, or with its session.
+//!
+//! A lease that is past its end, or whose trace has ended, *counts as ended* for every answer at
+//! once. It is taken out of the table, and off the counts of its scopes, at most
+//! [`RECORDS_PER_HOLD`] at a time; whoever asks for it before that takes it out.
+//!
+//! [`RECORDS_PER_HOLD`]: super::RECORDS_PER_HOLD
 
 use std::time::Duration;
 
-use crate::change::{Change, End};
+use crate::change::{Change, End, TraceEnd};
 use crate::slab::NONE;
-use crate::table::Entry;
+use crate::table::{Entry, Sessions};
 use crate::terms::{MemoryFull, Released, Remembers};
-use crate::types::{BorrowId, Kind, LeaseId, MAX_MINIMAL_LIFE, Reason, Timestamp};
+use crate::types::{BorrowId, Kind, LeaseId, MAX_MINIMAL_LIFE, Timestamp};
 
-use super::{Bought, Holder, Ledger, Revocation, halves};
+use super::{Bought, Ledger, RECORDS_PER_HOLD, halves};
+
+/// Facts of each kind that an operation forgets in passing.
+const FORGET_IN_PASSING: usize = 64;
 
 /// How long the end of a borrow id is remembered when no lease tells a TTL.
 const BORROW_ID_MEMORY: Duration = Duration::from_secs(60);
 
-/// The shortest time the reason of a revocation is remembered.
-const REVOCATION_MEMORY: Duration = Duration::from_secs(600);
+/// A trace that has ended and may have leases to be taken out.
+#[derive(Debug)]
+pub(super) struct EndedTrace {
+    trace: u32,
+    /// Its leases have lower serial numbers than this.
+    before: u64,
+    /// What a change said of it, if one did.
+    journaled: Option<Box<TraceEnd>>,
+}
 
+/// Taking out what counts as ended.
 impl Ledger {
-    /// Ends what has ended by `now`, in the order of the ends.
+    /// Takes out what has ended by `now`, in the order of the ends: at most [`RECORDS_PER_HOLD`]
+    /// leases. See [`Ledger::has_backlog`].
+    ///
+    /// [`RECORDS_PER_HOLD`]: super::RECORDS_PER_HOLD
     pub fn expire(&mut self, now: Timestamp) {
-        self.now = self.now.max(now);
-        let now = self.now;
-        while let Some(slot) = {
-            let leases = &self.table.leases;
-            self.timer.pop(now, |slot| leases.get(slot).map(|entry| entry.ends_at))
-        } {
-            let lingers = self.table.leases[slot].lingers();
-            self.end(slot, if lingers { End::Lingered } else { End::Expired });
+        self.advance(now);
+        self.forget_past(self.records_per_hold / 4);
+        if !self.paused {
+            self.take_out(self.records_per_hold);
         }
-        self.borrows.expire(now);
-        self.revoked.expire(now);
-        self.usage.expire(now);
+    }
+
+    /// Whether [`Ledger::expire`] has more to take out at the latest time the ledger was told.
+    pub fn has_backlog(&self) -> bool {
+        self.is_behind()
+            || self.borrows.has_past(self.now)
+            || self.revoked.has_past(self.now)
+            || self.usage.has_past(self.now)
+    }
+
+    /// Whether leases that have ended may still stand in the table.
+    fn is_behind(&self) -> bool {
+        !self.ended.is_empty() || self.timer.is_behind(self.now)
+    }
+
+    /// Lets what has ended stay in the table, or be taken out again. It counts as ended all the same.
+    ///
+    /// Every lease taken out is a change. Whoever keeps the changes pauses while too many of them
+    /// wait.
+    pub fn pause_expiry(&mut self, paused: bool) {
+        self.paused = paused;
     }
 
     /// A time at which [`Ledger::expire`] may have something to end; never later than the next end.
     pub fn next_expiry(&self) -> Option<Timestamp> {
-        self.timer.next()
+        if self.ended.is_empty() { self.timer.next() } else { Some(self.now) }
     }
 
-    /// Takes a lease out of the table, and the workers of its trace after its last session.
-    fn end(&mut self, slot: u32, end: End) {
+    /// Tells the ledger the time.
+    pub(super) fn advance(&mut self, now: Timestamp) {
+        if now > self.now {
+            self.now = now;
+            self.looks = RECORDS_PER_HOLD / 2;
+            self.forget_past(FORGET_IN_PASSING);
+        }
+    }
+
+    /// Forgets at most so many facts of each kind whose time is past.
+    pub(super) fn forget_past(&mut self, most: usize) {
+        self.borrows.expire(self.now, most);
+        self.revoked.expire(self.now, most);
+        self.usage.expire(self.now, most);
+    }
+
+    /// Starts an operation: takes out some of what has ended, once at each point of time, so that
+    /// the answer shows how things are, and leaves as much of the hold to the operation itself.
+    pub(super) fn begin(&mut self, now: Timestamp) {
+        self.advance(now);
+        if self.begun < self.now && !self.paused {
+            self.begun = self.now;
+            self.take_out(self.records_per_hold.div_ceil(2));
+        }
+    }
+
+    fn take_out(&mut self, mut allowance: usize) {
+        let now = self.now;
+        loop {
+            self.take_out_with_traces(&mut allowance);
+            let leases = &self.table.leases;
+            let end_of = |slot| leases.get(slot).map(|entry| entry.ends_at);
+            let Some(slot) = self.timer.pop(now, &mut allowance, end_of) else { break };
+            let end = past_end(&self.table.leases[slot]);
+            self.end_one(slot, end);
+        }
+        self.journal_ended_traces();
+    }
+
+    /// Takes out leases of traces that have ended, the trace that ended first before the others.
+    fn take_out_with_traces(&mut self, allowance: &mut usize) {
+        while let Some(&EndedTrace { trace, .. }) = self.ended.front()
+            && *allowance > 0
+        {
+            *allowance -= 1;
+            if let Some(slot) = self.table.first_of_trace(trace) {
+                let entry = &self.table.leases[slot];
+                let end = match entry.kind() {
+                    Kind::Session => past_end(entry),
+                    Kind::Worker => End::WithSession,
+                };
+                self.end_one(slot, end);
+            }
+            if self.table.first_of_trace(trace).is_some() {
+                continue;
+            }
+            self.table.forget_trace(trace);
+            if let Some(EndedTrace { journaled: Some(end), .. }) = self.ended.pop_front() {
+                self.record(|| Change::TraceGone(end));
+            }
+        }
+    }
+
+    /// Takes one lease out of the table. With the last session of its trace the trace ends.
+    pub(super) fn end_one(&mut self, slot: u32, end: End) {
         let Some((entry, orphaned)) = self.table.remove(slot) else { return };
         self.record_end(slot, &entry, end);
-        let Some(trace) = orphaned else { return };
-        while let Some(worker) = self.table.first_of_trace(trace) {
-            let Some((entry, _)) = self.table.remove(worker) else { return };
-            self.record_end(worker, &entry, End::WithSession);
+        if let Some(trace) = orphaned {
+            self.end_trace(trace);
         }
     }
 
     /// Records that a lease has left the table, and that its borrow id buys nothing while it is
     /// remembered.
-    fn record_end(&mut self, slot: u32, entry: &Entry, end: End) {
+    pub(super) fn record_end(&mut self, slot: u32, entry: &Entry, end: End) {
         self.ends.add(end);
         self.record(|| Change::Ended { id: entry.id(slot), end });
         let Some(fact) = self.borrows.at(entry.bought) else { return };
@@ -68,6 +163,107 @@ impl Ledger {
         });
     }
 
+    /// Ends a lease, and what goes with it as far as the hold of this operation allows.
+    pub(super) fn end(&mut self, slot: u32, end: End) {
+        self.end_one(slot, end);
+        if !self.paused {
+            let mut allowance = self.records_per_hold.div_ceil(2);
+            self.take_out_with_traces(&mut allowance);
+        }
+        self.journal_ended_traces();
+    }
+
+    pub(super) fn end_trace(&mut self, trace: u32) {
+        self.table.end_trace(trace);
+        let before = self.next_serial.get();
+        self.ended.push_back(EndedTrace { trace, before, journaled: None });
+    }
+
+    /// Has it written down which traces have ended, as far as that is not known from the ends of
+    /// all their leases: a restart must not revive a worker whose session is known to have ended.
+    pub(super) fn journal_ended_traces(&mut self) {
+        for at in (0..self.ended.len()).rev() {
+            let EndedTrace { trace, before, ref journaled } = self.ended[at];
+            if journaled.is_some() {
+                break;
+            }
+            let names = self.table.names_of_trace(trace);
+            let end = Box::new(TraceEnd {
+                indexer: names.indexer.map(Into::into),
+                organization: names.organization.into(),
+                trace: names.trace.into(),
+                before,
+            });
+            self.ended[at].journaled = Some(end.clone());
+            self.record(|| Change::TraceEnded(end));
+        }
+    }
+
+    /// Checks that exactly the traces that have ended wait to be taken out.
+    pub(super) fn audit_ended(&self) -> Result<(), String> {
+        let waiting =
+            |it: &EndedTrace| self.table.trace_has_ended(it.trace) && it.journaled.is_some();
+        if !self.ended.iter().all(waiting) {
+            return Err("a trace waits to be taken out and has not ended".to_owned());
+        }
+        let ended = self.table.ended_traces();
+        if ended != self.ended.len() {
+            return Err(format!("{ended} traces have ended, {} wait", self.ended.len()));
+        }
+        Ok(())
+    }
+}
+
+/// Telling what counts as ended.
+impl Ledger {
+    /// How the lease at a slot has ended, if it only still stands in the table.
+    pub(super) fn ended(&mut self, slot: u32) -> Option<End> {
+        let mut looks = self.looks;
+        let end = self.ended_within(self.table.leases.get(slot)?, &mut looks);
+        self.looks = looks;
+        end
+    }
+
+    /// As [`Ledger::ended`], looking at no more than `looks` sessions to find out; a worker of which
+    /// that does not tell counts as live.
+    pub(super) fn ended_within(&self, entry: &Entry, looks: &mut usize) -> Option<End> {
+        if !self.is_behind() {
+            return None;
+        }
+        if entry.ends_at <= self.now {
+            return Some(past_end(entry));
+        }
+        let trace = self.table.trace_of(entry);
+        let ended = self.table.trace_has_ended(trace)
+            || entry.kind() == Kind::Worker
+                && self.timer.is_behind(self.now)
+                && self.table.sessions_of(trace, self.now, looks) == Sessions::Ended;
+        ended.then_some(End::WithSession)
+    }
+
+    /// The live lease of that id; one that has ended is taken out.
+    pub(super) fn live(&mut self, id: LeaseId) -> Option<&Entry> {
+        self.live_mut(id).map(|entry| &*entry)
+    }
+
+    pub(super) fn live_mut(&mut self, id: LeaseId) -> Option<&mut Entry> {
+        if self.is_behind()
+            && self.table.find(id).is_some()
+            && let Some(end) = self.ended(id.slot)
+        {
+            self.end_one(id.slot, end);
+            self.journal_ended_traces();
+        }
+        self.table.find_mut(id)
+    }
+}
+
+fn past_end(entry: &Entry) -> End {
+    if entry.lingers() { End::Lingered } else { End::Expired }
+}
+
+/// Giving leases back.
+impl Ledger {
     /// Returns a lease, if `caller` holds it.
     ///
     /// One younger than `minimal_life` (clamped to [`MAX_MINIMAL_LIFE`]) lingers: it counts until
@@ -79,18 +275,20 @@ impl Ledger {
         minimal_life: Duration,
         now: Timestamp,
     ) -> Released {
-        self.expire(now);
+        self.begin(now);
         let now = self.now;
-        let Some(entry) = self.table.find(id).filter(|e| self.table.belongs_to(e, caller)) else {
+        if !self.holds(id, caller) {
             return Released::Missing;
-        };
+        }
+        let Some(entry) = self.live(id) else { return Released::Missing };
         let asked = entry.granted_at + minimal_life.min(MAX_MINIMAL_LIFE);
         let until = if entry.lingers() { asked.min(entry.ends_at) } else { asked };
+        let as_before = entry.lingers() && until == entry.ends_at;
         if until <= now {
             self.end(id.slot, End::Returned);
             return Released::Returned;
         }
-        if entry.lingers() && until == entry.ends_at {
+        if as_before {
             return Released::Lingers { until };
         }
         if let Some(entry) = self.table.find_mut(id) {
@@ -117,7 +315,7 @@ impl Ledger {
         minimal_life: Duration,
         now: Timestamp,
     ) -> Result<Released, MemoryFull> {
-        self.expire(now);
+        self.begin(now);
         let indexer = self.table.indexer(caller);
         if let Some(&bought) = self.borrows.get(indexer, halves(borrow_id), self.now) {
             let entry = self.table.leases.get(bought.slot);
@@ -127,7 +325,7 @@ impl Ledger {
                 id.map_or(Released::Missing, |id| self.release(id, caller, minimal_life, now))
             );
         }
-        let room = self.borrows.room(indexer);
+        let room = self.borrows.room(indexer, self.now);
         room.map_err(|most| self.memory_full(Remembers::BorrowIds, indexer, most))?;
         let until = self.now + BORROW_ID_MEMORY;
         self.borrows.remember(indexer, Bought::ended(borrow_id, None), until);
@@ -145,8 +343,8 @@ impl Ledger {
     /// Its borrow id is free again, because the caller may retry. Answers whether there was
     /// anything to take back.
     pub fn undo(&mut self, id: LeaseId, borrow_id: Option<BorrowId>, now: Timestamp) -> bool {
-        self.expire(now);
-        let Some(indexer) = self.table.find(id).map(Entry::indexer) else { return false };
+        self.begin(now);
+        let Some(indexer) = self.live(id).map(Entry::indexer) else { return false };
         if let Some(borrow_id) = borrow_id {
             let known = self.borrows.find(indexer, halves(borrow_id), self.now);
             self.borrows.forget(known.unwrap_or(NONE));
@@ -155,47 +353,8 @@ impl Ledger {
         true
     }
 
-    /// Ends one lease at once and remembers why. Answers whether there was such a lease.
-    pub fn revoke(&mut self, id: LeaseId, reason: Reason, now: Timestamp) -> bool {
-        self.expire(now);
-        let found = self.table.find(id).is_some();
-        if found {
-            self.revoke_slot(id.slot, reason);
-        }
-        found
-    }
-
-    /// Ends every lease that `judge` gives a reason for, and answers how many those are.
-    ///
-    /// It looks at every lease once, and ends workers before sessions, so that a worker whose
-    /// session goes too is told the reason and not just that it is gone.
-    pub fn revoke_matching(
-        &mut self,
-        now: Timestamp,
-        mut judge: impl FnMut(&Holder<'_>) -> Option<Reason>,
-    ) -> usize {
-        self.expire(now);
-        let mut sentenced = Vec::new();
-        for (slot, entry) in self.table.leases.iter() {
-            if let Some(reason) = judge(&self.holder_at(slot, entry)) {
-                sentenced.push((entry.kind() == Kind::Session, slot, reason));
-            }
-        }
-        sentenced.sort_by_key(|&(is_session, slot, _)| (is_session, slot));
-        for &(_, slot, reason) in &sentenced {
-            self.revoke_slot(slot, reason);
-        }
-        sentenced.len()
-    }
-
-    fn revoke_slot(&mut self, slot: u32, reason: Reason) {
-        let entry = &self.table.leases[slot];
-        let id = entry.id(slot);
-        let until = self.now + REVOCATION_MEMORY.max(entry.ttl().saturating_mul(10));
-        let at = entry.indexer();
-        let indexer = self.table.indexer_name(at).map(Into::into);
-        self.record(|| Change::Revoked { id, indexer, reason, until });
-        self.revoked.remember(at, Revocation { id, reason }, until);
-        self.end(slot, End::Revoked(reason));
+    /// Whether `caller` may keep and return a lease of that id that stands in the table.
+    pub(super) fn holds(&self, id: LeaseId, caller: Option<&str>) -> bool {
+        self.table.find(id).is_some_and(|entry| self.table.belongs_to(entry, caller))
     }
 }

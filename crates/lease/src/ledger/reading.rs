@@ -11,7 +11,7 @@ use crate::change::Ends;
 use crate::table::Entry;
 use crate::types::{Kind, LeaseId, LeaseNumber, Timestamp};
 
-use super::Ledger;
+use super::{Ledger, RECORDS_PER_HOLD};
 
 /// A live lease as it stands in the table: who holds it, what it counts against, when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,24 +66,36 @@ impl Ledger {
         self.ends
     }
 
-    /// The leases of one part of the table, from part 0 on; `None` past the last one.
+    /// The live leases of one part of the table, from part 0 on; `None` past the last one.
     pub fn holders(&self, part: u32) -> Option<impl Iterator<Item = Holder<'_>>> {
         let leases = self.table.leases.part(part)?;
-        Some(leases.map(|(slot, entry)| self.holder_at(slot, entry)))
+        let mut looks = RECORDS_PER_HOLD;
+        let live = leases.filter(move |(_, entry)| self.ended_within(entry, &mut looks).is_none());
+        Some(live.map(|(slot, entry)| self.holder_at(slot, entry)))
     }
 
     /// The live lease of that number.
     pub fn holder(&self, number: LeaseNumber) -> Option<Holder<'_>> {
-        let entry = self.table.leases.get(number.slot)?;
-        Some(self.holder_at(number.slot, entry)).filter(|holder| holder.id.number() == number)
+        let entry = self.live_entry(number)?;
+        Some(self.holder_at(number.slot, entry))
+    }
+
+    fn live_entry(&self, number: LeaseNumber) -> Option<&Entry> {
+        let entry = self.table.leases.get(number.slot);
+        let entry = entry.filter(|entry| entry.id(number.slot).number() == number)?;
+        let mut looks = RECORDS_PER_HOLD;
+        self.ended_within(entry, &mut looks).is_none().then_some(entry)
+    }
+
+    /// Whether the organization holds any lease.
+    pub fn has_leases_of(&self, organization: &str) -> bool {
+        self.table.has_leases_of(organization)
     }
 
     /// How many workers of its indexer run under the trace of a session; 0 for a worker, and for
     /// what is not there.
     pub fn workers_under(&self, number: LeaseNumber) -> u64 {
-        let entry = self.table.leases.get(number.slot);
-        let entry = entry.filter(|entry| entry.id(number.slot).number() == number);
-        entry.map_or(0, |entry| self.table.workers_under(entry))
+        self.live_entry(number).map_or(0, |entry| self.table.workers_under(entry))
     }
 
     /// The counts of the pools of one part, from part 0 on; `None` past the last one.

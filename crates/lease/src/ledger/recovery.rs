@@ -1,19 +1,29 @@
 //! A ledger that comes back from what a store kept.
 
 use std::num::NonZeroU64;
+use std::time::Duration;
 
-use crate::change::Change;
-use crate::table::NewLease;
-use crate::types::{BorrowedAs, Invalid, Kind, Lease, Request, Timestamp};
+use crate::change::{Change, End, TraceEnd};
+use crate::table::{NewLease, TraceNames};
+use crate::types::{BorrowedAs, Invalid, Kind, Lease, MAX_MINIMAL_LIFE, Request, Timestamp};
 
 use super::{Bought, Ledger, Revocation};
+
+/// How much longer than its TTL a recovered lease may live: the ends of leases that came back at one
+/// moment are spread over this, so that they do not all end at one moment.
+///
+/// A lease nobody keeps alive is gone within a second more than its TTL; this leaves the rest of
+/// that second to taking it out.
+pub const RESUME_SPREAD: Duration = Duration::from_millis(800);
 
 impl Ledger {
     /// Puts back what a change said, into a ledger that no operation has touched yet.
     ///
     /// A store gives back the leases it kept as [`Change::Granted`], with
-    /// [`Lease::lingers_until`] as it stands; then revocations, usage counts and report keys, in
-    /// any order. [`Ledger::resume`] has to follow.
+    /// [`Lease::lingers_until`] as it stands; then ends of traces, revocations, usage counts and
+    /// report keys, in any order. [`Ledger::resume`] has to follow.
+    ///
+    /// What has ended with its trace is taken out at once, which is a change like any other.
     ///
     /// # Errors
     ///
@@ -41,7 +51,14 @@ impl Ledger {
                 self.borrows.remember(indexer, Bought::ended(id, fingerprint), until);
                 Ok(())
             }
-            Change::Lingers { .. } | Change::Ended { .. } | Change::Unused { .. } => {
+            Change::TraceEnded(end) => {
+                self.restore_trace_end(*end);
+                Ok(())
+            }
+            Change::Lingers { .. }
+            | Change::Ended { .. }
+            | Change::TraceGone(_)
+            | Change::Unused { .. } => {
                 Err(Invalid { field: "change", problem: "is part of another record" })
             }
         }
@@ -92,6 +109,19 @@ impl Ledger {
         Ok(())
     }
 
+    /// Takes out what ended with its trace and was still kept when the server stopped.
+    fn restore_trace_end(&mut self, end: TraceEnd) {
+        let TraceEnd { indexer, organization, trace, before } = &end;
+        let names = TraceNames { indexer: indexer.as_deref(), organization, trace };
+        for slot in self.table.leases_before(names, *before) {
+            // What was granted later is another trace, whatever left it now.
+            let Some((entry, _)) = self.table.remove(slot) else { continue };
+            self.record_end(slot, &entry, End::WithSession);
+        }
+        self.skip_serial(end.before.saturating_sub(1));
+        self.record(|| Change::TraceGone(Box::new(end)));
+    }
+
     /// A table never has more slots than it held leases, but its ceiling may have been lowered.
     fn max_slot(&self) -> u64 {
         self.max_leases.max(1 << 24)
@@ -102,33 +132,43 @@ impl Ledger {
         self.next_serial = self.next_serial.max(next);
     }
 
-    /// Goes on after a restart: every lease has its full TTL from `now`, and a lingering one what
-    /// was left of its minimal life at `last`, the latest time the store kept.
+    /// Goes on after a restart at `now`: every lease has its full TTL, and at most [`RESUME_SPREAD`]
+    /// more; a lingering one has what was left of its minimal life at `last`, the latest time the
+    /// store kept.
     ///
-    /// `next_serial` is the one the store kept: keys of leases long gone are not used again.
+    /// `next_serial` is the one the store kept: keys of leases long gone are not used again. It looks
+    /// at every lease, so it comes before anybody is served.
     pub fn resume(&mut self, last: Timestamp, next_serial: u64, now: Timestamp) {
         self.now = now.max(last);
+        self.forget_past(usize::MAX);
         self.skip_serial(next_serial.saturating_sub(1));
         self.table.leases.settle();
-        let slots: Vec<u32> = self.table.leases.iter().map(|(slot, _)| slot).collect();
-        // Lets the timer turn to the present before anything is filed in it.
-        self.expire_nothing();
-        for slot in slots {
+        self.timer.start_at(self.now);
+        let leases = self.table.leases.iter();
+        let mut slots: Vec<(u64, u32)> =
+            leases.map(|(slot, entry)| (entry.serial.get(), slot)).collect();
+        slots.sort_unstable();
+        let step = RESUME_SPREAD / u32::try_from(slots.len().max(1)).unwrap_or(u32::MAX);
+        for (place, (_, slot)) in (0..).zip(slots) {
             let entry = &mut self.table.leases[slot];
-            let left = if entry.lingers() { entry.ends_at.since(last) } else { entry.ttl() };
+            // Nothing was granted later than the store knew of.
+            entry.granted_at = entry.granted_at.min(last);
+            let left = if entry.lingers() {
+                entry.ends_at.since(last).min(MAX_MINIMAL_LIFE)
+            } else {
+                entry.ttl() + step * place
+            };
             entry.ends_at = self.now + left;
             self.timer.set(slot, entry.ends_at);
         }
     }
 
-    fn expire_nothing(&mut self) {
-        let nothing = self.timer.pop(self.now, |_| None);
-        debug_assert_eq!(nothing, None, "nothing is filed before a ledger resumes");
-    }
-
     /// Everything that [`Ledger::restore`] needs to make this ledger again.
     pub fn snapshot(&self) -> impl Iterator<Item = Change> {
-        let leases = self.table.leases.iter().map(|(slot, entry)| {
+        let mut looks = usize::MAX;
+        let leases = self.table.leases.iter();
+        let live = leases.filter(move |(_, entry)| self.ended_within(entry, &mut looks).is_none());
+        let leases = live.map(|(slot, entry)| {
             let bought = self.borrows.at(entry.bought).map(|fact| &fact.what);
             let bought = bought.filter(|bought| bought.serial == entry.serial.get());
             let borrowed_as = bought.map(|bought| BorrowedAs {
@@ -146,7 +186,10 @@ impl Ledger {
         });
         let is_live = |bought: &Bought| {
             let entry = self.table.leases.get(bought.slot);
-            entry.is_some_and(|entry| entry.serial.get() == bought.serial)
+            entry.is_some_and(|entry| {
+                entry.serial.get() == bought.serial
+                    && self.ended_within(entry, &mut { usize::MAX }).is_none()
+            })
         };
         let ended = self.borrows.iter().filter(move |fact| !is_live(&fact.what));
         let ended = ended.map(move |fact| Change::BorrowEnded {

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use crate::slab::NONE;
 use crate::types::Kind;
 
-use super::Table;
+use super::ranking::Rank;
+use super::{Links, Table};
 
 impl Table {
     /// Recomputes every count and list from the leases alone.
@@ -25,7 +26,9 @@ impl Table {
         }
         self.audit_counts()?;
         self.audit_unnamed()?;
-        self.audit_lists()
+        self.audit_lists()?;
+        self.audit_organizations()?;
+        self.audit_ranking()
     }
 
     fn audit_counts(&self) -> Result<(), String> {
@@ -96,24 +99,29 @@ impl Table {
     fn audit_lists(&self) -> Result<(), String> {
         let (mut in_pools, mut in_traces) = (HashSet::new(), HashSet::new());
         for (at, pool) in self.pools.iter() {
-            let (mut slot, mut prev) = (pool.head, NONE);
-            while slot != NONE {
-                let entry = &self.leases[slot];
-                if entry.pool != at || entry.in_pool.prev != prev || !in_pools.insert(slot) {
-                    return Err(format!("slot {slot} is linked wrongly in pool {at}"));
+            for (kind, head) in KINDS.map(|kind| (kind, pool.heads.of(kind))) {
+                let (mut slot, mut prev) = (head, NONE);
+                while slot != NONE {
+                    let entry = &self.leases[slot];
+                    let belongs = entry.pool == at && entry.kind() == kind;
+                    if !belongs || entry.in_pool.prev != prev || !in_pools.insert(slot) {
+                        return Err(format!("slot {slot} is linked wrongly in pool {at}"));
+                    }
+                    (prev, slot) = (slot, entry.in_pool.next);
                 }
-                (prev, slot) = (slot, entry.in_pool.next);
             }
         }
         for (at, trace) in self.traces.iter() {
-            let (mut slot, mut prev) = (trace.head, NONE);
-            while slot != NONE {
-                let entry = &self.leases[slot];
-                let belongs = self.cells.get(entry.cell).is_some_and(|cell| cell.trace == at);
-                if !belongs || entry.in_trace.prev != prev || !in_traces.insert(slot) {
-                    return Err(format!("slot {slot} is linked wrongly in trace {at}"));
+            for (kind, head) in KINDS.map(|kind| (kind, trace.heads.of(kind))) {
+                let (mut slot, mut prev) = (head, NONE);
+                while slot != NONE {
+                    let entry = &self.leases[slot];
+                    let belongs = self.trace_of(entry) == at && entry.kind() == kind;
+                    if !belongs || entry.in_trace.prev != prev || !in_traces.insert(slot) {
+                        return Err(format!("slot {slot} is linked wrongly in trace {at}"));
+                    }
+                    (prev, slot) = (slot, entry.in_trace.next);
                 }
-                (prev, slot) = (slot, entry.in_trace.next);
             }
         }
         let with_trace = self.leases.iter().filter(|(_, entry)| entry.cell != NONE).count();
@@ -122,7 +130,83 @@ impl Table {
         }
         Ok(())
     }
+
+    fn audit_organizations(&self) -> Result<(), String> {
+        let mut linked = 0;
+        for (at, organization) in self.organizations.iter() {
+            let (mut pool, mut before) = (organization.head, NONE);
+            while pool != NONE {
+                let Links { next, prev } = self.pools[pool].in_organization;
+                if self.pools[pool].organization != at
+                    || prev != before
+                    || linked > self.pools.len()
+                {
+                    return Err(format!("pool {pool} is linked wrongly in organization {at}"));
+                }
+                linked += 1;
+                (before, pool) = (pool, next);
+            }
+        }
+        if linked != self.pools.len() {
+            return Err("a pool stands in no list of its organization".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Recomputes which traces of a pool have how many leases.
+    fn audit_ranking(&self) -> Result<(), String> {
+        let mut traces: HashMap<(u32, &str), u64> = HashMap::new();
+        for (_, cell) in self.cells.iter() {
+            let trace = (cell.pool, &*self.traces[cell.trace].id);
+            *traces.entry(trace).or_insert(0) += u64::from(cell.leases);
+        }
+        let (mut ranked, mut levels) = (0, 0);
+        for (at, pool) in self.pools.iter() {
+            let (mut level, mut above, mut more) = (pool.top, NONE, u64::MAX);
+            while let Some(here) = self.levels.get(level) {
+                let leases = u64::from(here.leases.get());
+                if leases >= more || here.above != above || here.head == NONE {
+                    return Err(format!("level {level} is out of order in pool {at}"));
+                }
+                let (mut cell, mut before) = (here.head, NONE);
+                while cell != NONE {
+                    let Rank::Stands { level: on, next, prev } = self.cells[cell].rank else {
+                        return Err(format!("cell {cell} is ranked behind another"));
+                    };
+                    let trace = (at, &*self.traces[self.cells[cell].trace].id);
+                    let counts = traces.get(&trace) == Some(&leases) && self.cells[cell].pool == at;
+                    if !counts || on != level || prev != before {
+                        return Err(format!("cell {cell} is ranked wrongly in pool {at}"));
+                    }
+                    ranked += 1;
+                    (before, cell) = (cell, next);
+                }
+                levels += 1;
+                (above, more, level) = (level, leases, here.below);
+            }
+            if pool.bottom != above {
+                return Err(format!("the last level of pool {at} is not its bottom"));
+            }
+        }
+        for (at, cell) in self.cells.iter() {
+            let Rank::Behind { first } = cell.rank else { continue };
+            let stands = self.cells.get(first).is_some_and(|first| {
+                matches!(first.rank, Rank::Stands { .. })
+                    && first.pool == cell.pool
+                    && self.traces[first.trace].id == self.traces[cell.trace].id
+            });
+            if !stands {
+                return Err(format!("nobody stands for cell {at}"));
+            }
+        }
+        if ranked != traces.len() || levels != self.levels.len() {
+            return Err("a trace or a level stands in no order of its pool".to_owned());
+        }
+        Ok(())
+    }
 }
+
+const KINDS: [Kind; 2] = [Kind::Session, Kind::Worker];
 
 /// Compares kept counts with recomputed ones.
 fn same(

@@ -2,7 +2,10 @@
 
 use compact_str::CompactString;
 
+use super::ranking::Rank;
+use super::{Heads, Links};
 use crate::records::Record;
+use crate::slab::NONE;
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -26,6 +29,8 @@ impl Record for Service {
 pub(super) struct Organization {
     pub(super) name: CompactString,
     pub(super) pools: u32,
+    /// The first of its pools.
+    pub(super) head: u32,
 }
 
 impl Record for Organization {
@@ -49,7 +54,28 @@ pub(super) struct Pool {
     /// Distinct traces among them, whichever indexer holds them.
     pub(super) traces: u64,
     pub(super) sessions: u32,
-    pub(super) head: u32,
+    /// Its sessions and its workers.
+    pub(super) heads: Heads,
+    pub(super) in_organization: Links,
+    /// The levels of its traces with the most leases and with the fewest.
+    pub(super) top: u32,
+    pub(super) bottom: u32,
+}
+
+impl Pool {
+    pub(super) const fn new(organization: u32, service: u32) -> Self {
+        Self {
+            organization,
+            service,
+            leases: 0,
+            traces: 0,
+            sessions: 0,
+            heads: Heads::EMPTY,
+            in_organization: Links::NONE,
+            top: NONE,
+            bottom: NONE,
+        }
+    }
 }
 
 impl Record for Pool {
@@ -83,16 +109,27 @@ impl Record for KeyScope {
 /// One indexer's leases of an organization under one trace id, of any service.
 ///
 /// The key leaves the indexer out, so the traces of different indexers that share an id are found
-/// in one probe.
+/// in one probe. One that has ended stays until its last lease is taken out; nothing joins it.
 #[derive(Debug)]
 pub(super) struct Trace {
+    /// The indexer and, above it, whether the trace has ended: one that has is nobody's.
     pub(super) indexer: u32,
     pub(super) organization: u32,
     pub(super) id: Box<str>,
     pub(super) sessions: u32,
     /// Its workers of all pools.
     pub(super) workers: u32,
-    pub(super) head: u32,
+    /// Its sessions and its workers.
+    pub(super) heads: Heads,
+}
+
+/// Set in [`Trace::indexer`] of a trace that has ended.
+pub(super) const HAS_ENDED: u32 = 1 << 31;
+
+impl Trace {
+    pub(super) const fn has_ended(&self) -> bool {
+        self.indexer & HAS_ENDED != 0
+    }
 }
 
 impl Record for Trace {
@@ -114,6 +151,7 @@ pub(super) struct Cell {
     pub(super) pool: u32,
     pub(super) leases: u32,
     pub(super) workers: u32,
+    pub(super) rank: Rank,
 }
 
 impl Record for Cell {

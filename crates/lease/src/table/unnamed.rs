@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::AT_ONCE;
+use crate::ledger::RECORDS_PER_HOLD;
 
 /// How many leases an indexer holds of each service that the policy did not name at their grant.
 ///
@@ -44,8 +44,12 @@ impl Unnamed {
         if services.contains_key(&service) || (services.len() as u64) < max {
             return true;
         }
-        let named: Vec<u32> =
-            services.keys().copied().take(AT_ONCE).filter(|&other| is_named(other)).collect();
+        let named: Vec<u32> = services
+            .keys()
+            .copied()
+            .take(RECORDS_PER_HOLD)
+            .filter(|&other| is_named(other))
+            .collect();
         for other in named {
             services.remove(&other);
         }

@@ -81,6 +81,7 @@ pub(crate) enum Answer {
     IdsFull,
     TooManyServices,
     MemoryFull(Remembers),
+    Behind,
     BorrowIdReused,
     BorrowEnded,
     Extended(Duration),
@@ -199,7 +200,7 @@ impl Model {
             let (now, pool) = (self.now, self.pool(ask));
             let live = self.held.iter_mut().find(|held| held.grant == grant && !held.lingers);
             let Some(held) = live else { return Answer::BorrowEnded };
-            held.ends_at = now + held.ttl;
+            held.ends_at = held.ends_at.max(now + held.ttl);
             return Answer::Granted { grant, ttl: held.ttl, pool, replayed: true, observed: false };
         }
         let refusal = self.refusal(ask, deal, wall);
@@ -315,7 +316,7 @@ impl Model {
     pub(crate) fn keep_alive(&mut self, grant: usize, caller: Option<&'static str>) -> Answer {
         let now = self.now;
         if let Some(held) = self.owned(grant, caller).filter(|held| !held.lingers) {
-            held.ends_at = now + held.ttl;
+            held.ends_at = held.ends_at.max(now + held.ttl);
             return Answer::Extended(held.ttl);
         }
         let tombstone = self.tombstones.iter().find(|tombstone| {
@@ -441,9 +442,15 @@ impl Model {
 
     /// A restart at which the store had everything.
     pub(crate) fn restart(&mut self, later: Duration) {
-        for held in &mut self.held {
-            held.ends_at =
-                if held.lingers { held.ends_at + later } else { self.now + later + held.ttl };
+        // The leases that come back at one moment end one after the other, in the order of grants.
+        self.held.sort_by_key(|held| held.grant);
+        let step = lease::RESUME_SPREAD / self.held.len().max(1) as u32;
+        for (place, held) in (0..).zip(&mut self.held) {
+            held.ends_at = if held.lingers {
+                held.ends_at + later
+            } else {
+                self.now + later + held.ttl + step * place
+            };
         }
         self.now += later;
         self.expire();

@@ -83,7 +83,8 @@ impl BorrowCounters {
                 Refusal::Full { .. }
                 | Refusal::IdsFull { .. }
                 | Refusal::TooManyServices { .. }
-                | Refusal::MemoryFull(_) => &self.unavailable,
+                | Refusal::MemoryFull(_)
+                | Refusal::Behind => &self.unavailable,
                 Refusal::BorrowIdReused | Refusal::BorrowEnded => &self.invalid,
             },
             Err(BorrowError::Unavailable(_)) => &self.unavailable,

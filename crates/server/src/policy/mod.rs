@@ -60,11 +60,13 @@ pub const DEFAULT_SERVICE: &str = "default";
 /// let refused = policy.terms(None, &Request::session("t9", "acme"), WallTime::default).unwrap_err();
 /// assert_eq!(refused.to_string(), "the policy knows no service \"t9\" and no default");
 /// ```
-#[derive(Debug, Default)]
+///
+/// A clone costs nothing: it shares everything.
+#[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// What the file says. Policies that differ in their overrides alone share it.
     entries: Arc<Entries>,
-    overlay: Overlay,
+    overlay: Arc<Overlay>,
 }
 
 /// What the policy says about one borrow.
@@ -175,7 +177,8 @@ impl Policy {
     /// It shares what the file says; its cost follows the number of overrides. An override may be
     /// about an organization or an API key that the file does not know.
     pub fn with_overrides(&self, overrides: &Overrides) -> Self {
-        Self { entries: self.entries.clone(), overlay: Overlay::new(overrides, &self.entries) }
+        let overlay = Arc::new(Overlay::new(overrides, &self.entries));
+        Self { entries: self.entries.clone(), overlay }
     }
 
     /// The terms of `request`, which came from `caller`; `wall` is asked where budgets need it.
@@ -240,12 +243,16 @@ impl Policy {
         disabled(self.organization_disabled(organization), self.api_key_disabled(api_key))
     }
 
-    /// The organizations that have usage budgets, and those.
-    pub fn budgets(&self) -> impl Iterator<Item = (&str, &[Budget])> {
-        self.entries.organizations.iter().filter_map(|(name, organization)| {
-            let budgets = &*self.entries.plans[organization.plan?].budgets;
-            (!budgets.is_empty()).then_some((&**name, budgets))
+    /// The organizations whose leases may have to end: they are disabled, or have usage budgets.
+    pub(crate) fn may_be_stopped(&self) -> impl Iterator<Item = &str> {
+        self.organizations().filter(|name| {
+            self.organization_disabled(name).0 || !self.organization_budgets(name).is_empty()
         })
+    }
+
+    /// Whether any API key is disabled.
+    pub(crate) fn disables_api_keys(&self) -> bool {
+        self.api_keys().any(|name| self.api_key_disabled(name).0)
     }
 
     /// The usage budgets of `organization`.
@@ -327,7 +334,7 @@ impl ServiceNames for Policy {
 
 impl From<Entries> for Policy {
     fn from(entries: Entries) -> Self {
-        Self { entries: Arc::new(entries), overlay: Overlay::default() }
+        Self { entries: Arc::new(entries), overlay: Arc::default() }
     }
 }
 

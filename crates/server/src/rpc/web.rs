@@ -16,7 +16,9 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::{API_KEY, Body};
 use crate::serve::Origin;
-use crate::service::{BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, LEASE_TTL_MS};
+use crate::service::{
+    BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, LEASE_TTL_MS, TRACES_OMITTED,
+};
 use crate::usage::{EVENTS_SKIPPED, IDEMPOTENCY_KEY};
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -65,6 +67,7 @@ impl Web {
                 DENIED_ACTIVE,
                 DENIED_MAX,
                 EVENTS_SKIPPED,
+                TRACES_OMITTED,
             ])
             .max_age(REMEMBERED);
         Self { origins, cors }

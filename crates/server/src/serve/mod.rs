@@ -354,6 +354,7 @@ impl Running {
                 .build()
                 .map_err(failed)?;
             self.runtimes.push(runtime.handle().clone());
+            runtime.spawn(self.store.turns().take_part());
             let (port, listener) = (port.clone(), listener.try_clone().map_err(failed)?);
             let thread = std::thread::Builder::new()
                 .name(format!("grpc-{number}"))

@@ -67,7 +67,8 @@ pub(super) struct Rows {
     granted: BTreeMap<u64, LeaseRow>,
     lingering: BTreeMap<u64, u64>,
     ended: Vec<u64>,
-    remembered: BTreeMap<Vec<u8>, RememberedRow>,
+    /// None for what is kept no longer.
+    remembered: BTreeMap<Vec<u8>, Option<RememberedRow>>,
     /// None for what is kept no longer.
     used: BTreeMap<(Box<str>, Box<str>), Option<UsedRow>>,
     operated: Vec<Operated>,
@@ -98,9 +99,17 @@ impl Rows {
                     self.ended.push(id.serial());
                 }
             }
+            Change::TraceEnded(end) => {
+                let (key, row) = RememberedRow::trace_ended(*end);
+                self.remembered.insert(key, Some(row));
+            }
+            Change::TraceGone(end) => {
+                let (key, _) = RememberedRow::trace_ended(*end);
+                self.remembered.insert(key, None);
+            }
             Change::Revoked { id, indexer, reason, until } => {
                 let (key, row) = RememberedRow::revoked(id, indexer, reason, until);
-                self.remembered.insert(key, row);
+                self.remembered.insert(key, Some(row));
             }
             Change::Used { organization, metric, used } => {
                 self.used.insert((organization, metric), Some(used.into()));
@@ -110,11 +119,11 @@ impl Rows {
             }
             Change::Reported { indexer, key, until, fingerprint, applied } => {
                 let (key, row) = RememberedRow::reported(indexer, key, until, fingerprint, applied);
-                self.remembered.insert(key, row);
+                self.remembered.insert(key, Some(row));
             }
             Change::BorrowEnded { indexer, id, fingerprint, until } => {
                 let (key, row) = RememberedRow::borrow_ended(indexer, id, fingerprint, until);
-                self.remembered.insert(key, row);
+                self.remembered.insert(key, Some(row));
             }
         }
     }
@@ -183,6 +192,10 @@ impl Rows {
         let mut remembered = transaction.open_table(REMEMBERED)?;
         let mut row = Vec::with_capacity(512);
         for (key, fact) in &self.remembered {
+            let Some(fact) = fact else {
+                remembered.remove(key.as_slice())?;
+                continue;
+            };
             row.clear();
             fact.encode_raw(&mut row);
             remembered.insert(key.as_slice(), row.as_slice())?;

@@ -10,7 +10,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use lease::{Change, Timestamp};
+use lease::{Change, StoreClock, Timestamp};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableError};
 
@@ -255,6 +255,10 @@ impl Journal {
         };
         let (time, next_serial) = self.read("stamp")?.unwrap_or_default();
         let stamp = Stamp { time: Timestamp::from_nanos(time), next_serial };
+        if stamp.time > StoreClock::LATEST_START {
+            // Every lease would be past its end at once.
+            return Err(self.damaged("its store time is centuries ahead"));
+        }
         let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
         let leases = transaction.open_table(LEASES).map_err(|error| explain(error.into()))?;
         let lingering = transaction.open_table(LINGERING).map_err(|error| explain(error.into()))?;

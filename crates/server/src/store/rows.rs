@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use lease::{
-    BorrowId, BorrowedAs, Change, Kind, Lease, LeaseId, Reason, Timestamp, Used, WallTime,
+    BorrowId, BorrowedAs, Change, Kind, Lease, LeaseId, Reason, Timestamp, TraceEnd, Used, WallTime,
 };
 use prost::{Message, Oneof};
 
@@ -112,7 +112,7 @@ impl LeaseRow {
 /// A fact that is known until its time has passed. The time leads the key it is kept under.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RememberedRow {
-    #[prost(oneof = "Remembered", tags = "1, 2, 3")]
+    #[prost(oneof = "Remembered", tags = "1, 2, 3, 4")]
     fact: Option<Remembered>,
 }
 
@@ -124,6 +124,8 @@ enum Remembered {
     Reported(ReportedRow),
     #[prost(message, tag = "3")]
     BorrowEnded(BorrowEndedRow),
+    #[prost(message, tag = "4")]
+    TraceEnded(TraceEndedRow),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -165,7 +167,40 @@ struct BorrowEndedRow {
     fingerprint: Option<u64>,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct TraceEndedRow {
+    #[prost(string, optional, tag = "1")]
+    indexer: Option<String>,
+    #[prost(string, tag = "2")]
+    organization: String,
+    #[prost(string, tag = "3")]
+    trace: String,
+    #[prost(fixed64, tag = "4")]
+    before: u64,
+}
+
 impl RememberedRow {
+    /// The row of the end of a trace, and the key it is kept under: for as long as store time lasts,
+    /// or until it is removed.
+    pub(super) fn trace_ended(end: TraceEnd) -> (Vec<u8>, Self) {
+        let mut key = Self::keys_up_to(Timestamp::from_nanos(u64::MAX));
+        let TraceEnd { indexer, organization, trace, before } = end;
+        // As below: bytes that no UTF-8 text contains.
+        key.push(0xfe);
+        key.extend(before.to_be_bytes());
+        for text in [indexer.as_deref().unwrap_or_default(), &organization, &trace] {
+            key.push(0xff);
+            key.extend(text.as_bytes());
+        }
+        let row = TraceEndedRow {
+            indexer: indexer.map(String::from),
+            organization: organization.into(),
+            trace: trace.into(),
+            before,
+        };
+        (key, Self { fact: Some(Remembered::TraceEnded(row)) })
+    }
+
     /// The row of a revocation, and the key it is kept under.
     pub(super) fn revoked(
         id: LeaseId,
@@ -260,6 +295,12 @@ impl RememberedRow {
                 fingerprint: row.fingerprint,
                 until,
             },
+            Remembered::TraceEnded(row) => Change::TraceEnded(Box::new(TraceEnd {
+                indexer: row.indexer.map(Into::into),
+                organization: row.organization.into(),
+                trace: row.trace.into(),
+                before: row.before,
+            })),
         };
         Ok((until, change))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tgm_session_server::store::{Options, Recovered, StoreUrl};
+use tgm_session_server::store::{Options, Recovered, StoreUrl, Unavailable};
 use tgm_session_server::{Clock, Config, Policy, Running, Server};
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
@@ -109,14 +109,20 @@ impl TestServer {
         Client::of(self.running.grpc_address())
     }
 
-    /// Lets time pass as it passes for a running server.
+    /// Lets time pass as it passes for a running server: a disk that does not hang confirms what it
+    /// was given meanwhile.
     pub(crate) fn pass(&self, time: Duration) {
-        let mut left = time;
+        use tgm_session_server::store::Store as _;
+        let (mut left, mut looks) = (time, 0..200);
         while !left.is_zero() {
             let step = left.min(Duration::from_millis(500));
             self.clock.jump(step);
             self.running.store().tick();
             left -= step;
+            let stalls = || self.running.store().ready() == Err(Unavailable::Stalled);
+            while stalls() && looks.next().is_some() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 

@@ -19,6 +19,7 @@ mod damaged;
 mod disk;
 mod drain;
 mod durable;
+mod ending;
 mod events;
 mod failing;
 mod grpc_web;

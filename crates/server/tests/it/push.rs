@@ -251,6 +251,9 @@ fn a_lease_that_was_named_is_told_exactly_once_whenever_it_is_revoked() {
     let store = Arc::new(Recovered::memory(Options::default()).unwrap().resume().unwrap());
     let disabled = policy("[services.t1r]\n[organizations.acme]\ndisabled = true");
     let over = AtomicBool::new(false);
+    // A long revocation goes on aside.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let enforce = || runtime.block_on(async { store.enforce(&disabled).await });
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
             .map(|_| {
@@ -275,13 +278,13 @@ fn a_lease_that_was_named_is_told_exactly_once_whenever_it_is_revoked() {
             .collect();
         let operator = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                store.enforce(&disabled).now_or_never().unwrap().unwrap();
+                enforce().unwrap();
             }
         });
         let clients: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
         over.store(true, Ordering::Relaxed);
         operator.join().unwrap();
-        store.enforce(&disabled).now_or_never().unwrap().unwrap();
+        enforce().unwrap();
         for (told, named, _attachment) in clients {
             let mut told = told.0.lock().clone();
             told.sort_by_key(LeaseId::serial);

@@ -1,8 +1,85 @@
 //! WorkersState, row by row.
 
-use tonic::Code;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::harness::{ROOMY, TestServer, session, worker};
+use lease::{Request, Terms};
+use tgm_session_server::store::Store as _;
+use tonic::Code;
+use wire::worker::WorkersStateRequest;
+
+use crate::harness::{ROOMY, TestServer, session, text, worker};
+
+/// Lets the pool (acme, t1r) hold so many leases, each of a trace of its own.
+async fn fill(server: &TestServer, leases: usize) {
+    for number in 1..=leases {
+        let trace = format!("{number:032x}");
+        let request = Request::session("t1r", "acme").trace(&trace);
+        let borrowed = server.running.store().borrow(&request, &Terms::default()).await.unwrap();
+        borrowed.delivery.complete();
+    }
+}
+
+fn ask(service: &str, organization: &str) -> WorkersStateRequest {
+    let (service, organization_id) = (service.to_owned(), organization.to_owned());
+    WorkersStateRequest { service, organization_id, ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_large_pool_tells_of_its_largest_traces_and_how_many_are_left_out() {
+    let server = TestServer::memory(ROOMY).await;
+    fill(&server, 5_000).await;
+    let more = Request::session("t1r", "acme").trace("large");
+    for _ in 0..3 {
+        let borrowed = server.running.store().borrow(&more, &Terms::default()).await.unwrap();
+        borrowed.delivery.complete();
+    }
+    let mut client = server.client();
+    let answer = client.pool.workers_state(ask("t1r", "acme")).await.unwrap();
+    assert_eq!(text(answer.metadata(), "x-traces-omitted").unwrap(), "905");
+    let state = answer.into_inner().worker_state.unwrap();
+    assert_eq!((state.borrowed_workers, state.active_trace_id), (5_003, 5_001));
+    assert_eq!(state.worker_count_per_trace_id.len(), 4_096);
+    assert_eq!(state.worker_count_per_trace_id["large"], 3);
+    // Where nothing is left out, nothing says so.
+    client.borrow(session("globex").trace("a1")).await;
+    let answer = client.pool.workers_state(ask("t1r", "globex")).await.unwrap();
+    assert_eq!(text(answer.metadata(), "x-traces-omitted"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keep_alives_of_another_go_on_while_the_state_of_a_large_pool_is_asked_for_again_and_again()
+{
+    let server = TestServer::memory(ROOMY).await;
+    fill(&server, 50_000).await;
+    let mut other = server.client();
+    let key = other.borrow(session("globex")).await;
+    let over = AtomicBool::new(false);
+    let asking = async |mut client: crate::harness::Client| {
+        let mut answers = 0;
+        while !over.load(Ordering::Relaxed) {
+            let state = client.state("t1r", "acme").await.unwrap();
+            let traces = state.worker_count_per_trace_id.len();
+            assert_eq!((state.borrowed_workers, traces), (50_000, 4_096));
+            answers += 1;
+        }
+        answers
+    };
+    let keeping = async {
+        for _ in 0..200 {
+            let kept = other.keep_alive(&key).await.unwrap();
+            assert_eq!(kept, wire::worker::keep_alive_response::Status::TtlExtended);
+        }
+        over.store(true, Ordering::Relaxed);
+    };
+    let (first, second, third, ()) = tokio::join!(
+        asking(server.client()),
+        asking(server.client()),
+        asking(server.client()),
+        keeping
+    );
+    // They took turns: had each question stopped the server, there would be few answers to any.
+    assert!(first > 0 && second > 0 && third > 0);
+}
 
 #[tokio::test]
 async fn the_state_of_a_pool_counts_its_leases_by_trace() {

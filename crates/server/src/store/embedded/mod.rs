@@ -10,9 +10,9 @@ mod listing;
 mod operator;
 mod recovered;
 mod reporting;
+mod revoking;
 mod shared;
 
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, ready};
 use lease::{
-    BorrowId, Ends, Holder, KeptAlive, LeaseId, LeaseNumber, Ledger, PoolUse, Reason, Released,
-    Request, Terms, Timestamp, Used,
+    BorrowId, Ends, KeptAlive, LeaseId, LeaseNumber, PoolReading, PoolUse, Reason, Released,
+    Request, Terms, Used,
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle as TaskHandle;
@@ -31,7 +31,8 @@ use tokio::task::JoinHandle as TaskHandle;
 pub(super) use operator::Kept;
 pub use recovered::{Options, Recovered};
 use reporting::Reporting;
-use shared::{Revoked, Shared, Wait};
+use revoking::Revoking;
+use shared::{Shared, Wait};
 
 use super::{
     Attachment, BorrowError, Borrowed, KeptBatch, LeaseFilter, LeasePage, ListedLease, Listener,
@@ -42,6 +43,7 @@ use crate::admin::metrics::Commits;
 use crate::error::Error;
 use crate::policy::Policy;
 use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
+use crate::turns::Turns;
 
 /// The store within the process, behind `memory:` and `file:PATH`.
 ///
@@ -103,10 +105,18 @@ impl Embedded {
         &self.shared.commits
     }
 
-    /// Reads the clock and ends what has ended, as the store's own thread does many times a
+    /// Reads the clock and takes out what has ended, as the store's own thread does many times a
     /// second.
+    ///
+    /// It says that whatever had arrived was heard: store time goes at most half a second beyond
+    /// that while threads serve calls.
     pub fn tick(&self) {
-        self.shared.tick();
+        self.shared.tick_heard();
+    }
+
+    /// Whether the threads that serve calls of this store keep up.
+    pub(crate) fn turns(&self) -> Arc<Turns> {
+        self.shared.turns.clone()
     }
 
     /// Refuses further changes, commits what is pending and lets go of the file. Blocks until then,
@@ -194,7 +204,7 @@ async fn answered_in_the_end<R>(applied: Result<(R, Wait), Unavailable>) -> Resu
 async fn aside<R: Send + 'static>(
     work: impl FnOnce() -> Result<R, Unavailable> + Send + 'static,
 ) -> Result<R, Unavailable> {
-    joined(tokio::task::spawn_blocking(work)).await
+    aside_at_once(work).await
 }
 
 /// The answer of what runs on a thread for what blocks.
@@ -209,18 +219,11 @@ async fn joined<R, E: From<Unavailable>>(work: TaskHandle<Result<R, E>>) -> Resu
     }
 }
 
-/// Revokes what `judge` gives a reason for, and adds it to `revoked`.
-fn revoke_matching(
-    ledger: &mut Ledger,
-    now: Timestamp,
-    revoked: &mut Revoked,
-    mut judge: impl FnMut(&Holder<'_>) -> Option<Reason>,
-) -> usize {
-    ledger.revoke_matching(now, |holder| {
-        let reason = judge(holder);
-        revoked.extend(reason.map(|reason| (holder.id, reason)));
-        reason
-    })
+/// As [`aside`]; it begins at once, and goes on whether anybody waits for it or not.
+fn aside_at_once<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, Unavailable> + Send + 'static,
+) -> impl Future<Output = Result<R, Unavailable>> + Send {
+    joined(tokio::task::spawn_blocking(work))
 }
 
 impl Store for Embedded {
@@ -293,7 +296,22 @@ impl Store for Embedded {
         service: &str,
         organization: &str,
     ) -> impl Future<Output = Result<PoolUse, Unavailable>> + Send + use<> {
-        answered(self.shared.change(None, |ledger, now| ledger.state(service, organization, now)))
+        let mut reading = PoolReading::default();
+        let mut part = self.shared.change(None, |ledger, now| {
+            ledger.read_pool(service, organization, &mut reading, now);
+        });
+        let shared = self.shared.clone();
+        let (service, organization) = (Box::<str>::from(service), Box::<str>::from(organization));
+        async move {
+            while !reading.is_done() && part.is_ok() {
+                // Other calls of this thread come between the parts.
+                tokio::task::yield_now().await;
+                part = shared.change(None, |ledger, now| {
+                    ledger.read_pool(&service, &organization, &mut reading, now);
+                });
+            }
+            answered(part.map(|((), wait)| (reading.finish(), wait))).await
+        }
     }
 
     fn revoke(
@@ -314,12 +332,9 @@ impl Store for Embedded {
         reason: Reason,
     ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
         answered(self.shared.revoke(|ledger, now, revoked| {
-            ledger.expire(now);
-            let before = ledger.len();
-            let id = ledger.holder(number).map(|holder| holder.id);
-            let id = id.filter(|&id| ledger.revoke(id, reason, now));
+            let (id, ended) = ledger.revoke_number(number, reason, now).unzip();
             revoked.extend(id.map(|id| (id, reason)));
-            before - ledger.len()
+            usize::try_from(ended.unwrap_or(0)).unwrap_or(usize::MAX)
         }))
     }
 
@@ -327,22 +342,7 @@ impl Store for Embedded {
         &self,
         policy: &Policy,
     ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
-        let wall = self.shared.clock.wall();
-        answered(self.shared.revoke(|ledger, now, revoked| {
-            let spent: HashSet<&str> = policy
-                .budgets()
-                .filter(|(organization, budgets)| {
-                    ledger.spent(organization, budgets, wall).is_some()
-                })
-                .map(|(organization, _)| organization)
-                .collect();
-            revoke_matching(ledger, now, revoked, |holder| {
-                policy.disabled(holder.organization, holder.api_key).or_else(|| {
-                    (spent.contains(holder.organization) && !policy.observes(holder.service))
-                        .then_some(Reason::BudgetSpent)
-                })
-            })
-        }))
+        Revoking::enforce(policy.clone()).start(&self.shared)
     }
 
     fn report(

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lease::{Config, Ledger, Timestamp};
+use lease::{Config, Ledger};
 
 use super::shared::Shared;
 use super::{Embedded, Kept};
@@ -119,15 +119,15 @@ impl Recovered {
 
     /// Starts the store: every lease has its full TTL from now, a lingering one what was left.
     ///
+    /// Store time goes on where it stood when the store was written to last.
+    ///
     /// # Errors
     ///
     /// [`Error::System`] when a thread cannot be started.
     pub fn resume(self) -> Result<Embedded, Error> {
         let Self { mut ledger, kept, journal, stamp, clock } = self;
-        let unix = u64::try_from(clock.unix().as_nanos()).unwrap_or(u64::MAX);
-        let start = stamp.time.max(Timestamp::from_nanos(unix));
-        ledger.resume(stamp.time, stamp.next_serial, start);
-        let shared = Shared::new(ledger, kept, journal.is_some(), start, stamp, clock);
+        ledger.resume(stamp.time, stamp.next_serial, stamp.time);
+        let shared = Shared::new(ledger, kept, journal.is_some(), stamp, clock);
         let path = journal.as_ref().map_or_else(PathBuf::new, |journal| journal.path().to_owned());
         let embedded = Embedded::new(shared, path);
         embedded.spawn("store-clock", |shared| shared.keep_time())?;

@@ -1,13 +1,13 @@
 //! Reports of usage, counted part by part with the lock free in between.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use lease::{AT_ONCE, Reason, Submission, WallTime};
+use lease::{RECORDS_PER_HOLD, Submission, WallTime};
 use tokio::runtime::Handle;
 
-use super::shared::{Shared, Wait};
-use super::{SPENT_TOLD, revoke_matching};
+use super::SPENT_TOLD;
+use super::revoking::Revoking;
+use super::shared::{Part, Shared, Wait};
 use crate::store::{ReportError, Reported, Unavailable, UsageReport};
 
 /// A report on its way into the ledger.
@@ -21,6 +21,8 @@ pub(super) struct Reporting {
     is_counted: bool,
     /// The organizations of which a budget was spent by it, while their leases live.
     spent: Vec<Arc<str>>,
+    /// How far the end of those leases has come.
+    revoking: Option<Revoking>,
     /// The first organization that the answer does not tell about yet.
     look_at: usize,
     reported: Reported,
@@ -38,6 +40,7 @@ impl Reporting {
             next: 0,
             is_counted: false,
             spent: Vec::new(),
+            revoking: None,
             look_at: 0,
             reported: Reported::default(),
             wait: None,
@@ -54,9 +57,9 @@ impl Reporting {
 
     /// Whether what is left is little enough to be done where calls are served.
     pub(super) fn is_short(&self) -> bool {
-        self.report.report.len() <= AT_ONCE
+        self.report.report.len() <= RECORDS_PER_HOLD
             && self.spent.is_empty()
-            && self.report.organizations.len() <= AT_ONCE
+            && self.report.organizations.len() <= RECORDS_PER_HOLD
     }
 
     /// What came of it, and what the answer has to wait for.
@@ -71,7 +74,7 @@ impl Reporting {
             match self.step() {
                 Err(ReportError::Unavailable(Unavailable::Overloaded)) => {
                     if let Some(batch) = self.shared.gathering() {
-                        Handle::current().block_on(batch.durable())?;
+                        Handle::current().block_on(batch.settled())?;
                     }
                 }
                 done => done?,
@@ -104,7 +107,7 @@ impl Reporting {
             wall: self.wall,
         };
         let from = self.next;
-        let amounts = (report.len() - from).min(AT_ONCE);
+        let amounts = (report.len() - from).min(RECORDS_PER_HOLD);
         let (counted, wait) = self.shared.count(caller.as_deref(), amounts, |ledger, now| {
             ledger.report(&submission, from, now)
         })?;
@@ -117,24 +120,29 @@ impl Reporting {
         Ok(wait)
     }
 
+    /// Ends some of the leases of organizations that have spent a budget.
     fn revoke(&mut self) -> Result<Wait, ReportError> {
-        let (spent, policy) = (&self.spent, &self.report.policy);
-        let (ended, wait) = self.shared.revoke(|ledger, now, revoked| {
-            let spent: HashSet<&str> = spent.iter().map(|name| &**name).collect();
-            revoke_matching(ledger, now, revoked, |holder| {
-                (spent.contains(holder.organization) && !policy.observes(holder.service))
-                    .then_some(Reason::BudgetSpent)
-            })
-        })?;
-        self.reported.revoked += ended;
-        self.spent.clear();
-        Ok(wait)
+        let (spent, policy) = (&mut self.spent, &self.report.policy);
+        let revoking = self.revoking.get_or_insert_with(|| {
+            let names = spent.iter().map(|name| Box::from(&**name)).collect();
+            Revoking::spent((**policy).clone(), names)
+        });
+        match revoking.step(&self.shared)? {
+            Part::Busy(_) => Err(Unavailable::Overloaded.into()),
+            Part::Done(false) => Ok(self.wait.take()),
+            Part::Done(true) => {
+                let (revoked, wait) = revoking.so_far();
+                self.reported.revoked += revoked;
+                self.spent.clear();
+                Ok(wait.or(self.wait.take()))
+            }
+        }
     }
 
     fn tell(&mut self) -> Result<Wait, ReportError> {
         let UsageReport { caller, organizations, policy, .. } = &self.report;
         let (wall, told) = (self.wall, &mut self.reported.spent);
-        let end = (self.look_at + AT_ONCE).min(organizations.len());
+        let end = (self.look_at + RECORDS_PER_HOLD).min(organizations.len());
         let some = &organizations[self.look_at..end];
         let ((), wait) = self.shared.count(caller.as_deref(), 0, |ledger, _| {
             let spent = some.iter().filter_map(|name| {

@@ -19,9 +19,12 @@ use crate::store::batch::Operated;
 use crate::store::commit::Batch;
 use crate::store::journal::Stamp;
 use crate::store::{Delivery, KeptBatch, TakeBack, Unavailable};
+use crate::turns::Turns;
 
 mod committing;
 mod shares;
+#[cfg(test)]
+mod tests;
 
 use committing::{Disk, Pending};
 use shares::Shares;
@@ -33,11 +36,23 @@ const TICK: Duration = Duration::from_millis(50);
 /// after a restart, what a lingering lease has left.
 const STAMP_EVERY: Duration = Duration::from_secs(1);
 
+/// While more changes than that wait for the disk, nothing that has ended is taken out and no
+/// revocation goes on: both are work in stock, and what callers ask for finds room.
+const BUSY_PENDING: usize = shares::MAX_PENDING / 2;
+
 /// The batch that an answer has to wait for, if any.
 pub(super) type Wait = Option<Arc<Batch>>;
 
 /// The leases that one operation revoked.
 pub(super) type Revoked = Vec<(LeaseId, Reason)>;
+
+/// What came of one part of a long operation.
+#[derive(Debug)]
+pub(super) enum Part<R> {
+    Done(R),
+    /// Nothing was done: the part comes when this batch is durable.
+    Busy(Arc<Batch>),
+}
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -47,6 +62,8 @@ pub(super) struct Shared {
     revision: AtomicU64,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) commits: Commits,
+    /// Whether the threads that serve calls keep up.
+    pub(super) turns: Arc<Turns>,
     /// Wakes the journal: there is something to commit, or nothing ever again.
     work: Condvar,
     /// Wakes the clock: the store is closing.
@@ -59,6 +76,8 @@ pub(super) struct Shared {
 struct State {
     ledger: Ledger,
     time: StoreClock,
+    /// When the threads that serve calls were last asked whether they keep up.
+    asked_at: Timestamp,
     journaled: bool,
     /// The revision of the ledger that [`Shared::revision`] counts in already.
     counted: u64,
@@ -154,14 +173,14 @@ impl Shared {
         ledger: Ledger,
         kept: Kept,
         journaled: bool,
-        start: Timestamp,
         stamp: Stamp,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let state = State {
             counted: ledger.revision(),
             ledger,
-            time: StoreClock::starting_at(start, clock.monotonic()),
+            time: StoreClock::starting_at(stamp.time, clock.monotonic()),
+            asked_at: stamp.time,
             journaled,
             pending: Pending::default(),
             shares: Shares::default(),
@@ -182,6 +201,7 @@ impl Shared {
             revision: AtomicU64::new(0),
             clock,
             commits: Commits::default(),
+            turns: Arc::default(),
             work: Condvar::new(),
             closing: Condvar::new(),
             ended: Condvar::new(),
@@ -194,7 +214,8 @@ impl Shared {
         state: &mut State,
         operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
     ) -> (R, Wait) {
-        let now = state.time.read(self.clock.monotonic());
+        let now = self.now(state);
+        state.ledger.pause_expiry(state.pending.len() > BUSY_PENDING);
         state.applying = true;
         let answer = operation(&mut state.ledger, now);
         state.applying = false;
@@ -204,6 +225,15 @@ impl Shared {
             state.counted = revision;
         }
         (answer, self.gather(state))
+    }
+
+    fn now(&self, state: &mut State) -> Timestamp {
+        let now = state.time.read(self.clock.monotonic());
+        if !self.turns.has_threads() {
+            // Nobody serves calls from sockets: whoever calls was heard.
+            state.time.heard(now);
+        }
+        now
     }
 
     fn gather(&self, state: &mut State) -> Wait {
@@ -370,6 +400,32 @@ impl Shared {
         state.sound()?;
         let (answer, wait) =
             self.apply(&mut state, |ledger, now| operation(ledger, now, &mut revoked));
+        self.tell(state, revoked);
+        Ok((answer, wait))
+    }
+
+    /// As [`Shared::revoke`], for one part of an operation that has many, unless the disk is busy.
+    /// Answers how many leases the part revoked.
+    pub(super) fn revoke_part(
+        &self,
+        operation: impl FnOnce(&mut Ledger, Timestamp, &mut Revoked),
+    ) -> Result<Part<(usize, Wait)>, Unavailable> {
+        let mut revoked = Revoked::new();
+        let mut state = self.state.lock();
+        state.sound()?;
+        if state.pending.len() > BUSY_PENDING {
+            let batch = state.committing.as_ref().unwrap_or(&state.gathering);
+            return Ok(Part::Busy(batch.clone()));
+        }
+        let ((), wait) = self.apply(&mut state, |ledger, now| operation(ledger, now, &mut revoked));
+        let count = revoked.len();
+        self.tell(state, revoked);
+        Ok(Part::Done((count, wait)))
+    }
+
+    /// Sees to it that whoever named revoked leases is told, and lets go of the lock, to those first
+    /// who wait for it.
+    fn tell(&self, mut state: MutexGuard<'_, State>, revoked: Revoked) {
         let pushes: Vec<Push> = revoked
             .into_iter()
             .filter_map(|(id, reason)| {
@@ -379,11 +435,11 @@ impl Shared {
         if state.journaled {
             // Their changes are in the gathering batch.
             state.pending.pushes.extend(pushes);
+            MutexGuard::unlock_fair(state);
         } else {
-            drop(state);
+            MutexGuard::unlock_fair(state);
             pushes.into_iter().for_each(Push::deliver);
         }
-        Ok((answer, wait))
     }
 
     /// Takes a listener in.
@@ -419,12 +475,18 @@ impl Shared {
         self.work.notify_all();
     }
 
-    /// Reads the clock and expires what has ended, over and over until the store closes.
+    /// Reads the clock and takes out what has ended, over and over until the store closes.
     pub(super) fn keep_time(&self) {
         let mut state = self.state.lock();
         while !state.closing {
             self.tick_locked(&mut state);
-            self.closing.wait_for(&mut state, TICK);
+            if state.ledger.has_backlog() && state.pending.len() <= BUSY_PENDING && !state.applying
+            {
+                // Whoever waits for the lock gets it first.
+                MutexGuard::bump(&mut state);
+            } else {
+                self.closing.wait_for(&mut state, TICK);
+            }
         }
     }
 
@@ -432,10 +494,29 @@ impl Shared {
         self.tick_locked(&mut self.state.lock());
     }
 
+    /// Says that whatever arrived until now was heard, and ticks until nothing that has ended is left.
+    pub(super) fn tick_heard(&self) {
+        let mut state = self.state.lock();
+        loop {
+            let now = self.now(&mut state);
+            state.time.heard(now);
+            self.tick_locked(&mut state);
+            if !state.ledger.has_backlog() || state.pending.len() > BUSY_PENDING || state.applying {
+                return;
+            }
+            MutexGuard::bump(&mut state);
+        }
+    }
+
     fn tick_locked(&self, state: &mut State) {
         self.look_at_disk(state);
         if state.applying {
             return;
+        }
+        let now = self.now(state);
+        if self.turns.all_answered() {
+            state.time.heard(state.asked_at);
+            state.asked_at = now;
         }
         self.apply(state, |ledger, now| ledger.expire(now));
         if state.stamp_is_due() {

@@ -1,0 +1,165 @@
+//! Traces that have ended, and the leases of an organization in the order they are revoked in.
+
+use crate::slab::NONE;
+use crate::types::{Kind, Timestamp};
+
+use super::scopes::HAS_ENDED;
+use super::{Entry, Table};
+
+/// What the sessions of a trace say about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sessions {
+    /// One is live, or the trace never had any.
+    Live,
+    /// There are some, and all are past their ends: the trace has ended.
+    Ended,
+    /// More of them would have to be looked at than may be.
+    Unknown,
+}
+
+/// One trace as a change names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TraceNames<'a> {
+    pub(crate) indexer: Option<&'a str>,
+    pub(crate) organization: &'a str,
+    pub(crate) trace: &'a str,
+}
+
+impl Table {
+    /// The trace a lease belongs to, or [`NONE`].
+    pub(crate) fn trace_of(&self, entry: &Entry) -> u32 {
+        self.cells.get(entry.cell).map_or(NONE, |cell| cell.trace)
+    }
+
+    pub(crate) fn trace_has_ended(&self, trace: u32) -> bool {
+        self.traces.get(trace).is_some_and(super::Trace::has_ended)
+    }
+
+    /// How many traces have ended and are still there.
+    pub(crate) fn ended_traces(&self) -> usize {
+        self.traces.iter().filter(|(_, trace)| trace.has_ended()).count()
+    }
+
+    /// Looks for a session of the trace that is not past its end; each one looked at takes one off
+    /// `looks`.
+    pub(crate) fn sessions_of(&self, trace: u32, now: Timestamp, looks: &mut usize) -> Sessions {
+        let Some(trace) = self.traces.get(trace).filter(|trace| trace.sessions > 0) else {
+            return Sessions::Live;
+        };
+        let mut slot = trace.heads.sessions;
+        while slot != NONE {
+            let Some(left) = looks.checked_sub(1) else { return Sessions::Unknown };
+            *looks = left;
+            let entry = &self.leases[slot];
+            if entry.ends_at > now {
+                return Sessions::Live;
+            }
+            slot = entry.in_trace.next;
+        }
+        Sessions::Ended
+    }
+
+    /// Says that a trace has ended: it is found by its id no more, and stays until
+    /// [`Table::forget_trace`].
+    pub(crate) fn end_trace(&mut self, trace: u32) {
+        self.traces[trace].indexer |= HAS_ENDED;
+    }
+
+    /// The next lease of a trace to take out: sessions go before workers.
+    pub(crate) fn first_of_trace(&self, trace: u32) -> Option<u32> {
+        let heads = self.traces.get(trace)?.heads;
+        [heads.sessions, heads.workers].into_iter().find(|&slot| slot != NONE)
+    }
+
+    /// Forgets a trace that has ended and has no lease left.
+    pub(crate) fn forget_trace(&mut self, trace: u32) {
+        self.traces.remove(trace);
+    }
+
+    pub(crate) fn names_of_trace(&self, trace: u32) -> TraceNames<'_> {
+        let trace = &self.traces[trace];
+        TraceNames {
+            indexer: self.indexer_name(trace.indexer & !HAS_ENDED),
+            organization: &self.organizations[trace.organization].name,
+            trace: &trace.id,
+        }
+    }
+
+    /// The leases of a trace that were granted before the one of serial number `before`.
+    pub(crate) fn leases_before(&self, names: TraceNames<'_>, before: u64) -> Vec<u32> {
+        let organization = self.organizations.find(names.organization);
+        let mut slots = Vec::new();
+        for at in self.traces.all((organization, names.trace)) {
+            let trace = &self.traces[at];
+            if self.indexer_name(trace.indexer) != names.indexer {
+                continue;
+            }
+            for mut slot in [trace.heads.sessions, trace.heads.workers] {
+                while slot != NONE {
+                    let entry = &self.leases[slot];
+                    if entry.serial.get() < before {
+                        slots.push(slot);
+                    }
+                    slot = entry.in_trace.next;
+                }
+            }
+        }
+        slots
+    }
+}
+
+/// How far a walk over the pools of an organization has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum AtPool {
+    /// Before the first.
+    #[default]
+    Start,
+    /// At this one.
+    Pool(u32),
+    /// Past the last.
+    End,
+}
+
+impl Table {
+    /// Whether the organization holds any lease.
+    pub(crate) fn has_leases_of(&self, organization: &str) -> bool {
+        self.organizations.find(organization) != NONE
+    }
+
+    /// The pool of an organization at which a walk goes on: the first one again when the one it
+    /// stood at is gone.
+    pub(crate) fn pool_at(&self, organization: &str, at: AtPool) -> Option<u32> {
+        let organization = self.organizations.find(organization);
+        let head = self.organizations.get(organization)?.head;
+        match at {
+            AtPool::Pool(at)
+                if self.pools.get(at).is_some_and(|pool| pool.organization == organization) =>
+            {
+                Some(at)
+            }
+            AtPool::Start | AtPool::Pool(_) => Some(head),
+            AtPool::End => None,
+        }
+    }
+
+    /// Where a walk goes on after a pool.
+    pub(crate) fn after_pool(&self, pool: u32) -> AtPool {
+        match self.pools[pool].in_organization.next {
+            NONE => AtPool::End,
+            next => AtPool::Pool(next),
+        }
+    }
+
+    pub(crate) fn has_pool(&self, pool: u32) -> bool {
+        self.pools.get(pool).is_some()
+    }
+
+    /// Any lease of that kind of a pool.
+    pub(crate) fn first_of_pool(&self, pool: u32, kind: Kind) -> Option<u32> {
+        Some(self.pools[pool].heads.of(kind)).filter(|&slot| slot != NONE)
+    }
+
+    pub(crate) fn service_of_pool(&self, pool: u32) -> &str {
+        &self.services[self.pools[pool].service].name
+    }
+}

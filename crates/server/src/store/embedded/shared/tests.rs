@@ -1,0 +1,203 @@
+//! What one hold of the lock does, counted.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lease::{Change, Config, RECORDS_PER_HOLD, Reason, Request, RevocationWalk, Terms};
+use redb::backends::InMemoryBackend;
+
+use super::*;
+use crate::clock::Clock;
+use crate::store::journal::Journal;
+
+/// A clock that goes only when it is told to.
+#[derive(Debug, Default)]
+struct Hands(Mutex<Duration>);
+
+impl Clock for Hands {
+    fn monotonic(&self) -> Duration {
+        *self.0.lock()
+    }
+
+    fn unix(&self) -> Duration {
+        Duration::from_secs(1_800_000_000)
+    }
+}
+
+/// A store that no thread of its own looks after.
+fn shared(journaled: bool) -> (Arc<Shared>, Arc<Hands>) {
+    let clock = Arc::<Hands>::default();
+    let mut ledger = Ledger::new(Config { journal: journaled, ..Config::default() });
+    ledger.resume(Timestamp::ZERO, 1, Timestamp::ZERO);
+    let stamp = Stamp::default();
+    let shared = Shared::new(ledger, Kept::default(), journaled, stamp, clock.clone());
+    (Arc::new(shared), clock)
+}
+
+fn borrow(shared: &Shared, leases: usize) {
+    let (request, terms) = (Request::session("t1r", "acme"), Terms::default());
+    for _ in 0..leases {
+        let (grant, _) =
+            shared.change(None, |ledger, now| ledger.borrow(&request, &terms, now)).unwrap();
+        grant.unwrap();
+    }
+}
+
+/// Lets a TTL pass, without taking anything out.
+fn pass(shared: &Shared, clock: &Hands) {
+    for _ in 0..121 {
+        *clock.0.lock() += Duration::from_millis(500);
+        let mut state = shared.state.lock();
+        let now = shared.now(&mut state);
+        state.time.heard(now);
+    }
+}
+
+fn held(shared: &Shared) -> usize {
+    shared.read(Ledger::len).unwrap()
+}
+
+#[test]
+fn the_expiry_of_two_hundred_thousand_leases_is_many_short_holds() {
+    const LEASES: usize = 200_000;
+    let (shared, clock) = shared(false);
+    borrow(&shared, LEASES);
+    pass(&shared, &clock);
+    let mut holds = 0;
+    loop {
+        let before = (held(&shared), shared.revision());
+        shared.tick();
+        holds += 1;
+        let handled = before.0 - held(&shared);
+        assert!(handled <= RECORDS_PER_HOLD, "{handled} in one hold");
+        assert!(shared.revision() - before.1 <= RECORDS_PER_HOLD as u64);
+        if !shared.read(Ledger::has_backlog).unwrap() {
+            break;
+        }
+    }
+    assert_eq!(held(&shared), 0);
+    assert!(holds >= LEASES / RECORDS_PER_HOLD);
+}
+
+#[test]
+fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
+    let (shared, clock) = shared(true);
+    borrow(&shared, BUSY_PENDING + 1);
+    pass(&shared, &clock);
+    for _ in 0..3 {
+        shared.tick();
+    }
+    assert_eq!(held(&shared), BUSY_PENDING + 1);
+    let listed = shared.read(|ledger| ledger.holders(0).unwrap().count()).unwrap();
+    assert_eq!(listed, 0, "all of them have ended");
+    borrow(&shared, 1_000);
+    assert_eq!(held(&shared), BUSY_PENDING + 1_001, "a borrow takes nothing out in passing");
+    let mut walk = RevocationWalk::default();
+    let busy = shared.revoke_part(|ledger, now, _| {
+        ledger.revoke_organization("acme", Reason::Operator, |_| false, &mut walk, now);
+    });
+    assert!(matches!(busy, Ok(Part::Busy(_))));
+    // The batch that they wait for is durable.
+    drop(std::mem::take(&mut shared.state.lock().pending));
+    while shared.read(Ledger::has_backlog).unwrap() {
+        let pending = shared.state.lock().pending.len();
+        shared.tick();
+        assert!(shared.state.lock().pending.len() - pending <= RECORDS_PER_HOLD);
+        if shared.state.lock().pending.len() > BUSY_PENDING {
+            drop(std::mem::take(&mut shared.state.lock().pending));
+        }
+    }
+    assert_eq!(held(&shared), 1_000);
+}
+
+#[test]
+fn nothing_expires_while_a_thread_that_serves_calls_is_stuck() {
+    let (shared, clock) = shared(false);
+    let serving = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    serving.spawn(shared.turns.clone().take_part());
+    let turn = || serving.block_on(async { tokio::time::sleep(Duration::from_millis(120)).await });
+    turn();
+    borrow(&shared, 1);
+    let now = || shared.read(Ledger::now).unwrap();
+    let step = Duration::from_millis(100);
+    let tick = || {
+        *clock.0.lock() += step;
+        shared.tick();
+    };
+    for _ in 0..3 {
+        tick();
+        turn();
+    }
+    assert_eq!(now(), Timestamp::ZERO + 3 * step, "a thread that turns holds nothing up");
+    // The thread does not turn, for ten minutes, and the clock is read all the while.
+    (0..6_000).for_each(|_| tick());
+    assert!(now() <= Timestamp::ZERO + 3 * step + lease::LONGEST_STEP);
+    assert_eq!(held(&shared), 1);
+    // It turns again, and time goes on.
+    let before = now();
+    for _ in 0..5 {
+        turn();
+        tick();
+    }
+    assert!(now() >= before + 3 * step);
+    // It is gone: nobody is waited for.
+    drop(serving);
+    let before = now();
+    (0..50).for_each(|_| tick());
+    assert_eq!(now(), before + 50 * step);
+}
+
+fn in_memory() -> Journal {
+    Journal::on(InMemoryBackend::new(), Path::new("memory")).unwrap()
+}
+
+#[test]
+fn a_restart_in_the_middle_of_the_end_of_a_trace_revives_no_worker() {
+    let mut journal = in_memory();
+    let now = Timestamp::ZERO;
+    let new = || Ledger::new(Config { journal: true, records_per_hold: 4, ..Config::default() });
+    let mut ledger = new();
+    let request = Request::session("t1r", "acme").trace("trace-a").indexer("west");
+    let grant = |ledger: &mut Ledger, request: &Request<'_>| {
+        ledger.borrow(request, &Terms::default(), now).unwrap().id
+    };
+    let session = grant(&mut ledger, &request);
+    for _ in 0..20 {
+        grant(&mut ledger, &Request { max_workers: 100, ..request });
+    }
+    ledger.release(session, Some("west"), Duration::ZERO, now);
+    let again = grant(&mut ledger, &request);
+    let mut restarts = 0;
+    loop {
+        let stamp = Stamp { time: now, next_serial: ledger.next_serial() };
+        journal.commit(ledger.drain_changes().collect(), Vec::new(), stamp).unwrap();
+        let mut restored = new();
+        let mut traces = 0;
+        let restore = |change: Change| {
+            traces += usize::from(matches!(change, Change::TraceEnded(_)));
+            restored.restore(change)
+        };
+        let stamp = journal.recover(false, restore, drop).unwrap();
+        restored.resume(stamp.time, stamp.next_serial, stamp.time);
+        let live: Vec<_> = restored.leases().map(|lease| lease.id).collect();
+        assert_eq!(live, [again]);
+        restarts += 1;
+        if !ledger.has_backlog() {
+            assert_eq!(traces, 0, "nothing is kept of a trace that is gone");
+            break;
+        }
+        assert_eq!(traces, 1);
+        ledger.expire(now);
+    }
+    assert!(restarts > 3);
+}
+
+#[test]
+fn a_store_time_that_leaves_no_room_is_refused_as_damage() {
+    let mut journal = in_memory();
+    let stamp = Stamp { time: Timestamp::from_nanos(u64::MAX), next_serial: 9 };
+    journal.commit(Vec::new(), Vec::new(), stamp).unwrap();
+    let refused = journal.recover(false, |_| Ok(()), drop).unwrap_err();
+    assert!(refused.to_string().contains("centuries"), "{refused}");
+}
