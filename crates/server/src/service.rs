@@ -9,8 +9,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::{Either, ready};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use lease::{
-    BorrowId, Denied, Invalid, KeptAlive, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason, Refusal,
-    Released, Request, validate_id,
+    BorrowId, Denied, Invalid, KeptAlive, Kind, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason,
+    Refusal, Released, Request, validate_id,
 };
 use tonic::Status;
 use wire::worker::borrow_worker_response::BorrowStatus;
@@ -92,7 +92,12 @@ impl<S: Store> WorkerPool<S> {
         let outcome = self.store.borrow(&request, &ruling.terms);
         let counters = live.borrows(Some(ruling.service));
         let (refusals, minimal_life) = (&*live.refusals, ruling.terms.minimal_life);
+        let is_worker = request.kind() == Kind::Worker;
         Ok(outcome.map(move |outcome| {
+            if is_worker && cannot_be_decided(&outcome) {
+                counters.count_busy();
+                return Ok(busy());
+            }
             counters.count(&outcome);
             refusals.by_store(&message, &outcome);
             borrow_answer(outcome, message.trace_id, minimal_life)
@@ -214,6 +219,25 @@ fn borrow_answer(
         }
         Err(BorrowError::Refused(refusal)) => Err(refused_borrow(&refusal)),
         Err(BorrowError::Unavailable(error)) => Err(unavailable(error)),
+    }
+}
+
+/// Whether nothing stands against a borrow but the state of the server, which may be another one soon.
+fn cannot_be_decided(outcome: &Result<Borrowed, BorrowError>) -> bool {
+    match outcome {
+        Ok(_) => false,
+        Err(BorrowError::Unavailable(_)) => true,
+        Err(BorrowError::Refused(refusal)) => match refusal {
+            Refusal::Full { .. }
+            | Refusal::IdsFull { .. }
+            | Refusal::TooManyServices { .. }
+            | Refusal::MemoryFull(_)
+            | Refusal::Behind => true,
+            Refusal::BudgetSpent(_)
+            | Refusal::Denied(_)
+            | Refusal::BorrowIdReused
+            | Refusal::BorrowEnded => false,
+        },
     }
 }
 

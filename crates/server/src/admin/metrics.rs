@@ -69,9 +69,15 @@ pub(crate) struct BorrowCounters {
     refused: Counter,
     invalid: Counter,
     unavailable: Counter,
+    busy: Counter,
 }
 
 impl BorrowCounters {
+    /// Counts the borrow of a worker that could not be decided on and is to be tried again.
+    pub(crate) fn count_busy(&self) {
+        self.busy.inc();
+    }
+
     /// Counts what the store answered to a borrow.
     pub(crate) fn count(&self, outcome: &Result<Borrowed, BorrowError>) {
         let counter = match outcome {
@@ -362,6 +368,7 @@ impl Metrics {
             refused: counter("refused", ""),
             invalid: counter("invalid", ""),
             unavailable: counter("unavailable", ""),
+            busy: counter("server_busy", "server"),
         }
     }
 }

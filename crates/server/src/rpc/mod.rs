@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
 use http::{Method as HttpMethod, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
@@ -30,7 +31,7 @@ use crate::admin::metrics::Method;
 use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
-use crate::serve::{Full, InFlight, PortLimits, work_of};
+use crate::serve::{Full, InFlight, PortLimits, Share, work_of};
 use crate::service::WorkerPool;
 use crate::store::Store;
 use crate::usage::USAGE_SERVICE;
@@ -68,9 +69,13 @@ impl Call {
 }
 
 impl Call {
-    /// Whether it changes something, and so may have to wait for the disk. A keep-alive never does.
-    const fn changes(self) -> bool {
-        matches!(self, Self::BorrowWorker | Self::ReturnWorker)
+    /// The places of its caller that it needs one of. A keep-alive waits for nobody.
+    const fn places(self, share: &Share) -> Option<&Semaphore> {
+        match self {
+            Self::BorrowWorker | Self::ReturnWorker => Some(share.changes()),
+            Self::WorkersState => Some(share.reads()),
+            Self::KeepAlive => None,
+        }
     }
 }
 
@@ -169,7 +174,7 @@ impl<S: Store> Gateway<S> {
             false => Ok(Read::Begun(Bytes::new())),
         };
         let mut began = Instant::now();
-        let place = method.changes().then(|| share.changes().try_acquire());
+        let place = method.places(&share).map(Semaphore::try_acquire);
         let has_turn = !matches!(place, Some(Err(_)));
         let answer = match read {
             Ok(Read::Whole(message)) if has_turn && message.len() <= self.most_bytes() => {
@@ -205,9 +210,9 @@ impl<S: Store> Gateway<S> {
         let message = unary::read(request.body_mut(), begun, &self.limits, call).await?;
         *began = Instant::now();
         let share = call.connection().share();
-        let _place = match method.changes() {
-            true => share.changes().acquire().await.ok(),
-            false => None,
+        let _place = match method.places(&share) {
+            Some(places) => places.acquire().await.ok(),
+            None => None,
         };
         // The policy may have changed meanwhile.
         let live = self.live.load();

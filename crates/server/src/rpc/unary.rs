@@ -221,12 +221,24 @@ impl Answer {
     }
 }
 
-/// The body of any response of the gRPC port, with its call, which is in flight until the body is
-/// gone.
+/// The body of any response of the gRPC port, with its call, which is in flight until the answer was
+/// written.
 #[derive(Debug)]
 pub(crate) struct Body {
     kind: Kind,
-    _call: Option<InFlight>,
+    call: Option<InFlight>,
+}
+
+/// A message on its way, with its call, which is in flight until the message was written.
+struct Unread {
+    message: Bytes,
+    _call: InFlight,
+}
+
+impl AsRef<[u8]> for Unread {
+    fn as_ref(&self) -> &[u8] {
+        &self.message
+    }
 }
 
 #[derive(Debug)]
@@ -259,7 +271,7 @@ impl Body {
     }
 
     const fn from_kind(kind: Kind) -> Self {
-        Self { kind, _call: None }
+        Self { kind, call: None }
     }
 
     /// Whether the answer may take long: it is no message that ends.
@@ -276,7 +288,7 @@ pub(super) trait OfCall {
 
 impl OfCall for http::Response<Body> {
     fn of(self, call: InFlight) -> Self {
-        self.map(|body| Body { _call: Some(call), ..body })
+        self.map(|body| Body { call: Some(call), ..body })
     }
 }
 
@@ -293,6 +305,11 @@ impl HttpBody for Body {
         }
         let (frame, next) = match std::mem::replace(&mut self.kind, Kind::Done) {
             Kind::Message { message, delivery } => {
+                // HTTP/2 may keep the message long after the body is gone, until the caller reads it.
+                let message = match self.call.take() {
+                    Some(call) => Bytes::from_owner(Unread { message, _call: call }),
+                    None => message,
+                };
                 (Frame::data(message), Kind::Trailers { delivery })
             }
             Kind::Trailers { delivery } => {

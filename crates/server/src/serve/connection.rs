@@ -8,6 +8,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 use http::HeaderMap;
@@ -27,6 +28,11 @@ const READS: usize = 16 << 10;
 /// Turns of a new connection that are not counted, so that one more handshake is not held up by a
 /// thousand busy strangers.
 const FREE_TURNS: u64 = 8;
+
+/// How long a connection that speaks HTTP/2 has for its first call while places are short, and how
+/// long a TLS handshake has.
+const FIRST_CALL: Duration = Duration::from_secs(1);
+const HANDSHAKE: Duration = Duration::from_millis(500);
 
 /// Calls that are worked on at once on one connection before it is proven.
 const UNPROVEN_CALLS: usize = 100;
@@ -59,6 +65,9 @@ pub(crate) struct Connection {
     in_flight: AtomicUsize,
     streams_aside: AtomicUsize,
     turns: AtomicU64,
+    opened: Instant,
+    /// Whether the preface of HTTP/2 has come whole.
+    speaks_http2: AtomicBool,
     /// Bytes that may still be read in this turn.
     readable: AtomicUsize,
     leave: AtomicBool,
@@ -89,6 +98,8 @@ impl Connection {
             in_flight: AtomicUsize::new(0),
             streams_aside: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
+            opened: Instant::now(),
+            speaks_http2: AtomicBool::new(false),
             readable: AtomicUsize::new(STRANGER_READS),
             leave: AtomicBool::new(false),
             leave_at_once: AtomicBool::new(false),
@@ -258,6 +269,22 @@ impl Connection {
     pub(super) fn of_a_test() -> Arc<Self> {
         let memory = MemoryBudget::new(64 << 20, Default::default());
         Self::new(None, &memory, &Arc::default(), 1 << 20)
+    }
+
+    pub(super) fn has_sent_preface(&self) {
+        self.speaks_http2.store(true, Relaxed);
+    }
+
+    /// Whether it may be asked to make room, before it has shown a key: it has no call in flight. One
+    /// that is about to make its first call has a moment, and so has a TLS handshake, where there is
+    /// one.
+    pub(super) fn may_have_to_leave(&self, has_tls: bool) -> bool {
+        let moment = match (self.speaks_http2.load(Relaxed), self.calls() > 0) {
+            (true, false) => FIRST_CALL,
+            (false, _) if has_tls => HANDSHAKE,
+            _ => Duration::ZERO,
+        };
+        self.is_idle() && (moment.is_zero() || self.opened.elapsed() > moment)
     }
 
     /// Whether no call is in flight.

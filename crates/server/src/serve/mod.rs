@@ -37,7 +37,7 @@ pub use limits::PortLimits;
 pub(crate) use limits::SHORTEST_IDLE;
 pub(crate) use memory::Full;
 pub use origin::Origin;
-pub(crate) use rounds::work_of;
+pub(crate) use rounds::{Share, work_of};
 pub use tls::TlsFiles;
 
 use crate::admin::metrics::{Facts, Metrics};
@@ -187,7 +187,8 @@ impl Server {
         let memory = MemoryBudget::new(config.max_memory as usize, metrics.memory.clone());
         // Connections of strangers are not refused for want of memory, so there are fewer of them.
         let strangers = config.max_memory as usize / 8 / CONNECTION_BYTES;
-        let places = Arc::new(Places::new(config.max_connections as usize, strangers));
+        let places =
+            Arc::new(Places::new(config.max_connections as usize, strangers, tls.is_some()));
         let (tls, certificates) = tls.map(|(tls, files)| (Arc::new(tls), files)).unzip();
         let control = control(&store, &live, &metrics, &config, &farewell);
         let pool = WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone());

@@ -13,8 +13,8 @@ use tokio::time::{Instant, Sleep};
 
 use super::connection::Connection;
 
-/// As long as the connection preface of HTTP/2; no request of HTTP/1.1 is shorter.
-const PREFACE_BYTES: usize = 24;
+/// The connection preface of HTTP/2; no request of HTTP/1.1 is shorter.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Wraps `stream` so that the handshake timeout, which ends `by` then, stops at the first bytes of
 /// HTTP, and so that a write fails when the peer takes nothing for as long as `patience`.
@@ -26,8 +26,9 @@ pub(super) fn opening<I>(
 ) -> (Paced<I>, Opening) {
     let spoke = Arc::new(AtomicBool::new(false));
     let opening = Opening(Some((Box::pin(tokio::time::sleep_until(by)), spoke.clone())));
-    let missing = PREFACE_BYTES;
-    (Paced { stream, connection, missing, spoke, patience, stuck: None }, opening)
+    let missing = PREFACE.len();
+    let is_http2 = true;
+    (Paced { stream, connection, missing, is_http2, spoke, patience, stuck: None }, opening)
 }
 
 /// How long a connection has for its first bytes of HTTP. Once it has sent them, this costs nothing.
@@ -55,6 +56,8 @@ pub(super) struct Paced<I> {
     connection: Arc<Connection>,
     /// Bytes of the preface that have not come yet.
     missing: usize,
+    /// Whether those that have come are the preface of HTTP/2.
+    is_http2: bool,
     spoke: Arc<AtomicBool>,
     patience: Duration,
     /// Runs while something waits for the peer to read.
@@ -99,9 +102,15 @@ impl<I: AsyncRead + Unpin> AsyncRead for Paced<I> {
         let read = buffer.filled().len() - before;
         self.connection.has_read(read);
         if self.missing > 0 {
+            let preface = &PREFACE[PREFACE.len() - self.missing..];
+            let came = &buffer.filled()[before..];
+            self.is_http2 &= preface.iter().zip(came).all(|(expected, byte)| expected == byte);
             self.missing = self.missing.saturating_sub(read);
             if self.missing == 0 {
                 self.spoke.store(true, Ordering::Relaxed);
+                if self.is_http2 {
+                    self.connection.has_sent_preface();
+                }
             }
         }
         Poll::Ready(Ok(()))

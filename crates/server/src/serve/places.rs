@@ -22,6 +22,7 @@ pub(super) struct Places {
     most: usize,
     /// The most places that connections take which are not proven yet.
     most_strangers: usize,
+    has_tls: bool,
     state: Mutex<State>,
     freed: Notify,
 }
@@ -36,10 +37,11 @@ struct State {
 
 impl Places {
     /// `most` places, of which connections without a key have half, and no more than `most_strangers`.
-    pub(super) fn new(most: usize, most_strangers: usize) -> Self {
+    pub(super) fn new(most: usize, most_strangers: usize, has_tls: bool) -> Self {
         Self {
             most,
             most_strangers: most.div_ceil(2).min(most_strangers.max(1)),
+            has_tls,
             state: Mutex::default(),
             freed: Notify::new(),
         }
@@ -64,7 +66,11 @@ impl Places {
     fn try_take(&self, connection: &Arc<Connection>) -> Option<u64> {
         let mut state = self.state.lock();
         if state.taken >= self.most || state.strangers.len() >= self.most_strangers {
-            let idle = state.strangers.iter().take(LOOKED_AT).find(|(_, one)| one.is_idle());
+            let idle = state
+                .strangers
+                .iter()
+                .take(LOOKED_AT)
+                .find(|(_, one)| one.may_have_to_leave(self.has_tls));
             if let Some(number) = idle.map(|(&number, _)| number) {
                 // Its place is free when it has gone.
                 if let Some(idle) = state.strangers.remove(&number) {

@@ -18,6 +18,9 @@ use super::memory::CallerName;
 /// The units of work of one caller in one round. A unit is one poll of a small call, some 3 µs.
 const ROUND: u32 = 1_000;
 
+/// The long answers of one caller that are put together at once on one thread; more wait for these.
+const READS: usize = 1;
+
 /// Bytes of a message that are one unit of work to read, or to write.
 const BYTES: usize = 64;
 
@@ -48,6 +51,7 @@ pub(crate) struct Share {
     used: AtomicU32,
     waiting: Mutex<VecDeque<Waker>>,
     changes: Semaphore,
+    reads: Semaphore,
 }
 
 impl Rounds {
@@ -66,6 +70,7 @@ impl Rounds {
             used: AtomicU32::new(0),
             waiting: Mutex::default(),
             changes: Semaphore::new(CHANGES),
+            reads: Semaphore::new(READS),
         });
         shares.insert(name.clone(), Arc::downgrade(&share));
         share
@@ -118,9 +123,14 @@ impl Share {
         self.used.store(self.used.load(Relaxed).saturating_add(work), Relaxed);
     }
 
-    /// Waits for a place among the changes of the caller that wait for the store.
-    pub(crate) fn changes(&self) -> &Semaphore {
+    /// The places of the caller for changes that wait for the store.
+    pub(crate) const fn changes(&self) -> &Semaphore {
         &self.changes
+    }
+
+    /// The places of the caller for long answers, which take many parts to be put together.
+    pub(crate) const fn reads(&self) -> &Semaphore {
+        &self.reads
     }
 }
 

@@ -26,9 +26,10 @@ use super::staged::Staged;
 use crate::error::Error;
 
 /// The format this version writes.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
-/// The oldest format this version reads. Format 1 kept nothing of operators.
+/// The oldest format this version reads. Format 1 kept nothing of operators, format 2 nothing of borrow
+/// ids and traces that had ended.
 const OLDEST_FORMAT: u64 = 1;
 
 /// Keeps the pages that are in use by a hundred thousand leases; more than that is read again.

@@ -312,11 +312,11 @@ fn a_store_of_another_format_or_program_is_refused() {
     let database = redb::Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
     let meta = redb::TableDefinition::<&str, (u64, u64)>::new("meta");
-    transaction.open_table(meta).unwrap().insert("format", (3, 0)).unwrap();
+    transaction.open_table(meta).unwrap().insert("format", (4, 0)).unwrap();
     transaction.commit().unwrap();
     drop(database);
     let error = Recovered::file(&path, Options::default()).unwrap_err();
-    assert!(matches!(error, Error::StoreFormat { found: 3, known: 2, .. }), "{error:?}");
+    assert!(matches!(error, Error::StoreFormat { found: 4, known: 3, .. }), "{error:?}");
 
     let (_folder, path) = store();
     drop(redb::Database::create(&path).unwrap());

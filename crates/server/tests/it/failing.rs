@@ -5,10 +5,11 @@ use std::time::Duration;
 use lease::{KeptAlive, Request, Terms};
 use tgm_session_server::store::{BorrowError, Options, Recovered, Store as _, Unavailable};
 use tonic::Code;
+use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::disk::Disk;
-use crate::harness::{ManualClock, ROOMY, TestServer, eventually, get, session};
+use crate::harness::{ManualClock, ROOMY, TestServer, eventually, get, session, text, worker};
 
 /// A server with two leases, of which the second was returned, whose disk then broke.
 async fn broken() -> (TestServer, String, String) {
@@ -121,3 +122,21 @@ trait Now: Future + Sized {
 }
 
 impl<F: Future> Now for F {}
+
+#[tokio::test]
+async fn after_a_failed_write_a_worker_is_told_to_try_again_and_a_session_that_the_store_failed() {
+    let disk = Disk::default();
+    let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
+    let mut client = server.client();
+    disk.fail();
+    client.ask(session("acme")).await.unwrap_err();
+    let status = client.ask(session("acme")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let busy = client.ask(worker("acme", "trace", 3)).await.unwrap();
+    assert_eq!(busy.get_ref().status(), BorrowStatus::ResourceExhausted);
+    assert_eq!(text(busy.metadata(), "x-denied-scope").as_deref(), Some("server"));
+    let (_, page) = get(server.running.admin_address(), "/metrics", "").await;
+    let counted =
+        r#"tgm_session_borrows_total{service="t2w",outcome="server_busy",scope="server"} 1"#;
+    assert!(page.contains(counted), "{page}");
+}

@@ -103,7 +103,7 @@ async fn a_store_of_the_first_format_keeps_everything_and_takes_what_is_new() {
     assert!(store.overrides().is_empty());
     store.record(Some(set("acme", 40)), entry("set the limit of acme")).await.unwrap();
     store.close().unwrap();
-    assert_eq!(format_of(&disk), 2);
+    assert_eq!(format_of(&disk), 3);
 
     let store = open(&disk).unwrap();
     assert_eq!(store.overrides().len(), 1);
@@ -139,7 +139,7 @@ fn the_new_format_is_durable_before_the_store_starts() {
     let disk = first_format(&rows());
     drop(Recovered::on_backend(disk.clone(), Options::default()).unwrap());
     let crashed = disk.after_power_loss(|_| false);
-    assert_eq!(format_of(&crashed), 2);
+    assert_eq!(format_of(&crashed), 3);
     assert_eq!(Recovered::on_backend(crashed, Options::default()).unwrap().leases(), 3);
 }
 
