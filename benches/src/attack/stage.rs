@@ -204,6 +204,7 @@ impl Stage {
         while self.bystander.is_busy() && last.elapsed() < LAST_CALLS {
             sleep(Duration::from_millis(20)).await;
         }
+        self.watch.first_probe().await;
         Ok(())
     }
 

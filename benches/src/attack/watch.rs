@@ -94,6 +94,14 @@ impl Watch {
         self.state.probes.lock().clone()
     }
 
+    /// Waits until the first probe was answered or failed, which a short attack may have outrun.
+    pub(crate) async fn first_probe(&self) {
+        let end = Instant::now() + PROBE_EVERY + PROBE_LIMIT;
+        while self.probes().asked == 0 && Instant::now() < end {
+            sleep(LOOK).await;
+        }
+    }
+
     /// Waits until the process takes more memory than it may.
     pub(crate) async fn too_much(&self) {
         let told = self.state.told.notified();

@@ -19,7 +19,7 @@ use super::memory::{
     Account, CALL_BYTES, CallerName, ConnectionMemory, FIELD_BYTES, Full, MemoryBudget,
 };
 use super::places::{Place, Places};
-use super::rounds::{Rounds, Share, work_of};
+use super::rounds::{FIELDS, Rounds, Share, work_of};
 
 /// Bytes that are read in one turn of a connection, before its caller is known and after.
 const STRANGER_READS: usize = 4 << 10;
@@ -202,6 +202,13 @@ impl Connection {
             ahead,
             bytes: if taken.is_ok() { bytes } else { 0 },
             full: taken.err(),
+        }
+    }
+
+    /// Counts header fields as work, where there are many.
+    pub(super) fn has_read_fields(&self, fields: usize) {
+        if fields > FIELDS {
+            self.share.lock().count(u32::try_from(fields / FIELDS).unwrap_or(u32::MAX));
         }
     }
 

@@ -204,6 +204,7 @@ impl<S: Store> Port<S> {
         let calls = connection.clone();
         let most_fields = self.limits.max_header_fields as usize;
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            calls.has_read_fields(request.headers().len());
             // Not kept until the call has its turn.
             let has_too_many = request.headers().len() > most_fields;
             if has_too_many {

@@ -16,10 +16,13 @@ use tokio::sync::{Notify, Semaphore};
 use super::memory::CallerName;
 
 /// The units of work of one caller in one round. A unit is one poll of a small call, some 3 µs.
-const ROUND: u32 = 1_000;
+const ROUND: u32 = 500;
 
 /// The long answers of one caller that are put together at once on one thread; more wait for these.
 const READS: usize = 1;
+
+/// Header fields of a call that are one unit of work to read.
+pub(super) const FIELDS: usize = 32;
 
 /// Bytes of a message that are one unit of work to read, or to write.
 const BYTES: usize = 64;
@@ -31,8 +34,9 @@ pub(crate) fn work_of(bytes: usize) -> u32 {
 
 /// The changes of one caller that wait for the store at once on one thread; more wait for these.
 ///
-/// It is several times what fills the largest batches, so that it costs nobody throughput.
-const CHANGES: usize = 2_048;
+/// It fills batches well enough that it costs nobody throughput, and whoever waits for a small change
+/// does not wait for a large batch.
+const CHANGES: usize = 512;
 
 /// The rounds of one serving thread.
 #[derive(Debug, Default)]

@@ -71,6 +71,9 @@ impl Reporting {
     /// half a report is of no use to anybody.
     pub(super) fn run(mut self) -> Result<(Reported, Wait), ReportError> {
         while !self.is_done() {
+            if let Some(batch) = self.shared.busy() {
+                Handle::current().block_on(batch.settled())?;
+            }
             match self.step() {
                 Err(ReportError::Unavailable(Unavailable::Overloaded)) => {
                     if let Some(batch) = self.shared.gathering() {

@@ -36,9 +36,14 @@ const TICK: Duration = Duration::from_millis(50);
 /// after a restart, what a lingering lease has left.
 const STAMP_EVERY: Duration = Duration::from_secs(1);
 
-/// While more changes than that wait for the disk, nothing that has ended is taken out and no
-/// revocation goes on: both are work in stock, and what callers ask for finds room.
-const BUSY_PENDING: usize = shares::MAX_PENDING / 2;
+/// While more changes than that wait for the disk, operations take nothing out that has ended, and
+/// mass revocations and large reports wait for the next batch: all of that is work in stock, and
+/// whoever waits for a small change is not to wait for a large batch.
+const BUSY_PENDING: usize = 2_048;
+
+/// While more changes than that wait for the disk, nothing that has ended is taken out at all. Below
+/// it the clock takes out one part at each of its ticks, however busy the disk is.
+const FULL_PENDING: usize = shares::MAX_PENDING / 2;
 
 /// The batch that an answer has to wait for, if any.
 pub(super) type Wait = Option<Arc<Batch>>;
@@ -156,6 +161,12 @@ impl State {
         Some(self.gathering.clone())
     }
 
+    /// The batch to wait for before work in stock goes on, while the disk is busy.
+    fn busy(&self) -> Wait {
+        let batch = self.committing.as_ref().unwrap_or(&self.gathering);
+        (self.pending.len() > BUSY_PENDING).then(|| batch.clone())
+    }
+
     fn stamp_is_due(&self) -> bool {
         self.journaled
             && self.failed.is_none()
@@ -214,8 +225,18 @@ impl Shared {
         state: &mut State,
         operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
     ) -> (R, Wait) {
+        self.apply_below(BUSY_PENDING, state, operation)
+    }
+
+    /// As [`Shared::apply`]; what has ended is taken out while at most `most` changes wait.
+    fn apply_below<R>(
+        &self,
+        most: usize,
+        state: &mut State,
+        operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
+    ) -> (R, Wait) {
         let now = self.now(state);
-        state.ledger.pause_expiry(state.pending.len() > BUSY_PENDING);
+        state.ledger.pause_expiry(state.pending.len() > most);
         state.applying = true;
         let answer = operation(&mut state.ledger, now);
         state.applying = false;
@@ -296,6 +317,11 @@ impl Shared {
     pub(super) fn gathering(&self) -> Wait {
         let state = self.state.lock();
         state.journaled.then(|| state.gathering.clone())
+    }
+
+    /// The batch to wait for before work in stock goes on, while the disk is busy.
+    pub(super) fn busy(&self) -> Wait {
+        self.state.lock().busy()
     }
 
     /// Grants a lease, and promises that it is taken back if its answer is lost.
@@ -413,9 +439,8 @@ impl Shared {
         let mut revoked = Revoked::new();
         let mut state = self.state.lock();
         state.sound()?;
-        if state.pending.len() > BUSY_PENDING {
-            let batch = state.committing.as_ref().unwrap_or(&state.gathering);
-            return Ok(Part::Busy(batch.clone()));
+        if let Some(batch) = state.busy() {
+            return Ok(Part::Busy(batch));
         }
         let ((), wait) = self.apply(&mut state, |ledger, now| operation(ledger, now, &mut revoked));
         let count = revoked.len();
@@ -518,7 +543,7 @@ impl Shared {
             state.time.heard(state.asked_at);
             state.asked_at = now;
         }
-        self.apply(state, |ledger, now| ledger.expire(now));
+        self.apply_below(FULL_PENDING, state, |ledger, now| ledger.expire(now));
         if state.stamp_is_due() {
             self.work.notify_one();
         }

@@ -83,16 +83,16 @@ fn the_expiry_of_two_hundred_thousand_leases_is_many_short_holds() {
 #[test]
 fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
     let (shared, clock) = shared(true);
-    borrow(&shared, BUSY_PENDING + 1);
+    borrow(&shared, FULL_PENDING + 1);
     pass(&shared, &clock);
     for _ in 0..3 {
         shared.tick();
     }
-    assert_eq!(held(&shared), BUSY_PENDING + 1);
+    assert_eq!(held(&shared), FULL_PENDING + 1);
     let listed = shared.read(|ledger| ledger.holders(0).unwrap().count()).unwrap();
     assert_eq!(listed, 0, "all of them have ended");
     borrow(&shared, 1_000);
-    assert_eq!(held(&shared), BUSY_PENDING + 1_001, "a borrow takes nothing out in passing");
+    assert_eq!(held(&shared), FULL_PENDING + 1_001, "a borrow takes nothing out in passing");
     let mut walk = RevocationWalk::default();
     let busy = shared.revoke_part(|ledger, now, _| {
         ledger.revoke_organization("acme", Reason::Operator, |_| false, &mut walk, now);
@@ -104,7 +104,7 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
         let pending = shared.state.lock().pending.len();
         shared.tick();
         assert!(shared.state.lock().pending.len() - pending <= RECORDS_PER_HOLD);
-        if shared.state.lock().pending.len() > BUSY_PENDING {
+        if shared.state.lock().pending.len() > FULL_PENDING {
             drop(std::mem::take(&mut shared.state.lock().pending));
         }
     }
