@@ -47,7 +47,8 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, call: F) {
-        tokio::spawn(Call { call, connection: Some(self.0.clone()), reset: Reset::Never });
+        let connection = Some(self.0.clone());
+        tokio::spawn(Call { call, connection, has_begun: false, reset: Reset::Never });
     }
 }
 
@@ -58,6 +59,9 @@ pin_project! {
         call: F,
         // Has the turns. A call that runs within the task of its connection has none of its own.
         connection: Option<Arc<Connection>>,
+        // Whether it had its turn. It goes on from then whenever it is woken: others may wait for it
+        // to hand a notice on.
+        has_begun: bool,
         reset: Reset,
     }
 }
@@ -71,7 +75,7 @@ enum Reset {
 impl<F> Call<F> {
     /// `call` within the task of its connection; [`reset_call_by`] may end both.
     pub(super) fn within_connection(call: F) -> Self {
-        Self { call, connection: None, reset: Reset::Never }
+        Self { call, connection: None, has_begun: true, reset: Reset::Never }
     }
 }
 
@@ -80,8 +84,11 @@ impl<F: Future> Future for Call<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        if let Some(connection) = this.connection {
+        if !*this.has_begun
+            && let Some(connection) = this.connection
+        {
             ready!(connection.poll_call(context));
+            *this.has_begun = true;
         }
         let polled = this.call.poll(context);
         let when = RESET.take();
@@ -108,6 +115,8 @@ impl<F: Future> Future for Call<F> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
 
     #[tokio::test]
@@ -146,5 +155,27 @@ mod tests {
         assert_eq!(Arc::strong_count(&alive), 2);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(Arc::strong_count(&alive), 1);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_has_begun_goes_on_however_much_its_caller_has_done() {
+        let connection = Connection::of_a_test();
+        let other = connection.another_of_a_test();
+        let (begun, goes_on) = (CancellationToken::new(), CancellationToken::new());
+        let (told, asked) = (begun.clone(), goes_on.clone());
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        Calls(connection.clone()).execute(async move {
+            told.cancel();
+            asked.cancelled().await;
+            let _ = done.send(());
+        });
+        begun.cancelled().await;
+        // Nobody begins another round.
+        connection.share().count(u32::MAX);
+        let turn = poll_fn(|context| Poll::Ready(connection.poll_call(context)));
+        assert!(turn.await.is_pending(), "no other call begins");
+        goes_on.cancel();
+        is_done.await.unwrap();
+        drop(other);
     }
 }

@@ -272,6 +272,14 @@ impl Connection {
         self.leave_at_once.load(Acquire)
     }
 
+    /// A connection of another caller on the same thread.
+    #[cfg(test)]
+    pub(super) fn another_of_a_test(&self) -> Arc<Self> {
+        let other = Self::new(None, &self.budget, &self.rounds, 1 << 20);
+        other.is_from(Some("another"));
+        other
+    }
+
     #[cfg(test)]
     pub(super) fn of_a_test() -> Arc<Self> {
         let memory = MemoryBudget::new(64 << 20, Default::default());
