@@ -73,15 +73,20 @@ impl<R: Record> Memory<R> {
     }
 
     fn find_room(&self, indexer: u32) -> Result<(), u64> {
+        let fair = match self.bound {
+            Bound::Each(most) => most,
+            // There is one more that holds something, if this one holds nothing yet.
+            Bound::Shared(most) => most / (self.held.len() + 1),
+        };
+        if self.facts.len() < fair {
+            return Ok(());
+        }
+        let held = self.held.get(&indexer).copied();
         let most = match self.bound {
             Bound::Each(most) => most,
-            Bound::Shared(most) => {
-                let others = self.held.len() - usize::from(self.held.contains_key(&indexer));
-                most / (others + 1)
-            }
+            Bound::Shared(most) => most / (self.held.len() + usize::from(held.is_none())),
         };
-        let held = self.held.get(&indexer).copied().unwrap_or(0);
-        if held < most { Ok(()) } else { Err(most as u64) }
+        if held.unwrap_or(0) < most { Ok(()) } else { Err(most as u64) }
     }
 
     /// Remembers `what` until then, in place of what was remembered under its key, and answers the

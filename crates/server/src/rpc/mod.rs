@@ -69,7 +69,12 @@ impl Call {
 }
 
 impl Call {
-    /// The places of its caller that it needs one of. A keep-alive waits for nobody.
+    /// Whether it needs one of the places of its caller. A keep-alive waits for nobody.
+    const fn needs_place(self) -> bool {
+        !matches!(self, Self::KeepAlive)
+    }
+
+    /// The places of its caller that it needs one of.
     const fn places(self, share: &Share) -> Option<&Semaphore> {
         match self {
             Self::BorrowWorker | Self::ReturnWorker => Some(share.changes()),
@@ -166,7 +171,6 @@ impl<S: Store> Gateway<S> {
             drop(live);
             return Box::pin(self.answer_unusual(method, refusal, request, call)).await;
         };
-        let share = call.connection().share();
         // Most messages are there with their headers: then nothing is waited for, and the policy
         // that the caller was looked up in gives the terms too.
         let read = match call.connection().admits(&call) {
@@ -174,7 +178,9 @@ impl<S: Store> Gateway<S> {
             false => Ok(Read::Begun(Bytes::new())),
         };
         let mut began = Instant::now();
-        let place = method.places(&share).map(Semaphore::try_acquire);
+        let share = method.needs_place().then(|| call.connection().share());
+        let place =
+            share.as_deref().and_then(|share| method.places(share)).map(Semaphore::try_acquire);
         let has_turn = !matches!(place, Some(Err(_)));
         let answer = match read {
             Ok(Read::Whole(message)) if has_turn && message.len() <= self.most_bytes() => {

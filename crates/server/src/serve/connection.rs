@@ -151,7 +151,7 @@ impl Connection {
 
     /// Says that a key was shown, or that a call was answered where none is needed.
     pub(crate) fn is_proven(&self) {
-        if self.is_proven.swap(true, AcqRel) {
+        if self.is_proven.load(Relaxed) || self.is_proven.swap(true, AcqRel) {
             return;
         }
         if let Some((places, place)) = self.place.get()
@@ -335,8 +335,11 @@ impl InFlight {
 
     /// Looks once more for memory where there was none: the caller is known now.
     pub(crate) fn begin_again(&mut self, headers: &HeaderMap) {
+        if self.full.is_none() {
+            return;
+        }
         let bytes = memory_of(headers);
-        if self.full.is_some() && self.connection.memory.take(bytes).is_ok() {
+        if self.connection.memory.take(bytes).is_ok() {
             (self.full, self.bytes) = (None, bytes);
         }
     }

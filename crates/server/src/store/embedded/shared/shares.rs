@@ -15,8 +15,11 @@ const LEAST_SHARE: usize = 2_048;
 /// What nobody asked for, such as the end of a lease that was not kept alive, is nobody's.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
-    /// The name of no indexer is empty.
-    held: HashMap<Box<str>, usize, RandomState>,
+    /// Who has how many. The name of no indexer is empty.
+    held: Vec<(Box<str>, usize)>,
+    places: HashMap<Box<str>, usize, RandomState>,
+    /// The place of the caller that came last: most calls come from whom one came just now.
+    last: usize,
     /// How many callers have any.
     callers: usize,
 }
@@ -28,12 +31,21 @@ impl Shares {
             return;
         }
         let caller = caller.unwrap_or_default();
-        let held = match self.held.get_mut(caller) {
-            Some(held) => held,
-            None => self.held.entry(caller.into()).or_default(),
-        };
+        if self.held.get(self.last).is_none_or(|(name, _)| **name != *caller) {
+            self.last = self.place(caller);
+        }
+        let (_, held) = &mut self.held[self.last];
         self.callers += usize::from(*held == 0);
         *held += changes;
+    }
+
+    fn place(&mut self, caller: &str) -> usize {
+        if let Some(&place) = self.places.get(caller) {
+            return place;
+        }
+        self.held.push((caller.into(), 0));
+        self.places.insert(caller.into(), self.held.len() - 1);
+        self.held.len() - 1
     }
 
     /// Whether one more change of a caller may wait, where `pending` wait in all.
@@ -41,7 +53,8 @@ impl Shares {
         if pending < MAX_PENDING / 2 {
             return true;
         }
-        let held = self.held.get(caller.unwrap_or_default()).copied().unwrap_or(0);
+        let place = self.places.get(caller.unwrap_or_default());
+        let held = place.map_or(0, |&place| self.held[place].1);
         let callers = self.callers + usize::from(held == 0);
         held < (MAX_PENDING / callers).max(LEAST_SHARE)
     }
@@ -50,7 +63,7 @@ impl Shares {
     /// a second.
     pub(super) fn clear(&mut self) {
         self.callers = 0;
-        self.held.values_mut().for_each(|held| *held = 0);
+        self.held.iter_mut().for_each(|(_, held)| *held = 0);
     }
 }
 
