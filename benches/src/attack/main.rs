@@ -35,7 +35,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const NICENESS: i32 = 10;
 
 /// How often an attack is made that fails while the machine is busy, perhaps with something else.
-const TRIES: usize = 2;
+const TRIES: usize = 3;
 
 /// What an attack does: it prepares, begins, attacks, ends, and looks at what is left.
 type Play = for<'a> fn(&'a mut Stage) -> Playing<'a>;
@@ -165,7 +165,7 @@ fn play(options: &Options) -> anyhow::Result<bool> {
                 let ran = runtime.block_on(stage::run(attack, store, options, folder.path()));
                 let ran = ran.with_context(|| format!("{} on {store}", attack.name))?;
                 println!("{ran}");
-                if !row.insert(ran).is_worth_another_try() {
+                if !row.insert(ran).is_worth_another_try(options.quick) {
                     break;
                 }
             }

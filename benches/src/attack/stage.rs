@@ -223,7 +223,7 @@ impl Stage {
         row.client = self.bystander.seen();
         let probes = self.watch.probes();
         row.probe_ms = probes.worst.as_secs_f64() * 1e3;
-        row.judge(&probes);
+        row.judge(&probes, self.quick);
         drop(self.bystander);
         match self.server.ended()? {
             Some(status) => row.faults.push(format!("the server ended by itself: {status}")),
