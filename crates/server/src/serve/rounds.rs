@@ -141,6 +141,8 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.rounds.callers.fetch_sub(1, Relaxed);
+        // A connection that has shown its key waits in the share of strangers no more.
+        self.waiting.get_mut().drain(..).for_each(Waker::wake);
     }
 }
 
@@ -208,6 +210,20 @@ mod tests {
             let turn = std::future::poll_fn(|context| Poll::Ready(share.poll_turn(1, context)));
             assert!(turn.await.is_ready());
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_in_a_share_that_goes_away_is_woken() {
+        let rounds = Arc::<Rounds>::default();
+        let (strangers, own) =
+            (rounds.share(&CallerName::Stranger), rounds.share(&indexer("west")));
+        strangers.count(ROUND);
+        let current = Mutex::new(strangers);
+        let mut waits =
+            Box::pin(std::future::poll_fn(|context| current.lock().poll_turn(1, context)));
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        *current.lock() = own;
+        waits.await;
     }
 
     #[tokio::test]
