@@ -7,6 +7,7 @@ mod timely;
 mod unary;
 mod web;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -124,79 +125,82 @@ impl<S: Store> Gateway<S> {
         Self { pool, reports, live, control, aside, web, limits }
     }
 
-    /// Refuses a call with more header fields than one may have.
-    pub(crate) fn refuse_headers(call: InFlight) -> Response<Body> {
-        plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).of(call)
-    }
-
     /// Answers one request. Dropped before it answers, it leaves no lease behind.
     ///
     /// Who calls is found out before a byte of the message is kept. The future is moved and stored
-    /// for every call, so it is kept small: what is not usual is boxed.
-    pub(crate) async fn answer<B>(
-        &self,
+    /// for every call, so it is kept small: it has its arguments once, and what is not usual is boxed.
+    #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
+    pub(crate) fn answer<B>(
+        self: Arc<Self>,
         mut request: Request<B>,
         mut call: InFlight,
-    ) -> Response<Body>
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
-        let refusal = match Speech::of(&request) {
-            Speech::Grpc => None,
-            Speech::Neither(refusal) => Some(refusal),
-            Speech::Web => return self.translate(request, call).await,
-        };
-        if let Some((kind, service)) = self.aside.at(request.uri().path()) {
-            return match refusal {
-                Some(refusal) => plain(refusal).of(call),
-                None => {
-                    Box::pin(self.aside.answer(kind, service, request, call, &self.limits)).await
+        async move {
+            if call.has_too_many_fields() {
+                return Ok(plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).of(call));
+            }
+            let refusal = match Speech::of(&request) {
+                Speech::Grpc => None,
+                Speech::Neither(refusal) => Some(refusal),
+                Speech::Web => return Ok(self.translate(request, call).await),
+            };
+            if let Some((kind, service)) = self.aside.at(request.uri().path()) {
+                return Ok(match refusal {
+                    Some(refusal) => plain(refusal).of(call),
+                    None => {
+                        Box::pin(self.aside.answer(kind, service, request, call, &self.limits))
+                            .await
+                    }
+                });
+            }
+            let method = Call::at(request.uri().path());
+            let live = self.live.load();
+            let caller = match identify(&live.policy, request.headers()) {
+                Ok(caller) => caller,
+                Err(status) => {
+                    drop(live);
+                    let refused = self.refuse(method_of(method, request.uri().path()), status);
+                    return Ok(Box::pin(self.refuse_unread(refused, request, call)).await);
                 }
             };
-        }
-        let method = Call::at(request.uri().path());
-        let live = self.live.load();
-        let caller = match identify(&live.policy, request.headers()) {
-            Ok(caller) => caller,
-            Err(status) => {
+            call.connection().is_from(caller.map(Indexer::name));
+            call.begin_again(request.headers());
+            let (Some(method), None, None) = (method, refusal, call.full()) else {
                 drop(live);
-                let refused = self.refuse(method_of(method, request.uri().path()), status);
-                return Box::pin(self.refuse_unread(refused, request, call)).await;
-            }
-        };
-        call.connection().is_from(caller.map(Indexer::name));
-        call.begin_again(request.headers());
-        let (Some(method), None, None) = (method, refusal, call.full()) else {
-            drop(live);
-            return Box::pin(self.answer_unusual(method, refusal, request, call)).await;
-        };
-        // Most messages are there with their headers: then nothing is waited for, and the policy
-        // that the caller was looked up in gives the terms too.
-        let read = match call.connection().admits(&call) {
-            true => unary::read_at_once(request.body_mut()).await,
-            false => Ok(Read::Begun(Bytes::new())),
-        };
-        let mut began = Instant::now();
-        let share = method.needs_place().then(|| call.connection().share());
-        let place =
-            share.as_deref().and_then(|share| method.places(share)).map(Semaphore::try_acquire);
-        let has_turn = !matches!(place, Some(Err(_)));
-        let answer = match read {
-            Ok(Read::Whole(message)) if has_turn && message.len() <= self.most_bytes() => {
-                let headers = request.headers();
-                let answer = self.dispatch(method, &live, caller, headers, message);
-                InTime::new(answer, headers, began).await
-            }
-            Ok(Read::Whole(message) | Read::Begun(message)) => {
-                drop((live, place));
-                let later = self.answer_later(method, &mut request, message, &mut call, &mut began);
-                Box::pin(later).await
-            }
-            Err(status) => Err(status),
-        };
-        self.pool.calls().answered(method.into(), began);
-        self.finish(method, answer, call)
+                return Ok(Box::pin(self.answer_unusual(method, refusal, request, call)).await);
+            };
+            // Most messages are there with their headers: then nothing is waited for, and the policy
+            // that the caller was looked up in gives the terms too.
+            let read = match call.connection().admits(&call) {
+                true => unary::read_at_once(request.body_mut()).await,
+                false => Ok(Read::Begun(Bytes::new())),
+            };
+            let mut began = Instant::now();
+            let share = method.needs_place().then(|| call.connection().share());
+            let place =
+                share.as_deref().and_then(|share| method.places(share)).map(Semaphore::try_acquire);
+            let has_turn = !matches!(place, Some(Err(_)));
+            let answer = match read {
+                Ok(Read::Whole(message)) if has_turn && message.len() <= self.most_bytes() => {
+                    let headers = request.headers();
+                    let answer = self.dispatch(method, &live, caller, headers, message);
+                    InTime::new(answer, headers, began).await
+                }
+                Ok(Read::Whole(message) | Read::Begun(message)) => {
+                    drop((live, place));
+                    let later =
+                        self.answer_later(method, &mut request, message, &mut call, &mut began);
+                    Box::pin(later).await
+                }
+                Err(status) => Err(status),
+            };
+            self.pool.calls().answered(method.into(), began);
+            Ok(self.finish(method, answer, call))
+        }
     }
 
     /// Answers a call of the worker pool whose message or turn has to be waited for.
@@ -345,27 +349,31 @@ impl<S: Store> Gateway<S> {
     }
 
     /// Answers a call of gRPC-Web as one of gRPC.
-    fn translate<'a, B>(
-        &'a self,
+    fn translate<B>(
+        self: Arc<Self>,
         request: Request<B>,
         call: InFlight,
-    ) -> Pin<Box<dyn Future<Output = Response<Body>> + Send + 'a>>
+    ) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
-        let mut call = Some(call);
-        Box::pin(self.web.answer(request, move |mut request| {
+        let (gateway, mut call) = (self.clone(), Some(call));
+        let answer = move |mut request: Request<tonic::body::Body>| {
             *request.version_mut() = Version::HTTP_2;
-            let call = call.take();
+            let (gateway, call) = (gateway.clone(), call.take());
             async move {
                 match call {
-                    Some(call) => self.answer(request, call).await,
+                    Some(call) => match gateway.answer(request, call).await {
+                        Ok(response) => response,
+                        Err(infallible) => match infallible {},
+                    },
                     // A request has one answer.
                     None => plain(StatusCode::INTERNAL_SERVER_ERROR),
                 }
             }
-        }))
+        };
+        Box::pin(async move { self.web.answer(request, answer).await })
     }
 
     async fn dispatch(

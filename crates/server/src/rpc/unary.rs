@@ -18,7 +18,7 @@ use tonic::codegen::StdError;
 
 use super::aside::AsidePlace;
 use super::timely::{Timely, broken_off};
-use crate::serve::{InFlight, PortLimits};
+use crate::serve::{InFlight, PortLimits, reset_call_after};
 use crate::store::Delivery;
 
 /// How long a message is waited for that nobody wants.
@@ -282,12 +282,16 @@ impl Body {
 
 /// Responses that belong to a call.
 pub(super) trait OfCall {
-    /// The same response; the call is in flight until the body is gone.
+    /// The same response; the call is in flight until the answer was written, for which it has so much
+    /// time.
     fn of(self, call: InFlight) -> Self;
 }
 
 impl OfCall for http::Response<Body> {
     fn of(self, call: InFlight) -> Self {
+        if !self.body().is_stream() {
+            reset_call_after(call.connection().patience());
+        }
         self.map(|body| Body { call: Some(call), ..body })
     }
 }

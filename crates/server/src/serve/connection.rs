@@ -15,6 +15,7 @@ use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::limits::PortLimits;
 use super::memory::{
     Account, CALL_BYTES, CallerName, ConnectionMemory, FIELD_BYTES, Full, MemoryBudget,
 };
@@ -48,6 +49,10 @@ const STREAMS_ASIDE: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Connection {
     peer: Option<IpAddr>,
+    /// Header fields that a call may have.
+    most_fields: usize,
+    /// How long an answer may wait for its caller to read it.
+    patience: Duration,
     budget: Arc<MemoryBudget>,
     memory: ConnectionMemory,
     rounds: Arc<Rounds>,
@@ -76,16 +81,18 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// A connection from `peer` whose caller is not known, on the thread of `rounds`; its calls may
-    /// take up `limit` bytes once the caller is known.
+    /// A connection from `peer` whose caller is not known, on the thread of `rounds`.
     pub(super) fn new(
         peer: Option<IpAddr>,
         budget: &Arc<MemoryBudget>,
         rounds: &Arc<Rounds>,
-        limit: usize,
+        limits: &PortLimits,
     ) -> Arc<Self> {
+        let limit = limits.max_connection_memory as usize;
         Arc::new(Self {
             peer,
+            most_fields: limits.max_header_fields as usize,
+            patience: limits.answer_timeout,
             budget: budget.clone(),
             memory: ConnectionMemory::new(budget.account(CallerName::Stranger), limit),
             rounds: rounds.clone(),
@@ -188,8 +195,19 @@ impl Connection {
         }
     }
 
-    /// Counts a call, and the memory that it takes up with its headers.
-    pub(crate) fn begin(self: &Arc<Self>, headers: &HeaderMap) -> InFlight {
+    /// How long an answer may wait for its caller to read it.
+    pub(crate) const fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Counts a call, and the memory that it takes up with its headers. Where there are too many of
+    /// them, none is kept until the call has its turn.
+    pub(crate) fn begin(self: &Arc<Self>, headers: &mut HeaderMap) -> InFlight {
+        let fields = headers.len();
+        self.has_read_fields(fields);
+        if fields > self.most_fields {
+            *headers = HeaderMap::new();
+        }
         let calls = self.calls.fetch_add(1, Relaxed);
         if calls > UNPROVEN_CALLS_IN_ALL && !self.is_proven.load(Relaxed) {
             self.leave_at_once();
@@ -202,11 +220,12 @@ impl Connection {
             ahead,
             bytes: if taken.is_ok() { bytes } else { 0 },
             full: taken.err(),
+            has_too_many_fields: fields > self.most_fields,
         }
     }
 
     /// Counts header fields as work, where there are many.
-    pub(super) fn has_read_fields(&self, fields: usize) {
+    fn has_read_fields(&self, fields: usize) {
         if fields > FIELDS {
             self.share.lock().count(u32::try_from(fields / FIELDS).unwrap_or(u32::MAX));
         }
@@ -275,7 +294,7 @@ impl Connection {
     /// A connection of another caller on the same thread.
     #[cfg(test)]
     pub(super) fn another_of_a_test(&self) -> Arc<Self> {
-        let other = Self::new(None, &self.budget, &self.rounds, 1 << 20);
+        let other = Self::new(None, &self.budget, &self.rounds, &PortLimits::default());
         other.is_from(Some("another"));
         other
     }
@@ -283,7 +302,7 @@ impl Connection {
     #[cfg(test)]
     pub(super) fn of_a_test() -> Arc<Self> {
         let memory = MemoryBudget::new(64 << 20, Default::default());
-        Self::new(None, &memory, &Arc::default(), 1 << 20)
+        Self::new(None, &memory, &Arc::default(), &PortLimits::default())
     }
 
     pub(super) fn has_sent_preface(&self) {
@@ -321,11 +340,16 @@ pub(crate) struct InFlight {
     ahead: usize,
     bytes: usize,
     full: Option<Full>,
+    has_too_many_fields: bool,
 }
 
 impl InFlight {
     pub(crate) const fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    pub(crate) const fn has_too_many_fields(&self) -> bool {
+        self.has_too_many_fields
     }
 
     /// Why there is no memory for the call, if there is none.

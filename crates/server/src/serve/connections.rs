@@ -1,13 +1,11 @@
 //! The connections of one serving thread: accepted, driven, closed when idle, drained at the end.
 
-use std::convert::Infallible;
 use std::net::{IpAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::HeaderMap;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -19,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::call::{Call, Calls, reset_call_after};
+use super::call::{Call, Calls};
 use super::connection::Connection;
 use super::limits::PortLimits;
 use super::memory::MemoryBudget;
@@ -54,7 +52,7 @@ static CANNOT_ACCEPT: Repeated = Repeated::new();
 /// What the serving threads of a server share.
 #[derive(Debug)]
 pub(super) struct Port<S> {
-    pub(super) gateway: Gateway<S>,
+    pub(super) gateway: Arc<Gateway<S>>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) limits: PortLimits,
     pub(super) places: Arc<Places>,
@@ -121,8 +119,7 @@ impl<S: Store> Port<S> {
     }
 
     fn connection(&self, peer: Option<IpAddr>, rounds: &Arc<Rounds>) -> Arc<Connection> {
-        let limit = self.limits.max_connection_memory as usize;
-        Connection::new(peer, &self.memory, rounds, limit)
+        Connection::new(peer, &self.memory, rounds, &self.limits)
     }
 
     /// Serves one connection that came by other means than the socket, until it ends or the
@@ -199,29 +196,12 @@ impl<S: Store> Port<S> {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let http = http(&self.limits, &connection);
-        let patience = self.limits.answer_timeout;
-        let (stream, opening) = opening(stream, connection.clone(), by, patience);
+        let (stream, opening) = opening(stream, connection.clone(), by);
         let calls = connection.clone();
-        let most_fields = self.limits.max_header_fields as usize;
+        let gateway = self.gateway.clone();
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            calls.has_read_fields(request.headers().len());
-            // Not kept until the call has its turn.
-            let has_too_many = request.headers().len() > most_fields;
-            if has_too_many {
-                *request.headers_mut() = HeaderMap::new();
-            }
-            let call = calls.begin(request.headers());
-            let port = self.clone();
-            async move {
-                let response = match has_too_many {
-                    true => Gateway::<S>::refuse_headers(call),
-                    false => port.gateway.answer(request, call).await,
-                };
-                if !response.body().is_stream() {
-                    reset_call_after(patience);
-                }
-                Ok::<_, Infallible>(response)
-            }
+            let call = calls.begin(request.headers_mut());
+            gateway.clone().answer(request, call)
         });
         let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut ending = Ending { connection: &connection, opening, has_said_goodbye: false };
@@ -373,6 +353,8 @@ impl Connections {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
 
     #[test]
@@ -382,12 +364,12 @@ mod tests {
         for connection in [&silent, &calling, &watching] {
             open.add(connection.clone());
         }
-        let stream = watching.begin(&HeaderMap::new());
+        let stream = watching.begin(&mut HeaderMap::new());
 
         open.close_idle();
         assert!(!silent.has_to_leave(), "a connection that is new is given a whole period");
 
-        drop(calling.begin(&HeaderMap::new()));
+        drop(calling.begin(&mut HeaderMap::new()));
         open.close_idle();
         assert!(silent.has_to_leave());
         assert!(!calling.has_to_leave() && !watching.has_to_leave());

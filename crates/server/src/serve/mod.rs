@@ -193,7 +193,7 @@ impl Server {
         let control = control(&store, &live, &metrics, &config, &farewell);
         let pool = WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone());
         let port = Arc::new(Port {
-            gateway: Gateway::new(
+            gateway: Arc::new(Gateway::new(
                 pool,
                 Reports::new(
                     UsageReports::new(
@@ -208,7 +208,7 @@ impl Server {
                 Aside::new(health.clone()),
                 Web::new(&config.grpc_web_origins),
                 config.port,
-            ),
+            )),
             tls: tls.clone(),
             limits: config.port,
             places,

@@ -17,16 +17,15 @@ use super::connection::Connection;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Wraps `stream` so that the handshake timeout, which ends `by` then, stops at the first bytes of
-/// HTTP, and so that a write fails when the peer takes nothing for as long as `patience`.
+/// HTTP, and so that a write fails when the peer takes nothing for as long as an answer may wait.
 pub(super) fn opening<I>(
     stream: I,
     connection: Arc<Connection>,
     by: Instant,
-    patience: Duration,
 ) -> (Paced<I>, Opening) {
     let spoke = Arc::new(AtomicBool::new(false));
     let opening = Opening(Some((Box::pin(tokio::time::sleep_until(by)), spoke.clone())));
-    let missing = PREFACE.len();
+    let (missing, patience) = (PREFACE.len(), connection.patience());
     let is_http2 = true;
     (Paced { stream, connection, missing, is_http2, spoke, patience, stuck: None }, opening)
 }

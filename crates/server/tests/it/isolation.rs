@@ -292,28 +292,3 @@ async fn a_connection_that_gives_up_calls_without_end_has_to_leave() {
     drop(flooded.await.unwrap());
     server.client().with_key("west-new").borrow(session("acme")).await;
 }
-
-#[tokio::test]
-async fn a_call_of_one_caller_is_answered_before_all_that_another_one_has_under_way() {
-    let server = server(&two_indexers(), |_| {}).await;
-    let mut quiet = server.client().with_key("east-key");
-    let lease = quiet.borrow(session("quiet")).await;
-    let mut busy = JoinSet::new();
-    for _ in 0..40 {
-        let client = server.client().with_key("west-new");
-        for _ in 0..100 {
-            let mut client = client.clone();
-            busy.spawn(async move {
-                for _ in 0..5 {
-                    client.state("t1r", "busy").await.unwrap();
-                }
-            });
-        }
-    }
-    for _ in 0..10 {
-        quiet.keep_alive(&lease).await.unwrap();
-    }
-    let left = busy.len() - std::iter::from_fn(|| busy.try_join_next()).count();
-    assert!(left > 0, "ten calls, one after another, waited for twenty thousand");
-    busy.shutdown().await;
-}
