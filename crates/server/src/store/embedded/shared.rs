@@ -32,6 +32,9 @@ use shares::Shares;
 /// How often the clock is read and leases expire when nobody calls.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How often to look whether a busy disk has taken what waits, while there is more to take out.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// How far store time may run ahead of the journal while there are leases: this well is known,
 /// after a restart, what a lingering lease has left.
 const STAMP_EVERY: Duration = Duration::from_secs(1);
@@ -505,8 +508,15 @@ impl Shared {
         let mut state = self.state.lock();
         while !state.closing {
             self.tick_locked(&mut state);
-            if state.ledger.has_backlog() && state.pending.len() <= BUSY_PENDING && !state.applying
-            {
+            if state.ledger.has_backlog() && !state.applying {
+                // The next part comes as soon as the disk has taken what waits, and a tick later at
+                // the latest.
+                for _ in 0..TICK.as_millis() / LOOK_AGAIN.as_millis() {
+                    if state.pending.len() <= BUSY_PENDING || state.closing {
+                        break;
+                    }
+                    self.closing.wait_for(&mut state, LOOK_AGAIN);
+                }
                 // Whoever waits for the lock gets it first.
                 MutexGuard::bump(&mut state);
             } else {
