@@ -146,7 +146,8 @@ fn cpu_time(stat: &str) -> Option<Duration> {
     Some(Duration::from_secs_f64((user + system) / USER_HZ))
 }
 
-fn last_lines(text: &str, count: usize) -> String {
+/// The last `count` lines of `text`.
+pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
 }

@@ -1,5 +1,6 @@
 //! The server under attack, as a process of its own.
 
+use benches::process::last_lines;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -192,11 +193,6 @@ fn addresses_in(stdout: impl std::io::Read + Send + 'static) -> Option<(SocketAd
         }
     });
     receiver.recv_timeout(START).ok()
-}
-
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 #[cfg(test)]
