@@ -96,7 +96,7 @@ impl<S: Store> WorkerPool<S> {
         Ok(outcome.map(move |outcome| {
             if is_worker && cannot_be_decided(&outcome) {
                 counters.count_busy();
-                return Ok(busy());
+                return Ok(busy(server_ceiling(&outcome)));
             }
             counters.count(&outcome);
             refusals.by_store(&message, &outcome);
@@ -109,7 +109,7 @@ impl<S: Store> WorkerPool<S> {
     /// Substreams tries again after this answer, and fails the job after an error.
     pub(crate) fn busy(&self, message: Bytes) -> Option<Answer> {
         let message: BorrowWorkerRequest = decode(message).ok()?;
-        (message.max_worker_for_trace_id > 0).then(busy)
+        (message.max_worker_for_trace_id > 0).then(|| busy(0))
     }
 
     /// KeepAlive.
@@ -241,12 +241,20 @@ fn cannot_be_decided(outcome: &Result<Borrowed, BorrowError>) -> bool {
     }
 }
 
-/// What a worker is told that cannot be decided on now.
-fn busy() -> Answer {
+/// The server's own ceiling on leases, where that is what refused; else 0.
+const fn server_ceiling(outcome: &Result<Borrowed, BorrowError>) -> u64 {
+    match outcome {
+        Err(BorrowError::Refused(Refusal::Full { max_leases })) => *max_leases,
+        _ => 0,
+    }
+}
+
+/// What a worker is told that cannot be decided on now; `ceiling` is the one that is reached, if any.
+fn busy(ceiling: u64) -> Answer {
     Answer::new(&BorrowWorkerResponse {
         worker_key: String::new(),
         status: BorrowStatus::ResourceExhausted.into(),
-        worker_state: Some(WorkersState::default()),
+        worker_state: Some(refused_by(ceiling, WorkersState::default())),
         minimal_worker_life_duration: None,
     })
     .metadata(DENIED_SCOPE, HeaderValue::from_static("server"))
@@ -258,12 +266,18 @@ fn exhausted(denied: Denied, trace: String, minimal_life: Duration) -> Answer {
     Answer::new(&BorrowWorkerResponse {
         worker_key: String::new(),
         status: BorrowStatus::ResourceExhausted.into(),
-        worker_state: Some(borrowers_view(pool, trace)),
+        worker_state: Some(refused_by(max, borrowers_view(pool, trace))),
         minimal_worker_life_duration: Some(on_the_wire(minimal_life)),
     })
     .metadata(DENIED_SCOPE, HeaderValue::from_static(scope.as_str()))
     .metadata(DENIED_ACTIVE, active)
     .metadata(DENIED_MAX, max)
+}
+
+/// A pool as a refusal shows it: its maximum is the ceiling that refused, whatever its scope, because
+/// old clients print that and nothing else.
+fn refused_by(ceiling: u64, pool: WorkersState) -> WorkersState {
+    WorkersState { max_workers: count(ceiling), available_workers: 0, ..pool }
 }
 
 /// The pool as a borrow answer shows it: of its traces, only the borrower's own.

@@ -179,6 +179,54 @@ async fn a_denial_tells_active_and_maximum_apart_in_metadata_and_state() {
 }
 
 #[tokio::test]
+async fn the_state_of_a_refusal_shows_the_ceiling_that_refused_and_that_of_the_pool_stays_its_own()
+{
+    let policy = "
+        [services.total]
+        max_total = 2
+        max_per_organization = 5
+        [services.t2w]
+        max_per_organization = 9
+        max_per_api_key = 3
+    ";
+    let server = TestServer::memory(policy).await;
+    let mut client = server.client();
+    for organization in ["a", "b"] {
+        client.borrow(session(organization).service("total")).await;
+    }
+    // Of the pool, 1 of 5 is borrowed; the service has 2 of 2.
+    let answer = client.ask(session("a").service("total")).await.unwrap().into_inner();
+    let state = answer.worker_state.unwrap();
+    assert_eq!((state.borrowed_workers, state.max_workers, state.available_workers), (1, 2, 0));
+    let state = client.state("total", "a").await.unwrap();
+    assert_eq!((state.borrowed_workers, state.max_workers, state.available_workers), (1, 5, 4));
+
+    for trace in ["b7", "b8", "b9"] {
+        client.borrow(worker("a", trace, 1).api_key("k")).await;
+    }
+    for (ask, ceiling) in [(worker("a", "b6", 1).api_key("k"), 3), (worker("a", "b7", 1), 1)] {
+        let state = client.ask(ask).await.unwrap().into_inner().worker_state.unwrap();
+        assert_eq!((state.borrowed_workers, state.max_workers), (3, ceiling));
+    }
+    let state = client.state("t2w", "a").await.unwrap();
+    assert_eq!((state.max_workers, state.available_workers), (9, 6));
+}
+
+#[tokio::test]
+async fn a_worker_refused_by_the_servers_own_ceiling_is_shown_that() {
+    let clock = crate::harness::ManualClock::new();
+    let mut config = config(ROOMY, &clock, tgm_session_server::store::StoreUrl::Memory);
+    config.max_leases = 1;
+    let server = TestServer::start(config, clock).await;
+    let mut client = server.client();
+    client.borrow(worker("acme", "a1", 5)).await;
+    let answer = client.ask(worker("acme", "a1", 5)).await.unwrap();
+    assert_eq!(text(answer.metadata(), "x-denied-scope").unwrap(), "server");
+    let state = answer.into_inner().worker_state.unwrap();
+    assert_eq!((state.max_workers, state.available_workers), (1, 0));
+}
+
+#[tokio::test]
 async fn the_servers_own_ceiling_is_unavailable() {
     let clock = crate::harness::ManualClock::new();
     let mut config = config(ROOMY, &clock, tgm_session_server::store::StoreUrl::Memory);

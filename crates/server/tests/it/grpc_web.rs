@@ -202,7 +202,8 @@ async fn a_browser_reads_streams_whose_requests_are_one_message() {
 
 #[tokio::test]
 async fn a_refusal_comes_with_its_facts_in_the_head_and_its_trailers_in_the_body() {
-    let server = TestServer::memory("[services.t1r]\nmax_per_organization = 1").await;
+    let policy = "[services.t1r]\nmax_total = 1\nmax_per_organization = 5";
+    let server = TestServer::memory(policy).await;
     let granted = borrow(&server, WEB).await;
     assert_eq!(granted.status, 200, "{granted:?}");
     assert_eq!(granted.header("content-type"), Some("application/grpc-web+proto"));
@@ -211,10 +212,11 @@ async fn a_refusal_comes_with_its_facts_in_the_head_and_its_trailers_in_the_body
     assert_eq!(trailers, "grpc-status:0\r\n");
 
     let refused = borrow(&server, "content-type: application/grpc-web\r\n").await;
-    assert_eq!(refused.header("x-denied-scope"), Some("organization"), "{refused:?}");
+    assert_eq!(refused.header("x-denied-scope"), Some("service"), "{refused:?}");
     assert_eq!(refused.header("x-denied-max"), Some("1"));
     let (message, trailers) = parts(&refused.body);
     assert_eq!((message.status(), &*message.worker_key), (BorrowStatus::ResourceExhausted, ""));
+    assert_eq!(message.worker_state.unwrap().max_workers, 1);
     assert_eq!(trailers, "grpc-status:0\r\n");
 }
 

@@ -69,6 +69,19 @@ fn a_server_without_room_for_a_worker_now_is_unavailable_and_asked_again() {
 }
 
 #[test]
+fn the_numbers_of_the_metadata_count_before_those_of_the_state() {
+    let denied = [("x-denied-scope", "service"), ("x-denied-active", "2"), ("x-denied-max", "2")];
+    let mut full = response(BorrowStatus::ResourceExhausted, "");
+    let (borrowed_workers, max_workers) = (1, 5);
+    full.get_mut().worker_state =
+        Some(WorkersState { borrowed_workers, max_workers, ..Default::default() });
+    assert_eq!(
+        refusal(borrow(with(full, &denied), &session())),
+        Error::ConcurrentStreamLimitExceeded { active: 2, max: 2, scope: Scope::Service }
+    );
+}
+
+#[test]
 fn without_metadata_the_state_of_the_pool_tells_which_ceiling_was_reached() {
     let full = |own_trace: i64| {
         let mut full = response(BorrowStatus::ResourceExhausted, "");
