@@ -37,6 +37,7 @@ fn a_session_and_its_workers_are_held_for_a_time_and_returned() {
     let mut holder = Talker::start(args.chain(["--workers", "2", "--for", "2s"]));
     let holding = holder.event("holding");
     assert_eq!(holding["workers"], 2);
+    assert_eq!(holding["trace"].as_str().unwrap().len(), 32, "a random one: {holding}");
     assert_eq!((server.active("acme", "t1r"), server.active("acme", "t2w")), (1, 2));
     assert!(holder.event("kept_alive")["keep_alives"].as_u64().unwrap() > 0);
     let returned = holder.event("returned");

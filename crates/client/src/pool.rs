@@ -25,6 +25,9 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait SessionPool: fmt::Debug + Send + Sync {
     /// Borrows a session.
     ///
+    /// [`Pool`] gives every request a trace id. A plugin that is called by others, and whose
+    /// ceilings need one, has to make it.
+    ///
     /// # Errors
     ///
     /// Every kind of [`Error`] but [`Error::WorkersLimitExceeded`], [`Error::SessionNotFound`] and
@@ -87,9 +90,10 @@ pub struct SessionRequest {
     pub organization: Arc<str>,
     /// The id of the API key the stream came with; empty when there is none.
     pub api_key: Arc<str>,
-    /// The trace id that ties workers to the session; empty when there is none.
+    /// The trace id that ties workers to the session.
     ///
-    /// Without one the server applies no ceiling on the workers of the session.
+    /// An empty one, or one of zeros alone, is none: the session gets a random one of its own then,
+    /// because without any the server applies no ceiling on its workers.
     pub trace: Arc<str>,
     /// What is called if the session ends before it is released.
     pub on_error: Option<OnError>,
@@ -113,7 +117,7 @@ impl SessionRequest {
         self
     }
 
-    /// Adds the trace id of the stream.
+    /// Adds the trace id of the stream; without it the session gets a random one.
     pub fn trace(mut self, trace: impl Into<Arc<str>>) -> Self {
         self.trace = trace.into();
         self
@@ -126,6 +130,14 @@ impl SessionRequest {
     pub fn on_error(mut self, on_error: impl FnOnce(Error) + Send + 'static) -> Self {
         self.on_error = Some(Box::new(on_error));
         self
+    }
+
+    /// Makes a random trace id unless there is one.
+    pub(crate) fn with_trace(self) -> Self {
+        if lease::forms_a_scope(&self.trace) {
+            return self;
+        }
+        self.trace(format!("{:032x}", rand::random::<u128>()))
     }
 }
 
@@ -177,8 +189,10 @@ impl Pool {
     ///
     /// See [`SessionPool::borrow_session`].
     pub async fn borrow(&self, request: SessionRequest) -> Result<Session, Error> {
+        let request = request.with_trace();
+        let trace = request.trace.clone();
         let lease = self.0.borrow_session(request).await?;
-        Ok(Session { pool: self.0.clone(), lease, released: false })
+        Ok(Session { pool: self.0.clone(), lease, trace, released: false })
     }
 
     /// Returns what the pool holds now, and what it has done since it was made.
@@ -203,6 +217,7 @@ impl Pool {
 pub struct Session {
     pool: Arc<dyn SessionPool>,
     lease: Arc<Lease>,
+    trace: Arc<str>,
     released: bool,
 }
 
@@ -222,6 +237,12 @@ impl Session {
         let request = WorkerRequest::new(service, max_per_session);
         let lease = self.pool.borrow_worker(&self.lease, request).await?;
         Ok(Worker { pool: self.pool.clone(), lease, released: false })
+    }
+
+    /// Returns the trace id that ties workers to the session: the one it was asked for with, or the
+    /// random one it got.
+    pub fn trace(&self) -> &str {
+        &self.trace
     }
 
     /// Resolves with the reason when the session is revoked or lost, or its pool is closed.

@@ -190,6 +190,7 @@ impl PoolState {
 impl SessionPool for TgmPool {
     fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>> {
         Box::pin(async move {
+            let request = request.with_trace();
             Request::session(&request.service, &request.organization)
                 .api_key(&request.api_key)
                 .trace(&request.trace)

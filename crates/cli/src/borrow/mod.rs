@@ -121,7 +121,6 @@ async fn connect(url: &str) -> Result<(Pool, Option<Remote>), Failure> {
 /// The one who holds the session.
 struct Holder {
     args: Args,
-    trace: String,
     output: Output,
     remote: Option<Remote>,
     since: Instant,
@@ -143,11 +142,9 @@ struct Told {
 }
 
 impl Holder {
-    fn new(mut args: Args, output: Output, remote: Option<Remote>) -> Self {
-        let trace = args.trace.take().unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
+    fn new(args: Args, output: Output, remote: Option<Remote>) -> Self {
         Self {
             args,
-            trace,
             output,
             remote,
             since: Instant::now(),
@@ -165,8 +162,9 @@ impl Holder {
         }
         self.since = Instant::now();
         self.told.keys = self.keys();
-        let trace = self.trace.clone();
-        self.show(&Event::Holding { workers: self.workers.len(), trace: &trace })?;
+        let trace = self.session.as_ref().map(|session| session.trace().to_owned());
+        let trace = &trace.unwrap_or_default();
+        self.show(&Event::Holding { workers: self.workers.len(), trace })?;
         let mut ends = self.ends();
         let over = tokio::time::sleep(self.args.length.unwrap_or(FOR_EVER));
         tokio::pin!(over);
@@ -188,7 +186,7 @@ impl Holder {
     async fn borrow(&mut self, pool: &Pool) -> Result<(), Failure> {
         let request = SessionRequest::new(&*self.args.service, &*self.args.organization)
             .api_key(&*self.args.api_key_id)
-            .trace(&*self.trace);
+            .trace(self.args.trace.as_deref().unwrap_or_default());
         ignore_readers(self.output.show_live(&"asking for a session…"))?;
         let session = pool.borrow(request).await;
         self.session = Some(self.told(Kind::Session, 0, session)?);

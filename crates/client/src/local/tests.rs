@@ -51,7 +51,8 @@ async fn the_smaller_of_the_calls_and_the_pools_cap_on_workers_applies() {
     assert_eq!(session.borrow_worker("t2w", 1).await.unwrap_err(), full(1, 1));
     let _two = session.borrow_worker("t2w", 9).await.unwrap();
     assert_eq!(session.borrow_worker("t2w", 9).await.unwrap_err(), full(2, 2));
-    // Another session has workers of its own.
+    // Another session has workers of its own, whatever their trace.
+    assert_eq!(session.trace().len(), 32);
     let other = pool.borrow(stream("acme")).await.unwrap();
     assert!(other.borrow_worker("t2w", 1).await.is_ok());
 }

@@ -14,7 +14,7 @@ impl SessionRequest {
     /// | --- | --- |
     /// | `x-organization-id`, or else `x-user-id` | the organization |
     /// | `x-api-key-id` | the id of the API key; may be absent |
-    /// | `x-trace-id` | the trace id; a new random one when absent |
+    /// | `x-trace-id` | the trace id; without it the session gets a random one |
     ///
     /// They are believed: only whatever authenticates callers may set them.
     ///
@@ -34,12 +34,7 @@ impl SessionRequest {
             })?,
         };
         let api_key = only(headers, "x-api-key-id")?.unwrap_or_default();
-        // Zeros are how tracing writes that there is no trace.
-        let trace = only(headers, "x-trace-id")?.filter(|trace| trace.bytes().any(|b| b != b'0'));
-        let trace: Arc<str> = match trace {
-            Some(trace) => trace.into(),
-            None => format!("{:032x}", rand::random::<u128>()).into(),
-        };
+        let trace = only(headers, "x-trace-id")?.unwrap_or_default();
         Ok(Self::new(service, organization).api_key(api_key).trace(trace))
     }
 }
@@ -100,22 +95,10 @@ mod tests {
     }
 
     #[test]
-    fn a_session_without_a_trace_id_gets_one_of_its_own() {
-        let traces = [None, Some(""), Some("00000000000000000000000000000000")].map(|trace| {
-            let mut headers = vec![
-                ("x-organization-id", "acme"),
-                ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-            ];
-            headers.extend(trace.map(|trace| ("x-trace-id", trace)));
-            read(&headers).unwrap().trace
-        });
-        for trace in &traces {
-            assert_eq!(trace.len(), 32, "{trace}");
-            assert!(trace.bytes().all(|b| b.is_ascii_hexdigit()), "{trace}");
-            assert!(trace.bytes().any(|b| b != b'0'), "{trace}");
-            assert_ne!(&**trace, "4bf92f3577b34da6a3ce929d0e0e4736");
-        }
-        assert!(traces[0] != traces[1] && traces[1] != traces[2] && traces[0] != traces[2]);
+    fn the_trace_that_callers_set_is_not_read() {
+        let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let request = read(&[("x-organization-id", "acme"), ("traceparent", traceparent)]);
+        assert_eq!(&*request.unwrap().trace, "");
     }
 
     #[test]

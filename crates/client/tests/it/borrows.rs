@@ -4,7 +4,7 @@ use tgm_session::{Error, Scope};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use wire::worker::borrow_worker_response::BorrowStatus;
-use wire::worker::return_worker_response;
+use wire::worker::{keep_alive_response, return_worker_response};
 
 use crate::scripted::{Call, Script, answer_with_status, granted, stream};
 
@@ -36,6 +36,41 @@ async fn a_borrow_carries_its_ids_its_own_name_and_the_indexers_key() {
     });
     assert_eq!((&*asked.service, asked.max_worker_for_trace_id), ("t2w", 3));
     assert_eq!((&*asked.organization_id, &*asked.trace_id), ("acme", "trace-1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_without_a_trace_has_a_random_one_that_its_workers_and_its_next_grant_share() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let mut traces = std::collections::BTreeSet::new();
+    for none in ["", "0", "00000000000000000000000000000000"] {
+        let request = tgm_session::SessionRequest::new("t1r", "acme").trace(none);
+        let asked = async |script: &mut Script, key| {
+            let borrow = script.borrow_amid_beats().await;
+            let trace = borrow.message.trace_id.clone();
+            borrow.grant(key);
+            trace
+        };
+        let (session, trace) = tokio::join!(pool.borrow(request), asked(&mut script, "s"));
+        let session = session.unwrap();
+        assert!(trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_eq!(session.trace(), trace);
+        let worker = session.borrow_worker("t2w", 2);
+        let (worker, of_worker) = tokio::join!(worker, asked(&mut script, "w"));
+        assert_eq!(of_worker, trace);
+        drop(worker);
+        script.give_back().await.take();
+
+        script.keep_alive().await.say(keep_alive_response::Status::Failed);
+        assert_eq!(asked(&mut script, "again").await, trace);
+        assert_eq!(session.trace(), trace);
+        drop(session);
+        script.give_back().await.take();
+        traces.insert(trace);
+    }
+    assert_eq!(traces.len(), 3);
+    let session = script.session(&pool, "s").await;
+    assert_eq!(session.trace(), "trace-1");
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tgm_session::{CloseReport, Dsn, Error, Pool, Released, Scope, SessionRequest, TgmPool};
+use tgm_session::{
+    CloseReport, Dsn, Error, Pool, Released, Scope, SessionPool as _, SessionRequest, TgmPool,
+    WorkerRequest,
+};
 use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Config, Policy, Running, Server};
 
@@ -97,6 +100,29 @@ async fn sessions_and_workers_are_borrowed_counted_refused_and_released() {
     drop((two, three, workers, again));
     until_held(&plugin, (0, 0)).await;
     server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_ceiling_on_the_workers_of_a_session_holds_without_a_trace() {
+    let server = memory().await;
+    let (pool, plugin) = pool(server.grpc_address(), "");
+    let request = || SessionRequest::new("t1r", "acme");
+    let (one, other) = (pool.borrow(request()).await.unwrap(), pool.borrow(request()).await);
+    let (active, max, scope) = (2, 2, Scope::Trace);
+    let full = Error::WorkersLimitExceeded { active, max, scope };
+    let mut workers = Vec::new();
+    for session in [&one, &other.unwrap()] {
+        workers.push(session.borrow_worker("t2w", 2).await.unwrap());
+        workers.push(session.borrow_worker("t2w", 2).await.unwrap());
+        assert_eq!(session.borrow_worker("t2w", 2).await.unwrap_err(), full);
+    }
+    // Whoever calls the plugin itself has a trace, too.
+    let lease = plugin.borrow_session(request()).await.unwrap();
+    for _ in 0..2 {
+        plugin.borrow_worker(&lease, WorkerRequest::new("t2w", 2)).await.unwrap();
+    }
+    let refused = plugin.borrow_worker(&lease, WorkerRequest::new("t2w", 2)).await;
+    assert_eq!(refused.unwrap_err(), full);
 }
 
 #[tokio::test]

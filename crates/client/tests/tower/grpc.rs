@@ -71,6 +71,24 @@ async fn a_stream_above_the_limit_is_refused_before_its_handler_runs() {
 }
 
 #[tokio::test]
+async fn the_ceiling_on_its_workers_holds_for_a_request_without_a_trace() {
+    let sessions = Sessions::start().await;
+    let service = Told(async |session: Arc<Session>, _| {
+        let _one = session.borrow_worker("t2w", 1).await?;
+        session.borrow_worker("t2w", 1).await?;
+        Ok(NEVER())
+    });
+    let channel = serve(gate(&sessions).await, service).await;
+    let mut zeros = of("acme", ENDLESS);
+    zeros.metadata_mut().insert("x-trace-id", "00000000000000000000000000000000".parse().unwrap());
+    for request in [of("acme", ENDLESS), zeros] {
+        let refused = client(&channel).stream(request).await.unwrap_err();
+        assert_eq!(refused.message(), "Worker limit exceeded (active workers: 1/1)");
+        sessions.until(0).await;
+    }
+}
+
+#[tokio::test]
 async fn a_unary_call_holds_its_session_until_it_is_answered() {
     let sessions = Sessions::start().await;
     let channel = serve(gate(&sessions).await, busy()).await;
