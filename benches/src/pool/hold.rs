@@ -107,7 +107,7 @@ impl Plan {
 fn look(streams: &[Stream], over: &AtomicBool) -> Duration {
     let counters = || {
         streams.iter().flat_map(|stream| {
-            let workers = stream.workers.iter().map(tgm_session::Worker::keep_alives);
+            let workers = stream.workers.iter().map(|worker| worker.keep_alives());
             std::iter::once(stream.session.keep_alives()).chain(workers)
         })
     };

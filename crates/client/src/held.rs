@@ -11,9 +11,32 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::error::Error;
+use crate::pool::{SessionRequest, WorkerRequest};
 
 /// What is called when a session ends before its holder released it.
 pub type OnError = Box<dyn FnOnce(Error) + Send>;
+
+/// Who a lease is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ids {
+    /// The service, as the server's policy names it.
+    pub service: Arc<str>,
+    /// The organization that pays.
+    pub organization: Arc<str>,
+    /// The id of the API key the stream came with; empty when there is none.
+    pub api_key: Arc<str>,
+    /// The trace id that ties workers to their session: the one that was asked for, or the random one
+    /// that the library made.
+    pub trace: Arc<str>,
+}
+
+impl Ids {
+    /// Returns the ids of a worker of `service` under the session of these.
+    pub(crate) fn with_service(&self, service: Arc<str>) -> Self {
+        Self { service, ..self.clone() }
+    }
+}
 
 /// One session or worker that a pool granted: the part that pool and guard share.
 ///
@@ -22,6 +45,7 @@ pub type OnError = Box<dyn FnOnce(Error) + Send>;
 /// [`Worker`](crate::Worker).
 pub struct Lease {
     number: u64,
+    ids: Ids,
     key: Mutex<Arc<str>>,
     keep_alives: AtomicU64,
     reason: OnceLock<Error>,
@@ -30,10 +54,32 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Makes the lease that `key` names on the wire and `number` inside of its pool.
-    pub fn new(number: u64, key: impl Into<Arc<str>>, on_error: Option<OnError>) -> Self {
+    /// Makes the lease of a granted session, which `key` names on the wire and `number` inside of
+    /// its pool.
+    pub fn of_session(number: u64, key: impl Into<Arc<str>>, request: SessionRequest) -> Self {
+        let SessionRequest { service, organization, api_key, trace, on_error } = request;
+        Self::new(number, key, Ids { service, organization, api_key, trace }, on_error)
+    }
+
+    /// Makes the lease of a worker granted under `session`.
+    pub fn of_worker(
+        number: u64,
+        key: impl Into<Arc<str>>,
+        session: &Self,
+        request: WorkerRequest,
+    ) -> Self {
+        Self::new(number, key, session.ids.with_service(request.service), None)
+    }
+
+    pub(crate) fn new(
+        number: u64,
+        key: impl Into<Arc<str>>,
+        ids: Ids,
+        on_error: Option<OnError>,
+    ) -> Self {
         Self {
             number,
+            ids,
             key: Mutex::new(key.into()),
             keep_alives: AtomicU64::new(0),
             reason: OnceLock::new(),
@@ -45,6 +91,11 @@ impl Lease {
     /// Returns the number of the lease inside of its pool; it stays when the key changes.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Returns who the lease is for.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
     }
 
     /// Returns the key the lease has on the wire now.
@@ -193,7 +244,7 @@ mod tests {
             assert_eq!(reason, Error::Closed);
             counted.fetch_add(1, Ordering::Relaxed);
         });
-        let lease = Arc::new(Lease::new(1, "key", Some(on_error)));
+        let lease = Arc::new(Lease::new(1, "key", Ids::default(), Some(on_error)));
         let mut early = Box::pin(lease.clone().ended());
         assert_eq!(early.as_mut().now_or_never(), None);
 
@@ -208,7 +259,8 @@ mod tests {
 
     #[test]
     fn a_panic_in_the_callback_goes_no_further() {
-        let lease = Lease::new(1, "key", Some(Box::new(|_| panic!("in a callback"))));
+        let lease =
+            Lease::new(1, "key", Ids::default(), Some(Box::new(|_| panic!("in a callback"))));
         assert!(lease.end(Error::Closed));
         assert_eq!(lease.end_reason(), Some(&Error::Closed));
     }
@@ -222,14 +274,15 @@ mod tests {
             assert_eq!((&*lease.key(), lease.end_reason()), ("key", Some(&Error::Closed)));
             assert!(!lease.end(Error::Closed));
         });
-        let lease = slot.get_or_init(|| Arc::new(Lease::new(1, "key", Some(on_error))));
+        let lease =
+            slot.get_or_init(|| Arc::new(Lease::new(1, "key", Ids::default(), Some(on_error))));
         // The assertions above would be caught as a panic; a lock held meanwhile would hang here.
         assert!(lease.end(Error::Closed));
     }
 
     #[test]
     fn debug_does_not_show_the_key() {
-        assert!(!format!("{:?}", Lease::new(1, "proof", None)).contains("proof"));
+        assert!(!format!("{:?}", Lease::new(1, "proof", Ids::default(), None)).contains("proof"));
     }
 
     #[tokio::test]

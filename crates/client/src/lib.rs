@@ -106,6 +106,7 @@ mod dsn;
 mod duration;
 mod error;
 mod expand;
+mod guard;
 mod heartbeat;
 mod held;
 mod link;
@@ -120,11 +121,10 @@ mod tower;
 pub use dsn::{Dsn, Parameters};
 pub use duration::{InvalidDuration, parse_duration};
 pub use error::{Error, Scope};
-pub use held::{Lease, OnError, Release, Released};
+pub use guard::{Guard, Session, Worker};
+pub use held::{Ids, Lease, OnError, Release, Released};
 pub use local::{LocalConfig, LocalPool};
-pub use pool::{
-    BoxFuture, CloseReport, Pool, Session, SessionPool, SessionRequest, Worker, WorkerRequest,
-};
+pub use pool::{BoxFuture, CloseReport, Pool, SessionPool, SessionRequest, WorkerRequest};
 pub use registry::Registry;
 pub use stats::{Denied, PoolStats};
 pub use tgm::{OnUnavailable, PoolState, TgmConfig, TgmPool};

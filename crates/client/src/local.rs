@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::dsn::Dsn;
 use crate::error::{Error, Scope};
-use crate::held::{Lease, OnError, Release, Released};
+use crate::held::{Ids, Lease, OnError, Release, Released};
 use crate::pool::{BoxFuture, CloseReport, SessionPool, SessionRequest, WorkerRequest};
 use crate::stats::PoolStats;
 
@@ -134,7 +134,7 @@ struct Held {
 
 #[derive(Debug)]
 enum Role {
-    Session { organization: Arc<str>, workers: BTreeSet<u64>, named: u64 },
+    Session { workers: BTreeSet<u64>, named: u64 },
     Worker { session: u64 },
 }
 
@@ -178,10 +178,11 @@ impl LocalPool {
             organization: Some(self.config.max_sessions_per_organization),
             api_key: None,
         };
-        self.with(|table, now| table.borrow_session(organization, limits, on_error, now))
+        let ids = Ids { service, organization, api_key, trace };
+        self.with(|table, now| table.borrow_session(ids, limits, on_error, now))
     }
 
-    fn worker(&self, session: u64, request: &WorkerRequest) -> Result<Arc<Lease>, Error> {
+    fn worker(&self, session: u64, request: WorkerRequest) -> Result<Arc<Lease>, Error> {
         lease::validate_id("service", &request.service, true)?;
         let limits = Limits {
             service: Some(self.config.max_workers),
@@ -189,7 +190,7 @@ impl LocalPool {
             api_key: None,
         };
         let cap = u64::from(request.max_per_session).min(self.config.max_workers_per_session);
-        self.with(|table, now| table.borrow_worker(session, cap, limits, now))
+        self.with(|table, now| table.borrow_worker(session, request.service, cap, limits, now))
     }
 
     fn counted(&self, borrowed: Result<Arc<Lease>, Error>) -> Result<Arc<Lease>, Error> {
@@ -222,7 +223,7 @@ impl Table {
 
     fn borrow_session(
         &mut self,
-        organization: Arc<str>,
+        ids: Ids,
         limits: Limits,
         on_error: Option<OnError>,
         now: Timestamp,
@@ -231,7 +232,7 @@ impl Table {
             return Err(Error::Closed);
         }
         let key = format!("local-session-{}", self.sessions + 1);
-        let request = Request::session(SESSIONS, &organization).trace(&key);
+        let request = Request::session(SESSIONS, &ids.organization).trace(&key);
         let terms = Terms { limits, ttl: MAX_TTL, ..Terms::default() };
         let grant = self.ledger.borrow(&request, &terms, now).map_err(|refusal| {
             refused(refusal, |active, max, scope| Error::ConcurrentStreamLimitExceeded {
@@ -241,13 +242,14 @@ impl Table {
             })
         })?;
         self.sessions += 1;
-        let role = Role::Session { organization, workers: BTreeSet::new(), named: 0 };
-        Ok(self.hold(grant.id, key, on_error, role))
+        let role = Role::Session { workers: BTreeSet::new(), named: 0 };
+        Ok(self.hold(grant.id, key, ids, on_error, role))
     }
 
     fn borrow_worker(
         &mut self,
         session: u64,
+        service: Arc<str>,
         cap: u64,
         limits: Limits,
         now: Timestamp,
@@ -256,7 +258,7 @@ impl Table {
             return Err(Error::Closed);
         }
         let held = self.held.get(&session).ok_or(Error::SessionNotFound)?;
-        let Role::Session { organization, workers, named } = &held.role else {
+        let Role::Session { workers, named } = &held.role else {
             return Err(Error::SessionNotFound);
         };
         let full = |active, max, scope| Error::WorkersLimitExceeded { active, max, scope };
@@ -264,14 +266,15 @@ impl Table {
             // The ledger takes a cap of 0 for a session.
             return Err(full(workers.len() as u64, 0, Scope::Trace));
         }
+        let ids = held.lease.ids().with_service(service);
         let trace = held.lease.key();
         let key = format!("{trace}-w{:04}", named + 1);
         let cap = i64::try_from(cap).unwrap_or(i64::MAX);
-        let request = Request::worker(WORKERS, organization, &trace, cap);
+        let request = Request::worker(WORKERS, &ids.organization, &trace, cap);
         let terms = Terms { limits, ttl: MAX_TTL, ..Terms::default() };
         let grant =
             self.ledger.borrow(&request, &terms, now).map_err(|refusal| refused(refusal, full))?;
-        let lease = self.hold(grant.id, key, None, Role::Worker { session });
+        let lease = self.hold(grant.id, key, ids, None, Role::Worker { session });
         if let Some(Role::Session { workers, named, .. }) =
             self.held.get_mut(&session).map(|held| &mut held.role)
         {
@@ -285,11 +288,12 @@ impl Table {
         &mut self,
         id: LeaseId,
         key: String,
+        ids: Ids,
         on_error: Option<OnError>,
         role: Role,
     ) -> Arc<Lease> {
         self.numbers += 1;
-        let lease = Arc::new(Lease::new(self.numbers, key, on_error));
+        let lease = Arc::new(Lease::new(self.numbers, key, ids, on_error));
         self.stats.held(matches!(role, Role::Worker { .. }));
         self.held.insert(self.numbers, Held { id, lease: lease.clone(), role });
         lease
@@ -339,7 +343,7 @@ impl SessionPool for LocalPool {
         session: &'a Lease,
         request: WorkerRequest,
     ) -> BoxFuture<'a, Result<Arc<Lease>, Error>> {
-        Box::pin(async move { self.counted(self.worker(session.number(), &request)) })
+        Box::pin(async move { self.counted(self.worker(session.number(), request)) })
     }
 
     fn release_session(&self, session: &Lease, minimal_life: Option<Duration>) -> Release {

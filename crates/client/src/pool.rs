@@ -1,4 +1,4 @@
-//! What a pool can do, and the guards an application holds.
+//! What a pool can do, and what it is asked for.
 
 use std::fmt;
 use std::pin::Pin;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::guard::Session;
 use crate::held::{Lease, OnError, Release};
 use crate::stats::PoolStats;
 
@@ -83,6 +84,7 @@ pub struct CloseReport {
 ///     .trace("4bf92f3577b34da6a3ce929d0e0e4736")
 ///     .on_error(|reason| eprintln!("the stream has to stop: {reason}"));
 /// ```
+#[must_use = "a request borrows nothing by itself"]
 pub struct SessionRequest {
     /// The service to run, as the server's policy names it.
     pub service: Arc<str>,
@@ -125,7 +127,7 @@ impl SessionRequest {
 
     /// Adds what is called, at most once, if the session is revoked or lost.
     ///
-    /// It gets what [`Session::ended`] resolves with. It runs on the pool's own task: it must not
+    /// It gets what [`Guard::ended`](crate::Guard::ended) resolves with. It runs on the pool's own task: it must not
     /// block, or keep-alives of other sessions come late.
     pub fn on_error(mut self, on_error: impl FnOnce(Error) + Send + 'static) -> Self {
         self.on_error = Some(Box::new(on_error));
@@ -154,6 +156,7 @@ impl fmt::Debug for SessionRequest {
 
 /// What a worker is asked for.
 #[derive(Clone, Debug)]
+#[must_use = "a request borrows nothing by itself"]
 pub struct WorkerRequest {
     /// The service to run, as the server's policy names it.
     pub service: Arc<str>,
@@ -190,9 +193,8 @@ impl Pool {
     /// See [`SessionPool::borrow_session`].
     pub async fn borrow(&self, request: SessionRequest) -> Result<Session, Error> {
         let request = request.with_trace();
-        let trace = request.trace.clone();
         let lease = self.0.borrow_session(request).await?;
-        Ok(Session { pool: self.0.clone(), lease, trace, released: false })
+        Ok(Session::new(self.0.clone(), lease))
     }
 
     /// Returns what the pool holds now, and what it has done since it was made.
@@ -207,186 +209,5 @@ impl Pool {
     /// what it saw itself.
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         self.0.close(deadline).await
-    }
-}
-
-/// The right to run one stream, returned when dropped.
-///
-/// Dropping never blocks and never spawns: the return is queued, after the returns of the
-/// session's workers. Workers end with their session.
-pub struct Session {
-    pool: Arc<dyn SessionPool>,
-    lease: Arc<Lease>,
-    trace: Arc<str>,
-    released: bool,
-}
-
-impl Session {
-    /// Borrows a worker of `service` under this session, which may hold `max_per_session`.
-    ///
-    /// Cancellation safe: a borrow that is dropped holds nothing afterwards.
-    ///
-    /// # Errors
-    ///
-    /// See [`SessionPool::borrow_worker`].
-    pub async fn borrow_worker(
-        &self,
-        service: impl Into<Arc<str>>,
-        max_per_session: u32,
-    ) -> Result<Worker, Error> {
-        let request = WorkerRequest::new(service, max_per_session);
-        let lease = self.pool.borrow_worker(&self.lease, request).await?;
-        Ok(Worker { pool: self.pool.clone(), lease, released: false })
-    }
-
-    /// Returns the trace id that ties workers to the session: the one it was asked for with, or the
-    /// random one it got.
-    pub fn trace(&self) -> &str {
-        &self.trace
-    }
-
-    /// Resolves with the reason when the session is revoked or lost, or its pool is closed.
-    ///
-    /// The future stands on its own: it may outlive the guard, and never resolves once the session
-    /// was released. Cancellation safe.
-    pub fn ended(&self) -> impl Future<Output = Error> + Send + use<> {
-        self.lease.clone().ended()
-    }
-
-    /// Returns why the session ended, or `None` while it may go on.
-    pub fn end_reason(&self) -> Option<&Error> {
-        self.lease.end_reason()
-    }
-
-    /// Returns how many keep-alives of the session the server has answered with a full TTL.
-    ///
-    /// It stays 0 where nothing has to be kept alive, as with `local://`.
-    pub fn keep_alives(&self) -> u64 {
-        self.lease.keep_alives()
-    }
-
-    /// Returns the key the session has on the wire now.
-    ///
-    /// Whoever knows it can return the session: treat it as a secret.
-    pub fn key(&self) -> Arc<str> {
-        self.lease.key()
-    }
-
-    /// Returns the session, its workers first; the future resolves with the server's answer.
-    ///
-    /// The return begins at once and goes on if the future is dropped.
-    ///
-    /// # Errors
-    ///
-    /// See [`Release`].
-    pub fn release(mut self) -> Release {
-        self.released = true;
-        self.pool.release_session(&self.lease, None)
-    }
-
-    /// As [`Session::release`]; a session younger than `minimal_life` counts until it is that old.
-    ///
-    /// # Errors
-    ///
-    /// See [`Release`].
-    pub fn release_after(mut self, minimal_life: Duration) -> Release {
-        self.released = true;
-        self.pool.release_session(&self.lease, Some(minimal_life))
-    }
-}
-
-#[cfg(feature = "tower")]
-impl Session {
-    /// Queues the return of the session now, whoever has the guard and however long.
-    pub(crate) fn give_back(&self) {
-        // Returning it again when the guard goes is no error, and frees nothing twice.
-        drop(self.pool.release_session(&self.lease, None));
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        if !self.released {
-            drop(self.pool.release_session(&self.lease, None));
-        }
-    }
-}
-
-impl fmt::Debug for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("lease", &self.lease).finish_non_exhaustive()
-    }
-}
-
-/// The right to run one job under a session, returned when dropped.
-pub struct Worker {
-    pool: Arc<dyn SessionPool>,
-    lease: Arc<Lease>,
-    released: bool,
-}
-
-impl Worker {
-    /// Resolves with the reason when the worker is lost, its session ends or is released, or its
-    /// pool is closed.
-    ///
-    /// The future stands on its own, and never resolves once the worker was released.
-    /// Cancellation safe.
-    pub fn ended(&self) -> impl Future<Output = Error> + Send + use<> {
-        self.lease.clone().ended()
-    }
-
-    /// Returns why the worker ended, or `None` while it may go on.
-    pub fn end_reason(&self) -> Option<&Error> {
-        self.lease.end_reason()
-    }
-
-    /// Returns how many keep-alives of the worker the server has answered with a full TTL.
-    ///
-    /// It stays 0 where nothing has to be kept alive, as with `local://`.
-    pub fn keep_alives(&self) -> u64 {
-        self.lease.keep_alives()
-    }
-
-    /// Returns the key the worker has on the wire now.
-    ///
-    /// Whoever knows it can return the worker: treat it as a secret.
-    pub fn key(&self) -> Arc<str> {
-        self.lease.key()
-    }
-
-    /// Returns the worker; the future resolves with the server's answer.
-    ///
-    /// The return begins at once and goes on if the future is dropped.
-    ///
-    /// # Errors
-    ///
-    /// See [`Release`].
-    pub fn release(mut self) -> Release {
-        self.released = true;
-        self.pool.release_worker(&self.lease, None)
-    }
-
-    /// As [`Worker::release`]; a worker younger than `minimal_life` counts until it is that old.
-    ///
-    /// # Errors
-    ///
-    /// See [`Release`].
-    pub fn release_after(mut self, minimal_life: Duration) -> Release {
-        self.released = true;
-        self.pool.release_worker(&self.lease, Some(minimal_life))
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        if !self.released {
-            drop(self.pool.release_worker(&self.lease, None));
-        }
-    }
-}
-
-impl fmt::Debug for Worker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("lease", &self.lease).finish_non_exhaustive()
     }
 }

@@ -19,7 +19,8 @@ use tower_service::Service;
 pub use self::body::SessionBody;
 use self::protocol::Protocol;
 use crate::error::Error;
-use crate::pool::{BoxFuture, Pool, Session, SessionRequest};
+use crate::guard::Session;
+use crate::pool::{BoxFuture, Pool, SessionRequest};
 
 type Identify = dyn Fn(&Parts) -> Result<SessionRequest, Error> + Send + Sync;
 
@@ -223,7 +224,7 @@ struct Held(Arc<Session>);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.give_back();
+        drop(self.0.give_back(None));
     }
 }
 

@@ -162,7 +162,7 @@ impl Holder {
         }
         self.since = Instant::now();
         self.told.keys = self.keys();
-        let trace = self.session.as_ref().map(|session| session.trace().to_owned());
+        let trace = self.session.as_ref().map(|session| session.ids().trace.clone());
         let trace = &trace.unwrap_or_default();
         self.show(&Event::Holding { workers: self.workers.len(), trace })?;
         let mut ends = self.ends();
@@ -217,7 +217,7 @@ impl Holder {
     /// Tells why it is over before its time.
     fn ended(&mut self, kind: Kind, number: usize, error: Error) -> Result<(), Failure> {
         // A session takes its workers along: its reason is the one to tell.
-        let reason = self.session.as_ref().and_then(Session::end_reason).cloned();
+        let reason = self.session.as_ref().and_then(|session| session.end_reason()).cloned();
         let (kind, number, error) = match reason {
             Some(reason) => (Kind::Session, 0, reason),
             None => (kind, number, error),
@@ -231,13 +231,13 @@ impl Holder {
     }
 
     fn keys(&self) -> Vec<Arc<str>> {
-        let session = self.session.iter().map(Session::key);
-        session.chain(self.workers.iter().map(Worker::key)).collect()
+        let session = self.session.iter().map(|session| session.key());
+        session.chain(self.workers.iter().map(|worker| worker.key())).collect()
     }
 
     fn keep_alives(&self) -> u64 {
-        let session = self.session.iter().map(Session::keep_alives);
-        session.chain(self.workers.iter().map(Worker::keep_alives)).sum()
+        let session = self.session.iter().map(|session| session.keep_alives());
+        session.chain(self.workers.iter().map(|worker| worker.keep_alives())).sum()
     }
 
     /// Says what came of one borrow.

@@ -298,8 +298,8 @@ impl Play<'_> {
     fn keys(&self) -> Vec<std::sync::Arc<str>> {
         let all = self.streamers.iter();
         all.flat_map(|streamer| {
-            let sessions = streamer.sessions.iter().map(Session::key);
-            sessions.chain(streamer.workers.iter().map(Worker::key))
+            let sessions = streamer.sessions.iter().map(|session| session.key());
+            sessions.chain(streamer.workers.iter().map(|worker| worker.key()))
         })
         .collect()
     }
@@ -309,8 +309,8 @@ impl Play<'_> {
             .streamers
             .iter()
             .flat_map(|streamer| {
-                let sessions = streamer.sessions.iter().filter_map(Session::end_reason);
-                sessions.chain(streamer.workers.iter().filter_map(Worker::end_reason))
+                let sessions = streamer.sessions.iter().filter_map(|session| session.end_reason());
+                sessions.chain(streamer.workers.iter().filter_map(|worker| worker.end_reason()))
             })
             .map(Error::to_string)
             .collect();

@@ -26,6 +26,21 @@ async fn sessions_are_counted_across_services_and_per_organization() {
 }
 
 #[tokio::test]
+async fn guards_tell_who_they_are_for() {
+    let pool = pool("local://").await;
+    let request = stream("acme").api_key("key-1").trace("trace-1");
+    let session = pool.borrow(request).await.unwrap();
+    let worker = session.borrow_worker("t2w", 1).await.unwrap();
+    let ids = |service: &str| Ids {
+        service: service.into(),
+        organization: "acme".into(),
+        api_key: "key-1".into(),
+        trace: "trace-1".into(),
+    };
+    assert_eq!((session.ids(), worker.ids()), (&ids("t1r"), &ids("t2w")));
+}
+
+#[tokio::test]
 async fn workers_do_not_take_the_slots_of_streams() {
     let pool = pool("local://?max_sessions_per_organization=2&max_workers=5").await;
     let session = pool.borrow(stream("acme")).await.unwrap();
@@ -52,7 +67,7 @@ async fn the_smaller_of_the_calls_and_the_pools_cap_on_workers_applies() {
     let _two = session.borrow_worker("t2w", 9).await.unwrap();
     assert_eq!(session.borrow_worker("t2w", 9).await.unwrap_err(), full(2, 2));
     // Another session has workers of its own, whatever their trace.
-    assert_eq!(session.trace().len(), 32);
+    assert_eq!(session.ids().trace.len(), 32);
     let other = pool.borrow(stream("acme")).await.unwrap();
     assert!(other.borrow_worker("t2w", 1).await.is_ok());
 }
@@ -100,7 +115,7 @@ async fn a_dropped_session_frees_its_slot_and_ends_its_workers() {
 #[tokio::test]
 async fn releasing_what_the_pool_does_not_hold_is_answered_and_does_not_panic() {
     let pool = LocalPool::new(LocalConfig::default());
-    let stranger = Lease::new(77, "never-granted", None);
+    let stranger = Lease::new(77, "never-granted", Ids::default(), None);
     assert_eq!(pool.release_session(&stranger, None).await, Ok(Released::Missing));
     assert_eq!(pool.release_worker(&stranger, None).await, Ok(Released::Missing));
     let lease = pool.borrow_session(stream("acme")).await.unwrap();

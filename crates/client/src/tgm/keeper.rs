@@ -27,7 +27,7 @@ use super::attachment::Attachment;
 use super::returns::{Return, Returns, Settled, Target};
 use crate::error::{Error, Scope};
 use crate::heartbeat::Heartbeat;
-use crate::held::{Lease, OnError};
+use crate::held::{Ids, Lease, OnError};
 use crate::link::Link;
 use crate::stats::PoolStats;
 
@@ -65,6 +65,15 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    fn ids(&self) -> Ids {
+        Ids {
+            service: self.service.clone(),
+            organization: self.organization.clone(),
+            api_key: self.api_key.clone(),
+            trace: self.trace.clone(),
+        }
+    }
+
     pub(crate) fn is_worker(&self) -> bool {
         self.max_workers > 0
     }
@@ -315,7 +324,7 @@ impl Keeper {
     ) -> (u64, Arc<Lease>) {
         self.borrows -= 1;
         let number = self.next_number();
-        let lease = Arc::new(Lease::new(number, grant.key, on_error));
+        let lease = Arc::new(Lease::new(number, grant.key, asked.ids(), on_error));
         let role = match session {
             None => Role::Session { workers: BTreeSet::new(), leaving: 0, awaited: false },
             Some(session) => Role::Worker { session, aside: false },

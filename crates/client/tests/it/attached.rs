@@ -176,7 +176,7 @@ async fn each_key_of_a_batch_gets_the_answer_of_its_place() {
     spent.message = "egress_bytes 10/10".into();
     spent.set_reason(Reason::BudgetSpent);
     let start = Instant::now();
-    let before: Vec<u64> = sessions.iter().map(Session::keep_alives).collect();
+    let before: Vec<u64> = sessions.iter().map(|session| session.keep_alives()).collect();
     stream.say(Event::Answer(BatchAnswer {
         batch: batch.batch,
         failed: vec![place("failed")],

@@ -28,14 +28,19 @@ async fn a_borrow_carries_its_ids_its_own_name_and_the_indexers_key() {
     assert_eq!((&*asked.api_key_id, &*asked.trace_id), ("key-1", "trace-1"));
     assert_eq!(asked.max_worker_for_trace_id, 0);
     let session = session.unwrap();
-    let (_worker, asked) = tokio::join!(session.borrow_worker("t2w", 3), async {
+    let (worker, asked) = tokio::join!(session.borrow_worker("t2w", 3), async {
         let borrow = script.borrow().await;
         let message = borrow.message.clone();
         borrow.grant("w");
         message
     });
+    let worker = worker.unwrap();
     assert_eq!((&*asked.service, asked.max_worker_for_trace_id), ("t2w", 3));
     assert_eq!((&*asked.organization_id, &*asked.trace_id), ("acme", "trace-1"));
+    for (ids, service) in [(session.ids(), "t1r"), (worker.ids(), "t2w")] {
+        assert_eq!((&*ids.service, &*ids.organization), (service, "acme"));
+        assert_eq!((&*ids.api_key, &*ids.trace), ("key-1", "trace-1"));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -54,7 +59,7 @@ async fn a_session_without_a_trace_has_a_random_one_that_its_workers_and_its_nex
         let (session, trace) = tokio::join!(pool.borrow(request), asked(&mut script, "s"));
         let session = session.unwrap();
         assert!(trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        assert_eq!(session.trace(), trace);
+        assert_eq!(&*session.ids().trace, trace);
         let worker = session.borrow_worker("t2w", 2);
         let (worker, of_worker) = tokio::join!(worker, asked(&mut script, "w"));
         assert_eq!(of_worker, trace);
@@ -63,14 +68,14 @@ async fn a_session_without_a_trace_has_a_random_one_that_its_workers_and_its_nex
 
         script.keep_alive().await.say(keep_alive_response::Status::Failed);
         assert_eq!(asked(&mut script, "again").await, trace);
-        assert_eq!(session.trace(), trace);
+        assert_eq!(&*session.ids().trace, trace);
         drop(session);
         script.give_back().await.take();
         traces.insert(trace);
     }
     assert_eq!(traces.len(), 3);
     let session = script.session(&pool, "s").await;
-    assert_eq!(session.trace(), "trace-1");
+    assert_eq!(&*session.ids().trace, "trace-1");
 }
 
 #[tokio::test(start_paused = true)]

@@ -74,7 +74,7 @@ async fn a_stopping_server_ends_no_session_and_the_next_one_gets_all_of_them_ove
     let server = serve(0).await;
     let port = server.grpc_address().port();
     let (pool, sessions) = attached(&server, &["acme", "umbra"]).await;
-    let before: Vec<_> = sessions.iter().map(Session::key).collect();
+    let before: Vec<_> = sessions.iter().map(|session| session.key()).collect();
     server.stop().await.unwrap();
     assert!(sessions.iter().all(|session| session.end_reason().is_none()));
     let server = serve(port).await;

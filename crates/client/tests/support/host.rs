@@ -168,7 +168,7 @@ impl Host {
     pub(crate) fn stop_what_ended(&mut self) -> Result<(), Unexpected> {
         let before = self.slots();
         for stream in &mut self.streams {
-            for reason in stream.workers.iter().filter_map(Worker::end_reason) {
+            for reason in stream.workers.iter().filter_map(|worker| worker.end_reason()) {
                 expected_end(reason)?;
             }
             stream.workers.retain(|worker| worker.end_reason().is_none());

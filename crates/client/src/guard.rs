@@ -1,0 +1,200 @@
+//! The guards an application holds: a session, and the workers under it.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::held::{Ids, Lease, Release};
+use crate::pool::{SessionPool, WorkerRequest};
+
+/// What [`Session`] and [`Worker`] have in common: who it is for, and how it ends.
+///
+/// Both dereference to it, and return what they hold when they are dropped.
+pub struct Guard {
+    pool: Arc<dyn SessionPool>,
+    lease: Arc<Lease>,
+    give_back: GiveBack,
+    released: bool,
+}
+
+/// Which verb of the plugin returns a lease.
+type GiveBack = fn(&dyn SessionPool, &Lease, Option<Duration>) -> Release;
+
+impl Guard {
+    fn new(pool: Arc<dyn SessionPool>, lease: Arc<Lease>, give_back: GiveBack) -> Self {
+        Self { pool, lease, give_back, released: false }
+    }
+
+    /// Returns who the lease is for.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tgm_session::Error> {
+    /// use tgm_session::SessionRequest;
+    ///
+    /// let pool = tgm_session::connect("local://").await?;
+    /// let session = pool.borrow(SessionRequest::new("t1r", "acme").api_key("key-1")).await?;
+    /// let worker = session.borrow_worker("t2w", 1).await?;
+    /// assert_eq!((&*session.ids().service, &*session.ids().api_key), ("t1r", "key-1"));
+    /// assert_eq!((&*worker.ids().service, &*worker.ids().organization), ("t2w", "acme"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn ids(&self) -> &Ids {
+        self.lease.ids()
+    }
+
+    /// Resolves with the reason when the lease is revoked or lost, or its pool is closed; that of a
+    /// worker when its session ends or is released, too.
+    ///
+    /// The future stands on its own: it may outlive the guard, and never resolves once the guard
+    /// was released. Cancellation safe.
+    pub fn ended(&self) -> impl Future<Output = Error> + Send + use<> {
+        self.lease.clone().ended()
+    }
+
+    /// Returns why the lease ended, or `None` while it may go on.
+    pub fn end_reason(&self) -> Option<&Error> {
+        self.lease.end_reason()
+    }
+
+    /// Returns how many keep-alives of the lease the server has answered with a full TTL.
+    ///
+    /// It stays 0 where nothing has to be kept alive, as with `local://`.
+    pub fn keep_alives(&self) -> u64 {
+        self.lease.keep_alives()
+    }
+
+    /// Returns the key the lease has on the wire now.
+    ///
+    /// Whoever knows it can return the lease: treat it as a secret.
+    pub fn key(&self) -> Arc<str> {
+        self.lease.key()
+    }
+
+    /// Queues the return now, whoever has the guard and however long.
+    ///
+    /// Returning it again when the guard goes is no error, and frees nothing twice.
+    pub(crate) fn give_back(&self, minimal_life: Option<Duration>) -> Release {
+        (self.give_back)(&*self.pool, &self.lease, minimal_life)
+    }
+
+    fn release(&mut self, minimal_life: Option<Duration>) -> Release {
+        self.released = true;
+        self.give_back(minimal_life)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.released {
+            drop(self.give_back(None));
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lease.fmt(f)
+    }
+}
+
+/// The right to run one stream, returned when dropped.
+///
+/// Dropping never blocks and never spawns: the return is queued, after the returns of the
+/// session's workers. Workers end with their session. See [`Guard`] for what it tells.
+#[derive(Debug)]
+#[must_use = "a session is returned when it is dropped"]
+pub struct Session(Guard);
+
+impl Session {
+    pub(crate) fn new(pool: Arc<dyn SessionPool>, lease: Arc<Lease>) -> Self {
+        Self(Guard::new(pool, lease, |pool, lease, life| pool.release_session(lease, life)))
+    }
+
+    /// Borrows a worker of `service` under this session, which may hold `max_per_session`.
+    ///
+    /// Cancellation safe: a borrow that is dropped holds nothing afterwards.
+    ///
+    /// # Errors
+    ///
+    /// See [`SessionPool::borrow_worker`].
+    pub async fn borrow_worker(
+        &self,
+        service: impl Into<Arc<str>>,
+        max_per_session: u32,
+    ) -> Result<Worker, Error> {
+        let request = WorkerRequest::new(service, max_per_session);
+        let lease = self.0.pool.borrow_worker(&self.0.lease, request).await?;
+        Ok(Worker::new(self.0.pool.clone(), lease))
+    }
+
+    /// Returns the session, its workers first; the future resolves with the server's answer.
+    ///
+    /// The return begins at once and goes on if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// See [`Release`].
+    pub fn release(mut self) -> Release {
+        self.0.release(None)
+    }
+
+    /// As [`Session::release`]; a session younger than `minimal_life` counts until it is that old.
+    ///
+    /// # Errors
+    ///
+    /// See [`Release`].
+    pub fn release_after(mut self, minimal_life: Duration) -> Release {
+        self.0.release(Some(minimal_life))
+    }
+}
+
+impl Deref for Session {
+    type Target = Guard;
+
+    fn deref(&self) -> &Guard {
+        &self.0
+    }
+}
+
+/// The right to run one job under a session, returned when dropped. See [`Guard`] for what it tells.
+#[derive(Debug)]
+#[must_use = "a worker is returned when it is dropped"]
+pub struct Worker(Guard);
+
+impl Worker {
+    fn new(pool: Arc<dyn SessionPool>, lease: Arc<Lease>) -> Self {
+        Self(Guard::new(pool, lease, |pool, lease, life| pool.release_worker(lease, life)))
+    }
+
+    /// Returns the worker; the future resolves with the server's answer.
+    ///
+    /// The return begins at once and goes on if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// See [`Release`].
+    pub fn release(mut self) -> Release {
+        self.0.release(None)
+    }
+
+    /// As [`Worker::release`]; a worker younger than `minimal_life` counts until it is that old.
+    ///
+    /// # Errors
+    ///
+    /// See [`Release`].
+    pub fn release_after(mut self, minimal_life: Duration) -> Release {
+        self.0.release(Some(minimal_life))
+    }
+}
+
+impl Deref for Worker {
+    type Target = Guard;
+
+    fn deref(&self) -> &Guard {
+        &self.0
+    }
+}
