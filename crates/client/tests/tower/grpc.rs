@@ -75,7 +75,7 @@ async fn the_ceiling_on_its_workers_holds_for_a_request_without_a_trace() {
     let sessions = Sessions::start().await;
     let service = Told(async |session: Arc<Session>, _| {
         let _one = session.borrow_worker("t2w", 1).await?;
-        session.borrow_worker("t2w", 1).await?;
+        drop(session.borrow_worker("t2w", 1).await?);
         Ok(NEVER())
     });
     let channel = serve(gate(&sessions).await, service).await;
