@@ -17,6 +17,7 @@ use super::connection::{Connection, UnderWay};
 use super::unary::broken;
 use crate::pool::BoxFuture;
 
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 impl Service<Request<Body>> for Connection {
@@ -45,6 +46,9 @@ impl Service<Request<Body>> for Connection {
             });
             let mut answer = answer.await.map_err(broken)?;
             make_status_readable(answer.headers_mut());
+            // No compressed answer was asked for. Without the header the flag of each message decides, as
+            // in unary calls; with it, tonic takes the server for one that does not know the method.
+            answer.headers_mut().remove(GRPC_ENCODING);
             Ok(answer.map(|incoming| BothWays { outgoing, incoming, _call: ready.call }))
         })
     }

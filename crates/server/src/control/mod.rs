@@ -260,6 +260,13 @@ fn stopping() -> Status {
 /// The end of a stream whose batches cannot be read any more.
 fn broken(error: &Status) -> Status {
     match error.code() {
+        // A message that says it is compressed where no header says how, or has a flag that is none.
+        Code::Internal if error.message().starts_with("protocol error") => {
+            Status::internal(error.message())
+        }
+        Code::InvalidArgument => {
+            Status::invalid_argument(format!("a batch cannot be read: {}", error.message()))
+        }
         // As tonic says of a message that is too large, and of one that cannot be decoded.
         Code::OutOfRange | Code::Internal => {
             Status::invalid_argument(format!("a batch cannot be read: {}", error.message()))

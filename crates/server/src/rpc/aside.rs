@@ -17,6 +17,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt as _};
 
 use super::Body;
+use super::compression::{Decompressed, ENCODING, Encoding, decompress, unsupported};
 use super::unary::{self, OfCall as _};
 use crate::serve::{InFlight, PortLimits, StreamAside, reset_call_after};
 
@@ -129,15 +130,24 @@ impl Aside {
             (_, Some(problem)) => return unary::refuse(super::full(problem)).of(call),
             (place, None) => place.flatten(),
         };
-        let (parts, mut body) = request.into_parts();
         if asked == AsideCall::Reflection {
             reset_call_after(REFLECTION_TIME);
-            let request = Request::from_parts(parts, tonic::body::Body::new(body));
-            return told(service, request, place).await.of(call);
+            return match uncompressed(request, limits, &mut call) {
+                Ok(request) => told(service, request, place).await.of(call),
+                Err(status) => unary::refuse(status).of(call),
+            };
         }
+        let (mut parts, mut body) = request.into_parts();
+        let encoding = Encoding::of(&parts.headers);
+        parts.headers.remove(ENCODING);
         // Both calls of health have one small message.
         call.connection().admitted(&call).await;
-        match unary::read(&mut body, Bytes::new(), limits, &mut call).await {
+        let read = unary::read(&mut body, Bytes::new(), limits, &mut call).await;
+        let most = limits.max_message_bytes as usize;
+        match read.and_then(|body| match encoding {
+            Encoding::Other => Err(unsupported()),
+            _ => decompress(body, encoding, most, &mut call),
+        }) {
             Ok(message) => {
                 let body = tonic::body::Body::new(Full::new(message));
                 told(service, Request::from_parts(parts, body), place).await.of(call)
@@ -159,15 +169,41 @@ async fn told(
 }
 
 /// Lets `service` answer with a stream that has bounds of its own.
-pub(super) async fn oneshot<B>(service: Tonic, request: Request<B>) -> Response<Body>
-where
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<tonic::codegen::StdError> + Send,
-{
-    match service.oneshot(request.map(tonic::body::Body::new)).await {
+pub(super) async fn oneshot(service: Tonic, request: Request<tonic::body::Body>) -> Response<Body> {
+    match service.oneshot(request).await {
         Ok(response) => response.map(Body::stream),
         Err(infallible) => match infallible {},
     }
+}
+
+/// A request for a tonic service, with the messages of its stream uncompressed.
+///
+/// # Errors
+///
+/// `UNIMPLEMENTED` when they are compressed otherwise than by gzip, `UNAVAILABLE` when there is no
+/// memory for what is compressed.
+pub(super) fn uncompressed<B>(
+    request: Request<B>,
+    limits: &PortLimits,
+    call: &mut InFlight,
+) -> Result<Request<tonic::body::Body>, Status>
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<tonic::codegen::StdError> + Send,
+{
+    match Encoding::of(request.headers()) {
+        Encoding::Identity => return Ok(request.map(tonic::body::Body::new)),
+        Encoding::Gzip => {}
+        Encoding::Other => return Err(unsupported()),
+    }
+    let most = limits.max_message_bytes as usize;
+    // A message as it came, and as it is handed on.
+    call.take(2 * most).map_err(super::full)?;
+    let connection = call.connection().clone();
+    let mut request =
+        request.map(|body| tonic::body::Body::new(Decompressed::new(body, most, connection)));
+    request.headers_mut().remove(ENCODING);
+    Ok(request)
 }
 
 /// A tonic service as one of many.

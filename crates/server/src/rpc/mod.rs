@@ -1,6 +1,7 @@
 //! The gRPC port: who calls what.
 
 mod aside;
+mod compression;
 mod deadline;
 mod report;
 mod timely;
@@ -22,6 +23,7 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
+use compression::{Encoding, decompress, is_flagged, unsupported};
 use deadline::InTime;
 pub(crate) use report::Reports;
 pub(crate) use unary::{Answer, Body, decode, message, unreadable};
@@ -169,7 +171,9 @@ impl<S: Store> Gateway<S> {
             };
             call.connection().is_from(caller.map(Indexer::name));
             call.begin_again(request.headers());
-            let (Some(method), None, None) = (method, refusal, call.full()) else {
+            let is_supported = Encoding::of(request.headers()).is_supported();
+            let (Some(method), None, None, true) = (method, refusal, call.full(), is_supported)
+            else {
                 drop(live);
                 return Ok(Box::pin(self.answer_unusual(method, refusal, request, call)).await);
             };
@@ -185,7 +189,9 @@ impl<S: Store> Gateway<S> {
                 share.as_deref().and_then(|share| method.places(share)).map(Semaphore::try_acquire);
             let has_turn = !matches!(place, Some(Err(_)));
             let answer = match read {
-                Ok(Read::Whole(message)) if has_turn && message.len() <= self.most_bytes() => {
+                Ok(Read::Whole(message))
+                    if has_turn && message.len() <= self.most_bytes() && !is_flagged(&message) =>
+                {
                     let headers = request.headers();
                     let answer = self.dispatch(method, &live, caller, headers, message);
                     InTime::new(answer, headers, began).await
@@ -218,6 +224,8 @@ impl<S: Store> Gateway<S> {
     {
         call.connection().admitted(call).await;
         let message = unary::read(request.body_mut(), begun, &self.limits, call).await?;
+        let encoding = Encoding::of(request.headers());
+        let message = decompress(message, encoding, self.most_bytes(), call)?;
         *began = Instant::now();
         let share = call.connection().share();
         let _place = match method.places(&share) {
@@ -271,6 +279,10 @@ impl<S: Store> Gateway<S> {
         if let Some(refusal) = refusal.filter(|_| is_known) {
             return self.refuse_unread(plain(refusal), request, call).await;
         }
+        if is_known && !Encoding::of(request.headers()).is_supported() {
+            let refused = self.refuse(method_of(method, path), unsupported());
+            return self.refuse_unread(refused, request, call).await;
+        }
         if let (Some(problem), true) = (call.full(), is_known) {
             return self.refuse_full(method, problem, request, call).await;
         }
@@ -287,7 +299,10 @@ impl<S: Store> Gateway<S> {
             let connection = Some(call.connection().clone());
             let key = ShownKey::new(key_of(request.headers()), connection);
             request.extensions_mut().insert(key);
-            return aside::oneshot(self.control.clone(), request).await.of(call);
+            return match aside::uncompressed(request, &self.limits, &mut call) {
+                Ok(request) => aside::oneshot(self.control.clone(), request).await.of(call),
+                Err(status) => self.refuse(Method::Attach, status).of(call),
+            };
         }
         // Not read: it may be a stream that waits for an answer.
         let problem = format!("there is no method {path}");
@@ -311,7 +326,7 @@ impl<S: Store> Gateway<S> {
         let path = request.uri().path();
         let refused = self.refuse(method_of(method, path), full(problem));
         if method == Some(Call::BorrowWorker)
-            && let Ok(message) = unary::read_borrow(request.body_mut(), &self.limits).await
+            && let Ok(message) = unary::read_small(request.body_mut(), &self.limits).await
             && let Some(answer) = self.pool.busy(message)
         {
             return answer.into_http().of(call);

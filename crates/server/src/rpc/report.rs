@@ -14,10 +14,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::codegen::StdError;
 
+use super::compression::{Encoding, Gunzip, STEP, is_flagged, too_large};
 use super::timely::Timely;
 use super::{Answer, Body, identify, unary};
 use crate::live::Live;
-use crate::serve::{InFlight, PortLimits, blocking};
+use crate::serve::{InFlight, PortLimits, blocking, work_of};
 use crate::store::Store;
 use crate::usage::UsageReports;
 
@@ -25,6 +26,9 @@ use crate::usage::UsageReports;
 /// Those of one caller wait for each other first, so that nobody's stands behind many of another.
 const LARGE_AT_ONCE: usize = 4;
 const LARGE_OF_ONE: usize = 1;
+
+/// How much of a large report is decompressed at once, on a thread for what blocks.
+const LARGE_STEP: usize = 1 << 20;
 
 /// Takes reports from their bodies to where they are counted.
 #[derive(Debug)]
@@ -110,6 +114,8 @@ impl<S: Store> Reports<S> {
         B::Error: Into<StdError>,
     {
         let (message, place) = self.read(caller, body, call).await?;
+        let encoding = Encoding::of(&metadata);
+        let (message, place) = self.decompress(caller, message, encoding, place, call).await?;
         let large = place.is_some();
         let usage = self.usage.clone();
         let apply = move || {
@@ -142,8 +148,7 @@ impl<S: Store> Reports<S> {
         while let Some(data) = body.data().await? {
             let length = message.len() + data.len();
             if length > most as usize {
-                let problem = format!("the message is larger than {most} bytes");
-                return Err(Status::invalid_argument(problem));
+                return Err(too_large(most as usize));
             }
             if length > large as usize && place.is_none() {
                 place = Some(self.large.place(caller).await?);
@@ -152,6 +157,42 @@ impl<S: Store> Reports<S> {
             message.extend_from_slice(&data);
         }
         Ok((message.freeze(), place))
+    }
+
+    /// The message uncompressed, with a place for it if it is large then.
+    async fn decompress(
+        &self,
+        caller: Option<&str>,
+        message: Bytes,
+        encoding: Encoding,
+        mut place: Option<Place>,
+        call: &mut InFlight,
+    ) -> Result<(Bytes, Option<Place>), Status> {
+        if !is_flagged(&message) {
+            return Ok((message, place));
+        }
+        let most = self.limits.max_report_bytes as usize;
+        let mut gunzip = Gunzip::of(message, encoding, most)?;
+        loop {
+            let large = gunzip.len() + STEP > self.limits.max_message_bytes as usize;
+            if large && place.is_none() {
+                place = Some(self.large.place(caller).await?);
+            }
+            let step = if large { LARGE_STEP } else { STEP };
+            call.take(step).map_err(super::full)?;
+            let is_done;
+            if large {
+                // It takes many milliseconds, for which other calls are not to wait.
+                let stepped = blocking(move || gunzip.step(step).map(|is_done| (gunzip, is_done)));
+                (gunzip, is_done) = stepped.await?;
+            } else {
+                call.connection().share().count(work_of(step));
+                is_done = gunzip.step(step)?;
+            }
+            if is_done {
+                return Ok((gunzip.finish(), place));
+            }
+        }
     }
 }
 

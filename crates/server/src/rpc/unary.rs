@@ -17,6 +17,7 @@ use tonic::Status;
 use tonic::codegen::StdError;
 
 use super::aside::AsidePlace;
+use super::compression::too_large;
 use super::timely::{Timely, broken_off};
 use crate::serve::{InFlight, PortLimits, reset_call_after};
 use crate::store::Delivery;
@@ -24,22 +25,22 @@ use crate::store::Delivery;
 /// How long a message is waited for that nobody wants.
 const UNWANTED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most bytes of a borrow: four ids, and what frames them.
-const MAX_BORROW: usize = 4 * (MAX_ID_BYTES + 8);
+/// A message up to this long is part of what every call takes up, in bytes. So is every borrow: four
+/// ids, and what frames or compresses them.
+pub(super) const SMALL: usize = 4 * (MAX_ID_BYTES + 16);
 
 /// The flag and the length in front of every message.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const OK: HeaderValue = HeaderValue::from_static("0");
 
-/// Reads the one message of a call from the bytes of its body.
+/// Reads the one message of a call from the bytes of its body, which is not compressed any more.
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT` when there is no message, more than one, or one that is not of this type;
-/// `UNIMPLEMENTED` when it is compressed.
+/// `INVALID_ARGUMENT` when there is no message, more than one, or one that is not of this type.
 pub(crate) fn decode<M: prost::Message + Default>(body: Bytes) -> Result<M, Status> {
     M::decode(message(body)?).map_err(unreadable)
 }
@@ -58,12 +59,8 @@ pub(crate) fn message(mut body: Bytes) -> Result<Bytes, Status> {
     if body.len() < PREFIX_BYTES {
         return Err(Status::invalid_argument("the call carries no message"));
     }
-    let compressed = body.get_u8() != 0;
-    let length = body.get_u32() as usize;
-    if compressed {
-        return Err(Status::unimplemented("compressed messages are not supported"));
-    }
-    if length != body.len() {
+    body.advance(1);
+    if body.get_u32() as usize != body.len() {
         return Err(Status::invalid_argument("the call carries not exactly one message"));
     }
     Ok(body)
@@ -99,7 +96,8 @@ where
 }
 
 /// Reads a body to its end that began with `begun`. What is kept of it is copied, since a frame may
-/// hold on to much more memory than it has bytes, and taken from the memory of the call.
+/// hold on to much more memory than it has bytes, and taken from the memory of the call, except where
+/// it is small.
 ///
 /// # Errors
 ///
@@ -119,18 +117,18 @@ where
     read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(super::full)).await
 }
 
-/// Reads a borrow for which there is no memory: it is as small as what every call takes up anyway.
+/// Reads a small message, such as a borrow, for which there is no memory.
 ///
 /// # Errors
 ///
 /// As [`read`], and sooner.
-pub(super) async fn read_borrow<B>(body: &mut B, limits: &PortLimits) -> Result<Bytes, Status>
+pub(super) async fn read_small<B>(body: &mut B, limits: &PortLimits) -> Result<Bytes, Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
     let within = limits.request_timeout.min(UNWANTED_TIMEOUT);
-    read_into(body, Bytes::new(), MAX_BORROW, within, |_| Ok(())).await
+    read_into(body, Bytes::new(), SMALL, within, |_| Ok(())).await
 }
 
 async fn read_into<B>(
@@ -148,11 +146,11 @@ where
     let mut body = Timely::new(body, within);
     let mut next = Some(begun);
     while let Some(data) = next {
-        if message.len() + data.len() > most {
-            let problem = format!("the message is larger than {most} bytes");
-            return Err(Status::invalid_argument(problem));
+        let length = message.len() + data.len();
+        if length > most {
+            return Err(too_large(most));
         }
-        take(data.len())?;
+        take(length.saturating_sub(SMALL).min(data.len()))?;
         message.extend_from_slice(&data);
         drop(data);
         if !message.is_empty() && body.is_at_end() {

@@ -14,6 +14,7 @@ use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use super::compression::{ACCEPT_ENCODING, ENCODING};
 use super::{API_KEY, Body};
 use crate::serve::Origin;
 use crate::service::{
@@ -56,12 +57,14 @@ impl Web {
                 BORROW_ID,
                 IDEMPOTENCY_KEY,
                 GRPC_TIMEOUT,
+                ENCODING,
                 X_GRPC_WEB,
                 X_USER_AGENT,
             ])
             .expose_headers([
                 GRPC_STATUS,
                 GRPC_MESSAGE,
+                HeaderName::from_static(ACCEPT_ENCODING),
                 LEASE_TTL_MS,
                 DENIED_SCOPE,
                 DENIED_ACTIVE,

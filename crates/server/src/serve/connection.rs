@@ -293,14 +293,14 @@ impl Connection {
 
     /// A connection of another caller on the same thread.
     #[cfg(test)]
-    pub(super) fn another_of_a_test(&self) -> Arc<Self> {
+    pub(crate) fn another_of_a_test(&self) -> Arc<Self> {
         let other = Self::new(None, &self.budget, &self.rounds, &PortLimits::default());
         other.is_from(Some("another"));
         other
     }
 
     #[cfg(test)]
-    pub(super) fn of_a_test() -> Arc<Self> {
+    pub(crate) fn of_a_test() -> Arc<Self> {
         let memory = MemoryBudget::new(64 << 20, Default::default());
         Self::new(None, &memory, &Arc::default(), &PortLimits::default())
     }

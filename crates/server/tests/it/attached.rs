@@ -30,12 +30,19 @@ impl Attached {
     }
 
     pub(crate) async fn over(channel: Channel, key: Option<&str>) -> Result<Self, Status> {
+        Self::of(SessionControlClient::new(channel), key).await
+    }
+
+    pub(crate) async fn of(
+        mut client: SessionControlClient<Channel>,
+        key: Option<&str>,
+    ) -> Result<Self, Status> {
         let (batches, sent) = mpsc::channel(16);
         let mut request = Request::new(ReceiverStream::new(sent));
         if let Some(key) = key {
             request.metadata_mut().insert("x-api-key", key.parse().unwrap());
         }
-        let events = SessionControlClient::new(channel).attach(request).await?.into_inner();
+        let events = client.attach(request).await?.into_inner();
         Ok(Self { batches, events, number: 0 })
     }
 

@@ -83,14 +83,6 @@ async fn a_message_that_is_too_large_is_not_taken_for_a_spent_budget() {
 }
 
 #[tokio::test]
-async fn a_compressed_message_is_unimplemented() {
-    let server = TestServer::memory(ROOMY).await;
-    let mut body = framed(b"");
-    body[0] = 1;
-    assert_eq!(borrow(&server, &body).await.grpc, Some(Code::Unimplemented));
-}
-
-#[tokio::test]
 async fn an_unknown_method_is_unimplemented() {
     let server = TestServer::memory(ROOMY).await;
     for path in ["/", "/sf.worker.v1.WorkerPool/", "/sf.worker.v1.WorkerPoolX/BorrowWorker", "/a/b"]

@@ -32,6 +32,7 @@ use wire::worker::{
 };
 
 use crate::auth::two_indexers;
+use crate::compressed::{flagged, gzip};
 use crate::disk::Disk;
 use crate::harness::{ManualClock, ROOMY, TestServer, channel, config, eventually, session, text};
 
@@ -257,6 +258,26 @@ async fn text_mode_is_the_same_in_base64() {
     let garbled = send(&server, "POST", BORROW, headers, b"AAAA!!!!").await;
     assert_eq!((garbled.status, garbled.header("grpc-status")), (200, Some("3")), "{garbled:?}");
     assert_eq!(server.live().await, 1);
+}
+
+#[tokio::test]
+async fn a_message_of_grpc_web_may_be_compressed() {
+    use base64::Engine as _;
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let server = TestServer::memory(ROOMY).await;
+    let message = flagged(1, &gzip(&prost::Message::encode_to_vec(&session("acme").message)));
+    let packed = "grpc-encoding: gzip\r\n";
+    let granted = send(&server, "POST", BORROW, &format!("{WEB}{packed}"), &message).await;
+    let (answer, trailers) = parts(&granted.body);
+    assert_eq!((answer.status(), trailers), (BorrowStatus::Borrowed, "grpc-status:0\r\n"));
+    let text = format!("content-type: application/grpc-web-text\r\n{packed}");
+    let granted = send(&server, "POST", BORROW, &text, base64.encode(&message).as_bytes()).await;
+    assert_eq!((granted.status, server.live().await), (200, 2), "{granted:?}");
+
+    let other = "grpc-encoding: br\r\n";
+    let refused = send(&server, "POST", BORROW, &format!("{WEB}{other}"), &message).await;
+    assert_eq!((refused.status, refused.header("grpc-status")), (200, Some("12")), "{refused:?}");
+    assert_eq!(refused.header("grpc-accept-encoding"), Some("identity,gzip"), "{refused:?}");
 }
 
 #[tokio::test]

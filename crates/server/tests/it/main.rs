@@ -15,6 +15,7 @@ mod borrow_id;
 mod bounds;
 mod changed_policy;
 mod codes;
+mod compressed;
 mod damaged;
 mod disk;
 mod drain;

@@ -2,6 +2,8 @@ use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use wire::control::session_control_client::SessionControlClient;
+use wire::control::{AttachRequest, AttachResponse};
 
 use super::*;
 use crate::tgm::connection::tests::by_pipe;
@@ -82,4 +84,25 @@ async fn details_of_a_status_do_not_reach_who_panics_at_nonsense() {
     assert!(answer.headers().is_empty());
     let trailers = answer.into_body().frame().await.unwrap().unwrap().into_trailers().unwrap();
     assert!(trailers.is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_that_says_it_is_compressed_is_read_as_far_as_it_is_not() {
+    let (connection, mut made) = by_pipe();
+    tokio::spawn(async move {
+        let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+        let (_, mut respond) = server.accept().await.unwrap().unwrap();
+        let head = Response::builder().header("grpc-encoding", "gzip").body(()).unwrap();
+        let mut body = respond.send_response(head, false).unwrap();
+        body.send_data(Bytes::from_static(b"\0\0\0\0\0\x01\0\0\0\x01x"), false).unwrap();
+        while server.accept().await.is_some() {}
+    });
+    let origin = http::Uri::from_static("http://h/");
+    let mut control = SessionControlClient::with_origin(connection, origin);
+    let answer = control.attach(tokio_stream::pending::<AttachRequest>()).await;
+    let mut events = answer.unwrap().into_inner();
+    assert_eq!(events.message().await.unwrap(), Some(AttachResponse::default()));
+    let status = events.message().await.unwrap_err();
+    // Not UNIMPLEMENTED, which would say that the server has no such stream.
+    assert_eq!(status.code(), tonic::Code::Internal, "{status}");
 }

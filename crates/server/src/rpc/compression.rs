@@ -1,0 +1,331 @@
+//! Compressed messages: gzip, one message at a time, bounded by what comes out of it.
+//!
+//! Every message of a caller has a flag in front that says whether it is compressed; the header
+//! `grpc-encoding` of the call says how. Here compressed messages become uncompressed ones in the same
+//! frames, so that nothing behind this has to know of either. Answers are not compressed.
+
+use std::io::{self, Read as _};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::buf::Reader;
+use bytes::{Buf as _, Bytes, BytesMut};
+use flate2::bufread::GzDecoder;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http_body::{Body as HttpBody, Frame};
+use tonic::Status;
+use tonic::codegen::StdError;
+use tonic::metadata::MetadataValue;
+
+use super::unary::{PREFIX_BYTES, SMALL};
+use crate::serve::{Connection, InFlight, work_of};
+
+pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub(super) const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+
+/// What a caller may use.
+const ACCEPTED: &str = "identity,gzip";
+
+/// How much of a message is decompressed at once.
+pub(super) const STEP: usize = 16 << 10;
+
+/// How the messages of a call are compressed that are flagged so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// Not at all.
+    Identity,
+    Gzip,
+    /// As this server cannot read it.
+    Other,
+}
+
+impl Encoding {
+    /// What the headers of a call say.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        match headers.get(ENCODING).map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => Self::Identity,
+            Some(b"gzip") => Self::Gzip,
+            Some(_) => Self::Other,
+        }
+    }
+
+    pub(super) const fn is_supported(self) -> bool {
+        !matches!(self, Self::Other)
+    }
+}
+
+/// The status of a call whose encoding is [`Encoding::Other`].
+pub(super) fn unsupported() -> Status {
+    let problem = format!("grpc-encoding is not supported: it may be one of {ACCEPTED}");
+    let mut status = Status::unimplemented(problem);
+    let accepted = MetadataValue::from_static(ACCEPTED);
+    status.metadata_mut().insert(ACCEPT_ENCODING, accepted);
+    status
+}
+
+/// Whether a body begins with a message that is flagged as compressed, or as nobody knows what.
+pub(super) fn is_flagged(body: &[u8]) -> bool {
+    body.first().is_some_and(|flag| *flag != 0)
+}
+
+/// The body of a call, framed as it was, with its one message uncompressed.
+///
+/// Memory is taken for what comes out, except where that is small, and the work is counted to the
+/// caller.
+///
+/// # Errors
+///
+/// As [`Gunzip::of`] and [`Gunzip::step`], and `UNAVAILABLE` when there is no memory for the message.
+pub(super) fn decompress(
+    body: Bytes,
+    encoding: Encoding,
+    most: usize,
+    call: &mut InFlight,
+) -> Result<Bytes, Status> {
+    if !is_flagged(&body) {
+        return Ok(body);
+    }
+    let mut gunzip = Gunzip::of(body, encoding, most)?;
+    let mut is_done = gunzip.step(SMALL)?;
+    while !is_done {
+        call.take(STEP).map_err(super::full)?;
+        call.connection().share().count(work_of(STEP));
+        is_done = gunzip.step(STEP)?;
+    }
+    Ok(gunzip.finish())
+}
+
+/// A message that is being decompressed, by parts.
+#[derive(Debug)]
+pub(super) struct Gunzip {
+    decoder: GzDecoder<Reader<Bytes>>,
+    /// What came out so far, behind the room for its flag and its length.
+    message: Vec<u8>,
+    most: usize,
+}
+
+impl Gunzip {
+    /// The one message of `body`, which is flagged; framed, it may have `most` bytes.
+    ///
+    /// # Errors
+    ///
+    /// `INTERNAL` when the flag is none, or no encoding was named, as the protocol has it.
+    /// `INVALID_ARGUMENT` when the body is not exactly one message.
+    pub(super) fn of(mut body: Bytes, encoding: Encoding, most: usize) -> Result<Self, Status> {
+        let problem = match (body.first(), encoding) {
+            (Some(1), Encoding::Gzip) => None,
+            (Some(1), _) => Some("a message is compressed, and grpc-encoding does not say how"),
+            _ => Some("the flag in front of a message is neither 0 nor 1"),
+        };
+        if let Some(problem) = problem {
+            return Err(Status::internal(format!("protocol error: {problem}")));
+        }
+        if body.len() < PREFIX_BYTES {
+            return Err(Status::invalid_argument("the call carries no message"));
+        }
+        body.advance(1);
+        if body.get_u32() as usize != body.len() {
+            return Err(Status::invalid_argument("the call carries not exactly one message"));
+        }
+        let message = vec![0; PREFIX_BYTES];
+        Ok(Self { decoder: GzDecoder::new(body.reader()), message, most })
+    }
+
+    /// How much came out so far, framed.
+    pub(super) fn len(&self) -> usize {
+        self.message.len()
+    }
+
+    /// Decompresses at most `bytes` more, and answers whether that was the end.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT` when the message is too large, or not exactly one whole member of gzip.
+    pub(super) fn step(&mut self, bytes: usize) -> Result<bool, Status> {
+        let begin = self.message.len();
+        // One byte too many shows that it is too large.
+        let end = (begin + bytes).min(self.most + 1);
+        // Not more: it may be large, and each step was counted.
+        self.message.reserve_exact(end - begin);
+        self.message.resize(end, 0);
+        let mut filled = begin;
+        while filled < end {
+            match self.decoder.read(&mut self.message[filled..]) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) => return Err(unreadable(&error)),
+            }
+        }
+        self.message.truncate(filled);
+        if filled > self.most {
+            return Err(too_large(self.most));
+        }
+        if filled == end {
+            return Ok(false);
+        }
+        if self.decoder.get_ref().get_ref().has_remaining() {
+            let problem = "the message cannot be decompressed: more than one gzip member";
+            return Err(Status::invalid_argument(problem));
+        }
+        Ok(true)
+    }
+
+    /// The message, framed as one that is not compressed.
+    pub(super) fn finish(mut self) -> Bytes {
+        let length = self.message.len() - PREFIX_BYTES;
+        let length = u32::try_from(length).expect("the most bytes of a message are a u32");
+        self.message[1..PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
+        self.message.into()
+    }
+}
+
+fn unreadable(error: &io::Error) -> Status {
+    Status::invalid_argument(format!("the message cannot be decompressed: {error}"))
+}
+
+/// The status of a message that is too large.
+pub(super) fn too_large(most: usize) -> Status {
+    Status::invalid_argument(format!("the message is larger than {most} bytes"))
+}
+
+/// The body of a stream of gzip, with its messages uncompressed one by one.
+#[derive(Debug)]
+pub(super) struct Decompressed<B> {
+    body: B,
+    /// What came of messages that are not handed on yet.
+    begun: BytesMut,
+    most: usize,
+    connection: Arc<Connection>,
+}
+
+impl<B> Decompressed<B> {
+    /// `body`, whose messages may have `most` bytes in their frames, compressed or not.
+    pub(super) fn new(body: B, most: usize, connection: Arc<Connection>) -> Self {
+        Self { body, begun: BytesMut::new(), most, connection }
+    }
+
+    /// The next message, if all of it is there.
+    fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        let Some(mut prefix) = self.begun.get(..PREFIX_BYTES) else { return Ok(None) };
+        prefix.advance(1);
+        let length = PREFIX_BYTES + prefix.get_u32() as usize;
+        if length > self.most {
+            return Err(too_large(self.most));
+        }
+        if self.begun.len() < length {
+            return Ok(None);
+        }
+        let message = self.begun.split_to(length).freeze();
+        if !is_flagged(&message) {
+            return Ok(Some(message));
+        }
+        let mut gunzip = Gunzip::of(message, Encoding::Gzip, self.most)?;
+        while !gunzip.step(STEP)? {
+            self.connection.share().count(work_of(STEP));
+        }
+        Ok(Some(gunzip.finish()))
+    }
+}
+
+impl<B> HttpBody for Decompressed<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        loop {
+            if let Some(message) = self.next()? {
+                return Poll::Ready(Some(Ok(Frame::data(message))));
+            }
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(frame) => frame.map_err(Into::into)?,
+                None if self.begun.is_empty() => return Poll::Ready(None),
+                None => {
+                    self.begun.clear();
+                    let problem = Status::invalid_argument("the last message is cut off");
+                    return Poll::Ready(Some(Err(problem.into())));
+                }
+            };
+            match frame.into_data() {
+                Ok(data) => self.begun.extend_from_slice(&data),
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.begun.is_empty() && self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    /// So many bytes of nothing, compressed and framed.
+    fn packed(bytes: usize) -> Bytes {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(&vec![0; bytes]).unwrap();
+        let packed = encoder.finish().unwrap();
+        let length = u32::try_from(packed.len()).unwrap().to_be_bytes();
+        [&[1][..], &length, &packed].concat().into()
+    }
+
+    #[test]
+    fn a_bomb_takes_no_more_memory_than_its_bound() {
+        const MOST: usize = 100_000;
+        let mut gunzip = Gunzip::of(packed(10 << 20), Encoding::Gzip, MOST).unwrap();
+        let status = loop {
+            match gunzip.step(STEP) {
+                Ok(is_done) => assert!(!is_done),
+                Err(status) => break status,
+            }
+            assert!(gunzip.message.capacity() <= MOST + 1, "{}", gunzip.message.capacity());
+        };
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(gunzip.message.capacity() <= MOST + 1, "{}", gunzip.message.capacity());
+    }
+
+    #[test]
+    fn a_message_comes_out_whole_whatever_the_steps() {
+        for length in [0, 1, SMALL - 1, SMALL, SMALL + 1, STEP, 50_000] {
+            for step in [1_000, SMALL, STEP] {
+                let mut gunzip = Gunzip::of(packed(length), Encoding::Gzip, 60_000).unwrap();
+                while !gunzip.step(step).unwrap() {}
+                let message = super::super::message(gunzip.finish()).unwrap();
+                assert_eq!(message, vec![0; length], "{length} by {step}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn decompressing_takes_memory_and_counts_as_work_of_the_caller() {
+        let connection = Connection::of_a_test();
+        let _other = connection.another_of_a_test();
+        let mut call = connection.begin(&mut HeaderMap::new());
+        let has_turn =
+            || poll_fn(|context| Poll::Ready(connection.share().poll_turn(0, context).is_ready()));
+        let small = decompress(packed(SMALL - 100), Encoding::Gzip, 1 << 20, &mut call);
+        assert_eq!(small.unwrap().len(), SMALL - 100 + PREFIX_BYTES);
+        assert!(has_turn().await);
+        let large = decompress(packed(60_000), Encoding::Gzip, 1 << 20, &mut call);
+        assert_eq!(large.unwrap().len(), 60_000 + PREFIX_BYTES);
+        assert!(!has_turn().await, "the work of a round is done");
+        // A stranger has a mebibyte.
+        let larger = decompress(packed(2 << 20), Encoding::Gzip, 4 << 20, &mut call);
+        assert_eq!(larger.unwrap_err().code(), tonic::Code::Unavailable);
+    }
+}
