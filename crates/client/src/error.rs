@@ -46,21 +46,21 @@ pub enum Error {
         message: String,
     },
     /// A ceiling on sessions is reached.
-    #[error("Concurrent stream limit exceeded (active sessions: {active}/{max})")]
+    #[error("Concurrent stream limit exceeded{}", Numbers("sessions", *active, *max, *scope))]
     ConcurrentStreamLimitExceeded {
-        /// How many the scope holds.
+        /// How many the scope holds; 0 when that is [`Scope::Unknown`].
         active: u64,
-        /// How many it may hold.
+        /// How many it may hold; 0 when the scope is [`Scope::Unknown`].
         max: u64,
         /// What the ceiling stands over.
         scope: Scope,
     },
     /// A ceiling on workers is reached.
-    #[error("Worker limit exceeded (active workers: {active}/{max})")]
+    #[error("Worker limit exceeded{}", Numbers("workers", *active, *max, *scope))]
     WorkersLimitExceeded {
-        /// How many the scope holds.
+        /// How many the scope holds; 0 when that is [`Scope::Unknown`].
         active: u64,
-        /// How many it may hold.
+        /// How many it may hold; 0 when the scope is [`Scope::Unknown`].
         max: u64,
         /// What the ceiling stands over.
         scope: Scope,
@@ -84,6 +84,18 @@ pub enum Error {
         #[source]
         cause: Box<Error>,
     },
+}
+
+/// What a refusal says of its ceiling: nothing when nobody told.
+struct Numbers(&'static str, u64, u64, Scope);
+
+impl fmt::Display for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(.., Scope::Unknown) => Ok(()),
+            Self(what, active, max, _) => write!(f, " (active {what}: {active}/{max})"),
+        }
+    }
 }
 
 impl Error {
@@ -167,6 +179,8 @@ pub enum Scope {
     Trace,
     /// What this pool admits by itself, whatever its server would say.
     Pool,
+    /// The server did not say which ceiling is reached, nor where it stands.
+    Unknown,
 }
 
 impl Scope {
@@ -178,6 +192,7 @@ impl Scope {
             Self::ApiKey => "api_key",
             Self::Trace => "trace",
             Self::Pool => "pool",
+            Self::Unknown => "unknown",
         }
     }
 
@@ -217,6 +232,18 @@ mod tests {
         assert_eq!(FULL.to_string(), "Concurrent stream limit exceeded (active sessions: 7/10)");
         let workers = Error::WorkersLimitExceeded { active: 3, max: 4, scope: Scope::Trace };
         assert_eq!(workers.to_string(), "Worker limit exceeded (active workers: 3/4)");
+    }
+
+    #[test]
+    fn a_refusal_without_numbers_shows_none() {
+        let (active, max, scope) = (0, 0, Scope::Unknown);
+        let sessions = Error::ConcurrentStreamLimitExceeded { active, max, scope };
+        assert_eq!(sessions.to_string(), "Concurrent stream limit exceeded");
+        let workers = Error::WorkersLimitExceeded { active, max, scope };
+        assert_eq!(workers.to_string(), "Worker limit exceeded");
+        // A maximum of 0 is a number.
+        let nobody = Error::WorkersLimitExceeded { active, max, scope: Scope::Pool };
+        assert_eq!(nobody.to_string(), "Worker limit exceeded (active workers: 0/0)");
     }
 
     #[test]
@@ -268,5 +295,6 @@ mod tests {
             assert_eq!(Scope::from_wire(scope.as_str()), Some(scope));
         }
         assert_eq!(Scope::from_wire("galaxy"), None);
+        assert_eq!(Scope::from_wire(Scope::Unknown.as_str()), None);
     }
 }

@@ -150,7 +150,8 @@ impl TgmPool {
         let answer = self.shared.remote.state(service, organization);
         let answer = driver::within(self.patience.timeout, answer).await;
         let answer = answer.map_err(|status| answer::error(&status))?;
-        Ok(PoolState::from_wire(answer.into_inner().worker_state.unwrap_or_default()))
+        let state = answer.into_inner().worker_state.map(PoolState::from_wire);
+        state.ok_or_else(|| Error::unavailable("the server answered without a state of the pool"))
     }
 }
 

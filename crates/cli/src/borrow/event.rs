@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anstyle::Style;
 use serde::Serialize;
-use tgm_session::Error;
+use tgm_session::{Error, Scope};
 
 use crate::bar::Bar;
 use crate::output::{BAD, FAINT, GOOD, NAME, WARN, counted, plain, styled};
@@ -97,7 +97,9 @@ impl From<&Error> for Reason<'_> {
         };
         match cause {
             Error::ConcurrentStreamLimitExceeded { active, max, scope }
-            | Error::WorkersLimitExceeded { active, max, scope } => {
+            | Error::WorkersLimitExceeded { active, max, scope }
+                if *scope != Scope::Unknown =>
+            {
                 Self { reason, scope: Some(scope.as_str()), active: Some(*active), max: Some(*max) }
             }
             _ => Self { reason, scope: None, active: None, max: None },

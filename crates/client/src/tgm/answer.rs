@@ -42,8 +42,11 @@ pub(crate) struct Grant {
 #[derive(Clone, Debug)]
 pub(crate) enum BorrowAnswer {
     Granted(Grant),
-    /// The server said no, and holds nothing for it.
-    Refused(Error),
+    /// The server said no. A `key` that came along nevertheless has to be given back.
+    Refused {
+        error: Error,
+        key: Option<String>,
+    },
     /// Nobody knows whether the server holds something, unless the call never left: not `sent`.
     Fault {
         error: Error,
@@ -56,6 +59,16 @@ pub(crate) enum BorrowAnswer {
         error: Error,
         key: Option<String>,
     },
+}
+
+impl BorrowAnswer {
+    /// Takes the key that the server told without granting anything: it has to be given back.
+    pub(crate) fn take_key(&mut self) -> Option<String> {
+        match self {
+            Self::Refused { key, .. } | Self::Nonsense { key, .. } => key.take(),
+            Self::Granted(_) | Self::Fault { .. } | Self::Spent(_) => None,
+        }
+    }
 }
 
 /// What came of one keep-alive.
@@ -91,7 +104,11 @@ pub(crate) fn borrow(
             return match Failure::of(&status) {
                 Failure { error, by_server: true, .. } if cancelled => BorrowAnswer::Spent(error),
                 Failure { error, fault: true, sent, .. } => BorrowAnswer::Fault { error, sent },
-                Failure { error, .. } => BorrowAnswer::Refused(error),
+                // It is the session that is not found.
+                _ if status.code() == Code::NotFound && asked.is_worker() => {
+                    BorrowAnswer::Refused { error: Error::SessionNotFound, key: None }
+                }
+                Failure { error, .. } => BorrowAnswer::Refused { error, key: None },
             };
         }
     };
@@ -111,8 +128,9 @@ pub(crate) fn borrow(
             let error = Error::unavailable("the server has no room for a worker now");
             BorrowAnswer::Fault { error, sent: false }
         }
-        (BorrowStatus::ResourceExhausted, None) => {
-            BorrowAnswer::Refused(ceiling(&metadata, &body.worker_state.unwrap_or_default(), asked))
+        (BorrowStatus::ResourceExhausted, key) => {
+            let error = ceiling(&metadata, &body.worker_state.unwrap_or_default(), asked);
+            BorrowAnswer::Refused { error, key }
         }
         (status, key) => {
             let with = if key.is_some() { "a key" } else { "no key" };
@@ -129,19 +147,21 @@ pub(crate) fn borrow(
 pub(crate) fn keep_alive(answer: Result<Response<KeepAliveResponse>, Status>) -> KeepAliveAnswer {
     match answer {
         Ok(response) => match response.get_ref().status() {
-            keep_alive_response::Status::TtlExtended => {
+            keep_alive_response::Status::Failed => KeepAliveAnswer::Forgotten,
+            // Some servers answer OK and nothing more; a status that is not known here reads as unset.
+            keep_alive_response::Status::TtlExtended | keep_alive_response::Status::Unset => {
                 KeepAliveAnswer::Extended(told_ttl(response.metadata()))
             }
-            keep_alive_response::Status::Failed => KeepAliveAnswer::Forgotten,
-            keep_alive_response::Status::Unset => KeepAliveAnswer::Fault(Error::unavailable(
-                "a keep-alive was answered with status unset",
-            )),
         },
-        Err(status) => match Failure::of(&status).error {
-            error @ (Error::PermissionDenied { .. } | Error::QuotaExceeded { .. }) => {
-                KeepAliveAnswer::Revoked(error)
+        Err(status) => match Failure::of(&status) {
+            Failure {
+                error: error @ (Error::PermissionDenied { .. } | Error::QuotaExceeded { .. }),
+                ..
+            } => KeepAliveAnswer::Revoked(error),
+            Failure { by_server: true, .. } if status.code() == Code::NotFound => {
+                KeepAliveAnswer::Forgotten
             }
-            error => KeepAliveAnswer::Fault(error),
+            Failure { error, .. } => KeepAliveAnswer::Fault(error),
         },
     }
 }
@@ -151,28 +171,27 @@ pub(crate) fn give_back(answer: Result<Response<ReturnWorkerResponse>, Status>) 
     let status = match answer {
         Ok(response) => response.into_inner().status(),
         Err(status) => {
-            let Failure { error, fault, .. } = Failure::of(&status);
+            let Failure { error, fault, by_server, .. } = Failure::of(&status);
             let hopeless = matches!(
                 status.code(),
-                Code::InvalidArgument
-                    | Code::NotFound
-                    | Code::PermissionDenied
-                    | Code::Unimplemented
+                Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented
             );
-            return ReturnAnswer {
-                outcome: Err(error),
-                again: fault || !hopeless,
-                answered: !fault,
+            let outcome = match status.code() {
+                Code::NotFound if by_server => Ok(Released::Missing),
+                _ => Err(error),
             };
+            return ReturnAnswer { outcome, again: fault || !hopeless, answered: !fault };
         }
     };
     let outcome = match status {
-        return_worker_response::Status::Returned => Ok(Released::Returned),
+        // As with keep-alives: some servers answer OK and nothing more.
+        return_worker_response::Status::Returned | return_worker_response::Status::Unset => {
+            Ok(Released::Returned)
+        }
         return_worker_response::Status::TtlUpdated => Ok(Released::Lingers),
         return_worker_response::Status::MissingKey => Ok(Released::Missing),
-        status => {
-            let status = status.as_str_name();
-            Err(Error::unavailable(format!("a return was answered with status {status}")))
+        return_worker_response::Status::Failed => {
+            Err(Error::unavailable("a return was answered with status failed"))
         }
     };
     ReturnAnswer { outcome, again: true, answered: true }
@@ -250,8 +269,11 @@ fn ceiling(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error
         (Scope::Organization, (state.borrowed_workers, state.max_workers))
     };
     let counted = |count| u64::try_from(count).unwrap_or(0);
-    let (active, max) = told.unwrap_or((counted(counts.0), counted(counts.1)));
-    let scope = scope.unwrap_or(seen);
+    let seen_counts = || (counts.1 > 0).then(|| (counted(counts.0), counted(counts.1)));
+    let (scope, (active, max)) = match told.or_else(seen_counts) {
+        Some(counts) => (scope.unwrap_or(seen), counts),
+        None => (Scope::Unknown, (0, 0)),
+    };
     if asked.is_worker() {
         Error::WorkersLimitExceeded { active, max, scope }
     } else {

@@ -187,7 +187,12 @@ impl<'a> UnderWay<'a> {
         let left = deadline.saturating_duration_since(sent);
         let sent = sent.into_std();
         let answer = within(left, self.shared.remote.borrow(&self.asked, self.id)).await;
-        match answer::borrow(answer, &self.asked) {
+        let mut answer = answer::borrow(answer, &self.asked);
+        if let Some(key) = answer.take_key() {
+            let target = Target::Key(key.into());
+            self.shared.tell(|keeper, now| keeper.stray(target, UNTOLD_TTL, now));
+        }
+        match answer {
             BorrowAnswer::Granted(grant) => {
                 // The same id brings the same lease, so earlier tries are no longer in doubt.
                 self.doubt = false;
@@ -198,17 +203,13 @@ impl<'a> UnderWay<'a> {
                     .tell(|keeper, now| keeper.granted(asked, session, on_error, grant, sent, now))
                     .map_err(Try::Over)
             }
-            BorrowAnswer::Refused(error) => {
+            BorrowAnswer::Refused { error, .. } => {
                 self.doubt = doubted;
                 self.shared.tell(|keeper, now| keeper.saw_link(true, now));
                 Err(Try::Over(error))
             }
-            BorrowAnswer::Nonsense { error, key } => {
+            BorrowAnswer::Nonsense { error, .. } => {
                 self.doubt = doubted;
-                if let Some(key) = key {
-                    let target = Target::Key(key.into());
-                    self.shared.tell(|keeper, now| keeper.stray(target, UNTOLD_TTL, now));
-                }
                 Err(Try::Over(error))
             }
             BorrowAnswer::Spent(error) => {

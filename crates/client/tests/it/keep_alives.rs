@@ -305,11 +305,10 @@ async fn an_outage_shorter_than_the_ttl_ends_no_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_means_nothing_is_a_failure_and_ends_nothing_by_itself() {
+async fn a_refusal_that_revokes_nothing_is_a_failure_and_ends_nothing_by_itself() {
     let mut script = Script::new();
     let pool = script.pool("");
     let session = script.session(&pool, "s").await;
-    script.keep_alive().await.say(Said::Unset);
     script.keep_alive().await.fail(Status::unauthenticated("unknown key"));
     script.keep_alive().await.fail(Status::invalid_argument("?"));
     script.keep_alive().await.extend();

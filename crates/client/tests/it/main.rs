@@ -8,6 +8,7 @@ mod borrows;
 mod cancelled;
 mod closing;
 mod fail_open;
+mod foreign;
 mod keep_alives;
 mod log;
 mod pushed;

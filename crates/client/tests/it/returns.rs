@@ -97,12 +97,12 @@ async fn a_lost_return_is_repeated_until_it_is_answered() {
     let session = script.session(&pool, "s").await;
     let release = session.release();
     let (outcome, ()) = tokio::join!(release, async {
-        // One is never answered, one fails, one is answered with nonsense.
+        // One is never answered, one is refused, one fails.
         let silent = script.give_back().await;
         let second = script.give_back().await;
         assert!(!silent.is_waited_for() && second.at - silent.at >= 10 * SECOND);
         second.fail(Status::unavailable("draining"));
-        script.give_back().await.say(Said::Unset);
+        script.give_back().await.say(Said::Failed);
         let last = script.give_back().await;
         assert_eq!(last.message.worker_key, "s");
         last.take();

@@ -137,7 +137,7 @@ impl WorkerPool for Service {
         &self,
         _: Request<WorkersStateRequest>,
     ) -> Result<Response<WorkersStateResponse>, Status> {
-        Err(Status::unimplemented("the scripted server counts nothing"))
+        Ok(Response::new(WorkersStateResponse::default()))
     }
 
     async fn borrow_worker(
@@ -242,6 +242,11 @@ impl Script {
 
     /// A pool with these parameters, on a connection of its own.
     pub(crate) fn pool(&self, parameters: &str) -> Pool {
+        Pool::new(Arc::new(self.plugin(parameters)))
+    }
+
+    /// As [`Script::pool`], without guards.
+    pub(crate) fn plugin(&self, parameters: &str) -> TgmPool {
         let dsn = Dsn::parse(&format!("tgm://scripted?plaintext=true&{parameters}")).unwrap();
         let config = TgmConfig::from_dsn(&dsn).unwrap();
         let (open, pipes) = (self.reachable.clone(), self.pipes.clone());
@@ -250,7 +255,7 @@ impl Script {
             let connected = open.load(Ordering::Relaxed) && pipes.send(Ok(far)).is_ok();
             async move { connected.then_some(near).ok_or(io::ErrorKind::ConnectionRefused.into()) }
         };
-        Pool::new(Arc::new(TgmPool::with_connector(&config, connect).unwrap()))
+        TgmPool::with_connector(&config, connect).unwrap()
     }
 
     /// Refuses connections from now on, or takes them again. Those that are open stay.

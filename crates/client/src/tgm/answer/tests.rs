@@ -33,7 +33,9 @@ fn with(
 }
 
 fn refusal(answer: BorrowAnswer) -> Error {
-    let BorrowAnswer::Refused(error) = answer else { panic!("not a refusal: {answer:?}") };
+    let BorrowAnswer::Refused { error, key: None } = answer else {
+        panic!("not a refusal: {answer:?}")
+    };
     error
 }
 
@@ -106,10 +108,40 @@ fn without_metadata_the_state_of_the_pool_tells_which_ceiling_was_reached() {
         refusal(borrow(full(3), &session())),
         Error::ConcurrentStreamLimitExceeded { active: 9, max: 10, scope }
     );
-    let bare = with(response(BorrowStatus::ResourceExhausted, ""), &[]);
+}
+
+#[test]
+fn a_refusal_without_numbers_names_no_ceiling_and_shows_none() {
+    let full = |state: Option<WorkersState>, metadata: &[_]| {
+        let mut full = response(BorrowStatus::ResourceExhausted, "");
+        full.get_mut().worker_state = state;
+        with(full, metadata)
+    };
+    let unlimited = WorkersState { borrowed_workers: 9, ..Default::default() };
+    let (active, max, scope) = (0, 0, Scope::Unknown);
+    for (state, metadata) in [
+        (None, &[][..]),
+        (Some(WorkersState::default()), &[]),
+        (Some(unlimited), &[]),
+        (None, &[("x-denied-scope", "organization")]),
+        (None, &[("x-denied-active", "3")]),
+        (None, &[("x-denied-active", "-1"), ("x-denied-max", "many")]),
+    ] {
+        assert_eq!(
+            refusal(borrow(full(state.clone(), metadata), &session())),
+            Error::ConcurrentStreamLimitExceeded { active, max, scope }
+        );
+        assert_eq!(
+            refusal(borrow(full(state, metadata), &worker(3))),
+            Error::WorkersLimitExceeded { active, max, scope }
+        );
+    }
+    // A ceiling of 0 that was told is one.
+    let nobody = [("x-denied-active", "0"), ("x-denied-max", "0")];
+    let (active, max, scope) = (0, 0, Scope::Organization);
     assert_eq!(
-        refusal(borrow(bare, &session())),
-        Error::ConcurrentStreamLimitExceeded { active: 0, max: 0, scope }
+        refusal(borrow(full(None, &nobody), &session())),
+        Error::ConcurrentStreamLimitExceeded { active, max, scope }
     );
 }
 
@@ -145,48 +177,156 @@ fn an_answer_that_contradicts_itself_is_an_error_and_its_key_is_kept_to_be_given
         (BorrowStatus::Unset, "k", Some("k")),
         (BorrowStatus::Unset, "", None),
         (BorrowStatus::Borrowed, "", None),
-        (BorrowStatus::ResourceExhausted, "k", Some("k")),
     ] {
-        let answer = borrow(Ok(response(status, key)), &session());
-        let BorrowAnswer::Nonsense { error, key } = answer else { panic!("{answer:?}") };
-        assert_eq!(key.as_deref(), kept);
+        let mut answer = borrow(Ok(response(status, key)), &session());
+        let BorrowAnswer::Nonsense { error, .. } = &answer else { panic!("{answer:?}") };
         assert!(matches!(error, Error::Unavailable { .. }));
+        assert_eq!(answer.take_key().as_deref(), kept);
     }
     let mut unknown = response(BorrowStatus::Unset, "k");
     unknown.get_mut().status = 77;
-    assert!(matches!(borrow(Ok(unknown), &session()), BorrowAnswer::Nonsense { .. }));
+    let mut unknown = borrow(Ok(unknown), &session());
+    assert!(matches!(unknown, BorrowAnswer::Nonsense { .. }));
+    assert_eq!(unknown.take_key().as_deref(), Some("k"));
+    // Without room in the server a worker has no key either.
+    let busy =
+        with(response(BorrowStatus::ResourceExhausted, "k"), &[("x-denied-scope", "server")]);
+    assert_eq!(borrow(busy, &worker(3)).take_key().as_deref(), Some("k"));
 }
 
 #[test]
-fn a_status_made_up_by_the_transport_neither_refuses_nor_revokes() {
-    for code in [Code::ResourceExhausted, Code::PermissionDenied, Code::Unauthenticated] {
-        let answer = borrow(Err(from_transport(code)), &session());
-        assert!(matches!(answer, BorrowAnswer::Fault { sent: true, .. }), "{answer:?}");
-        let answer = keep_alive(Err(from_transport(code)));
-        assert!(matches!(answer, KeepAliveAnswer::Fault(_)), "{answer:?}");
+fn a_refusal_with_a_key_is_a_refusal_and_its_key_is_kept_to_be_given_back() {
+    for asked in [session(), worker(3)] {
+        let mut answer = borrow(Ok(response(BorrowStatus::ResourceExhausted, "k")), &asked);
+        let BorrowAnswer::Refused { error, .. } = &answer else { panic!("{answer:?}") };
+        assert!(error.is_ceiling());
+        assert_eq!(answer.take_key().as_deref(), Some("k"));
     }
+}
+
+#[test]
+fn a_call_whose_deadline_passes_is_a_fault_that_says_so() {
     let late = borrow(Err(late(Duration::from_secs(5))), &session());
     let BorrowAnswer::Fault { error, sent: true } = late else { panic!("{late:?}") };
     assert_eq!(error.to_string(), "session server unavailable: no answer within 5.0s");
 }
 
-#[test]
-fn only_permission_denied_and_resource_exhausted_revoke() {
-    for code in 0..=16 {
-        let code = Code::from(code);
-        let revoked = matches!(keep_alive(Err(Status::new(code, ""))), KeepAliveAnswer::Revoked(_));
-        assert_eq!(revoked, matches!(code, Code::PermissionDenied | Code::ResourceExhausted));
+/// What a caller hears of an answer, in a word.
+fn word(error: &Error) -> &'static str {
+    match error {
+        Error::Unavailable { .. } => "unavailable",
+        Error::Unauthenticated { .. } => "unauthenticated",
+        Error::PermissionDenied { .. } => "denied",
+        Error::QuotaExceeded { .. } => "quota",
+        Error::InvalidArgument { .. } => "invalid",
+        Error::SessionNotFound => "no session",
+        other => panic!("a status of gRPC says no such thing: {other}"),
     }
 }
 
 #[test]
-fn a_return_is_tried_again_unless_the_server_cannot_ever_take_it() {
-    let with = |code| give_back(Err(Status::new(code, "")));
-    assert!(with(Code::Unavailable).again && !with(Code::Unavailable).answered);
-    assert!(!with(Code::InvalidArgument).again && with(Code::InvalidArgument).answered);
-    assert!(give_back(Err(from_transport(Code::PermissionDenied))).again);
-    let failed = give_back(Ok(Response::new(ReturnWorkerResponse::default())));
-    assert!(failed.again && failed.outcome.is_err());
+fn every_code_means_one_thing_in_every_call() {
+    use Code::{
+        Aborted, AlreadyExists, Cancelled, DataLoss, DeadlineExceeded, FailedPrecondition,
+        Internal, InvalidArgument, NotFound, OutOfRange, PermissionDenied, ResourceExhausted,
+        Unauthenticated, Unavailable, Unimplemented, Unknown,
+    };
+    // The code; then the borrow of a session and of a worker, the keep-alive, the return, a question.
+    for (code, of_session, of_worker, beat, back, question) in [
+        (Cancelled, "spent", "spent", "fault", "again", "unavailable"),
+        (Unknown, "fault", "fault", "fault", "again", "unavailable"),
+        (InvalidArgument, "invalid", "invalid", "fault", "given up", "invalid"),
+        (DeadlineExceeded, "fault", "fault", "fault", "again", "unavailable"),
+        (NotFound, "unavailable", "no session", "forgotten", "missing", "unavailable"),
+        (AlreadyExists, "unavailable", "unavailable", "fault", "again", "unavailable"),
+        (PermissionDenied, "denied", "denied", "denied", "given up", "denied"),
+        (ResourceExhausted, "quota", "quota", "quota", "again", "quota"),
+        (FailedPrecondition, "unavailable", "unavailable", "fault", "again", "unavailable"),
+        (Aborted, "fault", "fault", "fault", "again", "unavailable"),
+        (OutOfRange, "unavailable", "unavailable", "fault", "again", "unavailable"),
+        (Unimplemented, "unavailable", "unavailable", "fault", "given up", "unavailable"),
+        (Internal, "fault", "fault", "fault", "again", "unavailable"),
+        (Unavailable, "fault", "fault", "fault", "again", "unavailable"),
+        (DataLoss, "fault", "fault", "fault", "again", "unavailable"),
+        (
+            Unauthenticated,
+            "unauthenticated",
+            "unauthenticated",
+            "fault",
+            "again",
+            "unauthenticated",
+        ),
+    ] {
+        let status = || Status::new(code, "in its own words");
+        let borrowed = |asked| match borrow(Err(status()), &asked) {
+            BorrowAnswer::Refused { error, key: None } => word(&error),
+            BorrowAnswer::Fault { sent: true, .. } => "fault",
+            BorrowAnswer::Spent(_) => "spent",
+            answer => panic!("{code:?}: {answer:?}"),
+        };
+        assert_eq!(borrowed(session()), of_session, "{code:?}");
+        assert_eq!(borrowed(worker(3)), of_worker, "{code:?}");
+        let kept = match keep_alive(Err(status())) {
+            KeepAliveAnswer::Revoked(error) => word(&error),
+            KeepAliveAnswer::Fault(_) => "fault",
+            KeepAliveAnswer::Forgotten => "forgotten",
+            answer @ KeepAliveAnswer::Extended(_) => panic!("{code:?}: {answer:?}"),
+        };
+        assert_eq!(kept, beat, "{code:?}");
+        let returned = match give_back(Err(status())) {
+            ReturnAnswer { outcome: Err(_), again: true, .. } => "again",
+            ReturnAnswer { outcome: Err(_), again: false, answered: true } => "given up",
+            ReturnAnswer { outcome: Ok(Released::Missing), answered: true, .. } => "missing",
+            answer => panic!("{code:?}: {answer:?}"),
+        };
+        assert_eq!(returned, back, "{code:?}");
+        assert_eq!(word(&error(&status())), question, "{code:?}");
+    }
+}
+
+#[test]
+fn every_status_of_a_keep_alive_but_failed_is_a_success() {
+    for (status, extends) in [(0, true), (1, true), (2, false), (3, true), (-1, true)] {
+        let answer = keep_alive(Ok(Response::new(KeepAliveResponse { status })));
+        match answer {
+            KeepAliveAnswer::Extended(None) => assert!(extends, "{status}"),
+            KeepAliveAnswer::Forgotten => assert!(!extends, "{status}"),
+            answer => panic!("{status}: {answer:?}"),
+        }
+    }
+}
+
+#[test]
+fn every_status_of_a_return_but_failed_is_the_end_of_it() {
+    for (status, outcome) in [
+        (0, Some(Released::Returned)),
+        (1, Some(Released::Missing)),
+        (2, Some(Released::Returned)),
+        (3, Some(Released::Lingers)),
+        (4, None),
+        (5, Some(Released::Returned)),
+        (-1, Some(Released::Returned)),
+    ] {
+        let answer = give_back(Ok(Response::new(ReturnWorkerResponse { status })));
+        assert!(answer.answered && answer.again, "{status}");
+        assert_eq!(answer.outcome.ok(), outcome, "{status}");
+    }
+}
+
+#[test]
+fn what_the_transport_makes_up_is_tried_again_whatever_its_code() {
+    for code in 1..=16 {
+        let status = || from_transport(Code::from(code));
+        for asked in [session(), worker(3)] {
+            let answer = borrow(Err(status()), &asked);
+            assert!(matches!(answer, BorrowAnswer::Fault { sent: true, .. }), "{answer:?}");
+        }
+        let answer = keep_alive(Err(status()));
+        assert!(matches!(answer, KeepAliveAnswer::Fault(_)), "{answer:?}");
+        let answer = give_back(Err(status()));
+        assert!(answer.again && !answer.answered && answer.outcome.is_err(), "{answer:?}");
+        assert!(matches!(error(&status()), Error::Unavailable { .. }));
+    }
 }
 
 #[test]

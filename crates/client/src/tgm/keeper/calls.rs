@@ -136,17 +136,22 @@ impl Keeper {
     pub(crate) fn borrowed_again(
         &mut self,
         number: u64,
-        answer: BorrowAnswer,
+        mut answer: BorrowAnswer,
         sent: Instant,
         now: Instant,
     ) {
         self.calls -= 1;
         self.saw_link(!matches!(answer, BorrowAnswer::Fault { .. }), now);
-        if !self.held.contains_key(&number) {
-            self.retarget(number, &answer);
+        match self.held.get(&number) {
+            None => self.retarget(number, &answer),
+            Some(_) => {
+                if let Some(key) = answer.take_key() {
+                    self.stray(Target::Key(key.into()), UNTOLD_TTL, now);
+                }
+            }
         }
         let Some(held) = self.answered(number, now) else {
-            return;
+            return self.borrowed_too_late(number, answer, now);
         };
         match answer {
             BorrowAnswer::Granted(grant) => {
@@ -162,7 +167,7 @@ impl Keeper {
                 self.attachment.name(number, now);
                 self.line_up_workers(number, now);
             }
-            BorrowAnswer::Refused(error) => {
+            BorrowAnswer::Refused { error, .. } => {
                 held.borrowing = None;
                 held.doubt = false;
                 match error {
@@ -174,13 +179,10 @@ impl Keeper {
                     error => self.end(number, &error.lost()),
                 }
             }
-            BorrowAnswer::Nonsense { error, key } => {
+            BorrowAnswer::Nonsense { error, .. } => {
                 held.borrowing = None;
                 held.doubt = false;
                 self.fault(number, error, now);
-                if let Some(key) = key {
-                    self.stray(Target::Key(key.into()), UNTOLD_TTL, now);
-                }
             }
             BorrowAnswer::Spent(error) => {
                 // The next try needs another name; whatever this one took is given back by it.
@@ -196,6 +198,19 @@ impl Keeper {
                     held.borrowing = None;
                 }
                 self.fault(number, error, now);
+            }
+        }
+    }
+
+    /// Takes the answer to a borrow of a lease that has ended meanwhile: what it brought goes back.
+    fn borrowed_too_late(&mut self, number: u64, answer: BorrowAnswer, now: Instant) {
+        let Some(ended) = self.held.get_mut(&number) else { return };
+        match answer {
+            BorrowAnswer::Fault { .. } | BorrowAnswer::Spent(_) => {}
+            BorrowAnswer::Refused { .. } | BorrowAnswer::Nonsense { .. } => ended.borrowing = None,
+            BorrowAnswer::Granted(Grant { key, ttl, .. }) => {
+                ended.borrowing = None;
+                self.stray(Target::Key(key.into()), ttl, now);
             }
         }
     }
@@ -223,10 +238,11 @@ impl Keeper {
     fn retarget(&mut self, number: u64, answer: &BorrowAnswer) {
         let target = match answer {
             BorrowAnswer::Granted(Grant { key, .. })
+            | BorrowAnswer::Refused { key: Some(key), .. }
             | BorrowAnswer::Nonsense { key: Some(key), .. } => Target::Key(key.as_str().into()),
             // The order of the release names the borrow already.
             BorrowAnswer::Fault { .. } | BorrowAnswer::Spent(_) => return,
-            BorrowAnswer::Refused(_) | BorrowAnswer::Nonsense { key: None, .. } => {
+            BorrowAnswer::Refused { key: None, .. } | BorrowAnswer::Nonsense { key: None, .. } => {
                 return self.returns.retarget(number, None);
             }
         };

@@ -241,7 +241,7 @@ fn a_session_that_is_refused_when_borrowed_again_is_lost_with_its_workers() {
     assert!(matches!(&call, Some(Call::Borrow { number, .. }) if *number == session.number()));
     let full =
         Error::ConcurrentStreamLimitExceeded { active: 3, max: 3, scope: Scope::Organization };
-    let answer = BorrowAnswer::Refused(full.clone());
+    let answer = BorrowAnswer::Refused { error: full.clone(), key: None };
     bench.keeper.borrowed_again(session.number(), answer, bench.now, bench.now);
     bench.tell();
     assert_eq!(*calls.lock(), [full.clone().lost()]);
@@ -264,7 +264,7 @@ fn a_worker_that_is_refused_when_borrowed_again_is_lost_alone() {
             Some(Call::Borrow { number, .. }) => {
                 assert_eq!(number, worker.number());
                 let full = Error::WorkersLimitExceeded { active: 9, max: 9, scope: Scope::Trace };
-                let answer = BorrowAnswer::Refused(full.clone());
+                let answer = BorrowAnswer::Refused { error: full.clone(), key: None };
                 bench.keeper.borrowed_again(number, answer, bench.now, bench.now);
                 bench.tell();
                 assert_eq!(worker.end_reason(), Some(&full.lost()));
@@ -285,7 +285,7 @@ fn nothing_is_borrowed_again_once_the_borrow_was_denied() {
     bench.beat(session.number());
     bench.answer(session.number(), KeepAliveAnswer::Forgotten);
     assert!(matches!(bench.call(), Some(Call::Borrow { .. })));
-    let answer = BorrowAnswer::Refused(denied());
+    let answer = BorrowAnswer::Refused { error: denied(), key: None };
     bench.keeper.borrowed_again(session.number(), answer, bench.now, bench.now);
     bench.tell();
     assert_eq!(session.end_reason(), Some(&denied()));

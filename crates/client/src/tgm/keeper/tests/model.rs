@@ -25,7 +25,7 @@ impl Server {
             Some(Some(key)) if self.live.contains_key(key) => key.clone(),
             Some(_) => {
                 let ended = "the lease of this borrow id has ended";
-                return BorrowAnswer::Refused(Error::invalid(ended));
+                return BorrowAnswer::Refused { error: Error::invalid(ended), key: None };
             }
         };
         self.by_borrow.insert(id, Some(key.clone()));

@@ -24,7 +24,8 @@ fn a_session_released_while_it_is_borrowed_again_gives_back_what_the_borrow_brin
             Some("new"),
         ),
         (BorrowAnswer::Nonsense { error: away(), key: Some("odd".into()) }, Some("odd")),
-        (BorrowAnswer::Refused(denied()), None),
+        (BorrowAnswer::Refused { error: away(), key: Some("odd".into()) }, Some("odd")),
+        (BorrowAnswer::Refused { error: denied(), key: None }, None),
     ] {
         let mut bench = Bench::new(RULES);
         let session = bench.session(None);
@@ -40,6 +41,38 @@ fn a_session_released_while_it_is_borrowed_again_gives_back_what_the_borrow_brin
             None => assert_eq!(outcome.now_or_never(), Some(Ok(Released::Missing))),
         }
         assert!(bench.call().is_none());
+    }
+}
+
+#[test]
+fn a_key_that_comes_with_a_refusal_or_after_the_end_is_given_back() {
+    let full = Error::WorkersLimitExceeded { active: 0, max: 0, scope: Scope::Unknown };
+    for (answer, ends_before, expected) in [
+        (BorrowAnswer::Refused { error: full.clone(), key: Some("odd".into()) }, false, "odd"),
+        (BorrowAnswer::Nonsense { error: away(), key: Some("odd".into()) }, false, "odd"),
+        (BorrowAnswer::Refused { error: full, key: Some("odd".into()) }, true, "odd"),
+        (
+            BorrowAnswer::Granted(Grant { key: "new".into(), ttl: TTL, minimal_life: None }),
+            true,
+            "new",
+        ),
+    ] {
+        let mut bench = Bench::new(RULES);
+        let session = bench.session(None);
+        bench.beat(session.number());
+        bench.answer(session.number(), KeepAliveAnswer::Forgotten);
+        assert!(matches!(bench.call(), Some(Call::Borrow { .. })));
+        if ends_before {
+            bench.keeper.pushed(&session.key(), &denied());
+        }
+        bench.keeper.borrowed_again(session.number(), answer, bench.now, bench.now);
+        bench.tell();
+        assert_eq!(bench.take_back(), key(expected));
+        // Nothing more is known to be held for it.
+        if session.end_reason().is_some() {
+            assert_eq!(bench.release(&session).now_or_never(), Some(Ok(Released::Missing)));
+            assert!(bench.call().is_none());
+        }
     }
 }
 
