@@ -32,6 +32,7 @@ fn another_value(setting: &Setting) -> (&'static str, &'static str, Value) {
         "TOKEN" => ("s3cret", "'s3cret'", json!("***")),
         "BOOL" => ("true", "true", json!(true)),
         "ORIGINS" => ("https://a.example", "['https://a.example']", json!(["https://a.example"])),
+        "NAME" => ("nobody", "'nobody'", json!("nobody")),
         "URL" => ("memory:", "'memory:'", json!("memory:")),
         "FILE" => ("some.pem", "'some.pem'", json!("some.pem")),
         "N" if setting.name().ends_with("bytes") => ("1048576", "1048576", json!(1_048_576)),

@@ -171,7 +171,10 @@ impl LocalPool {
     }
 
     fn session(&self, request: SessionRequest) -> Result<Arc<Lease>, Error> {
-        let SessionRequest { service, organization, api_key, trace, on_error } = request;
+        let SessionRequest { service, mut organization, api_key, trace, on_error } = request;
+        if organization.is_empty() {
+            organization = lease::ANONYMOUS.into();
+        }
         Request::session(&service, &organization).api_key(&api_key).trace(&trace).validate()?;
         let limits = Limits {
             service: Some(self.config.max_sessions),

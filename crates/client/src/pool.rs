@@ -88,7 +88,8 @@ pub struct CloseReport {
 pub struct SessionRequest {
     /// The service to run, as the server's policy names it.
     pub service: Arc<str>,
-    /// The organization that pays.
+    /// The organization that pays. When empty, the server's `default_organization`, which it may lack;
+    /// with `local://`, `anonymous`.
     pub organization: Arc<str>,
     /// The id of the API key the stream came with; empty when there is none.
     pub api_key: Arc<str>,

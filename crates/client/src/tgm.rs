@@ -192,7 +192,10 @@ impl SessionPool for TgmPool {
     fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>> {
         Box::pin(async move {
             let request = request.with_trace();
-            Request::session(&request.service, &request.organization)
+            // The server may know an organization for whoever names none.
+            let organization =
+                lease::organization_of(&request.organization, Some(lease::ANONYMOUS))?;
+            Request::session(&request.service, organization)
                 .api_key(&request.api_key)
                 .trace(&request.trace)
                 .validate()?;

@@ -52,7 +52,7 @@ pub use terms::{
     ServiceNames, Terms, UnnamedServices,
 };
 pub use types::{
-    BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, LeaseNumber, MAX_ID_BYTES,
+    ANONYMOUS, BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, LeaseNumber, MAX_ID_BYTES,
     MAX_MINIMAL_LIFE, MAX_TTL, NotALeaseId, NotALeaseNumber, Reason, Request, Timestamp,
-    validate_id,
+    organization_of, validate_id,
 };

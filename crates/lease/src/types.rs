@@ -403,6 +403,31 @@ pub fn validate_id(field: &'static str, id: &str, required: bool) -> Result<(), 
     Ok(())
 }
 
+/// What an organization without a name is called where nobody decided otherwise.
+pub const ANONYMOUS: &str = "anonymous";
+
+/// The organization that a request counts for: the one it `named` or, where it named none, the `default`.
+///
+/// # Errors
+///
+/// [`Invalid`] when there is neither. It names the setting that would help.
+///
+/// ```
+/// use lease::organization_of;
+///
+/// assert_eq!(organization_of("acme", Some("anonymous")), Ok("acme"));
+/// assert_eq!(organization_of("", Some("anonymous")), Ok("anonymous"));
+/// let refused = organization_of("", None).unwrap_err();
+/// assert_eq!(refused.to_string(), "organization_id is empty, and no default_organization is set");
+/// ```
+pub fn organization_of<'a>(named: &'a str, default: Option<&'a str>) -> Result<&'a str, Invalid> {
+    let problem = "is empty, and no default_organization is set";
+    match named {
+        "" => default.ok_or(Invalid { field: "organization_id", problem }),
+        named => Ok(named),
+    }
+}
+
 /// A field of a request that cannot be what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {problem}")]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use lease::{Invalid, organization_of};
+
 use crate::admin::metrics::{BorrowCounters, Metrics};
 use crate::policy::{DEFAULT_SERVICE, Policy, ServiceId};
 use crate::refusals::Refusals;
@@ -15,13 +17,31 @@ pub(crate) struct Live {
     borrows_unknown: BorrowCounters,
     /// Here, so that a call need not count a reference to it.
     pub(crate) refusals: Arc<Refusals>,
+    default_organization: Option<Arc<str>>,
 }
 
 impl Live {
-    pub(crate) fn new(policy: Policy, metrics: &Metrics, refusals: Arc<Refusals>) -> Self {
+    pub(crate) fn new(
+        policy: Policy,
+        metrics: &Metrics,
+        refusals: Arc<Refusals>,
+        default_organization: Option<Arc<str>>,
+    ) -> Self {
         let borrows = policy.services().map(|service| metrics.borrows_of(service)).collect();
         let borrows_unknown = metrics.borrows_of(DEFAULT_SERVICE);
-        Self { borrows, borrows_unknown, refusals, policy: Arc::new(policy) }
+        let policy = Arc::new(policy);
+        Self { policy, borrows, borrows_unknown, refusals, default_organization }
+    }
+
+    /// The same under another `policy`.
+    pub(crate) fn under(&self, policy: Policy, metrics: &Metrics) -> Self {
+        Self::new(policy, metrics, self.refusals.clone(), self.default_organization.clone())
+    }
+
+    /// The organization that whoever `named` this one counts for. Everything that comes from a
+    /// caller asks here, so that a session, its workers and its usage meet under one name.
+    pub(crate) fn organization<'a>(&'a self, named: &'a str) -> Result<&'a str, Invalid> {
+        organization_of(named, self.default_organization.as_deref())
     }
 
     /// The counters of the service entry, or of services that nobody speaks for.

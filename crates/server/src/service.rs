@@ -71,8 +71,9 @@ impl<S: Store> WorkerPool<S> {
         live: &'l Live,
         caller: Option<&Indexer>,
         metadata: &HeaderMap,
-        message: BorrowWorkerRequest,
+        mut message: BorrowWorkerRequest,
     ) -> Result<impl Future<Output = Result<Answer, Status>> + use<'l, S>, Status> {
+        named(live, &mut message.organization_id)?;
         let request = Request {
             indexer: caller.map(Indexer::name),
             service: &message.service,
@@ -173,8 +174,9 @@ impl<S: Store> WorkerPool<S> {
         &self,
         live: &Live,
         caller: Option<&Indexer>,
-        message: WorkersStateRequest,
+        mut message: WorkersStateRequest,
     ) -> Result<Answer, Status> {
+        named(live, &mut message.organization_id)?;
         let WorkersStateRequest { service, organization_id: organization, api_key_id } = &message;
         validate_id("service", service, true).map_err(invalid)?;
         validate_id("organization_id", organization, true).map_err(invalid)?;
@@ -337,6 +339,14 @@ fn borrow_id(metadata: &HeaderMap) -> Result<Option<BorrowId>, Status> {
     let Some(value) = metadata.get(BORROW_ID) else { return Ok(None) };
     // A value that is not text is no hex either; the empty text says so.
     value.to_str().unwrap_or_default().parse().map(Some).map_err(invalid)
+}
+
+/// Gives a request that names no organization the default one.
+fn named(live: &Live, organization: &mut String) -> Result<(), Status> {
+    if organization.is_empty() {
+        *organization = live.organization("").map_err(invalid)?.to_owned();
+    }
+    Ok(())
 }
 
 fn invalid(invalid: Invalid) -> Status {

@@ -81,7 +81,7 @@ impl<S: Store> UsageReports<S> {
     ) -> Result<impl Future<Output = Result<Answer, Status>> + Send + use<S>, Status> {
         let began = Instant::now();
         let idempotency_key = idempotency_key(metadata)?.map(Into::into);
-        let read = Read::from(&rpc::message(body)?, &live.policy, self.max_events)?;
+        let read = Read::from(&rpc::message(body)?, live, self.max_events)?;
         let Read { report, organizations, disabled, events, mut skipped } = read;
         let reported = self.store.report(UsageReport {
             caller: caller.map(|caller| caller.name().into()),
@@ -170,7 +170,7 @@ struct Read {
 impl Read {
     /// Reads event by event: read at once, a report takes up a hundred times what it has on the
     /// wire.
-    fn from(message: &[u8], policy: &Policy, max_events: usize) -> Result<Self, Status> {
+    fn from(message: &[u8], live: &Live, max_events: usize) -> Result<Self, Status> {
         let mut events = 0;
         for event in Contents::of(message, EVENTS) {
             event?;
@@ -199,7 +199,8 @@ impl Read {
             let event = Event::decode(event).map_err(rpc::unreadable)?;
             let metrics: Vec<_> =
                 event.metrics.iter().map(|metric| (&*metric.key, metric.value)).collect();
-            let organization = &*event.organization_id;
+            // Without any it cannot be counted, as the report says itself.
+            let organization = live.organization(&event.organization_id).unwrap_or_default();
             let added = validate_id("api_key_id", &event.api_key_id, false)
                 .map_err(|_| Uncountable::ApiKey)
                 .and_then(|()| report.add(organization, &metrics));
@@ -207,7 +208,7 @@ impl Read {
                 read.skipped[why as usize] += 1;
             } else if !seen.contains(organization) {
                 seen.insert(organization.into());
-                read.ask(organization, policy);
+                read.ask(organization, &live.policy);
             }
         }
         read.report = report.build();
@@ -291,6 +292,9 @@ mod tests {
     use wire::payment::ReportRequest;
 
     use super::*;
+    use crate::admin::metrics::Metrics;
+    use crate::clock::SystemClock;
+    use crate::refusals::Refusals;
 
     fn event(organization: &str, metrics: usize) -> Event {
         let metrics = (0..metrics).map(|key| Metric { key: key.to_string(), value: 1.0 });
@@ -299,7 +303,8 @@ mod tests {
     }
 
     fn read(message: &[u8]) -> Result<Read, Status> {
-        Read::from(message, &Policy::default(), 3)
+        let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
+        Read::from(message, &Live::new(Policy::default(), &Metrics::new(), refusals, None), 3)
     }
 
     #[test]

@@ -16,6 +16,9 @@ impl SessionRequest {
     /// | `x-api-key-id` | the id of the API key; may be absent |
     /// | `x-trace-id` | the trace id; without it the session gets a random one |
     ///
+    /// An organization is needed: a service that authenticates nobody asks for whom it likes by a
+    /// closure of its own, or for the server's `default_organization` by an empty name.
+    ///
     /// They are believed: only whatever authenticates callers may set them.
     ///
     /// `traceparent` is not read. Callers set it as they like, and one distributed trace may open

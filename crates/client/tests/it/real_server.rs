@@ -148,6 +148,31 @@ async fn refusals_that_are_no_ceiling_keep_their_kind() {
 }
 
 #[tokio::test]
+async fn whoever_names_no_organization_counts_for_the_default_one_of_server_and_process() {
+    let nameless = || SessionRequest::new("t1r", "");
+    let server = memory().await;
+    let (refusing, _) = pool(server.grpc_address(), "");
+    let refused = refusing.borrow(nameless()).await.unwrap_err();
+    assert!(refused.to_string().contains("no default_organization is set"), "{refused}");
+    server.stop().await.unwrap();
+
+    let mut config = Config::new(Policy::built_in(), StoreUrl::Memory);
+    config.listen.set_port(0);
+    config.admin_listen.set_port(0);
+    let server = Server::bind(config).await.unwrap().start().await.unwrap();
+    let (pool, plugin) = pool(server.grpc_address(), "");
+    let session = pool.borrow(nameless()).await.unwrap();
+    assert_eq!(plugin.state("t1r", "anonymous").await.unwrap().borrowed, 1);
+    drop(session);
+
+    let local = tgm_session::connect("local://?max_sessions_per_organization=1").await.unwrap();
+    let _session = local.borrow(nameless()).await.unwrap();
+    let refused = local.borrow(SessionRequest::new("t1r", "anonymous")).await.unwrap_err();
+    let (active, max, scope) = (1, 1, Scope::Organization);
+    assert_eq!(refused, Error::ConcurrentStreamLimitExceeded { active, max, scope });
+}
+
+#[tokio::test]
 async fn the_key_of_the_url_is_what_the_server_knows_the_indexer_by() {
     // The digest of `s3cret`, as a policy holds it.
     let policy = format!(

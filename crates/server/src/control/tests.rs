@@ -17,7 +17,7 @@ fn control(max_streams: usize) -> Control<Embedded> {
     let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();
     let metrics = Metrics::new();
     let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
-    let live = Live::new(Policy::built_in(), &metrics, refusals);
+    let live = Live::new(Policy::built_in(), &metrics, refusals, None);
     let live = Arc::new(ArcSwap::from_pointee(live));
     let counters = (metrics.calls.clone(), metrics.streams.clone());
     Control::new(Arc::new(store), live, counters, max_streams, Farewell::default())

@@ -244,8 +244,13 @@ impl Operator {
         usages: &[Usage<'_>],
     ) -> Result<Reported, ReportError> {
         let reported = {
-            let policy = self.live.load().policy.clone();
-            let (report, skipped) = UsageReport::of(indexer, idempotency_key, usages, policy);
+            let live = self.live.load();
+            let mut usages = usages.to_vec();
+            for usage in &mut usages {
+                usage.organization = live.organization(usage.organization).unwrap_or_default();
+            }
+            let policy = live.policy.clone();
+            let (report, skipped) = UsageReport::of(indexer, idempotency_key, &usages, policy);
             let report = self.store.report(report);
             report.map_ok(move |mut reported| {
                 reported.skipped.iter_mut().zip(skipped).for_each(|(sum, more)| *sum += more);
@@ -267,10 +272,9 @@ impl Operator {
     /// Swaps the policy, ends the leases that it does not allow, and answers how many those were.
     /// Returns when no call looks at the policy before it any more, or after a second.
     async fn put_into_force(&self, policy: Policy, ends: Ends) -> Result<usize, Unavailable> {
-        let refusals = self.live.load().refusals.clone();
         // A policy of many services has many counters.
-        let metrics = self.metrics.clone();
-        let live = Arc::new(blocking(move || Live::new(policy, &metrics, refusals)).await);
+        let (before, metrics) = (self.live.load_full(), self.metrics.clone());
+        let live = Arc::new(blocking(move || before.under(policy, &metrics)).await);
         let before = self.live.swap(live.clone());
         // Calls that looked at the old policy hold on to it until they are over.
         let calls_under_way =

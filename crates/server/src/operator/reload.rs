@@ -241,7 +241,7 @@ mod tests {
         let refusals = Arc::new(Refusals::new(clock.clone()));
         Arc::new(Operator::new(Parts {
             store: Arc::new(store),
-            live: Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics, refusals))),
+            live: Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics, refusals, None))),
             metrics,
             clock,
             grpc_address: ([127, 0, 0, 1], 1).into(),

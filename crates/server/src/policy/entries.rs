@@ -14,6 +14,7 @@ pub(super) type Table<T> = HashMap<Box<str>, T, RandomState>;
 /// All entries of a file. They never change; another file makes other entries.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
+    pub(super) is_built_in: bool,
     pub(super) services: Vec<Service>,
     pub(super) services_by_name: Table<ServiceId>,
     pub(super) default_service: Option<ServiceId>,

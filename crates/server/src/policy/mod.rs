@@ -102,7 +102,7 @@ impl Policy {
     /// The policy of a server that was given none: `t1r` sessions 10 per organization, `t2w`
     /// workers 100 per organization, any other service 10 per organization, no indexers.
     ///
-    /// Without indexers a server listens on loopback only, unless it is told otherwise.
+    /// Whoever names no organization is `anonymous` under it. Without indexers a server listens on loopback only, unless it is told otherwise.
     pub fn built_in() -> Self {
         const FILE: &str = "
             [services.default]
@@ -112,7 +112,15 @@ impl Policy {
             [services.t2w]
             max_per_organization = 100
         ";
-        Self::parse(FILE, "built-in policy").expect("the built-in policy is sound").policy
+        let loaded = Self::parse(FILE, "built-in policy").expect("the built-in policy is sound");
+        let mut entries = Arc::into_inner(loaded.policy.entries).expect("nobody else has them");
+        entries.is_built_in = true;
+        Self::from(entries)
+    }
+
+    /// Whether this is [`Policy::built_in`], under whatever overrides.
+    pub fn is_built_in(&self) -> bool {
+        self.entries.is_built_in
     }
 
     /// Reads the policy file at `path`.

@@ -38,6 +38,9 @@ pub struct Config {
     pub admin_token_file: Option<PathBuf>,
     /// Whether gRPC may be served off loopback to callers that show no key.
     pub allow_anonymous: bool,
+    /// The organization of callers that name none, as services without authentication do. By default
+    /// `anonymous` under the built-in policy and none under any other: such callers are refused.
+    pub default_organization: Option<Box<str>>,
     /// The most leases held at once, whatever the policy allows. By default 2,000,000.
     pub max_leases: u64,
     /// The most bytes that the ids of all leases take up, those they share counted once. By default
@@ -69,6 +72,7 @@ pub struct Config {
 impl Config {
     /// A server for `policy` over `store`, on loopback.
     pub fn new(policy: Policy, store: StoreUrl) -> Self {
+        let default_organization = policy.is_built_in().then(|| lease::ANONYMOUS.into());
         let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         Self {
             policy,
@@ -80,6 +84,7 @@ impl Config {
             admin_token: None,
             admin_token_file: None,
             allow_anonymous: false,
+            default_organization,
             max_leases: Options::default().max_leases,
             max_id_bytes: Options::default().max_id_bytes,
             max_connections: 16_384,

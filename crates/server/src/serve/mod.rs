@@ -180,7 +180,8 @@ impl Server {
         }
         let metrics = Arc::new(Metrics::of_server(&facts, store.commits()));
         let refusals = Arc::new(Refusals::new(config.clock.clone()));
-        let live = Live::new(policy, &metrics, refusals.clone());
+        let default_organization = config.default_organization.clone().map(Arc::from);
+        let live = Live::new(policy, &metrics, refusals.clone(), default_organization);
         let live = Arc::new(ArcSwap::from_pointee(live));
         let health = HealthReporter::new();
         let farewell = Farewell::default();

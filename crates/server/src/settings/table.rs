@@ -42,6 +42,14 @@ pub(super) static SETTINGS: &[Setting] = &[
         |config| &mut config.allow_anonymous,
     ),
     Setting::new(
+        "default_organization",
+        "Ports",
+        "The organization of callers that name none, as services without authentication do; \
+         without it they are refused",
+        |config| &mut config.default_organization,
+    )
+    .by_default("anonymous with the built-in policy, else none"),
+    Setting::new(
         "grpc_web_origins",
         "Ports",
         "The web pages that may call from elsewhere by gRPC-Web, separated by commas",

@@ -9,6 +9,7 @@ fn another_value(setting: &Setting) -> (&'static str, &'static str) {
         "ORIGINS" => {
             ("https://a.example,https://b.example", "['https://a.example', 'https://b.example']")
         }
+        "NAME" => ("nobody", "'nobody'"),
         "URL" => ("file:/nowhere", "'file:/nowhere'"),
         "FILE" => ("some.pem", "'some.pem'"),
         "N" => ("9999", "9999"),
@@ -116,6 +117,8 @@ fn a_value_of_another_kind_is_refused_and_a_secret_is_not_repeated() {
         ("grpc_web_origins", "'https://a.example'"),
         ("grpc_web_origins", "[1]"),
         ("grpc_web_origins", "['*']"),
+        ("default_organization", "''"),
+        ("default_organization", "7"),
         ("store", "'sled:x'"),
         ("tls_cert", "''"),
         ("admin_token", "''"),

@@ -214,6 +214,23 @@ impl Value for Option<PathBuf> {
     }
 }
 
+impl Value for Option<Box<str>> {
+    fn name(&self) -> &'static str {
+        "NAME"
+    }
+
+    fn read(&mut self, written: &Written) -> Result<(), String> {
+        let name = written.text().ok_or("write a name")?;
+        lease::validate_id("the name", name, true).map_err(|error| error.to_string())?;
+        *self = Some(name.into());
+        Ok(())
+    }
+
+    fn show(&self) -> Shown {
+        self.as_ref().map_or(Shown::Nothing, |name| Shown::Text(name.as_ref().to_owned()))
+    }
+}
+
 impl Value for StoreUrl {
     fn name(&self) -> &'static str {
         "URL"

@@ -31,6 +31,7 @@ mod limits;
 mod listing;
 mod lost;
 mod metrics;
+mod nameless;
 mod observed;
 mod operated;
 mod overrides;
