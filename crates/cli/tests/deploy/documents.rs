@@ -7,7 +7,7 @@ use serde_json::Value;
 use tgm_session_server::Policy;
 
 use crate::harness::{Serve, folder, run, store};
-use crate::{flags, get, named_flags, root, text};
+use crate::{Settings, flags, get, named_flags, root, text};
 
 /// The documents for those who run the server or use the library.
 const DOCUMENTS: [&str; 5] =
@@ -96,8 +96,7 @@ fn every_flag_in_the_manuals_is_one_of_the_binary() {
     for path in DOCUMENTS {
         let document = text(path);
         for code in code(&document) {
-            if others.iter().any(|other| code.contains(other)) || code.contains("--common-session")
-            {
+            if others.iter().any(|other| code.contains(other)) || code.contains("--common-") {
                 continue;
             }
             for flag in named_flags(code) {
@@ -107,6 +106,28 @@ fn every_flag_in_the_manuals_is_one_of_the_binary() {
         }
     }
     assert!(found > 10, "only {found} flags");
+}
+
+#[test]
+fn what_firehose_is_pointed_at_is_where_a_server_without_any_setting_listens() {
+    let folder = folder();
+    let serve = Serve::start(["--store", &store(&folder)]);
+    let port = Settings::of_serve().default_port("listen");
+    let mut found = 0;
+    for path in ["README.md", "docs/operations.md"] {
+        let document = text(path);
+        for line in document.lines().filter(|line| line.starts_with("firecore start ")) {
+            let url = line.split_once("--common-session-plugin='").unwrap().1;
+            let url = url.strip_suffix('\'').unwrap();
+            assert!(url.contains(&format!("127.0.0.1:{port}?")), "{path}: {line}");
+            let url = url.replace(&format!("127.0.0.1:{port}"), &serve.grpc);
+            // With an authentication that is the default there, no organization is named.
+            let ran = run(["borrow", &url, "--organization", "", "--for", "1ms"]);
+            assert_eq!(ran.code, Some(0), "{path}: {line}: {ran:?}");
+            found += 1;
+        }
+    }
+    assert!(found > 3, "only {found} lines");
 }
 
 #[test]
