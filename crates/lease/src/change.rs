@@ -1,6 +1,7 @@
 //! What changed in a ledger, as a store has to keep it.
 
 use crate::budget::Used;
+use crate::revocation::Revocation;
 use crate::types::{BorrowId, Lease, LeaseId, Reason, Timestamp};
 
 /// One change, in the order applied.
@@ -32,17 +33,8 @@ pub enum Change {
     TraceEnded(Box<TraceEnd>),
     /// All leases of a trace that ended are taken out. Keep its end no longer.
     TraceGone(Box<TraceEnd>),
-    /// The reason a lease was revoked for is known until `until`; one past needs no keeping.
-    Revoked {
-        /// The lease.
-        id: LeaseId,
-        /// The indexer that held it.
-        indexer: Option<Box<str>>,
-        /// Why.
-        reason: Reason,
-        /// Until when the reason is told, in store time.
-        until: Timestamp,
-    },
+    /// A lease was revoked. One that is past the time it is remembered needs no keeping.
+    Revoked(Box<Revocation>),
     /// The usage counts of one metric of one organization stand at `used` now.
     Used {
         /// The organization.

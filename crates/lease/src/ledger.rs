@@ -13,13 +13,14 @@ use crate::change::{Change, Ends};
 use crate::memory::{Bound, Memory};
 use crate::records::Record;
 use crate::report::{Counted, ReportRefusal, Submission};
+use crate::revocation::{RevokedLease, RevokedTrace};
 use crate::scope::{Scope, forms_a_scope};
 use crate::slab::NONE;
 use crate::table::{ANYBODY, Entry, NewLease, Place, Sessions, Table, whole_milliseconds};
 use crate::terms::{Denied, Grant, KeptAlive, MemoryFull, Refusal, Remembers, Terms};
 use crate::timer::Timer;
 use crate::types::{
-    BorrowId, BorrowedAs, Kind, Lease, LeaseId, MAX_TTL, Reason, Request, Timestamp, validate_id,
+    BorrowId, BorrowedAs, Kind, Lease, LeaseId, MAX_TTL, Request, Timestamp, validate_id,
 };
 use crate::usage::{UsageBook, UsageBounds};
 
@@ -135,7 +136,10 @@ pub struct Ledger {
     /// What each borrow id bought.
     borrows: Memory<Bought>,
     /// Why leases were revoked.
-    revoked: Memory<Revocation>,
+    revoked: Memory<RevokedLease>,
+    /// The traces of sessions among those. They need no bound of their own: each stands for one
+    /// revocation that is remembered as long.
+    revoked_traces: Memory<RevokedTrace>,
     usage: UsageBook,
     changes: Option<Vec<Change>>,
     /// How many changes there were, collected or not.
@@ -207,20 +211,6 @@ const fn halves(id: BorrowId) -> [u64; 2] {
     [(id.0 >> 64) as u64, id.0 as u64]
 }
 
-#[derive(Debug)]
-struct Revocation {
-    id: LeaseId,
-    reason: Reason,
-}
-
-impl Record for Revocation {
-    type Key<'a> = u64;
-
-    fn key(&self) -> u64 {
-        self.id.serial
-    }
-}
-
 impl Ledger {
     /// An empty ledger at [`Timestamp::ZERO`].
     pub fn new(config: Config) -> Self {
@@ -242,6 +232,7 @@ impl Ledger {
             secrets,
             borrows: Memory::new(Bound::Shared(config.memory_of_borrow_ids()), hasher),
             revoked: Memory::new(Bound::Shared(config.memory_of_leases()), hasher),
+            revoked_traces: Memory::new(Bound::Each(usize::MAX), hasher),
             usage: UsageBook::new(bounds, hasher),
             changes: journal.then(Vec::new),
             revision: 0,
@@ -262,7 +253,7 @@ impl Ledger {
     /// # Errors
     ///
     /// The first [`Refusal`] that applies, in the order: borrow id, budgets, the ceilings in the
-    /// order of [`Scope::ALL`], the ledger's own bounds. [`Refusal::Behind`] when too much of the
+    /// order of [`Scope::ALL`], a revoked session, the ledger's own bounds. [`Refusal::Behind`] when too much of the
     /// trace has ended and is not taken out yet.
     pub fn borrow(
         &mut self,
@@ -280,6 +271,7 @@ impl Ledger {
             Err(refusal) if terms.observe => Some(Box::new(refusal)),
             admitted => admitted.map(|()| None)?,
         };
+        self.has_session(request, indexer, place)?;
         self.has_room_for(request, terms, indexer, place)?;
         let (id, ttl) = self.grant(request, terms, indexer, &mut place);
         let pool = self.table.pool_state(place, terms.limits.organization);
@@ -452,7 +444,7 @@ impl Ledger {
             let revocation = self.revoked.get(indexer, id.serial, now)?;
             Some(revocation).filter(|revoked| revoked.id.proves(id.serial, &id.secret))
         });
-        revoked.map_or(KeptAlive::Failed, |revoked| KeptAlive::Revoked(revoked.reason))
+        revoked.map_or(KeptAlive::Failed, |revoked| KeptAlive::Revoked(revoked.why.clone()))
     }
 
     /// Counts the next amounts of a report of usage, at most [`RECORDS_PER_HOLD`] of them.
@@ -597,6 +589,7 @@ impl Ledger {
     /// The first count that is off, in words.
     pub fn audit(&self) -> Result<(), String> {
         self.table.audit()?;
+        self.audit_revoked()?;
         self.audit_ended()
     }
 }

@@ -28,6 +28,7 @@ mod ledger;
 mod memory;
 mod records;
 mod report;
+mod revocation;
 mod scope;
 mod slab;
 mod table;
@@ -46,6 +47,7 @@ pub use ledger::{
 pub use report::{
     Accounts, Counted, MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Submission, Uncountable,
 };
+pub use revocation::{Revocation, RevokedFor, TraceDigest};
 pub use scope::{Scope, forms_a_scope};
 pub use terms::{
     Denied, Grant, KeptAlive, Limits, MemoryFull, PoolState, Refusal, Released, Remembers,

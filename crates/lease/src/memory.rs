@@ -156,6 +156,10 @@ impl<R: Record> Memory<R> {
         }
     }
 
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.facts.len() == 0
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Fact<R>> {
         self.facts.iter().map(|(_, fact)| fact)
     }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::budget::{Budget, BudgetSpent, WallTime};
+use crate::revocation::RevokedFor;
 use crate::scope::Scope;
-use crate::types::{LeaseId, Reason, Timestamp};
+use crate::types::{LeaseId, Timestamp};
 
 /// The ceilings that stand over one borrow: `None` is no ceiling, `Some(0)` admits nobody.
 ///
@@ -109,6 +110,9 @@ pub enum Refusal {
     /// A ceiling is reached.
     #[error(transparent)]
     Denied(Denied),
+    /// The session of the worker's trace was revoked, and the trace has no other that is live.
+    #[error("the session of the trace has ended: {0}")]
+    Revoked(RevokedFor),
     /// The table holds as many leases as this server may hold.
     #[error("the server holds {max_leases} leases, its own ceiling")]
     Full {
@@ -197,7 +201,7 @@ pub struct Denied {
 }
 
 /// What a keep-alive answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum KeptAlive {
     /// The lease has its full TTL again.
     Extended {
@@ -207,7 +211,7 @@ pub enum KeptAlive {
     /// There is no such lease, or it was returned.
     Failed,
     /// The lease was revoked.
-    Revoked(Reason),
+    Revoked(RevokedFor),
 }
 
 /// What a release answers.

@@ -278,9 +278,9 @@ fn an_organization_is_revoked_in_parts_workers_first_and_some_services_are_spare
     let other = borrow(&mut ledger, &Request::session("t1r", "globex"), NOW);
     let (mut walk, mut revoked, mut parts) = (RevocationWalk::default(), Vec::new(), 0);
     while !walk.is_done() {
-        let reason = Reason::BudgetSpent;
+        let spent = Reason::BudgetSpent.into();
         let part =
-            ledger.revoke_organization("acme", reason, |service| service == "t3", &mut walk, NOW);
+            ledger.revoke_organization("acme", &spent, |service| service == "t3", &mut walk, NOW);
         assert!(part.len() <= 16);
         revoked.extend(part);
         parts += 1;
@@ -290,7 +290,11 @@ fn an_organization_is_revoked_in_parts_workers_first_and_some_services_are_spare
     assert_eq!(revoked.len(), held.len());
     for id in held {
         let kept = ledger.keep_alive(id, None, NOW);
-        assert_eq!(kept, KeptAlive::Revoked(Reason::BudgetSpent), "workers are told why, too");
+        assert_eq!(
+            kept,
+            KeptAlive::Revoked(Reason::BudgetSpent.into()),
+            "workers are told why, too"
+        );
     }
     assert!(is_kept(&mut ledger, spared, NOW) && is_kept(&mut ledger, other, NOW));
 }
@@ -301,8 +305,8 @@ fn a_keep_alive_between_two_parts_of_a_revocation_saves_nobody() {
     let held = workers(&mut ledger, "", 40, NOW);
     let mut walk = RevocationWalk::default();
     while !walk.is_done() {
-        let reason = Reason::OrganizationDisabled;
-        ledger.revoke_organization("acme", reason, |_| false, &mut walk, NOW);
+        let disabled = Reason::OrganizationDisabled.into();
+        ledger.revoke_organization("acme", &disabled, |_| false, &mut walk, NOW);
         for &id in &held {
             ledger.keep_alive(id, None, NOW);
         }

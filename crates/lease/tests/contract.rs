@@ -161,7 +161,7 @@ fn a_revoked_lease_frees_its_slot_and_answers_its_reason_for_ten_minutes_or_ten_
             assert!(ledger.is_empty());
             let last = NOW + (Duration::from_secs(memory) - Duration::from_nanos(1));
             let kept = ledger.keep_alive(id, Some("west"), last);
-            assert_eq!(kept, KeptAlive::Revoked(reason));
+            assert_eq!(kept, KeptAlive::Revoked(reason.into()));
             // To another indexer it does not exist, and a return finds nothing.
             assert_eq!(ledger.keep_alive(id, Some("east"), last), KeptAlive::Failed);
             assert_eq!(ledger.release(id, Some("west"), Duration::ZERO, last), Released::Missing);
@@ -182,7 +182,7 @@ fn the_reason_of_a_revocation_survives_a_restart() {
     }
     restarted.resume(NOW, ledger.next_serial(), NOW + Duration::from_secs(30));
     let kept = restarted.keep_alive(id, None, NOW + Duration::from_secs(60));
-    assert_eq!(kept, KeptAlive::Revoked(Reason::BudgetSpent));
+    assert_eq!(kept, KeptAlive::Revoked(Reason::BudgetSpent.into()));
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn revocations_are_never_refused_and_whoever_has_too_many_remembered_borrows_not
         "1024 revocations of indexer \"west\" are remembered, the most there may be"
     );
     let kept = ledger.keep_alive(last.expect("granted"), Some("west"), NOW);
-    assert_eq!(kept, KeptAlive::Revoked(Reason::Operator), "none is forgotten to make room");
+    assert_eq!(kept, KeptAlive::Revoked(Reason::Operator.into()), "none is forgotten to make room");
     let other = borrow(&mut ledger, request.indexer("east"), NOW).expect("another has room");
     assert!(ledger.revoke(other, Reason::Operator, NOW));
     let later = NOW + Duration::from_secs(600);
@@ -256,7 +256,7 @@ fn a_worker_that_ended_with_its_session_is_gone_and_not_revoked() {
     let (session, worker) = (session(&mut ledger).id, worker(&mut ledger).id);
     ledger.drain_changes().for_each(drop);
     ledger.revoke(session, Reason::Operator, NOW);
-    assert_eq!(ledger.keep_alive(session, None, NOW), KeptAlive::Revoked(Reason::Operator));
+    assert_eq!(ledger.keep_alive(session, None, NOW), KeptAlive::Revoked(Reason::Operator.into()));
     assert_eq!(ledger.keep_alive(worker, None, NOW), KeptAlive::Failed);
     let ends: Vec<End> = ledger
         .drain_changes()
@@ -274,12 +274,12 @@ fn disabling_an_organization_tells_its_workers_the_reason_too() {
     let held = [session(&mut ledger).id, worker(&mut ledger).id];
     let other = ledger.borrow(&Request::session("t1r", "globex"), &Terms::default(), NOW);
     let mut walk = RevocationWalk::default();
-    let disabled = Reason::OrganizationDisabled;
-    let revoked = ledger.revoke_organization("acme", disabled, |_| false, &mut walk, NOW);
+    let disabled = Reason::OrganizationDisabled.into();
+    let revoked = ledger.revoke_organization("acme", &disabled, |_| false, &mut walk, NOW);
     assert_eq!((revoked.len(), walk.is_done()), (2, true));
     for id in held {
         let kept = ledger.keep_alive(id, None, NOW);
-        assert_eq!(kept, KeptAlive::Revoked(Reason::OrganizationDisabled));
+        assert_eq!(kept, KeptAlive::Revoked(Reason::OrganizationDisabled.into()));
     }
     let other = other.expect("no ceiling").id;
     assert!(matches!(ledger.keep_alive(other, None, NOW), KeptAlive::Extended { .. }));

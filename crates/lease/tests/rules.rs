@@ -257,6 +257,7 @@ impl Tested {
                 max: denied.max,
                 pool: pool(denied.pool),
             },
+            Err(Refusal::Revoked(why)) => Answer::Revoked(why.reason),
             Err(Refusal::Full { .. }) => Answer::Full,
             Err(Refusal::IdsFull { .. }) => Answer::IdsFull,
             Err(Refusal::TooManyServices { .. }) => Answer::TooManyServices,
@@ -280,7 +281,7 @@ impl Tested {
             Step::KeepAlive(at, by) => match self.ledger.keep_alive(self.id(*at), *by, now) {
                 KeptAlive::Extended { ttl } => Answer::Extended(ttl),
                 KeptAlive::Failed => Answer::Failed,
-                KeptAlive::Revoked(reason) => Answer::Revoked(reason),
+                KeptAlive::Revoked(why) => Answer::Revoked(why.reason),
             },
             Step::Release(at, by, life) => {
                 released(self.ledger.release(self.id(*at), *by, *life, now))
@@ -300,10 +301,10 @@ impl Tested {
             Step::Disable(organization) => {
                 let (mut walk, mut revoked) = (RevocationWalk::default(), 0);
                 while !walk.is_done() {
-                    let (disabled, walk) = (Reason::OrganizationDisabled, &mut walk);
+                    let (disabled, walk) = (Reason::OrganizationDisabled.into(), &mut walk);
                     let spares = |_: &str| false;
                     let part =
-                        self.ledger.revoke_organization(organization, disabled, spares, walk, now);
+                        self.ledger.revoke_organization(organization, &disabled, spares, walk, now);
                     assert!(part.len() <= self.records_per_hold);
                     revoked += part.len();
                 }
@@ -569,7 +570,7 @@ impl Kept {
                 self.remembered.retain(|kept| *kept != Change::TraceEnded(end.clone()));
             }
             Change::TraceEnded(_)
-            | Change::Revoked { .. }
+            | Change::Revoked(_)
             | Change::Reported { .. }
             | Change::BorrowEnded { .. } => self.remembered.push(change),
         }
@@ -584,9 +585,8 @@ impl Kept {
             used: *used,
         });
         let remembered = self.remembered.iter().filter(move |change| match change {
-            Change::Revoked { until, .. }
-            | Change::Reported { until, .. }
-            | Change::BorrowEnded { until, .. } => *until > now,
+            Change::Revoked(revocation) => revocation.until > now,
+            Change::Reported { until, .. } | Change::BorrowEnded { until, .. } => *until > now,
             _ => true,
         });
         leases.chain(remembered.cloned()).chain(used)

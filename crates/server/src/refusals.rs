@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use lease::{BudgetSpent, Denied, Refusal, Request, Scope, WallTime};
+use lease::{BudgetSpent, Denied, Reason, Refusal, Request, RevokedFor, Scope, WallTime};
 use parking_lot::Mutex;
 use wire::worker::BorrowWorkerRequest;
 
@@ -63,8 +63,14 @@ pub(crate) struct Noted {
 /// What refused a borrow. Words are made of it when somebody reads them.
 #[derive(Clone, Debug)]
 enum Cause {
-    Ceiling { scope: Scope, active: u64, max: u64 },
+    Ceiling {
+        scope: Scope,
+        active: u64,
+        max: u64,
+    },
     Budget(BudgetSpent),
+    /// The revocation of the session of a worker.
+    Revoked(RevokedFor),
     Policy(Refused),
 }
 
@@ -108,6 +114,7 @@ impl Refusals {
                 Cause::Ceiling { scope: *scope, active: *active, max: *max }
             }
             Some(Refusal::BudgetSpent(spent)) => Cause::Budget(spent.clone()),
+            Some(Refusal::Revoked(why)) => Cause::Revoked(why.clone()),
             // The server is full, or the caller is mistaken: nothing that an operator limits.
             Some(
                 Refusal::Full { .. }
@@ -245,7 +252,7 @@ impl Noted {
     fn told(&self) -> model::Refusal {
         let (active, max) = match self.cause {
             Cause::Ceiling { active, max, .. } => (Some(active), Some(max)),
-            Cause::Budget(_) | Cause::Policy(_) => (None, None),
+            Cause::Budget(_) | Cause::Revoked(_) | Cause::Policy(_) => (None, None),
         };
         model::Refusal {
             at: self.at.as_unix(),
@@ -278,6 +285,7 @@ impl Noted {
                 }
             },
             Cause::Budget(spent) => format!("organization {organization}: {spent}"),
+            Cause::Revoked(why) => format!("the session of trace {trace} has ended: {why}"),
             Cause::Policy(refused) => refused.to_string(),
         }
     }
@@ -289,7 +297,8 @@ impl Cause {
         match self {
             Self::Ceiling { scope, .. } => scope.as_str(),
             Self::Budget(_) => "budget",
-            Self::Policy(_) => "disabled",
+            Self::Revoked(why) if matches!(why.reason, Reason::BudgetSpent) => "budget",
+            Self::Revoked(_) | Self::Policy(_) => "disabled",
         }
     }
 
@@ -298,7 +307,8 @@ impl Cause {
         match self {
             Self::Ceiling { scope, .. } => *scope as usize,
             Self::Budget(_) => Scope::ALL.len(),
-            Self::Policy(_) => Scope::ALL.len() + 1,
+            Self::Revoked(why) if matches!(why.reason, Reason::BudgetSpent) => Scope::ALL.len(),
+            Self::Revoked(_) | Self::Policy(_) => Scope::ALL.len() + 1,
         }
     }
 }

@@ -127,14 +127,14 @@ impl<S: Store> WorkerPool<S> {
             Err(_) => self.store.ready().map(|()| KeptAlive::Failed),
         }
         .map_err(unavailable)?;
-        self.counters.count_keep_alive(kept);
+        self.counters.count_keep_alive(&kept);
         let answer = |status: Outcome| Answer::new(&KeepAliveResponse { status: status.into() });
         match kept {
             KeptAlive::Extended { ttl } => {
                 Ok(answer(Outcome::TtlExtended).metadata(LEASE_TTL_MS, milliseconds(ttl)))
             }
             KeptAlive::Failed => Ok(answer(Outcome::Failed)),
-            KeptAlive::Revoked(reason) => Err(revoked(reason)),
+            KeptAlive::Revoked(why) => Err(revoked(why.reason, why.to_string())),
         }
     }
 
@@ -237,6 +237,7 @@ fn cannot_be_decided(outcome: &Result<Borrowed, BorrowError>) -> bool {
             | Refusal::Behind => true,
             Refusal::BudgetSpent(_)
             | Refusal::Denied(_)
+            | Refusal::Revoked(_)
             | Refusal::BorrowIdReused
             | Refusal::BorrowEnded => false,
         },
@@ -358,11 +359,11 @@ fn unavailable(error: Unavailable) -> Status {
 }
 
 /// The status of a lease that was revoked, and of a borrow that would be at once.
-fn revoked(reason: Reason) -> Status {
+fn revoked(reason: Reason, message: String) -> Status {
     match reason {
-        Reason::BudgetSpent => Status::resource_exhausted(reason.to_string()),
+        Reason::BudgetSpent => Status::resource_exhausted(message),
         Reason::Operator | Reason::OrganizationDisabled | Reason::ApiKeyDisabled => {
-            Status::permission_denied(reason.to_string())
+            Status::permission_denied(message)
         }
     }
 }
@@ -372,7 +373,7 @@ fn refuse(refused: &Refused) -> Status {
     match refused {
         Refused::UnknownService(_) => Status::invalid_argument(format!("service: {refused}")),
         Refused::ServiceNotAllowed { .. } => Status::permission_denied(refused.to_string()),
-        Refused::Disabled(reason) => revoked(*reason),
+        Refused::Disabled(reason) => revoked(*reason, reason.to_string()),
     }
 }
 
@@ -381,6 +382,7 @@ fn refused_borrow(refusal: &Refusal) -> Status {
     let message = refusal.to_string();
     match refusal {
         Refusal::BudgetSpent(_) => Status::resource_exhausted(message),
+        Refusal::Revoked(why) => revoked(why.reason, message),
         Refusal::BorrowIdReused => Status::invalid_argument(message),
         Refusal::BorrowEnded => Status::cancelled(message),
         // What is full, and a ceiling that is answered otherwise: the caller may try again.

@@ -51,6 +51,7 @@ impl Ledger {
         self.is_behind()
             || self.borrows.has_past(self.now)
             || self.revoked.has_past(self.now)
+            || self.revoked_traces.has_past(self.now)
             || self.usage.has_past(self.now)
     }
 
@@ -85,6 +86,7 @@ impl Ledger {
     pub(super) fn forget_past(&mut self, most: usize) {
         self.borrows.expire(self.now, most);
         self.revoked.expire(self.now, most);
+        self.revoked_traces.expire(self.now, most);
         self.usage.expire(self.now, most);
     }
 

@@ -4,10 +4,11 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::change::{Change, End, TraceEnd};
+use crate::revocation::{Revocation, RevokedLease};
 use crate::table::{NewLease, TraceNames};
 use crate::types::{BorrowedAs, Invalid, Kind, Lease, MAX_MINIMAL_LIFE, Request, Timestamp};
 
-use super::{Bought, Ledger, Revocation};
+use super::{Bought, Ledger};
 
 /// How much longer than its TTL a recovered lease may live: the ends of leases that came back at one
 /// moment are spread over this, so that they do not all end at one moment.
@@ -31,10 +32,9 @@ impl Ledger {
     pub fn restore(&mut self, change: Change) -> Result<(), Invalid> {
         match change {
             Change::Granted(lease) => self.restore_lease(&lease),
-            Change::Revoked { id, indexer, reason, until } => {
-                let indexer = self.table.indexer(indexer.as_deref());
-                self.revoked.remember(indexer, Revocation { id, reason }, until);
-                self.skip_serial(id.serial());
+            Change::Revoked(revocation) => {
+                self.skip_serial(revocation.id.serial());
+                self.remember_revocation(*revocation);
                 Ok(())
             }
             Change::Used { organization, metric, used } => {
@@ -178,11 +178,17 @@ impl Ledger {
             Change::Granted(Box::new(Lease { borrowed_as, ..self.lease(slot, entry) }))
         });
         let name = |indexer| self.table.indexer_name(indexer).map(Into::into);
-        let revoked = self.revoked.iter().map(move |fact| Change::Revoked {
-            id: fact.what.id,
-            indexer: name(fact.indexer),
-            reason: fact.what.reason,
-            until: fact.until,
+        let revoked = self.revoked.iter().map(move |fact| {
+            let RevokedLease { id, why, trace_at } = &fact.what;
+            let trace = self.revoked_traces.at(*trace_at).map(|trace| &trace.what);
+            let trace = trace.filter(|trace| trace.serial == id.serial());
+            Change::Revoked(Box::new(Revocation {
+                id: *id,
+                indexer: name(fact.indexer),
+                why: why.clone(),
+                trace: trace.map(|trace| trace.digest),
+                until: fact.until,
+            }))
         });
         let is_live = |bought: &Bought| {
             let entry = self.table.leases.get(bought.slot);

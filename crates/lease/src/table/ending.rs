@@ -59,6 +59,11 @@ impl Table {
         Sessions::Ended
     }
 
+    /// Whether the trace has sessions that are not taken out.
+    pub(crate) fn has_sessions(&self, trace: u32) -> bool {
+        self.traces.get(trace).is_some_and(|trace| trace.sessions > 0)
+    }
+
     /// Says that a trace has ended: it is found by its id no more, and stays until
     /// [`Table::forget_trace`].
     pub(crate) fn end_trace(&mut self, trace: u32) {

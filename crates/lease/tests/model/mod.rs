@@ -98,7 +98,7 @@ pub(crate) enum Answer {
 #[derive(Clone, Debug)]
 struct Tombstone {
     grant: usize,
-    indexer: Option<&'static str>,
+    ask: Ask,
     reason: Reason,
     until: Duration,
 }
@@ -207,6 +207,9 @@ impl Model {
         if let (Some(refusal), false) = (&refusal, deal.observe) {
             return refusal.clone();
         }
+        if let Some(reason) = self.session_revoked_for(ask) {
+            return Answer::Revoked(reason);
+        }
         if let Some(full) = self.full(ask, deal) {
             return full;
         }
@@ -227,6 +230,23 @@ impl Model {
         }
         let (pool, observed) = (self.pool(ask), refusal.is_some());
         Answer::Granted { grant, ttl: deal.ttl, pool, replayed: false, observed }
+    }
+
+    /// Why a worker has no session any more: a session of its trace was revoked, and none is live. Of
+    /// several that were revoked, the one that is remembered longest tells.
+    fn session_revoked_for(&self, ask: &Ask) -> Option<Reason> {
+        let trace = trace_of(ask).filter(|_| ask.max_workers > 0)?;
+        let is_session = |other: &Ask| {
+            other.max_workers == 0
+                && trace_of(other) == Some(trace)
+                && other.indexer == ask.indexer
+                && other.organization == ask.organization
+        };
+        if self.held.iter().any(|held| is_session(&held.ask)) {
+            return None;
+        }
+        let revoked = self.tombstones.iter().filter(|tombstone| is_session(&tombstone.ask));
+        Some(revoked.max_by_key(|tombstone| (tombstone.until, tombstone.grant))?.reason)
     }
 
     /// What is full, whatever the policy allows.
@@ -320,7 +340,8 @@ impl Model {
             return Answer::Extended(held.ttl);
         }
         let tombstone = self.tombstones.iter().find(|tombstone| {
-            tombstone.grant == grant && (tombstone.indexer.is_none() || tombstone.indexer == caller)
+            let holder = tombstone.ask.indexer;
+            tombstone.grant == grant && (holder.is_none() || holder == caller)
         });
         tombstone.map_or(Answer::Failed, |tombstone| Answer::Revoked(tombstone.reason))
     }
@@ -384,7 +405,7 @@ impl Model {
             let memory = Duration::from_secs(600).max(held.ttl * 10);
             self.tombstones.push(Tombstone {
                 grant: held.grant,
-                indexer: held.ask.indexer,
+                ask: held.ask.clone(),
                 reason,
                 until: self.now + memory,
             });

@@ -8,7 +8,7 @@ mod page;
 use std::fmt;
 use std::time::Instant;
 
-use lease::{KeptAlive, Refusal, Released, Scope, Uncountable, WallTime};
+use lease::{KeptAlive, Reason, Refusal, Released, Scope, Uncountable, WallTime};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -86,6 +86,8 @@ impl BorrowCounters {
             Err(BorrowError::Refused(refusal)) => match refusal {
                 Refusal::Denied(denied) => &self.denied[denied.scope as usize],
                 Refusal::BudgetSpent(_) => &self.budget_spent,
+                Refusal::Revoked(why) if why.reason == Reason::BudgetSpent => &self.budget_spent,
+                Refusal::Revoked(_) => &self.refused,
                 Refusal::Full { .. }
                 | Refusal::IdsFull { .. }
                 | Refusal::TooManyServices { .. }
@@ -120,7 +122,7 @@ pub(crate) struct CallCounters {
 }
 
 impl CallCounters {
-    pub(crate) fn count_keep_alive(&self, answer: KeptAlive) {
+    pub(crate) fn count_keep_alive(&self, answer: &KeptAlive) {
         match answer {
             KeptAlive::Extended { .. } => self.kept_alive.inc(),
             KeptAlive::Failed => self.not_kept_alive.inc(),

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
-use lease::{LeaseId, Reason};
+use lease::{LeaseId, Reason, RevokedFor};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,7 @@ struct Queue {
 #[derive(Debug)]
 enum Event {
     Answer(Box<(u64, KeptBatch)>),
-    Revoked(LeaseId, Reason),
+    Revoked(LeaseId, RevokedFor),
     /// Dropping the token says that the notice was taken.
     Draining(#[expect(dead_code, reason = "held until the notice is taken")] TaskTrackerToken),
 }
@@ -182,12 +182,12 @@ impl Outbox {
                 let (batch, kept) = *answer;
                 WireEvent::Answer(answer_on_the_wire(batch, kept))
             }
-            Some(Event::Revoked(id, reason)) => {
+            Some(Event::Revoked(id, why)) => {
                 queue.pushes -= 1;
                 WireEvent::Revoked(Revocation {
                     worker_key: id.to_string(),
-                    reason: reason_on_the_wire(reason).into(),
-                    message: reason.to_string(),
+                    reason: reason_on_the_wire(why.reason).into(),
+                    message: why.to_string(),
                 })
             }
             Some(Event::Draining(_)) => WireEvent::Draining(Draining {}),
@@ -207,9 +207,9 @@ impl Outbox {
 }
 
 impl Listener for Outbox {
-    fn revoked(&self, id: LeaseId, reason: Reason) {
+    fn revoked(&self, id: LeaseId, why: RevokedFor) {
         self.pushed.inc();
-        self.add(Event::Revoked(id, reason));
+        self.add(Event::Revoked(id, why));
     }
 }
 
@@ -236,10 +236,10 @@ impl Drop for Reader {
 
 fn answer_on_the_wire(batch: u64, kept: KeptBatch) -> BatchAnswer {
     let KeptBatch { failed, revoked, unavailable } = kept;
-    let revoked = revoked.into_iter().map(|(place, reason)| RevokedPlace {
+    let revoked = revoked.into_iter().map(|(place, why)| RevokedPlace {
         place,
-        reason: reason_on_the_wire(reason).into(),
-        message: reason.to_string(),
+        reason: reason_on_the_wire(why.reason).into(),
+        message: why.to_string(),
     });
     BatchAnswer { batch, failed, revoked: revoked.collect(), unavailable }
 }
@@ -275,7 +275,7 @@ mod tests {
         let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         assert!(next(&mut reader).is_none(), "nothing yet");
         outbox.answer(1, KeptBatch { failed: vec![3], ..KeptBatch::default() });
-        outbox.revoked(lease(5), Reason::BudgetSpent);
+        outbox.revoked(lease(5), Reason::BudgetSpent.into());
         outbox.close(End::Status(Status::unavailable("enough")));
         outbox.answer(2, KeptBatch::default());
         let WireEvent::Answer(answer) = next(&mut reader).unwrap().unwrap().unwrap() else {
@@ -296,11 +296,11 @@ mod tests {
     fn an_outbox_that_nobody_reads_runs_over_and_holds_nothing_any_more() {
         let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         for serial in 0..MAX_PUSHES as u64 {
-            outbox.revoked(lease(serial), Reason::Operator);
+            outbox.revoked(lease(serial), Reason::Operator.into());
         }
         outbox.answer(1, KeptBatch::default());
         assert!(outbox.overrun().now_or_never().is_none());
-        outbox.revoked(lease(0), Reason::Operator);
+        outbox.revoked(lease(0), Reason::Operator.into());
         assert!(outbox.overrun().now_or_never().is_some());
         assert_eq!(outbox.queue.lock().events.capacity(), 0);
         let end = next(&mut reader).unwrap().unwrap().unwrap_err();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use lease::{LeaseId, Reason};
+use lease::{LeaseId, RevokedFor};
 
 /// Hears of revocations.
 ///
@@ -12,7 +12,7 @@ use lease::{LeaseId, Reason};
 /// it so, and must neither block nor call the store.
 pub trait Listener: fmt::Debug + Send + Sync + 'static {
     /// The lease was revoked.
-    fn revoked(&self, id: LeaseId, reason: Reason);
+    fn revoked(&self, id: LeaseId, why: RevokedFor);
 }
 
 /// The promise that a [`Listener`] hears of the leases it named; dropped, it hears nothing more.
@@ -107,12 +107,12 @@ impl Attached {
 pub(super) struct Push {
     pub(super) listener: Arc<dyn Listener>,
     pub(super) id: LeaseId,
-    pub(super) reason: Reason,
+    pub(super) why: RevokedFor,
 }
 
 impl Push {
     pub(super) fn deliver(self) {
-        self.listener.revoked(self.id, self.reason);
+        self.listener.revoked(self.id, self.why);
     }
 }
 
@@ -124,7 +124,7 @@ mod tests {
     struct Nobody;
 
     impl Listener for Nobody {
-        fn revoked(&self, _: LeaseId, _: Reason) {}
+        fn revoked(&self, _: LeaseId, _: RevokedFor) {}
     }
 
     fn lease(slot: u32, serial: u64) -> LeaseId {

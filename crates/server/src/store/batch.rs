@@ -107,8 +107,8 @@ impl Rows {
                 let (key, _) = RememberedRow::trace_ended(*end);
                 self.remembered.insert(key, None);
             }
-            Change::Revoked { id, indexer, reason, until } => {
-                let (key, row) = RememberedRow::revoked(id, indexer, reason, until);
+            Change::Revoked(revocation) => {
+                let (key, row) = RememberedRow::revoked(*revocation);
                 self.remembered.insert(key, Some(row));
             }
             Change::Used { organization, metric, used } => {

@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use lease::{
     BorrowId, BudgetSpent, Ends, Grant, KeptAlive, LeaseId, LeaseNumber, MemoryFull, PoolUse,
-    Reason, Refusal, Released, Report, ReportRefusal, Request, Terms, Uncountable, Usage, Used,
+    Reason, Refusal, Released, Report, ReportRefusal, Request, RevokedFor, Terms, Uncountable,
+    Usage, Used,
 };
 
 pub use attached::{Attachment, Listener};
@@ -267,12 +268,12 @@ pub enum BorrowError {
 /// What became of the leases of one batch of keep-alives, by their places in it, in rising order.
 ///
 /// A place that is not listed has its full TTL again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct KeptBatch {
     /// Unknown, ended, returned, or not the caller's.
     pub failed: Vec<u32>,
     /// Revoked, and why.
-    pub revoked: Vec<(u32, Reason)>,
+    pub revoked: Vec<(u32, RevokedFor)>,
     /// The store cannot say; the leases are as they were.
     pub unavailable: Vec<u32>,
 }

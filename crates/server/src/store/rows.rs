@@ -3,10 +3,12 @@
 //! The rows are protobuf messages, so a later version can add to them and still read these. They
 //! say what a [`Change`] says, under the serial number of the lease.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, BorrowedAs, Change, Kind, Lease, LeaseId, Reason, Timestamp, TraceEnd, Used, WallTime,
+    BorrowId, BorrowedAs, BudgetSpent, Change, Kind, Lease, LeaseId, Period, Reason, Revocation,
+    RevokedFor, Timestamp, TraceDigest, TraceEnd, Used, WallTime,
 };
 use prost::{Message, Oneof};
 
@@ -140,6 +142,60 @@ struct RevokedRow {
     indexer: Option<String>,
     #[prost(uint32, tag = "5")]
     reason: u32,
+    /// The trace of a session; 16 bytes. Absent in rows of earlier versions, as what follows is.
+    #[prost(bytes = "vec", optional, tag = "6")]
+    trace: Option<Vec<u8>>,
+    /// The budget, where one that was spent is the reason.
+    #[prost(message, optional, tag = "7")]
+    spent: Option<SpentRow>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SpentRow {
+    #[prost(string, tag = "1")]
+    metric: String,
+    #[prost(double, tag = "2")]
+    used: f64,
+    #[prost(double, tag = "3")]
+    amount: f64,
+    #[prost(uint32, tag = "4")]
+    per: u32,
+    #[prost(int64, tag = "5")]
+    resets_at: i64,
+}
+
+impl From<&BudgetSpent> for SpentRow {
+    fn from(spent: &BudgetSpent) -> Self {
+        let BudgetSpent { metric, used, amount, per, resets_at } = spent;
+        let (metric, per) = (String::from(&**metric), period_number(*per));
+        Self { metric, used: *used, amount: *amount, per, resets_at: resets_at.as_unix() }
+    }
+}
+
+impl SpentRow {
+    fn read(self) -> Option<BudgetSpent> {
+        let Self { metric, used, amount, per, resets_at } = self;
+        let (per, resets_at) = (period(per)?, WallTime::from_unix(resets_at));
+        Some(BudgetSpent { metric: metric.into(), used, amount, per, resets_at })
+    }
+}
+
+impl RevokedRow {
+    fn read(self, until: Timestamp) -> Option<Revocation> {
+        let reason = reason(self.reason)?;
+        let spent = match self.spent {
+            Some(spent) => Some(Arc::new(spent.read()?)),
+            None => None,
+        };
+        let trace = self.trace.map(TryInto::try_into).transpose().ok()?;
+        Some(Revocation {
+            id: lease_id(self.serial, self.slot, &self.secret)?,
+            indexer: self.indexer.map(Into::into),
+            why: RevokedFor { reason, spent },
+            trace: trace.map(TraceDigest::from_bytes),
+            until,
+        })
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -202,12 +258,8 @@ impl RememberedRow {
     }
 
     /// The row of a revocation, and the key it is kept under.
-    pub(super) fn revoked(
-        id: LeaseId,
-        indexer: Option<Box<str>>,
-        reason: Reason,
-        until: Timestamp,
-    ) -> (Vec<u8>, Self) {
+    pub(super) fn revoked(revocation: Revocation) -> (Vec<u8>, Self) {
+        let Revocation { id, indexer, why, trace, until } = revocation;
         let mut key = Self::keys_up_to(until);
         key.extend(id.serial().to_be_bytes());
         let (slot, secret) = slot_and_secret(id);
@@ -216,7 +268,9 @@ impl RememberedRow {
             slot,
             secret: secret.into(),
             indexer: indexer.map(String::from),
-            reason: reason_number(reason),
+            reason: reason_number(why.reason),
+            trace: trace.map(|trace| trace.to_bytes().into()),
+            spent: why.spent.as_deref().map(SpentRow::from),
         });
         (key, Self { fact: Some(fact) })
     }
@@ -276,12 +330,7 @@ impl RememberedRow {
         let until = key.first_chunk().ok_or(bad)?;
         let until = Timestamp::from_nanos(u64::from_be_bytes(*until));
         let change = match Self::decode(row).map_err(|_| bad)?.fact.ok_or(bad)? {
-            Remembered::Revoked(row) => Change::Revoked {
-                id: lease_id(row.serial, row.slot, &row.secret).ok_or(bad)?,
-                indexer: row.indexer.map(Into::into),
-                reason: reason(row.reason).ok_or(bad)?,
-                until,
-            },
+            Remembered::Revoked(row) => Change::Revoked(Box::new(row.read(until).ok_or(bad)?)),
             Remembered::Reported(row) => Change::Reported {
                 indexer: row.indexer.map(Into::into),
                 key: row.key.into(),
@@ -421,6 +470,22 @@ fn slot_and_secret(id: LeaseId) -> (u32, [u8; 12]) {
 
 fn lease_id(serial: u64, slot: u32, secret: &[u8]) -> Option<LeaseId> {
     Some(LeaseId::new(slot, serial, secret.try_into().ok()?))
+}
+
+/// The number a period is kept as. Numbers never change their meaning.
+const fn period_number(per: Period) -> u32 {
+    match per {
+        Period::Day => 1,
+        Period::Month => 2,
+    }
+}
+
+const fn period(number: u32) -> Option<Period> {
+    match number {
+        1 => Some(Period::Day),
+        2 => Some(Period::Month),
+        _ => None,
+    }
 }
 
 /// The number a reason is kept as. Numbers never change their meaning.

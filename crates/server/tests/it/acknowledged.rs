@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lease::{KeptAlive, LeaseId, Reason, Request, Terms};
+use lease::{KeptAlive, LeaseId, Reason, Refusal, Request, Terms};
 use proptest::prelude::*;
-use tgm_session_server::store::{Embedded, Options, Recovered, Store};
+use tgm_session_server::store::{BorrowError, Embedded, Options, Recovered, Store};
 
 use crate::disk::Disk;
 use crate::harness::ManualClock;
@@ -31,12 +31,30 @@ pub(crate) async fn operate(store: &Embedded, ids: &mut Vec<LeaseId>, (step, a, 
         (0, Some(id)) => drop(store.release(id, None, Duration::ZERO).await.unwrap()),
         (1, Some(id)) => drop(store.release(id, None, Duration::from_secs(60)).await.unwrap()),
         (2, Some(id)) => drop(store.revoke(id, Reason::Operator).await.unwrap()),
-        _ => {
-            let borrowed = store.borrow(&request(a, b), &Terms::default()).await.unwrap();
-            borrowed.delivery.complete();
-            ids.push(borrowed.grant.id);
-        }
+        _ => ids.extend(borrow(store, &request(a, b)).await),
     }
+}
+
+/// A lease, unless it is that of a worker whose session was revoked.
+async fn borrow(store: &Embedded, request: &Request<'_>) -> Option<LeaseId> {
+    match store.borrow(request, &Terms::default()).await {
+        Ok(borrowed) => {
+            borrowed.delivery.complete();
+            Some(borrowed.grant.id)
+        }
+        Err(BorrowError::Refused(Refusal::Revoked(_))) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// For each trace, whether it is given a worker.
+async fn gets_workers(store: &Embedded) -> Vec<bool> {
+    let mut gets = Vec::new();
+    for (organization, trace) in ORGANIZATIONS.iter().flat_map(|o| TRACES.map(|trace| (o, trace))) {
+        let worker = Request::worker("t2w", organization, trace, 100);
+        gets.push(borrow(store, &worker).await.is_some());
+    }
+    gets
 }
 
 pub(crate) async fn answers(store: &Embedded, ids: &[LeaseId]) -> Vec<KeptAlive> {
@@ -72,6 +90,7 @@ proptest! {
             let counted: [u64; 2] =
                 [live(store.live().await.unwrap()), live(restarted.live().await.unwrap())];
             prop_assert_eq!(counted[0], counted[1]);
+            prop_assert_eq!(gets_workers(&restarted).await, gets_workers(&store).await);
             Ok(())
         })?;
     }

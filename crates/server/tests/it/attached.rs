@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 use wire::control::attach_response::Event;
 use wire::control::session_control_client::SessionControlClient;
-use wire::control::{AttachRequest, AttachResponse, BatchAnswer, Reason};
+use wire::control::{AttachRequest, AttachResponse, BatchAnswer, Reason, Revocation};
 
 use crate::harness::{TestServer, channel, get};
 
@@ -80,10 +80,16 @@ impl Attached {
 
     /// The key and the reason of a revocation, which must come next.
     pub(crate) async fn revoked(&mut self) -> (String, Reason) {
-        let event = self.next().await.unwrap();
-        let Some(Event::Revoked(revoked)) = event else { panic!("{event:?}") };
+        let revoked = self.pushed().await;
         assert!(!revoked.message.is_empty());
         (revoked.worker_key.clone(), revoked.reason())
+    }
+
+    /// A revocation, which must come next.
+    pub(crate) async fn pushed(&mut self) -> Revocation {
+        let event = self.next().await.unwrap();
+        let Some(Event::Revoked(revoked)) = event else { panic!("{event:?}") };
+        revoked
     }
 
     /// Checks that nothing was pushed: the answer to another batch comes next.

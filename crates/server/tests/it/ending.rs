@@ -43,7 +43,7 @@ async fn a_revocation_of_more_than_may_wait_for_the_disk_goes_on_to_its_end() {
     assert_eq!(store.enforce(&disabled).await, Ok(LEASES));
     for id in held.iter().copied().step_by(5_000) {
         let kept = store.keep_alive(id, None).await.unwrap();
-        assert_eq!(kept, KeptAlive::Revoked(Reason::OrganizationDisabled));
+        assert_eq!(kept, KeptAlive::Revoked(Reason::OrganizationDisabled.into()));
     }
     store.close().unwrap();
     let recovered = file(&path, &clock);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lease::{KeptAlive, Kind, LeaseId, LeaseNumber, Reason, Request, Terms, Usage};
+use lease::{KeptAlive, Kind, LeaseId, LeaseNumber, Reason, Request, RevokedFor, Terms, Usage};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use tgm_session_server::Policy;
@@ -199,8 +199,8 @@ async fn pools_and_usage_come_in_order_with_their_counts() {
 struct Heard(Mutex<Vec<(LeaseId, Reason)>>);
 
 impl Listener for Heard {
-    fn revoked(&self, id: LeaseId, reason: Reason) {
-        self.0.lock().push((id, reason));
+    fn revoked(&self, id: LeaseId, why: RevokedFor) {
+        self.0.lock().push((id, why.reason));
     }
 }
 
@@ -217,7 +217,7 @@ async fn a_lease_ends_by_its_number_with_its_workers_and_its_holder_is_told() {
     assert_eq!(store.revoke_number(session.number(), Reason::Operator).await, Ok(2));
     assert_eq!(*heard.0.lock(), [(session, Reason::Operator)]);
     let kept = store.keep_alive(session, None).await;
-    assert_eq!(kept, Ok(KeptAlive::Revoked(Reason::Operator)));
+    assert_eq!(kept, Ok(KeptAlive::Revoked(Reason::Operator.into())));
     assert_eq!(store.keep_alive(worker, None).await, Ok(KeptAlive::Failed));
     assert!(matches!(store.keep_alive(other, None).await, Ok(KeptAlive::Extended { .. })));
     assert_eq!(store.revoke_number(session.number(), Reason::Operator).await, Ok(0));

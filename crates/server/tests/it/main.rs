@@ -42,6 +42,7 @@ mod push;
 mod real_disks;
 mod reload;
 mod returns;
+mod revoked;
 mod stalled;
 mod start_stop;
 mod state;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use lease::{LeaseId, Request, Terms, Usage};
+use lease::{LeaseId, Request, RevokedFor, Terms, Usage};
 use parking_lot::Mutex;
 use tgm_session_server::Policy;
 use tgm_session_server::store::{Listener, Options, Recovered, Store as _};
@@ -240,8 +240,8 @@ async fn ten_thousand_revocations_at_once_reach_a_stream_that_reads() {
 struct Told(Mutex<Vec<LeaseId>>);
 
 impl Listener for Told {
-    fn revoked(&self, id: LeaseId, reason: lease::Reason) {
-        assert_eq!(reason, lease::Reason::OrganizationDisabled);
+    fn revoked(&self, id: LeaseId, why: RevokedFor) {
+        assert_eq!(why, lease::Reason::OrganizationDisabled.into());
         self.0.lock().push(id);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use lease::{LeaseId, Reason, Request, Terms};
+use lease::{LeaseId, Reason, Request, RevokedFor, Terms};
 use tgm_session_server::operator::{By, OperatorError};
 use tgm_session_server::policy::overrides::Subject;
 use tgm_session_server::store::{
@@ -321,7 +321,7 @@ async fn a_panic_on_the_clock_thread_is_seen_and_fails_what_waits() {
 struct Panics;
 
 impl Listener for Panics {
-    fn revoked(&self, _: LeaseId, _: Reason) {
+    fn revoked(&self, _: LeaseId, _: RevokedFor) {
         panic!("this listener is broken");
     }
 }

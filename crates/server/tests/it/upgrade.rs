@@ -114,7 +114,7 @@ async fn a_store_of_the_first_format_keeps_everything_and_takes_what_is_new() {
         assert!(matches!(keep(at, Some("indexer-1")).await, Ok(KeptAlive::Extended { .. })));
     }
     assert_eq!(keep(2, None).await, Ok(KeptAlive::Failed));
-    assert_eq!(keep(3, None).await, Ok(KeptAlive::Revoked(Reason::Operator)));
+    assert_eq!(keep(3, None).await, Ok(KeptAlive::Revoked(Reason::Operator.into())));
     let page = store.leases(LeaseFilter::default(), Order::Oldest, None, 10).await.unwrap();
     let lingers: Vec<bool> = page.leases.iter().map(|lease| lease.lingers).collect();
     assert_eq!(lingers, [false, false, true]);

@@ -112,7 +112,8 @@ pub struct Refusals {
     pub trace: u64,
     /// A spent usage budget.
     pub budget: u64,
-    /// A disabled organization or API key, or a service the indexer may not use.
+    /// A disabled organization or API key, a service the indexer may not use, or a worker after its
+    /// session was revoked.
     pub disabled: u64,
 }
 

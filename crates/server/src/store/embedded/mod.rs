@@ -321,7 +321,7 @@ impl Store for Embedded {
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send + use<> {
         answered(self.shared.revoke(|ledger, now, revoked| {
             let found = ledger.revoke(id, reason, now);
-            revoked.extend(found.then_some((id, reason)));
+            revoked.extend(found.then_some((id, reason.into())));
             found
         }))
     }
@@ -333,7 +333,7 @@ impl Store for Embedded {
     ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
         answered(self.shared.revoke(|ledger, now, revoked| {
             let (id, ended) = ledger.revoke_number(number, reason, now).unzip();
-            revoked.extend(id.map(|id| (id, reason)));
+            revoked.extend(id.map(|id| (id, reason.into())));
             usize::try_from(ended.unwrap_or(0)).unwrap_or(usize::MAX)
         }))
     }

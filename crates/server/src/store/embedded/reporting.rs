@@ -128,7 +128,7 @@ impl Reporting {
         let (spent, policy) = (&mut self.spent, &self.report.policy);
         let revoking = self.revoking.get_or_insert_with(|| {
             let names = spent.iter().map(|name| Box::from(&**name)).collect();
-            Revoking::spent((**policy).clone(), names)
+            Revoking::of((**policy).clone(), names)
         });
         match revoking.step(&self.shared)? {
             Part::Busy(_) => Err(Unavailable::Overloaded.into()),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::vec::IntoIter;
 
 use futures_util::future::{Either, ready};
-use lease::{Kind, RECORDS_PER_HOLD, Reason, RevocationWalk};
+use lease::{Kind, RECORDS_PER_HOLD, Reason, RevocationWalk, RevokedFor};
 use tokio::runtime::Handle;
 
 use super::shared::{Part, Shared, Wait};
@@ -21,7 +21,7 @@ pub(super) struct Revoking {
     /// Organizations that may have to go.
     candidates: IntoIter<Box<str>>,
     /// Those that have to, and why.
-    doomed: Vec<(Box<str>, Reason)>,
+    doomed: Vec<(Box<str>, RevokedFor)>,
     /// How far it has come with the last of those.
     walk: RevocationWalk,
     /// Which leases to look at next for an API key that is disabled.
@@ -35,20 +35,17 @@ impl Revoking {
     pub(super) fn enforce(policy: Policy) -> Self {
         let candidates: Vec<Box<str>> = policy.may_be_stopped().map(Into::into).collect();
         let api_keys = policy.disables_api_keys().then_some((Kind::Worker, 0));
-        Self { api_keys, ..Self::of(policy, candidates, Vec::new()) }
+        Self { api_keys, ..Self::of(policy, candidates) }
     }
 
-    /// Ends the leases of organizations that have spent a budget; those of observed services live on.
-    pub(super) fn spent(policy: Policy, organizations: Vec<Box<str>>) -> Self {
-        let doomed = organizations.into_iter().map(|name| (name, Reason::BudgetSpent)).collect();
-        Self::of(policy, Vec::new(), doomed)
-    }
-
-    fn of(policy: Policy, candidates: Vec<Box<str>>, doomed: Vec<(Box<str>, Reason)>) -> Self {
+    /// Ends every lease of some organizations that `policy` does not let live.
+    ///
+    /// Where a budget is spent, the leases of observed services live on.
+    pub(super) fn of(policy: Policy, organizations: Vec<Box<str>>) -> Self {
         Self {
             policy,
-            candidates: candidates.into_iter(),
-            doomed,
+            candidates: organizations.into_iter(),
+            doomed: Vec::new(),
             walk: RevocationWalk::default(),
             api_keys: None,
             revoked: 0,
@@ -110,13 +107,14 @@ impl Revoking {
 
     /// Takes one hold of the lock; tells whether that was the last.
     pub(super) fn step(&mut self, shared: &Shared) -> Result<Part<bool>, Unavailable> {
-        if let Some((organization, reason)) = self.doomed.last() {
+        if let Some((organization, why)) = self.doomed.last() {
             let policy = &self.policy;
-            let spares = |service: &str| *reason == Reason::BudgetSpent && policy.observes(service);
+            let for_budget = why.reason == Reason::BudgetSpent;
+            let spares = |service: &str| for_budget && policy.observes(service);
             let walk = &mut self.walk;
             let part = shared.revoke_part(|ledger, now, revoked| {
-                let ids = ledger.revoke_organization(organization, *reason, spares, walk, now);
-                revoked.extend(ids.into_iter().map(|id| (id, *reason)));
+                let ids = ledger.revoke_organization(organization, why, spares, walk, now);
+                revoked.extend(ids.into_iter().map(|id| (id, why.clone())));
             })?;
             let part = self.count(part);
             if self.walk.is_done() {
@@ -135,7 +133,9 @@ impl Revoking {
                 policy.api_key_disabled(holder.api_key).0.then_some(Reason::ApiKeyDisabled)
             };
             match ledger.revoke_part(part, kind, judge, now) {
-                Some(ids) => revoked.extend(ids),
+                Some(ids) => {
+                    revoked.extend(ids.into_iter().map(|(id, reason)| (id, reason.into())));
+                }
                 None => is_last = true,
             }
         })?;
@@ -167,14 +167,13 @@ impl Revoking {
         let some = self.candidates.by_ref().take(RECORDS_PER_HOLD);
         shared.read(|ledger| {
             for organization in some.filter(|name| ledger.has_leases_of(name)) {
-                let reason = if policy.organization_disabled(&organization).0 {
-                    Some(Reason::OrganizationDisabled)
+                let why = if policy.organization_disabled(&organization).0 {
+                    Some(RevokedFor::from(Reason::OrganizationDisabled))
                 } else {
                     let budgets = policy.organization_budgets(&organization);
-                    let spent = ledger.spent(&organization, budgets, wall);
-                    spent.map(|_| Reason::BudgetSpent)
+                    ledger.spent(&organization, budgets, wall).map(RevokedFor::from)
                 };
-                doomed.extend(reason.map(|reason| (organization, reason)));
+                doomed.extend(why.map(|why| (organization, why)));
             }
         })?;
         Ok(Part::Done(false))

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lease::{
-    BorrowId, Grant, KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, StoreClock, Terms,
+    BorrowId, Grant, KeptAlive, LeaseId, Ledger, Refusal, Request, RevokedFor, StoreClock, Terms,
     Timestamp,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -52,7 +52,7 @@ const FULL_PENDING: usize = shares::MAX_PENDING / 2;
 pub(super) type Wait = Option<Arc<Batch>>;
 
 /// The leases that one operation revoked.
-pub(super) type Revoked = Vec<(LeaseId, Reason)>;
+pub(super) type Revoked = Vec<(LeaseId, RevokedFor)>;
 
 /// What came of one part of a long operation.
 #[derive(Debug)]
@@ -405,7 +405,7 @@ impl Shared {
                 match ledger.keep_alive(id, caller, now) {
                     KeptAlive::Extended { .. } => attached.name(id, number),
                     KeptAlive::Failed => kept.failed.push(place),
-                    KeptAlive::Revoked(reason) => kept.revoked.push((place, reason)),
+                    KeptAlive::Revoked(why) => kept.revoked.push((place, why)),
                 }
             }
         });
@@ -456,9 +456,7 @@ impl Shared {
     fn tell(&self, mut state: MutexGuard<'_, State>, revoked: Revoked) {
         let pushes: Vec<Push> = revoked
             .into_iter()
-            .filter_map(|(id, reason)| {
-                Some(Push { listener: state.attached.listener(id)?, id, reason })
-            })
+            .filter_map(|(id, why)| Some(Push { listener: state.attached.listener(id)?, id, why }))
             .collect();
         if state.journaled {
             // Their changes are in the gathering batch.

@@ -95,7 +95,8 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
     assert_eq!(held(&shared), FULL_PENDING + 1_001, "a borrow takes nothing out in passing");
     let mut walk = RevocationWalk::default();
     let busy = shared.revoke_part(|ledger, now, _| {
-        ledger.revoke_organization("acme", Reason::Operator, |_| false, &mut walk, now);
+        let by_hand = Reason::Operator.into();
+        ledger.revoke_organization("acme", &by_hand, |_| false, &mut walk, now);
     });
     assert!(matches!(busy, Ok(Part::Busy(_))));
     // The batch that they wait for is durable.
