@@ -1,7 +1,7 @@
 //! What has to be given back, and when the next try is due: a pure queue.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,8 @@ pub(crate) struct Return {
 struct Item {
     order: Return,
     tries: u32,
-    calling: bool,
+    /// Why the last try failed.
+    fault: Option<Error>,
     waiters: Vec<oneshot::Sender<Result<Released, Error>>>,
 }
 
@@ -85,6 +86,8 @@ struct Item {
 pub(crate) struct Returns {
     items: HashMap<u64, Item, RandomState>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// When each of them is given up, whatever it waits for then.
+    ends: BTreeSet<(Instant, u64)>,
     calls: usize,
     /// The workers that their sessions wait for, in the order in which that ends.
     awaited: VecDeque<(Instant, u64)>,
@@ -107,7 +110,8 @@ impl Returns {
     /// Queues the return of lease `number`.
     pub(crate) fn add(&mut self, number: u64, order: Return, now: Instant) {
         let ready = order.holds == 0;
-        let item = Item { order, tries: 0, calling: false, waiters: Vec::new() };
+        self.ends.insert((order.give_up, number));
+        let item = Item { order, tries: 0, fault: None, waiters: Vec::new() };
         self.items.insert(number, item);
         if ready {
             self.ready(number, now);
@@ -145,7 +149,8 @@ impl Returns {
     /// Returns when to ask [`Returns::due`] again; `None` when only an answer can change that.
     pub(crate) fn next(&self) -> Option<Instant> {
         let awaited = self.awaited.front().map(|(until, _)| *until);
-        self.next_try().into_iter().chain(awaited).min()
+        let end = self.ends.first().map(|(at, _)| *at);
+        self.next_try().into_iter().chain(awaited).chain(end).min()
     }
 
     fn next_try(&self) -> Option<Instant> {
@@ -153,8 +158,14 @@ impl Returns {
         (self.calls < MOST_CALLS).then_some(*at)
     }
 
-    /// Returns the next try that is due at `now`.
+    /// Returns the next try that is due at `now`, and gives up what is to be given up by then.
     pub(crate) fn due(&mut self, now: Instant, link: &mut Link) -> Option<Attempt> {
+        while let Some((_, number)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
+            let item = self.items.get_mut(&number).expect("what is settled has no end");
+            let fault = item.fault.take();
+            let late = || Error::unavailable("the return was not answered within one TTL");
+            self.settle(number, Err(fault.unwrap_or_else(late)));
+        }
         while let Some((_, number)) = self.awaited.pop_front_if(|(until, _)| *until <= now) {
             self.is_tried(number);
         }
@@ -166,7 +177,6 @@ impl Returns {
                 self.queue.push(Reverse((now + LINK_PAUSE, number)));
                 continue;
             }
-            item.calling = true;
             self.calls += 1;
             if item.order.session.is_some() {
                 self.awaited.push_back((now + SESSION_PATIENCE, number));
@@ -187,18 +197,21 @@ impl Returns {
     ) {
         self.calls -= 1;
         let Some(item) = self.items.get_mut(&number) else { return };
-        item.calling = false;
         item.tries += 1;
         self.tried.extend(item.order.session.take());
         // Most are answered in their order, so that nobody wakes for those that are.
         self.awaited.pop_front_if(|(_, awaited)| *awaited == number);
-        if outcome.is_err() && again && now < item.order.give_up {
-            self.counts.retried += 1;
-            let doubled = FIRST_PAUSE.saturating_mul(1 << item.tries.min(16).saturating_sub(1));
-            let pause = doubled.min(LONGEST_PAUSE).mul_f64(rng.random_range(0.5..=1.0));
-            self.queue.push(Reverse((now + pause, number)));
-        } else {
-            self.settle(number, outcome);
+        match outcome {
+            Err(error) if again => {
+                let doubled = FIRST_PAUSE.saturating_mul(1 << item.tries.min(16).saturating_sub(1));
+                let pause = doubled.min(LONGEST_PAUSE).mul_f64(rng.random_range(0.5..=1.0));
+                item.fault = Some(error);
+                if now + pause < item.order.give_up {
+                    self.counts.retried += 1;
+                    self.queue.push(Reverse((now + pause, number)));
+                }
+            }
+            outcome => self.settle(number, outcome),
         }
     }
 
@@ -257,12 +270,13 @@ impl Returns {
             self.queue.push(Reverse((now, number)));
             return;
         }
-        self.tried.extend(item.order.session.take());
         self.settle(number, Ok(Released::Missing));
     }
 
     fn settle(&mut self, number: u64, outcome: Result<Released, Error>) {
         let Some(item) = self.items.remove(&number) else { return };
+        self.ends.remove(&(item.order.give_up, number));
+        self.tried.extend(item.order.session);
         match &outcome {
             Ok(_) if matches!(item.order.target, Some(Target::Key(_))) => {
                 self.tally.returned += 1;
@@ -283,155 +297,4 @@ impl Returns {
 }
 
 #[cfg(test)]
-mod tests {
-    use rand::SeedableRng;
-    use rand::rngs::StdRng;
-
-    use super::*;
-
-    const TTL: Duration = Duration::from_secs(60);
-
-    struct Bench {
-        returns: Returns,
-        link: Link,
-        rng: StdRng,
-        now: Instant,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let rng = StdRng::seed_from_u64(1);
-            Self { returns: Returns::default(), link: Link::default(), rng, now: Instant::now() }
-        }
-
-        fn add(&mut self, number: u64, holds: usize, session: Option<u64>) {
-            let target = Some(Target::Key(format!("key-{number}").into()));
-            let give_up = self.now + TTL;
-            let order = Return { target, minimal_life: None, give_up, holds, session };
-            self.returns.add(number, order, self.now);
-        }
-
-        fn due(&mut self) -> Option<u64> {
-            self.returns.due(self.now, &mut self.link).map(|attempt| attempt.number)
-        }
-
-        fn answer(&mut self, number: u64, outcome: Result<Released, Error>) {
-            self.returns.answered(number, outcome, true, self.now, &mut self.rng);
-        }
-    }
-
-    fn fault() -> Result<Released, Error> {
-        Err(Error::unavailable("gone"))
-    }
-
-    #[test]
-    fn a_lost_return_is_tried_again_with_growing_pauses_for_one_ttl() {
-        let mut bench = Bench::new();
-        let start = bench.now;
-        bench.add(1, 0, None);
-        let mut outcome = bench.returns.watch(1).unwrap();
-        let mut pauses = Vec::new();
-        while let Some(at) = bench.returns.next() {
-            pauses.push(at - bench.now);
-            bench.now = at;
-            assert_eq!(bench.due(), Some(1));
-            bench.answer(1, fault());
-        }
-        assert!(bench.now - start >= TTL && bench.now - start <= TTL + LONGEST_PAUSE);
-        assert!(pauses[1] <= FIRST_PAUSE && pauses[1] >= FIRST_PAUSE / 2);
-        assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
-        assert!(pauses.len() > 12, "{pauses:?}");
-        for (waiters, outcome) in bench.returns.take_settled() {
-            waiters.into_iter().for_each(|waiter| waiter.send(outcome.clone()).unwrap());
-        }
-        assert_eq!(outcome.try_recv().unwrap(), fault());
-        assert_eq!(bench.returns.tally(), CloseReport { returned: 0, not_returned: 1 });
-    }
-
-    #[test]
-    fn a_return_that_is_held_up_waits_for_everything_that_holds_it() {
-        let mut bench = Bench::new();
-        bench.add(10, 2, None);
-        assert_eq!(bench.due(), None);
-        bench.returns.unhold(10, bench.now);
-        assert_eq!(bench.due(), None);
-        bench.returns.unhold(10, bench.now);
-        assert_eq!([bench.due(), bench.due()], [Some(10), None]);
-        bench.returns.unhold(10, bench.now);
-        assert_eq!(bench.due(), None);
-    }
-
-    #[test]
-    fn the_first_try_of_a_worker_is_told_once_whether_it_worked_or_not() {
-        let mut bench = Bench::new();
-        bench.add(1, 0, Some(10));
-        assert_eq!(bench.due(), Some(1));
-        assert!(bench.returns.take_tried().is_empty());
-        bench.answer(1, fault());
-        assert_eq!(bench.returns.take_tried(), [10]);
-        bench.now += LONGEST_PAUSE;
-        assert_eq!(bench.due(), Some(1));
-        bench.answer(1, Ok(Released::Returned));
-        assert!(bench.returns.take_tried().is_empty());
-        // What the server no longer holds needs no try.
-        bench.add(2, 1, Some(10));
-        bench.returns.retarget(2, None);
-        bench.returns.unhold(2, bench.now);
-        assert_eq!((bench.returns.take_tried(), bench.returns.len()), (vec![10], 0));
-    }
-
-    #[test]
-    fn a_session_waits_a_moment_for_the_first_try_of_a_worker_and_no_longer() {
-        let mut bench = Bench::new();
-        for number in 1..=3 {
-            bench.add(number, 0, Some(10));
-            assert_eq!(bench.due(), Some(number));
-        }
-        let until = bench.now + SESSION_PATIENCE;
-        bench.answer(2, Ok(Released::Returned));
-        assert_eq!((bench.returns.take_tried(), bench.returns.next()), (vec![10], Some(until)));
-        bench.now = until;
-        assert_eq!(bench.due(), None);
-        assert_eq!((bench.returns.take_tried(), bench.returns.next()), (vec![10, 10], None));
-        // What they are told now, nobody waits for; and all they are told is heard.
-        bench.answer(1, fault());
-        bench.answer(3, Ok(Released::Returned));
-        assert!(bench.returns.take_tried().is_empty());
-        assert_eq!(bench.returns.len(), 1);
-    }
-
-    #[test]
-    fn an_answer_that_no_try_can_change_ends_the_return() {
-        let mut bench = Bench::new();
-        bench.add(1, 0, None);
-        assert_eq!(bench.due(), Some(1));
-        bench.returns.answered(1, fault(), false, bench.now, &mut bench.rng);
-        assert_eq!((bench.returns.len(), bench.returns.next()), (0, None));
-    }
-
-    #[test]
-    fn few_returns_are_under_way_at_once_and_fewer_while_the_link_is_down() {
-        let mut bench = Bench::new();
-        (0..200).for_each(|number| bench.add(number, 0, None));
-        let first: Vec<u64> = std::iter::from_fn(|| bench.due()).collect();
-        assert_eq!((first.len(), bench.returns.next()), (MOST_CALLS, None));
-        for number in first {
-            bench.answer(number, Ok(Released::Returned));
-        }
-        bench.link.failed(bench.now);
-        assert_eq!(std::iter::from_fn(|| bench.due()).count(), 16);
-        assert!(bench.returns.next().is_some_and(|at| at > bench.now));
-    }
-
-    #[test]
-    fn giving_up_settles_everything_and_late_answers_change_nothing() {
-        let mut bench = Bench::new();
-        bench.add(1, 0, None);
-        bench.add(2, 1, None);
-        assert_eq!(bench.due(), Some(1));
-        bench.returns.give_up();
-        bench.answer(1, Ok(Released::Returned));
-        assert_eq!((bench.returns.len(), bench.due()), (0, None));
-        assert_eq!(bench.returns.tally(), CloseReport { returned: 0, not_returned: 2 });
-    }
-}
+mod tests;

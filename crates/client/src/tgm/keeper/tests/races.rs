@@ -68,11 +68,12 @@ impl Pool {
         result
     }
 
-    /// Moves the clock to whatever the keeper waits for.
+    /// Moves the clock to the next beat, unless it is on its way; not to the end of a return.
     fn clock_moves(&self) {
         let mut state = self.state.lock().unwrap();
         let now = state.now;
-        if let Some(next) = state.keeper.next_time(now) {
+        let next = state.keeper.next_time(now).filter(|next| *next <= self.start + DELAY);
+        if let Some(next) = next {
             state.now = now.max(next);
         }
     }
