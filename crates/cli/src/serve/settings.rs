@@ -33,8 +33,9 @@ code 0. A second signal stops at once; nothing that was acknowledged is lost.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 struct Own {
-    /// The policy file, which is loaded again when it changes [default: a built-in policy: 10
-    /// sessions (t1r) and 100 workers (t2w) per organization].
+    /// The policy file, which is loaded again when it changes [default: policy.toml in
+    /// $CONFIGURATION_DIRECTORY, else a built-in policy: 10 sessions (t1r) and 100 workers (t2w) per
+    /// organization].
     #[arg(long, value_name = "FILE", env = "TGM_SESSION_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
 
@@ -43,10 +44,31 @@ struct Own {
     print_config: bool,
 }
 
+/// The policy file, and who said where it is.
+#[derive(Clone, Debug)]
+pub(super) struct PolicyAt {
+    path: PathBuf,
+    source: Source,
+    place: String,
+}
+
+impl PolicyAt {
+    /// The policy in the folder that the service manager gives a service for its configuration, if
+    /// there is one in it.
+    fn configured() -> Option<Self> {
+        let variable = "CONFIGURATION_DIRECTORY";
+        let folders = std::env::var_os(variable)?;
+        let mut files = std::env::split_paths(&folders).map(|folder| folder.join("policy.toml"));
+        // One that cannot be looked at is there: reading it says what is wrong.
+        let path = files.find(|file| file.try_exists().unwrap_or(true))?;
+        Some(Self { path, source: Source::Variable, place: variable.to_owned() })
+    }
+}
+
 /// The flags of `serve`: its own, and one for each setting of a server.
 #[derive(Debug)]
 pub(crate) struct Args {
-    config: Option<(PathBuf, Source)>,
+    config: Option<PolicyAt>,
     pub(super) print_config: bool,
     /// The settings by flag and variable, or what is wrong with one of them.
     given: Result<Given, Failure>,
@@ -65,7 +87,10 @@ impl clap::Args for Args {
 impl FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let Own { config, print_config } = Own::from_arg_matches(matches)?;
-        let config = config.map(|path| (path, source(matches, "config")));
+        let config = config.map(|path| {
+            let source = source(matches, "config");
+            PolicyAt { path, place: place("config", &source), source }
+        });
         Ok(Self { config, print_config, given: given(matches) })
     }
 
@@ -128,8 +153,7 @@ fn place(flag: &str, source: &Source) -> String {
 pub(super) struct Configured {
     pub(super) config: Config,
     pub(super) given: Given,
-    /// The policy file.
-    pub(super) file: Option<(PathBuf, Source)>,
+    pub(super) file: Option<PolicyAt>,
     /// In words, which policy it is.
     pub(super) policy: String,
 }
@@ -141,13 +165,14 @@ pub(super) struct Configured {
 /// [`Failure::Usage`] for a value or a policy file that cannot be meant.
 pub(super) fn configure(args: &Args) -> Result<Configured, Failure> {
     let flags = args.given.clone()?;
-    let (policy, server, file, words) = match &args.config {
+    let at = args.config.clone().or_else(PolicyAt::configured);
+    let (policy, server, file, words) = match &at {
         None => {
             let words = "built in: 10 sessions (t1r) and 100 workers (t2w) per organization; \
                          --config FILE for your own";
             (Policy::built_in(), Given::default(), None, words.to_owned())
         }
-        Some((path, _)) => {
+        Some(PolicyAt { path, .. }) => {
             let Loaded { policy, server, warnings, file, .. } = Policy::load(path)?;
             for warning in warnings {
                 tracing::warn!("{warning}");
@@ -168,7 +193,7 @@ pub(super) fn configure(args: &Args) -> Result<Configured, Failure> {
             )
         })?;
     }
-    Ok(Configured { config, given, file: args.config.clone(), policy: words })
+    Ok(Configured { config, given, file: at, policy: words })
 }
 
 /// One setting, as it is printed.
@@ -220,14 +245,15 @@ impl fmt::Display for Printed<'_> {
 pub(super) fn print(
     config: &mut Config,
     given: &Given,
-    file: Option<(PathBuf, Source)>,
+    file: Option<PolicyAt>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let file = match &file {
+    let file = match file {
         None => Printed::new("config", "config", Shown::Nothing, None),
-        Some((path, source)) => {
+        Some(PolicyAt { path, source, place }) => {
             let path = Shown::Text(path.display().to_string());
-            Printed::new("config", "config", path, Some(source))
+            let printed = Printed::new("config", "config", path, Some(&source));
+            Printed { place: Some(place), ..printed }
         }
     };
     let settings = settings::all().iter().map(|setting| {

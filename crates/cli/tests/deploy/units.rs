@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::{Process, command, file, folder, run, store};
+use crate::harness::{Process, command, file, finish, folder, run, store};
 use crate::{root, text};
 
 const UNIT: &str = "deploy/tgm-session.service";
@@ -23,26 +24,36 @@ fn directives<'u>(unit: &'u str, name: &str) -> Vec<&'u str> {
 fn the_unit_starts_the_server_with_flags_that_it_has() {
     let unit = text(UNIT);
     let [start] = directives(&unit, "ExecStart")[..] else { panic!("not one ExecStart") };
-    let policy = root().join("deploy/policy/policy.toml");
     let state = folder();
     let arguments: Vec<_> = start
         .split(' ')
         .skip(1)
         .map(|word| match word {
-            "/etc/tgm-session/policy.toml" => policy.display().to_string(),
             "file:/var/lib/tgm-session/sessions.redb" => store(&state),
             word => word.to_owned(),
         })
         .collect();
     assert_eq!(arguments[0], "serve");
-    let ran = run(arguments.iter().map(String::as_str).chain(["--print-config"]));
-    assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(ran.stdout.contains("sessions.redb"), "{ran:?}");
+    let under = |configuration: &Path| {
+        let mut serve = command(arguments.iter().map(String::as_str).chain(["--print-config"]));
+        // As systemd does for a ConfigurationDirectory.
+        serve.env("CONFIGURATION_DIRECTORY", configuration);
+        let ran = finish(serve);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(ran.stdout.contains("sessions.redb"), "{ran:?}");
+        let config = ran.stdout.lines().find(|line| line.starts_with("config ")).unwrap();
+        config.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    // Without a policy, and with one.
+    assert_eq!(under(state.path()), "config = none # default");
+    let shipped = root().join("deploy/policy");
+    let found = format!("config = \"{}/policy.toml\"", shipped.display());
+    assert_eq!(under(&shipped), format!("{found} # variable CONFIGURATION_DIRECTORY"));
 
     // The store is in the folder that the service has, and the policy in its other one.
     assert_eq!(directives(&unit, "StateDirectory"), ["tgm-session"]);
     assert_eq!(directives(&unit, "ConfigurationDirectory"), ["tgm-session"]);
-    assert!(start.contains("file:/var/lib/tgm-session/") && start.contains(" /etc/tgm-session/"));
+    assert!(start.contains("file:/var/lib/tgm-session/") && !start.contains("--config"));
     assert_eq!(directives(&unit, "RestartPreventExitStatus"), ["2"]);
     assert_eq!(run(["serve", "--listen", "nowhere"]).code, Some(2));
 }

@@ -1,6 +1,8 @@
 //! The dashboard, the alert rules and the table of metrics, beside a server that has done its work.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write as _};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tonic::Request;
@@ -12,7 +14,7 @@ use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, ReturnWorkerRequest};
 
 use crate::harness::{Serve, file, folder};
-use crate::{Settings, get, text, yaml};
+use crate::{Settings, get, root, text, yaml};
 
 const POLICY: &str = "
 [services.t1r]
@@ -25,16 +27,12 @@ max_total = 100
 struct Page(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
 
 impl Page {
-    /// Of a server that has granted, kept alive, denied, taken back, refused and counted.
     fn of_a_busy_server() -> Self {
-        let folder = folder();
-        let policy = file(&folder, "policy.toml", POLICY);
-        let serve = Serve::with_policy(&folder, &policy);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(keep_busy(&serve.grpc));
-        let (status, page) = get(&serve.admin, "/metrics");
-        assert_eq!(status, 200, "{page}");
-        Self::read(&page)
+        let (busy, with_tls) = pages();
+        let mut page = Self::read(&busy);
+        // With TLS there is more, and nothing less.
+        page.0.extend(Self::read(&with_tls).0.into_iter().filter(|(name, _)| !busy.contains(name)));
+        page
     }
 
     fn read(page: &str) -> Self {
@@ -83,6 +81,51 @@ impl Page {
         }
         assert!(selectors > 0, "{place}: {expression:?} asks for nothing");
     }
+}
+
+/// What `/metrics` answers by default: of a server that has granted, kept alive, denied, taken back,
+/// refused and counted, and of one with TLS.
+fn pages() -> (String, String) {
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", POLICY);
+    let serve = Serve::with_policy(&folder, &policy);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(keep_busy(&serve.grpc));
+    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate = file(&folder, "server.pem", &signed.cert.pem());
+    let key = file(&folder, "server.key", &signed.signing_key.serialize_pem());
+    let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
+    let with_tls =
+        Serve::start(["--store", "memory:", "--tls-cert", certificate, "--tls-key", key]);
+    let page = |serve: &Serve| {
+        let (status, page) = get(&serve.admin, "/metrics");
+        assert_eq!(status, 200, "{page}");
+        page
+    };
+    (page(&serve), page(&with_tls))
+}
+
+/// Runs `promtool` with `input` on its standard input, and answers whether it found nothing wrong,
+/// and what it said. `None` where it is not installed and that is allowed.
+fn promtool(arguments: &[&str], input: &str) -> Option<(bool, String)> {
+    let mut promtool = Command::new("promtool");
+    promtool.args(arguments).current_dir(root());
+    promtool.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = match promtool.spawn() {
+        Ok(promtool) => promtool,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let missing = "promtool is not installed (Debian: prometheus)";
+            let is_allowed = std::env::var_os("TGM_SESSION_ALLOW_MISSING").is_some();
+            assert!(is_allowed, "{missing}; TGM_SESSION_ALLOW_MISSING=1 leaves it out");
+            eprintln!("SKIPPED: {missing}");
+            return None;
+        }
+        Err(error) => panic!("promtool does not run: {error}"),
+    };
+    promtool.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    Some((output.status.success(), String::from_utf8_lossy(&told).into_owned()))
 }
 
 async fn keep_busy(address: &str) {
@@ -216,7 +259,8 @@ fn every_alert_says_what_it_means_how_bad_it_is_and_where_to_read_on() {
         };
         annotation("summary");
         annotation("description");
-        let (path, heading) = annotation("runbook").split_once('#').unwrap();
+        let (path, heading) = annotation("runbook_url").split_once('#').unwrap();
+        assert_eq!(path, "docs/operations.md", "{name}");
         assert!(
             crate::documents::anchors(&text(path)).contains(heading),
             "{name}: {path} has no heading #{heading}"
@@ -226,6 +270,18 @@ fn every_alert_says_what_it_means_how_bad_it_is_and_where_to_read_on() {
         assert!(names.insert(name.clone()), "two alerts are called {name}");
     }
     assert!(names.len() > 7, "only {names:?}");
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_metrics_and_the_rules() {
+    let (busy, with_tls) = pages();
+    for page in [busy, with_tls] {
+        let Some((sound, told)) = promtool(&["check", "metrics"], &page) else { return };
+        assert!(sound && told.is_empty(), "{told}\n{page}");
+    }
+    let rules = promtool(&["check", "rules", "deploy/alerts.yml"], "");
+    let (sound, told) = rules.expect("it was there a moment ago");
+    assert!(sound && told.contains("SUCCESS"), "{told}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod calls;
 mod commits;
+mod format;
 mod latency;
 mod page;
 

@@ -12,7 +12,7 @@ mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -52,6 +52,7 @@ pub(crate) struct Admin {
     serving: Arc<AtomicBool>,
     view: View,
     dropped_log_lines: Arc<AtomicU64>,
+    certificate_not_after: Option<Arc<AtomicI64>>,
 }
 
 /// What the admin port is made of.
@@ -65,13 +66,15 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) serving: Arc<AtomicBool>,
     pub(crate) dropped_log_lines: Arc<AtomicU64>,
+    /// When the certificate of the gRPC port expires, in Unix time; `None` without TLS.
+    pub(crate) certificate_not_after: Option<Arc<AtomicI64>>,
 }
 
 impl Admin {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { store, store_url, live, operator, metrics, refusals, clock, serving, .. } =
             parts;
-        let dropped_log_lines = parts.dropped_log_lines;
+        let Parts { dropped_log_lines, certificate_not_after, .. } = parts;
         Self {
             store,
             store_url: store_url.to_string(),
@@ -84,6 +87,7 @@ impl Admin {
             clock,
             serving,
             dropped_log_lines,
+            certificate_not_after,
         }
     }
 

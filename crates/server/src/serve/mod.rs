@@ -116,7 +116,7 @@ impl Server {
     /// An address is open to everybody, or a port is taken.
     pub async fn with_store(mut config: Config, store: Recovered) -> Result<Self, Error> {
         config.check()?;
-        let tls = Tls::load(&config.tls)?;
+        let tls = Tls::load(&config.tls, config.clock.clone())?;
         let token = TokenInForce::load(&config)?;
         let (grpc, grpc_address) = listen("gRPC", config.listen)?;
         let (admin, admin_address) = listen("the admin port", config.admin_listen)?;
@@ -228,6 +228,7 @@ impl Server {
             file: config.policy_file,
         }));
         let serving = Arc::new(AtomicBool::new(false));
+        let certificate_not_after = tls.as_ref().map(|tls| tls.not_after());
         let pages = Admin::new(admin::Parts {
             store: store.clone(),
             store_url: config.store,
@@ -238,6 +239,7 @@ impl Server {
             clock: config.clock,
             serving: serving.clone(),
             dropped_log_lines: config.dropped_log_lines,
+            certificate_not_after,
         });
         let (token, token_file) = token.map(|(token, file)| (Arc::new(token), file)).unzip();
         let router = admin::router(pages, token.clone(), admin_address);

@@ -4,9 +4,11 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use lease::WallTime;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use x509_parser::parse_x509_certificate;
 
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 
@@ -61,7 +64,10 @@ impl TlsFiles {
 /// The certificate in force, and how it is offered.
 pub(super) struct Tls {
     paths: Vec<PathBuf>,
+    clock: Arc<dyn Clock>,
     current: ArcSwap<ServerConfig>,
+    /// When the certificate in force expires, in Unix time.
+    not_after: Arc<AtomicI64>,
 }
 
 impl fmt::Debug for Tls {
@@ -76,7 +82,10 @@ impl Tls {
     /// # Errors
     ///
     /// A file that cannot be used, by name, or one that is missing for another.
-    pub(super) fn load(files: &TlsFiles) -> Result<Option<(Self, Watched)>, Error> {
+    pub(super) fn load(
+        files: &TlsFiles,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Option<(Self, Watched)>, Error> {
         let paths = files.paths()?;
         if paths.is_empty() {
             return Ok(None);
@@ -85,8 +94,15 @@ impl Tls {
         let contents = readable(&paths, contents)?;
         let digests = contents.iter().map(|contents| Digest::of(contents));
         let watched = Watched::new(paths.iter().cloned().zip(digests));
-        let current = ArcSwap::from_pointee(configure(&paths, &contents)?);
-        Ok(Some((Self { paths, current }, watched)))
+        let (config, not_after) = configure(&paths, &contents, clock.wall())?;
+        let current = ArcSwap::from_pointee(config);
+        let not_after = Arc::new(AtomicI64::new(not_after.as_unix()));
+        Ok(Some((Self { paths, clock, current, not_after }, watched)))
+    }
+
+    /// When the certificate in force expires, in Unix time, now and after every change.
+    pub(super) fn not_after(&self) -> Arc<AtomicI64> {
+        self.not_after.clone()
     }
 
     /// Takes in the next connection with the certificate that is in force now.
@@ -112,11 +128,12 @@ impl Tls {
     }
 
     fn take(&self, contents: Vec<io::Result<Vec<u8>>>) {
-        let configured =
-            readable(&self.paths, contents).and_then(|contents| configure(&self.paths, &contents));
+        let configured = readable(&self.paths, contents)
+            .and_then(|contents| configure(&self.paths, &contents, self.clock.wall()));
         match configured {
-            Ok(config) => {
+            Ok((config, not_after)) => {
                 self.current.store(Arc::new(config));
+                self.not_after.store(not_after.as_unix(), Ordering::Relaxed);
                 let file = self.paths[0].display();
                 tracing::info!(%file, "new connections get the new certificate");
             }
@@ -147,11 +164,16 @@ fn readable(paths: &[PathBuf], contents: Vec<io::Result<Vec<u8>>>) -> Result<Vec
     read.collect()
 }
 
-/// Makes of certificate, key and, if there are three, authorities of clients what rustls needs.
-fn configure(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig, Error> {
+/// Makes of certificate, key and, if there are three, authorities of clients what rustls needs, and
+/// answers when the certificate expires.
+fn configure(
+    paths: &[PathBuf],
+    contents: &[Vec<u8>],
+    now: WallTime,
+) -> Result<(ServerConfig, WallTime), Error> {
     let provider = Arc::new(ring::default_provider());
     let chain = certificates(&paths[0], &contents[0])?;
-    warn_about_time(&paths[0], &chain[0])?;
+    let not_after = valid_until(&chain[0], now).map_err(|problem| unusable(&paths[0], problem))?;
     // The reason of the parser would repeat a line of what may be a key.
     let key = PrivateKeyDer::from_pem_slice(&contents[1])
         .map_err(|_| unusable(&paths[1], "there is no private key in it, as PEM"))?;
@@ -160,7 +182,7 @@ fn configure(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig, Er
         .map_err(|error| unusable(&paths[0], error))?;
     let builder = match (paths.get(2), contents.get(2)) {
         (Some(path), Some(contents)) => {
-            builder.with_client_cert_verifier(client_verifier(path, contents, provider)?)
+            builder.with_client_cert_verifier(client_verifier(path, contents, provider, now)?)
         }
         _ => builder.with_no_client_auth(),
     };
@@ -172,17 +194,32 @@ fn configure(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig, Er
         error => unusable(&paths[1], error),
     })?;
     config.alpn_protocols = PROTOCOLS.map(Vec::from).into();
-    Ok(config)
+    let (file, until) = (paths[0].display(), not_after);
+    tracing::info!(%file, %until, "the certificate is valid");
+    Ok((config, not_after))
 }
 
 fn client_verifier(
     path: &Path,
     contents: &[u8],
     provider: Arc<CryptoProvider>,
+    now: WallTime,
 ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, Error> {
     let mut authorities = RootCertStore::empty();
+    let mut over = None;
     for certificate in certificates(path, contents)? {
-        authorities.add(certificate).map_err(|error| unusable(path, error))?;
+        // Nobody looks at the time of an authority when it has signed the certificate of a client.
+        match valid_until(&certificate, now) {
+            Ok(_) => authorities.add(certificate).map_err(|error| unusable(path, error))?,
+            Err(problem) => {
+                let file = path.display();
+                tracing::warn!(%file, %problem, "an authority is not trusted");
+                over = Some(problem);
+            }
+        }
+    }
+    if let (true, Some(problem)) = (authorities.is_empty(), over) {
+        return Err(unusable(path, problem));
     }
     WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider)
         .build()
@@ -200,20 +237,20 @@ fn certificates(path: &Path, contents: &[u8]) -> Result<Vec<CertificateDer<'stat
     Ok(certificates)
 }
 
-/// Warns about a certificate that clients will refuse today. It is used even so: clocks go wrong,
-/// and no connection would be worse than one that some clients refuse.
-fn warn_about_time(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+/// When `certificate` expires, if it is valid `now`.
+fn valid_until(certificate: &CertificateDer<'_>, now: WallTime) -> Result<WallTime, String> {
     let (_, parsed) = parse_x509_certificate(certificate)
-        .map_err(|_| unusable(path, "its first certificate cannot be understood"))?;
+        .map_err(|_| "a certificate in it cannot be understood".to_owned())?;
     let validity = parsed.validity();
-    let file = path.display();
-    if validity.is_valid() {
-        tracing::info!(%file, until = %validity.not_after, "the certificate is valid");
-    } else {
-        let (from, until) = (validity.not_before, validity.not_after);
-        tracing::warn!(%file, %from, %until, "the certificate is not valid today");
+    let [from, until] =
+        [validity.not_before, validity.not_after].map(|time| WallTime::from_unix(time.timestamp()));
+    if now < from {
+        return Err(format!("the certificate is not valid before {from}"));
     }
-    Ok(())
+    if now > until {
+        return Err(format!("the certificate expired at {until}"));
+    }
+    Ok(until)
 }
 
 fn unusable(path: &Path, problem: impl fmt::Display) -> Error {

@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::attached::metric;
 use crate::harness::{ManualClock, ROOMY, TestServer, config, eventually};
 
 const SHORT: Duration = Duration::from_millis(150);
@@ -415,22 +416,86 @@ async fn a_file_that_cannot_be_used_keeps_a_server_from_starting_and_is_named() 
     }
 }
 
+/// A certificate that is valid from the first day of one year to that of another.
+fn of_years(authority: &Authority, from: i32, until: i32) -> Signed {
+    authority.sign(|params| {
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+    })
+}
+
 #[tokio::test]
-async fn a_certificate_that_is_over_is_used_with_a_warning() {
+async fn a_certificate_that_is_not_valid_today_keeps_a_server_from_starting() {
     let authority = Authority::new();
-    let over = authority.sign(|params| {
-        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2020, 2, 1);
-    });
-    let files = Files::new(&over, None);
+    for (from, until, reason) in [
+        (2020, 2021, "the certificate expired at 2021-01-01T00:00:00Z"),
+        (2040, 2041, "the certificate is not valid before 2040-01-01T00:00:00Z"),
+    ] {
+        let files = Files::new(&of_years(&authority, from, until), None);
+        let error = Server::bind(files.config()).await.unwrap_err();
+        let file = files.path("server.pem");
+        assert_eq!(error.to_string(), format!("cannot use {} for TLS: {reason}", file.display()));
+        assert!(error.is_usage());
+    }
+}
+
+#[tokio::test]
+async fn a_new_certificate_that_is_not_valid_today_is_refused_and_the_one_before_stays() {
+    let authority = Authority::new();
+    let good = of_years(&authority, 2020, 2030);
+    let files = Files::new(&good, None);
     let (log, _logging) = Log::start();
     let server = files.serve().await;
-    let said = log.text();
-    let warning = said.lines().find(|line| line.contains("WARN")).unwrap();
-    assert!(warning.contains("is not valid today") && warning.contains("2020"), "{said}");
-    assert!(warning.contains(&files.path("server.pem").display().to_string()), "{said}");
-    let error = connect(&server, &authority.client(None)).await.unwrap_err();
-    assert!(error.to_string().contains("expired"), "{error}");
+    let client = authority.client(None);
+    for (bad, reason) in [
+        (of_years(&authority, 2020, 2021), "the certificate expired at 2021"),
+        (of_years(&authority, 2040, 2041), "the certificate is not valid before 2040"),
+    ] {
+        files.write("server.pem", &bad.certificate);
+        files.write("server.key", &bad.key);
+        eventually(reason, || async { log.text().contains(reason) }).await;
+        assert_eq!(shown(&server, &client).await, der(&good), "{reason}");
+    }
+    // 2030-01-01: the metric is about the certificate in force.
+    let not_after = metric(&server.running, "tgm_session_certificate_not_after_seconds").await;
+    assert_eq!(not_after, 1_893_456_000);
+    let next = of_years(&authority, 2020, 2031);
+    files.write("server.pem", &next.certificate);
+    files.write("server.key", &next.key);
+    eventually("the next one is told", || async {
+        let name = "tgm_session_certificate_not_after_seconds";
+        metric(&server.running, name).await == 1_924_992_000
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_authority_of_clients_that_is_over_is_not_trusted_and_one_at_least_has_to_be_left() {
+    let authority = Authority::new();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    let over = Authority { issuer: Issuer::new(params, key), pem };
+
+    let files = Files::new(&authority.sign(|_| {}), Some(&over));
+    let error = Server::bind(files.config()).await.unwrap_err().to_string();
+    let file = files.path("clients.pem");
+    assert!(error.starts_with(&format!("cannot use {} for TLS: ", file.display())), "{error}");
+    assert!(error.ends_with("the certificate expired at 2020-01-01T00:00:00Z"), "{error}");
+
+    files.write("clients.pem", &format!("{}{}", over.pem, authority.pem));
+    let server = files.serve().await;
+    for (identity, is_trusted) in
+        [(authority.sign(|_| {}), true), (of_years(&over, 2000, 2040), false)]
+    {
+        let served = match connect(&server, &authority.client(Some(&identity))).await {
+            Ok(stream) => is_served(&mut calls(stream).await).await,
+            Err(_) => false,
+        };
+        assert_eq!(served, is_trusted);
+    }
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use lease::{End, Ends, Reason};
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -17,14 +17,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::format::Format;
 use super::{Metrics, PREFIX};
 use crate::admin::Admin;
 use crate::policy::{DEFAULT_SERVICE, Policy, ServiceSummary};
 use crate::serve::blocking;
 use crate::store::Store as _;
-
-/// The media type of the OpenMetrics text format.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ServiceLabel {
@@ -50,6 +48,8 @@ pub(super) struct Present<'a> {
     pub(super) dropped_log_lines: u64,
     /// How long the commit under way has taken.
     pub(super) stalled: Duration,
+    /// When the certificate of the gRPC port expires, in Unix time.
+    pub(super) certificate_not_after: Option<i64>,
     /// Of a store that can tell.
     pub(super) leases: Option<Leases>,
 }
@@ -61,7 +61,11 @@ pub(super) struct Leases {
 }
 
 /// Answers all metrics, also while the store has failed: that is one of them.
-pub(in crate::admin) async fn page(State(admin): State<Arc<Admin>>) -> Response {
+pub(in crate::admin) async fn page(
+    State(admin): State<Arc<Admin>>,
+    headers: HeaderMap,
+) -> Response {
+    let format = Format::accepted(&headers);
     let leases = match (admin.store.live().await, admin.store.ends().await) {
         (Ok(live_by_service), Ok(ends)) => Some(Leases { live_by_service, ends }),
         _ => None,
@@ -69,16 +73,22 @@ pub(in crate::admin) async fn page(State(admin): State<Arc<Admin>>) -> Response 
     // A policy of many services has a long page.
     let encoded = blocking(move || {
         let live = admin.live.load();
-        admin.metrics.encode(Present {
+        let not_after = admin.certificate_not_after.as_deref();
+        let page = admin.metrics.encode(Present {
             policy: &live.policy,
             ready: admin.store.ready().is_ok(),
             dropped_log_lines: admin.dropped_log_lines.load(Ordering::Relaxed),
             stalled: admin.store.stalled(),
+            certificate_not_after: not_after.map(|time| time.load(Ordering::Relaxed)),
             leases,
-        })
+        });
+        page.map(|page| format.of_open_metrics(page))
     });
     match encoded.await {
-        Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+        Ok(page) => {
+            let headers = [(CONTENT_TYPE, format.media_type()), (VARY, "accept")];
+            (headers, page).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
@@ -116,6 +126,14 @@ impl Present<'_> {
             Unit::Seconds,
             ConstGauge::new(self.stalled.as_secs_f64()),
         );
+        if let Some(not_after) = self.certificate_not_after {
+            registry.register_with_unit(
+                "certificate_not_after",
+                "When the certificate of the gRPC port expires, in Unix time",
+                Unit::Seconds,
+                ConstGauge::new(not_after),
+            );
+        }
         let summary = self.policy.summary();
         registry.register(
             "limit",
