@@ -121,7 +121,7 @@ mod tests {
     fn a_lost_session_exits_as_its_cause_would() {
         let lost = |cause| Error::Lost { cause: Box::new(cause) };
         assert!(matches!(Failure::from(lost(full())), Failure::Refused(_)));
-        let gone = Error::Unavailable { message: "no answer".into() };
+        let gone = Error::unavailable("no answer");
         assert!(matches!(Failure::from(lost(gone)), Failure::Unavailable(_)));
     }
 

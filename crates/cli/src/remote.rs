@@ -22,7 +22,7 @@ impl Remote {
     /// [`Failure::Usage`] when the URL is wrong. Needs a runtime.
     pub(crate) fn new(dsn: &Dsn) -> Result<Self, Failure> {
         let config = TgmConfig::from_dsn(dsn)?;
-        Ok(Self { pool: Arc::new(TgmPool::connect(&config)?), endpoint: config.endpoint() })
+        Ok(Self { pool: Arc::new(TgmPool::connect(&config)?), endpoint: config.shown_endpoint() })
     }
 
     /// The failure of a call that ended with `error`; it says where when nobody answered there.

@@ -68,10 +68,9 @@ impl fmt::Display for Shown {
 pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     let dsn = Dsn::parse(&args.url)?;
     if dsn.scheme() != "tgm" {
-        return Err(Failure::Usage(format!(
-            "{}:// counts inside of one process, so there is no server to ask; give a tgm:// URL",
-            dsn.scheme()
-        )));
+        return Err(Failure::Usage(
+            "only a tgm:// URL has a server to ask; others count inside of one process".into(),
+        ));
     }
     let runtime = crate::runtime()?;
     output.show_live(&"asking the server…")?;

@@ -1,6 +1,8 @@
 //! What can go wrong, each kind apart and with its facts.
 
 use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use tonic::{Code, Status};
 
@@ -23,9 +25,12 @@ use tonic::{Code, Status};
 pub enum Error {
     /// The session server cannot be reached, does not answer in time, or answers nonsense.
     #[error("session server unavailable: {message}")]
+    #[non_exhaustive]
     Unavailable {
-        /// What was seen.
+        /// What was seen, with what caused it.
         message: String,
+        /// What caused it, if anything did.
+        source: Option<Cause>,
     },
     /// The session server does not accept the indexer API key.
     #[error("unauthenticated: {message}")]
@@ -70,9 +75,12 @@ pub enum Error {
     SessionNotFound,
     /// The call or the session URL cannot mean anything.
     #[error("invalid argument: {message}")]
+    #[non_exhaustive]
     InvalidArgument {
         /// The field or parameter, and what is wrong with it.
         message: String,
+        /// What caused it, if anything did.
+        source: Option<Cause>,
     },
     /// The pool is closed.
     #[error("the session pool is closed")]
@@ -131,12 +139,37 @@ impl Error {
         }
     }
 
-    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
-        Self::Unavailable { message: message.into() }
+    /// Says that a session server cannot be reached: for plugins of an application's own.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::Unavailable { message: message.into(), source: None }
     }
 
-    pub(crate) fn invalid(message: impl Into<String>) -> Self {
-        Self::InvalidArgument { message: message.into() }
+    /// Says that a call or a session URL cannot mean anything: for plugins of an application's own.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::InvalidArgument { message: message.into(), source: None }
+    }
+
+    /// Adds what caused the error, where the error has room for it: [`Error::Unavailable`] and
+    /// [`Error::InvalidArgument`].
+    ///
+    /// The message should say it, too: it is what a caller over gRPC hears.
+    ///
+    /// ```
+    /// use std::error::Error as _;
+    /// use std::io;
+    /// use tgm_session::Error;
+    ///
+    /// let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+    /// let error = Error::unavailable(refused.to_string()).caused_by(refused);
+    /// let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    /// assert_eq!(cause.map(io::Error::kind), Some(io::ErrorKind::ConnectionRefused));
+    /// ```
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        if let Self::Unavailable { source, .. } | Self::InvalidArgument { source, .. } = &mut self {
+            *source = Some(Cause(Arc::new(cause)));
+        }
+        self
     }
 
     pub(crate) fn lost(self) -> Self {
@@ -162,6 +195,34 @@ impl From<Error> for Status {
 impl From<lease::Invalid> for Error {
     fn from(invalid: lease::Invalid) -> Self {
         Self::invalid(invalid.to_string())
+    }
+}
+
+/// What caused an [`Error`]; [`source`](std::error::Error::source) gives what is inside.
+///
+/// Two causes are equal when they say the same.
+#[derive(Clone)]
+pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+
+impl Deref for Cause {
+    type Target = dyn std::error::Error + Send + Sync;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_string() == other.0.to_string()
+    }
+}
+
+impl Eq for Cause {}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -259,14 +320,14 @@ mod tests {
         let message = || "egress_bytes 7/7".to_owned();
         let full = Error::WorkersLimitExceeded { active: 3, max: 4, scope: Scope::Trace };
         for (error, code, again) in [
-            (Error::Unavailable { message: message() }, Code::Unavailable, true),
+            (Error::unavailable(message()), Code::Unavailable, true),
             (Error::Unauthenticated { message: message() }, Code::Unauthenticated, false),
             (Error::PermissionDenied { message: message() }, Code::PermissionDenied, false),
             (Error::QuotaExceeded { message: message() }, Code::ResourceExhausted, false),
             (FULL, Code::ResourceExhausted, true),
             (full, Code::ResourceExhausted, true),
             (Error::SessionNotFound, Code::NotFound, false),
-            (Error::InvalidArgument { message: message() }, Code::InvalidArgument, false),
+            (Error::invalid(message()), Code::InvalidArgument, false),
             (Error::Closed, Code::Unavailable, false),
         ] {
             let lost = error.clone().lost();

@@ -1,30 +1,100 @@
 //! `$VAR` and `${VAR}` in a session URL, replaced as Go's `os.ExpandEnv` replaces them.
 
+use std::ops::Range;
+
+/// A text with its variables replaced, which knows what came out of them.
+#[derive(Clone)]
+pub(crate) struct Expanded {
+    text: String,
+    /// In the order of the text.
+    variables: Vec<Variable>,
+}
+
+/// A variable of the text, and what came out of it.
+#[derive(Clone)]
+pub(crate) struct Variable {
+    /// As it was written, `$NAME` or `${NAME}`.
+    pub(crate) written: String,
+    /// Where in the text its value lies.
+    pub(crate) place: Range<usize>,
+    /// Whether there is such a variable.
+    pub(crate) is_set: bool,
+}
+
+impl Expanded {
+    /// A text without variables.
+    pub(crate) fn plain(text: &str) -> Self {
+        Self { text: text.to_owned(), variables: Vec::new() }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn variables(&self) -> &[Variable] {
+        &self.variables
+    }
+
+    /// Writes a part of the text with its variables as they were written, if it has any.
+    pub(crate) fn shown(&self, part: Range<usize>) -> Option<String> {
+        let mut shown: Option<String> = None;
+        let mut from = part.start;
+        for Variable { written, place, .. } in &self.variables {
+            let overlaps = place.start < part.end && place.end > part.start;
+            // What came out of one that is empty lies between two bytes, or at an end.
+            let touches = place.is_empty() && part.start <= place.start && place.start <= part.end;
+            if overlaps || touches {
+                let shown = shown.get_or_insert_default();
+                shown.push_str(&self.text[from..place.start.max(from)]);
+                shown.push_str(written);
+                from = place.end.clamp(from, part.end);
+            }
+        }
+        let mut shown = shown?;
+        shown.push_str(&self.text[from..part.end]);
+        Some(shown)
+    }
+}
+
 /// Replaces every `$NAME` and `${NAME}` of `text` by what `lookup` knows; an unknown name gives
-/// nothing, and a `$` before anything else stays.
+/// nothing, and a `$` before anything else stays. `None` when it gets longer than `most` bytes.
 ///
 /// The quirks are Go's, because the URLs in production were written for it: `$1` and `$$` name
 /// variables too, `${}` and an unclosed `${` vanish, and the shell's `${NAME:-default}` looks for
 /// a variable of that whole name.
-pub(crate) fn expand(text: &str, lookup: impl Fn(&str) -> String) -> String {
-    let mut expanded = String::with_capacity(text.len());
+pub(crate) fn expand(
+    text: &str,
+    most: usize,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Option<Expanded> {
+    let mut expanded = Expanded { text: String::with_capacity(text.len()), variables: Vec::new() };
     let mut rest = text;
     while let Some((before, behind)) = rest.split_once('$') {
-        expanded.push_str(before);
+        expanded.text.push_str(before);
         rest = match name_at_start(behind) {
-            Name::Variable { name, behind } => {
-                expanded.push_str(&lookup(name));
-                behind
+            Name::Variable { name, behind: left } => {
+                let value = lookup(name);
+                let start = expanded.text.len();
+                expanded.text.push_str(value.as_deref().unwrap_or_default());
+                expanded.variables.push(Variable {
+                    written: format!("${}", &behind[..behind.len() - left.len()]),
+                    place: start..expanded.text.len(),
+                    is_set: value.is_some(),
+                });
+                left
             }
             Name::Broken { behind } => behind,
             Name::None => {
-                expanded.push('$');
+                expanded.text.push('$');
                 behind
             }
         };
+        if expanded.text.len() > most {
+            return None;
+        }
     }
-    expanded.push_str(rest);
-    expanded
+    expanded.text.push_str(rest);
+    (expanded.text.len() <= most).then_some(expanded)
 }
 
 /// What follows a `$`.
@@ -61,12 +131,20 @@ mod tests {
 
     use super::*;
 
-    fn lookup(name: &str) -> String {
+    const MOST: usize = 1024;
+
+    fn lookup(name: &str) -> Option<String> {
         match name {
-            "A" => "x".into(),
-            "DOLLAR" => "$A".into(),
-            _ => String::new(),
+            "A" => Some("x".into()),
+            "DOLLAR" => Some("$A".into()),
+            "EMPTY" => Some(String::new()),
+            "LONG" => Some("long".repeat(5)),
+            _ => None,
         }
+    }
+
+    fn expanded(text: &str) -> Expanded {
+        expand(text, MOST, lookup).unwrap()
     }
 
     #[test]
@@ -100,19 +178,61 @@ mod tests {
             ("${ A}", ""),
             ("$DOLLAR", "$A"),
         ] {
-            assert_eq!(expand(text, lookup), expanded, "{text}");
+            assert_eq!(super::expand(text, MOST, lookup).unwrap().text, expanded, "{text}");
         }
+    }
+
+    #[test]
+    fn a_part_is_shown_with_the_variables_that_it_has_as_they_were_written() {
+        let text = expanded("one$LONG-two${EMPTY}three$UNSET");
+        assert_eq!(text.text, format!("one{}-twothree", "long".repeat(5)));
+        let all = 0..text.text.len();
+        assert_eq!(text.shown(all).as_deref(), Some("one$LONG-two${EMPTY}three$UNSET"));
+        assert_eq!(text.shown(0..3), None);
+        assert_eq!(text.shown(23..26), None);
+        // A part of what came out of a variable is shown as all of it.
+        assert_eq!(text.shown(0..5).as_deref(), Some("one$LONG"));
+        assert_eq!(text.shown(5..8).as_deref(), Some("$LONG"));
+        assert_eq!(text.shown(20..25).as_deref(), Some("$LONG-t"));
+        assert_eq!(text.shown(25..30).as_deref(), Some("wo${EMPTY}thr"));
+        let unset: Vec<_> = text.variables.iter().map(|variable| variable.is_set).collect();
+        assert_eq!(unset, [true, true, false]);
+    }
+
+    #[test]
+    fn a_text_grows_no_longer_than_it_may() {
+        let asked = std::cell::Cell::new(0);
+        let text = "$LONG".repeat(1000);
+        let long = expand(&text, 60, |name| {
+            asked.set(asked.get() + 1);
+            lookup(name)
+        });
+        assert!(long.is_none());
+        assert_eq!(asked.get(), 4);
+        assert!(expand(&"x".repeat(61), 60, lookup).is_none());
     }
 
     proptest! {
         #[test]
+        fn what_came_out_of_a_variable_is_shown_in_no_part(
+            text in "[ab$]{0,6}(\\$SECRET|\\$\\{SECRET\\}|[a-c/]){0,6}", from in 0_usize..60, to in 0_usize..60
+        ) {
+            let text = expand(&text, MOST, |name| (name == "SECRET").then(|| "0123456789".into()));
+            let text = text.unwrap();
+            let from = from.min(text.text.len());
+            let to = to.clamp(from, text.text.len());
+            let shown = text.shown(from..to).unwrap_or_else(|| text.text[from..to].to_owned());
+            prop_assert!(!shown.contains(|character: char| character.is_ascii_digit()), "{}", shown);
+        }
+
+        #[test]
         fn a_text_without_a_dollar_stays_as_it_is(text in "[^$]{0,60}") {
-            prop_assert_eq!(expand(&text, lookup), text);
+            prop_assert_eq!(expanded(&text).text, text);
         }
 
         #[test]
         fn no_text_makes_the_expansion_panic(text in "[${}A-Bé1:*-]{0,24}") {
-            let _ = expand(&text, lookup);
+            let _ = expand(&text, MOST, lookup);
         }
     }
 }

@@ -35,7 +35,13 @@
 //! # Pools by URL
 //!
 //! [`connect`] knows `tgm://` and `local://`; a [`Registry`] learns the schemes of an application.
-//! `$VAR` and `${VAR}` are replaced from the environment first. An unknown parameter is an error.
+//! `$VAR` and `${VAR}` are replaced from the environment first; one that is not set is empty, and a
+//! warning names it. What came out of a variable is in no message: the variable stands there. A
+//! variable in the query whose value holds `&`, `#`, `%`, `+` or a space is refused, for it would be
+//! cut or changed; such a key goes into a file (`indexer-api-key-file`).
+//!
+//! An unknown parameter is an error, and an empty value is the default. A user, a path, a fragment
+//! and the second of two parameters with one name are ignored, with a warning.
 //!
 //! **`tgm://HOST[:PORT]`**, a session server. The host may be left out: it is
 //! `session.thegraph.market`. The port is 443, or 80 with plaintext.
@@ -47,6 +53,7 @@
 //! | `ca-file` | the system's | trust this certificate authority only |
 //! | `client-cert-file`, `client-key-file` | none | show this certificate |
 //! | `indexer-api-key` | none | who this service is; never logged |
+//! | `indexer-api-key-file` | none | a file with that key, read again when it changes: a second later at most, and when the server refuses the key |
 //! | `request-keep-alive-delay` | `20s` | longest time between two keep-alives of a lease |
 //! | `default-max-request-per-organization` | none | most sessions of one organization and service that this pool admits (10 while it fails open); formerly `default-max-request-per-user` |
 //! | `minimal-worker-life-duration` | the server's, else `5s` | a session released younger counts until this age |
@@ -113,6 +120,7 @@ mod link;
 mod local;
 mod pool;
 mod registry;
+mod secret;
 mod stats;
 mod tgm;
 #[cfg(feature = "tower")]
@@ -120,12 +128,13 @@ mod tower;
 
 pub use dsn::{Dsn, Parameters};
 pub use duration::{InvalidDuration, parse_duration};
-pub use error::{Error, Scope};
+pub use error::{Cause, Error, Scope};
 pub use guard::{Guard, Session, Worker};
 pub use held::{Ids, Lease, OnError, Release, Released};
 pub use local::{LocalConfig, LocalPool};
 pub use pool::{BoxFuture, CloseReport, Pool, SessionPool, SessionRequest, WorkerRequest};
 pub use registry::Registry;
+pub use secret::Secret;
 pub use stats::{Denied, PoolStats};
 pub use tgm::{OnUnavailable, PoolState, TgmConfig, TgmPool};
 #[cfg(feature = "tower")]

@@ -58,10 +58,10 @@ impl LocalConfig {
     /// [`Error::InvalidArgument`] names the parameter that is unknown or wrong.
     pub fn from_dsn(dsn: &Dsn) -> Result<Self, Error> {
         if dsn.host().is_some() {
-            return Err(crate::dsn::invalid(format_args!(
-                "names a host, and {}:// counts in this process",
-                dsn.scheme()
-            )));
+            tracing::warn!(
+                "the session URL names a host, which is ignored: {}:// counts in this process",
+                dsn.given_scheme()
+            );
         }
         let mut p = dsn.parameters();
         let Self {

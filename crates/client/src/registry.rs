@@ -66,12 +66,20 @@ impl Registry {
     /// the message names those that are known. A server that cannot be reached is no error here:
     /// the first borrow finds out.
     pub async fn connect(&self, url: &str) -> Result<Pool, Error> {
-        let dsn = Dsn::parse(url)?;
+        self.open(Dsn::parse(url)?).await
+    }
+
+    /// Makes the pool that a URL describes which was split before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::connect`].
+    pub async fn open(&self, dsn: Dsn) -> Result<Pool, Error> {
         let Some(factory) = self.factories.get(dsn.scheme()) else {
             let known: Vec<&str> = self.schemes().collect();
             return Err(Error::invalid(format!(
                 "no session plugin is known for `{}://`; known: {}",
-                dsn.scheme(),
+                dsn.given_scheme(),
                 if known.is_empty() { "none".into() } else { known.join(", ") }
             )));
         };

@@ -1,6 +1,7 @@
 //! The remote plugin, `tgm://`: sessions and workers counted by a session server.
 
 mod answer;
+mod api_key;
 mod attachment;
 mod borrow;
 mod config;
@@ -20,12 +21,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use lease::Request;
-use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::worker::WorkersState;
 
+use self::api_key::ApiKey;
 use self::borrow::{Patience, Wanted};
 pub use self::config::{OnUnavailable, TgmConfig};
 use self::connect::{Bytestream, Connect};
@@ -114,15 +114,8 @@ impl TgmPool {
     }
 
     fn over(config: &TgmConfig, connect: Connect) -> Result<Self, Error> {
-        let key = config.indexer_api_key.as_ref().map(|key| {
-            let value: Result<HeaderValue, _> = key.expose_secret().parse();
-            value
-                .map(|mut value| {
-                    value.set_sensitive(true);
-                    value
-                })
-                .map_err(|_| Error::invalid("`indexer-api-key` holds a character no header may"))
-        });
+        config.check()?;
+        let key = ApiKey::new(config)?;
         let fail_open = config.on_unavailable == OnUnavailable::Allow;
         let rules = Rules {
             delay: config.keep_alive_delay,
@@ -131,8 +124,7 @@ impl TgmPool {
             fail_open,
         };
         let keeper = Keeper::new(rules, rand::make_rng());
-        let remote =
-            Remote::new(Connection::new(connect), connect::origin(config)?, key.transpose()?);
+        let remote = Remote::new(Connection::new(connect), connect::origin(config)?, key);
         let shared = Arc::new(Shared::new(keeper, remote));
         tokio::spawn(driver::run(shared.clone()));
         let (timeout, wait) = (config.borrow_timeout, config.borrow_wait);

@@ -115,7 +115,7 @@ async fn connect(url: &str) -> Result<(Pool, Option<Remote>), Failure> {
         let remote = Remote::new(&dsn)?;
         return Ok((Pool::new(remote.pool.clone()), Some(remote)));
     }
-    Ok((Registry::default().connect(url).await?, None))
+    Ok((Registry::default().open(dsn).await?, None))
 }
 
 /// The one who holds the session.

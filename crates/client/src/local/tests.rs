@@ -224,7 +224,6 @@ fn every_parameter_is_read_under_its_name_of_today_and_its_old_one() {
         ("local://?max_session=1", "nearest is `max_sessions`"),
         ("local://?max_workers=many", "`max_workers=many`"),
         ("local://?max_workers=-1", "`max_workers=-1`"),
-        ("local://h", "names a host"),
     ] {
         let message = read(url).unwrap_err().to_string();
         assert!(message.contains(about), "{message}");

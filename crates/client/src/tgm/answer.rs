@@ -233,7 +233,7 @@ impl Failure {
             Code::Unauthenticated => Error::Unauthenticated { message },
             Code::PermissionDenied => Error::PermissionDenied { message },
             Code::ResourceExhausted => Error::QuotaExceeded { message },
-            Code::InvalidArgument => Error::InvalidArgument { message },
+            Code::InvalidArgument => Error::invalid(message),
             // Wrong server or wrong path among them: asking again gives the same answer.
             _ => Error::unavailable(describe(status)),
         };

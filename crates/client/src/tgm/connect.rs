@@ -1,7 +1,7 @@
 //! The way to a server: TCP, and TLS where the URL does not say `plaintext=true`.
 
 use std::io;
-use std::path::Path;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service as _;
 
 use super::config::TgmConfig;
+use crate::dsn::GivenFile;
 use crate::error::Error;
 use crate::pool::BoxFuture;
 
@@ -55,7 +56,7 @@ pub(crate) fn connect(config: &TgmConfig) -> Result<Connect, Error> {
             Box::pin(async { Ok(Box::new(plain(connecting.await)?) as Box<dyn Bytestream>) })
         }));
     }
-    let host = config.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let host = config.host.text().trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = ServerName::try_from(host).map_err(|_| nowhere(config))?;
     let tls = TlsConnector::from(Arc::new(tls(config)?));
     Ok(Arc::new(move || {
@@ -82,7 +83,7 @@ pub(crate) fn origin(config: &TgmConfig) -> Result<Uri, Error> {
 }
 
 fn nowhere(config: &TgmConfig) -> Error {
-    Error::invalid(format!("`{}` is not a place on the network", config.endpoint()))
+    Error::invalid(format!("`{}` is not a place on the network", config.shown_endpoint()))
 }
 
 fn plain<E>(connected: Result<TokioIo<TcpStream>, E>) -> io::Result<TcpStream>
@@ -110,7 +111,7 @@ fn tls(config: &TgmConfig) -> Result<ClientConfig, Error> {
         .map_err(wrong)?;
     let builder = if config.insecure {
         tracing::warn!(
-            server = config.endpoint(),
+            server = config.shown_endpoint(),
             "insecure=true: the certificate of the session server is not checked"
         );
         builder
@@ -137,7 +138,7 @@ fn tls(config: &TgmConfig) -> Result<ClientConfig, Error> {
     Ok(tls)
 }
 
-fn authorities(file: &Path) -> Result<RootCertStore, Error> {
+fn authorities(file: &GivenFile) -> Result<RootCertStore, Error> {
     let mut authorities = RootCertStore::empty();
     for certificate in certificates("ca-file", file)? {
         let added = authorities.add(certificate);
@@ -162,7 +163,7 @@ fn authorities_of_the_system() -> Result<RootCertStore, Error> {
 }
 
 /// The certificates in a file, of which there has to be one at least.
-fn certificates(parameter: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+fn certificates(parameter: &str, file: &GivenFile) -> Result<Vec<CertificateDer<'static>>, Error> {
     let pem = read(parameter, file)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
@@ -173,13 +174,13 @@ fn certificates(parameter: &str, file: &Path) -> Result<Vec<CertificateDer<'stat
     Ok(certificates)
 }
 
-fn read(parameter: &str, file: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(file)
-        .map_err(|error| Error::invalid(format!("`{parameter}={}`: {error}", file.display())))
+fn read(parameter: &str, file: &GivenFile) -> Result<Vec<u8>, Error> {
+    std::fs::read(file.path())
+        .map_err(|error| Error::invalid(format!("`{parameter}={file}`: {error}")))
 }
 
-fn unusable(parameter: &str, file: &Path, problem: &str) -> Error {
-    Error::invalid(format!("`{parameter}={}`: TLS cannot be set up: {problem}", file.display()))
+fn unusable(parameter: &str, file: &GivenFile, problem: &str) -> Error {
+    Error::invalid(format!("`{parameter}={file}`: TLS cannot be set up: {problem}"))
 }
 
 /// Accepts any certificate, but still has the server prove that it holds the certificate's key.
@@ -229,7 +230,7 @@ mod tests {
     use crate::dsn::Dsn;
 
     fn try_connect(url: &str) -> Result<Connect, Error> {
-        connect(&TgmConfig::from_dsn(&Dsn::parse_with(url, |_| String::new())?)?)
+        connect(&TgmConfig::from_dsn(&Dsn::parse_with(url, |_| None)?)?)
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! What a pool asks its session server, on the wire.
 
+use std::fmt;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
 use http::{Method, Request, Uri, Version};
 use lease::BorrowId;
-use tonic::{Response, Status};
+use prost::Message;
+use tonic::{Code, Response, Status};
 use wire::control::session_control_client::SessionControlClient;
 use wire::worker::{
     BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, KeepAliveResponse,
     ReturnWorkerRequest, ReturnWorkerResponse, WorkersStateRequest, WorkersStateResponse,
 };
 
+use super::api_key::{ApiKey, Shown};
 use super::connection::Connection;
 use super::keeper::Asked;
 use super::returns::Target;
@@ -28,7 +31,6 @@ const AGENT: &str = concat!("tgm-session/", env!("CARGO_PKG_VERSION"));
 /// A call takes as long as the server does, and is cancelled when it is dropped. Its error is the
 /// status that the server answered; or one with a source when no whole answer came, which is
 /// [`NotConnected`](super::connection::NotConnected) when nothing can have been sent.
-#[derive(Debug)]
 pub(crate) struct Remote {
     connection: Connection,
     origin: Uri,
@@ -38,16 +40,12 @@ pub(crate) struct Remote {
     state: Uri,
     /// What every unary call carries.
     headers: HeaderMap,
-    indexer_api_key: Option<HeaderValue>,
+    key: ApiKey,
 }
 
 impl Remote {
-    /// The server at `origin`, to which every call shows `indexer_api_key`.
-    pub(crate) fn new(
-        connection: Connection,
-        origin: Uri,
-        indexer_api_key: Option<HeaderValue>,
-    ) -> Self {
+    /// The server at `origin`, to which every call shows `key`.
+    pub(crate) fn new(connection: Connection, origin: Uri, key: ApiKey) -> Self {
         let method = |name| {
             let mut parts = origin.clone().into_parts();
             let path = format!("/sf.worker.v1.WorkerPool/{name}");
@@ -58,9 +56,6 @@ impl Remote {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        if let Some(key) = &indexer_api_key {
-            headers.insert(API_KEY, key.clone());
-        }
         Self {
             connection,
             borrow: method("BorrowWorker"),
@@ -69,7 +64,7 @@ impl Remote {
             state: method("WorkersState"),
             origin,
             headers,
-            indexer_api_key,
+            key,
         }
     }
 
@@ -86,7 +81,7 @@ impl Remote {
             trace_id: asked.trace.to_string(),
             max_worker_for_trace_id: asked.max_workers,
         };
-        unary::call(&self.connection, self.request(&self.borrow, Some(id)), &message).await
+        self.call(&self.borrow, Some(id), &message).await
     }
 
     /// Keeps the lease with this key alive.
@@ -97,7 +92,7 @@ impl Remote {
     ) -> Result<Response<KeepAliveResponse>, Status> {
         let message =
             KeepAliveRequest { worker_key: key.to_owned(), api_key_id: api_key.to_owned() };
-        unary::call(&self.connection, self.request(&self.keep_alive, None), &message).await
+        self.call(&self.keep_alive, None, &message).await
     }
 
     /// Returns a lease.
@@ -115,7 +110,7 @@ impl Remote {
             Target::Borrow(id) => (String::new(), Some(*id)),
         };
         let message = ReturnWorkerRequest { worker_key, minimal_worker_life_duration };
-        unary::call(&self.connection, self.request(&self.give_back, borrow), &message).await
+        self.call(&self.give_back, borrow, &message).await
     }
 
     /// Asks what an organization holds of a service.
@@ -129,7 +124,7 @@ impl Remote {
             organization_id: organization.to_owned(),
             api_key_id: String::new(),
         };
-        unary::call(&self.connection, self.request(&self.state, None), &message).await
+        self.call(&self.state, None, &message).await
     }
 
     /// The client of the stream of keep-alives.
@@ -138,24 +133,52 @@ impl Remote {
     }
 
     /// Wraps what is sent on the stream with what every call carries.
-    pub(crate) fn stream<T>(&self, messages: T) -> tonic::Request<T> {
+    pub(crate) async fn stream<T>(&self, messages: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(messages);
-        if let Some(key) = &self.indexer_api_key {
-            request.metadata_mut().as_mut().insert(API_KEY, key.clone());
+        if let Some(key) = self.key.present().await.key {
+            request.metadata_mut().as_mut().insert(API_KEY, key);
         }
         request
     }
 
-    fn request(&self, method: &Uri, borrow: Option<BorrowId>) -> Request<()> {
+    /// Makes a call; once more when the server refuses a key that was replaced meanwhile.
+    async fn call<A: Message + Default>(
+        &self,
+        method: &Uri,
+        borrow: Option<BorrowId>,
+        message: &impl Message,
+    ) -> Result<Response<A>, Status> {
+        let shown = self.key.present().await;
+        let request = self.request(method, borrow, &shown);
+        let answer = unary::call(&self.connection, request, message).await;
+        match &answer {
+            Err(status) if status.code() == Code::Unauthenticated => {}
+            _ => return answer,
+        }
+        let Some(other) = self.key.instead_of(&shown).await else { return answer };
+        unary::call(&self.connection, self.request(method, borrow, &other), message).await
+    }
+
+    fn request(&self, method: &Uri, borrow: Option<BorrowId>, shown: &Shown) -> Request<()> {
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = method.clone();
         *request.headers_mut() = self.headers.clone();
+        if let Some(key) = &shown.key {
+            request.headers_mut().insert(API_KEY, key.clone());
+        }
         if let Some(id) = borrow {
             request.headers_mut().insert(BORROW_ID, named(id));
         }
         request
+    }
+}
+
+impl fmt::Debug for Remote {
+    /// Shows no address: it may have come out of a variable.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote").field("key", &self.key).finish_non_exhaustive()
     }
 }
 

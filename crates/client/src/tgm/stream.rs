@@ -53,7 +53,7 @@ impl fmt::Debug for Stream {
 }
 
 async fn run(shared: Arc<Shared>, mut batches: mpsc::Receiver<AttachRequest>) {
-    let request = shared.remote.stream(poll_fn(move |cx| batches.poll_recv(cx)));
+    let request = shared.remote.stream(poll_fn(move |cx| batches.poll_recv(cx))).await;
     let mut control = shared.remote.control();
     let why = match within(DEADLINE, control.attach(request)).await {
         Ok(response) => {

@@ -104,11 +104,11 @@ mod tests {
     fn every_kind_of_refusal_has_its_http_status() {
         let message = String::new;
         for (error, status) in [
-            (Error::InvalidArgument { message: message() }, 400),
+            (Error::invalid(message()), 400),
             (Error::Unauthenticated { message: message() }, 401),
             (Error::PermissionDenied { message: message() }, 403),
             (Error::QuotaExceeded { message: message() }, 429),
-            (Error::Unavailable { message: message() }, 503),
+            (Error::unavailable(message()), 503),
             (Error::Closed, 503),
         ] {
             let response = Protocol::Http.refuse::<()>(error);

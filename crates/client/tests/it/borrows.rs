@@ -87,7 +87,7 @@ async fn a_borrow_answered_with_status_unset_is_an_error_and_its_key_is_given_ba
         script.borrow().await.answer(Ok(unset));
     });
     let refused = refused.unwrap_err();
-    assert!(matches!(&refused, Error::Unavailable { message } if message.contains("unset")));
+    assert!(matches!(&refused, Error::Unavailable { message, .. } if message.contains("unset")));
     let back = script.give_back().await;
     assert_eq!(back.message.worker_key, "untracked");
     back.take();
@@ -208,7 +208,7 @@ async fn a_borrow_that_fails_says_what_went_wrong_and_not_that_its_last_try_was_
         } => unreachable!(),
     };
     assert_eq!(start.elapsed(), 2 * SECOND);
-    assert_eq!(refused, Error::Unavailable { message: "the store failed".into() });
+    assert_eq!(refused, Error::unavailable("the store failed"));
 }
 
 #[tokio::test(start_paused = true)]

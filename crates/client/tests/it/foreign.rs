@@ -138,6 +138,6 @@ async fn a_server_that_tells_no_state_of_a_pool_is_not_taken_for_an_empty_pool()
     let script = Script::new();
     let refused = script.plugin("").state("t1r", "acme").await.unwrap_err();
     assert!(
-        matches!(&refused, Error::Unavailable { message } if message.contains("without a state"))
+        matches!(&refused, Error::Unavailable { message, .. } if message.contains("without a state"))
     );
 }

@@ -10,6 +10,7 @@ mod closing;
 mod fail_open;
 mod foreign;
 mod keep_alives;
+mod key_files;
 mod log;
 mod pushed;
 mod real_server;

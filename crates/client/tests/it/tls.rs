@@ -119,7 +119,7 @@ async fn borrow(url: &str) -> Result<(), Error> {
 /// The message that a borrow is refused with, as unavailable.
 async fn unavailable(url: &str) -> String {
     match borrow(url).await {
-        Err(Error::Unavailable { message }) => message,
+        Err(Error::Unavailable { message, .. }) => message,
         other => panic!("{url}: {other:?}"),
     }
 }

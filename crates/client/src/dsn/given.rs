@@ -1,0 +1,81 @@
+//! The texts of a session URL, and how messages write them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A text that a URL gives. Wherever it is shown, a variable stands for what came out of it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Given {
+    text: String,
+    /// Absent when it is the text itself.
+    shown: Option<String>,
+}
+
+impl Given {
+    /// A text that messages write as `shown`, if that is another.
+    pub(crate) fn new(text: impl Into<String>, shown: Option<String>) -> Self {
+        Self { text: text.into(), shown }
+    }
+
+    /// The text itself, which no message may show.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The file that it names.
+    pub(crate) fn file(self) -> GivenFile {
+        GivenFile { path: self.text.into(), shown: self.shown }
+    }
+
+    fn shown(&self) -> &str {
+        self.shown.as_deref().unwrap_or(&self.text)
+    }
+}
+
+impl fmt::Display for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.shown())
+    }
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shown().fmt(f)
+    }
+}
+
+/// A file that a URL or an application names.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct GivenFile {
+    path: PathBuf,
+    /// Absent when it is the path itself.
+    shown: Option<String>,
+}
+
+impl GivenFile {
+    /// Where it lies, which no message may show.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl From<PathBuf> for GivenFile {
+    fn from(path: PathBuf) -> Self {
+        Self { path, shown: None }
+    }
+}
+
+impl fmt::Display for GivenFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.shown {
+            Some(shown) => f.write_str(shown),
+            None => self.path.display().fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for GivenFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
