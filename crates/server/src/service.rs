@@ -1,16 +1,17 @@
 //! The worker pool on the wire, translated to and from the store. No rules are here.
 
+mod undecided;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, ready};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use lease::{
-    BorrowId, Denied, Invalid, KeptAlive, Kind, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason,
-    Refusal, Released, Request, validate_id,
+    BorrowId, Denied, Invalid, KeptAlive, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason, Refusal,
+    Released, Request, validate_id,
 };
 use tonic::Status;
 use wire::worker::borrow_worker_response::BorrowStatus;
@@ -24,8 +25,9 @@ use crate::admin::metrics::{CallCounters, Calls};
 use crate::clock::Clock;
 use crate::live::Live;
 use crate::policy::{Indexer, Refused};
-use crate::rpc::{Answer, decode};
+use crate::rpc::Answer;
 use crate::store::{BorrowError, Borrowed, Store, Unavailable};
+pub(crate) use undecided::Undecided;
 
 pub(crate) const LEASE_TTL_MS: HeaderName = HeaderName::from_static("x-lease-ttl-ms");
 pub(crate) const BORROW_ID: HeaderName = HeaderName::from_static("x-borrow-id");
@@ -53,26 +55,30 @@ impl<S: Store> WorkerPool<S> {
     }
 
     /// BorrowWorker. The borrow is applied when this returns; the future waits for the answer.
-    pub(crate) fn borrow<'l>(
+    pub(crate) fn borrow<'l, 'u>(
         &self,
         live: &'l Live,
         caller: Option<&Indexer>,
         metadata: &HeaderMap,
         message: BorrowWorkerRequest,
-    ) -> impl Future<Output = Result<Answer, Status>> + use<'l, S> {
-        match self.apply_borrow(live, caller, metadata, message) {
+        undecided: &'u mut Undecided<'l>,
+    ) -> impl Future<Output = Result<Answer, Status>> + use<'l, 'u, S> {
+        match self.apply_borrow(live, caller, metadata, message, undecided) {
             Ok(answer) => Either::Left(answer),
             Err(status) => Either::Right(ready(Err(status))),
         }
     }
 
-    fn apply_borrow<'l>(
+    fn apply_borrow<'l, 'u>(
         &self,
         live: &'l Live,
         caller: Option<&Indexer>,
         metadata: &HeaderMap,
         mut message: BorrowWorkerRequest,
-    ) -> Result<impl Future<Output = Result<Answer, Status>> + use<'l, S>, Status> {
+        undecided: &'u mut Undecided<'l>,
+    ) -> Result<impl Future<Output = Result<Answer, Status>> + use<'l, 'u, S>, Status> {
+        let kind = undecided::kind_of(&message);
+        undecided.asks_for(kind, live.borrows(None));
         named(live, &mut message.organization_id)?;
         let request = Request {
             indexer: caller.map(Indexer::name),
@@ -90,27 +96,18 @@ impl<S: Store> WorkerPool<S> {
                 live.refusals.by_policy(&request, &refused);
                 refuse(&refused)
             })?;
-        let outcome = self.store.borrow(&request, &ruling.terms);
         let counters = live.borrows(Some(ruling.service));
+        undecided.asks_for(kind, counters);
+        let outcome = self.store.borrow(&request, &ruling.terms);
         let (refusals, minimal_life) = (&*live.refusals, ruling.terms.minimal_life);
-        let is_worker = request.kind() == Kind::Worker;
         Ok(outcome.map(move |outcome| {
-            if is_worker && cannot_be_decided(&outcome) {
-                counters.count_busy();
-                return Ok(busy(server_ceiling(&outcome)));
+            if let Err(BorrowError::Refused(Refusal::Full { max_leases })) = outcome {
+                undecided.reaches(max_leases);
             }
             counters.count(&outcome);
             refusals.by_store(&message, &outcome);
             borrow_answer(outcome, message.trace_id, minimal_life)
         }))
-    }
-
-    /// The answer to the borrow of a worker for which the server has no room now; `None` for a session.
-    ///
-    /// Substreams tries again after this answer, and fails the job after an error.
-    pub(crate) fn busy(&self, message: Bytes) -> Option<Answer> {
-        let message: BorrowWorkerRequest = decode(message).ok()?;
-        (message.max_worker_for_trace_id > 0).then(|| busy(0))
     }
 
     /// KeepAlive.
@@ -222,45 +219,6 @@ fn borrow_answer(
         Err(BorrowError::Refused(refusal)) => Err(refused_borrow(&refusal)),
         Err(BorrowError::Unavailable(error)) => Err(unavailable(error)),
     }
-}
-
-/// Whether nothing stands against a borrow but the state of the server, which may be another one soon.
-fn cannot_be_decided(outcome: &Result<Borrowed, BorrowError>) -> bool {
-    match outcome {
-        Ok(_) => false,
-        Err(BorrowError::Unavailable(_)) => true,
-        Err(BorrowError::Refused(refusal)) => match refusal {
-            Refusal::Full { .. }
-            | Refusal::IdsFull { .. }
-            | Refusal::TooManyServices { .. }
-            | Refusal::MemoryFull(_)
-            | Refusal::Behind => true,
-            Refusal::BudgetSpent(_)
-            | Refusal::Denied(_)
-            | Refusal::Revoked(_)
-            | Refusal::BorrowIdReused
-            | Refusal::BorrowEnded => false,
-        },
-    }
-}
-
-/// The server's own ceiling on leases, where that is what refused; else 0.
-const fn server_ceiling(outcome: &Result<Borrowed, BorrowError>) -> u64 {
-    match outcome {
-        Err(BorrowError::Refused(Refusal::Full { max_leases })) => *max_leases,
-        _ => 0,
-    }
-}
-
-/// What a worker is told that cannot be decided on now; `ceiling` is the one that is reached, if any.
-fn busy(ceiling: u64) -> Answer {
-    Answer::new(&BorrowWorkerResponse {
-        worker_key: String::new(),
-        status: BorrowStatus::ResourceExhausted.into(),
-        worker_state: Some(refused_by(ceiling, WorkersState::default())),
-        minimal_worker_life_duration: None,
-    })
-    .metadata(DENIED_SCOPE, HeaderValue::from_static("server"))
 }
 
 /// A full pool is a normal answer.
@@ -385,7 +343,7 @@ fn refused_borrow(refusal: &Refusal) -> Status {
         Refusal::Revoked(why) => revoked(why.reason, message),
         Refusal::BorrowIdReused => Status::invalid_argument(message),
         Refusal::BorrowEnded => Status::cancelled(message),
-        // What is full, and a ceiling that is answered otherwise: the caller may try again.
+        // Not decided, and a ceiling, which is answered otherwise: the caller may try again.
         Refusal::Full { .. }
         | Refusal::IdsFull { .. }
         | Refusal::TooManyServices { .. }

@@ -121,12 +121,13 @@ pub(crate) fn borrow(
             ttl: told_ttl(&metadata).unwrap_or(UNTOLD_TTL),
             minimal_life: body.minimal_worker_life_duration.and_then(|life| life.try_into().ok()),
         }),
-        // The server has no room for a worker now, which says nothing of the ceilings.
+        // What a session is told by UNAVAILABLE: it says nothing of the ceilings, and not for sure that
+        // nothing is held.
         (BorrowStatus::ResourceExhausted, None)
             if metadata.get("x-denied-scope").is_some_and(|scope| scope == "server") =>
         {
-            let error = Error::unavailable("the server has no room for a worker now");
-            BorrowAnswer::Fault { error, sent: false }
+            let error = Error::unavailable("the server cannot decide now");
+            BorrowAnswer::Fault { error, sent: true }
         }
         (BorrowStatus::ResourceExhausted, key) => {
             let error = ceiling(&metadata, &body.worker_state.unwrap_or_default(), asked);

@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::{keep_alive_response, return_worker_response};
 
-use crate::scripted::{Call, Script, answer_with_status, granted, stream};
+use crate::scripted::{Call, Script, answer_with_status, granted, stream, undecided};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -149,6 +149,57 @@ async fn a_transient_fault_is_tried_again_under_the_same_name_inside_of_the_time
     assert_eq!(&*worker.unwrap().key(), "w");
     assert!(names.iter().all(|name| *name == names[0]));
     assert!(start.elapsed() < SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_the_server_cannot_decide_on_is_asked_for_again_inside_of_the_timeout() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let start = Instant::now();
+    let (worker, names) = tokio::join!(session.borrow_worker("t2w", 3), async {
+        let mut names = Vec::new();
+        for answer in [undecided(), undecided(), undecided(), granted("w")] {
+            let borrow = script.borrow_amid_beats().await;
+            names.push(borrow.header("x-borrow-id").unwrap().to_owned());
+            borrow.answer(Ok(answer));
+        }
+        names
+    });
+    assert_eq!(&*worker.unwrap().key(), "w");
+    assert!(names.iter().all(|name| *name == names[0]));
+    assert!(start.elapsed() < SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_the_server_never_decides_on_is_unavailable_and_no_ceiling_to_wait_for() {
+    let mut script = Script::new();
+    let pool = script.pool("borrow-timeout=2s&borrow-wait=1h");
+    let session = script.session(&pool, "s").await;
+    let start = Instant::now();
+    let mut name = None;
+    let refused = tokio::select! {
+        refused = session.borrow_worker("t2w", 3) => refused.unwrap_err(),
+        () = async {
+            loop {
+                let borrow = script.borrow_amid_beats().await;
+                name = borrow.header("x-borrow-id").map(str::to_owned);
+                borrow.answer(Ok(undecided()));
+            }
+        } => unreachable!(),
+    };
+    assert!(start.elapsed() <= 2 * SECOND, "{:?}", start.elapsed());
+    assert!(matches!(refused, Error::Unavailable { .. }), "{refused:?}");
+    assert!(refused.is_retryable());
+    // As after any answer that leaves it open whether something is held.
+    let back = loop {
+        match script.call().await {
+            Call::Return(back) => break back,
+            Call::KeepAlive(beat) => beat.extend(),
+            Call::Borrow(_) => panic!("it is over"),
+        }
+    };
+    assert_eq!(back.header("x-borrow-id"), name.as_deref());
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use tonic::Status;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as Said;
 
-use crate::scripted::{Call, Script, answer_with_status, stream};
+use crate::scripted::{Call, Script, answer_with_status, granted, stream, undecided};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -75,6 +75,30 @@ async fn the_maximum_of_the_url_counts_while_failing_open_and_workers_have_the_c
     assert_eq!(refused, Error::WorkersLimitExceeded { active, max, scope });
     drop(workers.pop());
     assert!(session.borrow_worker("t2w", 3).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_the_server_cannot_decide_on_is_admitted_as_if_it_were_away() {
+    let mut script = Script::new();
+    let pool = script.pool("on-unavailable=allow&borrow-timeout=2s");
+    let session = script.session(&pool, "s").await;
+    let start = Instant::now();
+    let worker = tokio::select! {
+        worker = session.borrow_worker("t2w", 3) => worker.unwrap(),
+        () = async { loop { script.borrow_amid_beats().await.answer(Ok(undecided())) } } => {
+            unreachable!()
+        }
+    };
+    assert!(worker.key().starts_with("offline-"), "{}", worker.key());
+    assert!(start.elapsed() <= 2 * SECOND, "{:?}", start.elapsed());
+    // It is asked for until the server can decide.
+    for answer in [undecided(), undecided(), granted("w")] {
+        script.borrow_amid_beats().await.answer(Ok(answer));
+    }
+    while &*worker.key() != "w" {
+        script.keep_alive().await.extend();
+    }
+    assert_eq!((session.end_reason(), worker.end_reason()), (None, None));
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use wire::worker::KeepAliveResponse;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as Said;
 
-use crate::scripted::{Call, Script, answer_with_status, granted, stream};
+use crate::scripted::{self, Call, Script, answer_with_status, granted, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -189,6 +189,30 @@ async fn after_a_restart_that_forgot_everything_sessions_are_borrowed_before_the
     }
     assert!(workers.iter().all(|worker| worker.end_reason().is_none()));
     assert_eq!(session.end_reason(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_worker_that_the_server_cannot_decide_on_is_asked_for_until_it_can() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let session = script.session(&pool, "s").await;
+    let worker = script.worker(&session, "w").await;
+    let mut undecided = (0..5).map(|_| scripted::undecided());
+    let mut names = Vec::new();
+    while &*worker.key() != "again" {
+        match script.call().await {
+            Call::KeepAlive(beat) if beat.message.worker_key == "w" => beat.say(Said::Failed),
+            Call::KeepAlive(beat) => beat.extend(),
+            Call::Borrow(borrow) => {
+                assert!(borrow.is_worker());
+                names.push(borrow.header("x-borrow-id").unwrap().to_owned());
+                borrow.answer(Ok(undecided.next().unwrap_or_else(|| granted("again"))));
+            }
+            Call::Return(_) => panic!("nothing was released"),
+        }
+    }
+    assert!(names.len() == 6 && names.iter().all(|name| *name == names[0]), "{names:?}");
+    assert_eq!((session.end_reason(), worker.end_reason()), (None, None));
 }
 
 #[tokio::test(start_paused = true)]

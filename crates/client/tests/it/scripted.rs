@@ -108,6 +108,13 @@ pub(crate) fn answer_with_status(
     response
 }
 
+/// What a worker is told that a server cannot decide on now.
+pub(crate) fn undecided() -> Response<BorrowWorkerResponse> {
+    let mut response = answer_with_status(BorrowStatus::ResourceExhausted, "");
+    response.metadata_mut().insert("x-denied-scope", "server".parse().unwrap());
+    response
+}
+
 /// Any call.
 pub(crate) enum Call {
     Borrow(Borrow),

@@ -9,7 +9,7 @@ mod page;
 use std::fmt;
 use std::time::Instant;
 
-use lease::{KeptAlive, Reason, Refusal, Released, Scope, Uncountable, WallTime};
+use lease::{KeptAlive, Kind, Reason, Refusal, Released, Scope, Uncountable, WallTime};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -74,12 +74,15 @@ pub(crate) struct BorrowCounters {
 }
 
 impl BorrowCounters {
-    /// Counts the borrow of a worker that could not be decided on and is to be tried again.
-    pub(crate) fn count_busy(&self) {
-        self.busy.inc();
+    /// Counts a borrow that could not be decided on; a worker is told to try again.
+    pub(crate) fn count_undecided(&self, kind: Kind) {
+        match kind {
+            Kind::Session => self.unavailable.inc(),
+            Kind::Worker => self.busy.inc(),
+        };
     }
 
-    /// Counts what the store answered to a borrow.
+    /// Counts what the store decided on a borrow; what it did not is counted when the caller is told.
     pub(crate) fn count(&self, outcome: &Result<Borrowed, BorrowError>) {
         let counter = match outcome {
             Ok(Borrowed { grant, .. }) if grant.observed.is_some() => &self.observed,
@@ -89,14 +92,14 @@ impl BorrowCounters {
                 Refusal::BudgetSpent(_) => &self.budget_spent,
                 Refusal::Revoked(why) if why.reason == Reason::BudgetSpent => &self.budget_spent,
                 Refusal::Revoked(_) => &self.refused,
+                Refusal::BorrowIdReused | Refusal::BorrowEnded => &self.invalid,
                 Refusal::Full { .. }
                 | Refusal::IdsFull { .. }
                 | Refusal::TooManyServices { .. }
                 | Refusal::MemoryFull(_)
-                | Refusal::Behind => &self.unavailable,
-                Refusal::BorrowIdReused | Refusal::BorrowEnded => &self.invalid,
+                | Refusal::Behind => return,
             },
-            Err(BorrowError::Unavailable(_)) => &self.unavailable,
+            Err(BorrowError::Unavailable(_)) => return,
         };
         counter.inc();
     }

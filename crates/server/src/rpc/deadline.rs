@@ -1,5 +1,6 @@
 //! The time that a caller gives its call.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use tonic::Status;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 pin_project! {
-    /// A call that is given up once its deadline has passed.
+    /// A call that always comes to an answer: it is given up once its deadline has passed, and is
+    /// unavailable if it panics.
     ///
     /// It has no timer, which would cost something on every call: it looks at the time when it is
     /// woken. The store wakes calls that wait for a disk that is slow, twice a second.
@@ -45,8 +47,14 @@ impl<T, C: Future<Output = Result<T, Status>>> Future for InTime<'_, C> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
         let this = self.project();
-        if let Poll::Ready(answer) = this.call.poll(context) {
-            return Poll::Ready(answer);
+        match catch_unwind(AssertUnwindSafe(|| this.call.poll(context))) {
+            Ok(Poll::Ready(answer)) => return Poll::Ready(answer),
+            Ok(Poll::Pending) => {}
+            Err(_told_by_the_hook) => {
+                tracing::error!("a call panicked: it is answered UNAVAILABLE");
+                let problem = "the call failed by a defect of the server";
+                return Poll::Ready(Err(Status::unavailable(problem)));
+            }
         }
         match *this.deadline {
             Deadline::At(by) if Instant::now() >= by => {
@@ -125,6 +133,15 @@ mod tests {
         assert!(matches!(answer, Poll::Ready(Err(status)) if status.code() == Code::Unavailable));
         assert!(second_look(&headers("1H"), Duration::from_secs(2)).is_pending());
         assert!(second_look(&HeaderMap::new(), Duration::from_secs(2)).is_pending());
+    }
+
+    #[test]
+    fn a_call_that_panics_is_unavailable() {
+        let headers = HeaderMap::new();
+        let call = async { panic!("as if there were a defect") };
+        let call = InTime::<_>::new(call, &headers, Instant::now());
+        let answer: Poll<Result<(), _>> = pin!(call).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(answer, Poll::Ready(Err(status)) if status.code() == Code::Unavailable));
     }
 
     #[test]

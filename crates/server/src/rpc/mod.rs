@@ -27,7 +27,7 @@ use compression::{Encoding, decompress, is_flagged, unsupported};
 use deadline::InTime;
 pub(crate) use report::Reports;
 pub(crate) use unary::{Answer, Body, decode, message, unreadable};
-use unary::{OfCall as _, Read};
+use unary::{OfCall as _, Read, SMALL};
 pub(crate) use web::Web;
 
 use crate::admin::metrics::Method;
@@ -35,7 +35,7 @@ use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
 use crate::serve::{Full, InFlight, PortLimits, Share, work_of};
-use crate::service::WorkerPool;
+use crate::service::{Undecided, WorkerPool};
 use crate::store::Store;
 use crate::usage::USAGE_SERVICE;
 
@@ -192,9 +192,7 @@ impl<S: Store> Gateway<S> {
                 Ok(Read::Whole(message))
                     if has_turn && message.len() <= self.most_bytes() && !is_flagged(&message) =>
                 {
-                    let headers = request.headers();
-                    let answer = self.dispatch(method, &live, caller, headers, message);
-                    InTime::new(answer, headers, began).await
+                    self.decide(method, &live, caller, request.headers(), message, began).await
                 }
                 Ok(Read::Whole(message) | Read::Begun(message)) => {
                     drop((live, place));
@@ -235,7 +233,7 @@ impl<S: Store> Gateway<S> {
         // The policy may have changed meanwhile.
         let live = self.live.load();
         let (headers, caller) = (request.headers(), identify(&live.policy, request.headers())?);
-        InTime::new(self.dispatch(method, &live, caller, headers, message), headers, *began).await
+        self.decide(method, &live, caller, headers, message, *began).await
     }
 
     fn finish(
@@ -317,21 +315,27 @@ impl<S: Store> Gateway<S> {
         method: Option<Call>,
         problem: Full,
         mut request: Request<B>,
-        call: InFlight,
+        mut call: InFlight,
     ) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
-        let path = request.uri().path();
-        let refused = self.refuse(method_of(method, path), full(problem));
+        let mut refused = Err(full(problem));
         if method == Some(Call::BorrowWorker)
             && let Ok(message) = unary::read_small(request.body_mut(), &self.limits).await
-            && let Some(answer) = self.pool.busy(message)
+            && let encoding = Encoding::of(request.headers())
+            && let Ok(message) = decompress(message, encoding, SMALL, &mut call)
         {
-            return answer.into_http().of(call);
+            refused = Undecided::borrow(&self.live.load(), message).settle(refused);
         }
-        self.refuse_unread(refused, request, call).await
+        match refused {
+            Ok(answer) => answer.into_http().of(call),
+            Err(status) => {
+                let method = method_of(method, request.uri().path());
+                self.refuse_unread(self.refuse(method, status), request, call).await
+            }
+        }
     }
 
     /// Gives a refusal to whoever sends a message that nobody wants.
@@ -391,23 +395,35 @@ impl<S: Store> Gateway<S> {
         Box::pin(async move { self.web.answer(request, answer).await })
     }
 
-    async fn dispatch(
-        &self,
+    /// Lets the pool decide a call whose message is there, while the call has time.
+    #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
+    fn decide<'c>(
+        &'c self,
         call: Call,
-        live: &Live,
-        caller: Option<&Indexer>,
-        metadata: &HeaderMap,
+        live: &'c Live,
+        caller: Option<&'c Indexer>,
+        metadata: &'c HeaderMap,
         message: Bytes,
-    ) -> Result<Answer, Status> {
-        match call {
-            Call::BorrowWorker => {
-                self.pool.borrow(live, caller, metadata, unary::decode(message)?).await
-            }
-            Call::KeepAlive => self.pool.keep_alive(caller, unary::decode(message)?).await,
-            Call::ReturnWorker => {
-                self.pool.give_back(caller, metadata, unary::decode(message)?).await
-            }
-            Call::WorkersState => self.pool.state(live, caller, unary::decode(message)?).await,
+        began: Instant,
+    ) -> impl Future<Output = Result<Answer, Status>> + use<'c, S> {
+        async move {
+            let mut undecided = Undecided::default();
+            let answer = async {
+                let pool = &self.pool;
+                match call {
+                    Call::BorrowWorker => {
+                        let message = unary::decode(message)?;
+                        pool.borrow(live, caller, metadata, message, &mut undecided).await
+                    }
+                    Call::KeepAlive => pool.keep_alive(caller, unary::decode(message)?).await,
+                    Call::ReturnWorker => {
+                        pool.give_back(caller, metadata, unary::decode(message)?).await
+                    }
+                    Call::WorkersState => pool.state(live, caller, unary::decode(message)?).await,
+                }
+            };
+            let answer = InTime::new(answer, metadata, began).await;
+            undecided.settle(answer)
         }
     }
 }

@@ -349,3 +349,42 @@ impl HttpBody for Body {
 pub(crate) fn refuse(status: Status) -> http::Response<Body> {
     status.into_http::<()>().map(|()| Body::none())
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream::iter;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    /// Reads a message of so many bytes, of which the first came before, where there is no memory.
+    async fn read_without_memory(length: usize) -> Result<Bytes, Status> {
+        let message = Bytes::from(vec![7; length]);
+        let pieces = message.slice(1..);
+        let pieces = pieces
+            .chunks(100)
+            .map(|piece| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(piece))));
+        let mut body = StreamBody::new(iter(pieces.collect::<Vec<_>>()));
+        let take = |bytes| match bytes {
+            0 => Ok(()),
+            _ => Err(Status::unavailable("there is no memory")),
+        };
+        read_into(&mut body, message.slice(..1), 1 << 16, Duration::from_secs(1), take).await
+    }
+
+    #[tokio::test]
+    async fn a_message_as_small_as_a_borrow_is_read_where_there_is_no_memory() {
+        assert_eq!(read_without_memory(SMALL).await.unwrap().len(), SMALL);
+        assert!(read_without_memory(SMALL + 1).await.is_err());
+        let id = "i".repeat(MAX_ID_BYTES);
+        let borrow = wire::worker::BorrowWorkerRequest {
+            service: id.clone(),
+            organization_id: id.clone(),
+            api_key_id: id.clone(),
+            trace_id: id,
+            max_worker_for_trace_id: i64::MAX,
+        };
+        let room_for_gzip = 24;
+        assert!(PREFIX_BYTES + prost::Message::encoded_len(&borrow) + room_for_gzip <= SMALL);
+    }
+}

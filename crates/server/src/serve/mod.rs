@@ -399,8 +399,8 @@ impl Running {
     }
 
     /// Stops: attached streams get their notice, probes say so, no connection is accepted any more,
-    /// calls under way may finish for at most 10 s, and what the store has pending is flushed. An
-    /// attached stream is ended about a second after its notice; no lease ends with it. A disk that
+    /// calls under way may finish for at most 10 s, and what the store has pending is flushed. Calls that
+    /// wait for a disk that hangs are answered a second before that. An attached stream is ended about a second after its notice; no lease ends with it. A disk that
     /// hangs has the rest of these 10 s, and a second at least.
     ///
     /// Cancellation: dropped, the server stops at once.
@@ -419,6 +419,12 @@ impl Running {
             // Whoever watches is told and then let go, so that watching does not hold up the end.
             self.health.clear_service_status(name).await;
         }
+        // Calls that still wait for the disk then are answered before they are cut off.
+        let (store, last_answers) = (self.store.clone(), by - self.port.limits.drain_timeout / 10);
+        let answering = tokio::spawn(async move {
+            tokio::time::sleep_until(last_answers.into()).await;
+            store.stop_waiting();
+        });
         let threads = std::mem::take(&mut self.threads);
         let stopped = self.stopped.clone().drop_guard();
         let served = blocking(move || {
@@ -430,6 +436,7 @@ impl Running {
         })
         .await;
         drop(stopped);
+        answering.abort();
         let store = self.store.clone();
         let left = by.saturating_duration_since(Instant::now()).max(LAST_COMMIT);
         blocking(move || store.close_within(left)).await?;

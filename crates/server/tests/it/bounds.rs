@@ -7,7 +7,8 @@ use tgm_session_server::store::StoreUrl;
 use tonic::Code;
 
 use crate::auth::two_indexers;
-use crate::harness::{ManualClock, TestServer, config, session};
+use crate::harness::{ManualClock, TestServer, config, session, worker};
+use crate::undecided::assert_busy;
 
 fn unnamed(more: &str) -> String {
     format!("{}\n[services.default]\nmax_unnamed_services = 2\n{more}", two_indexers())
@@ -26,6 +27,7 @@ async fn services_that_the_policy_does_not_name_are_bounded_for_each_indexer() {
     let status = client.ask(west().service("x3")).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("max_unnamed_services"), "{status}");
+    assert_busy(&client.ask(worker("acme", "trace", 3).service("x3")).await.unwrap());
     client.borrow(west().service("x2")).await;
     client.borrow(west()).await;
     client.borrow(session("acme").service("t2w")).await;
@@ -68,6 +70,7 @@ async fn a_server_keeps_so_many_bytes_of_ids_and_no_more() {
     let status = client.ask(ask(fit + 1)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("max_id_bytes"), "{status}");
+    assert_busy(&client.ask(worker(&long("o", fit + 1), "trace", 3).service("t1r")).await.unwrap());
     server.pass(Duration::from_secs(61));
     client.borrow(ask(fit + 1)).await;
 }

@@ -28,7 +28,8 @@ use wire::worker::keep_alive_response::Status as Kept;
 use wire::worker::return_worker_response::Status as Returned;
 use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{
-    BorrowWorkerResponse, KeepAliveRequest, ReturnWorkerRequest, WorkersStateRequest,
+    BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, ReturnWorkerRequest,
+    WorkersStateRequest,
 };
 
 use crate::auth::two_indexers;
@@ -65,14 +66,14 @@ fn framed(message: &impl prost::Message) -> Vec<u8> {
 
 /// What came back over HTTP/1.1.
 #[derive(Debug)]
-struct Raw {
+pub(crate) struct Raw {
     status: u16,
     head: String,
     body: Vec<u8>,
 }
 
 impl Raw {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines.into_iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
@@ -126,6 +127,11 @@ fn unchunked(mut body: &[u8]) -> Vec<u8> {
 
 async fn borrow(server: &TestServer, headers: &str) -> Raw {
     send(server, "POST", BORROW, headers, &framed(&session("acme").message)).await
+}
+
+/// Borrows as a program does that speaks gRPC-Web.
+pub(crate) async fn call_borrow(server: &TestServer, message: &BorrowWorkerRequest) -> Raw {
+    send(server, "POST", BORROW, WEB, &framed(message)).await
 }
 
 /// The head of a borrow whose connection stays open.

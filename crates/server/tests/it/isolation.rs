@@ -16,6 +16,7 @@ use wire::worker::BorrowWorkerResponse;
 use wire::worker::borrow_worker_response::BorrowStatus;
 
 use crate::auth::two_indexers;
+use crate::compressed::{flagged, gzip};
 use crate::disk::Disk;
 use crate::harness::{
     ManualClock, ROOMY, TestServer, channel, config, eventually, get, session, worker,
@@ -41,6 +42,12 @@ async fn server(policy: &str, set: impl FnOnce(&mut Config)) -> TestServer {
 fn with_key(mut request: Request<Body>, key: &str) -> Request<Body> {
     request.headers_mut().insert("x-api-key", key.parse().unwrap());
     request
+}
+
+/// The body of a call, complete and compressed.
+fn packed(bytes: &[u8]) -> Body {
+    use http_body_util::BodyExt as _;
+    http_body_util::Full::new(Bytes::from(flagged(1, &gzip(bytes)))).boxed_unsync()
 }
 
 /// The value of a metric without labels.
@@ -143,12 +150,24 @@ async fn a_caller_without_memory_is_refused_and_its_workers_are_told_to_try_agai
     assert_eq!(code, Code::Unavailable, "{words}");
     assert!(words.contains("too much memory"), "{words}");
     // Substreams would fail a job after an error.
-    let asked = message(&worker("acme", "trace", 3).message.encode_to_vec());
-    let busy = connection.send_request(with_key(call(asked), "west-new")).await.unwrap();
-    assert_eq!(busy.headers()["x-denied-scope"], "server");
-    let body = http_body_util::BodyExt::collect(busy.into_body()).await.unwrap().to_bytes();
-    let answer = BorrowWorkerResponse::decode(&body[5..]).unwrap();
-    assert_eq!((answer.status(), &*answer.worker_key), (BorrowStatus::ResourceExhausted, ""));
+    let asked = worker("acme", "trace", 3).message.encode_to_vec();
+    for body in [message(&asked), packed(&asked)] {
+        let mut request = with_key(call(body), "west-new");
+        request.headers_mut().insert("grpc-encoding", "gzip".parse().unwrap());
+        let busy = connection.send_request(request).await.unwrap();
+        assert_eq!(busy.headers()["x-denied-scope"], "server", "{busy:?}");
+        let body = http_body_util::BodyExt::collect(busy.into_body()).await.unwrap().to_bytes();
+        let answer = BorrowWorkerResponse::decode(&body[5..]).unwrap();
+        assert_eq!((answer.status(), &*answer.worker_key), (BorrowStatus::ResourceExhausted, ""));
+    }
+    let (_, page) = get(server.running.admin_address(), "/metrics", "").await;
+    for counted in [
+        r#"borrows_total{service="t2w",outcome="server_busy",scope="server"} 2"#,
+        r#"borrows_total{service="t1r",outcome="unavailable",scope=""} 1"#,
+        r#"calls_refused_total{method="BorrowWorker",code="UNAVAILABLE"} "#,
+    ] {
+        assert!(page.contains(counted), "{counted}: {page}");
+    }
     // Whoever has memory of its own is served, and so is this one once its calls are over.
     server.client().with_key("east-key").borrow(session("acme")).await;
     drop(begun);

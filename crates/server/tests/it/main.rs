@@ -47,5 +47,6 @@ mod stalled;
 mod start_stop;
 mod state;
 mod tls;
+mod undecided;
 mod upgrade;
 mod usage;

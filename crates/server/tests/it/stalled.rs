@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lease::{LeaseId, Reason, Request, RevokedFor, Terms};
@@ -22,14 +23,16 @@ use tonic_health::pb::health_client::HealthClient;
 use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::disk::Disk;
-use crate::harness::{ManualClock, ROOMY, TestServer, channel, config, eventually, get, session};
+use crate::harness::{
+    Ask, ManualClock, ROOMY, TestServer, channel, config, eventually, get, session,
+};
 use crate::operated::{entry, note, set};
 
 /// As long as anybody waits for the disk.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// What a task comes to, which is not waited for for ever.
-async fn soon<T>(task: tokio::task::JoinHandle<T>) -> T {
+pub(crate) async fn soon<T>(task: tokio::task::JoinHandle<T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), task).await.expect("an answer").unwrap()
 }
 
@@ -161,14 +164,18 @@ async fn a_process_that_stood_still_blames_nobody_else_for_it() {
 }
 
 /// Calls BorrowWorker by hand with `timeout`: a client of gRPC would give up by itself.
-async fn borrow_within(address: SocketAddr, timeout: &'static str) -> Status {
+pub(crate) async fn borrow_within(
+    address: SocketAddr,
+    ask: Ask,
+    timeout: &'static str,
+) -> (HeaderMap, Status) {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .unwrap();
     tokio::spawn(connection);
-    let message = prost::Message::encode_to_vec(&session("hasty").message);
+    let message = prost::Message::encode_to_vec(&ask.message);
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     let body = [&[0][..], &length, &message].concat();
     let request = hyper::Request::post("http://test/sf.worker.v1.WorkerPool/BorrowWorker")
@@ -180,7 +187,8 @@ async fn borrow_within(address: SocketAddr, timeout: &'static str) -> Status {
     let response = sender.send_request(request).await.unwrap();
     let headers = response.headers().clone();
     let trailers = response.into_body().collect().await.unwrap().trailers().cloned();
-    Status::from_header_map(&trailers.unwrap_or(headers)).unwrap()
+    let status = Status::from_header_map(trailers.as_ref().unwrap_or(&headers)).unwrap();
+    (headers, status)
 }
 
 #[tokio::test]
@@ -189,10 +197,10 @@ async fn a_call_with_a_deadline_of_its_own_is_answered_soon_after_it() {
     let server = on(&disk).await;
     let patient = waiting(&server, &disk).await;
     let address = server.running.grpc_address();
-    let hasty = tokio::spawn(async move { borrow_within(address, "1n").await });
+    let hasty = tokio::spawn(async move { borrow_within(address, session("hasty"), "1n").await });
     eventually("the grant is applied", || async { server.live().await == 2 }).await;
     server.pass(Duration::from_secs(1));
-    let status = soon(hasty).await;
+    let (_, status) = soon(hasty).await;
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("deadline"), "{status}");
     eventually("it is taken back", || async { server.live().await == 1 }).await;

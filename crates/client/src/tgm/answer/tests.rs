@@ -62,10 +62,10 @@ fn a_full_pool_of_sessions_and_one_of_workers_are_different_errors_with_active_b
 }
 
 #[test]
-fn a_server_without_room_for_a_worker_now_is_unavailable_and_asked_again() {
+fn a_server_that_cannot_decide_on_a_worker_now_is_unavailable_and_asked_again() {
     let busy = with(response(BorrowStatus::ResourceExhausted, ""), &[("x-denied-scope", "server")]);
     let answer = borrow(busy, &worker(5));
-    let BorrowAnswer::Fault { error: Error::Unavailable { .. }, sent: false } = answer else {
+    let BorrowAnswer::Fault { error: Error::Unavailable { .. }, sent: true } = answer else {
         panic!("not a fault: {answer:?}")
     };
 }

@@ -119,6 +119,12 @@ impl Embedded {
         self.shared.turns.clone()
     }
 
+    /// Lets no call wait for the disk any longer: whoever waits is answered as if it took too long, and
+    /// a borrow is taken back.
+    pub(crate) fn stop_waiting(&self) {
+        self.shared.stop_waiting();
+    }
+
     /// Refuses further changes, commits what is pending and lets go of the file. Blocks until then,
     /// for 10 s at most.
     ///

@@ -224,6 +224,15 @@ impl Shared {
         }
     }
 
+    /// Answers those who wait for the disk, whether they have for long or not.
+    pub(in crate::store::embedded) fn stop_waiting(&self) {
+        let state = self.state.lock();
+        state.gathering.stall();
+        if let Some(committing) = &state.committing {
+            committing.stall();
+        }
+    }
+
     /// How long the commit under way has taken; nothing when none is.
     pub(in crate::store::embedded) fn stalled(&self) -> Duration {
         self.state.lock().disk.commit
