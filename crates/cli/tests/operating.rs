@@ -348,6 +348,9 @@ fn the_admin_token_opens_the_port_and_is_never_shown() {
     let none = with(None);
     assert_eq!(none.code, Some(3));
     assert!(none.stderr.contains("TGM_SESSION_ADMIN_TOKEN"), "{none:?}");
+    let empty = with(Some(""));
+    assert_eq!(empty.code, Some(3));
+    assert_eq!(empty.stderr.lines().last(), none.stderr.lines().last(), "it counts as not set");
     let unfit = with(Some("s3cret-token\n"));
     assert_eq!(unfit.code, Some(2));
 }
@@ -450,6 +453,22 @@ fn a_proxy_of_the_environment_is_not_used() {
         command.env(name, format!("http://{}", free_address()));
     }
     assert_eq!(finish(command).code, Some(0));
+}
+
+#[test]
+fn an_empty_variable_of_an_operator_counts_as_not_set() {
+    let server = Operated::new();
+    let admin = server.admin();
+    for url in [&["--admin", &*admin][..], &[]] {
+        let mut command = command(["audit"]);
+        command.args(url);
+        for name in ["ADMIN_URL", "ADMIN_TOKEN", "ADMIN_TIMEOUT", "FORMAT", "LOG", "LOG_FORMAT"] {
+            command.env(format!("TGM_SESSION_{name}"), "");
+        }
+        let ran = finish(command);
+        // Whoever answers at the default address: the command line was fine.
+        assert!(ran.code == Some(0) || url.is_empty() && ran.code != Some(2), "{ran:?}");
+    }
 }
 
 #[test]

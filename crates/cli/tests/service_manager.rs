@@ -5,8 +5,10 @@
 
 mod harness;
 
+use std::ffi::OsStr;
 use std::net::TcpStream;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use harness::{Talker, command, folder, free_address};
@@ -37,13 +39,25 @@ impl Manager {
 fn systemd_is_told_when_the_server_is_ready_reloads_lives_and_stops() {
     let folder = folder();
     let path = folder.path().join("notify");
-    let manager = Manager(UnixDatagram::bind(&path).unwrap());
+    is_told_everything(Manager(UnixDatagram::bind(&path).unwrap()), path.as_os_str());
+}
+
+#[test]
+fn a_manager_that_listens_at_a_name_outside_of_the_file_system_is_told_the_same() {
+    let name = format!("tgm-session-test/{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let manager = Manager(UnixDatagram::bind_addr(&address).unwrap());
+    is_told_everything(manager, OsStr::new(&format!("@{name}")));
+}
+
+fn is_told_everything(manager: Manager, socket: &OsStr) {
+    let folder = folder();
     manager.0.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
     let address = free_address();
     let policy = harness::file(&folder, "policy.toml", "[services.t1r]\n");
     let mut serve = command(["serve", "--store", "memory:", "--admin-listen", "127.0.0.1:0"]);
     serve.args(["--listen", &address, "--format", "json", "--log", "off", "--config"]).arg(policy);
-    serve.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
+    serve.env("NOTIFY_SOCKET", socket).env("WATCHDOG_USEC", "300000");
     let mut serve = Talker::spawn(serve);
 
     let ready = manager.next();

@@ -125,6 +125,26 @@ fn printing_starts_nothing_and_is_readable_for_people() {
 }
 
 #[test]
+fn a_variable_that_is_empty_counts_as_not_set() {
+    let folder = folder();
+    let mut empty = print_config(&folder);
+    for setting in settings::all() {
+        empty.env(setting.variable(), "");
+    }
+    for variable in ["CONFIG", "LOG", "LOG_FORMAT"] {
+        empty.env(format!("TGM_SESSION_{variable}"), "");
+    }
+    let (empty, default) = (finish(empty), finish(print_config(&folder)));
+    assert_eq!(empty.json(), default.json(), "{empty:?}");
+
+    // Then the file counts.
+    let policy = file(&folder, "policy.toml", "[server]\nmax_streams = 7\n[services.t1r]\n");
+    let mut by_file = print_config(&folder);
+    by_file.arg("--config").arg(policy).env("TGM_SESSION_MAX_STREAMS", "");
+    assert_eq!(printed(&finish(by_file), "max_streams")["source"], "file");
+}
+
+#[test]
 fn a_value_or_a_policy_that_cannot_be_meant_is_refused_where_it_was_given() {
     let folder = folder();
     let mut flag = print_config(&folder);
@@ -133,11 +153,11 @@ fn a_value_or_a_policy_that_cannot_be_meant_is_refused_where_it_was_given() {
     assert_eq!(ran.code, Some(2));
     assert_eq!(ran.error(), "--idle-timeout: it has to be between 5m and 1day");
 
-    let mut variable = print_config(&folder);
-    variable.env("TGM_SESSION_ADMIN_TOKEN", "").env("TGM_SESSION_THREADS", "two");
-    let ran = finish(variable);
+    let mut empty = print_config(&folder);
+    empty.args(["--admin-token", ""]).env("TGM_SESSION_THREADS", "two");
+    let ran = finish(empty);
     assert_eq!(ran.code, Some(2));
-    assert_eq!(ran.error(), "TGM_SESSION_ADMIN_TOKEN: an empty token protects nothing");
+    assert_eq!(ran.error(), "--admin-token: an empty token protects nothing");
 
     // What no header can carry opens nothing, and is not repeated.
     for token in ["s3cret\n", " s3cret", "s3cret ", "s3\u{7}cret", "s3cr\u{e9}t"] {

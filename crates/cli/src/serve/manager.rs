@@ -5,6 +5,7 @@
 //! would not mend the disk. What a restart does mend is a process that hangs.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sd_notify::NotifyState;
@@ -43,10 +44,38 @@ pub(super) async fn feed_watchdog(server: &Running) -> Infallible {
     }
 }
 
+/// Sends to where the manager listens, if there is one: a path or, behind an `@`, a name that is not
+/// in the file system. sd-notify knows paths alone.
+fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
+    let socket = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty());
+    let Some(socket) = socket else { return Ok(()) };
+    match socket.as_encoded_bytes().strip_prefix(b"@") {
+        None => sd_notify::notify(states),
+        Some(name) => {
+            let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+            send_to_name(name, message.as_bytes())
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn send_to_name(name: &[u8], message: &[u8]) -> io::Result<()> {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    let address = SocketAddr::from_abstract_name(name)?;
+    UnixDatagram::unbound()?.send_to_addr(message, &address).map(drop)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn send_to_name(_: &[u8], _: &[u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 fn tell(states: &[NotifyState<'_>]) {
     /// Told once until it works again: the watchdog is fed every few seconds.
     static FAILS: AtomicBool = AtomicBool::new(false);
-    let told = sd_notify::notify(states);
+    let told = notify(states);
     let failed_before = FAILS.swap(told.is_err(), Ordering::Relaxed);
     if let (Err(error), false) = (told, failed_before) {
         tracing::warn!(%error, "cannot tell the service manager");
