@@ -21,7 +21,8 @@ BINARY = os.environ["TGM_SESSION_BINARY"]
 DEADLINE = 15
 
 _running = []
-_folder = pathlib.Path(tempfile.mkdtemp(prefix="tgm-session-interop-"))
+# What the tests write is here until they end.
+folder = pathlib.Path(tempfile.mkdtemp(prefix="tgm-session-interop-"))
 
 
 class Server:
@@ -30,20 +31,21 @@ class Server:
     def __init__(self, name, policy, *flags):
         self.name = name
         self.flags = flags
-        self.config = _folder / f"{name}.toml"
-        self.store = _folder / f"{name}.store"
-        self.log = _folder / f"{name}.log"
+        self.config = folder / f"{name}.toml"
+        self.store = folder / f"{name}.store"
+        self.log = folder / f"{name}.log"
         self.config.write_text(policy)
         self.process = None
         self.channel = None
+        self.listen = "127.0.0.1:0"
         _running.append(self)
         self.start()
 
     def start(self):
-        """Starts the server, on the store it had, and waits until it says that it accepts."""
+        """Starts the server, on the store and the port it had, and waits until it says that it accepts."""
         command = [BINARY, "serve", "--format", "json"]
         command += ["--config", str(self.config), "--store", f"file:{self.store}"]
-        command += ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", *self.flags]
+        command += ["--listen", self.listen, "--admin-listen", "127.0.0.1:0", *self.flags]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         lines = queue.Queue()
@@ -55,7 +57,7 @@ class Server:
         if ready is None:
             self.process.kill()
             raise AssertionError(f"{self.name} does not serve:\n{self.log.read_text()}")
-        self.address = json.loads(ready)["grpc"]
+        self.address = self.listen = json.loads(ready)["grpc"]
         self.channel = grpc.insecure_channel(self.address)
         self.stub = pool_pb2_grpc.WorkerPoolStub(self.channel)
         self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)
@@ -167,4 +169,4 @@ def stop_all():
         if server.process is not None and server.process.poll() is None:
             server.process.kill()
             server.process.wait()
-    shutil.rmtree(_folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
