@@ -12,13 +12,14 @@ mod units;
 mod watching;
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use harness::run;
+use harness::{leave_out, run};
 
 /// The folder that everything is in.
 fn root() -> PathBuf {
@@ -33,6 +34,25 @@ fn text(path: &str) -> String {
 /// A YAML file of the repository.
 fn yaml(path: &str) -> Value {
     serde_saphyr::from_str(&text(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Runs a program of a Debian package with `input` on its standard input, and answers whether it found
+/// nothing wrong, and what it said. `None` where it is not installed and may be left out.
+fn tool(mut program: Command, package: &str, input: &str) -> Option<(bool, String)> {
+    program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let name = program.get_program().to_string_lossy().into_owned();
+    let mut child = match program.spawn() {
+        Ok(child) => child,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            leave_out(&format!("{name} is not installed (Debian: {package})"));
+            return None;
+        }
+        Err(error) => panic!("{name} does not run: {error}"),
+    };
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    Some((output.status.success(), String::from_utf8_lossy(&told).into_owned()))
 }
 
 /// The variables and the defaults that `serve --help` names.

@@ -1,13 +1,12 @@
 //! The unit for systemd.
 
-use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::{Process, command, file, finish, folder, leave_out, run, store};
-use crate::{root, text};
+use crate::harness::{Process, command, file, finish, folder, run, store};
+use crate::{root, text, tool};
 
 const UNIT: &str = "deploy/tgm-session.service";
 
@@ -79,19 +78,11 @@ fn the_unit_is_told_when_the_server_is_ready_and_that_it_lives() {
     }
 }
 
-/// Runs `systemd-analyze`. Without one the test fails, or is left out where that is allowed.
+/// Runs `systemd-analyze`, as [`tool`] does.
 fn analyze(arguments: &[&str]) -> Option<(bool, String)> {
-    match Command::new("systemd-analyze").args(arguments).env("SYSTEMD_COLORS", "0").output() {
-        Ok(output) => {
-            let told = [output.stdout, output.stderr].concat();
-            Some((output.status.success(), String::from_utf8_lossy(&told).into_owned()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            leave_out("systemd-analyze is not installed (Debian: systemd)");
-            None
-        }
-        Err(error) => panic!("systemd-analyze does not run: {error}"),
-    }
+    let mut analyze = Command::new("systemd-analyze");
+    analyze.args(arguments).env("SYSTEMD_COLORS", "0");
+    tool(analyze, "systemd", "")
 }
 
 #[test]

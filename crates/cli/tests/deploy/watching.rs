@@ -1,8 +1,7 @@
 //! The dashboard, the alert rules and the table of metrics, beside a server that has done its work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write as _};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 use tonic::Request;
@@ -14,7 +13,7 @@ use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, ReturnWorkerRequest};
 
 use crate::harness::{Serve, file, folder};
-use crate::{Settings, get, root, text, yaml};
+use crate::{Settings, get, root, text, tool, yaml};
 
 const POLICY: &str = "
 [services.t1r]
@@ -105,27 +104,11 @@ fn pages() -> (String, String) {
     (page(&serve), page(&with_tls))
 }
 
-/// Runs `promtool` with `input` on its standard input, and answers whether it found nothing wrong,
-/// and what it said. `None` where it is not installed and that is allowed.
+/// Runs `promtool`, as [`tool`] does.
 fn promtool(arguments: &[&str], input: &str) -> Option<(bool, String)> {
     let mut promtool = Command::new("promtool");
     promtool.args(arguments).current_dir(root());
-    promtool.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut promtool = match promtool.spawn() {
-        Ok(promtool) => promtool,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let missing = "promtool is not installed (Debian: prometheus)";
-            let is_allowed = std::env::var_os("TGM_SESSION_ALLOW_MISSING").is_some();
-            assert!(is_allowed, "{missing}; TGM_SESSION_ALLOW_MISSING=1 leaves it out");
-            eprintln!("SKIPPED: {missing}");
-            return None;
-        }
-        Err(error) => panic!("promtool does not run: {error}"),
-    };
-    promtool.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = promtool.wait_with_output().unwrap();
-    let told = [output.stdout, output.stderr].concat();
-    Some((output.status.success(), String::from_utf8_lossy(&told).into_owned()))
+    tool(promtool, "prometheus", input)
 }
 
 async fn keep_busy(address: &str) {
