@@ -145,6 +145,8 @@ pub struct Ledger {
     /// How many changes there were, collected or not.
     revision: u64,
     ends: Ends,
+    /// The number of the latest policy that was told.
+    policy: u64,
     /// Traces that have ended and still have leases in the table, the first that ended first.
     ended: VecDeque<EndedTrace>,
     records_per_hold: usize,
@@ -237,12 +239,19 @@ impl Ledger {
             changes: journal.then(Vec::new),
             revision: 0,
             ends: Ends::default(),
+            policy: 0,
             ended: VecDeque::new(),
             records_per_hold: records_per_hold.clamp(1, RECORDS_PER_HOLD),
             begun: Timestamp::ZERO,
             paused: false,
             looks: RECORDS_PER_HOLD / 2,
         }
+    }
+
+    /// From now on no borrow is decided on under the terms of a policy with a lower number: whoever
+    /// looked them up before the policy changed has to look again.
+    pub fn follow(&mut self, policy: u64) {
+        self.policy = self.policy.max(policy);
     }
 
     /// Grants one lease, or says what stands against it. The request must be valid.
@@ -252,8 +261,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// The first [`Refusal`] that applies, in the order: borrow id, budgets, the ceilings in the
-    /// order of [`Scope::ALL`], a revoked session, the ledger's own bounds. [`Refusal::Behind`] when too much of the
+    /// The first [`Refusal`] that applies, in the order: old terms, borrow id, budgets, the ceilings in
+    /// the order of [`Scope::ALL`], a revoked session, the ledger's own bounds. [`Refusal::Behind`] when too much of the
     /// trace has ended and is not taken out yet.
     pub fn borrow(
         &mut self,
@@ -261,6 +270,9 @@ impl Ledger {
         terms: &Terms<'_>,
         now: Timestamp,
     ) -> Result<Grant, Refusal> {
+        if terms.policy < self.policy {
+            return Err(Refusal::OldTerms);
+        }
         self.begin(now);
         let indexer = self.table.indexer(request.indexer);
         if let Some(replayed) = self.replay(request, terms, indexer)? {

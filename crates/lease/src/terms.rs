@@ -41,6 +41,8 @@ pub struct Terms<'a> {
     /// The bound on services of the indexer that have no entry in the policy, where the service of
     /// the borrow is one of them.
     pub unnamed: Option<UnnamedServices<'a>>,
+    /// The number of the policy that they come from. See [`Ledger::follow`](crate::Ledger::follow).
+    pub policy: u64,
 }
 
 /// How many services without an entry in the policy one indexer may hold leases of at once.
@@ -59,7 +61,7 @@ pub trait ServiceNames: std::fmt::Debug + Sync {
 }
 
 impl Default for Terms<'_> {
-    /// No ceilings, no budgets, a TTL of 60 s and a minimal life of 5 s.
+    /// No ceilings, no budgets, a TTL of 60 s and a minimal life of 5 s, by the policy with the number 0.
     fn default() -> Self {
         Self {
             limits: Limits::default(),
@@ -69,6 +71,7 @@ impl Default for Terms<'_> {
             budgets: &[],
             wall: WallTime::default(),
             unnamed: None,
+            policy: 0,
         }
     }
 }
@@ -141,6 +144,10 @@ pub enum Refusal {
     /// would join. A moment later it can be decided.
     #[error("the server is still taking out leases of the trace that have ended")]
     Behind,
+    /// The terms come from a policy that another one has replaced. The borrow is to be decided on under
+    /// that one.
+    #[error("the policy has changed meanwhile")]
+    OldTerms,
     /// The borrow id names another request.
     #[error("x-borrow-id names a borrow with other fields")]
     BorrowIdReused,

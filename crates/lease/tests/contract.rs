@@ -355,3 +355,24 @@ fn the_workers_of_a_session_are_found_without_looking_at_other_sessions() {
         assert_eq!(ledger.len(), 2 * (SESSIONS - ended - 1));
     }
 }
+
+#[test]
+fn a_borrow_under_the_terms_of_a_policy_before_the_one_in_force_is_refused_and_changes_nothing() {
+    let mut ledger = ledger();
+    let request = Request::session("t1r", "acme").borrow_id(BorrowId(7));
+    let under = |policy| Terms { policy, ..Terms::default() };
+    let held = ledger.borrow(&request, &under(3), NOW).expect("no ceiling");
+    ledger.follow(4);
+    ledger.drain_changes().for_each(drop);
+    let before = ledger.revision();
+    for asked in [request, Request::session("t1r", "other")] {
+        assert_eq!(ledger.borrow(&asked, &under(3), NOW), Err(Refusal::OldTerms));
+    }
+    assert_eq!((ledger.revision(), ledger.drain_changes().count(), ledger.len()), (before, 0, 1));
+    // A policy that comes late takes the place of none.
+    ledger.follow(2);
+    assert_eq!(ledger.borrow(&request, &under(3), NOW), Err(Refusal::OldTerms));
+    let again = ledger.borrow(&request, &under(4), NOW).expect("the lease that is there");
+    assert!(again.replayed && again.id == held.id);
+    assert!(ledger.borrow(&Request::session("t1r", "other"), &under(5), NOW).is_ok());
+}

@@ -265,6 +265,7 @@ impl Tested {
             Err(Refusal::Behind) => Answer::Behind,
             Err(Refusal::BorrowIdReused) => Answer::BorrowIdReused,
             Err(Refusal::BorrowEnded) => Answer::BorrowEnded,
+            Err(Refusal::OldTerms) => unreachable!("no policy follows another"),
         }
     }
 

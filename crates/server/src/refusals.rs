@@ -121,6 +121,7 @@ impl Refusals {
                 | Refusal::IdsFull { .. }
                 | Refusal::TooManyServices { .. }
                 | Refusal::MemoryFull(_)
+                | Refusal::OldTerms
                 | Refusal::Behind
                 | Refusal::BorrowIdReused
                 | Refusal::BorrowEnded,

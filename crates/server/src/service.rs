@@ -36,6 +36,21 @@ pub(crate) const DENIED_ACTIVE: HeaderName = HeaderName::from_static("x-denied-a
 pub(crate) const DENIED_MAX: HeaderName = HeaderName::from_static("x-denied-max");
 pub(crate) const TRACES_OMITTED: HeaderName = HeaderName::from_static("x-traces-omitted");
 
+/// A borrow that is not granted.
+#[derive(Debug)]
+pub(crate) enum NotBorrowed {
+    /// It is refused.
+    Refused(Status),
+    /// Another policy came into force while it was on its way: it is to be decided on under that one.
+    OldTerms(BorrowWorkerRequest),
+}
+
+impl From<Status> for NotBorrowed {
+    fn from(status: Status) -> Self {
+        Self::Refused(status)
+    }
+}
+
 /// `sf.worker.v1.WorkerPool` over a store.
 #[derive(Debug)]
 pub(crate) struct WorkerPool<S> {
@@ -62,10 +77,10 @@ impl<S: Store> WorkerPool<S> {
         metadata: &HeaderMap,
         message: BorrowWorkerRequest,
         undecided: &'u mut Undecided<'l>,
-    ) -> impl Future<Output = Result<Answer, Status>> + use<'l, 'u, S> {
+    ) -> impl Future<Output = Result<Answer, NotBorrowed>> + use<'l, 'u, S> {
         match self.apply_borrow(live, caller, metadata, message, undecided) {
             Ok(answer) => Either::Left(answer),
-            Err(status) => Either::Right(ready(Err(status))),
+            Err(status) => Either::Right(ready(Err(status.into()))),
         }
     }
 
@@ -76,7 +91,7 @@ impl<S: Store> WorkerPool<S> {
         metadata: &HeaderMap,
         mut message: BorrowWorkerRequest,
         undecided: &'u mut Undecided<'l>,
-    ) -> Result<impl Future<Output = Result<Answer, Status>> + use<'l, 'u, S>, Status> {
+    ) -> Result<impl Future<Output = Result<Answer, NotBorrowed>> + use<'l, 'u, S>, Status> {
         let kind = undecided::kind_of(&message);
         undecided.asks_for(kind, live.borrows(None));
         named(live, &mut message.organization_id)?;
@@ -101,12 +116,15 @@ impl<S: Store> WorkerPool<S> {
         let outcome = self.store.borrow(&request, &ruling.terms);
         let (refusals, minimal_life) = (&*live.refusals, ruling.terms.minimal_life);
         Ok(outcome.map(move |outcome| {
+            if matches!(outcome, Err(BorrowError::Refused(Refusal::OldTerms))) {
+                return Err(NotBorrowed::OldTerms(message));
+            }
             if let Err(BorrowError::Refused(Refusal::Full { max_leases })) = outcome {
                 undecided.reaches(max_leases);
             }
             counters.count(&outcome);
             refusals.by_store(&message, &outcome);
-            borrow_answer(outcome, message.trace_id, minimal_life)
+            Ok(borrow_answer(outcome, message.trace_id, minimal_life)?)
         }))
     }
 
@@ -348,6 +366,7 @@ fn refused_borrow(refusal: &Refusal) -> Status {
         | Refusal::IdsFull { .. }
         | Refusal::TooManyServices { .. }
         | Refusal::MemoryFull(_)
+        | Refusal::OldTerms
         | Refusal::Behind
         | Refusal::Denied(_) => Status::unavailable(message),
     }

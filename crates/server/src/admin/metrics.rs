@@ -97,6 +97,7 @@ impl BorrowCounters {
                 | Refusal::IdsFull { .. }
                 | Refusal::TooManyServices { .. }
                 | Refusal::MemoryFull(_)
+                | Refusal::OldTerms
                 | Refusal::Behind => return,
             },
             Err(BorrowError::Unavailable(_)) => return,

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use lease::{Kind, LeaseNumber, Reason};
 
-use super::{By, Ends, MAX_LIMIT, MAX_NOTE, Operator, OperatorError, OperatorEvent, words};
+use super::{
+    By, InForceOverrides, MAX_LIMIT, MAX_NOTE, Operator, OperatorError, OperatorEvent, words,
+};
 use crate::admin::api::model::Done;
 use crate::policy::Source;
 use crate::policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
-use crate::repeated::Repeated;
 use crate::serve::blocking;
-use crate::store::{RecordError, Store as _};
-
-static NOT_AMENDED: Repeated = Repeated::new();
+use crate::store::{Enforced, Noted, RecordError, Store as _};
 
 /// Who does something and why, on its way into the audit list.
 pub(super) struct Doing {
@@ -98,7 +97,6 @@ impl Operator {
         let doing = Doing::try_from(by)?;
         let operator = self.clone();
         self.change(async move {
-            let _changing = operator.changing.lock().await;
             let gone = || OperatorError::NotFound(format!("there is no lease {number}"));
             let lease = operator.store.find(number).await?.ok_or_else(gone)?;
             let kind = match lease.kind {
@@ -110,11 +108,9 @@ impl Operator {
             let action =
                 format!("ended {kind} {number} of organization {organization} on {service}");
             let entry = operator.entry(doing, action);
-            let entry = operator.record(None, entry).await?;
-            let ended = operator.store.revoke_number(number, Reason::Operator).await?;
-            let done = operator.amend(entry, ended).await;
-            // It may have ended by itself meanwhile.
-            if ended == 0 { Err(gone()) } else { Ok(done) }
+            // It may have ended by itself meanwhile: then nothing is written down either.
+            let ended = operator.store.revoke_number(number, Reason::Operator, entry).await?;
+            ended.map(|entry| operator.told(entry)).ok_or_else(gone)
         })
         .await
     }
@@ -128,30 +124,49 @@ impl Operator {
         let doing = Doing::try_from(by)?;
         let operator = self.clone();
         self.change(async move {
-            let _changing = operator.changing.lock().await;
-            let action = operator.in_words(&key, value)?;
-            let entry = operator.entry(doing, action);
-            let (set_at, note) = (entry.at, entry.note.clone());
-            let value = value.map(|value| Override { value, set_at, note });
-            let (subject, id) = (key.subject, key.id.clone());
-            let is_switch = key.service.is_none();
-            let entry = operator.record(Some(OverrideChange { key, value }), entry).await?;
-            let (overrides, live) = (operator.store.overrides(), operator.live.load_full());
-            let policy = blocking(move || live.policy.with_overrides(&overrides)).await;
-            let disables = is_switch && policy.is_disabled(subject, &id);
-            let ends = if disables { Ends::WhomItDoesNotAllow } else { Ends::Nobody };
-            let ended = operator.put_into_force(policy, ends).await;
-            operator.tell(|status| status);
-            let done = operator.amend(entry, *ended.as_ref().unwrap_or(&0)).await;
-            ended?;
+            let (subject, id, is_switch) = (key.subject, key.id.clone(), key.service.is_none());
+            let (mut entry, recorded, overrides) = {
+                let in_force = operator.in_force.lock().await;
+                let action = operator.in_words(&in_force, &key, value).await?;
+                let entry = operator.entry(doing, action);
+                let (set_at, note) = (entry.at, entry.note.clone());
+                let value = value.map(|value| Override { value, set_at, note });
+                let change = Some(OverrideChange { key, value });
+                let recorded = operator.store.record(change, entry.clone());
+                (entry, recorded, operator.store.overrides())
+            };
+            // Nothing is held while the disk is waited for.
+            entry.number = recorded.await?;
+            let enforced = {
+                let mut in_force = operator.in_force.lock().await;
+                in_force.are_durable(entry.number, overrides);
+                let (overrides, live) = (in_force.overrides.clone(), operator.live.load_full());
+                let policy = blocking(move || live.policy.with_overrides(&overrides)).await;
+                let live = operator.put_into_force(policy).await;
+                operator.tell(|status| status);
+                let disables = is_switch && live.policy.is_disabled(subject, &id);
+                disables.then(|| operator.store.enforce(&live.policy, Noted::At(entry.number)))
+            };
+            let enforced = match enforced {
+                Some(enforced) => enforced.await,
+                None => Ok(Enforced::default()),
+            };
+            let done = operator.told(operator.recorded(entry.number).unwrap_or(entry));
+            enforced?;
             Ok(done)
         })
         .await
     }
 
     /// Says in words what is about to be set, if it can be.
-    fn in_words(&self, key: &OverrideKey, value: Option<u64>) -> Result<String, OperatorError> {
-        let set = self.store.overrides().get(key).map(|set| set.value);
+    async fn in_words(
+        &self,
+        in_force: &InForceOverrides,
+        key: &OverrideKey,
+        value: Option<u64>,
+    ) -> Result<String, OperatorError> {
+        let overrides = self.store.overrides();
+        let set = overrides.get(key).map(|set| set.value);
         let whom = words::whom(key);
         let Some(service) = key.service.as_deref() else {
             if value.is_none() && set.is_none() {
@@ -161,7 +176,12 @@ impl Operator {
             let switch = |value: Option<u64>| value.map(|value| value != 0);
             return Ok(words::switched(key, switch(value), switch(set)));
         };
-        let policy = self.policy();
+        let mut policy = self.live.load().policy.clone();
+        if !Arc::ptr_eq(&overrides, &in_force.overrides) {
+            // What waits for the disk was set before this.
+            let laid_over = move || Arc::new(policy.with_overrides(&overrides));
+            policy = blocking(laid_over).await;
+        }
         match (value, set) {
             (None, None) => Err(OperatorError::NotFound(format!(
                 "no operator has set a limit of {whom} on {}",
@@ -189,30 +209,10 @@ impl Operator {
         AuditEntry { number: 0, at: self.now(), from, action: action.into(), note, ended: 0 }
     }
 
-    /// Writes down what is about to be done, with the override it changes.
-    async fn record(
-        &self,
-        change: Option<OverrideChange>,
-        entry: AuditEntry,
-    ) -> Result<AuditEntry, OperatorError> {
-        let number = self.store.record(change, entry.clone()).await?;
-        Ok(AuditEntry { number, ..entry })
-    }
-
-    /// Writes down and tells what came of it.
-    async fn amend(&self, entry: AuditEntry, ended: usize) -> Done {
-        let entry = AuditEntry { ended: ended as u64, ..entry };
-        if ended > 0
-            && let Err(error) = self.store.amend(entry.number, entry.ended).await
-        {
-            // It is done, and its entry is there.
-            let number = entry.number;
-            if let Some(times) = NOT_AMENDED.count() {
-                let problem = "an audit entry lacks how many leases ended";
-                tracing::warn!(%error, number, ended, times, "{problem}");
-            }
-        }
-        self.told(entry)
+    /// The entry of that number, as it is now.
+    pub(super) fn recorded(&self, number: u64) -> Option<AuditEntry> {
+        let entries = self.store.audit(number.checked_add(1), 1);
+        entries.into_iter().find(|entry| entry.number == number)
     }
 
     /// Tells what was done.

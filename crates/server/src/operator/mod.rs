@@ -1,9 +1,11 @@
 //! What operators do while the server runs: switch organizations off, change limits, end leases,
 //! load the policy file again.
 //!
-//! Each change goes the same way, one at a time: it is checked, written down durably together with
-//! who did it, put into force for the next call, and then ends the leases that may live no longer.
-//! It runs in a task of its own, so a caller that goes away leaves no change half done.
+//! Each change goes the same way: it is checked, written down durably together with who did it, put
+//! into force for the next call, and then ends the leases that may live no longer, with each of which
+//! its entry in the audit list counts one more. It runs in a task of its own, so a caller that goes
+//! away leaves no change half done. Policies come into force one at a time; nothing that one of them
+//! waits for is held while the disk is waited for.
 
 mod changes;
 mod reload;
@@ -25,20 +27,19 @@ use crate::admin::metrics::Metrics;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::live::Live;
-use crate::policy::overrides::AuditEntry;
+use crate::policy::overrides::{AuditEntry, Overrides};
 use crate::policy::{Policy, PolicyFile, Warning};
 use crate::serve::blocking;
 use crate::store::{
-    Embedded, LONGEST_WAIT, ReportError, Reported, Store as _, Unavailable, UsageReport,
+    Embedded, LONGEST_WAIT, Noted, ReportError, Reported, Store as _, Unavailable, UsageReport,
 };
 use crate::watch::Read;
 
-/// How often, and how many times, to look whether calls under the old policy are over.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How often to look whether nobody looks at an old policy any more.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How often whoever waits for a change looks whether the disk hangs.
 const LOOK_AT_DISK_EVERY: Duration = Duration::from_millis(500);
-const LOOKS: u32 = 1_000;
 
 /// Events that wait for a subscriber that is slow; past that it misses the oldest.
 const EVENTS: usize = 256;
@@ -85,8 +86,8 @@ pub struct Operator {
     /// The policy file as it was at the start.
     file: Option<PolicyFile>,
     state: Mutex<State>,
-    /// Held from the beginning of a change to its end.
-    changing: tokio::sync::Mutex<()>,
+    /// Held while one policy takes the place of another, and never while the disk is waited for.
+    in_force: tokio::sync::Mutex<InForceOverrides>,
     events: broadcast::Sender<OperatorEvent>,
 }
 
@@ -97,6 +98,24 @@ struct State {
     /// The policy file and those that it names, as they were when they were last read, whatever
     /// came of it; without a digest where one could not be read.
     read: Read,
+}
+
+/// The overrides that are durable, and so in force.
+#[derive(Debug)]
+struct InForceOverrides {
+    /// The number of the audit entry of the latest of them; 0 for those of the start.
+    number: u64,
+    overrides: Arc<Overrides>,
+}
+
+impl InForceOverrides {
+    /// Those are durable, with the one of that audit entry as the latest. They become so in the order
+    /// of their entries.
+    fn are_durable(&mut self, number: u64, overrides: Arc<Overrides>) {
+        if number > self.number {
+            *self = Self { number, overrides };
+        }
+    }
 }
 
 /// Who does something, and why.
@@ -166,6 +185,7 @@ impl Operator {
             overrides: live.load().policy.overrides() as u64,
         };
         let read = file.as_ref().map_or_else(Vec::new, |file| file.files().to_vec());
+        let in_force = InForceOverrides { number: 0, overrides: store.overrides() };
         Self {
             store,
             live,
@@ -175,13 +195,13 @@ impl Operator {
             anonymous,
             file,
             state: Mutex::new(State { status, read }),
-            changing: tokio::sync::Mutex::default(),
+            in_force: tokio::sync::Mutex::new(in_force),
             events: broadcast::Sender::new(EVENTS),
         }
     }
 
-    /// The policy in force, overrides included. To be let go of soon: while it is held, a change of
-    /// the policy waits for up to a second to see the last of it.
+    /// The policy in force, overrides included. To be let go of soon: while it is held, it takes up
+    /// memory, also when another one has taken its place.
     pub fn policy(&self) -> InForce {
         InForce(self.live.load())
     }
@@ -211,18 +231,24 @@ impl Operator {
         self.check_exposure(&policy)?;
         let operator = self.clone();
         to_its_end(async move {
-            let _changing = operator.changing.lock().await;
-            let overrides = operator.store.overrides();
-            let policy = blocking(move || policy.with_overrides(&overrides)).await;
-            let ended = operator.put_into_force(policy, Ends::WhomItDoesNotAllow).await;
-            operator.tell(|status| PolicyStatus {
-                file: None,
-                loaded_at: operator.now().as_unix(),
-                refused: None,
-                warnings: Vec::new(),
-                ..status
-            });
-            ended.map_err(|error| Error::StoreFailed { problem: error.to_string() })
+            let enforced = {
+                let in_force = operator.in_force.lock().await;
+                let overrides = in_force.overrides.clone();
+                let policy = blocking(move || policy.with_overrides(&overrides)).await;
+                let live = operator.put_into_force(policy).await;
+                operator.tell(|status| PolicyStatus {
+                    file: None,
+                    loaded_at: operator.now().as_unix(),
+                    refused: None,
+                    warnings: Vec::new(),
+                    ..status
+                });
+                operator.store.enforce(&live.policy, Noted::Nowhere)
+            };
+            let enforced = enforced.await;
+            let enforced =
+                enforced.map_err(|error| Error::StoreFailed { problem: error.to_string() });
+            Ok(enforced?.ended)
         })
         .await
     }
@@ -269,38 +295,20 @@ impl Operator {
         }
     }
 
-    /// Swaps the policy, ends the leases that it does not allow, and answers how many those were.
-    /// Returns when no call looks at the policy before it any more, or after a second.
-    async fn put_into_force(&self, policy: Policy, ends: Ends) -> Result<usize, Unavailable> {
+    /// Puts the policy in the place of the one in force. Whoever calls it holds the lock.
+    ///
+    /// It waits for no call: one that was ruled on under the policy before, and is not applied yet, is
+    /// ruled on again.
+    async fn put_into_force(&self, policy: Policy) -> Arc<Live> {
+        let before = self.live.load_full();
+        let policy = policy.numbered(before.policy.number() + 1);
         // A policy of many services has many counters.
-        let (before, metrics) = (self.live.load_full(), self.metrics.clone());
-        let live = Arc::new(blocking(move || before.under(policy, &metrics)).await);
-        let before = self.live.swap(live.clone());
-        // Calls that looked at the old policy hold on to it until they are over.
-        let calls_under_way =
-            || Arc::strong_count(&before) > 1 || Arc::strong_count(&before.policy) > 1;
-        let were_under_way = calls_under_way();
-        let mut ended = self.enforce(&live.policy, ends).await?;
-        if were_under_way {
-            for _ in 0..LOOKS {
-                if !calls_under_way() {
-                    break;
-                }
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-            // A borrow with terms of the old policy may have been granted since.
-            ended += self.enforce(&live.policy, ends).await?;
-        }
-        // Ten thousand organizations take a while to be let go of.
-        blocking(move || drop(before)).await;
-        Ok(ended)
-    }
-
-    async fn enforce(&self, policy: &Policy, ends: Ends) -> Result<usize, Unavailable> {
-        match ends {
-            Ends::Nobody => Ok(0),
-            Ends::WhomItDoesNotAllow => self.store.enforce(policy).await,
-        }
+        let (old, metrics) = (before.clone(), self.metrics.clone());
+        let live = Arc::new(blocking(move || old.under(policy, &metrics)).await);
+        self.live.store(live.clone());
+        self.store.follow(&live.policy);
+        tokio::spawn(let_go(before));
+        live
     }
 
     /// Changes what is told about the policy, and tells it.
@@ -329,13 +337,13 @@ impl std::ops::Deref for InForce {
     }
 }
 
-/// Whose leases a change of the policy may end; to find them, every lease is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ends {
-    /// Nobody's: a limit was changed, or something was enabled.
-    Nobody,
-    /// Those that the policy does not allow.
-    WhomItDoesNotAllow,
+/// Lets go of an old policy once nobody else looks at it: ten thousand organizations take a while, for
+/// which no call is to wait.
+async fn let_go(before: Arc<Live>) {
+    while Arc::strong_count(&before) > 1 {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    blocking(move || drop(before)).await;
 }
 
 impl Operator {

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use tokio::time::MissedTickBehavior;
 
 use super::changes::Doing;
-use super::{By, Ends, Operator, OperatorError};
+use super::{By, Operator, OperatorError};
 use crate::admin::api::model::{Done, PolicyStatus};
 use crate::error::Error;
+use crate::policy::overrides::{AuditEntry, Overrides};
 use crate::policy::{Loaded, Policy, PolicyFile, Warning};
 use crate::repeated::Repeated;
 use crate::serve::blocking;
 use crate::settings::Given;
-use crate::store::{Store as _, Unavailable};
+use crate::store::{Enforced, Noted, Store as _, Unavailable};
 use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 
 /// What was found in the files by somebody who looked already, the policy file first.
@@ -107,21 +108,17 @@ impl Operator {
     ) -> Result<Done, OperatorError> {
         let operator = self.clone();
         self.change(async move {
-            let _changing = operator.changing.lock().await;
             let loaded = operator.load_now(doing, found).await;
-            match &loaded {
-                Ok(_) => {}
-                Err(error) => {
-                    let told = match error {
-                        OperatorError::Unavailable(error) => format!(
-                            "the policy file is in force, but leases that it does not allow may \
-                             live on: {error}"
-                        ),
-                        error => format!("the policy file was not loaded: {error}"),
-                    };
-                    if let Some(times) = NOT_LOADED.count_of(&told) {
-                        tracing::error!(times, "{told}");
-                    }
+            if let Err(error) = &loaded {
+                let told = match error {
+                    OperatorError::Unavailable(error) => format!(
+                        "the policy file is in force, but leases that it does not allow may live \
+                         on: {error}"
+                    ),
+                    error => format!("the policy file was not loaded: {error}"),
+                };
+                if let Some(times) = NOT_LOADED.count_of(&told) {
+                    tracing::error!(times, "{told}");
                 }
             }
             loaded
@@ -134,39 +131,46 @@ impl Operator {
             let problem = "there is no policy file: the server was started without one";
             return Err(OperatorError::Conflict(problem.into()));
         };
-        let Loaded { policy, server, warnings, .. } = match self.read(started_with, found).await {
-            Ok(loaded) => loaded,
-            Err(error) => return Err(self.refuse(started_with, &error)),
-        };
-        let warnings = warned(started_with, &warnings, &server);
-        let ended = self.put_into_force(policy, Ends::WhomItDoesNotAllow).await;
-        self.metrics.reloads.applied.inc();
-        let path = started_with.path().display().to_string();
-        if WARNED.count_of(&warnings.join("\n")).is_some() {
-            for warning in &warnings {
-                tracing::warn!("{warning}");
+        let enforced = {
+            let in_force = self.in_force.lock().await;
+            let overrides = in_force.overrides.clone();
+            let read = self.read(started_with, found, overrides).await;
+            let Loaded { policy, server, warnings, .. } =
+                read.map_err(|error| self.refuse(started_with, &error))?;
+            let warnings = warned(started_with, &warnings, &server);
+            let live = self.put_into_force(policy).await;
+            self.metrics.reloads.applied.inc();
+            let path = started_with.path().display().to_string();
+            if WARNED.count_of(&warnings.join("\n")).is_some() {
+                for warning in &warnings {
+                    tracing::warn!("{warning}");
+                }
             }
-        }
-        self.tell(|status| PolicyStatus {
-            file: Some(path.clone()),
-            loaded_at: self.now().as_unix(),
-            refused: None,
-            warnings,
-            ..status
-        });
-        let action = format!("loaded the policy file {path}");
-        let mut entry = self.entry(doing, action);
-        entry.ended = *ended.as_ref().unwrap_or(&0) as u64;
-        // The file itself is what lasts: it is in force even when the audit list cannot be written.
-        let recorded = self.store.record(None, entry.clone()).await;
-        ended?;
-        entry.number = recorded?;
-        Ok(self.told(entry))
+            self.tell(|status| PolicyStatus {
+                file: Some(path.clone()),
+                loaded_at: self.now().as_unix(),
+                refused: None,
+                warnings,
+                ..status
+            });
+            let entry = self.entry(doing, format!("loaded the policy file {path}"));
+            // The file itself is what lasts: it is in force even when the audit list cannot be written.
+            let enforced = self.store.enforce(&live.policy, Noted::Anew(entry.clone()));
+            async move { enforced.await.map(|enforced| (enforced, entry)) }
+        };
+        let (Enforced { ended, entry: number }, entry) = enforced.await?;
+        let entry = AuditEntry { number: number.unwrap_or(0), ended: ended as u64, ..entry };
+        Ok(self.told(self.recorded(entry.number).unwrap_or(entry)))
     }
 
     /// Reads the files, as far as that was not done, and lays the overrides over what they say.
-    async fn read(&self, file: &PolicyFile, found: Option<Found>) -> Result<Loaded, Error> {
-        let (path, overrides) = (file.path().to_owned(), self.store.overrides());
+    async fn read(
+        &self,
+        file: &PolicyFile,
+        found: Option<Found>,
+        overrides: Arc<Overrides>,
+    ) -> Result<Loaded, Error> {
+        let path = file.path().to_owned();
         let read = blocking(move || {
             let mut found = found.unwrap_or_default();
             let mut read = |path: &Path| match found.iter().position(|(known, _)| known == path) {

@@ -67,6 +67,8 @@ pub struct Policy {
     /// What the file says. Policies that differ in their overrides alone share it.
     entries: Arc<Entries>,
     overlay: Arc<Overlay>,
+    /// Policies that a server puts into force have rising numbers.
+    number: u64,
 }
 
 /// What the policy says about one borrow.
@@ -186,7 +188,17 @@ impl Policy {
     /// about an organization or an API key that the file does not know.
     pub fn with_overrides(&self, overrides: &Overrides) -> Self {
         let overlay = Arc::new(Overlay::new(overrides, &self.entries));
-        Self { entries: self.entries.clone(), overlay }
+        Self { overlay, ..self.clone() }
+    }
+
+    /// The same policy under another number.
+    pub(crate) fn numbered(self, number: u64) -> Self {
+        Self { number, ..self }
+    }
+
+    /// Where it stands among the policies that a server puts into force, one after another.
+    pub(crate) const fn number(&self) -> u64 {
+        self.number
     }
 
     /// The terms of `request`, which came from `caller`; `wall` is asked where budgets need it.
@@ -227,6 +239,7 @@ impl Policy {
             unnamed: (Some(id) == self.entries.default_service)
                 .then(|| self.unnamed(request.service))
                 .flatten(),
+            policy: self.number,
         };
         Ok(Ruling { service: id, terms })
     }
@@ -342,7 +355,7 @@ impl ServiceNames for Policy {
 
 impl From<Entries> for Policy {
     fn from(entries: Entries) -> Self {
-        Self { entries: Arc::new(entries), overlay: Arc::default() }
+        Self { entries: Arc::new(entries), overlay: Arc::default(), number: 0 }
     }
 }
 

@@ -21,6 +21,7 @@ use http::{Method as HttpMethod, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use tokio::sync::Semaphore;
 use tonic::Status;
+use wire::worker::BorrowWorkerRequest;
 
 pub(crate) use aside::{Aside, Tonic, boxed};
 use compression::{Encoding, decompress, is_flagged, unsupported};
@@ -35,7 +36,7 @@ use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
 use crate::serve::{Full, InFlight, PortLimits, Share, work_of};
-use crate::service::{Undecided, WorkerPool};
+use crate::service::{NotBorrowed, Undecided, WorkerPool};
 use crate::store::Store;
 use crate::usage::USAGE_SERVICE;
 
@@ -413,7 +414,16 @@ impl<S: Store> Gateway<S> {
                 match call {
                     Call::BorrowWorker => {
                         let message = unary::decode(message)?;
-                        pool.borrow(live, caller, metadata, message, &mut undecided).await
+                        let borrowed =
+                            pool.borrow(live, caller, metadata, message, &mut undecided).await;
+                        match borrowed {
+                            Ok(answer) => Ok(answer),
+                            Err(NotBorrowed::Refused(status)) => Err(status),
+                            Err(NotBorrowed::OldTerms(message)) => {
+                                let again = self.borrow_again(metadata, message, &mut undecided);
+                                Box::pin(again).await
+                            }
+                        }
                     }
                     Call::KeepAlive => pool.keep_alive(caller, unary::decode(message)?).await,
                     Call::ReturnWorker => {
@@ -424,6 +434,27 @@ impl<S: Store> Gateway<S> {
             };
             let answer = InTime::new(answer, metadata, began).await;
             undecided.settle(answer)
+        }
+    }
+
+    /// Decides on a borrow under the policy in force, which changed while it was on its way.
+    async fn borrow_again(
+        &self,
+        metadata: &HeaderMap,
+        mut message: BorrowWorkerRequest,
+        undecided: &mut Undecided<'_>,
+    ) -> Result<Answer, Status> {
+        loop {
+            let live = self.live.load();
+            let caller = identify(&live.policy, metadata)?;
+            let mut now = Undecided::default();
+            let borrowed = self.pool.borrow(&live, caller, metadata, message, &mut now).await;
+            undecided.reaches(now.ceiling());
+            message = match borrowed {
+                Ok(answer) => return Ok(answer),
+                Err(NotBorrowed::Refused(status)) => return Err(status),
+                Err(NotBorrowed::OldTerms(message)) => message,
+            }
         }
     }
 }

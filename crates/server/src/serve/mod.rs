@@ -49,7 +49,7 @@ use crate::operator::{Operator, Parts};
 use crate::refusals::Refusals;
 use crate::rpc::{self, Aside, Gateway, Reports, Tonic, WORKER_POOL, Web};
 use crate::service::WorkerPool;
-use crate::store::{Embedded, Recovered, Store, Unavailable};
+use crate::store::{Embedded, Noted, Recovered, Store, Unavailable};
 use crate::usage::{USAGE_SERVICE, UsageReports};
 use crate::watch::Watched;
 use connections::Port;
@@ -174,7 +174,7 @@ impl Server {
         };
         let store = Arc::new(store.resume()?);
         let policy = config.policy.with_overrides(&store.overrides());
-        let revoked = store.enforce(&policy).await.map_err(store_failed)?;
+        let revoked = store.enforce(&policy, Noted::Nowhere).await.map_err(store_failed)?.ended;
         if revoked > 0 {
             tracing::info!(leases = revoked, "revoked what the policy no longer lets live");
         }

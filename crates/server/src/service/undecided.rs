@@ -39,8 +39,13 @@ impl<'l> Undecided<'l> {
     }
 
     /// Notes that the server has as many leases as it may have.
-    pub(super) fn reaches(&mut self, max_leases: u64) {
+    pub(crate) fn reaches(&mut self, max_leases: u64) {
         self.ceiling = max_leases;
+    }
+
+    /// The ceiling of the server that was reached; 0 when it is none.
+    pub(crate) const fn ceiling(&self) -> u64 {
+        self.ceiling
     }
 
     /// The answer to the call that came to this: a borrow that was not decided is counted, and that of a

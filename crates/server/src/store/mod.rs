@@ -116,24 +116,34 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         reason: Reason,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send + use<Self>;
 
-    /// Ends the lease of that number at once and remembers why.
+    /// Ends the lease of that number at once, remembers why, and records in `entry` that an operator
+    /// did it: both, or neither.
     ///
-    /// Answers how many leases ended: it, and with the last session of a trace the trace's workers;
-    /// 0 when there is no such lease.
+    /// Answers the entry with its number and how many leases ended: the lease, and with the last
+    /// session of a trace the trace's workers. `None`, and nothing is recorded, when there is no such
+    /// lease. It waits for the disk as long as that takes.
     fn revoke_number(
         &self,
         number: LeaseNumber,
         reason: Reason,
-    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<Self>;
+        entry: AuditEntry,
+    ) -> impl Future<Output = Result<Option<AuditEntry>, Unavailable>> + Send + use<Self>;
+
+    /// Takes `policy` for the one in force from now on: a borrow under the terms of one with a lower
+    /// number is refused, and what goes on in parts goes on under this one. Waits for nothing.
+    fn follow(&self, policy: &Policy);
 
     /// Ends every lease that `policy` no longer allows to live: of a disabled organization or API
-    /// key, or of an organization with a spent budget. Answers how many those were.
+    /// key, or of an organization with a spent budget.
     ///
-    /// Lowered ceilings end nobody.
+    /// Lowered ceilings end nobody. The entry of the audit list that `noted` names tells at every
+    /// moment how many of them ended durably, through a kill too; where there is one, the answer waits
+    /// for the disk as long as that takes.
     fn enforce(
         &self,
         policy: &Policy,
-    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<Self>;
+        noted: Noted,
+    ) -> impl Future<Output = Result<Enforced, Unavailable>> + Send + use<Self>;
 
     /// Counts a report of usage and revokes the leases of each organization of which it spends a
     /// budget; leases of observed services live on.
@@ -218,14 +228,26 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         change: Option<OverrideChange>,
         entry: AuditEntry,
     ) -> impl Future<Output = Result<u64, RecordError>> + Send + use<Self>;
+}
 
-    /// Writes into the entry of that number how many leases ended by it. One that is forgotten
-    /// already stays so. Durable when it answers.
-    fn amend(
-        &self,
-        number: u64,
-        ended: u64,
-    ) -> impl Future<Output = Result<(), Unavailable>> + Send + use<Self>;
+/// Which entry of the audit list tells how many leases an operation ended.
+#[derive(Clone, Debug)]
+pub enum Noted {
+    /// None: no operator asked for it.
+    Nowhere,
+    /// A new one, which is recorded before the first of them ends.
+    Anew(AuditEntry),
+    /// The one of this number, which is there already.
+    At(u64),
+}
+
+/// What came of enforcing a policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Enforced {
+    /// How many leases were ended.
+    pub ended: usize,
+    /// The number of the entry of the audit list that says so.
+    pub entry: Option<u64>,
 }
 
 /// A store that cannot answer now. Nothing is known to have changed, and it may have.

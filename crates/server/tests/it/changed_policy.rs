@@ -1,14 +1,19 @@
 //! A policy that changes while a call looks at the one before.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tgm_session_server::operator::By;
+use tgm_session_server::policy::overrides::Subject;
 use tgm_session_server::store::{Store as _, StoreUrl};
 use tgm_session_server::{Clock, Policy, Running, Server};
 use tonic::Code;
+use wire::worker::borrow_worker_response::BorrowStatus as Status;
 
-use crate::harness::{Client, ManualClock, config, eventually, session};
+use crate::disk::Disk;
+use crate::harness::{Client, ManualClock, ROOMY, TestServer, config, eventually, session};
 
 /// Borrows look at the wall clock for the budget, once they have their terms and before they are
 /// applied.
@@ -63,7 +68,8 @@ async fn live(server: &Running) -> u64 {
 }
 
 #[tokio::test]
-async fn a_borrow_that_was_ruled_on_before_the_policy_changed_ends_with_the_change_all_the_same() {
+async fn a_borrow_that_was_ruled_on_before_the_policy_changed_is_ruled_on_again_and_waited_for_by_nobody()
+ {
     let clock = ManualClock::new();
     let look = Mutex::new(Look::Quick);
     let slow = Arc::new(SlowWall { clock: clock.clone(), look, changed: Condvar::new() });
@@ -73,30 +79,127 @@ async fn a_borrow_that_was_ruled_on_before_the_policy_changed_ends_with_the_chan
     // On connections of their own: the thread of the slow borrow serves nothing else meanwhile.
     let mut client = Client::of(server.grpc_address());
     let mut late = Client::of(server.grpc_address());
-    client.borrow(session("acme")).await;
+    let held = client.borrow(session("acme")).await;
 
     slow.set(Look::NextIsSlow);
-    let borrowing = tokio::spawn(async move {
-        let key = late.borrow(session("acme")).await;
-        (late, key)
-    });
+    let borrowing = tokio::spawn(async move { late.ask(session("acme")).await });
     eventually("the borrow has its terms", || std::future::ready(*slow.look.lock() == Look::Slow))
         .await;
     let disabled = SOLD.replace("[organizations.acme]", "[organizations.acme]\ndisabled = true");
     let disabled = Policy::parse(&disabled, "test.toml").unwrap().policy;
-    let changing = tokio::spawn({
-        let server = server.clone();
-        async move { server.set_policy(disabled).await.unwrap() }
-    });
-    eventually("what was there has ended", || async { live(&server).await == 0 }).await;
+    assert_eq!(server.set_policy(disabled).await.unwrap(), 1, "the session that was there");
+    assert_eq!(*slow.look.lock(), Look::Slow, "the borrow is under way all the while");
     slow.set(Look::Quick);
 
-    let (mut late, key) = borrowing.await.unwrap();
-    assert_eq!(
-        changing.await.unwrap(),
-        2,
-        "the session that was there, and the one that came late"
-    );
+    let refused = borrowing.await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     assert_eq!(live(&server).await, 0);
-    assert_eq!(late.keep_alive(&key).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(client.keep_alive(&held).await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn a_borrow_that_the_policy_changed_under_gets_the_terms_of_the_new_one() {
+    let clock = ManualClock::new();
+    let look = Mutex::new(Look::Quick);
+    let slow = Arc::new(SlowWall { clock: clock.clone(), look, changed: Condvar::new() });
+    let mut config = config(SOLD, &clock, StoreUrl::Memory);
+    config.clock = slow.clone();
+    let server = Server::bind(config).await.unwrap().start().await.unwrap();
+    let mut late = Client::of(server.grpc_address());
+    slow.set(Look::NextIsSlow);
+    let borrowing = tokio::spawn(async move { late.refused(session("acme")).await });
+    eventually("the borrow has its terms", || std::future::ready(*slow.look.lock() == Look::Slow))
+        .await;
+    let by = By { from: "test", note: "" };
+    let set = server.operator().set_limit(Subject::Organization, "acme", "t1r", Some(0), by).await;
+    set.unwrap();
+    slow.set(Look::Quick);
+    assert_eq!(borrowing.await.unwrap(), ("organization".to_owned(), 0, 0));
+    assert_eq!(live(&server).await, 0);
+}
+
+/// A disk that hangs, and a borrow that waits for it.
+async fn hung() -> (TestServer, Disk) {
+    let disk = Disk::default();
+    let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
+    disk.hold();
+    let mut client = server.client();
+    tokio::spawn(async move { client.ask(session("waits")).await.map(drop) });
+    eventually("its commit is under way", || async { disk.is_waiting() }).await;
+    (server, disk)
+}
+
+#[tokio::test]
+async fn a_policy_comes_into_force_while_the_disk_hangs_and_an_override_waits_for_it() {
+    let (server, disk) = hung().await;
+    let operator = server.running.operator().clone();
+    let set = |max| {
+        let operator = operator.clone();
+        tokio::spawn(async move {
+            let by = By { from: "test", note: "" };
+            operator.set_limit(Subject::Organization, "acme", "t1r", Some(max), by).await
+        })
+    };
+    let waits = set(3);
+    eventually("it is on its way", || async { !server.running.store().overrides().is_empty() })
+        .await;
+    let ceiling = |organization: &str| operator.policy().ceiling(organization, "t1r").0;
+    let wider = Policy::parse(&ROOMY.replace("= 10\n", "= 20\n"), "test.toml").unwrap().policy;
+    let setting = tokio::spawn({
+        let operator = operator.clone();
+        async move { operator.set_policy(wider).await.unwrap() }
+    });
+    eventually("the file is in force", || async { ceiling("other") == Some(20) }).await;
+    assert!(disk.is_waiting() && !waits.is_finished());
+    assert_eq!(ceiling("acme"), Some(20), "an override that is not durable is not in force");
+    // Told as it will be, once those before it are durable.
+    let again = set(5);
+
+    disk.release();
+    setting.await.unwrap();
+    let summaries = [waits.await, again.await].map(|done| done.unwrap().unwrap().summary);
+    assert_eq!(
+        summaries,
+        [
+            "set the limit of organization acme on t1r to 3 (was 10 by service)",
+            "set the limit of organization acme on t1r to 5 (was 3 by override)",
+        ]
+    );
+    assert_eq!((ceiling("acme"), ceiling("other")), (Some(5), Some(20)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_lease_of_an_organization_outlives_its_disabling_however_it_is_borrowed_meanwhile() {
+    let server = Arc::new(TestServer::memory("[services.t1r]").await);
+    let over = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let (mut client, over) = (server.client(), over.clone());
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    match client.ask(session("acme")).await {
+                        Ok(answer) => assert_eq!(answer.get_ref().status(), Status::Borrowed),
+                        Err(status) => assert_eq!(status.code(), Code::PermissionDenied),
+                    }
+                }
+            })
+        })
+        .collect();
+    let (operator, by) = (server.running.operator(), By { from: "test", note: "" });
+    let mut ended = 0;
+    for _ in 0..50 {
+        eventually("there are leases", || async { server.live().await > 0 }).await;
+        let (subject, id) = (Subject::Organization, "acme");
+        ended += operator.set_disabled(subject, id, Some(true), by).await.unwrap().ended;
+        for _ in 0..20 {
+            assert_eq!(server.live().await, 0);
+            tokio::task::yield_now().await;
+        }
+        operator.set_disabled(subject, id, None, by).await.unwrap();
+    }
+    over.store(true, Ordering::Relaxed);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert!(ended >= 50, "{ended}");
 }

@@ -15,6 +15,7 @@ use tgm_session_server::store::{
 };
 
 use crate::harness::ManualClock;
+use crate::operated::entry;
 
 fn store() -> (Embedded, Arc<ManualClock>) {
     let clock = ManualClock::new();
@@ -214,13 +215,16 @@ async fn a_lease_ends_by_its_number_with_its_workers_and_its_holder_is_told() {
     let attachment = store.attach(heard.clone());
     store.keep_alive_batch(&[Some(session), Some(other)], None, &attachment).await;
     // Who knows a number cannot keep the lease alive by it.
-    assert_eq!(store.revoke_number(session.number(), Reason::Operator).await, Ok(2));
+    let revoke = || store.revoke_number(session.number(), Reason::Operator, entry("ended it"));
+    let told = revoke().await.unwrap().unwrap();
+    assert_eq!((told.number, told.ended, &*told.action), (1, 2, "ended it"));
     assert_eq!(*heard.0.lock(), [(session, Reason::Operator)]);
     let kept = store.keep_alive(session, None).await;
     assert_eq!(kept, Ok(KeptAlive::Revoked(Reason::Operator.into())));
     assert_eq!(store.keep_alive(worker, None).await, Ok(KeptAlive::Failed));
     assert!(matches!(store.keep_alive(other, None).await, Ok(KeptAlive::Extended { .. })));
-    assert_eq!(store.revoke_number(session.number(), Reason::Operator).await, Ok(0));
+    assert_eq!(revoke().await, Ok(None));
+    assert_eq!(store.audit(None, 10), [told], "nothing more is written down");
 }
 
 #[tokio::test]

@@ -50,3 +50,4 @@ mod tls;
 mod undecided;
 mod upgrade;
 mod usage;
+mod written;

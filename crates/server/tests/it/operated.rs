@@ -6,11 +6,12 @@ use futures_util::future::join_all;
 use lease::{KeptAlive, Request, Terms, WallTime};
 use proptest::prelude::*;
 use redb::{ReadableDatabase as _, ReadableTableMetadata as _};
+use tgm_session_server::Policy;
 use tgm_session_server::policy::overrides::{
     AuditEntry, MAX_AUDIT, MAX_OVERRIDES, Override, OverrideChange, OverrideKey, Subject,
 };
 use tgm_session_server::store::{
-    Embedded, MAX_PAGE, Options, RecordError, Recovered, Store, Unavailable,
+    Embedded, Enforced, MAX_PAGE, Noted, Options, RecordError, Recovered, Store, Unavailable,
 };
 
 use crate::disk::Disk;
@@ -75,12 +76,10 @@ async fn what_operators_set_and_did_survives_a_restart() {
         store.record(change, entry("did something")).await.unwrap();
     }
     assert_eq!(store.record(Some(clear), entry("cleared globex")).await, Ok(5));
-    store.amend(2, 17).await.unwrap();
     let (overrides, audit) = (store.overrides(), store.audit(None, 100));
     let keys: Vec<_> = overrides.keys().cloned().collect();
     assert_eq!(keys, [set("acme", 40).key, disable.key]);
     assert_eq!(numbers(&audit), [5, 4, 3, 2, 1]);
-    assert_eq!(audit[3].ended, 17);
     store.close().unwrap();
 
     let store = open(&disk);
@@ -145,7 +144,7 @@ async fn the_audit_list_is_bounded_on_the_disk_too_and_its_numbers_go_on() {
         (0..most + 5).map(|number| store.record(None, entry(&number.to_string()))).collect();
     assert!(join_all(recorded).await.into_iter().eq((1..=most + 5).map(Ok)));
     // What is forgotten stays so.
-    store.amend(5, 1).await.unwrap();
+    assert_eq!(end_one(&store, Noted::At(5)).await, Some(5));
     for store in [store, open_after(&disk)] {
         assert_eq!(numbers(&store.audit(None, 2)), [most + 5, most + 4]);
         assert_eq!(numbers(&store.audit(Some(8), MAX_PAGE)), [7, 6]);
@@ -225,17 +224,36 @@ async fn the_revision_tells_of_every_change_and_of_no_keep_alive() {
     assert!(!rose(&store), "a keep-alive");
     store.record(None, entry("did something")).await.unwrap();
     assert!(rose(&store), "an entry of the audit list");
-    store.amend(1, 3).await.unwrap();
-    assert!(rose(&store), "an amended entry");
+    store.enforce(&Policy::built_in(), Noted::Anew(entry("looked"))).await.unwrap();
+    assert!(rose(&store), "an entry of what ended nobody");
     store.release(id, None, Duration::ZERO).await.unwrap();
     assert!(rose(&store), "a return");
 }
 
-/// Sets, clears or amends; the answer is awaited.
+/// Borrows one session and ends it; `noted` is to tell of it. Answers the number of the entry.
+async fn end_one(store: &Embedded, noted: Noted) -> Option<u64> {
+    let request = Request::session("t1r", "disabled");
+    store.borrow(&request, &Terms::default()).await.unwrap().delivery.complete();
+    let disabled = "[services.t1r]\n[organizations.disabled]\ndisabled = true";
+    let disabled = Policy::parse(disabled, "test.toml").unwrap().policy;
+    let Enforced { ended, entry } = store.enforce(&disabled, noted).await.unwrap();
+    assert_eq!(ended, 1);
+    entry
+}
+
+/// Sets, clears or ends; the answer is awaited.
 async fn operate(store: &Embedded, (step, a, b): (u8, u8, u8)) {
     let change = set(&format!("org-{}", a % 4), b.into());
     let change = match step % 4 {
-        0 => return store.amend((a % 16).into(), b.into()).await.unwrap(),
+        0 => {
+            let noted = match b % 3 {
+                0 => Noted::Nowhere,
+                1 => Noted::At((a % 16).into()),
+                _ => Noted::Anew(entry("ended one")),
+            };
+            end_one(store, noted).await;
+            return;
+        }
         1 => OverrideChange { value: None, ..change },
         _ => change,
     };

@@ -35,9 +35,9 @@ use revoking::Revoking;
 use shared::{Shared, Wait};
 
 use super::{
-    Attachment, BorrowError, Borrowed, KeptBatch, LeaseFilter, LeasePage, ListedLease, Listener,
-    Order, PoolCount, RecordError, ReleaseError, ReportError, Reported, Store, Unavailable,
-    UsageCount, UsageReport,
+    Attachment, BorrowError, Borrowed, Enforced, KeptBatch, LeaseFilter, LeasePage, ListedLease,
+    Listener, Noted, Order, PoolCount, RecordError, ReleaseError, ReportError, Reported, Store,
+    Unavailable, UsageCount, UsageReport,
 };
 use crate::admin::metrics::Commits;
 use crate::error::Error;
@@ -336,19 +336,28 @@ impl Store for Embedded {
         &self,
         number: LeaseNumber,
         reason: Reason,
-    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
-        answered(self.shared.revoke(|ledger, now, revoked| {
-            let (id, ended) = ledger.revoke_number(number, reason, now).unzip();
-            revoked.extend(id.map(|id| (id, reason.into())));
-            usize::try_from(ended.unwrap_or(0)).unwrap_or(usize::MAX)
-        }))
+        entry: AuditEntry,
+    ) -> impl Future<Output = Result<Option<AuditEntry>, Unavailable>> + Send + use<> {
+        answered_in_the_end(self.shared.revoke_number(number, reason, entry))
+    }
+
+    fn follow(&self, policy: &Policy) {
+        self.shared.follow(policy);
     }
 
     fn enforce(
         &self,
         policy: &Policy,
-    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
-        Revoking::enforce(policy.clone()).start(&self.shared)
+        noted: Noted,
+    ) -> impl Future<Output = Result<Enforced, Unavailable>> + Send + use<> {
+        let noted = match noted {
+            Noted::Nowhere => Ok(None),
+            Noted::At(number) => Ok(Some((number, None))),
+            Noted::Anew(entry) => self.shared.note_alone(entry).map(Some),
+        };
+        let policy = policy.clone();
+        let begun = noted.map(|noted| Revoking::enforce(policy, noted).start(&self.shared));
+        async move { begun?.await }
     }
 
     fn report(
@@ -454,13 +463,5 @@ impl Store for Embedded {
                 Err(refused) => Err(refused),
             }
         }
-    }
-
-    fn amend(
-        &self,
-        number: u64,
-        ended: u64,
-    ) -> impl Future<Output = Result<(), Unavailable>> + Send + use<> {
-        answered_in_the_end(self.shared.amend(number, ended))
     }
 }

@@ -46,8 +46,16 @@ impl Kept {
         self.audit.binary_search_by_key(&number, |entry| entry.number)
     }
 
+    /// What is to be written down when so many more leases have ended by what the entry of that number
+    /// tells of; nothing when it is forgotten already.
+    pub(super) fn ended_more(&self, number: u64, ended: usize) -> Option<Operated> {
+        let entry = &self.audit[self.place(number).ok()?];
+        let ended = entry.ended + ended as u64;
+        (ended != entry.ended).then(|| Operated::Audit(AuditEntry { ended, ..entry.clone() }))
+    }
+
     /// The number of the next entry. The latest entry is always kept, so numbers rise for ever.
-    fn next_number(&self) -> u64 {
+    pub(super) fn next_number(&self) -> u64 {
         self.audit.back().map_or(1, |latest| latest.number + 1)
     }
 
@@ -76,12 +84,26 @@ impl Shared {
     pub(super) fn record(
         &self,
         change: Option<OverrideChange>,
-        mut entry: AuditEntry,
+        entry: AuditEntry,
     ) -> Result<(u64, Wait), RecordError> {
         let mut kept = self.kept.lock();
         if let Some(change) = &change {
             kept.has_room_for(change)?;
         }
+        Ok(self.note(&mut kept, change, entry)?)
+    }
+
+    /// Writes down what an operator does that changes no override.
+    pub(super) fn note_alone(&self, entry: AuditEntry) -> Result<(u64, Wait), Unavailable> {
+        self.note(&mut self.kept.lock(), None, entry)
+    }
+
+    fn note(
+        &self,
+        kept: &mut Kept,
+        change: Option<OverrideChange>,
+        mut entry: AuditEntry,
+    ) -> Result<(u64, Wait), Unavailable> {
         let number = kept.next_number();
         entry.number = number;
         let operated = change.map(Operated::Override).into_iter().chain([Operated::Audit(entry)]);
@@ -89,14 +111,5 @@ impl Shared {
         let wait = self.keep(&operated)?;
         operated.into_iter().for_each(|operated| kept.apply(operated));
         Ok((number, wait))
-    }
-
-    pub(super) fn amend(&self, number: u64, ended: u64) -> Result<((), Wait), Unavailable> {
-        let mut kept = self.kept.lock();
-        let Ok(at) = kept.place(number) else { return Ok(((), None)) };
-        let entry = Operated::Audit(AuditEntry { ended, ..kept.audit[at].clone() });
-        let wait = self.keep(std::slice::from_ref(&entry))?;
-        kept.apply(entry);
-        Ok(((), wait))
     }
 }

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::SPENT_TOLD;
 use super::revoking::Revoking;
-use super::shared::{Part, Shared, Wait};
+use super::shared::{Part, Shared, Wait, newest};
 use crate::store::{ReportError, Reported, Unavailable, UsageReport};
 
 /// A report on its way into the ledger.
@@ -101,19 +101,21 @@ impl Reporting {
     }
 
     fn count(&mut self) -> Result<Wait, ReportError> {
-        let UsageReport { caller, idempotency_key, report, policy, .. } = &self.report;
-        let submission = Submission {
-            caller: caller.as_deref(),
-            idempotency_key: idempotency_key.as_deref(),
-            report,
-            accounts: &**policy,
-            wall: self.wall,
-        };
-        let from = self.next;
+        let UsageReport { caller, idempotency_key, report, policy: own, .. } = &self.report;
+        let (from, wall) = (self.next, self.wall);
         let amounts = (report.len() - from).min(RECORDS_PER_HOLD);
-        let (counted, wait) = self.shared.count(caller.as_deref(), amounts, |ledger, now| {
-            ledger.report(&submission, from, now)
-        })?;
+        let (counted, wait) =
+            self.shared.count(caller.as_deref(), amounts, |ledger, now, policy| {
+                let submission = Submission {
+                    caller: caller.as_deref(),
+                    idempotency_key: idempotency_key.as_deref(),
+                    report,
+                    // Another policy may have come into force since the report was read.
+                    accounts: newest(own, policy),
+                    wall,
+                };
+                ledger.report(&submission, from, now)
+            })?;
         let counted = counted?;
         self.reported.counted |= !counted.repeated;
         self.reported.skipped.iter_mut().zip(counted.skipped).for_each(|(sum, more)| *sum += more);
@@ -143,11 +145,12 @@ impl Reporting {
     }
 
     fn tell(&mut self) -> Result<Wait, ReportError> {
-        let UsageReport { caller, organizations, policy, .. } = &self.report;
+        let UsageReport { caller, organizations, policy: own, .. } = &self.report;
         let (wall, told) = (self.wall, &mut self.reported.spent);
         let end = (self.look_at + RECORDS_PER_HOLD).min(organizations.len());
         let some = &organizations[self.look_at..end];
-        let ((), wait) = self.shared.count(caller.as_deref(), 0, |ledger, _| {
+        let ((), wait) = self.shared.count(caller.as_deref(), 0, |ledger, _, policy| {
+            let policy = newest(own, policy);
             let spent = some.iter().filter_map(|name| {
                 let spent = ledger.spent(name, policy.organization_budgets(name), wall)?;
                 Some((name.clone(), spent))

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::vec::IntoIter;
 
 use futures_util::future::{Either, ready};
-use lease::{Kind, RECORDS_PER_HOLD, Reason, RevocationWalk, RevokedFor};
+use lease::{Kind, Ledger, RECORDS_PER_HOLD, Reason, RevocationWalk, RevokedFor, WallTime};
 use tokio::runtime::Handle;
 
-use super::shared::{Part, Shared, Wait};
+use super::shared::{Part, Shared, Wait, newest};
 use crate::policy::Policy;
-use crate::store::Unavailable;
+use crate::store::{Enforced, Unavailable};
 
 /// Holds of the lock that are worth no thread of their own.
 const AT_ONCE: usize = 8;
@@ -17,11 +17,14 @@ const AT_ONCE: usize = 8;
 /// A revocation of all leases that a policy does not let live, or of those of some organizations.
 #[derive(Debug)]
 pub(super) struct Revoking {
+    /// The policy at the beginning: the one in force counts, once there is a later one.
     policy: Policy,
+    /// The number of the audit entry that tells of it.
+    entry: Option<u64>,
     /// Organizations that may have to go.
     candidates: IntoIter<Box<str>>,
-    /// Those that have to, and why.
-    doomed: Vec<(Box<str>, RevokedFor)>,
+    /// Those that have to.
+    doomed: Vec<Box<str>>,
     /// How far it has come with the last of those.
     walk: RevocationWalk,
     /// Which leases to look at next for an API key that is disabled.
@@ -32,10 +35,13 @@ pub(super) struct Revoking {
 
 impl Revoking {
     /// Ends every lease that `policy` does not let live.
-    pub(super) fn enforce(policy: Policy) -> Self {
+    /// The audit entry of that number, which that batch makes durable, tells of it.
+    pub(super) fn enforce(policy: Policy, entry: Option<(u64, Wait)>) -> Self {
         let candidates: Vec<Box<str>> = policy.may_be_stopped().map(Into::into).collect();
         let api_keys = policy.disables_api_keys().then_some((Kind::Worker, 0));
-        Self { api_keys, ..Self::of(policy, candidates) }
+        let (entry, wait) = entry.unzip();
+        let wait = wait.flatten();
+        Self { api_keys, entry, wait, ..Self::of(policy, candidates) }
     }
 
     /// Ends every lease of some organizations that `policy` does not let live.
@@ -44,6 +50,7 @@ impl Revoking {
     pub(super) fn of(policy: Policy, organizations: Vec<Box<str>>) -> Self {
         Self {
             policy,
+            entry: None,
             candidates: organizations.into_iter(),
             doomed: Vec::new(),
             walk: RevocationWalk::default(),
@@ -60,7 +67,8 @@ impl Revoking {
     pub(super) fn start(
         mut self,
         shared: &Arc<Shared>,
-    ) -> impl Future<Output = Result<usize, Unavailable>> + Send + use<> {
+    ) -> impl Future<Output = Result<Enforced, Unavailable>> + Send + use<> {
+        let entry = self.entry;
         let mut done = Ok(false);
         for _ in 0..AT_ONCE {
             match self.step(shared) {
@@ -82,10 +90,12 @@ impl Revoking {
         };
         async move {
             let (revoked, wait) = rest.await?;
-            if let Some(batch) = wait {
-                batch.durable().await?;
+            match (wait, entry) {
+                (None, _) => {}
+                (Some(batch), None) => batch.durable().await?,
+                (Some(batch), Some(_)) => batch.settled().await?,
             }
-            Ok(revoked)
+            Ok(Enforced { ended: revoked, entry })
         }
     }
 
@@ -107,13 +117,17 @@ impl Revoking {
 
     /// Takes one hold of the lock; tells whether that was the last.
     pub(super) fn step(&mut self, shared: &Shared) -> Result<Part<bool>, Unavailable> {
-        if let Some((organization, why)) = self.doomed.last() {
-            let policy = &self.policy;
-            let for_budget = why.reason == Reason::BudgetSpent;
-            let spares = |service: &str| for_budget && policy.observes(service);
-            let walk = &mut self.walk;
-            let part = shared.revoke_part(|ledger, now, revoked| {
-                let ids = ledger.revoke_organization(organization, why, spares, walk, now);
+        if let Some(organization) = self.doomed.last() {
+            let (own, walk, wall) = (&self.policy, &mut self.walk, shared.clock.wall());
+            let part = shared.revoke_part(self.entry, |ledger, now, policy, revoked| {
+                let policy = newest(own, policy);
+                let Some(why) = doom(policy, ledger, organization, wall) else {
+                    // Another policy has come into force since.
+                    return walk.end();
+                };
+                let for_budget = why.reason == Reason::BudgetSpent;
+                let spares = |service: &str| for_budget && policy.observes(service);
+                let ids = ledger.revoke_organization(organization, &why, spares, walk, now);
                 revoked.extend(ids.into_iter().map(|id| (id, why.clone())));
             })?;
             let part = self.count(part);
@@ -127,8 +141,9 @@ impl Revoking {
             return self.look(shared);
         }
         let Some((kind, part)) = self.api_keys else { return Ok(Part::Done(true)) };
-        let (policy, mut is_last) = (&self.policy, false);
-        let revoked = shared.revoke_part(|ledger, now, revoked| {
+        let (own, mut is_last) = (&self.policy, false);
+        let revoked = shared.revoke_part(self.entry, |ledger, now, policy, revoked| {
+            let policy = newest(own, policy);
             let judge = |holder: &lease::Holder<'_>| {
                 policy.api_key_disabled(holder.api_key).0.then_some(Reason::ApiKeyDisabled)
             };
@@ -163,19 +178,29 @@ impl Revoking {
     /// Looks which of the next organizations hold leases that may not live.
     fn look(&mut self, shared: &Shared) -> Result<Part<bool>, Unavailable> {
         let wall = shared.clock.wall();
-        let (policy, doomed) = (&self.policy, &mut self.doomed);
+        let policy = shared.policy();
+        let (policy, doomed) = (newest(&self.policy, &policy), &mut self.doomed);
         let some = self.candidates.by_ref().take(RECORDS_PER_HOLD);
         shared.read(|ledger| {
             for organization in some.filter(|name| ledger.has_leases_of(name)) {
-                let why = if policy.organization_disabled(&organization).0 {
-                    Some(RevokedFor::from(Reason::OrganizationDisabled))
-                } else {
-                    let budgets = policy.organization_budgets(&organization);
-                    ledger.spent(&organization, budgets, wall).map(RevokedFor::from)
-                };
-                doomed.extend(why.map(|why| (organization, why)));
+                let is_doomed = doom(policy, ledger, &organization, wall).is_some();
+                doomed.extend(is_doomed.then_some(organization));
             }
         })?;
         Ok(Part::Done(false))
     }
+}
+
+/// Why no lease of the organization may live.
+fn doom(
+    policy: &Policy,
+    ledger: &Ledger,
+    organization: &str,
+    wall: WallTime,
+) -> Option<RevokedFor> {
+    if policy.organization_disabled(organization).0 {
+        return Some(Reason::OrganizationDisabled.into());
+    }
+    let budgets = policy.organization_budgets(organization);
+    ledger.spent(organization, budgets, wall).map(RevokedFor::from)
 }

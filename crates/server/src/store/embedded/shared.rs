@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lease::{
-    BorrowId, Grant, KeptAlive, LeaseId, Ledger, Refusal, Request, RevokedFor, StoreClock, Terms,
-    Timestamp,
+    BorrowId, Grant, KeptAlive, LeaseId, LeaseNumber, Ledger, Reason, Refusal, Request, RevokedFor,
+    StoreClock, Terms, Timestamp,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::operator::Kept;
 use crate::admin::metrics::Commits;
 use crate::clock::Clock;
+use crate::policy::Policy;
+use crate::policy::overrides::AuditEntry;
 use crate::store::attached::{Attached, Attachment, Detach, Listener, Push};
 use crate::store::batch::Operated;
 use crate::store::commit::Batch;
@@ -112,6 +114,13 @@ struct State {
     /// as none got away.
     undelivered: HashMap<u64, u32>,
     attached: Attached,
+    /// The policy in force, as far as the store was told.
+    policy: Policy,
+}
+
+/// The one of two policies that came into force later.
+pub(super) fn newest<'p>(one: &'p Policy, other: &'p Policy) -> &'p Policy {
+    if other.number() > one.number() { other } else { one }
 }
 
 impl State {
@@ -208,6 +217,7 @@ impl Shared {
             applying: false,
             undelivered: HashMap::new(),
             attached: Attached::default(),
+            policy: Policy::default(),
         };
         Self {
             state: Mutex::new(state),
@@ -272,11 +282,32 @@ impl Shared {
     pub(super) fn keep(&self, operated: &[Operated]) -> Result<Wait, Unavailable> {
         let mut state = self.state.lock();
         state.sound()?;
+        Ok(self.keep_locked(&mut state, operated))
+    }
+
+    fn keep_locked(&self, state: &mut State, operated: &[Operated]) -> Wait {
         self.revision.fetch_add(operated.len() as u64, Ordering::Relaxed);
         if state.journaled {
             state.pending.operated.extend_from_slice(operated);
         }
-        Ok(self.gather(&mut state))
+        self.gather(state)
+    }
+
+    /// Takes in the policy that is in force from now on: no borrow is decided on under one before it,
+    /// and what goes on in parts goes on under it.
+    pub(super) fn follow(&self, policy: &Policy) {
+        let mut state = self.state.lock();
+        state.ledger.follow(policy.number());
+        let newest = newest(policy, &state.policy).clone();
+        let before = std::mem::replace(&mut state.policy, newest);
+        // A large one takes a while to be let go of.
+        drop(state);
+        drop(before);
+    }
+
+    /// The policy in force, as far as the store was told.
+    pub(super) fn policy(&self) -> Policy {
+        self.state.lock().policy.clone()
     }
 
     pub(super) fn revision(&self) -> u64 {
@@ -298,11 +329,13 @@ impl Shared {
 
     /// Applies one of many operations that belong together and make so many changes; one that makes
     /// none needs no room. Who waits for the lock meanwhile gets it before the next of them.
+    ///
+    /// The operation is told the policy in force.
     pub(super) fn count<R>(
         &self,
         caller: Option<&str>,
         changes: usize,
-        operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
+        operation: impl FnOnce(&mut Ledger, Timestamp, &Policy) -> R,
     ) -> Result<(R, Wait), Unavailable> {
         let mut state = self.state.lock();
         if changes > 0 {
@@ -310,7 +343,8 @@ impl Shared {
         } else {
             state.sound()?
         };
-        let applied = self.apply(&mut state, operation);
+        let policy = state.policy.clone();
+        let applied = self.apply(&mut state, |ledger, now| operation(ledger, now, &policy));
         state.charge(caller, changes);
         MutexGuard::unlock_fair(state);
         Ok(applied)
@@ -336,8 +370,12 @@ impl Shared {
     ) -> Result<(Result<(Grant, Delivery), Refusal>, Wait), Unavailable> {
         let mut state = self.state.lock();
         state.has_room(request.indexer)?;
-        let (outcome, wait) =
+        let (outcome, mut wait) =
             self.apply(&mut state, |ledger, now| ledger.borrow(request, terms, now));
+        if outcome == Err(Refusal::OldTerms) {
+            // It is decided on again at once, and tells nothing of what the disk does.
+            wait = None;
+        }
         if outcome.is_ok() {
             state.charge(request.indexer, 1);
         }
@@ -435,20 +473,57 @@ impl Shared {
 
     /// As [`Shared::revoke`], for one part of an operation that has many, unless the disk is busy.
     /// Answers how many leases the part revoked.
+    ///
+    /// The operation is told the policy in force. The audit entry of that number, if there is one,
+    /// counts what the part revoked from the moment at which that is durable.
     pub(super) fn revoke_part(
         &self,
-        operation: impl FnOnce(&mut Ledger, Timestamp, &mut Revoked),
+        entry: Option<u64>,
+        operation: impl FnOnce(&mut Ledger, Timestamp, &Policy, &mut Revoked),
     ) -> Result<Part<(usize, Wait)>, Unavailable> {
         let mut revoked = Revoked::new();
+        let mut kept = entry.map(|number| (number, self.kept.lock()));
         let mut state = self.state.lock();
         state.sound()?;
         if let Some(batch) = state.busy() {
             return Ok(Part::Busy(batch));
         }
-        let ((), wait) = self.apply(&mut state, |ledger, now| operation(ledger, now, &mut revoked));
+        let policy = state.policy.clone();
+        let ((), mut wait) =
+            self.apply(&mut state, |ledger, now| operation(ledger, now, &policy, &mut revoked));
         let count = revoked.len();
+        if let Some((number, kept)) = &mut kept
+            && let Some(operated) = kept.ended_more(*number, count)
+        {
+            wait = self.keep_locked(&mut state, std::slice::from_ref(&operated));
+            kept.apply(operated);
+        }
         self.tell(state, revoked);
         Ok(Part::Done((count, wait)))
+    }
+
+    /// Ends the lease of that number, and writes down in the same batch that an operator did it, and
+    /// how many leases ended. Answers the entry; `None`, and nothing is written down, when there is
+    /// no such lease.
+    pub(super) fn revoke_number(
+        &self,
+        number: LeaseNumber,
+        reason: Reason,
+        entry: AuditEntry,
+    ) -> Result<(Option<AuditEntry>, Wait), Unavailable> {
+        let mut kept = self.kept.lock();
+        let mut state = self.state.lock();
+        state.sound()?;
+        let (revoked, wait) =
+            self.apply(&mut state, |ledger, now| ledger.revoke_number(number, reason, now));
+        let Some((id, ended)) = revoked else { return Ok((None, wait)) };
+        let entry = AuditEntry { number: kept.next_number(), ended, ..entry };
+        let operated = Operated::Audit(entry.clone());
+        let wait = self.keep_locked(&mut state, std::slice::from_ref(&operated));
+        kept.apply(operated);
+        drop(kept);
+        self.tell(state, vec![(id, reason.into())]);
+        Ok((Some(entry), wait))
     }
 
     /// Sees to it that whoever named revoked leases is told, and lets go of the lock, to those first

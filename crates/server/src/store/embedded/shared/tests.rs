@@ -9,6 +9,8 @@ use redb::backends::InMemoryBackend;
 
 use super::*;
 use crate::clock::Clock;
+use crate::store::embedded::reporting::Reporting;
+use crate::store::embedded::revoking::Revoking;
 use crate::store::journal::Journal;
 
 /// A clock that goes only when it is told to.
@@ -94,7 +96,7 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
     borrow(&shared, 1_000);
     assert_eq!(held(&shared), FULL_PENDING + 1_001, "a borrow takes nothing out in passing");
     let mut walk = RevocationWalk::default();
-    let busy = shared.revoke_part(|ledger, now, _| {
+    let busy = shared.revoke_part(None, |ledger, now, _, _| {
         let by_hand = Reason::Operator.into();
         ledger.revoke_organization("acme", &by_hand, |_| false, &mut walk, now);
     });
@@ -201,4 +203,66 @@ fn a_store_time_that_leaves_no_room_is_refused_as_damage() {
     journal.commit(Vec::new(), Vec::new(), stamp).unwrap();
     let refused = journal.recover(false, |_| Ok(()), drop).unwrap_err();
     assert!(refused.to_string().contains("centuries"), "{refused}");
+}
+
+/// A policy under which acme may use so many bytes a day, or is disabled.
+fn selling(number: u64, bytes: u64, disabled: bool) -> Policy {
+    let file = format!(
+        "[services.t1r]\n[plans.pro]\nbudgets = {{ egress_bytes = {{ amount = {bytes}, per = \"day\" \
+         }} }}\n[organizations.acme]\nplan = \"pro\"\ndisabled = {disabled}"
+    );
+    Policy::parse(&file, "test.toml").unwrap().policy.numbered(number)
+}
+
+#[test]
+fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
+    let (disabled, spent) = (selling(1, 100, true), selling(1, 10, false));
+    for by in [disabled, spent] {
+        let again = selling(2, 100, false);
+        let (shared, _) = shared(false);
+        borrow(&shared, 3 * RECORDS_PER_HOLD);
+        use_up(&shared, 50.0);
+        shared.follow(&by);
+        let mut revoking = Revoking::enforce(by, None);
+        while held(&shared) == 3 * RECORDS_PER_HOLD {
+            revoking.step(&shared).unwrap();
+        }
+        let left = held(&shared);
+        let gone = 3 * RECORDS_PER_HOLD - left;
+        assert!(gone <= RECORDS_PER_HOLD, "{gone} are more than one part");
+        shared.follow(&again);
+        while !matches!(revoking.step(&shared).unwrap(), Part::Done(true)) {}
+        assert_eq!((held(&shared), revoking.so_far().0), (left, gone));
+    }
+}
+
+/// Counts so many bytes that acme has used.
+fn use_up(shared: &Shared, bytes: f64) {
+    let mut report = lease::Report::builder();
+    report.add("acme", &[("egress_bytes", bytes)]).unwrap();
+    let (report, wall) = (&report.build(), shared.clock.wall());
+    let submission =
+        lease::Submission { caller: None, idempotency_key: None, report, accounts: &(), wall };
+    let counted = shared.count(None, 1, |ledger, now, _| ledger.report(&submission, 0, now));
+    counted.unwrap().0.unwrap();
+}
+
+#[test]
+fn a_report_that_is_under_way_ends_what_a_later_policy_forbids() {
+    let (shared, _) = shared(false);
+    borrow(&shared, 1);
+    let (own, lowered) = (selling(1, 1_000_000_000, false), selling(2, 10, false));
+    let others: Vec<String> = (0..RECORDS_PER_HOLD).map(|number| format!("aa-{number}")).collect();
+    let organizations = others.iter().map(String::as_str).chain(["acme"]);
+    let usage = |organization| lease::Usage { organization, metric: "egress_bytes", value: 50.0 };
+    let usages: Vec<_> = organizations.map(usage).collect();
+    let (report, _) = crate::store::UsageReport::of(None, None, &usages, Arc::new(own.clone()));
+    shared.follow(&own);
+    let mut reporting = Reporting::new(shared.clone(), report);
+    reporting.step().unwrap();
+    shared.follow(&lowered);
+    while !reporting.is_done() {
+        reporting.step().unwrap();
+    }
+    assert_eq!((held(&shared), reporting.finish().0.revoked), (0, 1));
 }
