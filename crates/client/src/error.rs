@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use tonic::{Code, Status};
+use tonic::Code;
 
 /// Why a session or worker was not granted, or why it ended.
 ///
@@ -101,7 +101,14 @@ impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self(.., Scope::Unknown) => Ok(()),
-            Self(what, active, max, _) => write!(f, " (active {what}: {active}/{max})"),
+            Self(what, active, max, scope) => {
+                let of = match scope {
+                    Scope::Service => " for the whole service",
+                    Scope::ApiKey => " for this API key",
+                    _ => "",
+                };
+                write!(f, "{of} (active {what}: {active}/{max})")
+            }
         }
     }
 }
@@ -125,7 +132,7 @@ impl Error {
     }
 
     /// Returns the gRPC code a streaming service answers its own caller with.
-    pub fn code(&self) -> Code {
+    pub(crate) fn code(&self) -> Code {
         match self {
             Self::Unavailable { .. } | Self::Closed => Code::Unavailable,
             Self::Unauthenticated { .. } => Code::Unauthenticated,
@@ -185,15 +192,16 @@ impl Error {
     }
 }
 
-impl From<Error> for Status {
-    /// Makes the answer a streaming service gives its own caller: [`Error::code`] and the message.
+#[cfg(feature = "tonic-status")]
+impl From<Error> for tonic::Status {
+    /// Makes the answer a streaming service gives its own caller.
     fn from(error: Error) -> Self {
-        Status::new(error.code(), error.to_string())
+        Self::new(error.code(), error.to_string())
     }
 }
 
-impl From<lease::Invalid> for Error {
-    fn from(invalid: lease::Invalid) -> Self {
+impl Error {
+    pub(crate) fn of_request(invalid: lease::Invalid) -> Self {
         Self::invalid(invalid.to_string())
     }
 }
@@ -270,8 +278,8 @@ impl fmt::Display for Scope {
     }
 }
 
-impl From<lease::Scope> for Scope {
-    fn from(scope: lease::Scope) -> Self {
+impl Scope {
+    pub(crate) fn of_ledger(scope: lease::Scope) -> Self {
         match scope {
             lease::Scope::Service => Self::Service,
             lease::Scope::Organization => Self::Organization,
@@ -283,6 +291,8 @@ impl From<lease::Scope> for Scope {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Status;
+
     use super::*;
 
     const FULL: Error =
@@ -293,6 +303,18 @@ mod tests {
         assert_eq!(FULL.to_string(), "Concurrent stream limit exceeded (active sessions: 7/10)");
         let workers = Error::WorkersLimitExceeded { active: 3, max: 4, scope: Scope::Trace };
         assert_eq!(workers.to_string(), "Worker limit exceeded (active workers: 3/4)");
+        for (scope, of) in
+            [(Scope::ApiKey, "for this API key"), (Scope::Service, "for the whole service")]
+        {
+            let error = Error::ConcurrentStreamLimitExceeded { active: 5, max: 5, scope };
+            let said = format!("Concurrent stream limit exceeded {of} (active sessions: 5/5)");
+            assert_eq!(error.to_string(), said);
+            let error = Error::WorkersLimitExceeded { active: 5, max: 5, scope };
+            assert_eq!(
+                error.to_string(),
+                format!("Worker limit exceeded {of} (active workers: 5/5)")
+            );
+        }
     }
 
     #[test]
@@ -336,6 +358,21 @@ mod tests {
             let (words, status) = (error.to_string(), Status::from(error));
             assert_eq!((status.code(), status.message()), (code, &*words));
         }
+    }
+
+    #[test]
+    fn an_error_keeps_what_caused_it_and_its_copies_do_too() {
+        use std::error::Error as _;
+
+        let cause = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = Error::unavailable("nobody listens").caused_by(cause).lost();
+        let unavailable = error.source().unwrap();
+        assert_eq!(unavailable.to_string(), "session server unavailable: nobody listens");
+        let cause = unavailable.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        assert_eq!(cause.unwrap().kind(), std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(error.clone(), error);
+        assert_ne!(error, Error::unavailable("nobody listens").lost());
+        assert!(Error::Closed.caused_by(std::fmt::Error).source().is_none());
     }
 
     #[test]

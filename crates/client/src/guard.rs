@@ -5,8 +5,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::callbacks::Kept;
 use crate::error::Error;
 use crate::held::{Ids, Lease, Release};
+use crate::id::Id;
 use crate::pool::{SessionPool, WorkerRequest};
 
 /// What [`Session`] and [`Worker`] have in common: who it is for, and how it ends.
@@ -17,14 +19,21 @@ pub struct Guard {
     lease: Arc<Lease>,
     give_back: GiveBack,
     released: bool,
+    /// Goes where the guard goes, and not on the pool's task.
+    on_error: Option<Kept>,
 }
 
 /// Which verb of the plugin returns a lease.
 type GiveBack = fn(&dyn SessionPool, &Lease, Option<Duration>) -> Release;
 
 impl Guard {
-    fn new(pool: Arc<dyn SessionPool>, lease: Arc<Lease>, give_back: GiveBack) -> Self {
-        Self { pool, lease, give_back, released: false }
+    fn new(
+        pool: Arc<dyn SessionPool>,
+        lease: Arc<Lease>,
+        on_error: Option<Kept>,
+        give_back: GiveBack,
+    ) -> Self {
+        Self { pool, lease, give_back, released: false, on_error }
     }
 
     /// Returns who the lease is for.
@@ -83,6 +92,7 @@ impl Guard {
 
     fn release(&mut self, minimal_life: Option<Duration>) -> Release {
         self.released = true;
+        self.on_error = None;
         self.give_back(minimal_life)
     }
 }
@@ -110,8 +120,14 @@ impl fmt::Debug for Guard {
 pub struct Session(Guard);
 
 impl Session {
-    pub(crate) fn new(pool: Arc<dyn SessionPool>, lease: Arc<Lease>) -> Self {
-        Self(Guard::new(pool, lease, |pool, lease, life| pool.release_session(lease, life)))
+    pub(crate) fn new(
+        pool: Arc<dyn SessionPool>,
+        lease: Arc<Lease>,
+        on_error: Option<Kept>,
+    ) -> Self {
+        Self(Guard::new(pool, lease, on_error, |pool, lease, life| {
+            pool.release_session(lease, life)
+        }))
     }
 
     /// Borrows a worker of `service` under this session, which may hold `max_per_session`.
@@ -123,7 +139,7 @@ impl Session {
     /// See [`SessionPool::borrow_worker`].
     pub async fn borrow_worker(
         &self,
-        service: impl Into<Arc<str>>,
+        service: impl Into<Id>,
         max_per_session: u32,
     ) -> Result<Worker, Error> {
         let request = WorkerRequest::new(service, max_per_session);
@@ -167,7 +183,7 @@ pub struct Worker(Guard);
 
 impl Worker {
     fn new(pool: Arc<dyn SessionPool>, lease: Arc<Lease>) -> Self {
-        Self(Guard::new(pool, lease, |pool, lease, life| pool.release_worker(lease, life)))
+        Self(Guard::new(pool, lease, None, |pool, lease, life| pool.release_worker(lease, life)))
     }
 
     /// Returns the worker; the future resolves with the server's answer.

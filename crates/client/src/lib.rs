@@ -94,6 +94,22 @@
 //! Returns are repeated for up to one TTL. A borrow whose answer never came is given back by its
 //! borrow id, so a lost packet costs no slot.
 //!
+//! # What of other crates shows
+//!
+//! A type of another crate in a signature ties its users to one version of that crate. So it is only
+//! these, and each for a reason:
+//!
+//! - `tokio` 1: the streams of bytes of [`TgmPool::with_connector`], and the channel that a plugin
+//!   answers a [`Release`] by. Nothing else in the library can run without it either.
+//! - `tonic` 0.14, feature `tonic-status`, on by default: [`Error`] converts to its `Status`, which is
+//!   what a streaming service answers. It is a conversion of its own feature, so that another version
+//!   can stand beside it.
+//! - `http` 1, `http-body` 1, `bytes` 1, `tower-layer` 0.3 and `tower-service` 0.3, feature `tower`: a
+//!   layer is what these traits say it is. The two of tower have no 1.0, and have not changed since
+//!   2019; tonic and axum name the same ones.
+//! - `metrics` 0.24, feature `metrics`: nothing of it is in a signature, but it finds the recorder that
+//!   was installed for that version.
+//!
 //! # What is measured
 //!
 //! [`Pool::stats`] tells what a pool holds and has done. With the feature `metrics` the `tgm://` pools
@@ -109,6 +125,7 @@
 //! services share. What each service holds and is refused, over all programs, is in the metrics of
 //! the session server (`tgm_session_live_leases`, `tgm_session_borrows_total`).
 
+mod callbacks;
 mod dsn;
 mod duration;
 mod error;
@@ -116,6 +133,7 @@ mod expand;
 mod guard;
 mod heartbeat;
 mod held;
+mod id;
 mod link;
 mod local;
 mod pool;
@@ -131,6 +149,7 @@ pub use duration::{InvalidDuration, parse_duration};
 pub use error::{Cause, Error, Scope};
 pub use guard::{Guard, Session, Worker};
 pub use held::{Ids, Lease, OnError, Release, Released};
+pub use id::Id;
 pub use local::{LocalConfig, LocalPool};
 pub use pool::{BoxFuture, CloseReport, Pool, SessionPool, SessionRequest, WorkerRequest};
 pub use registry::Registry;

@@ -21,25 +21,33 @@ const WORKERS: &str = "workers";
 /// them is the one that counts them, so none ever expires.
 const STEP: Duration = Duration::from_secs(24 * 3600);
 
-/// The limits of a pool that counts in this process. Every field is a parameter of `local://`.
+/// The limits of a pool that counts in this process. Every one is a parameter of `local://`.
+///
+/// ```
+/// use tgm_session::{LocalConfig, LocalPool};
+///
+/// let pool = LocalPool::new(LocalConfig::new().max_sessions(20).max_workers_per_session(4));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
+#[must_use = "limits do nothing by themselves"]
 pub struct LocalConfig {
-    /// Most sessions.
-    pub max_sessions: u64,
-    /// Most sessions of one organization.
-    pub max_sessions_per_organization: u64,
-    /// Most workers.
-    pub max_workers: u64,
-    /// Most workers of one organization.
-    pub max_workers_per_organization: u64,
-    /// Most workers of one session, whatever the call allows.
-    pub max_workers_per_session: u64,
+    max_sessions: u64,
+    max_sessions_per_organization: u64,
+    max_workers: u64,
+    max_workers_per_organization: u64,
+    max_workers_per_session: u64,
 }
 
 impl Default for LocalConfig {
-    /// 100 of everything, and 10 sessions per organization.
+    /// As [`LocalConfig::new`].
     fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LocalConfig {
+    /// Sets every limit to its default: 100 of everything, and 10 sessions per organization.
+    pub const fn new() -> Self {
         Self {
             max_sessions: 100,
             max_sessions_per_organization: 10,
@@ -48,9 +56,37 @@ impl Default for LocalConfig {
             max_workers_per_session: 100,
         }
     }
-}
 
-impl LocalConfig {
+    /// Sets the most sessions.
+    pub const fn max_sessions(mut self, most: u64) -> Self {
+        self.max_sessions = most;
+        self
+    }
+
+    /// Sets the most sessions of one organization.
+    pub const fn max_sessions_per_organization(mut self, most: u64) -> Self {
+        self.max_sessions_per_organization = most;
+        self
+    }
+
+    /// Sets the most workers.
+    pub const fn max_workers(mut self, most: u64) -> Self {
+        self.max_workers = most;
+        self
+    }
+
+    /// Sets the most workers of one organization.
+    pub const fn max_workers_per_organization(mut self, most: u64) -> Self {
+        self.max_workers_per_organization = most;
+        self
+    }
+
+    /// Sets the most workers of one session, whatever the call allows.
+    pub const fn max_workers_per_session(mut self, most: u64) -> Self {
+        self.max_workers_per_session = most;
+        self
+    }
+
     /// Reads the parameters of a `local://` URL.
     ///
     /// # Errors
@@ -175,7 +211,11 @@ impl LocalPool {
         if organization.is_empty() {
             organization = lease::ANONYMOUS.into();
         }
-        Request::session(&service, &organization).api_key(&api_key).trace(&trace).validate()?;
+        Request::session(&service, &organization)
+            .api_key(&api_key)
+            .trace(&trace)
+            .validate()
+            .map_err(Error::of_request)?;
         let limits = Limits {
             service: Some(self.config.max_sessions),
             organization: Some(self.config.max_sessions_per_organization),
@@ -186,7 +226,7 @@ impl LocalPool {
     }
 
     fn worker(&self, session: u64, request: WorkerRequest) -> Result<Arc<Lease>, Error> {
-        lease::validate_id("service", &request.service, true)?;
+        lease::validate_id("service", &request.service, true).map_err(Error::of_request)?;
         let limits = Limits {
             service: Some(self.config.max_workers),
             organization: Some(self.config.max_workers_per_organization),
@@ -394,7 +434,7 @@ fn refused(refusal: Refusal, full: impl FnOnce(u64, u64, Scope) -> Error) -> Err
             let scope = match denied.scope {
                 // The one service of the ledger is everything this pool counts.
                 lease::Scope::Service => Scope::Pool,
-                scope => scope.into(),
+                scope => Scope::of_ledger(scope),
             };
             full(denied.active, denied.max, scope)
         }

@@ -5,9 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::callbacks::Callbacks;
 use crate::error::Error;
 use crate::guard::Session;
-use crate::held::{Lease, OnError, Release};
+use crate::held::{Ids, Lease, OnError, Release};
+use crate::id::Id;
 use crate::stats::PoolStats;
 
 /// A boxed future, as an object-safe trait needs it.
@@ -104,10 +106,10 @@ pub struct SessionRequest {
 
 impl SessionRequest {
     /// Asks for a session of `service` for `organization`.
-    pub fn new(service: impl Into<Arc<str>>, organization: impl Into<Arc<str>>) -> Self {
+    pub fn new(service: impl Into<Id>, organization: impl Into<Id>) -> Self {
         Self {
-            service: service.into(),
-            organization: organization.into(),
+            service: service.into().into(),
+            organization: organization.into().into(),
             api_key: Arc::default(),
             trace: Arc::default(),
             on_error: None,
@@ -115,21 +117,25 @@ impl SessionRequest {
     }
 
     /// Adds the id of the API key the stream came with.
-    pub fn api_key(mut self, api_key: impl Into<Arc<str>>) -> Self {
-        self.api_key = api_key.into();
+    pub fn api_key(mut self, api_key: impl Into<Id>) -> Self {
+        self.api_key = api_key.into().into();
         self
     }
 
     /// Adds the trace id of the stream; without it the session gets a random one.
-    pub fn trace(mut self, trace: impl Into<Arc<str>>) -> Self {
-        self.trace = trace.into();
+    pub fn trace(mut self, trace: impl Into<Id>) -> Self {
+        self.trace = trace.into().into();
         self
     }
 
     /// Adds what is called, at most once, if the session is revoked or lost.
     ///
-    /// It gets what [`Guard::ended`](crate::Guard::ended) resolves with. It runs on the pool's own task: it must not
-    /// block, or keep-alives of other sessions come late.
+    /// It gets what [`Guard::ended`](crate::Guard::ended) resolves with. It runs on a thread of the pool that
+    /// has nothing else to do, in the context of the runtime that borrowed: it may block, and a panic
+    /// is logged. Other sessions end meanwhile and their callbacks run, unless eight of them block.
+    ///
+    /// A plugin gets a callback that only queues this one. Whoever calls a [`SessionPool`] itself
+    /// has its callback called by the plugin, and must not block there.
     pub fn on_error(mut self, on_error: impl FnOnce(Error) + Send + 'static) -> Self {
         self.on_error = Some(Box::new(on_error));
         self
@@ -141,6 +147,17 @@ impl SessionRequest {
             return self;
         }
         self.trace(format!("{:032x}", rand::random::<u128>()))
+    }
+}
+
+impl SessionRequest {
+    fn ids(&self) -> Ids {
+        Ids {
+            service: self.service.clone(),
+            organization: self.organization.clone(),
+            api_key: self.api_key.clone(),
+            trace: self.trace.clone(),
+        }
     }
 }
 
@@ -167,8 +184,8 @@ pub struct WorkerRequest {
 
 impl WorkerRequest {
     /// Asks for a worker of `service`, of which the session may hold `max_per_session`.
-    pub fn new(service: impl Into<Arc<str>>, max_per_session: u32) -> Self {
-        Self { service: service.into(), max_per_session }
+    pub fn new(service: impl Into<Id>, max_per_session: u32) -> Self {
+        Self { service: service.into().into(), max_per_session }
     }
 }
 
@@ -177,12 +194,15 @@ impl WorkerRequest {
 /// Dropping the last clone and the last guard returns what is still queued, in the background, as
 /// long as the runtime runs. [`Pool::close`] waits for it and says what became of it.
 #[derive(Clone, Debug)]
-pub struct Pool(Arc<dyn SessionPool>);
+pub struct Pool {
+    plugin: Arc<dyn SessionPool>,
+    callbacks: Callbacks,
+}
 
 impl Pool {
     /// Puts guards on top of a plugin.
-    pub fn new(pool: Arc<dyn SessionPool>) -> Self {
-        Self(pool)
+    pub fn new(plugin: Arc<dyn SessionPool>) -> Self {
+        Self { plugin, callbacks: Callbacks::default() }
     }
 
     /// Borrows a session, kept alive until its guard is dropped or released.
@@ -193,14 +213,19 @@ impl Pool {
     ///
     /// See [`SessionPool::borrow_session`].
     pub async fn borrow(&self, request: SessionRequest) -> Result<Session, Error> {
-        let request = request.with_trace();
-        let lease = self.0.borrow_session(request).await?;
-        Ok(Session::new(self.0.clone(), lease))
+        let mut request = request.with_trace();
+        let mut kept = None;
+        if let Some(callback) = request.on_error.take() {
+            let (holds, queues) = self.callbacks.keep(callback, request.ids())?;
+            (kept, request.on_error) = (Some(holds), Some(queues));
+        }
+        let lease = self.plugin.borrow_session(request).await?;
+        Ok(Session::new(self.plugin.clone(), lease, kept))
     }
 
     /// Returns what the pool holds now, and what it has done since it was made.
     pub fn stats(&self) -> PoolStats {
-        self.0.stats()
+        self.plugin.stats()
     }
 
     /// Refuses new borrows from now on, waits for what is under way, and returns everything held
@@ -209,6 +234,6 @@ impl Pool {
     /// Everything held ends as [`Error::Closed`]. A second close waits for the same and reports
     /// what it saw itself.
     pub async fn close(&self, deadline: Duration) -> CloseReport {
-        self.0.close(deadline).await
+        self.plugin.close(deadline).await
     }
 }

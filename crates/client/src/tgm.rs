@@ -186,11 +186,13 @@ impl SessionPool for TgmPool {
             let request = request.with_trace();
             // The server may know an organization for whoever names none.
             let organization =
-                lease::organization_of(&request.organization, Some(lease::ANONYMOUS))?;
+                lease::organization_of(&request.organization, Some(lease::ANONYMOUS))
+                    .map_err(Error::of_request)?;
             Request::session(&request.service, organization)
                 .api_key(&request.api_key)
                 .trace(&request.trace)
-                .validate()?;
+                .validate()
+                .map_err(Error::of_request)?;
             let asked = Asked {
                 service: request.service,
                 organization: request.organization,
@@ -209,7 +211,7 @@ impl SessionPool for TgmPool {
         request: WorkerRequest,
     ) -> BoxFuture<'a, Result<Arc<Lease>, Error>> {
         Box::pin(async move {
-            lease::validate_id("service", &request.service, true)?;
+            lease::validate_id("service", &request.service, true).map_err(Error::of_request)?;
             let wanted = Wanted::Worker {
                 session: session.number(),
                 service: request.service,

@@ -20,6 +20,7 @@ pub use self::body::SessionBody;
 use self::protocol::Protocol;
 use crate::error::Error;
 use crate::guard::Session;
+use crate::id::Id;
 use crate::pool::{BoxFuture, Pool, SessionRequest};
 
 type Identify = dyn Fn(&Parts) -> Result<SessionRequest, Error> + Send + Sync;
@@ -71,6 +72,7 @@ const EXEMPT: [&str; 3] = [
 ///   cannot be sent. Its slot is free all the same.
 /// - A connection that is upgraded (a WebSocket) is no response body any more: borrow in its handler.
 #[derive(Clone)]
+#[must_use = "a layer gates what it is put around"]
 pub struct SessionLayer {
     pool: Pool,
     identify: Arc<Identify>,
@@ -79,8 +81,8 @@ pub struct SessionLayer {
 
 impl SessionLayer {
     /// Gates by sessions of `service`, for whom the trusted headers of each request name.
-    pub fn new(pool: Pool, service: impl Into<Arc<str>>) -> Self {
-        let service = service.into();
+    pub fn new(pool: Pool, service: impl Into<Id>) -> Self {
+        let service: Arc<str> = service.into().into();
         Self::identified_by(pool, move |parts| {
             SessionRequest::from_headers(service.clone(), &parts.headers)
         })

@@ -1,5 +1,3 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use proptest::prelude::*;
 
 use super::*;
@@ -132,7 +130,7 @@ async fn what_the_pool_holds_refused_and_has_back_is_counted() {
     let worker = session.borrow_worker("t2w", 5).await.unwrap();
     assert!(pool.borrow(stream("acme")).await.is_err());
     assert!(session.borrow_worker("t2w", 5).await.is_err());
-    assert!(pool.borrow(stream("")).await.is_err());
+    assert!(pool.borrow(SessionRequest::new("", "acme")).await.is_err());
     let mut expected = PoolStats::default();
     (expected.sessions_held, expected.workers_held) = (1, 1);
     (expected.sessions_borrowed, expected.workers_borrowed) = (1, 1);
@@ -169,18 +167,14 @@ async fn a_session_never_expires() {
 #[tokio::test]
 async fn a_closed_pool_refuses_and_tells_every_holder_once() {
     let pool = pool("local://").await;
-    let calls = Arc::new(AtomicUsize::new(0));
-    let counted = calls.clone();
-    let request = stream("acme").on_error(move |reason| {
-        assert_eq!(reason, Error::Closed);
-        counted.fetch_add(1, Ordering::Relaxed);
-    });
+    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let request = stream("acme").on_error(move |reason| told.send(reason).unwrap());
     let session = pool.borrow(request).await.unwrap();
     let worker = session.borrow_worker("t2w", 1).await.unwrap();
     let report = CloseReport { returned: 2, not_returned: 0 };
     assert_eq!(pool.close(Duration::ZERO).await, report);
     assert_eq!((session.ended().await, worker.ended().await), (Error::Closed, Error::Closed));
-    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    assert_eq!((hears.recv().await, hears.recv().await), (Some(Error::Closed), None));
     assert_eq!(pool.borrow(stream("acme")).await.unwrap_err(), Error::Closed);
     assert_eq!(session.borrow_worker("t2w", 1).await.unwrap_err(), Error::Closed);
     drop((session, worker));
@@ -192,7 +186,8 @@ async fn ids_that_no_server_takes_are_refused_here_too() {
     let pool = pool("local://").await;
     let long = "x".repeat(257);
     let message = |error: Error| error.to_string();
-    assert!(message(pool.borrow(stream("")).await.unwrap_err()).contains("organization_id"));
+    let anonymous = pool.borrow(stream("")).await.unwrap();
+    assert_eq!(&*anonymous.ids().organization, "anonymous");
     assert!(message(pool.borrow(stream(&long)).await.unwrap_err()).contains("organization_id"));
     let request = SessionRequest::new("", "acme");
     assert!(message(pool.borrow(request).await.unwrap_err()).contains("service"));

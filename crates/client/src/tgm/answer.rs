@@ -225,7 +225,7 @@ impl Failure {
         // A status with a source was made up on this side of the wire; one without any gRPC status
         // came from something in front of the server, or in its place.
         if status.source().is_some() || status.message().starts_with(MAPPED_FROM_HTTP) {
-            let error = Error::unavailable(describe(status));
+            let error = Error::unavailable(describe(status)).caused_by(status.clone());
             let sent = !caused_by::<NotConnected>(status);
             return Self { error, fault: true, sent, by_server: false };
         }

@@ -1,10 +1,9 @@
 //! Who is asking, as trusted headers tell it.
 
-use std::sync::Arc;
-
 use http::HeaderMap;
 
 use crate::error::Error;
+use crate::id::Id;
 use crate::pool::SessionRequest;
 
 impl SessionRequest {
@@ -29,7 +28,7 @@ impl SessionRequest {
     ///
     /// [`Error::Unauthenticated`] when no header names an organization, and
     /// [`Error::InvalidArgument`] when one is given twice or is not UTF-8.
-    pub fn from_headers(service: impl Into<Arc<str>>, headers: &HeaderMap) -> Result<Self, Error> {
+    pub fn from_headers(service: impl Into<Id>, headers: &HeaderMap) -> Result<Self, Error> {
         let organization = match only(headers, "x-organization-id")? {
             Some(organization) => organization,
             None => only(headers, "x-user-id")?.ok_or_else(|| Error::Unauthenticated {

@@ -1,33 +1,29 @@
 //! Decisions of an operator that a bad network delays, and never loses.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tgm_session::{Error, Pool, Session};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, sleep};
 
 use crate::proxy::{Arrival, Flow, Weather};
 use crate::world::{SECOND, TTL, World, stream};
 
-/// A session, and how often its callback was called.
-async fn watched(pool: &Pool) -> (Session, Arc<AtomicUsize>) {
-    let calls = Arc::new(AtomicUsize::new(0));
-    let counted = calls.clone();
-    let request = stream("watched").on_error(move |_| {
-        counted.fetch_add(1, Ordering::Relaxed);
-    });
+/// A session, and what its callback was called with.
+async fn watched(pool: &Pool) -> (Session, UnboundedReceiver<Error>) {
+    let (told, calls) = unbounded_channel();
+    let request = stream("watched").on_error(move |reason| told.send(reason).unwrap());
     (pool.borrow(request).await.unwrap(), calls)
 }
 
 /// Waits until the session ends as its operator wants, and returns how long that took.
-async fn revoked(session: &Session, calls: &AtomicUsize) -> Duration {
+async fn revoked(session: &Session, calls: &mut UnboundedReceiver<Error>) -> Duration {
     let start = Instant::now();
     let reason = session.ended().await;
     assert!(matches!(reason, Error::PermissionDenied { .. }), "{reason:?}");
     let took = start.elapsed();
     sleep(2 * TTL).await;
-    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    assert_eq!((calls.recv().await, calls.recv().await), (Some(reason), None));
     took
 }
 
@@ -35,11 +31,11 @@ async fn revoked(session: &Session, calls: &AtomicUsize) -> Duration {
 async fn a_revocation_is_heard_at_once_over_a_stream_and_with_the_next_keep_alive_without_one() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
-        let (session, calls) = watched(&pool).await;
+        let (session, mut calls) = watched(&pool).await;
         sleep(SECOND).await;
         world.disable().await;
         assert_eq!(world.held().await, (0, 0));
-        let took = revoked(&session, &calls).await;
+        let took = revoked(&session, &mut calls).await;
         let within = if world.has_stream() { SECOND / 5 } else { 21 * SECOND };
         assert!(took <= within, "{took:?}");
     })
@@ -50,7 +46,7 @@ async fn a_revocation_is_heard_at_once_over_a_stream_and_with_the_next_keep_aliv
 async fn a_revocation_during_an_outage_is_heard_when_the_server_is_in_reach_again() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
-        let (session, calls) = watched(&pool).await;
+        let (session, mut calls) = watched(&pool).await;
         sleep(SECOND).await;
         world.proxy.set(Weather::refusing());
         world.proxy.cut();
@@ -58,7 +54,7 @@ async fn a_revocation_during_an_outage_is_heard_when_the_server_is_in_reach_agai
         sleep(25 * SECOND).await;
         assert_eq!(session.end_reason(), None);
         world.proxy.clear();
-        let took = revoked(&session, &calls).await;
+        let took = revoked(&session, &mut calls).await;
         assert!(took <= 3 * SECOND, "{took:?}");
         assert_eq!(world.held().await, (0, 0));
     })
@@ -69,7 +65,7 @@ async fn a_revocation_during_an_outage_is_heard_when_the_server_is_in_reach_agai
 async fn a_revocation_whose_push_vanishes_is_heard_before_the_session_would_be_lost() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
-        let (session, calls) = watched(&pool).await;
+        let (session, mut calls) = watched(&pool).await;
         sleep(TTL).await;
         // What is connected now hears nothing more; new connections work.
         let deaf = Weather { arrival: Arrival::Carried, ..Weather::answers(Flow::BlackHole) };
@@ -78,7 +74,7 @@ async fn a_revocation_whose_push_vanishes_is_heard_before_the_session_would_be_l
         sleep(SECOND).await;
         world.proxy.clear();
         assert_eq!(session.end_reason(), None);
-        let took = revoked(&session, &calls).await;
+        let took = revoked(&session, &mut calls).await;
         assert!(took < TTL, "{took:?}");
         assert_eq!(world.held().await, (0, 0));
     })
@@ -89,7 +85,7 @@ async fn a_revocation_whose_push_vanishes_is_heard_before_the_session_would_be_l
 async fn a_revocation_reaches_a_pool_that_fails_open_and_ends_what_it_may_not_go_on_with() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("on-unavailable=allow&borrow-timeout=1s");
-        let (session, calls) = watched(&pool).await;
+        let (session, mut calls) = watched(&pool).await;
         sleep(SECOND).await;
         world.proxy.set(Weather::refusing());
         world.proxy.cut();
@@ -98,7 +94,7 @@ async fn a_revocation_reaches_a_pool_that_fails_open_and_ends_what_it_may_not_go
         sleep(2 * TTL).await;
         assert_eq!((session.end_reason(), admitted.end_reason()), (None, None));
         world.proxy.clear();
-        let took = revoked(&session, &calls).await;
+        let took = revoked(&session, &mut calls).await;
         assert!(took <= 21 * SECOND, "{took:?}");
         let reason = admitted.ended().await;
         assert!(matches!(reason, Error::PermissionDenied { .. }), "{reason:?}");

@@ -1,10 +1,8 @@
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tgm_session::{Error, Session};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 use wire::control::attach_response::Event;
@@ -122,11 +120,8 @@ async fn next_stream(script: &mut Script, streams: &mut UnboundedReceiver<Attach
 async fn a_pushed_revocation_ends_the_session_at_once_and_calls_back_once() {
     let (mut script, mut streams) = Script::attachable();
     let pool = script.pool("");
-    let calls = Arc::new(AtomicUsize::new(0));
-    let counted = calls.clone();
-    let request = stream().on_error(move |_| {
-        counted.fetch_add(1, Ordering::Relaxed);
-    });
+    let (told, mut hears) = unbounded_channel();
+    let request = stream().on_error(move |reason| told.send(reason).unwrap());
     let session = script.grant("s", pool.borrow(request)).await.unwrap();
     let other = script.session(&pool, "s2").await;
     let mut stream = streams.recv().await.unwrap();
@@ -150,7 +145,8 @@ async fn a_pushed_revocation_ends_the_session_at_once_and_calls_back_once() {
         assert_eq!(batch.worker_keys, ["s2"]);
         stream.extend(&batch);
     }
-    assert_eq!((calls.load(Ordering::Relaxed), other.end_reason()), (1, None));
+    assert_eq!((hears.recv().await, hears.recv().await), (Some(reason), None));
+    assert_eq!(other.end_reason(), None);
     script.hears_nothing_for(Duration::from_millis(1)).await;
 }
 

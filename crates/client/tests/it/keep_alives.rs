@@ -1,9 +1,8 @@
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tgm_session::{Error, Scope};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Response, Status};
 use wire::worker::KeepAliveResponse;
@@ -122,11 +121,9 @@ async fn a_denied_keep_alive_ends_the_session_once_with_and_without_a_callback()
     ] {
         let mut script = Script::new();
         let pool = script.pool("");
-        let calls = Arc::new(AtomicUsize::new(0));
-        let (counted, expected) = (calls.clone(), reason.clone());
+        let (told, mut hears) = mpsc::unbounded_channel();
         let request = stream().on_error(move |said| {
-            assert_eq!(said, expected);
-            counted.fetch_add(1, Ordering::Relaxed);
+            told.send(said).unwrap();
             panic!("a careless callback");
         });
         let heard = script.grant("heard", pool.borrow(request)).await.unwrap();
@@ -136,7 +133,8 @@ async fn a_denied_keep_alive_ends_the_session_once_with_and_without_a_callback()
         }
         assert_eq!(heard.ended().await, reason);
         assert_eq!(silent.ended().await, reason);
-        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        assert_eq!(hears.recv().await, Some(reason.clone()));
+        assert_eq!(hears.recv().await, None);
         // The pool survived the panic; nothing is kept alive or borrowed again.
         script.hears_nothing_for(300 * SECOND).await;
         assert_eq!(heard.borrow_worker("t2w", 1).await.unwrap_err(), reason);
@@ -339,4 +337,36 @@ async fn a_refusal_that_revokes_nothing_is_a_failure_and_ends_nothing_by_itself(
     assert_eq!(session.end_reason(), None);
     script.keep_alive().await.extend();
     assert_eq!(session.keep_alives(), 1, "only the one answer that extended it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callback_that_blocks_or_panics_holds_up_no_keep_alive_and_no_other_callback() {
+    let mut script = Script::new();
+    let pool = script.pool("");
+    let (release, wait) = std::sync::mpsc::channel::<()>();
+    let (told, hears) = tokio::sync::oneshot::channel();
+    let blocking = stream().on_error(move |_| {
+        let _ = wait.recv();
+    });
+    let blocking = script.grant("blocking", pool.borrow(blocking)).await.unwrap();
+    let panicking = stream().on_error(|_| panic!("in a callback"));
+    let panicking = script.grant("panicking", pool.borrow(panicking)).await.unwrap();
+    let telling = stream().on_error(move |reason| told.send(reason).unwrap());
+    let telling = script.grant("telling", pool.borrow(telling)).await.unwrap();
+
+    let mut beats = 0;
+    while beats < 3 || blocking.end_reason().is_none() || panicking.end_reason().is_none() {
+        let beat = script.keep_alive().await;
+        if beat.message.worker_key == "telling" {
+            beat.extend();
+            beats += 1;
+        } else {
+            beat.fail(Status::permission_denied("disabled"));
+        }
+    }
+    script.keep_alive().await.fail(Status::permission_denied("disabled"));
+    let disabled = Error::PermissionDenied { message: "disabled".into() };
+    assert_eq!(telling.ended().await, disabled);
+    assert_eq!(hears.await, Ok(disabled));
+    drop(release);
 }

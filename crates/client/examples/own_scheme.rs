@@ -1,0 +1,173 @@
+//! A plugin of one's own: the scheme `permits://` lets anybody run so many streams, by a semaphore.
+//!
+//! The guards, the callbacks and the trace ids come from the library; a plugin has the five verbs.
+//!
+//! ```text
+//! cargo run -p tgm-session --example own_scheme
+//! cargo run -p tgm-session --example own_scheme 'permits://?streams=3'
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tgm_session::{
+    BoxFuture, CloseReport, Dsn, Error, Lease, Registry, Release, Released, Scope, SessionPool,
+    SessionRequest, WorkerRequest,
+};
+
+/// Lets so many streams run, whoever they are for, and as many workers as they like.
+#[derive(Debug)]
+struct Permits {
+    streams: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Numbers are never used again.
+    numbers: u64,
+    sessions: HashMap<u64, Arc<Lease>>,
+    closed: bool,
+}
+
+impl Permits {
+    fn from_dsn(dsn: &Dsn) -> Result<Self, Error> {
+        let mut parameters = dsn.parameters();
+        let streams = parameters.count(&["streams"])?.unwrap_or(2);
+        if streams == 0 {
+            return Err(parameters.wrong("streams", "lets nobody run"));
+        }
+        parameters.finish()?; // whatever else the URL gives is refused, with its name
+        Ok(Self { streams, state: Mutex::default() })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics under this lock")
+    }
+}
+
+impl SessionPool for Permits {
+    fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            if state.closed {
+                return Err(Error::Closed);
+            }
+            let (active, max) = (state.sessions.len() as u64, self.streams);
+            if active >= max {
+                let scope = Scope::Pool;
+                return Err(Error::ConcurrentStreamLimitExceeded { active, max, scope });
+            }
+            state.numbers += 1;
+            let number = state.numbers;
+            let lease = Arc::new(Lease::of_session(number, format!("permit-{number}"), request));
+            state.sessions.insert(number, lease.clone());
+            Ok(lease)
+        })
+    }
+
+    fn borrow_worker<'a>(
+        &'a self,
+        session: &'a Lease,
+        request: WorkerRequest,
+    ) -> BoxFuture<'a, Result<Arc<Lease>, Error>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            if !state.sessions.contains_key(&session.number()) {
+                return Err(Error::SessionNotFound);
+            }
+            state.numbers += 1;
+            let key = format!("{}-{}", session.key(), state.numbers);
+            Ok(Arc::new(Lease::of_worker(state.numbers, key, session, request)))
+        })
+    }
+
+    fn release_session(&self, session: &Lease, _minimal_life: Option<Duration>) -> Release {
+        let held = self.state().sessions.remove(&session.number());
+        Release::known(Ok(held.map_or(Released::Missing, |_| Released::Returned)))
+    }
+
+    fn release_worker(&self, _worker: &Lease, _minimal_life: Option<Duration>) -> Release {
+        Release::known(Ok(Released::Returned))
+    }
+
+    fn close(&self, _deadline: Duration) -> BoxFuture<'_, CloseReport> {
+        Box::pin(async move {
+            let held: Vec<Arc<Lease>> = {
+                let mut state = self.state();
+                state.closed = true;
+                state.sessions.drain().map(|(_, lease)| lease).collect()
+            };
+            // With no lock held: whoever hears of it may come back at once.
+            held.iter().for_each(|lease| {
+                lease.end(Error::Closed);
+            });
+            CloseReport { returned: held.len() as u64, not_returned: 0 }
+        })
+    }
+}
+
+/// The schemes of this application: its own, and those of the library.
+fn registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.register("permits", |dsn| async move {
+        Ok(Arc::new(Permits::from_dsn(&dsn)?) as Arc<dyn SessionPool>)
+    });
+    registry
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let url = std::env::args().nth(1).unwrap_or_else(|| "permits://".into());
+    story(&url).await
+}
+
+async fn story(url: &str) -> Result<(), Error> {
+    let pool = registry().connect(url).await?;
+    let mut streams = Vec::new();
+    let refused = loop {
+        match pool.borrow(SessionRequest::new("blocks", "acme")).await {
+            Ok(session) => streams.push(session),
+            Err(refused) => break refused,
+        }
+    };
+    println!("{} streams run, and one more: {refused}", streams.len());
+
+    let first = streams.swap_remove(0);
+    let worker = first.borrow_worker("jobs", 4).await?;
+    println!("a worker under the first: {:?}", worker.ids());
+    drop((worker, first));
+    let again = pool.borrow(SessionRequest::new("blocks", "umbra")).await?;
+    println!("a stream ends, and {} has its place", again.ids().organization);
+
+    let report = pool.close(Duration::from_secs(1)).await;
+    println!("closed: {} returned; the stream hears: {}", report.returned, again.ended().await);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tgm_session::Error;
+
+    use super::{registry, story};
+
+    #[tokio::test]
+    async fn the_story_comes_true() {
+        story("permits://?streams=3").await.unwrap();
+        story("local://?max_sessions=2").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_url_that_cannot_be_meant_is_refused_with_its_parameter() {
+        for (url, about) in [
+            ("permits://?streams=0", "`streams=0`: `0` lets nobody run"),
+            ("permits://?stream=1", "`stream`, which permits:// does not know"),
+            ("permit://", "known: local, permits, tgm"),
+        ] {
+            let error = registry().connect(url).await.unwrap_err();
+            assert!(matches!(error, Error::InvalidArgument { .. }));
+            assert!(error.to_string().contains(about), "{error}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! One stream under one session: borrow, stream, be told that it has to stop, release.
+//!
+//! Without an argument it counts in this process; give the URL of a session server to ask that:
+//!
+//! ```text
+//! cargo run -p tgm-session --example session
+//! cargo run -p tgm-session --example session 'tgm://127.0.0.1:9010?plaintext=true'
+//! ```
+
+use std::time::Duration;
+
+use tgm_session::{Error, Pool, Released, Session, SessionRequest};
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let url = std::env::args().nth(1).unwrap_or_else(|| "local://".into());
+    story(&url).await
+}
+
+async fn story(url: &str) -> Result<(), Error> {
+    let pool = tgm_session::connect(url).await?;
+
+    // A stream that ends by itself gives its session back and waits for the answer.
+    let session = borrow(&pool).await?;
+    let blocks = stream(&session, 100).await.map_err(|(_, reason)| reason)?;
+    println!("{blocks} blocks, and the stream is over");
+    match session.release().await? {
+        Released::Returned => println!("the slot is free"),
+        other => println!("the slot is not free yet: {other:?}"),
+    }
+
+    // A stream whose session ends is told at once. Here the pool is closed under it; an operator who
+    // revokes it or a budget that is spent looks the same.
+    let session = borrow(&pool).await?;
+    let streaming = tokio::spawn(async move { stream(&session, u64::MAX).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let report = pool.close(Duration::from_secs(5)).await;
+    println!("{} returned, {} not", report.returned, report.not_returned);
+    match streaming.await.expect("a stream does not panic") {
+        Err((blocks, Error::Closed)) => println!("told to stop after {blocks} blocks"),
+        other => panic!("the stream went on: {other:?}"),
+    }
+    Ok(())
+}
+
+async fn borrow(pool: &Pool) -> Result<Session, Error> {
+    let request = SessionRequest::new("t1r", "acme")
+        .api_key("key-1")
+        .on_error(|reason| println!("the session ended: {reason}"));
+    match pool.borrow(request).await {
+        Ok(session) => {
+            let ids = session.ids();
+            println!("{} may stream, as {}", ids.organization, ids.trace);
+            Ok(session)
+        }
+        Err(Error::ConcurrentStreamLimitExceeded { active, max, scope, .. }) => {
+            println!("refused: {active} of {max} are taken ({scope})");
+            Err(Error::ConcurrentStreamLimitExceeded { active, max, scope })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Streams so many blocks, and tells how many it were when it has to stop before.
+async fn stream(session: &Session, blocks: u64) -> Result<u64, (u64, Error)> {
+    let ended = session.ended();
+    tokio::pin!(ended);
+    for sent in 0..blocks {
+        tokio::select! {
+            biased;
+            reason = &mut ended => return Err((sent, reason)),
+            () = tokio::task::yield_now() => {} // here a block goes out
+        }
+    }
+    Ok(blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    #[tokio::test]
+    async fn the_story_comes_true() {
+        super::story("local://").await.unwrap();
+    }
+}

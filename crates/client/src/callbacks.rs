@@ -1,0 +1,292 @@
+//! The callbacks of sessions, called away from whatever keeps the sessions alive.
+//!
+//! An `on_error` callback is an application's code: it may block, panic, or drop guards of the same
+//! pool. So a plugin gets one that only queues, and threads of the pool call what the application
+//! gave. They are made when the first callback is given and end with the pool.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::runtime::Handle;
+
+use crate::error::Error;
+use crate::held::{Ids, OnError};
+
+/// The most threads of one pool. Another one is made only while all others call something.
+const MOST_THREADS: usize = 8;
+
+/// The threads of one pool. All clones are one; with the last of them the threads end, once they
+/// have called what is due.
+#[derive(Clone, Default)]
+pub(crate) struct Callbacks(Arc<Owner>);
+
+#[derive(Default)]
+struct Owner(Arc<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    /// Wakes one thread for what is due, or all of them at the end.
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// No longer than there are sessions: each has one callback.
+    due: VecDeque<Due>,
+    threads: usize,
+    waiting: usize,
+    over: bool,
+}
+
+/// A callback whose session has ended.
+struct Due {
+    callback: OnError,
+    reason: Error,
+    ids: Ids,
+    /// What a callback is called in, so that it may spawn.
+    runtime: Option<Handle>,
+}
+
+/// The callback of a session that somebody holds. Dropping it forgets the callback.
+pub(crate) struct Kept(Arc<Mutex<Option<OnError>>>);
+
+impl Callbacks {
+    /// Keeps the callback of a session until it ends, and returns what a plugin calls then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] when the system gives no thread.
+    pub(crate) fn keep(&self, callback: OnError, ids: Ids) -> Result<(Kept, OnError), Error> {
+        self.0.0.begin()?;
+        let slot = Arc::new(Mutex::new(Some(callback)));
+        let (callbacks, kept, runtime) = (self.clone(), slot.clone(), Handle::try_current().ok());
+        let queue = move |reason| {
+            let callback = kept.lock().take();
+            if let Some(callback) = callback {
+                callbacks.0.0.push(Due { callback, reason, ids, runtime });
+            }
+        };
+        Ok((Kept(slot), Box::new(queue)))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // What it holds may be anything, and goes when the lock is free.
+        let callback = self.0.lock().take();
+        drop(callback);
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.state.lock().over = true;
+        self.0.news.notify_all();
+    }
+}
+
+impl Queue {
+    /// Makes the first thread.
+    fn begin(self: &Arc<Self>) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if state.threads > 0 {
+            return Ok(());
+        }
+        self.add_thread(&mut state).map_err(|error| {
+            Error::unavailable(format!("there is no thread for on_error callbacks: {error}"))
+                .caused_by(error)
+        })
+    }
+
+    fn add_thread(self: &Arc<Self>, state: &mut State) -> std::io::Result<()> {
+        let queue = self.clone();
+        let thread = thread::Builder::new().name("tgm-session-on-error".into());
+        thread.spawn(move || queue.call_what_is_due())?;
+        state.threads += 1;
+        Ok(())
+    }
+
+    fn push(&self, due: Due) {
+        self.state.lock().due.push_back(due);
+        self.news.notify_one();
+    }
+
+    fn call_what_is_due(self: Arc<Self>) {
+        while let Some(due) = self.next() {
+            due.call();
+        }
+    }
+
+    /// Waits for what is due; `None` when this thread is not needed any more.
+    fn next(self: &Arc<Self>) -> Option<Due> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(due) = state.due.pop_front() {
+                // Somebody has to wait for the next one while this one is called.
+                if state.waiting == 0
+                    && state.threads < MOST_THREADS
+                    && let Err(error) = self.add_thread(&mut state)
+                {
+                    tracing::warn!(%error, "on_error callbacks wait for each other");
+                }
+                return Some(due);
+            }
+            if state.over || state.waiting > 0 {
+                state.threads -= 1;
+                return None;
+            }
+            state.waiting += 1;
+            self.news.wait(&mut state);
+            state.waiting -= 1;
+        }
+    }
+}
+
+impl Due {
+    fn call(self) {
+        let Self { callback, reason, ids, runtime } = self;
+        let _runtime = runtime.as_ref().map(Handle::enter);
+        // The callback is gone after this call, so nobody can see what it left half done.
+        if catch_unwind(AssertUnwindSafe(|| callback(reason))).is_err() {
+            tracing::error!(
+                service = &*ids.service,
+                organization = &*ids.organization,
+                trace = &*ids.trace,
+                "the on_error callback of a session panicked"
+            );
+        }
+    }
+}
+
+impl fmt::Debug for Callbacks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callbacks").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn keep(
+        callbacks: &Callbacks,
+        callback: impl FnOnce(Error) + Send + 'static,
+    ) -> (Kept, OnError) {
+        callbacks.keep(Box::new(callback), Ids::default()).unwrap()
+    }
+
+    fn threads(queue: &Queue) -> usize {
+        queue.state.lock().threads
+    }
+
+    #[test]
+    fn callbacks_that_block_hold_up_neither_their_caller_nor_each_other() {
+        let callbacks = Callbacks::default();
+        let (told, hears) = mpsc::channel();
+        let mut blocked = Vec::new();
+        let mut kept = Vec::new();
+        for number in 0..MOST_THREADS - 1 {
+            let (release, wait) = mpsc::channel::<()>();
+            let told = told.clone();
+            let (keeps, call) = keep(&callbacks, move |_| {
+                told.send(number).unwrap();
+                let _ = wait.recv();
+            });
+            call(Error::Closed);
+            assert_eq!(hears.recv(), Ok(number));
+            blocked.push(release);
+            kept.push(keeps);
+        }
+        let (_kept, call) = keep(&callbacks, move |_| told.send(99).unwrap());
+        call(Error::Closed);
+        assert_eq!(hears.recv(), Ok(99));
+        assert_eq!(threads(&callbacks.0.0), MOST_THREADS);
+    }
+
+    #[test]
+    fn no_more_threads_are_made_than_there_may_be_and_what_is_due_waits_its_turn() {
+        let callbacks = Callbacks::default();
+        let (told, hears) = mpsc::channel();
+        let (release, wait) = mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        let kept: Vec<Kept> = (0..100)
+            .map(|number| {
+                let (told, wait) = (told.clone(), wait.clone());
+                let (kept, call) = keep(&callbacks, move |_| {
+                    let _ = wait.lock().recv();
+                    told.send(number).unwrap();
+                });
+                call(Error::Closed);
+                kept
+            })
+            .collect();
+        for _ in 0..100 {
+            release.send(()).unwrap();
+        }
+        let mut all: Vec<i32> = hears.iter().take(100).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..100).collect::<Vec<_>>());
+        assert!(threads(&callbacks.0.0) <= MOST_THREADS);
+        drop(kept);
+    }
+
+    #[test]
+    fn a_callback_that_panics_is_the_last_thing_to_go_wrong() {
+        let callbacks = Callbacks::default();
+        let (told, hears) = mpsc::channel();
+        let (_kept, call) = keep(&callbacks, |_| panic!("in a callback"));
+        call(Error::Closed);
+        let (_kept, call) = keep(&callbacks, move |reason| told.send(reason).unwrap());
+        call(Error::SessionNotFound);
+        assert_eq!(hears.recv(), Ok(Error::SessionNotFound));
+    }
+
+    #[test]
+    fn a_session_that_is_let_go_drops_its_callback_there_and_nobody_calls_it() {
+        let callbacks = Callbacks::default();
+        let (told, hears) = mpsc::channel::<()>();
+        let (kept, call) = keep(&callbacks, move |_| told.send(()).unwrap());
+        drop(kept);
+        assert_eq!(hears.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+        call(Error::Closed);
+        assert!(callbacks.0.0.state.lock().due.is_empty());
+    }
+
+    #[test]
+    fn what_is_due_is_called_after_its_pool_has_gone_and_then_the_threads_end() {
+        let callbacks = Callbacks::default();
+        let queue = callbacks.0.0.clone();
+        let (told, hears) = mpsc::channel();
+        let (_kept, call) = keep(&callbacks, move |_| told.send(()).unwrap());
+        drop(callbacks);
+        call(Error::Closed);
+        assert_eq!(hears.recv(), Ok(()));
+        while threads(&queue) > 0 {
+            thread::yield_now();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_callback_may_spawn_in_the_runtime_of_its_session() {
+        let callbacks = Callbacks::default();
+        let (told, hears) = tokio::sync::oneshot::channel();
+        let (_kept, call) = keep(&callbacks, move |_| {
+            tokio::spawn(async move { told.send(()).unwrap() });
+        });
+        call(Error::Closed);
+        assert_eq!(hears.await, Ok(()));
+    }
+}
