@@ -167,17 +167,20 @@ pub enum Uncountable {
     TooManyMetrics,
     /// There are as many counts as there may be.
     NoRoom,
+    /// It is no event, or one with a text that is none.
+    Unreadable,
 }
 
 impl Uncountable {
     /// Every reason.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Organization,
         Self::ApiKey,
         Self::Metric,
         Self::Value,
         Self::TooManyMetrics,
         Self::NoRoom,
+        Self::Unreadable,
     ];
 
     /// Its name in metrics.
@@ -189,6 +192,7 @@ impl Uncountable {
             Self::Value => "value",
             Self::TooManyMetrics => "too_many_metrics",
             Self::NoRoom => "no_room",
+            Self::Unreadable => "unreadable",
         }
     }
 }

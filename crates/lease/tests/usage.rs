@@ -281,11 +281,17 @@ fn unknown_organizations_are_bounded_for_each_indexer_and_a_budget_always_counts
     assert_eq!(skipped(&counted, Uncountable::NoRoom), 40, "what has a count goes on counting");
     // Another indexer has room of its own.
     let own = built(&[("mine", "m", 1.0)]);
-    assert_eq!(count(&mut ledger, "west", None, &own, NOW).expect("counted").skipped, [0; 6]);
+    assert_eq!(
+        count(&mut ledger, "west", None, &own, NOW).expect("counted").skipped,
+        [0; Uncountable::ALL.len()]
+    );
     // What the policy knows takes the room of what nobody knows, and a budget needs none.
     let known: Vec<String> = (0..25).map(|number| format!("known-{number}")).collect();
     let known = built(&known.iter().map(|name| (&**name, "m", 1.0)).collect::<Vec<_>>());
-    assert_eq!(count(&mut ledger, "west", None, &known, NOW).expect("counted").skipped, [0; 6]);
+    assert_eq!(
+        count(&mut ledger, "west", None, &known, NOW).expect("counted").skipped,
+        [0; Uncountable::ALL.len()]
+    );
     let more = built(&[
         ("known-more", "m", 1.0),
         ("known-paid", "egress_bytes", 100.0),
@@ -308,7 +314,7 @@ fn an_organization_that_holds_a_lease_takes_the_room_of_one_that_holds_none() {
     }
     ledger.drain_changes().for_each(drop);
     let counted = count(&mut ledger, "west", None, &built(&[("d", "m", 1.0)]), NOW);
-    assert_eq!(counted.expect("counted").skipped, [0; 6]);
+    assert_eq!(counted.expect("counted").skipped, [0; Uncountable::ALL.len()]);
     let changes: Vec<Change> = ledger.drain_changes().collect();
     assert!(matches!(changes[..], [Change::Unused { .. }, Change::Used { .. }]), "{changes:?}");
     assert_eq!((used(&ledger, "b"), used(&ledger, "d")), (1.0, 1.0));

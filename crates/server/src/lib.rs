@@ -48,6 +48,8 @@ mod serve;
 mod service;
 pub mod settings;
 pub mod store;
+#[cfg(test)]
+mod test_log;
 mod turns;
 mod usage;
 mod watch;

@@ -3,12 +3,11 @@
 use std::any::Any;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
 use http::header::{HeaderMap, HeaderName};
 use lease::{BudgetSpent, MAX_METRICS, Reason, Report, ReportRefusal, Uncountable, validate_id};
-use parking_lot::Mutex;
 use prost::Message as _;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
@@ -17,11 +16,14 @@ use wire::payment::ReportResponse;
 
 pub(crate) use wire::payment::usage_service_server::SERVICE_NAME as USAGE_SERVICE;
 
+mod skipped;
+
 use crate::admin::metrics::UsageCounters;
 use crate::live::Live;
 use crate::policy::{Indexer, Policy};
 use crate::rpc::{self, Answer};
 use crate::store::{ReportError, Skipped, Store, UsageReport};
+use skipped::SkippedLog;
 
 /// Names a report, so that it counts once however often it is sent.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
@@ -35,9 +37,6 @@ const METRICS: u32 = 20;
 
 /// Most organizations that one answer gives reasons for.
 const MAX_REASONS: usize = 8;
-
-/// How often the log tells of events that were skipped.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// `UsageService` over a store.
 #[derive(Debug)]
@@ -98,14 +97,14 @@ impl<S: Store> UsageReports<S> {
             counters.count(&reported, events, &skipped, began);
             let answer = Answer::new(&response(&disabled, &reported.spent));
             // What did not fit is told by amounts, which several may be of one event.
-            let skipped = skipped.iter().sum::<u64>().min(events);
-            if skipped == 0 {
+            let number = skipped.iter().sum::<u64>().min(events);
+            if number == 0 {
                 return Ok(answer);
             }
             if reported.counted {
-                log.add(skipped);
+                log.add(number, &skipped);
             }
-            Ok(answer.metadata(EVENTS_SKIPPED, skipped))
+            Ok(answer.metadata(EVENTS_SKIPPED, number))
         })
     }
 
@@ -125,29 +124,6 @@ fn refused(error: ReportError) -> Status {
         ReportError::Refused(ReportRefusal::MemoryFull(_)) | ReportError::Unavailable(_) => {
             Status::unavailable(message)
         }
-    }
-}
-
-/// Tells the log once a while how many events were skipped.
-#[derive(Debug, Default)]
-struct SkippedLog(Mutex<(u64, Option<Instant>)>);
-
-impl SkippedLog {
-    fn add(&self, events: u64) {
-        let now = Instant::now();
-        let mut log = self.0.lock();
-        let (untold, told) = &mut *log;
-        *untold += events;
-        if told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
-            return;
-        }
-        *told = Some(now);
-        let events = std::mem::take(untold);
-        drop(log);
-        tracing::warn!(
-            events,
-            "events of usage reports were skipped; the metric usage_events_skipped tells why"
-        );
     }
 }
 
@@ -189,6 +165,7 @@ impl Read {
             skipped: Skipped::default(),
         };
         let mut seen: HashSet<Box<str>> = HashSet::new();
+        let mut unreadable = None;
         for event in Contents::of(message, EVENTS) {
             let event = event?;
             let metrics = Contents::of(event, METRICS).take(MAX_METRICS + 1).count();
@@ -196,7 +173,14 @@ impl Read {
                 read.skipped[Uncountable::TooManyMetrics as usize] += 1;
                 continue;
             }
-            let event = Event::decode(event).map_err(rpc::unreadable)?;
+            let event = match Event::decode(event) {
+                Ok(event) => event,
+                Err(error) => {
+                    read.skipped[Uncountable::Unreadable as usize] += 1;
+                    unreadable = Some(error);
+                    continue;
+                }
+            };
             let metrics: Vec<_> =
                 event.metrics.iter().map(|metric| (&*metric.key, metric.value)).collect();
             // Without any it cannot be counted, as the report says itself.
@@ -211,8 +195,16 @@ impl Read {
                 read.ask(organization, &live.policy);
             }
         }
-        read.report = report.build();
-        Ok(read)
+        // Where not one event can be read, it is another message.
+        match unreadable {
+            Some(error) if read.skipped[Uncountable::Unreadable as usize] == read.events => {
+                Err(rpc::unreadable(error))
+            }
+            _ => {
+                read.report = report.build();
+                Ok(read)
+            }
+        }
     }
 
     /// Sees to it that the answer tells whether the organization may go on. An event that counts
@@ -328,6 +320,28 @@ mod tests {
         // A length that is larger than memory, and a field of a group that never ends.
         for wrong in [&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f][..], &[0x13]] {
             assert_eq!(read(wrong).err().unwrap().code(), tonic::Code::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_read_is_skipped_and_a_message_without_any_other_is_no_report() {
+        // An organization that is no text, and a metric that is cut short.
+        let wrong: [&[u8]; 2] = [b"\x0a\x02\xff\xff", b"\xa2\x01\x05\x0a"];
+        let with = |events: &[&[u8]]| {
+            let mut message = Vec::new();
+            for event in events {
+                prost::encoding::encode_key(EVENTS, WireType::LengthDelimited, &mut message);
+                prost::encoding::encode_varint(event.len() as u64, &mut message);
+                message.extend_from_slice(event);
+            }
+            message
+        };
+        let right = event("acme", 2).encode_to_vec();
+        let read_some = read(&with(&[wrong[0], &right, wrong[1]])).unwrap();
+        assert_eq!((read_some.events, read_some.report.len()), (3, 2));
+        assert_eq!(read_some.skipped[Uncountable::Unreadable as usize], 2);
+        for none in [&wrong[..1], &wrong[1..], &wrong] {
+            assert_eq!(read(&with(none)).err().unwrap().code(), tonic::Code::InvalidArgument);
         }
     }
 

@@ -207,6 +207,66 @@ async fn an_event_that_cannot_be_counted_is_skipped_and_told_and_all_others_coun
     assert_eq!((response.revoked, skipped), (true, None), "9, 90 and 1 were counted");
 }
 
+/// A number of events as Firehose sends them after a stall: of about 410 bytes each.
+fn firehose(organization: &str) -> Event {
+    Event {
+        api_key_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        ip_address: "2001:db8:85a3:8d3:1319:8a2e:370:7348".to_owned(),
+        endpoint: "sf.firehose.v2.Stream/Blocks".to_owned(),
+        network: "arbitrum-one".to_owned(),
+        meta: "m".repeat(90),
+        timestamp: Some(prost_types::Timestamp { seconds: 1_800_000_000, nanos: 1 }),
+        ..event(
+            organization,
+            &[
+                ("egress_bytes", 1.0),
+                ("processed_blocks", 2.0),
+                ("live_uncompressed_read_bytes", 3.0),
+                ("file_uncompressed_read_bytes", 4.0),
+                ("file_compressed_read_bytes", 5.0),
+            ],
+        )
+    }
+}
+
+#[tokio::test]
+async fn a_report_after_a_stall_counts_whole_with_its_organizations_mixed() {
+    let server = TestServer::memory(SOLD).await;
+    let names: Vec<String> = (0..100).map(|number| format!("organization-{number:03}")).collect();
+    let events: Vec<_> = names.iter().cycle().take(10_300).map(|name| firehose(name)).collect();
+    let bytes = prost::Message::encoded_len(&ReportRequest { events: events.clone() });
+    assert!((4 << 20..5 << 20).contains(&bytes) && bytes / 10_300 >= 405, "{bytes}");
+    let (response, skipped) = Reporter::of(&server).answer(events).await;
+    assert_eq!((response, skipped), (ReportResponse::default(), None));
+    for name in names {
+        let mut used = server.running.store().used(&name).await.unwrap();
+        used.sort_by(|(_, one), (_, other)| one.day.1.total_cmp(&other.day.1));
+        let used: Vec<_> = used.iter().map(|(metric, used)| (&**metric, used.day.1)).collect();
+        let expected = [
+            ("egress_bytes", 103.0),
+            ("processed_blocks", 206.0),
+            ("live_uncompressed_read_bytes", 309.0),
+            ("file_uncompressed_read_bytes", 412.0),
+            ("file_compressed_read_bytes", 515.0),
+        ];
+        assert_eq!(used, expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_counted_by_may_be_as_long_as_it_likes() {
+    let server = TestServer::memory(SOLD).await;
+    let long = || "x".repeat(300);
+    let events = vec![
+        Event { ip_address: long(), ..egress("acme", 25.0) },
+        Event { endpoint: long(), ..egress("acme", 25.0) },
+        Event { network: long(), ..egress("acme", 25.0) },
+        Event { meta: long(), ..egress("acme", 25.0) },
+    ];
+    let (response, skipped) = Reporter::of(&server).answer(events).await;
+    assert_eq!((response.revoked, skipped), (true, None), "all of them count");
+}
+
 #[tokio::test]
 async fn a_report_of_too_many_events_or_under_a_name_that_is_none_counts_nothing() {
     let server = TestServer::memory(SOLD).await;
@@ -371,6 +431,9 @@ async fn reports_and_their_names_survive_a_restart() {
     let mut reporter = Reporter::of(&server);
     assert!(!reporter.report_as("one", vec![egress("acme", 60.0)]).await.unwrap().revoked);
     assert_eq!((reports(&server, "counted").await, reports(&server, "repeated").await), (0, 1));
+    let status = reporter.report_as("one", vec![egress("acme", 61.0)]).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(!reporter.is_spent("acme").await);
     assert!(reporter.report_as("two", vec![egress("acme", 60.0)]).await.unwrap().revoked);
 }
 
