@@ -193,7 +193,11 @@ impl<S: Store> Gateway<S> {
                 Ok(Read::Whole(message))
                     if has_turn && message.len() <= self.most_bytes() && !is_flagged(&message) =>
                 {
-                    self.decide(method, &live, caller, request.headers(), message, began).await
+                    let (headers, mut undecided) = (request.headers(), Undecided::default());
+                    let decided =
+                        self.dispatch(method, &live, caller, headers, message, &mut undecided);
+                    let answer = InTime::new(decided, headers, began).await;
+                    undecided.settle(answer)
                 }
                 Ok(Read::Whole(message) | Read::Begun(message)) => {
                     drop((live, place));
@@ -234,7 +238,10 @@ impl<S: Store> Gateway<S> {
         // The policy may have changed meanwhile.
         let live = self.live.load();
         let (headers, caller) = (request.headers(), identify(&live.policy, request.headers())?);
-        self.decide(method, &live, caller, headers, message, *began).await
+        let mut undecided = Undecided::default();
+        let decided = self.dispatch(method, &live, caller, headers, message, &mut undecided);
+        let answer = InTime::new(decided, headers, *began).await;
+        undecided.settle(answer)
     }
 
     fn finish(
@@ -396,44 +403,38 @@ impl<S: Store> Gateway<S> {
         Box::pin(async move { self.web.answer(request, answer).await })
     }
 
-    /// Lets the pool decide a call whose message is there, while the call has time.
+    /// Has the pool decide a call whose message is there.
     #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
-    fn decide<'c>(
+    fn dispatch<'c, 'l>(
         &'c self,
         call: Call,
-        live: &'c Live,
+        live: &'l Live,
         caller: Option<&'c Indexer>,
         metadata: &'c HeaderMap,
         message: Bytes,
-        began: Instant,
-    ) -> impl Future<Output = Result<Answer, Status>> + use<'c, S> {
+        undecided: &'c mut Undecided<'l>,
+    ) -> impl Future<Output = Result<Answer, Status>> + use<'c, 'l, S> {
         async move {
-            let mut undecided = Undecided::default();
-            let answer = async {
-                let pool = &self.pool;
-                match call {
-                    Call::BorrowWorker => {
-                        let message = unary::decode(message)?;
-                        let borrowed =
-                            pool.borrow(live, caller, metadata, message, &mut undecided).await;
-                        match borrowed {
-                            Ok(answer) => Ok(answer),
-                            Err(NotBorrowed::Refused(status)) => Err(status),
-                            Err(NotBorrowed::OldTerms(message)) => {
-                                let again = self.borrow_again(metadata, message, &mut undecided);
-                                Box::pin(again).await
-                            }
+            let pool = &self.pool;
+            match call {
+                Call::BorrowWorker => {
+                    let message = unary::decode(message)?;
+                    let borrowed =
+                        pool.borrow(live, caller, metadata, message, &mut *undecided).await;
+                    match borrowed {
+                        Ok(answer) => Ok(answer),
+                        Err(NotBorrowed::Refused(status)) => Err(status),
+                        Err(NotBorrowed::OldTerms(message)) => {
+                            Box::pin(self.borrow_again(metadata, message, undecided)).await
                         }
                     }
-                    Call::KeepAlive => pool.keep_alive(caller, unary::decode(message)?).await,
-                    Call::ReturnWorker => {
-                        pool.give_back(caller, metadata, unary::decode(message)?).await
-                    }
-                    Call::WorkersState => pool.state(live, caller, unary::decode(message)?).await,
                 }
-            };
-            let answer = InTime::new(answer, metadata, began).await;
-            undecided.settle(answer)
+                Call::KeepAlive => pool.keep_alive(caller, unary::decode(message)?).await,
+                Call::ReturnWorker => {
+                    pool.give_back(caller, metadata, unary::decode(message)?).await
+                }
+                Call::WorkersState => pool.state(live, caller, unary::decode(message)?).await,
+            }
         }
     }
 
