@@ -91,7 +91,7 @@ fn every_setting_can_be_given_in_each_of_three_places_and_says_in_which_it_was()
 #[test]
 fn a_flag_beats_a_variable_which_beats_the_file_which_beats_the_default() {
     let folder = folder();
-    let text = "[server]\nmax_streams = 1\nmax_connections = 1\nmax_leases = 1\n[services.t1r]\n";
+    let text = "[server]\nmax_streams = 4\nmax_connections = 1\nmax_leases = 1\n[services.t1r]\n";
     let policy = file(&folder, "policy.toml", text);
     let mut command = print_config(&folder);
     command.arg("--config").arg(&policy).args(["--max-streams", "3"]);

@@ -10,7 +10,8 @@ pub(crate) const SHORTEST_IDLE: Duration = Duration::from_secs(5 * 60);
 /// Whoever goes past one of these is refused or disconnected; no lease ends by that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortLimits {
-    /// The most calls at once on one connection. By default 1,024.
+    /// The most calls at once on one connection. By default 1,024, and never under 2: one may be
+    /// the stream of keep-alives, for as long as the client lives.
     pub max_streams: u32,
     /// The most bytes of headers of one call. Past it a call is refused with HTTP status 431. By
     /// default 32 KiB.

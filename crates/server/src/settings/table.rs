@@ -118,10 +118,14 @@ pub(super) static SETTINGS: &[Setting] = &[
         |config| &mut config.port.max_connection_memory,
     )
     .counted(1 << 20, u32::MAX as u64),
-    Setting::new("max_streams", "Limits", "The most calls at once on one connection", |config| {
-        &mut config.port.max_streams
-    })
-    .counted(1, 1 << 16),
+    Setting::new(
+        "max_streams",
+        "Limits",
+        "The most calls at once on one connection, of which a client's stream of keep-alives is one",
+        |config| &mut config.port.max_streams,
+    )
+    // With room for one, that stream would keep out all others.
+    .counted(2, 1 << 16),
     Setting::new("max_header_bytes", "Limits", "The most bytes of headers of one call", |config| {
         &mut config.port.max_header_bytes
     })

@@ -99,7 +99,7 @@ fn a_key_that_is_no_setting_is_refused_with_its_line_and_those_that_are() {
     let error = Policy::parse("[server]\nlisten = '[::1]:1'\nlissten = 1\n", "p.toml").unwrap_err();
     assert_eq!((error.place.line, error.place.column), (3, 1));
     assert!(error.problem.contains("\"lissten\"") && error.problem.contains("drain_timeout"));
-    let twice = "[server]\nmax_streams = 1\nmax-streams = 2\n";
+    let twice = "[server]\nmax_streams = 2\nmax-streams = 3\n";
     let error = Policy::parse(twice, "p.toml").unwrap_err();
     assert_eq!(error.place.line, 3);
     assert!(error.problem.contains("twice"), "{error}");

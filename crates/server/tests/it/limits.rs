@@ -239,24 +239,25 @@ async fn headers_past_the_setting_are_refused_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn calls_past_the_setting_are_refused_one_by_one() {
-    let server = server(|config| config.port.max_streams = 1).await;
+    let server = server(|config| config.port.max_streams = 2).await;
     let mut raw = Raw::to(server.running.grpc_address()).await;
     raw.send(PREFACE).await;
     raw.send(&frame(SETTINGS, 0, 0, &[])).await;
     let (kind, _, _, settings) = raw.frame().await.unwrap();
     assert_eq!(kind, SETTINGS);
     let announced = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
-    assert_eq!(announced[2..], [0, 0, 0, 1], "most concurrent streams");
-    // Two calls at once, neither of which has an end.
+    assert_eq!(announced[2..], [0, 0, 0, 2], "most concurrent streams");
+    // Three calls at once, none of which has an end.
     let end_headers = 4;
     raw.send(&frame(HEADERS, end_headers, 1, &header_block())).await;
     raw.send(&frame(HEADERS, end_headers, 3, &header_block())).await;
+    raw.send(&frame(HEADERS, end_headers, 5, &header_block())).await;
     loop {
         let (kind, _, stream, payload) = raw.frame().await.expect("the connection was closed");
         if kind == RST_STREAM {
             assert_eq!(
                 (stream, &payload[..]),
-                (3, &[0, 0, 0, 7][..]),
+                (5, &[0, 0, 0, 7][..]),
                 "refused, and safe to retry"
             );
             break;
@@ -303,7 +304,7 @@ async fn a_setting_out_of_its_bounds_keeps_a_server_from_being_bound() {
     let clock = ManualClock::new();
     let set: [fn(&mut Config); 4] = [
         |config| config.port.idle_timeout = Duration::from_secs(299),
-        |config| config.port.max_streams = 0,
+        |config| config.port.max_streams = 1,
         |config| config.max_connections = 0,
         |config| config.threads = 0,
     ];
