@@ -17,14 +17,25 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 /// Ends TLS in front of `admin` for as long as the test runs. Returns its address and the
 /// certificate to trust.
 fn proxy(folder: &tempfile::TempDir, admin: &str) -> (String, PathBuf) {
-    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let certificate = file(folder, "proxy.pem", &signed.cert.pem());
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signed.signing_key.serialize_der()));
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    proxy_showing(params, folder, admin)
+}
+
+/// As [`proxy`], with a certificate like this, which signs itself.
+fn proxy_showing(
+    params: rcgen::CertificateParams,
+    folder: &tempfile::TempDir,
+    admin: &str,
+) -> (String, PathBuf) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let signed = params.self_signed(&key).unwrap();
+    let certificate = file(folder, "proxy.pem", &signed.pem());
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![signed.cert.der().clone()], key)
+        .with_single_cert(vec![signed.der().clone()], key)
         .unwrap();
     let config = Arc::new(config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -90,4 +101,37 @@ fn a_proxy_that_the_machine_trusts_is_called_over_tls_and_no_other() {
     let ran = organizations(&admin, Some(&nothing));
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.error().contains("SSL_CERT_FILE"), "{ran:?}");
+}
+
+#[test]
+fn the_wrong_scheme_is_found_by_the_first_call_and_the_right_one_is_named() {
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", "[services.t1r]\n[organizations.acme]\n");
+    let policy = policy.to_str().unwrap();
+    let server =
+        Serve::start(["--store", "memory:", "--config", policy, "--admin-token", "s3cret"]);
+    let (admin, certificate) = proxy(&folder, &server.admin);
+    let ran = organizations(&admin.replace("https", "http"), Some(&certificate));
+    assert_eq!((ran.code, &*ran.stdout), (Some(2), ""), "{ran:?}");
+    assert!(ran.error().contains("speaks TLS: --admin has to begin with https://"), "{ran:?}");
+
+    let ran = organizations(&format!("https://{}", server.admin), Some(&certificate));
+    assert_eq!((ran.code, &*ran.stdout), (Some(2), ""), "{ran:?}");
+    let right = "does not speak TLS: --admin has to begin with http://";
+    assert!(ran.error().contains(right), "{ran:?}");
+}
+
+#[test]
+fn a_certificate_that_signed_itself_as_an_authority_is_trusted_when_the_machine_trusts_it() {
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", "[services.t1r]\n[organizations.acme]\n");
+    let policy = policy.to_str().unwrap();
+    let server =
+        Serve::start(["--store", "memory:", "--config", policy, "--admin-token", "s3cret"]);
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let (admin, certificate) = proxy_showing(params, &folder, &server.admin);
+    let ran = organizations(&admin, Some(&certificate));
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""));
+    assert_eq!(ran.json()[0]["organization"], "acme");
 }

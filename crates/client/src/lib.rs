@@ -50,7 +50,7 @@
 //! | --- | --- | --- |
 //! | `plaintext` | false | no TLS |
 //! | `insecure` | false | accept any certificate |
-//! | `ca-file` | the system's | trust this certificate authority only |
+//! | `ca-file` | the system's | trust this certificate authority only, or this certificate of the server itself |
 //! | `client-cert-file`, `client-key-file` | none | show this certificate |
 //! | `indexer-api-key` | none | who this service is; never logged |
 //! | `indexer-api-key-file` | none | a file with that key, read again when it changes: a second later at most, and when the server refuses the key |
@@ -60,6 +60,10 @@
 //! | `borrow-timeout` | `5s` | how long a borrow may take, retries included |
 //! | `borrow-wait` | `0s` | how long a borrow keeps trying while a ceiling is reached |
 //! | `on-unavailable` | `deny` | what happens while the server cannot be reached: `deny` or `allow`; see below |
+//!
+//! Every address of the host is tried, the next one beside one that is silent. The certificate files and
+//! the system's authorities are read again before each handshake; while they cannot be used, the last
+//! ones that could be stay in use, with a warning in the log.
 //!
 //! **`local://`**, this process alone:
 //!

@@ -21,6 +21,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::connect::Bytestream;
 use lease::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::worker::WorkersState;
@@ -28,7 +29,7 @@ use wire::worker::WorkersState;
 use self::api_key::ApiKey;
 use self::borrow::{Patience, Wanted};
 pub use self::config::{OnUnavailable, TgmConfig};
-use self::connect::{Bytestream, Connect};
+use self::connect::Connect;
 use self::connection::Connection;
 use self::driver::Shared;
 use self::keeper::{Asked, Keeper, Rules};
@@ -110,7 +111,7 @@ impl TgmPool {
             let connecting = connect();
             Box::pin(async { Ok(Box::new(connecting.await?) as Box<dyn Bytestream>) })
         };
-        Self::over(config, Arc::new(connect))
+        Self::over(config, Connect::Own(Arc::new(connect)))
     }
 
     fn over(config: &TgmConfig, connect: Connect) -> Result<Self, Error> {

@@ -225,8 +225,12 @@ impl Failure {
         // A status with a source was made up on this side of the wire; one without any gRPC status
         // came from something in front of the server, or in its place.
         if status.source().is_some() || status.message().starts_with(MAPPED_FROM_HTTP) {
-            let error = Error::unavailable(describe(status)).caused_by(status.clone());
-            let sent = !caused_by::<NotConnected>(status);
+            let not_connected = cause::<NotConnected>(status);
+            let error = match not_connected {
+                Some(NotConnected::ByThisUrl(advice)) => Error::invalid(advice),
+                _ => Error::unavailable(describe(status)),
+            };
+            let (error, sent) = (error.caused_by(status.clone()), not_connected.is_none());
             return Self { error, fault: true, sent, by_server: false };
         }
         let message = clip(status.message());
@@ -306,15 +310,16 @@ fn describe(status: &Status) -> String {
     clip(&text)
 }
 
-fn caused_by<E: std::error::Error + 'static>(status: &Status) -> bool {
+/// The cause of a status that is an `E`.
+pub(crate) fn cause<E: std::error::Error + 'static>(status: &Status) -> Option<&E> {
     let mut cause = status.source();
     while let Some(error) = cause {
-        if error.is::<E>() {
-            return true;
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         cause = error.source();
     }
-    false
+    None
 }
 
 pub(crate) fn clip(message: &str) -> String {

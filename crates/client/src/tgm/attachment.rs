@@ -28,6 +28,9 @@ const NAME_PAUSE: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long a server that has no room for the stream beside other calls is left alone with it.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(30);
+
 /// How long a server that does not know the stream is left alone with it.
 const NOT_KNOWN_PAUSE: Duration = Duration::from_secs(300);
 
@@ -36,6 +39,8 @@ const NOT_KNOWN_PAUSE: Duration = Duration::from_secs(300);
 pub(crate) enum Detached {
     /// The server does not know the stream.
     Unknown,
+    /// The server, or what is in front of it, has no room for other calls beside it.
+    NoRoom,
     /// The server is about to stop.
     Draining,
     /// It broke.
@@ -134,6 +139,7 @@ impl Attachment {
     pub(crate) fn closed(&mut self, why: Detached, now: Instant, rng: &mut impl Rng) -> Vec<Batch> {
         let pause = match why {
             Detached::Unknown => NOT_KNOWN_PAUSE,
+            Detached::NoRoom => NO_ROOM_PAUSE,
             Detached::Draining | Detached::Broken => {
                 let pause = self.pause;
                 self.pause = (pause * 2).min(LONGEST_PAUSE);

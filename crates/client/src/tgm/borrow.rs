@@ -222,6 +222,11 @@ impl<'a> UnderWay<'a> {
                 });
                 Err(Try::Fault(error))
             }
+            // No try by this session URL brings anything else, and no outage is to be waited out.
+            BorrowAnswer::Fault { error: error @ Error::InvalidArgument { .. }, sent } => {
+                self.doubt = doubted || sent;
+                Err(Try::Over(error))
+            }
             BorrowAnswer::Fault { error, sent } => {
                 self.doubt = doubted || sent;
                 self.shared.tell(|keeper, now| keeper.saw_link(false, now));

@@ -3,26 +3,30 @@
 //! The calls of a pool are many and small. A channel for all kinds of calls makes each of them cost
 //! two thirds more, so they go to HTTP/2 without one.
 
+mod signs;
+
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use connect::{Bytestream, Others};
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::Status;
 
-use super::connect::{Bytestream, Connect};
+pub(crate) use self::signs::UnderWay;
+use self::signs::{Heard, Signs, UNTOLD};
+use super::connect::Connect;
 
 /// How long one attempt to connect may take, so that a borrow has time for another.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -43,10 +47,26 @@ const UNREAD: usize = 64 << 20;
 /// The most bytes of the headers of an answer.
 const MOST_HEADERS: u32 = 16 * 1024;
 
+/// How long a server may take to begin HTTP/2 until calls are sent to it all the same: they may
+/// arrive where no answers come from. It has longer while other addresses are tried beside it.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// Why a call never left: there is no connection.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("there is no connection to the session server")]
-pub(crate) struct NotConnected(#[source] Arc<io::Error>);
+pub(crate) enum NotConnected {
+    /// The next attempt may bring one.
+    #[error("there is no connection to the session server")]
+    Yet(#[source] Arc<io::Error>),
+    /// None will come by this session URL, and what has to change in it.
+    #[error("{0}")]
+    ByThisUrl(String),
+}
+
+impl NotConnected {
+    fn yet(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Yet(Arc::new(io::Error::other(error)))
+    }
+}
 
 impl From<NotConnected> for Status {
     fn from(error: NotConnected) -> Self {
@@ -64,6 +84,8 @@ struct Inner {
     runtime: Handle,
     /// `None` while there was no connection yet, or it is gone.
     phase: Mutex<Option<Phase>>,
+    /// Whether there ever was a connection: then the URL is right, whoever may answer now.
+    worked: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -96,7 +118,8 @@ impl Connection {
     /// Outside of a tokio runtime.
     pub(crate) fn new(connect: Connect) -> Self {
         let (runtime, phase) = (Handle::current(), Mutex::new(None));
-        Self(Arc::new(Inner { connect, runtime, phase }))
+        let worked = Arc::new(AtomicBool::new(false));
+        Self(Arc::new(Inner { connect, runtime, phase, worked }))
     }
 
     /// Waits until a request can be sent, and connects for it if need be. Cancellation safe.
@@ -115,7 +138,7 @@ impl Connection {
                 Err(error) => {
                     self.forget(&signs);
                     if is_new {
-                        return Err(NotConnected(Arc::new(io::Error::other(error))).into());
+                        return Err(NotConnected::yet(error).into());
                     }
                     // A server may close a connection between two calls: that is no fault.
                     tracing::debug!(%error, "the connection to the session server is gone");
@@ -129,8 +152,9 @@ impl Connection {
         let mut phase = self.0.phase.lock();
         let begin = || {
             let (outcome, attempt) = watch::channel(None);
-            let (connect, inner) = (self.0.connect.clone(), Arc::downgrade(&self.0));
-            self.0.runtime.spawn(attempt_to(connect, inner, outcome));
+            let (connect, worked) = (self.0.connect.clone(), self.0.worked.clone());
+            let inner = Arc::downgrade(&self.0);
+            self.0.runtime.spawn(attempt_to(connect, worked, inner, outcome));
             Phase::Connecting(attempt)
         };
         phase.get_or_insert_with(begin).clone()
@@ -148,7 +172,7 @@ impl Connection {
         if matches!(&*phase, Some(Phase::Connecting(now)) if now.same_channel(&attempt)) {
             *phase = None;
         }
-        Err(NotConnected(Arc::new(io::Error::other("the runtime of the pool has shut down"))))
+        Err(NotConnected::yet("the runtime of the pool has shut down"))
     }
 
     fn forget(&self, signs: &Arc<Signs>) {
@@ -166,10 +190,23 @@ impl fmt::Debug for Connection {
 }
 
 /// Connects, tells everyone what came of it, and lets the connection live.
-async fn attempt_to(connect: Connect, inner: Weak<Inner>, outcome: watch::Sender<Outcome>) {
-    let (open, driven) = match open(connect()).await {
-        Ok((open, driven)) => (Ok(open), Some(driven)),
-        Err(error) => (Err(error), None),
+async fn attempt_to(
+    connect: Connect,
+    worked: Arc<AtomicBool>,
+    inner: Weak<Inner>,
+    outcome: watch::Sender<Outcome>,
+) {
+    let (open, driven) = match open(&connect, &worked).await {
+        Ok((open, http2)) => {
+            let signs = open.signs.clone();
+            (Ok(open), Some(drive(http2, signs)))
+        }
+        Err(error) => match connect.advice(&error) {
+            Some(advice) if !worked.load(Ordering::Relaxed) => {
+                (Err(NotConnected::ByThisUrl(advice)), None)
+            }
+            _ => (Err(NotConnected::Yet(Arc::new(error))), None),
+        },
     };
     if let Some(inner) = inner.upgrade() {
         *inner.phase.lock() = open.as_ref().ok().map(|open| Phase::Open(open.clone()));
@@ -183,36 +220,92 @@ async fn attempt_to(connect: Connect, inner: Weak<Inner>, outcome: watch::Sender
     }
 }
 
-/// Connects; returns what sends requests, and what has to be polled for anything to happen.
-async fn open(
-    connecting: impl Future<Output = io::Result<Box<dyn Bytestream>>>,
-) -> Result<(Open, impl Future<Output = ()>), NotConnected> {
-    let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection within three seconds");
-    let opened = timeout(CONNECT_DEADLINE, async {
-        let signs = Arc::new(Signs::new());
-        let stream = Heard { stream: connecting.await?, signs: signs.clone() };
-        let handshake = h2::client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .data_frame_budget(UNREAD)
-            .max_header_list_size(MOST_HEADERS)
-            .handshake(stream)
-            .await;
-        let (requests, connection) = handshake.map_err(io::Error::other)?;
-        Ok((Open { requests, signs: signs.clone() }, drive(connection, signs)))
+/// What has to be polled for anything to happen on a connection.
+type Http2 = h2::client::Connection<Heard<Box<dyn Bytestream>>, Bytes>;
+
+/// Connects to whoever answers as a server of HTTP/2.
+async fn open(connect: &Connect, worked: &Arc<AtomicBool>) -> io::Result<(Open, Http2)> {
+    let deadline = Instant::now() + CONNECT_DEADLINE;
+    let opened = timeout_at(deadline, async {
+        match connect {
+            Connect::Way(way) => {
+                let greet = |stream, others| greet(stream, others, deadline, worked.clone());
+                way.connect(deadline, greet).await.map_err(io::Error::other)
+            }
+            Connect::Own(make) => {
+                greet(make().await?, Others::None, deadline, worked.clone()).await
+            }
+        }
     });
-    opened.await.unwrap_or_else(|_| Err(late())).map_err(|error| NotConnected(Arc::new(error)))
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection within three seconds");
+    opened.await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Begins HTTP/2 on a stream, and waits a while for the server to begin it too: then it is a server
+/// of HTTP/2, and it is known how much it has room for.
+async fn greet(
+    stream: Box<dyn Bytestream>,
+    others: Others,
+    deadline: Instant,
+    worked: Arc<AtomicBool>,
+) -> io::Result<(Open, Http2)> {
+    let signs = Arc::new(Signs::new(worked));
+    let stream = Heard { stream, signs: signs.clone() };
+    let handshake = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_max_send_streams(UNTOLD)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(UNREAD)
+        .max_header_list_size(MOST_HEADERS)
+        .handshake(stream)
+        .await;
+    let (requests, mut http2) = handshake.map_err(broken)?;
+    // HTTP/2 keeps of a fault of the stream no more than its text.
+    let broken = |error| signs.mismatch.get().map_or_else(|| broken(error), |&found| found.into());
+    let begun = poll_fn(|cx| {
+        let over = Pin::new(&mut http2).poll(cx);
+        signs.has_room_for(http2.max_concurrent_send_streams());
+        match over {
+            _ if signs.has_begun() => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(broken(error))),
+            Poll::Ready(Ok(())) => Poll::Ready(Err(hung_up())),
+            Poll::Pending => Poll::Pending,
+        }
+    });
+    let until = match others {
+        Others::None => Instant::now() + GRACE,
+        Others::Some => deadline - GRACE,
+    };
+    if let Ok(begun) = timeout_at(until, begun).await {
+        begun?;
+    }
+    Ok((Open { requests, signs }, http2))
+}
+
+/// What is in the way of HTTP/2; a fault of the stream is told as it is.
+fn broken(error: h2::Error) -> io::Error {
+    if error.is_io() {
+        return error.into_io().unwrap_or_else(hung_up);
+    }
+    io::Error::other(error)
+}
+
+fn hung_up() -> io::Error {
+    let why = "the server hung up before it said anything";
+    io::Error::new(io::ErrorKind::UnexpectedEof, why)
 }
 
 /// Lets a connection do its work until it is closed, or does not answer a ping.
-async fn drive(
-    mut connection: h2::client::Connection<Heard<Box<dyn Bytestream>>, Bytes>,
-    signs: Arc<Signs>,
-) {
-    let pings = connection.ping_pong();
+async fn drive(mut http2: Http2, signs: Arc<Signs>) {
+    let pings = http2.ping_pong();
+    let work = poll_fn(|cx| {
+        let over = Pin::new(&mut http2).poll(cx);
+        signs.has_room_for(http2.max_concurrent_send_streams());
+        over
+    });
     tokio::select! {
-        ended = connection => match ended {
+        ended = work => match ended {
             Ok(()) => tracing::debug!("the connection to the session server is closed"),
             Err(error) => tracing::debug!(%error, "the connection to the session server broke"),
         },
@@ -245,128 +338,6 @@ async fn silence(pings: Option<PingPong>, signs: &Signs) {
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => return,
         }
-    }
-}
-
-/// What shows that the far end lives, and whether anybody waits for it.
-#[derive(Debug)]
-struct Signs {
-    made: Instant,
-    /// Calls under way.
-    calls: AtomicUsize,
-    /// Notified when somebody may have begun to wait: a first call began, or the last gave up.
-    begun: Notify,
-    /// Whether the last of them gave up, and nothing came since. That does not make the silence
-    /// any better.
-    in_vain: AtomicBool,
-    /// When something came last, in nanoseconds since it was made.
-    heard: AtomicU64,
-}
-
-impl Signs {
-    fn new() -> Self {
-        Self {
-            made: Instant::now(),
-            calls: AtomicUsize::new(0),
-            begun: Notify::new(),
-            in_vain: AtomicBool::new(false),
-            heard: AtomicU64::new(0),
-        }
-    }
-
-    fn hear(&self) {
-        let since = self.made.elapsed().as_nanos();
-        self.heard.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.in_vain.store(false, Ordering::Relaxed);
-    }
-
-    /// Since when it is silent while somebody waits; `None` while nobody does.
-    fn awaited_since(&self) -> Option<Instant> {
-        let waits = self.calls.load(Ordering::Relaxed) > 0 || self.in_vain.load(Ordering::Relaxed);
-        let heard = Duration::from_nanos(self.heard.load(Ordering::Relaxed));
-        waits.then(|| self.made + heard)
-    }
-}
-
-/// A call under way: until it is answered, or dropped.
-#[derive(Debug)]
-pub(crate) struct UnderWay {
-    signs: Arc<Signs>,
-    answered: bool,
-}
-
-impl UnderWay {
-    fn begin(signs: Arc<Signs>) -> Self {
-        if signs.calls.fetch_add(1, Ordering::Relaxed) == 0 {
-            signs.begun.notify_one();
-        }
-        Self { signs, answered: false }
-    }
-
-    /// Ends the call, which was answered.
-    pub(crate) fn answered(mut self) {
-        self.answered = true;
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        if self.signs.calls.fetch_sub(1, Ordering::Relaxed) == 1 && !self.answered {
-            self.signs.in_vain.store(true, Ordering::Relaxed);
-            // It may be the first to wait in vain.
-            self.signs.begun.notify_one();
-        }
-    }
-}
-
-/// A stream of bytes of which it is known when something came.
-struct Heard<T> {
-    stream: T,
-    signs: Arc<Signs>,
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.signs.hear();
-        }
-        polled
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Heard<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

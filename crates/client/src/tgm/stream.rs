@@ -15,6 +15,7 @@ use super::answer::{self, KeepAliveAnswer};
 use super::attachment::{Detached, MOST_BATCHES};
 use super::driver::{Shared, within};
 use super::keeper::BatchCall;
+use super::streaming::NoRoom;
 use crate::error::Error;
 use crate::pool::BoxFuture;
 
@@ -129,6 +130,10 @@ fn reason(reason: Reason, message: &str) -> Error {
 }
 
 fn refused(status: &Status) -> Detached {
+    if answer::cause::<NoRoom>(status).is_some() {
+        tracing::debug!("the server has room for one call at a time, and none for a stream");
+        return Detached::NoRoom;
+    }
     if status.code() == Code::Unimplemented && std::error::Error::source(status).is_none() {
         tracing::debug!("the server has no stream for keep-alives");
         return Detached::Unknown;

@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body as HttpBody, Frame};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode, percent_encode};
+use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
 use tower_service::Service;
@@ -16,6 +18,20 @@ use tower_service::Service;
 use super::connection::{Connection, UnderWay};
 use super::unary::broken;
 use crate::pool::BoxFuture;
+
+/// The least room of a server, in calls at once, in which a stream may stand beside other calls.
+const LEAST_ROOM: usize = 2;
+
+/// Why a stream is not opened, or goes on no longer: the other calls would wait for its end.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the server has room for one call at a time")]
+pub(crate) struct NoRoom;
+
+impl From<NoRoom> for Status {
+    fn from(error: NoRoom) -> Self {
+        Self::from_error(Box::new(error))
+    }
+}
 
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -32,26 +48,45 @@ impl Service<Request<Body>> for Connection {
 
     /// Sends a request. Its body is sent while the future, and then the body of the answer, is
     /// polled: nothing is spawned for it.
+    ///
+    /// It fails with [`NoRoom`], at the beginning or later, when the server has no room beside it.
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let connection = self.clone();
         Box::pin(async move {
             let mut ready = connection.ready().await?;
+            let mut crowded = crowded(ready.call.room().await);
+            if crowded.as_mut().now_or_never().is_some() {
+                return Err(NoRoom.into());
+            }
             let (head, body) = request.into_parts();
             let request = Request::from_parts(head, ());
             let (mut answer, to) = ready.requests.send_request(request, false).map_err(broken)?;
             let mut outgoing = Outgoing { body, to, waiting: Bytes::new(), ended: false };
             let answer = poll_fn(|cx| {
+                if crowded.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Err(NoRoom.into()));
+                }
                 outgoing.send(cx);
-                Pin::new(&mut answer).poll(cx)
+                Pin::new(&mut answer).poll(cx).map_err(broken)
             });
-            let mut answer = answer.await.map_err(broken)?;
+            let mut answer = answer.await?;
             make_status_readable(answer.headers_mut());
             // No compressed answer was asked for. Without the header the flag of each message decides, as
             // in unary calls; with it, tonic takes the server for one that does not know the method.
             answer.headers_mut().remove(GRPC_ENCODING);
-            Ok(answer.map(|incoming| BothWays { outgoing, incoming, _call: ready.call }))
+            Ok(answer.map(|incoming| BothWays { outgoing, incoming, crowded, _call: ready.call }))
         })
     }
+}
+
+/// Waits until a server has no room for a stream beside other calls.
+fn crowded(mut room: watch::Receiver<usize>) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        // The connection lives as long as its calls do, and tells.
+        if room.wait_for(|room| *room < LEAST_ROOM).await.is_err() {
+            std::future::pending().await
+        }
+    })
 }
 
 /// What is sent in a call.
@@ -107,6 +142,7 @@ impl Outgoing {
 pub(crate) struct BothWays {
     outgoing: Outgoing,
     incoming: RecvStream,
+    crowded: BoxFuture<'static, ()>,
     _call: UnderWay,
 }
 
@@ -118,7 +154,10 @@ impl HttpBody for BothWays {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { outgoing, incoming, .. } = &mut *self;
+        let Self { outgoing, incoming, crowded, .. } = &mut *self;
+        if crowded.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(NoRoom.into())));
+        }
         outgoing.send(cx);
         let data = ready!(incoming.poll_data(cx)).transpose().map_err(broken)?;
         if let Some(data) = data {

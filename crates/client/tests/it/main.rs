@@ -7,6 +7,7 @@ mod attached;
 mod borrows;
 mod cancelled;
 mod closing;
+mod crowded;
 mod fail_open;
 mod foreign;
 mod keep_alives;

@@ -249,17 +249,35 @@ impl Script {
 
     /// A pool with these parameters, on a connection of its own.
     pub(crate) fn pool(&self, parameters: &str) -> Pool {
-        Pool::new(Arc::new(self.plugin(parameters)))
+        self.pool_past(parameters, |server| server)
+    }
+
+    /// As [`Script::pool`], with something before the server, to which `past` makes the way.
+    pub(crate) fn pool_past(
+        &self,
+        parameters: &str,
+        past: impl Fn(DuplexStream) -> DuplexStream + Send + Sync + 'static,
+    ) -> Pool {
+        Pool::new(Arc::new(self.plugin_past(parameters, past)))
     }
 
     /// As [`Script::pool`], without guards.
     pub(crate) fn plugin(&self, parameters: &str) -> TgmPool {
+        self.plugin_past(parameters, |server| server)
+    }
+
+    fn plugin_past(
+        &self,
+        parameters: &str,
+        past: impl Fn(DuplexStream) -> DuplexStream + Send + Sync + 'static,
+    ) -> TgmPool {
         let dsn = Dsn::parse(&format!("tgm://scripted?plaintext=true&{parameters}")).unwrap();
         let config = TgmConfig::from_dsn(&dsn).unwrap();
         let (open, pipes) = (self.reachable.clone(), self.pipes.clone());
         let connect = move || {
             let (near, far) = duplex(64 * 1024);
             let connected = open.load(Ordering::Relaxed) && pipes.send(Ok(far)).is_ok();
+            let near = past(near);
             async move { connected.then_some(near).ok_or(io::ErrorKind::ConnectionRefused.into()) }
         };
         TgmPool::with_connector(&config, connect).unwrap()

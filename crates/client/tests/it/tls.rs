@@ -1,16 +1,20 @@
 //! TLS in front of the real server, with certificates that the test makes.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use parking_lot::Mutex;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use tempfile::TempDir;
 use tgm_session::{Error, Registry, SessionRequest};
 use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Config, Policy, Running, Server};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -18,9 +22,6 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::ring};
 
 use crate::log::Log;
-
-/// Tells the child process which server to borrow from.
-const CHILD: &str = "TGM_SESSION_TEST_TLS_URL";
 
 /// A certificate authority, in a folder with everything it signs.
 struct Authority {
@@ -62,9 +63,58 @@ impl Authority {
     }
 }
 
-/// Serves the real server behind TLS as `localhost`, and asks clients for a certificate of
-/// `clients` if there is such an authority.
-async fn serve(authority: &Authority, clients: Option<&Authority>) -> SocketAddr {
+/// The real server behind TLS.
+struct Behind {
+    port: u16,
+    shown: Arc<Mutex<TlsAcceptor>>,
+    /// How many connections came.
+    came: Arc<AtomicUsize>,
+    /// Those that are open.
+    open: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Behind {
+    async fn serve(shown: TlsAcceptor) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let behind = Self {
+            port,
+            shown: Arc::new(Mutex::new(shown)),
+            came: Arc::default(),
+            open: Arc::default(),
+        };
+        let (shown, came, open) = (behind.shown.clone(), behind.came.clone(), behind.open.clone());
+        let server = plaintext().await;
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                came.fetch_add(1, Ordering::Relaxed);
+                let accepting = shown.lock().accept(connection);
+                // A client that does not trust the certificate hangs up in the handshake.
+                if let Ok(stream) = accepting.await {
+                    open.lock().spawn(server.serve_stream(stream));
+                }
+            }
+        });
+        behind
+    }
+
+    /// Shows something else from now on, on new connections: the old ones break.
+    fn renew(&self, shown: TlsAcceptor) {
+        *self.shown.lock() = shown;
+        self.cut();
+    }
+
+    fn cut(&self) {
+        self.open.lock().abort_all();
+    }
+}
+
+/// Shows this certificate, and asks clients for one of `clients` if there is such an authority.
+fn showing(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+    clients: Option<&Authority>,
+) -> TlsAcceptor {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -79,24 +129,20 @@ async fn serve(authority: &Authority, clients: Option<&Authority>) -> SocketAddr
             builder.with_client_cert_verifier(verifier.build().unwrap())
         }
     };
-    let signed = authority.sign("localhost", ExtendedKeyUsagePurpose::ServerAuth);
-    let certificate = CertificateDer::from_pem_file(&signed.certificate).unwrap();
-    let key = PrivateKeyDer::from_pem_file(&signed.key).unwrap();
     let mut tls = builder.with_single_cert(vec![certificate], key).unwrap();
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = plaintext().await;
-    tokio::spawn(async move {
-        while let Ok((connection, _)) = listener.accept().await {
-            // A client that does not trust the certificate hangs up in the handshake.
-            if let Ok(stream) = acceptor.accept(connection).await {
-                tokio::spawn(server.serve_stream(stream));
-            }
-        }
-    });
-    address
+    TlsAcceptor::from(Arc::new(tls))
+}
+
+/// Shows a certificate for `localhost` that `authority` signs.
+fn signed_by(authority: &Authority, clients: Option<&Authority>) -> TlsAcceptor {
+    let signed = authority.sign("localhost", ExtendedKeyUsagePurpose::ServerAuth);
+    let certificate = CertificateDer::from_pem_file(&signed.certificate).unwrap();
+    showing(certificate, PrivateKeyDer::from_pem_file(&signed.key).unwrap(), clients)
+}
+
+async fn serve(authority: &Authority, clients: Option<&Authority>) -> Behind {
+    Behind::serve(signed_by(authority, clients)).await
 }
 
 async fn plaintext() -> Running {
@@ -124,10 +170,18 @@ async fn unavailable(url: &str) -> String {
     }
 }
 
+/// The message that a borrow is refused with, as one that the URL does not allow.
+async fn mismatched(url: &str) -> String {
+    match borrow(url).await {
+        Err(Error::InvalidArgument { message, .. }) => message,
+        other => panic!("{url}: {other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn a_private_authority_is_trusted_when_its_file_is_given_and_no_other() {
     let authority = Authority::new();
-    let port = serve(&authority, None).await.port();
+    let port = serve(&authority, None).await.port;
     let given = authority.file();
     borrow(&format!("tgm://localhost:{port}?ca-file={}", given.display())).await.unwrap();
 
@@ -143,17 +197,16 @@ async fn a_private_authority_is_trusted_when_its_file_is_given_and_no_other() {
 
 #[tokio::test]
 async fn a_certificate_of_an_authority_that_the_system_trusts_is_enough() {
-    let authority = Authority::new();
-    let port = serve(&authority, None).await.port();
+    let port = serve(&Authority::new(), None).await.port;
     let url = format!("tgm://localhost:{port}?borrow-timeout=1s");
     assert!(unavailable(&url).await.contains("certificate"));
     // The system's authorities are those of the environment of a process: another process it is.
+    let authority = Authority::new();
     let child = tokio::task::spawn_blocking(move || {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "tls::borrows_by_the_authorities_of_its_environment", "--ignored"])
             .env("SSL_CERT_FILE", authority.file())
             .env_remove("SSL_CERT_DIR")
-            .env(CHILD, url)
             .output()
             .unwrap()
     });
@@ -165,13 +218,62 @@ async fn a_certificate_of_an_authority_that_the_system_trusts_is_enough() {
 #[tokio::test]
 #[ignore = "the process that the test before starts"]
 async fn borrows_by_the_authorities_of_its_environment() {
-    borrow(&std::env::var(CHILD).unwrap()).await.unwrap();
+    let trusted = PathBuf::from(std::env::var("SSL_CERT_FILE").unwrap());
+    renew_under_a_pool(&trusted, "").await;
+}
+
+#[tokio::test]
+async fn a_ca_file_that_was_replaced_is_trusted_by_the_pool_that_there_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let trusted = folder.path().join("trusted.pem");
+    renew_under_a_pool(&trusted, &format!("ca-file={}", trusted.display())).await;
+}
+
+/// Replaces the authority of a server, and what a client of it trusts, under a pool of the client.
+async fn renew_under_a_pool(trusted: &Path, parameters: &str) {
+    let (old, new) = (Authority::new(), Authority::new());
+    std::fs::copy(old.file(), trusted).unwrap();
+    let server = serve(&old, None).await;
+    let url = format!("tgm://localhost:{}?{parameters}", server.port);
+    let pool = Registry::default().connect(&url).await.unwrap();
+    let borrow = async || pool.borrow(SessionRequest::new("t1r", "acme")).await;
+    borrow().await.unwrap().release().await.unwrap();
+    // What is broken is not used, and does not take the place of what was sound.
+    std::fs::write(trusted, "nonsense").unwrap();
+    server.cut();
+    borrow().await.unwrap().release().await.unwrap();
+    server.renew(signed_by(&new, None));
+    std::fs::copy(new.file(), trusted).unwrap();
+    borrow().await.unwrap().release().await.unwrap();
+    assert!(server.came.load(Ordering::Relaxed) >= 3);
+}
+
+#[tokio::test]
+async fn a_certificate_that_signed_itself_is_trusted_when_it_is_the_ca_file() {
+    // What `openssl req -x509 -subj /CN=localhost` makes.
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "localhost");
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let given = folder.path().join("given.pem");
+    std::fs::write(&given, certificate.pem()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+    let server = Behind::serve(showing(certificate.der().clone(), key, None)).await;
+    let url = |host| {
+        let (port, given) = (server.port, given.display());
+        format!("tgm://{host}:{port}?borrow-timeout=1s&ca-file={given}")
+    };
+    borrow(&url("localhost")).await.unwrap();
+    let message = unavailable(&url("127.0.0.1")).await;
+    assert!(message.contains("not valid for name"), "{message}");
 }
 
 #[tokio::test]
 async fn a_server_that_asks_for_a_certificate_gets_the_clients_and_refuses_who_shows_none() {
     let (authority, clients) = (Authority::new(), Authority::new());
-    let port = serve(&authority, Some(&clients)).await.port();
+    let port = serve(&authority, Some(&clients)).await.port;
     let shown = clients.sign("client", ExtendedKeyUsagePurpose::ClientAuth);
     let stranger = authority.sign("stranger", ExtendedKeyUsagePurpose::ClientAuth);
     let url =
@@ -190,7 +292,7 @@ async fn a_server_that_asks_for_a_certificate_gets_the_clients_and_refuses_who_s
 #[tokio::test]
 async fn insecure_accepts_any_certificate_and_warns_that_it_does() {
     let authority = Authority::new();
-    let port = serve(&authority, None).await.port();
+    let port = serve(&authority, None).await.port;
     let url = format!("tgm://127.0.0.1:{port}?insecure=true&indexer-api-key=s3cret");
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).finish();
@@ -205,14 +307,24 @@ async fn insecure_accepts_any_certificate_and_warns_that_it_does() {
 }
 
 #[tokio::test]
-async fn plaintext_and_tls_do_not_talk_to_each_other() {
+async fn a_server_with_tls_is_found_by_the_first_attempt_without_it_and_the_parameter_is_named() {
     let authority = Authority::new();
-    let tls = serve(&authority, None).await.port();
+    let server = serve(&authority, None).await;
+    let url = format!("tgm://localhost:{}?plaintext=true", server.port);
+    let message = mismatched(&url).await;
+    let place = format!("the server at localhost:{} speaks TLS", server.port);
+    assert!(message.contains(&place) && message.contains("`plaintext=true`"), "{message}");
+    assert_eq!(server.came.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_found_by_the_first_attempt_with_it_and_the_parameter_is_named() {
     let server = plaintext().await;
     let plain = server.grpc_address().port();
     borrow(&format!("tgm://localhost:{plain}?plaintext=true")).await.unwrap();
-    unavailable(&format!("tgm://localhost:{tls}?plaintext=true&borrow-timeout=1s")).await;
-    let url = format!("tgm://localhost:{plain}?insecure=true&borrow-timeout=1s");
-    unavailable(&url).await;
+    let url = format!("tgm://localhost:{plain}?insecure=true&on-unavailable=allow");
+    let message = mismatched(&url).await;
+    let place = format!("the server at localhost:{plain} does not speak TLS");
+    assert!(message.contains(&place) && message.contains("`plaintext=true`"), "{message}");
     server.stop().await.unwrap();
 }

@@ -1,28 +1,29 @@
 //! The admin API of a server, as a client sees it.
 
 mod calls;
+mod link;
 mod url;
 
+use std::error::Error;
 use std::fmt;
-use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
+use connect::{Mismatch, Unreached};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use hyper::{Method, Request, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tgm_session_server::api::Problem;
-use ureq::http::header::AUTHORIZATION;
-use ureq::http::{HeaderValue, Method, Request, Response, StatusCode};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body, RequestExt as _};
 
 pub(crate) use self::calls::{OfWhom, Subject};
+use self::link::Link;
 pub(crate) use self::url::AdminUrl;
 use crate::failure::Failure;
 
 /// The most an answer may measure: many times what the longest page of the longest ids does.
-const MOST_BYTES: u64 = 32 * 1024 * 1024;
+const MOST_BYTES: usize = 32 * 1024 * 1024;
 
 /// Where the admin API is, and what opens it.
 #[derive(Clone, Debug, clap::Args)]
@@ -101,10 +102,9 @@ impl From<Fault> for Failure {
 /// A client of one server's admin API. Calls block their thread; clones share connections.
 #[derive(Clone)]
 pub(crate) struct Admin {
-    agent: Agent,
+    link: Link,
     url: AdminUrl,
     authorization: Option<HeaderValue>,
-    timeout: Duration,
 }
 
 impl fmt::Debug for Admin {
@@ -126,22 +126,10 @@ impl Admin {
     pub(crate) fn new(args: &AdminArgs) -> Result<Self, Failure> {
         let url = AdminUrl::parse(args.admin.expose_secret())
             .map_err(|problem| Failure::Usage(format!("--admin: {problem}")))?;
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .proxy(None)
-            .timeout_global(Some(args.admin_timeout))
-            .user_agent(concat!("tgm-session/", env!("CARGO_PKG_VERSION")))
-            .accept("application/json");
-        if url.is_tls() {
-            config = config.tls_config(tls()?);
-        }
         Ok(Self {
-            agent: config.build().new_agent(),
+            link: Link::new(url.way()?, args.admin_timeout)?,
             url,
             authorization: args.admin_token.as_ref().map(authorization).transpose()?,
-            timeout: args.admin_timeout,
         })
     }
 
@@ -151,7 +139,7 @@ impl Admin {
     }
 
     fn get<T: DeserializeOwned>(&self, path: &[&str], query: &impl Serialize) -> Result<T, Fault> {
-        self.call(Method::GET, path, query, ())
+        self.call(Method::GET, path, query, String::new())
     }
 
     fn put<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Fault> {
@@ -161,7 +149,7 @@ impl Admin {
     }
 
     fn post<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Fault> {
-        self.call(Method::POST, path, &(), ())
+        self.call(Method::POST, path, &(), String::new())
     }
 
     fn delete<T: DeserializeOwned>(
@@ -169,7 +157,7 @@ impl Admin {
         path: &[&str],
         query: &impl Serialize,
     ) -> Result<T, Fault> {
-        self.call(Method::DELETE, path, query, ())
+        self.call(Method::DELETE, path, query, String::new())
     }
 
     fn call<T: DeserializeOwned>(
@@ -177,43 +165,56 @@ impl Admin {
         method: Method,
         path: &[&str],
         query: &impl Serialize,
-        body: impl ureq::AsSendBody,
+        body: String,
     ) -> Result<T, Fault> {
         let changes = method != Method::GET;
         let query = serde_urlencoded::to_string(query)
             .map_err(|error| Failure::Failed(format!("cannot write the request: {error}")))?;
-        let mut request = Request::builder().method(&method).uri(self.url.call(path, &query));
-        if method == Method::PUT {
-            request = request.header("content-type", "application/json");
+        let mut request = Request::builder()
+            .method(method)
+            .uri(self.url.call(path, &query))
+            .header(USER_AGENT, concat!("tgm-session/", env!("CARGO_PKG_VERSION")))
+            .header(ACCEPT, "application/json");
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
         }
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
         let request = request
-            .body(body)
+            .body(Full::from(body))
             .map_err(|error| Failure::Usage(format!("this cannot be asked for: {error}")))?;
-        let request = request.with_agent(&self.agent).configure().allow_non_standard_methods(true);
-        let answer = request.build().run().map_err(|error| self.unanswered(&error, changes))?;
-        self.read(answer, changes)
+        let answered = self.link.ask(async |client| {
+            let (head, body) =
+                client.request(request).await.map_err(Unanswered::Call)?.into_parts();
+            let body = Limited::new(body, MOST_BYTES).collect().await;
+            Ok((head.status, body.map_err(Unanswered::Body)?.to_bytes()))
+        });
+        match answered {
+            Ok((status, body)) => self.read(status, &body),
+            Err(unanswered) => Err(self.unanswered(&unanswered, changes).into()),
+        }
     }
 
     /// Takes what the server said.
-    fn read<T: DeserializeOwned>(
-        &self,
-        mut answer: Response<Body>,
-        changes: bool,
-    ) -> Result<T, Fault> {
-        let status = answer.status();
-        let body = answer.body_mut().with_config().limit(MOST_BYTES).read_to_vec();
-        let body = body.map_err(|error| self.unanswered(&error, changes))?;
+    fn read<T: DeserializeOwned>(&self, status: StatusCode, body: &[u8]) -> Result<T, Fault> {
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| {
+            return serde_json::from_slice(body).map_err(|error| {
                 let place = self.place();
                 let problem = format!("{place} answered what this version cannot read: {error}");
                 Failure::Failed(problem + "; " + PORT).into()
             });
         }
-        let problem = serde_json::from_slice(&body).ok().map(|Problem { error }| error);
+        let problem = serde_json::from_slice(body).ok().map(|Problem { error }| error);
+        // A port for TLS may say so in plain words to who does not speak it.
+        let says = |word: &[u8]| body.windows(word.len()).any(|part| part == word);
+        if status == StatusCode::BAD_REQUEST
+            && problem.is_none()
+            && !self.url.is_tls()
+            && (says(b"HTTPS") || says(b"SSL"))
+        {
+            return Err(self.mismatched(Mismatch::Tls).into());
+        }
         Err(self.refused(status, problem))
     }
 
@@ -249,32 +250,76 @@ impl Admin {
     }
 
     /// Words a call that no answer came to, and what that means when it was to change something.
-    fn unanswered(&self, error: &ureq::Error, changes: bool) -> Failure {
+    fn unanswered(&self, unanswered: &Unanswered, changes: bool) -> Failure {
         let place = self.place();
         let unknown = if changes { "; whether it was done is not known" } else { "" };
-        let problem = match error {
-            ureq::Error::Timeout(_) => {
-                format!("{place} gave no answer in {:?}{unknown}", self.timeout)
-            }
-            ureq::Error::HostNotFound => {
-                return Failure::Unavailable(format!("{place}: there is no host of this name"));
-            }
-            ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                return Failure::Unavailable(format!(
-                    "nobody listens at {place}: start the server, or say with --admin where its \
-                     admin port is"
-                ));
-            }
-            ureq::Error::Io(error) => format!("{place}: {error}{unknown}"),
-            ureq::Error::Rustls(error) => return Failure::Unavailable(format!("{place}: {error}")),
-            ureq::Error::BodyExceedsLimit(_) => {
+        let late = || format!("{place} gave no answer in {:?}", self.link.timeout());
+        let error: &(dyn Error + 'static) = match unanswered {
+            Unanswered::Late => return Failure::Unavailable(late() + unknown),
+            Unanswered::Body(error) if error.is::<LengthLimitError>() => {
                 let problem = format!("{place} answered with more than {MOST_BYTES} bytes");
                 return Failure::Failed(problem + "; " + PORT);
             }
-            error => return Failure::Failed(format!("{place}: {error}{unknown}; {PORT}")),
+            Unanswered::Body(error) => &**error,
+            Unanswered::Call(error) => error,
         };
+        if let Some(mismatch) = Mismatch::of(error) {
+            return self.mismatched(mismatch);
+        }
+        if let Some(unreached) = causes(error).find_map(|error| error.downcast_ref()) {
+            return self.unreached(unreached);
+        }
+        let said: Vec<_> = causes(error).map(|error| error.to_string()).collect();
+        let problem = format!("{place}: {}{unknown}", said.join(": "));
+        if causes(error).any(|error| error.downcast_ref().is_some_and(hyper::Error::is_parse)) {
+            return Failure::Failed(problem + "; " + PORT);
+        }
         Failure::Unavailable(problem)
     }
+
+    /// Words a server that cannot be reached at any of its addresses: nothing was sent.
+    fn unreached(&self, unreached: &Unreached) -> Failure {
+        let place = self.place();
+        Failure::Unavailable(match unreached {
+            Unreached::NoAddress(error) => {
+                format!("{place}: there is no host of this name ({error})")
+            }
+            unreached if unreached.is_refused() => format!(
+                "nobody listens at {place} ({unreached}): start the server, or say with --admin \
+                 where its admin port is"
+            ),
+            unreached if unreached.is_late() => {
+                format!("{place} gave no answer in {:?} ({unreached})", self.link.timeout())
+            }
+            unreached => format!("{place} cannot be reached ({unreached})"),
+        })
+    }
+
+    /// Words that one end speaks TLS and the other does not.
+    fn mismatched(&self, mismatch: Mismatch) -> Failure {
+        let scheme = match mismatch {
+            Mismatch::Tls => "https",
+            Mismatch::Plaintext => "http",
+        };
+        let place = self.place();
+        Failure::Usage(format!("{place}: {mismatch}: --admin has to begin with {scheme}://"))
+    }
+}
+
+/// An error and what caused it.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// Why no answer came.
+#[derive(Debug)]
+enum Unanswered {
+    /// The time was over.
+    Late,
+    /// It could not be asked, or the answer did not begin.
+    Call(hyper_util::client::legacy::Error),
+    /// The answer broke off, or was too long.
+    Body(Box<dyn Error + Send + Sync>),
 }
 
 /// What to look at when an answer makes no sense.
@@ -289,75 +334,5 @@ fn authorization(token: &SecretString) -> Result<HeaderValue, Failure> {
     Ok(value)
 }
 
-/// Trusts what this machine trusts.
-fn tls() -> Result<TlsConfig, Failure> {
-    let roots = rustls_native_certs::load_native_certs();
-    if roots.certs.is_empty() {
-        let reason = roots.errors.first().map_or_else(String::new, |error| format!(": {error}"));
-        return Err(Failure::Failed(format!(
-            "this machine has no root certificates to trust{reason}; SSL_CERT_FILE may name some"
-        )));
-    }
-    let roots: Vec<_> =
-        roots.certs.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-    Ok(TlsConfig::builder()
-        .root_certs(RootCerts::Specific(Arc::new(roots)))
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .build())
-}
-
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: AdminArgs,
-    }
-
-    fn parse(line: &[&str]) -> Result<AdminArgs, clap::Error> {
-        let line = ["test"].iter().chain(line);
-        Line::try_parse_from(line).map(|line| line.args)
-    }
-
-    #[test]
-    fn the_token_is_never_shown() {
-        let args = parse(&["--admin-token", "s3cret"]).expect("sound");
-        let admin = Admin::new(&args).expect("sound");
-        for shown in
-            [format!("{args:?}"), format!("{admin:?}"), format!("{:?}", admin.authorization)]
-        {
-            assert!(!shown.contains("s3cret"), "{shown}");
-        }
-        let broken = parse(&["--admin-token", "s3cret\n"]).expect("a token");
-        let Err(Failure::Usage(problem)) = Admin::new(&broken) else { panic!("it was taken") };
-        assert!(!problem.contains("s3cret"), "{problem}");
-    }
-
-    #[test]
-    fn an_empty_token_and_no_time_at_all_are_no_settings() {
-        for line in [&["--admin-token", ""], &["--admin-timeout", "0s"]] {
-            assert!(parse(line).is_err(), "{line:?}");
-        }
-    }
-
-    #[test]
-    fn the_status_of_a_refusal_chooses_the_exit_code() {
-        let admin = Admin::new(&parse(&[]).expect("sound")).expect("sound");
-        let refused = |status: u16, problem: Option<&str>| {
-            let status = StatusCode::from_u16(status).expect("a status");
-            admin.refused(status, problem.map(str::to_owned))
-        };
-        for (status, code) in [(400, 2), (422, 2), (401, 3), (403, 3), (404, 1), (409, 1), (503, 4)]
-        {
-            let failure = Failure::from(refused(status, Some("why")));
-            assert_eq!(failure.exit_code(), code.into(), "{status}: {failure:?}");
-        }
-        assert_eq!(refused(404, Some("no lease")), Fault::NotFound("no lease".into()));
-        let Failure::Failed(elsewhere) = refused(404, None).into() else { panic!("no failure") };
-        assert!(elsewhere.contains("http://127.0.0.1:9011") && elsewhere.contains("admin port"));
-    }
-}
+mod tests;

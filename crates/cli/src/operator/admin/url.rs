@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use connect::{Protocol, TlsFiles, Verify, Way};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
+
+use crate::failure::Failure;
 
 /// What stands in a path as it is; a dot does not, for `..` would lead somewhere else.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -12,6 +15,8 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct AdminUrl {
     text: String,
+    host: String,
+    port: u16,
     tls: bool,
 }
 
@@ -35,7 +40,12 @@ impl AdminUrl {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(wrong("no parameters belong here"));
         }
-        Ok(Self { text: url.as_str().trim_end_matches('/').to_owned(), tls })
+        Ok(Self {
+            text: url.as_str().trim_end_matches('/').to_owned(),
+            host: url.host_str().ok_or_else(|| wrong("there is no host in it"))?.to_owned(),
+            port: url.port_or_known_default().ok_or_else(|| wrong("there is no port in it"))?,
+            tls,
+        })
     }
 
     /// The URL as text, without a slash at its end.
@@ -46,6 +56,18 @@ impl AdminUrl {
     /// Whether it is called over TLS.
     pub(crate) const fn is_tls(&self) -> bool {
         self.tls
+    }
+
+    /// The way to it. Over TLS it is believed by whom this machine trusts.
+    pub(super) fn way(&self) -> Result<Way, Failure> {
+        let way = Way::new(&self.host, self.port, Protocol::Http1);
+        if !self.tls {
+            return Ok(way);
+        }
+        let files = TlsFiles { verify: Verify::System, identity: None };
+        way.with_tls(files).map_err(|error| {
+            Failure::Failed(format!("{self}: {error}; SSL_CERT_FILE may name some"))
+        })
     }
 
     /// The URL of one call; every segment of its path may hold any text.

@@ -1,44 +1,84 @@
 use std::future::pending;
 use std::sync::atomic::AtomicBool;
 
+use connect::{Protocol, Way};
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
-use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
 
-/// A connection over pipes, and the far end of each as it is made.
-pub(in crate::tgm) fn by_pipe() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
+/// What a server of HTTP/2 says first: that it has no wishes.
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+
+/// A pipe whose far end has said this already.
+fn pipe(said: &[u8]) -> (Box<dyn Bytestream>, DuplexStream) {
+    let (near, mut far) = duplex(64 * 1024);
+    far.write_all(said).now_or_never().expect("the pipe is empty").unwrap();
+    (Box::new(near), far)
+}
+
+/// A connection over pipes, and the far end of each as it is made, which has said `said` already.
+fn by_pipe_to(said: &'static [u8]) -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
     let (ends, made) = mpsc::unbounded_channel();
-    let connect: Connect = Arc::new(move || {
-        let (near, far) = duplex(64 * 1024);
-        let connected = ends.send(far).map(|()| Box::new(near) as Box<dyn Bytestream>);
+    let connect = Connect::Own(Arc::new(move || {
+        let (near, far) = pipe(said);
+        let connected = ends.send(far).map(|()| near);
         Box::pin(async { connected.map_err(|_| io::ErrorKind::ConnectionRefused.into()) })
-    });
+    }));
     (Connection::new(connect), made)
+}
+
+/// A connection over pipes to servers, one for the far end of each as it is made.
+pub(in crate::tgm) fn by_pipe() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
+    by_pipe_to(b"")
+}
+
+/// As [`by_pipe`], to servers that begin HTTP/2 and are silent from then on.
+fn to_silence() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
+    by_pipe_to(SETTINGS)
 }
 
 /// A connection of which the first attempt is this one, and all others succeed.
 fn after(first: impl Fn() -> io::Error + Send + Sync + 'static) -> Connection {
     let far_ends = Mutex::new(None);
-    Connection::new(Arc::new(move || {
-        let (near, far) = duplex(1024);
+    Connection::new(Connect::Own(Arc::new(move || {
+        let (near, far) = pipe(SETTINGS);
         let connected = match far_ends.lock().replace(far) {
             None => Err(first()),
-            Some(_) => Ok(Box::new(near) as Box<dyn Bytestream>),
+            Some(_) => Ok(near),
         };
         Box::pin(async { connected })
-    }))
+    })))
+}
+
+type Server = h2::server::Connection<DuplexStream, Bytes>;
+
+/// The server at the far end of a connection, which is made for a first call; and that call, on its
+/// way.
+async fn reach(
+    connection: &Connection,
+    made: &mut mpsc::UnboundedReceiver<DuplexStream>,
+) -> (Server, Ready) {
+    let server = async { h2::server::handshake(made.recv().await.unwrap()).await.unwrap() };
+    let (server, ready) = tokio::join!(server, connection.ready());
+    (server, ready.ok().unwrap())
+}
+
+/// Sends a call that waits for its answer.
+fn send(ready: Ready) -> (UnderWay, ResponseFuture) {
+    let Ready { mut requests, call } = ready;
+    let request = http::Request::get("http://h/").body(()).unwrap();
+    (call, requests.send_request(request, true).unwrap().0)
 }
 
 /// A call that waits for its answer.
 async fn call(connection: &Connection) -> (UnderWay, ResponseFuture) {
-    let mut ready = connection.ready().await.ok().unwrap();
-    let request = http::Request::get("http://h/").body(()).unwrap();
-    let (answer, _) = ready.requests.send_request(request, true).unwrap();
-    (ready.call, answer)
+    send(connection.ready().await.ok().unwrap())
 }
 
 fn is_not_connected(status: &Status) -> bool {
@@ -69,7 +109,7 @@ fn pings(said: &[u8]) -> usize {
 
 #[tokio::test(start_paused = true)]
 async fn calls_that_come_at_once_share_one_connection() {
-    let (connection, mut made) = by_pipe();
+    let (connection, mut made) = to_silence();
     let ready = join_all((0..9).map(|_| connection.ready())).await;
     assert!(ready.iter().all(Result::is_ok));
     assert!(made.try_recv().is_ok() && made.try_recv().is_err());
@@ -88,7 +128,7 @@ async fn an_attempt_that_fails_is_told_to_all_who_wait_and_the_next_call_makes_a
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_takes_too_long_fails() {
-    let connection = Connection::new(Arc::new(|| Box::pin(pending())));
+    let connection = Connection::new(Connect::Own(Arc::new(|| Box::pin(pending()))));
     let start = Instant::now();
     assert!(is_not_connected(&connection.ready().await.err().unwrap()));
     assert!(start.elapsed() <= CONNECT_DEADLINE + Duration::from_millis(1));
@@ -103,7 +143,7 @@ async fn a_connector_that_panics_costs_its_calls_and_no_others() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_was_closed_between_two_calls_is_made_anew_without_anyone_noticing() {
-    let (connection, mut made) = by_pipe();
+    let (connection, mut made) = to_silence();
     connection.ready().await.ok().unwrap().call.answered();
     drop(made.recv().await.unwrap());
     // Until it is known here, too.
@@ -115,8 +155,8 @@ async fn a_connection_that_was_closed_between_two_calls_is_made_anew_without_any
 #[tokio::test(start_paused = true)]
 async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
     let (connection, mut made) = by_pipe();
-    let (_call, answer) = call(&connection).await;
-    let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+    let (mut server, ready) = reach(&connection, &mut made).await;
+    let (_call, answer) = send(ready);
     let (_, mut respond): (_, SendResponse<Bytes>) = server.accept().await.unwrap().unwrap();
     server.graceful_shutdown();
     let served = tokio::spawn(async move { while server.accept().await.is_some() {} });
@@ -124,8 +164,7 @@ async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
     for _ in 0..9 {
         tokio::task::yield_now().await;
     }
-    assert!(connection.ready().await.is_ok());
-    assert!(made.recv().await.is_some());
+    let (_elsewhere, _ready) = reach(&connection, &mut made).await;
     respond.send_response(http::Response::new(()), true).unwrap();
     assert_eq!(in_time(answer).await.unwrap().status(), http::StatusCode::OK);
     in_time(served).await.unwrap();
@@ -134,8 +173,7 @@ async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_nobody_has_any_more_is_closed() {
     let (connection, mut made) = by_pipe();
-    let ready = connection.ready().await.ok().unwrap();
-    let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+    let (mut server, ready) = reach(&connection, &mut made).await;
     let gone = Arc::new(AtomicBool::new(false));
     let told = gone.clone();
     let served = tokio::spawn(async move {
@@ -151,7 +189,7 @@ async fn a_connection_that_nobody_has_any_more_is_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_not_pinged_however_long_it_is_silent() {
-    let (connection, mut made) = by_pipe();
+    let (connection, mut made) = to_silence();
     connection.ready().await.ok().unwrap().call.answered();
     let far = made.recv().await.unwrap();
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -161,7 +199,7 @@ async fn an_idle_connection_is_not_pinged_however_long_it_is_silent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_silent_under_a_call_is_pinged_and_then_given_up() {
-    let (connection, mut made) = by_pipe();
+    let (connection, mut made) = to_silence();
     let start = Instant::now();
     let (_call, answer) = call(&connection).await;
     let (said, at) = until_hung_up(made.recv().await.unwrap()).await;
@@ -172,7 +210,7 @@ async fn a_connection_that_is_silent_under_a_call_is_pinged_and_then_given_up() 
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_gave_up_leaves_the_silence_as_it_was() {
-    let (connection, mut made) = by_pipe();
+    let (connection, mut made) = to_silence();
     let start = Instant::now();
     let ready = connection.ready().await.ok().unwrap();
     tokio::time::sleep(PING_AFTER / 2).await;
@@ -182,10 +220,71 @@ async fn a_call_that_gave_up_leaves_the_silence_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_call_after_a_quiet_time_waits_as_long_as_any_before_it_pings() {
+    let (connection, mut made) = to_silence();
+    connection.ready().await.ok().unwrap().call.answered();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let start = Instant::now();
+    let (_call, answer) = call(&connection).await;
+    let (said, at) = until_hung_up(made.recv().await.unwrap()).await;
+    assert_eq!((pings(&said), at - start), (1, PING_AFTER + PING_DEADLINE));
+    assert!(answer.await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_after_one_that_gave_up_do_not_begin_the_silence_anew() {
+    let (connection, mut made) = to_silence();
+    let start = Instant::now();
+    for _ in 0..3 {
+        let ready = connection.ready().await.ok().unwrap();
+        tokio::time::sleep(PING_AFTER / 4).await;
+        drop(ready);
+    }
+    let (said, at) = until_hung_up(made.recv().await.unwrap()).await;
+    assert_eq!((pings(&said), at - start), (1, PING_AFTER + PING_DEADLINE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_go_to_a_server_that_does_not_begin_http_2_after_a_while_all_the_same() {
+    let (connection, mut made) = by_pipe();
+    let start = Instant::now();
+    let _call = call(&connection).await;
+    assert_eq!(start.elapsed(), GRACE);
+    assert!(!connection.0.worked.load(Ordering::Relaxed));
+    let mut server = h2::server::handshake::<_>(made.recv().await.unwrap()).await.unwrap();
+    assert!(server.accept().await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_server_that_takes_a_connection_and_says_nothing_is_passed_by_for_the_next_address() {
+    let (silent, listener) = (TcpListener::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0"));
+    let (silent, listener) = (silent.await.unwrap(), listener.await.unwrap());
+    let addresses = [&silent, &listener].map(|at| at.local_addr().unwrap());
+    let way = Way::new("sessions.example", 80, Protocol::Http2);
+    let way = way.resolved_by(Arc::new(move |_, _| Box::pin(async move { Ok(addresses.into()) })));
+    let connection = Connection::new(Connect::Way(Arc::new(way)));
+    let server = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        h2::server::handshake::<_>(stream).await.unwrap()
+    };
+    let (server, ready) = tokio::join!(timeout(2 * CONNECT_DEADLINE, server), connection.ready());
+    let _call = send(ready.ok().unwrap());
+    assert!(server.unwrap().accept().await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_hangs_up_before_it_says_anything_is_no_connection() {
+    let (connection, mut made) = by_pipe();
+    let hang_up = async { drop(made.recv().await.unwrap()) };
+    let (ready, ()) = tokio::join!(connection.ready(), hang_up);
+    assert!(is_not_connected(&ready.err().unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_answers_pings_may_take_as_long_for_a_call_as_it_likes() {
     let (connection, mut made) = by_pipe();
-    let (_call, answer) = call(&connection).await;
-    let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
+    let (mut server, ready) = reach(&connection, &mut made).await;
+    let (_call, answer) = send(ready);
     let (_, mut respond): (_, SendResponse<Bytes>) = server.accept().await.unwrap().unwrap();
     tokio::spawn(async move { server.accept().await.is_none() });
     tokio::time::sleep(Duration::from_secs(3600)).await;

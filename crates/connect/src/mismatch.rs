@@ -1,0 +1,45 @@
+//! One end speaks TLS and the other does not.
+
+use std::error::Error;
+use std::io;
+
+use crate::race::Unreached;
+
+/// What the server speaks, where the client speaks the other. No further attempt brings anything
+/// else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// The server speaks TLS, and the client does not.
+    #[error("the server speaks TLS")]
+    Tls,
+    /// The client speaks TLS, and the server does not.
+    #[error("the server does not speak TLS")]
+    Plaintext,
+}
+
+impl Mismatch {
+    /// Looks for a mismatch among `error` and its causes.
+    pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(mismatch) = error.downcast_ref() {
+                return Some(*mismatch);
+            }
+            if let Some(unreached) = error.downcast_ref::<Unreached>() {
+                return unreached.tries().iter().find_map(|one| Self::of(&one.error));
+            }
+            // What an I/O error wraps is none of its sources.
+            cause = match error.downcast_ref().and_then(io::Error::get_ref) {
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
+        }
+        None
+    }
+}
+
+impl From<Mismatch> for io::Error {
+    fn from(mismatch: Mismatch) -> Self {
+        Self::other(mismatch)
+    }
+}

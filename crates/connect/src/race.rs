@@ -1,0 +1,204 @@
+//! Tries every address of a name, as RFC 8305 describes: one after another, without waiting for
+//! one that is silent.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+/// How long an address may be silent until the next one is tried beside it.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Within which time all addresses are tried, of a name that has many.
+const ALL_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a server that took the connection may be silent until the next address is tried beside
+/// it: it is there, and has more to do.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Most addresses that an error names.
+const MOST_NAMED: usize = 8;
+
+/// Whether there are other addresses of the server, which are tried while one is silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// There are.
+    Some,
+    /// There are not.
+    None,
+}
+
+/// Why no address of a server could be had.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Unreached {
+    /// Nobody knows an address of the host, and why.
+    NoAddress(io::Error),
+    /// No address could be had.
+    Tried {
+        /// What came of each.
+        tries: Vec<Try>,
+        /// Whether messages show the addresses.
+        shown: bool,
+    },
+}
+
+/// An attempt at one address.
+#[derive(Debug)]
+pub struct Try {
+    /// The address.
+    pub address: SocketAddr,
+    /// Why it failed.
+    pub error: io::Error,
+}
+
+impl Unreached {
+    /// Whether nobody listens at any address.
+    pub fn is_refused(&self) -> bool {
+        self.tries().iter().all(|one| one.error.kind() == io::ErrorKind::ConnectionRefused)
+            && !self.tries().is_empty()
+    }
+
+    /// Whether no address failed in any other way than by the deadline.
+    pub fn is_late(&self) -> bool {
+        match self {
+            Self::NoAddress(error) => error.kind() == io::ErrorKind::TimedOut,
+            Self::Tried { tries, .. } => {
+                tries.iter().all(|one| one.error.kind() == io::ErrorKind::TimedOut)
+            }
+        }
+    }
+
+    /// What was tried, in the order of the attempts.
+    pub fn tries(&self) -> &[Try] {
+        match self {
+            Self::NoAddress(_) => &[],
+            Self::Tried { tries, .. } => tries,
+        }
+    }
+}
+
+impl fmt::Display for Unreached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (tries, shown) = match self {
+            Self::NoAddress(error) => return write!(f, "the name has no address: {error}"),
+            Self::Tried { tries, shown } => (tries, *shown),
+        };
+        for (index, Try { address, error }) in tries.iter().take(MOST_NAMED).enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            if shown {
+                write!(f, "{comma}{address}: {error}")?;
+            } else {
+                write!(f, "{comma}address {}: {error}", index + 1)?;
+            }
+        }
+        match tries.len().saturating_sub(MOST_NAMED) {
+            0 => Ok(()),
+            more => write!(f, ", and {more} more"),
+        }
+    }
+}
+
+impl Error for Unreached {}
+
+/// Orders addresses so that the families take turns, the resolver's first choice first, each
+/// address once.
+fn in_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let mut distinct: Vec<SocketAddr> = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        if !distinct.contains(&address) {
+            distinct.push(address);
+        }
+    }
+    let first_is_v6 = distinct.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) =
+        distinct.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut ordered = Vec::with_capacity(first.len() + second.len());
+    while first.len() + second.len() > 0 {
+        ordered.extend(first.next());
+        ordered.extend(second.next());
+    }
+    ordered
+}
+
+/// Connects to whichever of `addresses` is first to answer what `greet` says on the stream that
+/// `dial` makes; `greet` is told whether there is any other.
+///
+/// # Errors
+///
+/// What came of each address, when all have failed or the deadline is there.
+pub(crate) async fn race<S, T, D, G>(
+    addresses: Vec<SocketAddr>,
+    deadline: Instant,
+    dial: impl Fn(SocketAddr) -> D,
+    greet: impl Fn(S, Others) -> G,
+) -> Result<T, Vec<Try>>
+where
+    D: Future<Output = io::Result<S>>,
+    G: Future<Output = io::Result<T>>,
+{
+    let addresses = in_turns(addresses);
+    let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    let stagger = STAGGER.min(ALL_WITHIN / count.max(1));
+    let others = if count > 1 { Others::Some } else { Others::None };
+    let is_there = Notify::new();
+    let attempt = |address| {
+        let (dialed, greet, is_there) = (dial(address), &greet, &is_there);
+        async move {
+            let stream = dialed.await.map_err(|error| (address, error))?;
+            is_there.notify_one();
+            greet(stream, others).await.map_err(|error| (address, error))
+        }
+    };
+    let mut waiting = addresses.iter().copied().peekable();
+    let mut attempts = FuturesUnordered::new();
+    let mut failed: Vec<Try> = Vec::new();
+    let mut next_at = Instant::now();
+    loop {
+        if Instant::now() >= next_at
+            && let Some(address) = waiting.next()
+        {
+            attempts.push(attempt(address));
+            next_at = Instant::now() + stagger;
+        }
+        if attempts.is_empty() && waiting.peek().is_none() {
+            return Err(failed);
+        }
+        tokio::select! {
+            Some(outcome) = attempts.next(), if !attempts.is_empty() => match outcome {
+                Ok(reached) => return Ok(reached),
+                Err((address, error)) => {
+                    failed.push(Try { address, error });
+                    next_at = Instant::now();
+                }
+            },
+            () = is_there.notified() => next_at = Instant::now() + PATIENCE,
+            () = sleep_until(next_at), if waiting.peek().is_some() => {}
+            () = sleep_until(deadline) => {
+                let late = |why: &str| io::Error::new(io::ErrorKind::TimedOut, why);
+                let untried: Vec<_> = waiting.collect();
+                let silent = addresses.into_iter().filter(|address| {
+                    !untried.contains(address) && failed.iter().all(|one| one.address != *address)
+                });
+                let silent: Vec<_> = silent
+                    .map(|address| Try { address, error: late("no answer in time") })
+                    .collect();
+                failed.extend(silent);
+                failed.extend(untried.into_iter().map(|address| Try {
+                    address,
+                    error: late("not tried in time"),
+                }));
+                return Err(failed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket};
+
+use super::*;
+use crate::tls::Verify;
+
+/// A server that swallows what is sent to it: its queue of connections is full.
+struct Full {
+    address: SocketAddr,
+    _listener: TcpListener,
+    _queued: Vec<TcpStream>,
+}
+
+impl Full {
+    async fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        let in_no_time = Duration::from_millis(250);
+        while let Ok(taken) = tokio::time::timeout(in_no_time, TcpStream::connect(address)).await {
+            queued.push(taken.unwrap());
+        }
+        Self { address, _listener: listener, _queued: queued }
+    }
+}
+
+/// A way to a name that has these addresses.
+fn way(addresses: &[SocketAddr]) -> Way {
+    let addresses = addresses.to_vec();
+    Way::new("sessions.example", 443, Protocol::Http2).resolved_by(Arc::new(move |host, port| {
+        assert_eq!((&*host, port), ("sessions.example", 443));
+        let addresses = addresses.clone();
+        Box::pin(async { Ok(addresses) })
+    }))
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+/// An address where nobody listens.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn a_server_at_the_second_address_is_reached_past_one_that_swallows_everything() {
+    let (full, listener) = (Full::new().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let way = way(&[full.address, listener.local_addr().unwrap()]);
+    let greet = async |mut stream: Box<dyn Bytestream>, _| {
+        stream.write_all(b"hello").await?;
+        Ok(())
+    };
+    let serve = async {
+        let mut heard = Vec::new();
+        listener.accept().await.unwrap().0.read_to_end(&mut heard).await.unwrap();
+        heard
+    };
+    let (reached, heard) = tokio::join!(way.connect(soon(), greet), timeout_at(soon(), serve));
+    reached.unwrap();
+    assert_eq!(heard.unwrap(), b"hello");
+}
+
+#[tokio::test]
+async fn every_address_where_nobody_listens_is_named() {
+    let (one, two) = (nobody().await, nobody().await);
+    let error = way(&[one, two]).connect(soon(), async |_, _| Ok(())).await.unwrap_err();
+    let text = error.to_string();
+    assert!(error.is_refused() && text.matches("Connection refused").count() == 2, "{text}");
+    assert!(text.contains(&one.to_string()) && text.contains(&two.to_string()), "{text}");
+}
+
+#[tokio::test]
+async fn no_message_shows_a_place_that_is_not_to_be_shown() {
+    let address = nobody().await;
+    let way = way(&[address, address]).shown_as("$HOST".into(), "$HOST:$PORT".into());
+    let error = way.connect(soon(), async |_, _| Ok(())).await.unwrap_err();
+    assert!(error.to_string().starts_with("address 1: Connection refused"), "{error}");
+    let way = way.with_tls(TlsFiles { verify: Verify::Nothing, identity: None }).unwrap();
+    let told = way.no_tls(&io::Error::other("not valid for name \"sessions.example\""));
+    assert!(told.to_string().ends_with("not valid for name \"$HOST\""), "{told}");
+    for shown in [format!("{way}"), format!("{way:?}"), error.to_string(), told.to_string()] {
+        assert!(!shown.contains("127.0.0.1") && !shown.contains("sessions.example"), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_without_addresses_says_so_and_a_resolver_that_hangs_is_not_waited_for() {
+    let error = way(&[]).connect(soon(), async |_, _| Ok(())).await.unwrap_err();
+    assert!(matches!(error, Unreached::NoAddress(_)) && !error.is_refused(), "{error}");
+    let hanging = way(&[]).resolved_by(Arc::new(|_, _| Box::pin(std::future::pending())));
+    let error = hanging.connect(Instant::now(), async |_, _| Ok(())).await.unwrap_err();
+    assert!(error.is_late(), "{error}");
+}
+
+#[tokio::test]
+async fn a_host_that_no_certificate_can_name_is_refused_for_tls() {
+    let files = || TlsFiles { verify: Verify::Nothing, identity: None };
+    for host in ["h", "[::1]", "127.0.0.1", "sessions.example"] {
+        assert!(Way::new(host, 443, Protocol::Http2).with_tls(files()).is_ok(), "{host}");
+    }
+    let error = Way::new("a b", 443, Protocol::Http2).with_tls(files()).unwrap_err();
+    assert_eq!(error, Unusable::Host("a b:443".into()));
+    for (host, place) in [("h", "h:7"), ("[::1]", "[::1]:7"), ("::1", "[::1]:7")] {
+        assert_eq!(Way::new(host, 7, Protocol::Http2).to_string(), place);
+    }
+}
+
+/// What becomes of a way of a client with TLS to a server that says this.
+async fn shake_hands(said: &[u8]) -> Unreached {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let way = way(&[listener.local_addr().unwrap()]);
+    let way = way.with_tls(TlsFiles { verify: Verify::Nothing, identity: None }).unwrap();
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // With words of the client unread, TCP would reset the connection and lose what is said.
+        assert!(stream.read(&mut [0; 16 * 1024]).await.unwrap() > 0);
+        stream.write_all(said).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    };
+    tokio::join!(way.connect(soon(), async |_, _| Ok(())), serve).0.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_told_apart_from_one_that_hangs_up_or_refuses() {
+    let error = shake_hands(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    assert_eq!(Mismatch::of(&error), Some(Mismatch::Plaintext), "{error}");
+    assert!(error.to_string().contains("the server does not speak TLS"), "{error}");
+    for said in [&b""[..], b"\x15\x03\x03\0\x02\x02\x28"] {
+        let error = shake_hands(said).await;
+        assert_eq!(Mismatch::of(&error), None, "{error}");
+        assert!(error.to_string().contains("the TLS handshake failed"), "{error}");
+    }
+}
