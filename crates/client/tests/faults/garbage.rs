@@ -184,6 +184,10 @@ fn nonsense() -> Vec<(&'static str, Nonsense)> {
     ]
 }
 
+/// What may be the answer to a return by a server that says less than ours.
+const READ_AS_DONE: [&str; 3] =
+    ["empty messages", "a borrow without a key", "a keep-alive of unknown status"];
+
 #[tokio::test(start_paused = true)]
 async fn nonsense_in_the_place_of_answers_ends_no_session_and_leaves_no_slot() {
     World::each(async |world| {
@@ -212,6 +216,10 @@ async fn nonsense_in_the_place_of_answers_ends_no_session_and_leaves_no_slot() {
             };
             let (released, ()) = tokio::join!(release, impersonate(world, answers, 5 * SECOND));
             assert_eq!(released, Ok(Released::Returned), "{what}");
+            // Some servers say nothing where a return is done: its lease ends with its TTL.
+            if READ_AS_DONE.contains(&what) {
+                world.until_held(streams.slots()).await;
+            }
             assert_eq!(world.held().await, streams.slots(), "{what}");
             streams.assert_alive();
             drop(streams);
@@ -227,7 +235,7 @@ async fn an_impostor_that_stays_costs_every_session_its_life_after_one_ttl() {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 3).await;
         let start = Instant::now();
-        world.set_impostor(Some(Impostor::Answers(Arc::new(|| fine(Vec::new())))));
+        world.set_impostor(Some(Impostor::Answers(Arc::new(|| fine(vec![0xff; 40])))));
         world.proxy.cut();
         let (_, lost) = streams.lost().await;
         assert!(lost - start <= LOST, "{:?}", lost - start);
