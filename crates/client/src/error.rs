@@ -82,7 +82,7 @@ pub enum Error {
         /// What caused it, if anything did.
         source: Option<Cause>,
     },
-    /// The pool is closed.
+    /// The pool is closed, or the runtime that it was made in is gone.
     #[error("the session pool is closed")]
     Closed,
     /// The lease was held and is gone, and could not be had again.

@@ -229,7 +229,8 @@ impl Pool {
     }
 
     /// Refuses new borrows from now on, waits for what is under way, and returns everything held
-    /// with minimal life 0, workers first, for at most `deadline`.
+    /// with minimal life 0, workers first, for at most `deadline`. Polled outside of a tokio runtime
+    /// it begins the same and does not wait.
     ///
     /// Everything held ends as [`Error::Closed`]. A second close waits for the same and reports
     /// what it saw itself.

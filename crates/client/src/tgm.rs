@@ -31,7 +31,7 @@ use self::borrow::{Patience, Wanted};
 pub use self::config::{OnUnavailable, TgmConfig};
 use self::connect::Connect;
 use self::connection::Connection;
-use self::driver::Shared;
+use self::driver::{Caretaker, Shared};
 use self::keeper::{Asked, Keeper, Rules};
 use self::remote::Remote;
 use crate::dsn::Dsn;
@@ -45,6 +45,10 @@ use crate::stats::PoolStats;
 /// One task does all the work in the background: it keeps every lease alive, returns what was
 /// released, and borrows again what a restarted server forgot. It ends when the pool is closed, or
 /// when the pool and all its guards are gone and everything is returned.
+///
+/// The task lives in the runtime that the pool was made in. When that is shut down before, everything
+/// held ends as [`Error::Closed`], and borrows and releases from other runtimes fail with it. What was
+/// held counts on the server until its TTL ends.
 #[derive(Debug)]
 pub struct TgmPool {
     shared: Arc<Shared>,
@@ -57,10 +61,6 @@ impl TgmPool {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] as [`TgmConfig::from_dsn`] and [`TgmPool::connect`].
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
     pub fn from_dsn(dsn: &Dsn) -> Result<Self, Error> {
         Self::connect(&TgmConfig::from_dsn(dsn)?)
     }
@@ -69,11 +69,8 @@ impl TgmPool {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when the host, the key or a certificate file cannot be used.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
+    /// [`Error::InvalidArgument`] when the host, the key or a certificate file cannot be used, and
+    /// outside of a tokio runtime.
     pub fn connect(config: &TgmConfig) -> Result<Self, Error> {
         Self::over(config, connect::connect(config)?)
     }
@@ -96,11 +93,8 @@ impl TgmPool {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when the host or the key cannot be used.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
+    /// [`Error::InvalidArgument`] when the host or the key cannot be used, and outside of a tokio
+    /// runtime.
     pub fn with_connector<C, F, T>(config: &TgmConfig, connect: C) -> Result<Self, Error>
     where
         C: Fn() -> F + Send + Sync + 'static,
@@ -115,6 +109,7 @@ impl TgmPool {
     }
 
     fn over(config: &TgmConfig, connect: Connect) -> Result<Self, Error> {
+        let runtime = driver::runtime()?;
         config.check()?;
         let key = ApiKey::new(config)?;
         let fail_open = config.on_unavailable == OnUnavailable::Allow;
@@ -127,7 +122,7 @@ impl TgmPool {
         let keeper = Keeper::new(rules, rand::make_rng());
         let remote = Remote::new(Connection::new(connect), connect::origin(config)?, key);
         let shared = Arc::new(Shared::new(keeper, remote));
-        tokio::spawn(driver::run(shared.clone()));
+        runtime.spawn(driver::run(Caretaker::new(shared.clone())));
         let (timeout, wait) = (config.borrow_timeout, config.borrow_wait);
         let patience = Patience { timeout, wait, fail_open };
         Ok(Self { shared, patience })
@@ -138,11 +133,15 @@ impl TgmPool {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for a service the server does not know,
-    /// [`Error::Unauthenticated`], and [`Error::Unavailable`] after the borrow timeout.
+    /// [`Error::Unauthenticated`], and [`Error::Unavailable`] after the borrow timeout. Polled outside
+    /// of a tokio runtime it is [`Error::InvalidArgument`].
     pub async fn state(&self, service: &str, organization: &str) -> Result<PoolState, Error> {
-        let answer = self.shared.remote.state(service, organization);
-        let answer = driver::within(self.patience.timeout, answer).await;
-        let answer = answer.map_err(|status| answer::error(&status))?;
+        let answer = async {
+            let answer = self.shared.remote.state(service, organization);
+            let answer = driver::within(self.patience.timeout, answer).await;
+            answer.map_err(|status| answer::error(&status))
+        };
+        let answer = driver::in_runtime(answer).await?;
         let state = answer.into_inner().worker_state.map(PoolState::from_wire);
         state.ok_or_else(|| Error::unavailable("the server answered without a state of the pool"))
     }
@@ -233,7 +232,9 @@ impl SessionPool for TgmPool {
     fn close(&self, deadline: Duration) -> BoxFuture<'_, CloseReport> {
         Box::pin(async move {
             let drained = self.shared.tell(Keeper::close);
-            if tokio::time::timeout(deadline, drained).await.is_err() {
+            if driver::runtime().is_err() {
+                tracing::warn!("a close outside of a tokio runtime has no clock and does not wait");
+            } else if tokio::time::timeout(deadline, drained).await.is_err() {
                 return self.shared.tell(|keeper, _| {
                     let report = keeper.report();
                     keeper.give_up();

@@ -10,7 +10,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use super::answer::{self, BorrowAnswer, UNTOLD_TTL};
-use super::driver::{Shared, within};
+use super::driver::{Shared, in_runtime, within};
 use super::keeper::{Asked, Keeper};
 use super::returns::Target;
 use crate::error::Error;
@@ -66,7 +66,8 @@ pub(crate) async fn borrow(
         lease = Empty,
         error = Empty,
     );
-    let borrowed = until_patience_ends(shared, wanted, patience).instrument(span.clone()).await;
+    let borrowing = until_patience_ends(shared, wanted, patience).instrument(span.clone());
+    let borrowed = in_runtime(borrowing).await;
     match &borrowed {
         Ok(lease) => {
             span.record("lease", lease.number());
@@ -158,6 +159,9 @@ impl<'a> UnderWay<'a> {
                     fault.take().filter(|_| Instant::now() >= deadline).unwrap_or(error)
                 }
             };
+            if self.shared.note(|keeper| keeper.is_closing()) {
+                return Err(Error::Closed);
+            }
             let again = Instant::now() + pause.next();
             if again >= deadline {
                 return if fail_open { self.admit(wanted) } else { Err(error) };

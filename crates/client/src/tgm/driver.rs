@@ -1,11 +1,17 @@
 //! The one task of a remote pool: makes the calls the keeper asks for and tells it the answers.
 
+use std::future::poll_fn;
+#[cfg(feature = "metrics")]
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tonic::Status;
 
@@ -16,6 +22,7 @@ use super::keeper::{BatchCall, Call, Keeper};
 use super::metered::Metered;
 use super::remote::Remote;
 use super::stream::Stream;
+use crate::error::Error;
 #[cfg(feature = "metrics")]
 use crate::stats::PoolStats;
 
@@ -116,6 +123,29 @@ pub(crate) fn within<T>(
     answer.map(move |answer| answer.unwrap_or_else(|_| Err(answer::late(deadline))))
 }
 
+/// The runtime that this is called in.
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`] outside of a tokio runtime.
+pub(crate) fn runtime() -> Result<Handle, Error> {
+    Handle::try_current().map_err(|_| {
+        Error::invalid("a pool of tgm:// needs a tokio runtime, and there is none here")
+    })
+}
+
+/// Does what needs the clock of a runtime at every step, and fails where it is polled outside of one.
+pub(crate) async fn in_runtime<T>(
+    what: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let mut what = pin!(what);
+    poll_fn(|cx| match runtime() {
+        Ok(_) => what.as_mut().poll(cx),
+        Err(error) => Poll::Ready(Err(error)),
+    })
+    .await
+}
+
 /// What one look at the keeper brought to do.
 struct Turn {
     calls: Vec<Call>,
@@ -147,20 +177,51 @@ impl Shared {
     }
 }
 
+/// The part of a pool's task that outlives it by a moment: when the task goes before its work is done,
+/// because its runtime is shut down or because it panics, everything ends that it took care of.
+pub(crate) struct Caretaker {
+    shared: Arc<Shared>,
+    #[cfg(feature = "metrics")]
+    metered: Metered,
+}
+
+impl Caretaker {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            #[cfg(feature = "metrics")]
+            metered: Metered::default(),
+        }
+    }
+}
+
+impl Drop for Caretaker {
+    fn drop(&mut self) {
+        self.shared.tell(|keeper, _| keeper.abandon());
+        // Gauges must not tell for ever what is no longer held. It may be the recorder that panicked.
+        #[cfg(feature = "metrics")]
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            self.metered.tell(self.shared.note(|keeper| keeper.stats()), true, now())
+        }));
+    }
+}
+
 /// Runs until the pool is closed and nothing is left to do.
 ///
 /// All calls and the stream run inside of this task: none is spawned, so nothing outlives it.
-pub(crate) async fn run(shared: Arc<Shared>) {
+pub(crate) async fn run(
+    #[cfg_attr(not(feature = "metrics"), expect(unused_mut, reason = "nothing is metered"))]
+    mut caretaker: Caretaker,
+) {
+    let shared = caretaker.shared.clone();
     let mut calls = FuturesUnordered::new();
     let mut stream = None;
-    #[cfg(feature = "metrics")]
-    let mut metered = Metered::default();
     loop {
         #[cfg_attr(not(feature = "metrics"), expect(unused_mut, reason = "nothing is metered"))]
         let mut turn = shared.turn();
         #[cfg(feature = "metrics")]
         {
-            let again = metered.tell(turn.stats, turn.over, now());
+            let again = caretaker.metered.tell(turn.stats, turn.over, now());
             turn.planned = turn.planned.into_iter().chain(again).min();
         }
         match turn.wish {

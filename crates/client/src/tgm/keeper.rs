@@ -165,6 +165,8 @@ pub(crate) struct Keeper {
     /// Sessions per organization and service, while there may be a ceiling on them.
     sessions: HashMap<(Arc<str>, Arc<str>), u64, RandomState>,
     closing: bool,
+    /// Whether the task of the pool is gone, so that nobody acts on what is due.
+    gone: bool,
     closers: Vec<oneshot::Sender<()>>,
     news: News,
     stats: PoolStats,
@@ -187,6 +189,7 @@ impl Keeper {
             borrows: 0,
             sessions: HashMap::default(),
             closing: false,
+            gone: false,
             closers: Vec::new(),
             news: News::default(),
             stats: PoolStats::default(),
@@ -373,6 +376,10 @@ impl Keeper {
 
     /// Queues the return of something that no guard holds.
     pub(crate) fn stray(&mut self, target: Target, ttl: Duration, now: Instant) {
+        if self.gone {
+            self.returns.lose(1);
+            return;
+        }
         if self.returns.len() >= self.held.len() + MOST_STRAYS {
             tracing::warn!("too many unanswered borrows; one is left to end by its TTL");
             return;

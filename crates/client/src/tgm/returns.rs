@@ -215,14 +215,19 @@ impl Returns {
         }
     }
 
-    /// Stops trying: everything left counts as not returned.
-    pub(crate) fn give_up(&mut self) {
+    /// Stops trying, for this reason: everything left counts as not returned.
+    pub(crate) fn give_up(&mut self, why: &Error) {
         self.queue.clear();
         let numbers: Vec<u64> = self.items.keys().copied().collect();
         for number in numbers {
-            let late = Error::unavailable("the pool was closed before the return was answered");
-            self.settle(number, Err(late));
+            self.settle(number, Err(why.clone()));
         }
+    }
+
+    /// Counts leases that nobody can return any more.
+    pub(crate) fn lose(&mut self, leases: u64) {
+        self.tally.not_returned += leases;
+        self.counts.not_returned += leases;
     }
 
     /// Takes the sessions of which a worker was tried for the first time since the last time, once
@@ -285,8 +290,7 @@ impl Returns {
             // Nothing was held, or nobody knows whether anything was.
             Ok(_) => {}
             Err(error) => {
-                self.tally.not_returned += 1;
-                self.counts.not_returned += 1;
+                self.lose(1);
                 tracing::warn!(lease = number, tries = item.tries, %error, "a return was given up");
             }
         }

@@ -16,6 +16,7 @@ mod log;
 mod pushed;
 mod real_server;
 mod returns;
+mod runtimes;
 mod scripted;
 mod stats;
 mod tls;

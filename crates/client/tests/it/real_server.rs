@@ -33,7 +33,7 @@ async fn serve(policy: &str, store: StoreUrl, port: u16) -> Running {
     Server::bind(config).await.unwrap().start().await.unwrap()
 }
 
-async fn memory() -> Running {
+pub(crate) async fn memory() -> Running {
     serve(POLICY, StoreUrl::Memory, 0).await
 }
 
@@ -42,7 +42,7 @@ fn on_disk(path: &Path) -> StoreUrl {
 }
 
 /// A pool, and the plugin behind it to look at what the server counts.
-fn pool(address: SocketAddr, parameters: &str) -> (Pool, Arc<TgmPool>) {
+pub(crate) fn pool(address: SocketAddr, parameters: &str) -> (Pool, Arc<TgmPool>) {
     let dsn = Dsn::parse(&format!("tgm://{address}?plaintext=true&{parameters}")).unwrap();
     let plugin = Arc::new(TgmPool::from_dsn(&dsn).unwrap());
     (Pool::new(plugin.clone()), plugin)
@@ -58,7 +58,7 @@ async fn held(plugin: &TgmPool) -> (u64, u64) {
 }
 
 /// Waits until the server counts so many sessions and workers of the organization.
-async fn until_held(plugin: &TgmPool, expected: (u64, u64)) {
+pub(crate) async fn until_held(plugin: &TgmPool, expected: (u64, u64)) {
     let reached = async {
         while held(plugin).await != expected {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -70,6 +71,19 @@ async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
         }
     })
     .await
+}
+
+#[test]
+fn a_request_outside_of_a_runtime_or_of_a_pool_whose_runtime_is_gone_is_refused() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let (home, elsewhere) = (runtime(), runtime());
+    let pool = home.block_on(tgm_session::connect("tgm://127.0.0.1:1?plaintext=true")).unwrap();
+    let gated = service(pool, slow_body);
+    let outside = gated.clone().oneshot(request("text/plain")).now_or_never().unwrap().unwrap();
+    assert_eq!(outside.status(), 400);
+    drop(home);
+    let gone = elsewhere.block_on(gated.oneshot(request("text/plain"))).unwrap();
+    assert_eq!(gone.status(), 503);
 }
 
 #[tokio::test]

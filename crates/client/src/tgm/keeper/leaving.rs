@@ -4,14 +4,25 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Held, Keeper, Role};
+use super::{Attachment, Held, Keeper, Role};
 use crate::error::Error;
+use crate::heartbeat::Heartbeat;
 use crate::held::{Release, Released};
 use crate::pool::CloseReport;
 use crate::tgm::returns::{Return, Target};
 
 /// The minimal life of a session when neither the URL nor the server says one.
 const MINIMAL_LIFE: Duration = Duration::from_secs(5);
+
+impl Held {
+    /// What the server has to take back for it; `None` when it holds nothing.
+    fn target(&self) -> Option<Target> {
+        match (self.forgotten, self.borrowing) {
+            (false, _) => Some(Target::Key(self.key.clone())),
+            (true, borrowing) => borrowing.map(Target::Borrow),
+        }
+    }
+}
 
 impl Keeper {
     // ---- returns ----
@@ -23,6 +34,9 @@ impl Keeper {
         minimal_life: Option<Duration>,
         now: Instant,
     ) -> Release {
+        if self.gone {
+            return Release::known(Err(Error::Closed));
+        }
         self.give_back(number, minimal_life, now);
         match self.returns.watch(number) {
             Some(outcome) => Release::waiting(outcome),
@@ -36,10 +50,7 @@ impl Keeper {
         self.heartbeat.remove(number);
         self.keys.remove(&held.key);
         self.stats.let_go(matches!(held.role, Role::Worker { .. }));
-        let target = match (held.forgotten, held.borrowing) {
-            (false, _) => Some(Target::Key(held.key)),
-            (true, borrowing) => borrowing.map(Target::Borrow),
-        };
+        let target = held.target();
         let holds = usize::from(held.calling);
         let give_up = now + held.ttl;
         match held.role {
@@ -102,9 +113,46 @@ impl Keeper {
         drained
     }
 
+    /// Whether no borrow may bring anything any more.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
     /// Stops trying to return what is left.
     pub(crate) fn give_up(&mut self) {
-        self.returns.give_up();
+        let late = Error::unavailable("the pool was closed before the return was answered");
+        self.returns.give_up(&late);
+    }
+
+    /// Ends everything, unless nothing is left to do: the task of the pool is gone, so nobody keeps
+    /// alive or returns anything from now on.
+    pub(crate) fn abandon(&mut self) {
+        if self.is_drained() && self.held.is_empty() {
+            return;
+        }
+        self.gone = true;
+        if !std::mem::replace(&mut self.closing, true) {
+            self.returns.begin_tally();
+        }
+        tracing::error!(
+            leases = self.held.len(),
+            returns = self.returns.len(),
+            "the task of a session pool is gone: its runtime was shut down, or it panicked; what it \
+             held ends here, and counts until its TTL ends"
+        );
+        for held in std::mem::take(&mut self.held).into_values() {
+            self.returns.lose(u64::from(held.target().is_some()));
+            if !held.ended {
+                self.stats.ended(&Error::Closed);
+                self.news.ended.push((held.lease, Error::Closed));
+            }
+        }
+        self.returns.give_up(&Error::Closed);
+        self.keys.clear();
+        self.sessions.clear();
+        self.heartbeat = Heartbeat::new(self.rules.delay, self.rules.fail_open);
+        self.attachment = Attachment::new();
+        (self.stats.sessions_held, self.stats.workers_held) = (0, 0);
     }
 
     /// Returns what became of all returns since the close began; what is still on its way counts as
@@ -114,9 +162,9 @@ impl Keeper {
         CloseReport { returned, not_returned: not_returned + self.returns.len() as u64 }
     }
 
-    /// Whether the pool is closed and nothing is left to do.
+    /// Whether the pool is closed and nothing is left to do, or nobody is left to do it.
     pub(crate) fn is_drained(&self) -> bool {
         let calls = self.calls > 0 || self.batches_under_way();
-        self.closing && self.borrows == 0 && !calls && self.returns.len() == 0
+        self.gone || self.closing && self.borrows == 0 && !calls && self.returns.len() == 0
     }
 }

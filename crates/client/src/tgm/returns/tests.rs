@@ -174,7 +174,7 @@ fn giving_up_settles_everything_and_late_answers_change_nothing() {
     bench.add(1, 0, None);
     bench.add(2, 1, None);
     assert_eq!(bench.due(), Some(1));
-    bench.returns.give_up();
+    bench.returns.give_up(&Error::Closed);
     bench.answer(1, Ok(Released::Returned));
     assert_eq!((bench.returns.len(), bench.due()), (0, None));
     assert_eq!(bench.returns.tally(), CloseReport { returned: 0, not_returned: 2 });
