@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use parking_lot::Mutex;
 use tgm_session::{CloseReport, Dsn, Error, Pool, Released, SessionRequest, TgmConfig, TgmPool};
 use tokio::io::duplex;
 use tokio::runtime::{Builder, Runtime};
@@ -57,14 +56,11 @@ fn is_outside(error: &Error) -> bool {
     matches!(error, Error::InvalidArgument { message, .. } if message.contains("tokio runtime"))
 }
 
-type Told = Arc<Mutex<Vec<Error>>>;
-
-/// A request that notes what its callback is told.
-fn noting(trace: &str) -> (SessionRequest, Told) {
-    let told = Told::default();
-    let note = told.clone();
-    let request = SessionRequest::new("t1r", "acme").trace(trace);
-    (request.on_error(move |reason| note.lock().push(reason)), told)
+/// A request, and what its callback is told.
+fn noting() -> (SessionRequest, std::sync::mpsc::Receiver<Error>) {
+    let (note, told) = std::sync::mpsc::channel();
+    let request = SessionRequest::new("t1r", "acme");
+    (request.on_error(move |reason| note.send(reason).unwrap()), told)
 }
 
 #[test]
@@ -73,7 +69,7 @@ fn everything_a_pool_holds_ends_with_its_runtime_and_nothing_fails_open() {
     let server = elsewhere.block_on(memory());
     for policy in POLICIES {
         let home = runtime();
-        let (request, told) = noting("one");
+        let (request, told) = noting();
         let (pool, session, worker, other) = soon(&home, async {
             let (pool, _) = pool(server.grpc_address(), policy);
             let session = pool.borrow(request).await.unwrap();
@@ -83,11 +79,11 @@ fn everything_a_pool_holds_ends_with_its_runtime_and_nothing_fails_open() {
         });
         let waiting = elsewhere.spawn(session.ended());
         drop(home);
+        assert_eq!(told.recv_timeout(SOON), Ok(Error::Closed));
 
         soon(&elsewhere, async {
             assert_eq!(waiting.await.unwrap(), Error::Closed);
             assert_eq!((worker.ended().await, other.ended().await), (Error::Closed, Error::Closed));
-            assert_eq!(*told.lock(), [Error::Closed]);
             assert_eq!(pool.borrow(stream()).await.unwrap_err(), Error::Closed);
             assert_eq!(session.borrow_worker("t2w", 2).await.unwrap_err(), Error::Closed);
             assert_eq!(worker.release().await, Err(Error::Closed));
@@ -101,7 +97,6 @@ fn everything_a_pool_holds_ends_with_its_runtime_and_nothing_fails_open() {
         let stats = pool.stats();
         assert_eq!((stats.sessions_held, stats.workers_held, stats.attached), (0, 0, false));
         assert_eq!((stats.lost, stats.not_returned, stats.failed_open), (3, 3, 0));
-        assert_eq!(told.lock().len(), 1);
     }
 }
 
@@ -178,18 +173,18 @@ fn a_panic_in_the_task_of_a_pool_is_the_end_of_the_pool() {
     let elsewhere = runtime();
     let server = elsewhere.block_on(memory());
     let home = Builder::new_current_thread().enable_all().build().unwrap();
-    let (request, told) = noting("one");
+    let (request, told) = noting();
     metrics::with_local_recorder(&Panics, || {
         soon(&home, async {
             let (pool, _) = pool(server.grpc_address(), "on-unavailable=allow");
             let session = pool.borrow(request).await.unwrap();
             assert_eq!(session.ended().await, Error::Closed);
+            assert_eq!(told.recv_timeout(SOON), Ok(Error::Closed));
             assert_eq!(pool.borrow(stream()).await.unwrap_err(), Error::Closed);
             assert_eq!(session.release().await, Err(Error::Closed));
             assert_eq!(pool.close(HOUR).await, CloseReport { returned: 0, not_returned: 1 });
         });
     });
-    assert_eq!(*told.lock(), [Error::Closed]);
 }
 
 #[tokio::test(start_paused = true)]
