@@ -41,11 +41,11 @@ class Usage(unittest.TestCase):
         answer = self.client.report(("acme", "egress_bytes", 1))
         self.assertTrue(answer.revoked)
         self.assertIn("acme", answer.revocation_reason)
-        self.assertIn("egress_bytes 1000/1000 per month", answer.revocation_reason)
+        self.assertIn("egress_bytes 1 kB of 1 kB per month", answer.revocation_reason)
         for call in (lambda: self.client.kept(key), lambda: self.client.borrow("acme")):
             code, details = self.refusal_of(call)
             self.assertEqual(code, grpc.StatusCode.RESOURCE_EXHAUSTED)
-        self.assertIn("egress_bytes 1000/1000 per month, resets at ", details)
+        self.assertIn("egress_bytes 1 kB of 1 kB per month, resets at ", details)
         self.client.granted("other")
 
     def test_a_report_that_is_sent_again_counts_once(self):

@@ -67,24 +67,39 @@ for (const hostile of HOSTILE) {
     const tab = await open(server.page());
     const { page } = tab;
     await live(page);
-    await rowOf(page, hostile).getByRole('link').click();
-    await page.getByRole('heading', { level: 1, name: hostile }).waitFor();
+    const shown = hostile.replace('\u202E', '\\u{202e}');
+    await rowOf(page, shown).getByRole('link').click();
+    await page.getByRole('heading', { level: 1, name: shown }).waitFor();
     const row = page.locator('.leases-part tbody tr');
     await row.waitFor();
     await row.getByRole('button').click();
-    await page.getByRole('dialog').getByText(hostile).first().waitFor();
+    await page.getByRole('dialog').getByText(shown).first().waitFor();
     await page.keyboard.press('Escape');
     await row.locator('.trace a').click();
     await page.getByRole('heading', { name: 'Sessions' }).waitFor();
     assert.equal(await row.count(), 1, 'the link to the trace finds it');
     await row.locator('.api-key a').click();
-    await page.getByRole('heading', { level: 1, name: hostile }).waitFor();
+    await page.getByRole('heading', { level: 1, name: shown }).waitFor();
+    assert.doesNotMatch(await page.evaluate(() => document.body.innerText + document.title), /\u202E/);
     assert.equal(await page.evaluate(() => window.hacked), undefined);
     assert.equal(await page.locator('main :is(img, script)').count(), 0);
     assert.equal(await borrowed.release(), 0);
     await close(tab);
   });
 }
+
+test('a link to the sessions of one organization shows those alone', async () => {
+  const other = await server.borrow('other');
+  const tab = await open(server.page('#/sessions?organization=other'));
+  const { page } = tab;
+  await live(page);
+  const rows = page.locator('.leases-part tbody tr');
+  await rows.first().waitFor();
+  assert.deepEqual(await rows.locator('.who').allInnerTexts(), ['other']);
+  assert.equal(await page.getByRole('searchbox', { name: 'Organization' }).inputValue(), 'other');
+  assert.equal(await other.release(), 0);
+  await close(tab);
+});
 
 test('nothing scrolls sideways on a phone, whatever the ids', async () => {
   const tab = await open(server.page(), {

@@ -68,10 +68,15 @@ test('refusals are told by what refused them', () => {
   assert.equal(words.refused({ ...NONE, organization: 1200, api_key: 3 }), 1203);
 });
 
-test('a moment of another day is told with its day', () => {
-  const noon = new Date(2026, 10, 23, 12, 0, 0);
-  const at = noon.getTime() / 1000;
-  assert.equal(words.clock(at, noon.getTime() + 3_600_000), '12:00:00');
-  assert.match(words.clock(at, noon.getTime() + 86_400_000), /^23 Nov.* 12:00:00$/);
+test('a moment is told in UTC, and one of another day with its day', () => {
+  const noon = Date.UTC(2026, 10, 23, 12, 0, 0);
+  const at = noon / 1000;
+  assert.equal(words.clock(at, noon + 3_600_000), '12:00:00 UTC');
+  assert.match(words.clock(at, noon + 86_400_000), /^23 Nov.* 12:00:00 UTC$/);
   assert.equal(words.exactly(0), '1970-01-01 00:00:00 UTC');
+});
+
+test('what changes how other text is shown is written out, and names in every script stay', () => {
+  assert.equal(words.plain('a\u202Eb\u200B\u2028\n\u{E0041}\u009B'), 'a\\u{202e}b\\u{200b}\\u{2028}\\u{a}\\u{e0041}\\u{9b}');
+  for (const name of ['acme', 'Zürich', 'नमस्ते', 'ไทย', '組織', 'a b']) assert.equal(words.plain(name), name);
 });

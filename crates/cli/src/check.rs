@@ -15,9 +15,10 @@ use crate::machine;
 use crate::output::{FAINT, GOOD, Output, WARN, counted, styled};
 
 const ABOUT: &str = "\
-A file that is not sound is an error with its line, what is wrong and what would be right; exit
-code 2. Warnings are about what is allowed but likely not meant; exit code 0. What max_leases needs
-at worst is held against the memory of this machine, or of its control group.
+A file that is not sound is an error with its line, what is wrong and what
+would be right; exit code 2. Warnings are about what is allowed but likely not
+meant; exit code 0. What max_leases needs at worst is held against the memory
+of this machine, or of its control group.
 
   tgm-session check policy.toml
   tgm-session check policy.toml --format json";

@@ -9,8 +9,9 @@ use crate::failure::Failure;
 
 const ABOUT: &str = "\
 Examples:
-  tgm-session completions bash > ~/.local/share/bash-completion/completions/tgm-session
-  tgm-session completions zsh  > ~/.zfunc/_tgm-session      with ~/.zfunc in $fpath
+  tgm-session completions bash \\
+        > ~/.local/share/bash-completion/completions/tgm-session
+  tgm-session completions zsh  > ~/.zfunc/_tgm-session   with ~/.zfunc in $fpath
   tgm-session completions fish > ~/.config/fish/completions/tgm-session.fish";
 
 /// Print the completions of a shell.

@@ -4,6 +4,7 @@
 //! it has to say there goes through a queue. Other commands write to it as they go.
 
 mod queue;
+mod shown;
 
 use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
@@ -14,12 +15,14 @@ use std::time::{Duration, SystemTime};
 
 use anstream::AutoStream;
 use serde_json::json;
+use tgm_session_server::text;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::failure::Failure;
 use crate::output;
 use queue::Queue;
+use shown::Shown;
 
 /// How long the end of the process waits until what was logged is written.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
@@ -85,10 +88,12 @@ impl Logs {
         })?;
         let colours = std::io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let (format, is_coloured) =
+            (self.log_format, colours && self.log_format == LogFormat::Text);
         let writer = if is_server {
-            BoxMakeWriter::new(self.start_queue()?)
+            BoxMakeWriter::new(Shown::new(self.start_queue()?, format, is_coloured))
         } else {
-            BoxMakeWriter::new(std::io::stderr)
+            BoxMakeWriter::new(Shown::new(std::io::stderr, format, is_coloured))
         };
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
@@ -162,7 +167,11 @@ impl LogFormat {
             _ => format!("thread {name:?} {panic}"),
         };
         match self {
-            Self::Text => format!("{message}\n").into_bytes(),
+            // A backtrace has many lines.
+            Self::Text => {
+                let message = text::plain_but(&message, |char| char == '\n');
+                format!("{message}\n").into_bytes()
+            }
             Self::Json => json_line(&message),
         }
     }
@@ -174,5 +183,5 @@ fn json_line(message: &str) -> Vec<u8> {
     let line = json!({
         "timestamp": timestamp, "level": "ERROR", "message": message, "target": target,
     });
-    format!("{line}\n").into_bytes()
+    format!("{}\n", text::plain_json(&line.to_string())).into_bytes()
 }

@@ -18,10 +18,12 @@ mod state;
 mod top;
 
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::builder::Resettable;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use tgm_session_server::text::{is_plain, plain_but};
 
 use crate::failure::Failure;
 use crate::logs::Logs;
@@ -34,19 +36,25 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EXAMPLES: &str = "\
 Start here:
-  tgm-session demo                                  see it work, in 10 seconds
-  tgm-session serve                                 a server on this machine, no configuration
+  tgm-session demo    see it work, in 10 seconds
+  tgm-session serve   a server on this machine, no configuration
   tgm-session borrow 'tgm://127.0.0.1:9010?plaintext=true' --organization acme
   tgm-session state  'tgm://127.0.0.1:9010?plaintext=true' --organization acme
 
-For the operator of a server, over its admin port (http://127.0.0.1:9011, or TGM_SESSION_ADMIN_URL):
-  tgm-session top                                   who holds what, live
-  tgm-session refusals --organization acme          why was it refused?
-  tgm-session limit organization acme t1r 40        raise a ceiling, without a restart
-  tgm-session revoke --organization acme            end what it runs
+For the operator of a server, over its admin port (http://127.0.0.1:9011, or
+TGM_SESSION_ADMIN_URL):
+  tgm-session top
+      who holds what, live
+  tgm-session refusals --organization acme
+      why was it refused?
+  tgm-session limit organization acme t1r 40
+      raise a ceiling, without a restart
+  tgm-session revoke --organization acme
+      end what it runs
 
-Exit codes: 0 done, 1 failed (a port or a store that cannot be had too), 2 a wrong flag, URL or
-policy, 3 refused (a ceiling, a budget, a revocation), 4 the server is unavailable.";
+Exit codes: 0 done, 1 failed (a port or a store that cannot be had too), 2 a
+wrong flag, URL or policy, 3 refused (a ceiling, a budget, a revocation), 4
+the server is unavailable.";
 
 /// Sessions and quotas for streaming data services: who may run how many streams and workers.
 #[derive(Debug, Parser)]
@@ -99,7 +107,14 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(answer) => {
             // Help and version too come as an error; whether anybody reads them changes nothing.
-            let _ = answer.print();
+            let text = answer.to_string();
+            if !answer.use_stderr() || text.chars().all(|char| char == '\n' || is_plain(char)) {
+                let _ = answer.print();
+            } else {
+                // It repeats an argument, which may be an id from elsewhere.
+                let text = plain_but(&text, |char| char == '\n');
+                let _ = std::io::stderr().write_all(text.as_bytes());
+            }
             return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(1));
         }
     };
@@ -174,5 +189,20 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn examples_in_the_help_stand_as_they_were_written_on_a_terminal_of_eighty_columns() {
+        let mut cli = Cli::command().term_width(80);
+        cli.build();
+        let names: Vec<String> = cli.get_subcommands().map(|it| it.get_name().to_owned()).collect();
+        let mut commands: Vec<_> =
+            names.iter().filter_map(|name| cli.find_subcommand(name).cloned()).collect();
+        commands.push(cli);
+        for mut command in commands {
+            let Some(after) = command.get_after_help().map(ToString::to_string) else { continue };
+            let help = command.render_long_help().to_string();
+            assert!(help.contains(&after), "{}:\n{help}", command.get_name());
+        }
     }
 }

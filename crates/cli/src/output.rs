@@ -6,6 +6,7 @@ use std::io::{IsTerminal as _, Write as _};
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
+use tgm_session_server::text;
 
 use crate::failure::Failure;
 
@@ -85,7 +86,7 @@ impl Output {
 
     fn show_text(&mut self, text: &impl fmt::Display) -> Result<(), Failure> {
         self.clear_live()?;
-        writeln!(self.stream, "{text}")?;
+        writeln!(self.stream, "{}", shown(text))?;
         Ok(self.stream.flush()?)
     }
 
@@ -94,7 +95,7 @@ impl Output {
         for value in values {
             let json = serde_json::to_string(value)
                 .map_err(|error| Failure::Failed(format!("cannot print JSON: {error}")))?;
-            writeln!(self.stream, "{json}")?;
+            writeln!(self.stream, "{}", text::plain_json(&json))?;
         }
         Ok(self.stream.flush()?)
     }
@@ -104,7 +105,7 @@ impl Output {
     pub(crate) fn show_live(&mut self, text: &impl fmt::Display) -> Result<(), Failure> {
         if self.live {
             self.dirty = true;
-            write!(self.stream, "{CLEAR}{text}")?;
+            write!(self.stream, "{CLEAR}{}", shown(text))?;
             self.stream.flush()?;
         }
         Ok(())
@@ -149,17 +150,15 @@ pub(crate) fn counted(count: u64, what: &str) -> String {
 }
 
 /// `text` on one line that a terminal shows as it is: ids and messages come from elsewhere, and
-/// must not move the cursor.
+/// must not move the cursor, nor change how the rest of the line is shown.
 pub(crate) fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for char in text.chars() {
-        if char.is_control() {
-            plain.extend(char.escape_default());
-        } else {
-            plain.push(char);
-        }
-    }
-    plain
+    text::plain(text).into_owned()
+}
+
+/// What is about to be shown: several lines, and colours. Whatever else is not plain is escaped, in
+/// case that a part of it was not passed through [`plain`].
+fn shown(text: &impl fmt::Display) -> String {
+    text::plain_but(&text.to_string(), |char| matches!(char, '\n' | '\x1b')).into_owned()
 }
 
 #[cfg(test)]
@@ -168,6 +167,12 @@ mod tests {
 
     #[test]
     fn text_from_elsewhere_cannot_move_the_cursor_or_start_a_line() {
-        assert_eq!(plain("ré\x1b[2J\nb"), "ré\\u{1b}[2J\\nb");
+        assert_eq!(plain("ré\x1b[2J\nb\u{202e}"), "ré\\u{1b}[2J\\nb\\u{202e}");
+    }
+
+    #[test]
+    fn what_is_shown_keeps_its_colours_and_its_lines_alone() {
+        let text = styled(BAD, "a\nb\u{202e}\r");
+        assert_eq!(shown(&text), styled(BAD, "a\nb\\u{202e}\\r"));
     }
 }

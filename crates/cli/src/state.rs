@@ -13,7 +13,8 @@ use crate::remote::Remote;
 
 const ABOUT: &str = "\
   tgm-session state 'tgm://127.0.0.1:9010?plaintext=true' --organization acme
-  tgm-session state 'tgm://HOST?indexer-api-key=$KEY' --organization acme --service t2w --format json";
+  tgm-session state 'tgm://HOST?indexer-api-key=$KEY' --organization acme \\
+        --service t2w --format json";
 
 /// Show how full the pool of an organization is, and which traces hold it.
 #[derive(Debug, clap::Args)]
@@ -67,10 +68,19 @@ impl fmt::Display for Shown {
 /// Runs the command.
 pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     let dsn = Dsn::parse(&args.url)?;
-    if dsn.scheme() != "tgm" {
-        return Err(Failure::Usage(
-            "only a tgm:// URL has a server to ask; others count inside of one process".into(),
-        ));
+    // What came out of a variable is not repeated.
+    match dsn.scheme() {
+        "tgm" => {}
+        "local" => {
+            let problem = "local:// counts inside of one process, so there is no server to ask; \
+                           give a tgm:// URL";
+            return Err(Failure::Usage(problem.into()));
+        }
+        _ => {
+            let problem = "this is no session URL; give tgm://HOST:PORT of the gRPC port (the \
+                           admin port is asked by sessions, organizations and top)";
+            return Err(Failure::Usage(problem.into()));
+        }
     }
     let runtime = crate::runtime()?;
     output.show_live(&"asking the server…")?;

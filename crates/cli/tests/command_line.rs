@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{command, file, finish, folder, free_address, run};
+use harness::{Talker, command, file, finish, folder, free_address, run};
 
 const SOUND: &str = r#"
 [services.t1r]
@@ -202,7 +202,33 @@ fn a_url_that_cannot_be_meant_is_a_usage_error_that_names_the_fault() {
     }
     let ran = run(["state", "local://", "--organization", "acme"]);
     assert_eq!(ran.code, Some(2));
-    assert!(ran.error().contains("tgm://"), "{ran:?}");
+    assert!(ran.error().contains("tgm://") && ran.error().contains("one process"), "{ran:?}");
+    let ran = run(["state", "http://127.0.0.1:9011", "--organization", "acme"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.error().contains("tgm://") && !ran.error().contains("process"), "{ran:?}");
+}
+
+#[test]
+fn a_revocation_of_nothing_in_particular_says_what_is_missing() {
+    for args in [&["revoke"][..], &["revoke", "--kind", "worker"], &["revoke", "--yes"]] {
+        let ran = run(args);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        for way in ["number of a lease", "--organization", "--indexer"] {
+            assert!(ran.error().contains(way), "{ran:?}");
+        }
+    }
+}
+
+#[test]
+fn a_server_listens_where_the_name_of_a_host_leads() {
+    let listen = ["--listen", "localhost:0", "--admin-listen", "localhost:0"];
+    let mut server = Talker::start(["serve", "--store", "memory:"].into_iter().chain(listen));
+    let ready = server.event("ready");
+    for port in ["grpc", "admin"] {
+        let address: std::net::SocketAddr = ready[port].as_str().unwrap().parse().unwrap();
+        assert!(address.ip().is_loopback() && address.port() > 0, "{ready}");
+    }
+    assert_eq!(server.end(rustix::process::Signal::TERM), Some(0));
 }
 
 #[test]

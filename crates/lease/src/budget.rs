@@ -98,7 +98,10 @@ pub struct Budget {
 
 /// A budget of which nothing is left.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("usage budget spent: {metric} {used}/{amount} per {per}, resets at {resets_at}")]
+#[error(
+    "usage budget spent: {metric} {} of {} per {per}, resets at {resets_at}",
+    amount_in_words(metric, *used), amount_in_words(metric, *amount)
+)]
 pub struct BudgetSpent {
     /// The metric.
     pub metric: Box<str>,
@@ -110,6 +113,45 @@ pub struct BudgetSpent {
     pub per: Period,
     /// When the window ends.
     pub resets_at: WallTime,
+}
+
+/// An amount of a metric for people: three digits and a unit where it is large, and of what counts bytes
+/// in units of bytes.
+///
+/// ```
+/// use lease::amount_in_words;
+///
+/// assert_eq!(amount_in_words("egress_bytes", 12.04e9), "12 GB");
+/// assert_eq!(amount_in_words("egress_bytes", 999.0), "999 B");
+/// assert_eq!(amount_in_words("egress_bytes", 999_900.0), "1 MB");
+/// assert_eq!(amount_in_words("blocks", 12_345.0), "12345");
+/// assert_eq!(amount_in_words("blocks", 7.5e6), "7.5 million");
+/// ```
+pub fn amount_in_words(metric: &str, amount: f64) -> String {
+    const BYTES: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    const NUMBERS: [&str; 3] = ["million", "billion", "trillion"];
+    let is_bytes = metric.ends_with("_bytes");
+    let (least, units) = if is_bytes { (1e3, &BYTES[..]) } else { (1e6, &NUMBERS[..]) };
+    if amount < least {
+        let exact = (amount * 100.0).round() / 100.0;
+        return if is_bytes { format!("{exact} B") } else { exact.to_string() };
+    }
+    let (mut value, mut at) = (amount / least, 0);
+    // What would be rounded up to a thousand is one of the next unit.
+    while value >= 999.5 && at + 1 < units.len() {
+        (value, at) = (value / 1e3, at + 1);
+    }
+    let decimals = match value {
+        ..9.995 => 2,
+        ..99.95 => 1,
+        _ => 0,
+    };
+    let digits = format!("{value:.decimals$}");
+    let digits = match decimals {
+        0 => &*digits,
+        _ => digits.trim_end_matches('0').trim_end_matches('.'),
+    };
+    format!("{digits} {}", units[at])
 }
 
 /// What was used of one metric, in the current day and the current month.

@@ -37,7 +37,7 @@ mod timer;
 mod types;
 mod usage;
 
-pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime};
+pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime, amount_in_words};
 pub use change::{Change, End, Ends, TraceEnd};
 pub use clock::{LONGEST_STEP, StoreClock};
 pub use ledger::{

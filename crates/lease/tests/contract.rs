@@ -68,7 +68,7 @@ fn a_spent_budget_refuses_with_the_metric_the_numbers_and_the_reset() {
         resets_at: DECEMBER,
     };
     assert_eq!(refused, Refusal::BudgetSpent(spent));
-    let message = "usage budget spent: egress_bytes 100/100 per month, \
+    let message = "usage budget spent: egress_bytes 100 B of 100 B per month, \
                    resets at 2026-12-01T00:00:00Z";
     assert_eq!(refused.to_string(), message);
 }

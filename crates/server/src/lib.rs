@@ -50,6 +50,7 @@ pub mod settings;
 pub mod store;
 #[cfg(test)]
 mod test_log;
+pub mod text;
 mod turns;
 mod usage;
 mod watch;

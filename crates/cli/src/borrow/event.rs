@@ -130,11 +130,13 @@ impl Event<'_> {
     /// The event for people: one word, its style, and the rest of the line.
     fn told(&self) -> (Style, &'static str, String) {
         match self {
-            Self::Granted { kind: Kind::Session, service, organization, .. } => {
-                (GOOD, "granted", format!("session of {service} for {}", plain(organization)))
-            }
+            Self::Granted { kind: Kind::Session, service, organization, .. } => (
+                GOOD,
+                "granted",
+                format!("session of {} for {}", plain(service), plain(organization)),
+            ),
             Self::Granted { service, number, .. } => {
-                (GOOD, "granted", format!("worker {number} of {service}"))
+                (GOOD, "granted", format!("worker {number} of {}", plain(service)))
             }
             Self::Refused { kind, reason } => (WARN, "refused", format!("{kind}: {reason}")),
             Self::Failed { kind, reason } => (BAD, "failed", format!("{kind}: {reason}")),
@@ -144,7 +146,7 @@ impl Event<'_> {
             }
             Self::Pool { service, organization, active, max } => {
                 let bar = Bar { active: *active, max: *max };
-                (NAME, "pool", format!("{} {service} {bar}", plain(organization)))
+                (NAME, "pool", format!("{} {} {bar}", plain(organization), plain(service)))
             }
             Self::KeptAlive { keep_alives, held_ms } => {
                 let beats = counted(*keep_alives, "keep-alive");

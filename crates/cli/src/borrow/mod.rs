@@ -18,16 +18,20 @@ use crate::remote::Remote;
 use crate::signals::Signals;
 
 const ABOUT: &str = "\
-Everything is returned before it exits, on Ctrl-C too; a second Ctrl-C leaves at once, and the
-server frees the slots one TTL later.
+Everything is returned before it exits, on Ctrl-C too; a second Ctrl-C leaves
+at once, and the server frees the slots one TTL later.
 
-  tgm-session borrow 'tgm://127.0.0.1:9010?plaintext=true' --organization acme --workers 4
-  tgm-session borrow 'tgm://HOST?indexer-api-key=$KEY' --organization acme --for 1m
+  tgm-session borrow 'tgm://127.0.0.1:9010?plaintext=true' \\
+        --organization acme --workers 4
+  tgm-session borrow 'tgm://HOST?indexer-api-key=$KEY' --organization acme \\
+        --for 1m
   tgm-session borrow 'local://?max_sessions=1' --organization acme --for 5s
 
-$VAR and ${VAR} in a URL are replaced from the environment: single quotes keep keys out of sight.
+$VAR and ${VAR} in a URL are replaced from the environment: single quotes keep
+keys out of sight.
 
-Exit codes: 0 returned, 2 a wrong flag or URL, 3 refused or revoked, 4 the server is unavailable.";
+Exit codes: 0 returned, 2 a wrong flag or URL, 3 refused or revoked, 4 the
+server is unavailable.";
 
 /// How long the returns at the end may take.
 const CLOSING: Duration = Duration::from_secs(10);

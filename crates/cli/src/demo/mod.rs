@@ -14,13 +14,15 @@ use crate::output::Output;
 use crate::signals::Signals;
 
 const ABOUT: &str = "\
-It starts a server of its own on free ports, with a durable store in a temporary folder, and plays
-against it: three organizations streaming, workers under a session, a refusal with its reason, a
-client that dies without a word, the server killed and restarted, a clean close. Nothing is
-simulated. Whatever it shows it has checked; what did not happen is named, and the exit code is 1.
+It starts a server of its own on free ports, with a durable store in a
+temporary folder, and plays against it: three organizations streaming, workers
+under a session, a refusal with its reason, a client that dies without a word,
+the server killed and restarted, a clean close. Nothing is simulated. Whatever
+it shows it has checked; what did not happen is named, and the exit code is 1.
 
   tgm-session demo
-  tgm-session demo --format json      every scene, pool and check as one line of JSON";
+  tgm-session demo --format json
+      every scene, pool and check as one line of JSON";
 
 /// Longer than the whole story ever takes: a demo that hangs has failed.
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -10,16 +10,18 @@ Examples:
   tgm-session disable organization acme --note 'invoice 1207 is open'
   tgm-session disable api-key key-1
 
-Its leases end at once, and its borrows are refused (PERMISSION_DENIED) until it is enabled. This is an
-override: durable, and stronger than the policy file, whatever is loaded later. enable --clear takes
-it away.";
+Its leases end at once, and its borrows are refused (PERMISSION_DENIED) until
+it is enabled. This is an override: durable, and stronger than the policy
+file, whatever is loaded later. enable --clear takes it away.";
 
 const ENABLING: &str = "\
 Examples:
   tgm-session enable organization acme --note 'paid'
-  tgm-session enable organization acme --clear      leave it to the policy file again
+  tgm-session enable organization acme --clear
+      leave it to the policy file again
 
-Without --clear this too is an override: it lets in what the policy file disables.";
+Without --clear this too is an override: it lets in what the policy file
+disables.";
 
 /// Disable an organization or an API key: its leases end at once, and it is refused.
 #[derive(Debug, clap::Args)]

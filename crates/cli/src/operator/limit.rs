@@ -9,11 +9,14 @@ use crate::output::Output;
 const ABOUT: &str = "\
 Examples:
   tgm-session limit organization acme t1r 40 --note 'trial until Friday'
-  tgm-session limit api-key key-1 t1r 0              nobody gets in with this key
-  tgm-session limit organization acme t1r --clear    leave it to the policy file again
+  tgm-session limit api-key key-1 t1r 0
+      nobody gets in with this key
+  tgm-session limit organization acme t1r --clear
+      leave it to the policy file again
 
-The next borrow is held to it; a lowered limit ends nobody. This is an override: durable, and stronger
-than the policy file, whatever is loaded later.";
+The next borrow is held to it; a lowered limit ends nobody. This is an
+override: durable, and stronger than the policy file, whatever is loaded
+later.";
 
 /// Set or clear the ceiling of an organization or an API key over a service.
 #[derive(Debug, clap::Args)]

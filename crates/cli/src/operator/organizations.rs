@@ -8,20 +8,24 @@ use serde::Serialize;
 use tgm_session_server::api::{
     Organization, OrganizationOrder, OrganizationPage, OrganizationsQuery,
 };
+use tgm_session_server::text::amount_in_words;
 
 use crate::bar::Bar;
 use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs};
 use crate::operator::table::{Column, table};
-use crate::operator::words::{amount, budget, moment, refusals, refused, tightest};
+use crate::operator::words::{budget, moment, refusals, refused, tightest};
 use crate::output::{FAINT, Output, TITLE, WARN, counted, plain, styled};
 
 const ABOUT: &str = "\
 Examples:
-  tgm-session organizations                            the 50 that are closest to a ceiling or budget
-  tgm-session organizations acme                       one of them, and where each number comes from
+  tgm-session organizations
+      the 50 that are closest to a ceiling or budget
+  tgm-session organizations acme
+      one of them, and where each number comes from
   tgm-session organizations --search west --sort name --all
-  tgm-session organizations --sort refused --limit 10  who was refused most in the last hour
+  tgm-session organizations --sort refused --limit 10
+      who was refused most in the last hour
   tgm-session organizations --all --format json";
 
 /// The most organizations that the server tells at once.
@@ -29,7 +33,7 @@ const PAGE: u32 = 500;
 /// How many cells a bar takes in a table.
 const CELLS: u64 = 8;
 
-/// List organizations: what they hold of what they may, the budget left, refusals of the last hour.
+/// List organizations: what they hold of what they may, the budget used, refusals of the last hour.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
@@ -176,12 +180,12 @@ impl fmt::Display for InFull {
             write!(f, "  plan {}", plain(plan))?;
         }
         if disabled.disabled {
-            let word = format!("disabled ({})", disabled.source.as_str());
+            let word = format!("disabled by {}", disabled.source.in_words());
             write!(f, "  {}", styled(WARN, word))?;
         }
         let rows = services.iter().map(|service| {
             let bar = Bar { active: service.active, max: service.ceiling.max };
-            let source = service.ceiling.source.as_str().to_owned();
+            let source = service.ceiling.source.in_words().to_owned();
             [plain(&service.service), bar.plain(CELLS), source]
         });
         let columns = [Column::text("service"), Column::text("leases"), Column::text("ceiling by")];
@@ -190,8 +194,8 @@ impl fmt::Display for InFull {
             let rows = budgets.iter().map(|row| {
                 [
                     plain(&budget(row)),
-                    amount(row.used),
-                    amount(row.amount),
+                    amount_in_words(&row.metric, row.used),
+                    amount_in_words(&row.metric, row.amount),
                     plain(&row.per),
                     moment(row.resets_at),
                 ]

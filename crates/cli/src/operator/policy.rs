@@ -4,12 +4,13 @@ use std::fmt;
 
 use serde::Serialize;
 use tgm_session_server::api::{EffectivePolicy, Override, PolicyStatus, ServiceRow};
+use tgm_session_server::text::amount_in_words;
 
 use crate::failure::Failure;
 use crate::operator::Changed;
 use crate::operator::admin::{Admin, AdminArgs, Fault};
 use crate::operator::table::{Column, table};
-use crate::operator::words::{amount, moment};
+use crate::operator::words::moment;
 use crate::output::{BAD, Output, WARN, plain, styled};
 
 const SHOWING: &str = "\
@@ -17,15 +18,16 @@ Examples:
   tgm-session policy
   tgm-session policy --format json | jq .overrides
 
-tgm-session organizations ID tells where each ceiling of an organization comes from.";
+tgm-session organizations ID tells where each ceiling of an organization comes
+from.";
 
 const LOADING: &str = "\
 Examples:
   tgm-session reload
 
-The server looks at its policy file twice a second, so this is for those who do not want to wait, or
-want to hear how it went. A file that is not sound is refused with its line and reason, exit code 2,
-and the policy in force stays.";
+The server looks at its policy file twice a second, so this is for those who
+do not want to wait, or want to hear how it went. A file that is not sound is
+refused with its line and reason, exit code 2, and the policy in force stays.";
 
 /// Show the policy in force: services, plans, and what operators set.
 #[derive(Debug, clap::Args)]
@@ -78,7 +80,7 @@ impl fmt::Display for InForce {
                 plan.limits.iter().map(|limit| format!("{} {}", plain(&limit.service), limit.max));
             let budgets = plan.budgets.iter().map(|budget| {
                 let (metric, per) = (plain(&budget.metric), plain(&budget.per));
-                format!("{metric} {} per {per}", amount(budget.amount))
+                format!("{metric} {} per {per}", amount_in_words(&budget.metric, budget.amount))
             });
             let terms: Vec<_> = limits.chain(budgets).collect();
             write!(f, "\nplan {}: {}", plain(&plan.plan), terms.join(", "))?;

@@ -14,14 +14,15 @@ use crate::output::{GOOD, Output, counted, plain, styled};
 
 const ABOUT: &str = "\
 Examples:
-  tgm-session sessions --organization acme                   the lease numbers
+  tgm-session sessions --organization acme   the lease numbers
   tgm-session revoke 000000070000000000000012 --note 'runs for a week'
   tgm-session revoke --trace 4bf92f3577b34da6a3ce929d0e0e4736 --yes
   tgm-session revoke --organization acme --service t1r
 
-A lease ends at once, and with the last session of a trace its workers. The client is told and does
-not borrow it again; a stream that is opened anew is a new session, so disable the organization or
-lower its limit first to keep it out. Several are ended only after a confirmation, or with --yes.";
+A lease ends at once, and with the last session of a trace its workers. The
+client is told and does not borrow it again; a stream that is opened anew is a
+new session, so disable the organization or lower its limit first to keep it
+out. Several are ended only after a confirmation, or with --yes.";
 
 /// End a session or a worker at once, or all that pass a filter.
 #[derive(Debug, clap::Args)]
@@ -31,7 +32,6 @@ pub(crate) struct Args {
     #[arg(
         value_name = "LEASE",
         value_parser = lease,
-        required_unless_present_any = FILTERS,
         conflicts_with_all = FILTERS,
         conflicts_with = "kind"
     )]
@@ -90,6 +90,11 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     if let Some(lease) = &args.lease {
         let done = admin.revoke(lease, &args.note.note)?;
         return output.show(&Changed(done));
+    }
+    if !args.filter.is_narrow() {
+        let problem = "say what to end: the number of a lease, or a filter (--organization, \
+                       --service, --trace, --api-key, --indexer)";
+        return Err(Failure::Usage(problem.into()));
     }
     output.show_live(&"asking the server…")?;
     let mut leases = Vec::new();

@@ -11,14 +11,15 @@ use crate::output::{FAINT, Output, counted, plain, styled};
 
 const ABOUT: &str = "\
 Examples:
-  tgm-session sessions                                    the youngest 100
+  tgm-session sessions                       the youngest 100
   tgm-session sessions --organization acme --service t1r
-  tgm-session sessions --oldest --limit 10                what runs for the longest time
+  tgm-session sessions --oldest --limit 10   what runs for the longest time
   tgm-session sessions --trace 4bf92f3577b34da6a3ce929d0e0e4736 --kind any
-  tgm-session sessions --all --format json | jq -r .organization | sort | uniq -c
+  tgm-session sessions --all --format json \\
+        | jq -r .organization | sort | uniq -c
 
-The lease number in the first column is what revoke takes. It is no key: nobody can use it to keep a
-lease alive or to return it.";
+The lease number in the first column is what revoke takes. It is no key:
+nobody can use it to keep a lease alive or to return it.";
 
 /// The most leases that the server tells at once.
 const PAGE: u32 = 1000;
@@ -108,6 +109,12 @@ impl From<Kind> for LeaseKinds {
 }
 
 impl Filter {
+    /// Whether it says anything but the kind.
+    pub(crate) fn is_narrow(&self) -> bool {
+        let Self { organization, service, trace, api_key, indexer, kind: _ } = self;
+        [organization, service, trace, api_key, indexer].into_iter().any(Option::is_some)
+    }
+
     /// Asks for the leases that pass, page by page, until `see` has seen `most` of them or says
     /// `false`; returns how many there are altogether.
     ///
@@ -181,7 +188,7 @@ pub(crate) fn listed(sessions: &[Session]) -> String {
         Column::text("trace"),
         Column::text("indexer"),
         Column::number("age"),
-        Column::number("ends in"),
+        Column::number("ends unless kept alive"),
         Column::number("workers"),
     ];
     let dash = |text: &str| if text.is_empty() { "-".to_owned() } else { plain(text) };

@@ -17,45 +17,35 @@ pub(crate) fn span(seconds: f64) -> String {
     }
 }
 
-/// A moment, as `2026-11-23 05:21:34Z`.
+/// A moment, as `2026-11-23 05:21:34 UTC`.
 pub(crate) fn moment(seconds: i64) -> String {
     let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     // The last second that has four digits for its year.
     let since = since.min(Duration::from_secs(253_402_300_799));
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string().replace('T', " ")
+    let moment = humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string();
+    moment.replace('T', " ").replace('Z', " UTC")
 }
 
-/// An amount of a metric: whole where that is exact, and short where it is large.
-pub(crate) fn amount(amount: f64) -> String {
-    match amount.abs() {
-        0.0..1e6 => format!("{}", (amount * 100.0).round() / 100.0),
-        1e6..1e9 => format!("{:.1}M", amount / 1e6),
-        1e9..1e12 => format!("{:.1}G", amount / 1e9),
-        1e12..1e15 => format!("{:.1}T", amount / 1e12),
-        _ => format!("{amount:.1e}"),
-    }
-}
-
-/// How much of a budget is left, from 0 to 1.
-pub(crate) fn left(budget: &BudgetRow) -> f64 {
+/// How much of a budget is used, from 0 to 1.
+pub(crate) fn used(budget: &BudgetRow) -> f64 {
     if budget.spent || budget.amount <= 0.0 {
-        return 0.0;
+        return 1.0;
     }
-    (1.0 - budget.used / budget.amount).clamp(0.0, 1.0)
+    (budget.used / budget.amount).clamp(0.0, 1.0)
 }
 
-/// The budget of which the least is left.
+/// The budget of which the most is used.
 pub(crate) fn tightest(budgets: &[BudgetRow]) -> Option<&BudgetRow> {
-    budgets.iter().min_by(|one, other| left(one).total_cmp(&left(other)))
+    budgets.iter().rev().max_by(|one, other| used(one).total_cmp(&used(other)))
 }
 
-/// A budget in a few words, such as `egress_bytes 40% left`.
+/// A budget in a few words, such as `egress_bytes 60% used`.
 pub(crate) fn budget(budget: &BudgetRow) -> String {
     if budget.spent {
         return format!("{} spent", budget.metric);
     }
-    // Rounded down: something that is nearly spent is not shown as more than is left.
-    format!("{} {:.0}% left", budget.metric, (left(budget) * 100.0).floor())
+    // Rounded up: something that is nearly spent is not shown as less than is used.
+    format!("{} {:.0}% used", budget.metric, (used(budget) * 100.0).ceil())
 }
 
 /// How many borrows were refused, whatever refused them.
@@ -109,25 +99,18 @@ mod tests {
 
     #[test]
     fn a_moment_is_told_in_utc() {
-        assert_eq!(moment(1_795_411_294), "2026-11-23 05:21:34Z");
-        assert_eq!(moment(-5), "1970-01-01 00:00:00Z");
-        assert_eq!(moment(i64::MAX), "9999-12-31 23:59:59Z");
+        assert_eq!(moment(1_795_411_294), "2026-11-23 05:21:34 UTC");
+        assert_eq!(moment(-5), "1970-01-01 00:00:00 UTC");
+        assert_eq!(moment(i64::MAX), "9999-12-31 23:59:59 UTC");
     }
 
     #[test]
-    fn what_is_left_of_a_budget_is_never_rounded_up() {
-        assert_eq!(budget(&row(999.0, 1000.0)), "egress_bytes 0% left");
-        assert_eq!(budget(&row(601.0, 1000.0)), "egress_bytes 39% left");
+    fn what_is_used_of_a_budget_is_never_rounded_down() {
+        assert_eq!(budget(&row(999.0, 1000.0)), "egress_bytes 100% used");
+        assert_eq!(budget(&row(601.0, 1000.0)), "egress_bytes 61% used");
         assert_eq!(budget(&row(1000.0, 1000.0)), "egress_bytes spent");
         assert_eq!(budget(&row(0.0, 0.0)), "egress_bytes spent");
         let rows = [row(1.0, 10.0), row(9.0, 10.0), row(5.0, 10.0)];
         assert_eq!(tightest(&rows), Some(&rows[1]));
-    }
-
-    #[test]
-    fn amounts_are_short_and_small_ones_exact() {
-        assert_eq!(amount(1_234.5), "1234.5");
-        assert_eq!(amount(1.2e12), "1.2T");
-        assert_eq!(amount(5e17), "5.0e17");
     }
 }

@@ -15,19 +15,24 @@ use crate::failure::Failure;
 use crate::output::{FAINT, NAME, Output, plain, styled};
 
 const ABOUT: &str = "\
-Every flag but --print-config has a variable, and all but --config stand in the [server] section of
-the policy file too, with _ for -. The order is: flag, TGM_SESSION_... variable, file, default.
+Every flag but --print-config has a variable, and all but --config stand in
+the [server] section of the policy file too, with _ for -. The order is: flag,
+TGM_SESSION_... variable, file, default.
 
-  tgm-session serve                                    loopback, built-in policy, durable store
+  tgm-session serve   loopback, built-in policy, durable store
   tgm-session serve --config policy.toml --listen 0.0.0.0:9010
-  tgm-session serve --config policy.toml --tls-cert server.pem --tls-key server.key
-  tgm-session serve --store memory: --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0
+  tgm-session serve --config policy.toml --tls-cert server.pem \\
+        --tls-key server.key
+  tgm-session serve --store memory: --listen 127.0.0.1:0 \\
+        --admin-listen 127.0.0.1:0
 
-The policy file is looked at twice a second, and loaded when it changes; SIGHUP loads it at once. One
-that is not sound is refused, and the policy in force stays. A changed [server] section needs a restart.
+The policy file is looked at twice a second, and loaded when it changes;
+SIGHUP loads it at once. One that is not sound is refused, and the policy in
+force stays. A changed [server] section needs a restart.
 
-SIGTERM or Ctrl-C: calls under way may finish for 10 s (--drain-timeout), the store is flushed, exit
-code 0. A second signal stops at once; nothing that was acknowledged is lost.";
+SIGTERM or Ctrl-C: calls under way may finish for 10 s (--drain-timeout), the
+store is flushed, exit code 0. A second signal stops at once; nothing that was
+acknowledged is lost.";
 
 /// Run a session server.
 #[derive(Debug, clap::Args)]

@@ -33,12 +33,16 @@ use crate::signals::Signals;
 const ABOUT: &str = "\
 Examples:
   tgm-session top
-  tgm-session top --admin http://10.0.0.5:9011      with TGM_SESSION_ADMIN_TOKEN set
-  tgm-session top | head                            a plain table, once
-  tgm-session top --format json                     one value: overview and organizations, once
+  tgm-session top --admin http://10.0.0.5:9011
+      with TGM_SESSION_ADMIN_TOKEN set
+  tgm-session top | head
+      a plain table, once
+  tgm-session top --format json
+      one value: overview and organizations, once
 
-Keys: arrows select, Enter shows the sessions of an organization, Esc goes back, / searches, s sorts,
-r ends a session after a question, ? tells them all, q quits.";
+Keys: arrows select, Enter shows the sessions of an organization, Esc goes
+back, / searches, s sorts, r ends a session after a question, ? tells them
+all, q quits.";
 
 /// How often the server is asked whether something changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

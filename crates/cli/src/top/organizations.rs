@@ -10,7 +10,7 @@ use tgm_session_server::api::{Organization, OrganizationOrder};
 
 use super::parts::{CELLS, FAINT, SELECTED, TITLE, WARN, bar, first_row, share, text};
 use super::state::App;
-use crate::operator::words::{budget, left, refused, tightest};
+use crate::operator::words::{budget, refused, tightest, used};
 use crate::output::plain;
 
 /// Wide enough for a bar and two numbers.
@@ -104,7 +104,7 @@ impl Columns {
         }];
         cells.extend(self.plan.then(|| Line::raw("plan")));
         cells.extend(self.services.iter().map(|service| text(service)));
-        cells.extend(self.budget.then(|| Line::raw("budget left")));
+        cells.extend(self.budget.then(|| Line::raw("budget used")));
         cells.push(Line::raw("refused").right_aligned());
         Row::new(cells).style(FAINT)
     }
@@ -125,7 +125,7 @@ impl Columns {
         }));
         cells.extend(self.budget.then(|| match tightest(&row.budgets) {
             Some(tightest) => {
-                let mut spans = share(left(tightest));
+                let mut spans = share(used(tightest));
                 spans.push(Span::raw(format!(" {}", plain(&budget(tightest)))));
                 Line::from(spans)
             }

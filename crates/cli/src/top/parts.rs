@@ -49,7 +49,7 @@ pub(super) fn share(part: f64) -> Vec<Span<'static>> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 10")]
     let full = (part.clamp(0.0, 1.0) * cells).ceil() as usize;
     let empty = usize::from(CELLS).saturating_sub(full);
-    let style = if full == 0 { WARN } else { GOOD };
+    let style = if part >= 1.0 { WARN } else { GOOD };
     vec![Span::styled("█".repeat(full), style), Span::styled("░".repeat(empty), FAINT)]
 }
 

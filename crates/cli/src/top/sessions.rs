@@ -11,7 +11,7 @@ use tgm_session_server::api::{AgeOrder, LeaseKinds, Session};
 use super::link::Held;
 use super::parts::{FAINT, SELECTED, TITLE, WARN, bar, first_row, labelled, share, text};
 use super::state::Leases;
-use crate::operator::words::{budget, left, moment, refusals, span};
+use crate::operator::words::{budget, moment, refusals, span, used};
 use crate::output::{counted, plain};
 
 /// Below this width the numbers of leases are left out.
@@ -40,15 +40,15 @@ fn panel(leases: &Leases) -> Vec<Line<'static>> {
         first.push(Span::styled(format!("   plan {}", plain(plan)), FAINT));
     }
     if organization.disabled.disabled {
-        let source = organization.disabled.source.as_str();
-        first.push(Span::styled(format!("   disabled ({source})"), WARN));
+        let source = organization.disabled.source.in_words();
+        first.push(Span::styled(format!("   disabled by {source}"), WARN));
     }
     let mut lines = vec![Line::from(first)];
     lines.extend(organization.services.iter().map(|service| {
         let mut spans = vec![Span::raw(format!("  {:<12} ", plain(&service.service)))];
         spans.extend(bar(service.active, service.ceiling.max));
         let source = match service.ceiling.max {
-            Some(_) => format!("   by {}", service.ceiling.source.as_str()),
+            Some(_) => format!("   by {}", service.ceiling.source.in_words()),
             None => "   no ceiling".to_owned(),
         };
         spans.push(Span::styled(source, FAINT));
@@ -56,7 +56,7 @@ fn panel(leases: &Leases) -> Vec<Line<'static>> {
     }));
     lines.extend(organization.budgets.iter().map(|row| {
         let mut spans = vec![Span::raw("  budget       ")];
-        spans.extend(share(left(row)));
+        spans.extend(share(used(row)));
         spans.push(Span::raw(format!(" {}", plain(&budget(row)))));
         let resets = format!("   per {}, resets {}", plain(&row.per), moment(row.resets_at));
         spans.push(Span::styled(resets, FAINT));

@@ -192,11 +192,11 @@ fn the_screen_shows_totals_the_connection_and_a_row_per_organization() {
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(
         words(&lines[5]),
-        ["organization", "plan", "t1r", "t2w", "budget", "left", "refused"]
+        ["organization", "plan", "t1r", "t2w", "budget", "used", "refused"]
     );
     assert_eq!(
         words(&lines[6]),
-        ["acme", "pro", "███░░", "3/5", "-", "███░░░░░░░", "egress_bytes", "25%", "left", "4"]
+        ["acme", "pro", "███░░", "3/5", "-", "████████░░", "egress_bytes", "75%", "used", "4"]
     );
     assert!(lines[7].starts_with("closed (disabled)"), "{lines:#?}");
 }
@@ -305,8 +305,8 @@ fn enter_shows_the_sessions_of_an_organization_and_escape_leads_back() {
     let picture = rig.picture();
     for part in [
         "acme   plan pro",
-        "███░░ 3/5   by plan",
-        "egress_bytes 25% left   per month, resets 1970-01-01 00:00:00Z",
+        "███░░ 3/5   by its plan",
+        "egress_bytes 75% used   per month, resets 1970-01-01 00:00:00 UTC",
         "organization 4",
         "it holds 5 of 5",
         "2 sessions · youngest first",

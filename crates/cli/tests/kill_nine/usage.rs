@@ -103,8 +103,8 @@ pub(crate) fn client(address: &str) -> UsageServiceClient<Channel> {
     UsageServiceClient::new(endpoint.timeout(Duration::from_secs(20)).connect_lazy())
 }
 
-/// The 12 of "… spent: blocks 12/1 per month, …".
+/// The 12 of "… spent: blocks 12 of 1 per month, …".
 fn used_in(reason: &str) -> u64 {
     let Some((_, used)) = reason.split_once("blocks ") else { return 0 };
-    used.split_once('/').unwrap().0.parse().unwrap()
+    used.split_once(" of ").unwrap().0.parse().unwrap()
 }

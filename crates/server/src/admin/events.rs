@@ -17,7 +17,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Admin;
-use super::api::edge::Failure;
+use super::api::edge::{Failure, json_of};
 use super::api::model::AuditEntry;
 use super::view::Picture;
 use crate::operator::OperatorEvent;
@@ -117,5 +117,5 @@ impl Listener {
 
 fn event(name: &str, data: &impl Serialize) -> sse::Event {
     let event = sse::Event::default().event(name);
-    event.json_data(data).expect("the types of the API are plain data")
+    event.data(json_of(data))
 }

@@ -52,7 +52,7 @@ pub(super) fn limited(key: &OverrideKey, to: Option<u64>, was: Ceiling) -> Strin
 
 fn ceiling((max, source): Ceiling) -> String {
     match max {
-        Some(max) => format!("{max} by {}", source.as_str()),
+        Some(max) => format!("{max} by {}", source.in_words()),
         None => "none".to_owned(),
     }
 }
@@ -81,7 +81,7 @@ mod tests {
         );
         assert_eq!(
             limited(&limit, None, (Some(4), Source::Override)),
-            "cleared the limit of API key key-1 on t1r (was 4 by override)"
+            "cleared the limit of API key key-1 on t1r (was 4 by an override)"
         );
     }
 

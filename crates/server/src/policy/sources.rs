@@ -41,6 +41,18 @@ impl Source {
             Self::Nothing => "nothing",
         }
     }
+
+    /// What sets it, in words: `40 by its own entry`.
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Override => "an override",
+            Self::Own => "its own entry",
+            Self::Plan => "its plan",
+            Self::Service => "the service",
+            Self::Default => "the default service",
+            Self::Nothing => "nothing",
+        }
+    }
 }
 
 /// All that is said about one organization or API key: what was set, and its own entry.

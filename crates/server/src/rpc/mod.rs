@@ -38,6 +38,7 @@ use crate::policy::{Indexer, Policy};
 use crate::serve::{Full, InFlight, PortLimits, Share, work_of};
 use crate::service::{NotBorrowed, Undecided, WorkerPool};
 use crate::store::Store;
+use crate::text::plain as shown;
 use crate::usage::USAGE_SERVICE;
 
 /// The gRPC service whose calls are the reason for all of this.
@@ -311,7 +312,7 @@ impl<S: Store> Gateway<S> {
             };
         }
         // Not read: it may be a stream that waits for an answer.
-        let problem = format!("there is no method {path}");
+        let problem = format!("there is no method {}", shown(path));
         self.refuse(Method::Other, Status::unimplemented(problem)).of(call)
     }
 

@@ -110,6 +110,8 @@ fn a_value_of_another_kind_is_refused_and_a_secret_is_not_repeated() {
     for (name, value) in [
         ("listen", "9010"),
         ("listen", "'localhost'"),
+        ("listen", "'localhost:http'"),
+        ("listen", "':9010'"),
         ("allow_anonymous", "'true'"),
         ("max_streams", "'8'"),
         ("max_streams", "-8"),
@@ -151,4 +153,16 @@ fn what_is_given_above_wins_and_a_secret_is_never_shown() {
     let token = find("admin_token").unwrap().show(&mut config);
     assert_eq!((token.to_string(), token), ("***".to_owned(), Shown::Text("***".into())));
     assert!(!format!("{given:?} {config:?}").contains("s3cret"));
+}
+
+#[test]
+fn an_address_may_be_given_by_the_name_of_its_host() {
+    for name in ["listen", "admin_listen"] {
+        let mut given = Given::default();
+        given.set(find(name).unwrap(), "localhost:9", Source::Flag).unwrap();
+        let mut config = scratch();
+        given.apply(&mut config).unwrap();
+        let address = if name == "listen" { config.listen } else { config.admin_listen };
+        assert!(address.ip().is_loopback() && address.port() == 9, "{name}: {address}");
+    }
 }

@@ -1,7 +1,7 @@
 //! What a setting can be: how each kind of value is read and shown.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -106,17 +106,34 @@ impl Value for SocketAddr {
     }
 
     fn read(&mut self, written: &Written) -> Result<(), String> {
-        let address = written.text().and_then(|text| text.parse().ok());
-        *self = address.ok_or_else(|| {
-            let right = "write an address and a port, like 127.0.0.1:9010 or [::1]:9010";
-            format!("{written} is none; {right}")
-        })?;
+        *self = match written.text() {
+            Some(text) => match text.parse() {
+                Ok(address) => address,
+                Err(_) => resolved(text).map_err(|problem| format!("{written} {problem}"))?,
+            },
+            None => return Err(format!("{written} is none; {ADDRESS}")),
+        };
         Ok(())
     }
 
     fn show(&self) -> Shown {
         Shown::Text(self.to_string())
     }
+}
+
+const ADDRESS: &str =
+    "write an address and a port, like 127.0.0.1:9010, [::1]:9010 or localhost:9010";
+
+/// The address of a host by its name: its first one of IPv4, where it has one.
+fn resolved(text: &str) -> Result<SocketAddr, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(':'));
+    if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        return Err(format!("is none; {ADDRESS}"));
+    }
+    let found = text.to_socket_addrs().map_err(|error| format!("cannot be resolved: {error}"))?;
+    let found: Vec<SocketAddr> = found.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| "has no address".to_owned())
 }
 
 impl Value for bool {

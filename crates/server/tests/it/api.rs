@@ -11,7 +11,7 @@ use tgm_session_server::policy::Source;
 use tonic::Code;
 
 use crate::admin_client::AdminClient;
-use crate::harness::{ROOMY, TestServer, eventually, session, worker};
+use crate::harness::{ROOMY, TestServer, eventually, get, session, worker};
 
 /// A policy in which every number comes from somewhere else.
 const SOLD: &str = "
@@ -440,4 +440,43 @@ async fn the_document_has_every_endpoint_and_no_other_methods_are_served() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn no_answer_of_the_api_and_no_status_holds_what_changes_how_other_text_is_shown() {
+    use tgm_session_server::text::is_plain;
+
+    const HOSTILE: &str = "ac\u{202e}me\u{200b}\u{2028}\u{9b}2J\u{e0041}\n";
+    let file = "[services.t1r]\nmax_per_organization = 1";
+    let server = TestServer::memory(file).await;
+    let mut client = server.client();
+    client.borrow(session(HOSTILE).trace(HOSTILE).api_key(HOSTILE)).await;
+    client.refused(session(HOSTILE).trace(HOSTILE)).await;
+    for service in [HOSTILE, "\u{202e}"] {
+        let status = client.ask(session("acme").service(service)).await.unwrap_err();
+        assert!(status.message().contains("202e") && status.message().chars().all(is_plain));
+    }
+    let by = tgm_session_server::operator::By { from: "test", note: HOSTILE };
+    let organization = tgm_session_server::policy::overrides::Subject::Organization;
+    let done = server.running.operator().set_disabled(organization, HOSTILE, Some(true), by).await;
+    assert!(done.unwrap().summary.chars().all(is_plain));
+    let encoded: String = HOSTILE.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    for path in [
+        "/api/overview".to_owned(),
+        "/api/organizations".to_owned(),
+        format!("/api/organizations/{encoded}"),
+        format!("/api/organizations/{encoded}x"),
+        format!("/api/api-keys/{encoded}x"),
+        format!("/api/sessions?organization={encoded}"),
+        format!("/api/sessions?after={encoded}"),
+        "/api/refusals".to_owned(),
+        "/api/audit".to_owned(),
+        "/api/policy".to_owned(),
+    ] {
+        let (_, body) = get(server.running.admin_address(), &path, "").await;
+        assert!(body.chars().all(is_plain), "{path}: {body:?}");
+    }
+    let (_, told) = get(server.running.admin_address(), "/api/refusals", "").await;
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["refusals"][0]["organization"], HOSTILE);
 }

@@ -118,7 +118,7 @@ async fn a_limit_holds_for_the_next_borrow_ends_nobody_and_is_cleared_again() {
     let overrides = async || admin.get::<Overview>("/api/overview").await.policy.overrides;
     assert_eq!(overrides().await, 0);
     let done: Done = admin.put(limit, &json!({ "max": 1 })).await;
-    let set = "set the limit of organization acme on t1r to 1 (was 10 by service)";
+    let set = "set the limit of organization acme on t1r to 1 (was 10 by the service)";
     assert_eq!((done.ended, &*done.summary), (0, set));
     // Who changes something sees it at once.
     assert_eq!(overrides().await, 1);
@@ -129,7 +129,10 @@ async fn a_limit_holds_for_the_next_borrow_ends_nobody_and_is_cleared_again() {
     }
     assert_eq!(client.refused(session("acme")).await, ("organization".to_owned(), 11, 11));
     let done: Done = admin.delete(&format!("{limit}?note=over")).await;
-    assert_eq!(done.summary, "cleared the limit of organization acme on t1r (was 11 by override)");
+    assert_eq!(
+        done.summary,
+        "cleared the limit of organization acme on t1r (was 11 by an override)"
+    );
     assert_eq!(client.refused(session("acme")).await, ("organization".to_owned(), 11, 10));
     let acme: Organization = admin.get("/api/organizations/acme").await;
     let ceiling = acme.services[0].ceiling;

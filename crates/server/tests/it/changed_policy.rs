@@ -161,8 +161,8 @@ async fn a_policy_comes_into_force_while_the_disk_hangs_and_an_override_waits_fo
     assert_eq!(
         summaries,
         [
-            "set the limit of organization acme on t1r to 3 (was 10 by service)",
-            "set the limit of organization acme on t1r to 5 (was 3 by override)",
+            "set the limit of organization acme on t1r to 3 (was 10 by the service)",
+            "set the limit of organization acme on t1r to 5 (was 3 by an override)",
         ]
     );
     assert_eq!((ceiling("acme"), ceiling("other")), (Some(5), Some(20)));

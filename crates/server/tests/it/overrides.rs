@@ -55,7 +55,10 @@ async fn a_limit_that_an_operator_sets_holds_for_the_next_borrow_until_it_is_cle
     let done = operator(&server).set_limit(subject, id, "t1r", Some(3), by("a trial")).await;
     let done = done.unwrap();
     assert_eq!(done.ended, 0);
-    assert_eq!(done.summary, "set the limit of organization acme on t1r to 3 (was 1 by service)");
+    assert_eq!(
+        done.summary,
+        "set the limit of organization acme on t1r to 3 (was 1 by the service)"
+    );
     assert_eq!(operator(&server).policy_status().overrides, 1);
     client.borrow(session("acme")).await;
     client.borrow(session("acme")).await;
@@ -64,7 +67,10 @@ async fn a_limit_that_an_operator_sets_holds_for_the_next_borrow_until_it_is_cle
     assert_eq!(client.refused(session("other")).await, ("organization".to_owned(), 1, 1));
 
     let done = operator(&server).set_limit(subject, id, "t1r", None, by("")).await.unwrap();
-    assert_eq!(done.summary, "cleared the limit of organization acme on t1r (was 3 by override)");
+    assert_eq!(
+        done.summary,
+        "cleared the limit of organization acme on t1r (was 3 by an override)"
+    );
     assert_eq!(done.ended, 0, "a lowered limit ends nobody");
     assert_eq!(client.refused(session("acme")).await, ("organization".to_owned(), 3, 1));
     assert_eq!(operator(&server).policy_status().overrides, 0);
@@ -147,7 +153,10 @@ async fn overrides_stay_on_top_of_every_policy_that_follows() {
     assert_eq!(operator(&server).policy().ceiling("other", "t2w"), (Some(1), Source::Override));
     server.running.set_policy(policy("[services.t1r]")).await.unwrap();
     let done = operator(&server).set_limit(subject, id, "t2w", None, by("")).await.unwrap();
-    assert_eq!(done.summary, "cleared the limit of organization other on t2w (was 1 by override)");
+    assert_eq!(
+        done.summary,
+        "cleared the limit of organization other on t2w (was 1 by an override)"
+    );
 }
 
 #[tokio::test]

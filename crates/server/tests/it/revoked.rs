@@ -95,7 +95,7 @@ async fn a_worker_is_refused_for_what_ended_its_session_though_that_holds_no_mor
     server.running.set_policy(policy(&SOLD.replace("100.0", "500.0"))).await.unwrap();
     let status = refused(&mut client, "a1").await;
     assert_eq!(status.code(), Code::ResourceExhausted);
-    assert!(status.message().contains("egress_bytes 100/100 per day"), "{status}");
+    assert!(status.message().contains("egress_bytes 100 B of 100 B per day"), "{status}");
     let status = refused(&mut client, "a2").await;
     assert_eq!(status.code(), Code::PermissionDenied);
     assert!(status.message().ends_with("the API key is disabled"), "{status}");
@@ -118,7 +118,7 @@ async fn a_keep_alive_denied_for_a_budget_says_what_the_borrow_says_on_every_way
     assert_eq!(borrow.code(), Code::ResourceExhausted);
     let message = borrow.message();
     assert!(
-        message.contains("egress_bytes 120/100 per day, resets at 2027-01-16T00:00"),
+        message.contains("egress_bytes 120 B of 100 B per day, resets at 2027-01-16T00:00"),
         "{message}"
     );
     assert_eq!(pushed.message, message);
@@ -145,5 +145,5 @@ async fn a_revocation_by_a_policy_tells_the_budget_too() {
     assert_eq!(client.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
     assert_eq!(server.running.set_policy(policy(SOLD)).await.unwrap(), 1);
     let unary = client.keep_alive(&key).await.unwrap_err();
-    assert!(unary.message().contains("egress_bytes 200/100 per day, resets at "), "{unary}");
+    assert!(unary.message().contains("egress_bytes 200 B of 100 B per day, resets at "), "{unary}");
 }

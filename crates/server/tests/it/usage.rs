@@ -128,7 +128,8 @@ async fn who_spends_a_budget_is_told_of_it_loses_its_sessions_and_is_refused_unt
     stream.nothing_was_pushed().await;
 
     let response = reporter.report(vec![egress("other", 1.0), egress("acme", 0.5)]).await.unwrap();
-    let spent = "usage budget spent: egress_bytes 100/100 per day, resets at 2027-01-16T00:00:00Z";
+    let spent =
+        "usage budget spent: egress_bytes 100 B of 100 B per day, resets at 2027-01-16T00:00:00Z";
     assert!(response.revoked);
     assert_eq!(response.revocation_reason, format!("organization \"acme\": {spent}"));
     assert_eq!(stream.revoked().await, (acme.clone(), Reason::BudgetSpent));
@@ -367,7 +368,9 @@ async fn usage_of_a_disabled_organization_is_counted_and_its_reporter_told() {
     let response = reporter.report(events).await.unwrap();
     let (gone, acme) = response.revocation_reason.split_once("; ").unwrap();
     assert_eq!(gone, "organization \"gone\": the organization is disabled");
-    assert!(acme.starts_with("organization \"acme\": usage budget spent: egress_bytes 200/100"));
+    assert!(
+        acme.starts_with("organization \"acme\": usage budget spent: egress_bytes 200 B of 100 B")
+    );
     assert_eq!(reports(&server, "counted").await, 1);
 }
 

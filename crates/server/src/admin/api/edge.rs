@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{self, FromRequest, FromRequestParts, Request};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use lease::{Invalid, LeaseNumber, validate_id};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::model::{
@@ -17,6 +18,7 @@ use super::model::{
 };
 use crate::operator::{MAX_NOTE, OperatorError};
 use crate::store::Unavailable;
+use crate::text::plain_json;
 
 /// The longest body of a request.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
@@ -55,6 +57,22 @@ impl Failure {
     pub(super) fn not_found(error: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, error)
     }
+}
+
+/// An answer in JSON that a terminal shows as it is, whatever ids are in it.
+#[derive(Debug)]
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        ([(CONTENT_TYPE, "application/json")], json_of(&self.0)).into_response()
+    }
+}
+
+/// A thing of the API as JSON.
+pub(crate) fn json_of(thing: &impl Serialize) -> String {
+    let json = serde_json::to_string(thing).expect("the types of the API are plain data");
+    plain_json(&json).into_owned()
 }
 
 impl IntoResponse for Failure {
@@ -145,7 +163,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let body = Json::<T>::from_request(request, state);
+        let body = axum::Json::<T>::from_request(request, state);
         match tokio::time::timeout(BODY_WITHIN, body).await {
             Ok(body) => Ok(Self(body?.0)),
             Err(_) => {

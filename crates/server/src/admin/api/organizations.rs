@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use lease::{WallTime, validate_id};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::edge::{self, Body, Failure, Path, Query};
+use super::edge::{self, Body, Failure, Json, Path, Query};
 use super::model::{
     ApiKey, BudgetRow, Ceiling, Disabled, Done, NoteQuery, Organization, OrganizationPage,
     OrganizationService, OrganizationsQuery, Problem, ServiceCeiling, SetDisabled, SetLimit,

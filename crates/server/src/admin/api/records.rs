@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::edge::{self, Failure, Query};
+use super::edge::{self, Failure, Json, Query};
 use super::model::{AuditPage, AuditQuery, Event, Problem, RefusalPage, RefusalsQuery};
 use crate::admin::{Admin, events};
 use crate::store::Store as _;

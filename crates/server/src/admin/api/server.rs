@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Peer;
-use super::edge::{Failure, Query};
+use super::edge::{Failure, Json, Query};
 use super::model::{
     Done, EffectivePolicy, NoteQuery, Overview, Plan, PlanBudget, PlanLimit, Problem, ServiceRow,
 };

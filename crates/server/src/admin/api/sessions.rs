@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use lease::Kind;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Peer;
-use super::edge::{self, Failure, Path, Query, lease_number};
+use super::edge::{self, Failure, Json, Path, Query, lease_number};
 use super::model::{
     AgeOrder, Done, LeaseKinds, NoteQuery, Problem, Session, SessionPage, SessionsQuery,
 };

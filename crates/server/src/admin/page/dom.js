@@ -1,7 +1,14 @@
 // Elements, and lists of them that change in place.
 //
 // Ids come from outside and may hold anything. They reach the document as text nodes and as encoded
-// parts of links, never as markup: no module here parses HTML.
+// parts of links, never as markup: no module here parses HTML. Whatever is shown is made plain here.
+
+import { plain } from './words.js';
+
+/** Attributes that people see or hear. */
+const TOLD = new Set(['title', 'aria-label']);
+
+const shown = (name, text) => (TOLD.has(name) ? plain(text) : text);
 
 /** Makes an element. Strings among the children become text; `null`, `false` and `''` are left out. */
 export function element(tag, attributes = {}, ...children) {
@@ -9,9 +16,10 @@ export function element(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (typeof value === 'function') made.addEventListener(name, value);
-    else made.setAttribute(name, value === true ? '' : value);
+    else made.setAttribute(name, value === true ? '' : shown(name, String(value)));
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== false && child !== ''));
+  const told = children.flat().filter((child) => child !== null && child !== false && child !== '');
+  made.append(...told.map((child) => (typeof child === 'string' ? plain(child) : child)));
   return made;
 }
 
@@ -25,7 +33,8 @@ export function drawing(tag, attributes = {}, ...children) {
 
 /** Shows text, and touches the document only when it differs: nothing flickers, nothing is read twice. */
 export function say(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+  const told = plain(text);
+  if (node.textContent !== told) node.textContent = told;
 }
 
 /** Sets an attribute, or takes it away for `null` and `false`, only when that changes something. */
@@ -34,7 +43,7 @@ export function mark(node, name, value) {
     if (node.hasAttribute(name)) node.removeAttribute(name);
     return;
   }
-  const text = value === true ? '' : String(value);
+  const text = value === true ? '' : shown(name, String(value));
   if (node.getAttribute(name) !== text) node.setAttribute(name, text);
 }
 

@@ -24,16 +24,16 @@ export function overridden(organization) {
   );
 }
 
-/** A budget: how much is left, a bar, and when it starts anew. */
+/** A budget: how much is used, a bar, and when it starts anew. */
 export function budget(name) {
-  const left = element('span', { class: 'number' });
+  const said = element('span', { class: 'number' });
   const line = bar();
   const resets = element('small', {});
   const root = element(
     'div',
     { class: 'budget' },
     element('bdi', { class: 'label' }, name),
-    left,
+    said,
     line.root,
     resets,
   );
@@ -41,7 +41,7 @@ export function budget(name) {
     root,
     update({ metric, used, amount: whole, per, resets_at, spent }) {
       const share = whole > 0 ? used / whole : 1;
-      say(left, spent ? 'spent' : `${amount(metric, Math.max(0, whole - used))} left`);
+      say(said, spent ? 'spent' : `${amount(metric, used)} used`);
       mark(root, 'data-level', spent ? 'full' : share >= 0.8 ? 'nearly' : 'calm');
       line.update(share);
       const wait = duration(resets_at - Date.now() / 1000);
@@ -157,7 +157,7 @@ export function organizations({ parameters, changed }) {
   } = table('Organizations', [
     ['Organization', 'who'],
     ['In use', 'meters-cell'],
-    ['Budget left', 'budgets-cell'],
+    ['Budget used', 'budgets-cell'],
     ['Refused, 1 h', 'refused-cell'],
   ]);
   const rows = new Keyed(

@@ -10,7 +10,7 @@ import { policy, reloading } from './page/policy.js';
 import { audit, refusals } from './page/records.js';
 import { sessions } from './page/sessions.js';
 import { apiKey, organization } from './page/subject.js';
-import { clock, counted, duration } from './page/words.js';
+import { clock, counted, duration, plain } from './page/words.js';
 
 /** A list is read again at most this often, in milliseconds, and at most a third of the time. */
 const PAUSE = 300;
@@ -129,7 +129,7 @@ async function show() {
   view = next;
   if (overview !== null) view.overview?.(overview);
   main.replaceChildren(next.root);
-  document.title = `${next.title} · tgm-session`;
+  document.title = `${plain(next.title)} · tgm-session`;
   for (const link of document.querySelectorAll('header nav a')) {
     const kind = link.hash.slice(2);
     mark(

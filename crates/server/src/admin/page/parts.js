@@ -126,7 +126,7 @@ export function refusalTable(only = null) {
     ['Trace', 'trace', 'trace'],
   ]);
   mark(root, 'data-one', only);
-  const none = nothing('No borrow was refused since the server started.');
+  const none = nothing('');
   const rows = new Keyed(
     body,
     (refusal) => refusal.key,
@@ -147,9 +147,16 @@ export function refusalTable(only = null) {
   );
   return {
     root: element('div', { class: 'refusal-table' }, root, none.root),
-    update(list) {
+    /** `narrowed` is a list of one organization, out of the latest of all. */
+    update(list, narrowed = only !== null) {
       rows.show(numbered(list, (refusal) => JSON.stringify(refusal)));
       none.update(list.length === 0);
+      say(
+        none.root,
+        narrowed
+          ? 'None of the latest refused borrows was of this organization.'
+          : 'No borrow was refused since the server started.',
+      );
     },
   };
 }

@@ -33,7 +33,7 @@ export function refusals({ parameters, changed }) {
     every: 15,
     async refresh(signal) {
       const page = await get('/api/refusals', { organization, limit: REFUSALS }, signal);
-      list.update(page.refusals);
+      list.update(page.refusals, organization !== '');
     },
   };
 }

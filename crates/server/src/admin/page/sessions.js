@@ -10,7 +10,13 @@ const PAGE = 50;
 const KINDS = { session: 'sessions', worker: 'workers', any: 'both' };
 const ORDERS = { newest: 'newest first', oldest: 'oldest first' };
 /** What the list can be narrowed to, beside the kind. */
-const FILTERS = { service: 'Service', trace: 'Trace id', api_key: 'API key', indexer: 'Indexer' };
+const FILTERS = {
+  organization: 'Organization',
+  service: 'Service',
+  trace: 'Trace id',
+  api_key: 'API key',
+  indexer: 'Indexer',
+};
 
 function revoking(lease) {
   const ends = lease.workers > 0 ? ` Its ${counted(lease.workers, 'worker')} may end with it.` : '';
@@ -119,7 +125,7 @@ function leaseTable(changed) {
     ['API key', 'api-key', 'API key'],
     ['Indexer', 'indexer', 'indexer'],
     ['Workers', 'workers', 'workers'],
-    ['Ends in', 'left', 'ends in'],
+    ['Ends unless kept alive', 'left', 'ends unless kept alive, in'],
     [element('span', { class: 'unseen' }, 'Action'), 'act'],
   ]);
   const make = (lease) => leaseRow(row, lease, changed);

@@ -1,4 +1,13 @@
-// Numbers, times and reasons as an operator reads them.
+// Numbers, times and reasons as an operator reads them, and text from callers made safe to look at.
+
+const notPlain = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/gu;
+
+/**
+ * Text as it is: characters that show nothing, or change how the text around them is shown, are written
+ * out, such as `\u{202e}`.
+ */
+export const plain = (text) =>
+  text.replace(notPlain, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
 
 const whole = new Intl.NumberFormat('en');
 const short = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
@@ -46,12 +55,13 @@ export function age(seconds) {
   return duration(Math.floor(Math.max(0, seconds)));
 }
 
-/** The clock time of a moment, with the day unless it is today. */
+/** The clock time of a moment in UTC, with the day unless it is today. */
 export function clock(seconds, now = Date.now()) {
   const then = new Date(seconds * 1000);
-  const time = then.toLocaleTimeString('en-GB');
-  if (then.toDateString() === new Date(now).toDateString()) return time;
-  return `${then.toLocaleDateString('en-GB', { day: 'numeric', month: 'short' })} ${time}`;
+  const time = `${then.toLocaleTimeString('en-GB', { timeZone: 'UTC' })} UTC`;
+  if (then.toISOString().slice(0, 10) === new Date(now).toISOString().slice(0, 10)) return time;
+  const day = { day: 'numeric', month: 'short', timeZone: 'UTC' };
+  return `${then.toLocaleDateString('en-GB', day)} ${time}`;
 }
 
 /** A moment in UTC, in full. */
