@@ -1,5 +1,6 @@
 //! What can go wrong, each kind apart and with its facts.
 
+use std::error::Error as _;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -174,7 +175,17 @@ impl Error {
     #[must_use]
     pub fn caused_by(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         if let Self::Unavailable { source, .. } | Self::InvalidArgument { source, .. } = &mut self {
-            *source = Some(Cause(Arc::new(cause)));
+            *source = Some(Cause(Inside::Own(Arc::new(cause))));
+        }
+        self
+    }
+
+    /// Adds what caused a status that the transport made up.
+    pub(crate) fn caused_by_status(mut self, status: &tonic::Status) -> Self {
+        if let Self::Unavailable { source, .. } | Self::InvalidArgument { source, .. } = &mut self
+            && status.source().is_some()
+        {
+            *source = Some(Cause(Inside::OfStatus(Arc::new(status.clone()))));
         }
         self
     }
@@ -210,19 +221,29 @@ impl Error {
 ///
 /// Two causes are equal when they say the same.
 #[derive(Clone)]
-pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+pub struct Cause(Inside);
+
+#[derive(Clone)]
+enum Inside {
+    Own(Arc<dyn std::error::Error + Send + Sync>),
+    /// What caused a status that the transport made up.
+    OfStatus(Arc<tonic::Status>),
+}
 
 impl Deref for Cause {
-    type Target = dyn std::error::Error + Send + Sync;
+    type Target = dyn std::error::Error;
 
     fn deref(&self) -> &Self::Target {
-        &*self.0
+        match &self.0 {
+            Inside::Own(cause) => &**cause,
+            Inside::OfStatus(status) => status.source().unwrap_or(&**status),
+        }
     }
 }
 
 impl PartialEq for Cause {
     fn eq(&self, other: &Self) -> bool {
-        self.0.to_string() == other.0.to_string()
+        self.to_string() == other.to_string()
     }
 }
 
@@ -230,7 +251,8 @@ impl Eq for Cause {}
 
 impl fmt::Debug for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        // Only what it says: what is inside may hold what no message shows.
+        self.to_string().fmt(f)
     }
 }
 
@@ -362,8 +384,6 @@ mod tests {
 
     #[test]
     fn an_error_keeps_what_caused_it_and_its_copies_do_too() {
-        use std::error::Error as _;
-
         let cause = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let error = Error::unavailable("nobody listens").caused_by(cause).lost();
         let unavailable = error.source().unwrap();

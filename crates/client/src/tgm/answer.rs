@@ -230,7 +230,7 @@ impl Failure {
                 Some(NotConnected::ByThisUrl(advice)) => Error::invalid(advice),
                 _ => Error::unavailable(describe(status)),
             };
-            let (error, sent) = (error.caused_by(status.clone()), not_connected.is_none());
+            let (error, sent) = (error.caused_by_status(status), not_connected.is_none());
             return Self { error, fault: true, sent, by_server: false };
         }
         let message = clip(status.message());

@@ -20,3 +20,4 @@ mod runtimes;
 mod scripted;
 mod stats;
 mod tls;
+mod variables;
