@@ -1,35 +1,74 @@
-//! `check`: is this policy file sound, and what does it say?
+//! `check`: would a server start with this policy file, and what does it say?
 
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::{ArgMatches, Command, FromArgMatches};
 use serde::Serialize;
 use tgm_session_server::policy::{Loaded, Place, ServiceSummary, Summary, Warning};
 use tgm_session_server::settings::{Given, Source, worst_memory};
-use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Config, Error, Policy};
 
 use crate::failure::Failure;
 use crate::machine;
 use crate::output::{FAINT, GOOD, Output, WARN, counted, styled};
+use crate::serve::settings::{self, Configured, Problem};
 
 const ABOUT: &str = "\
-A file that is not sound is an error with its line, what is wrong and what
-would be right; exit code 2. Warnings are about what is allowed but likely not
-meant; exit code 0. What max_leases needs at worst is held against the memory
-of this machine, or of its control group.
+Refuses what serve would refuse, in the same words, and tells everything that
+is wrong, each with its line; exit code 2. The flags of serve and its
+TGM_SESSION_... variables count here too. Files of TLS, tokens and keys are
+read. Only a start can know whether a port is free and the store opens.
+Warnings are about what is allowed but likely not meant; exit code 0. What
+max_leases needs at worst is held against the memory of this machine, or of its
+control group.
 
   tgm-session check policy.toml
+  tgm-session check policy.toml --listen 0.0.0.0:9010
+  tgm-session check - <policy.toml
   tgm-session check policy.toml --format json";
 
-/// Check a policy file, and show what it says.
+/// The largest policy that is read from standard input.
+const MAX_INPUT: u64 = 64 << 20;
+
+/// Check whether a server would start with a policy file, and show what it says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
-pub(crate) struct Args {
-    /// The policy file.
+struct Own {
+    /// The policy file; - is standard input.
     #[arg(value_name = "CONFIG")]
     config: PathBuf,
+}
+
+/// The policy file, and the flags of `serve`.
+#[derive(Debug)]
+pub(crate) struct Args {
+    config: PathBuf,
+    given: Result<Given, Failure>,
+}
+
+impl clap::Args for Args {
+    fn augment_args(command: Command) -> Command {
+        Own::augment_args(command).args(settings::flags().map(|flag| flag.hide(true)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let Own { config } = Own::from_arg_matches(matches)?;
+        Ok(Self { config, given: settings::given(matches) })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// A sound policy file, as it is printed.
@@ -80,7 +119,33 @@ struct Unsound<'a> {
     line: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
-    problem: String,
+    problem: &'a str,
+    /// The first again, and all others.
+    errors: Vec<Wrong<'a>>,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Serialize)]
+struct Wrong<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    problem: &'a str,
+}
+
+impl<'a> From<&'a Problem> for Wrong<'a> {
+    fn from(problem: &'a Problem) -> Self {
+        let place = problem.place.as_ref();
+        Self {
+            file: place.map(|place| &*place.file),
+            line: place.map(|place| place.line),
+            column: place.map(|place| place.column),
+            problem: &problem.problem,
+        }
+    }
 }
 
 impl<'a> Finding<'a> {
@@ -191,10 +256,10 @@ fn mebibytes(bytes: u64) -> String {
 }
 
 /// What the settings beside the policy come to on this machine.
-fn sizes(file: &Path, server: &Given, config: &Config) -> Option<Warning> {
+fn sizes(file: &Path, given: &Given, config: &Config) -> Option<Warning> {
     let worst = worst_memory(config.max_leases, config.max_id_bytes);
     let memory = machine::memory().filter(|memory| worst > *memory)?;
-    let place = match server.source("max_leases") {
+    let place = match given.source("max_leases") {
         Some(Source::File(place)) => place.clone(),
         _ => Place { file: file.to_owned(), line: 1, column: 1 },
     };
@@ -204,7 +269,7 @@ fn sizes(file: &Path, server: &Given, config: &Config) -> Option<Warning> {
         mebibytes(worst),
         mebibytes(memory)
     );
-    Some(Warning { place, problem })
+    Some(Warning { place, problem, unheard_of: None })
 }
 
 fn span(milliseconds: u128) -> String {
@@ -213,28 +278,38 @@ fn span(milliseconds: u128) -> String {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
-    let file = &*args.config;
-    match Policy::load(file) {
-        Ok(Loaded { policy, server, mut warnings, .. }) => {
-            let mut config = Config::new(policy, StoreUrl::Memory);
-            server.apply(&mut config)?;
-            warnings.extend(sizes(file, &server, &config));
+pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
+    let Args { config: file, given } = args;
+    let loaded = if file == Path::new("-") { load_standard_input()? } else { Policy::load(&file) };
+    let configured = Configured::new(given, loaded);
+    let judged = configured.and_then(|mut configured| configured.judge().map(|()| configured));
+    match judged {
+        Ok(Configured { config, given, mut warnings }) => {
+            warnings.extend(sizes(&file, &given, &config));
             let summary = config.policy.summary();
-            output.show(&Sound::new(file, summary, &config, &warnings))
+            output.show(&Sound::new(&file, summary, &config, &warnings))
         }
-        Err(error) => {
+        Err(problems) => {
             if output.is_json() {
-                let (place, problem) = match &error {
-                    Error::Policy(error) => (Some(&error.place), error.problem.clone()),
-                    error => (None, error.to_string()),
+                let errors: Vec<_> = problems.iter().map(Wrong::from).collect();
+                let Some(&Wrong { line, column, problem, .. }) = errors.first() else {
+                    return Err(Problem::failure(problems));
                 };
-                let (line, column) =
-                    (place.map(|place| place.line), place.map(|place| place.column));
-                output.show(&Unsound { file, ok: false, line, column, problem })?;
+                output.show(&Unsound { file: &file, ok: false, line, column, problem, errors })?;
             }
-            // Whatever keeps a policy file from being read, the argument is at fault.
-            Err(Failure::Usage(error.to_string()))
+            Err(Problem::failure(problems))
         }
     }
+}
+
+/// Reads the policy that comes on standard input.
+fn load_standard_input() -> Result<Result<Loaded, Error>, Failure> {
+    let mut text = String::new();
+    let failed = |problem: String| Failure::Usage(format!("cannot read standard input: {problem}"));
+    let input = std::io::stdin().lock().take(MAX_INPUT + 1);
+    { input }.read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    if text.len() as u64 > MAX_INPUT {
+        return Err(failed(format!("there are more than {MAX_INPUT} bytes")));
+    }
+    Ok(Policy::parse(&text, "-").map_err(Error::from))
 }

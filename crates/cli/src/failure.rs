@@ -16,18 +16,38 @@ pub(crate) enum Failure {
     Refused(String),
     /// Exit code 4: the server cannot be reached, or cannot serve now.
     Unavailable(String),
+    /// Several of these at once, of which there is one at least: exit code 2 if one has it, or that of
+    /// the first.
+    Several(Vec<Self>),
     /// Whoever read the output left before its end: no reason for a message, and no fault.
     NobodyReads,
 }
 
 impl Failure {
-    /// What to tell, in one line; nothing when nobody would read it.
+    /// Everything that is wrong as one failure; `None` when nothing is.
+    pub(crate) fn of(mut failures: Vec<Self>) -> Option<Self> {
+        match failures.len() {
+            0 | 1 => failures.pop(),
+            _ => Some(Self::Several(failures)),
+        }
+    }
+
+    /// What to tell, each in one line.
+    pub(crate) fn messages(&self) -> Vec<&str> {
+        match self {
+            Self::Several(failures) => failures.iter().flat_map(Self::messages).collect(),
+            failure => failure.message().into_iter().collect(),
+        }
+    }
+
+    /// What to tell, in one line; nothing when nobody would read it. Of several, the first.
     pub(crate) fn message(&self) -> Option<&str> {
         match self {
             Self::Failed(message)
             | Self::Usage(message)
             | Self::Refused(message)
             | Self::Unavailable(message) => Some(message),
+            Self::Several(failures) => failures.first().and_then(Self::message),
             Self::NobodyReads => None,
         }
     }
@@ -40,19 +60,31 @@ impl Failure {
             Self::Usage(message) => Self::Usage(with(message)),
             Self::Refused(message) => Self::Refused(with(message)),
             Self::Unavailable(message) => Self::Unavailable(with(message)),
+            Self::Several(failures) => {
+                Self::Several(failures.into_iter().map(|failure| failure.about(what)).collect())
+            }
             Self::NobodyReads => Self::NobodyReads,
         }
     }
 
     /// What to tell the caller of the process.
     pub(crate) fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
+        ExitCode::from(self.code())
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            Self::Several(failures) => {
+                let mut codes = failures.iter().map(Self::code);
+                let first = codes.next().unwrap_or(1);
+                if codes.any(|code| code == 2) { 2 } else { first }
+            }
             Self::NobodyReads => 0,
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::Refused(_) => 3,
             Self::Unavailable(_) => 4,
-        })
+        }
     }
 }
 
@@ -78,6 +110,7 @@ impl From<Error> for Failure {
     }
 }
 
+/// Makes one failure of it. A policy file may have more than one error.
 impl From<tgm_session_server::Error> for Failure {
     fn from(error: tgm_session_server::Error) -> Self {
         let message = error.to_string();
@@ -123,6 +156,18 @@ mod tests {
         assert!(matches!(Failure::from(lost(full())), Failure::Refused(_)));
         let gone = Error::unavailable("no answer");
         assert!(matches!(Failure::from(lost(gone)), Failure::Unavailable(_)));
+    }
+
+    #[test]
+    fn several_failures_tell_all_of_them_and_exit_as_the_gravest_use() {
+        let (port, flag) = (Failure::Failed("a port".into()), Failure::Usage("a flag".into()));
+        assert_eq!(Failure::of(Vec::new()), None);
+        assert_eq!(Failure::of(vec![port.clone()]), Some(port.clone()));
+        let both = Failure::of(vec![port.clone(), flag]).unwrap();
+        assert_eq!((both.messages(), both.message()), (vec!["a port", "a flag"], Some("a port")));
+        assert_eq!(both.exit_code(), ExitCode::from(2));
+        let ports = Failure::of(vec![port.clone(), port]).unwrap();
+        assert_eq!(ports.exit_code(), ExitCode::from(1));
     }
 
     #[test]

@@ -6,7 +6,6 @@
 mod queue;
 mod shown;
 
-use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
 use std::panic::PanicHookInfo;
 use std::sync::atomic::AtomicU64;
@@ -135,11 +134,13 @@ pub(crate) fn flush() {
 impl LogFormat {
     /// Writes the error that ends a command, whatever is logged. Whether anybody reads it changes
     /// nothing.
-    pub(crate) fn show_error(self, message: impl Display) {
-        let line = self.error_line(&message.to_string());
-        match QUEUE.get() {
-            Some(queue) => queue.push_last(&line),
-            None => drop(std::io::stderr().write_all(&line)),
+    pub(crate) fn show_errors(self, messages: &[&str]) {
+        for message in messages {
+            let line = self.error_line(message);
+            match QUEUE.get() {
+                Some(queue) => queue.push_last(&line),
+                None => drop(std::io::stderr().write_all(&line)),
+            }
         }
     }
 

@@ -122,9 +122,7 @@ fn main() -> ExitCode {
     let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if let Some(message) = failure.message() {
-                log_format.show_error(message);
-            }
+            log_format.show_errors(&failure.messages());
             failure.exit_code()
         }
     };
@@ -157,7 +155,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(&args, output),
         Command::Borrow(args) => borrow::run(args, output),
         Command::State(args) => state::run(args, output),
-        Command::Check(args) => check::run(&args, output),
+        Command::Check(args) => check::run(args, output),
         Command::Top(args) => top::run(&args, output),
         Command::Sessions(args) => sessions::run(&args, output),
         Command::Organizations(args) => organizations::run(args, output),

@@ -1,7 +1,7 @@
 //! `serve`: run a session server until it is asked to stop.
 
 mod manager;
-mod settings;
+pub(crate) mod settings;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use crate::machine;
 use crate::output::{FAINT, GOOD, NAME, Output, styled};
 use crate::signals::{Hangups, Signals};
 pub(crate) use settings::Args;
-use settings::Configured;
+use settings::{Configured, Problem};
 
 /// What a server says once it accepts.
 #[derive(Debug, Serialize)]
@@ -59,10 +59,17 @@ impl fmt::Display for Ready {
 
 /// Runs the command.
 pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
-    let Configured { mut config, given, file, policy } = settings::configure(&args)?;
+    let (mut configured, file, policy) = settings::configure(&args)?;
+    // Whoever knows what was reported tells about metrics: the server itself.
+    for warning in configured.warnings.iter().filter(|warning| warning.unheard_of.is_none()) {
+        tracing::warn!("{warning}");
+    }
     if args.print_config {
+        let Configured { mut config, given, .. } = configured;
         return settings::print(&mut config, &given, file, &mut output);
     }
+    configured.judge().map_err(Problem::failure)?;
+    let Configured { mut config, .. } = configured;
     make_room_for_files(&config);
     config.dropped_log_lines = logs::dropped();
     let store = config.store.to_string();

@@ -157,7 +157,12 @@ fn a_value_or_a_policy_that_cannot_be_meant_is_refused_where_it_was_given() {
     empty.args(["--admin-token", ""]).env("TGM_SESSION_THREADS", "two");
     let ran = finish(empty);
     assert_eq!(ran.code, Some(2));
-    assert_eq!(ran.error(), "--admin-token: an empty token protects nothing");
+    let told: Vec<_> = ran.stderr.lines().collect();
+    let problems = [
+        "error: --admin-token: an empty token protects nothing",
+        "error: TGM_SESSION_THREADS: \"two\" is not a whole number without a unit",
+    ];
+    assert_eq!(told, problems);
 
     // What no header can carry opens nothing, and is not repeated.
     for token in ["s3cret\n", " s3cret", "s3cret ", "s3\u{7}cret", "s3cr\u{e9}t"] {

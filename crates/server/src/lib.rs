@@ -39,6 +39,7 @@ mod control;
 mod error;
 mod lane;
 mod live;
+mod nearest;
 pub mod operator;
 pub mod policy;
 mod refusals;

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use serde::Serialize;
-use tgm_session_server::policy::Loaded;
+use tgm_session_server::policy::{Loaded, Place, Warning};
 use tgm_session_server::settings::{self, Given, Setting, Shown, Source};
 use tgm_session_server::store::StoreUrl;
-use tgm_session_server::{Config, Policy};
+use tgm_session_server::{Config, Error, Policy};
 
 use crate::failure::Failure;
 use crate::output::{FAINT, NAME, Output, plain, styled};
@@ -81,11 +81,11 @@ pub(crate) struct Args {
 
 impl clap::Args for Args {
     fn augment_args(command: Command) -> Command {
-        Own::augment_args(command).args(settings::all().iter().map(flag))
+        Own::augment_args(command).args(flags())
     }
 
     fn augment_args_for_update(command: Command) -> Command {
-        Own::augment_args_for_update(command).args(settings::all().iter().map(flag))
+        Own::augment_args_for_update(command).args(flags())
     }
 }
 
@@ -103,6 +103,11 @@ impl FromArgMatches for Args {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }
+}
+
+/// The flags of all settings.
+pub(crate) fn flags() -> impl Iterator<Item = Arg> {
+    settings::all().iter().map(flag)
 }
 
 /// The flag and the variable of a setting. What is given is read later: an error of ours says where
@@ -131,17 +136,19 @@ fn source(matches: &ArgMatches, id: &str) -> Source {
     }
 }
 
-fn given(matches: &ArgMatches) -> Result<Given, Failure> {
-    let mut given = Given::default();
+/// The settings by flag and variable, or everything that is wrong with them.
+pub(crate) fn given(matches: &ArgMatches) -> Result<Given, Failure> {
+    let (mut given, mut wrong) = (Given::default(), Vec::new());
     for setting in settings::all() {
         if let Some(text) = matches.get_one::<String>(setting.name()) {
             let source = source(matches, setting.name());
             let place = place(&setting.flag(), &source);
-            let taken = given.set(setting, text, source);
-            taken.map_err(|problem| Failure::Usage(format!("{place}: {problem}")))?;
+            if let Err(problem) = given.set(setting, text, source) {
+                wrong.push(Failure::Usage(format!("{place}: {problem}")));
+            }
         }
     }
-    Ok(given)
+    Failure::of(wrong).map_or(Ok(given), Err)
 }
 
 /// Where a value was given, as people would look for it.
@@ -153,52 +160,118 @@ fn place(flag: &str, source: &Source) -> String {
     }
 }
 
-/// What a server is started with, and where each part of it was given.
+/// Something for which a server does not start.
 #[derive(Debug)]
-pub(super) struct Configured {
-    pub(super) config: Config,
-    pub(super) given: Given,
-    pub(super) file: Option<PolicyAt>,
-    /// In words, which policy it is.
-    pub(super) policy: String,
+pub(crate) struct Problem {
+    /// Where it stands, if in a file.
+    pub(crate) place: Option<Place>,
+    /// What it is, without the place.
+    pub(crate) problem: String,
+    pub(crate) failure: Failure,
 }
 
-/// Puts flags, variables, file and defaults together.
+impl Problem {
+    fn new(failure: Failure) -> Self {
+        let problem = failure.message().unwrap_or_default().to_owned();
+        Self { place: None, problem, failure }
+    }
+
+    /// What an error consists of.
+    fn each(error: Error) -> Vec<Self> {
+        match error {
+            Error::Policy(error) => error
+                .each()
+                .map(|error| Self {
+                    place: Some(error.place.clone()),
+                    problem: error.problem.clone(),
+                    failure: Failure::Usage(error.to_string()),
+                })
+                .collect(),
+            error => vec![Self::new(error.into())],
+        }
+    }
+
+    /// All of them as one failure.
+    pub(crate) fn failure(problems: Vec<Self>) -> Failure {
+        let failures = problems.into_iter().map(|problem| problem.failure).collect();
+        Failure::of(failures).unwrap_or(Failure::Failed("nothing is wrong".into()))
+    }
+}
+
+/// What a server is started with.
+#[derive(Debug)]
+pub(crate) struct Configured {
+    pub(crate) config: Config,
+    /// Where each part of it was given.
+    pub(crate) given: Given,
+    /// What in the policy file is allowed but likely not meant.
+    pub(crate) warnings: Vec<Warning>,
+}
+
+impl Configured {
+    /// Puts flags and variables, a policy with the settings beside it, and defaults together.
+    ///
+    /// # Errors
+    ///
+    /// Everything that cannot be meant.
+    pub(crate) fn new(
+        flags: Result<Given, Failure>,
+        loaded: Result<Loaded, Error>,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let flags = flags.map_err(|failure| match failure {
+            Failure::Several(failures) => problems.extend(failures.into_iter().map(Problem::new)),
+            failure => problems.push(Problem::new(failure)),
+        });
+        let loaded = loaded.map_err(|error| problems.extend(Problem::each(error)));
+        let (Ok(flags), Ok(loaded)) = (flags, loaded) else { return Err(problems) };
+        let Loaded { policy, server, warnings, file, .. } = loaded;
+        let mut config = Config::new(policy, StoreUrl::Memory);
+        config.policy_file = file;
+        config.given = flags.clone();
+        let given = flags.over(server);
+        given.apply(&mut config).map_err(Problem::each)?;
+        if given.source("store").is_none() {
+            config.store = StoreUrl::in_state_folder().ok_or_else(|| {
+                vec![Problem::new(Failure::Usage(
+                    "there is no state folder, for neither XDG_STATE_HOME nor HOME is an absolute \
+                     path; say where leases are kept: --store file:PATH"
+                        .into(),
+                ))]
+            })?;
+        }
+        Ok(Self { config, given, warnings })
+    }
+
+    /// Looks whether a server would start with it.
+    ///
+    /// # Errors
+    ///
+    /// Everything for which it would not, as far as it can be known without a start.
+    pub(crate) fn judge(&mut self) -> Result<(), Vec<Problem>> {
+        let problems: Vec<_> = self.config.judge().into_iter().flat_map(Problem::each).collect();
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+}
+
+/// What `serve` was told: its configuration, the policy file, and in words which policy it is.
 ///
 /// # Errors
 ///
-/// [`Failure::Usage`] for a value or a policy file that cannot be meant.
-pub(super) fn configure(args: &Args) -> Result<Configured, Failure> {
-    let flags = args.given.clone()?;
+/// Everything that cannot be meant.
+pub(super) fn configure(args: &Args) -> Result<(Configured, Option<PolicyAt>, String), Failure> {
     let at = args.config.clone().or_else(PolicyAt::configured);
-    let (policy, server, file, words) = match &at {
+    let (loaded, words) = match &at {
         None => {
             let words = "built in: 10 sessions (t1r) and 100 workers (t2w) per organization; \
                          --config FILE for your own";
-            (Policy::built_in(), Given::default(), None, words.to_owned())
+            let (policy, server) = (Policy::built_in(), Given::default());
+            (Ok(Loaded { policy, server, warnings: Vec::new(), file: None }), words.to_owned())
         }
-        Some(PolicyAt { path, .. }) => {
-            let Loaded { policy, server, warnings, file, .. } = Policy::load(path)?;
-            for warning in warnings {
-                tracing::warn!("{warning}");
-            }
-            (policy, server, file, path.display().to_string())
-        }
+        Some(PolicyAt { path, .. }) => (Policy::load(path), path.display().to_string()),
     };
-    let given = flags.over(server);
-    let mut config = Config::new(policy, StoreUrl::Memory);
-    config.policy_file = file;
-    given.apply(&mut config)?;
-    if given.source("store").is_none() {
-        config.store = StoreUrl::in_state_folder().ok_or_else(|| {
-            Failure::Usage(
-                "there is no state folder, for neither XDG_STATE_HOME nor HOME is an absolute \
-                 path; say where leases are kept: --store file:PATH"
-                    .into(),
-            )
-        })?;
-    }
-    Ok(Configured { config, given, file: at, policy: words })
+    let configured = Configured::new(args.given.clone(), loaded).map_err(Problem::failure)?;
+    Ok((configured, at, words))
 }
 
 /// One setting, as it is printed.
@@ -291,7 +364,7 @@ mod tests {
 
     fn configured(line: &[&str]) -> Result<Config, Failure> {
         let line = Line::try_parse_from(std::iter::once(&"serve").chain(line)).expect("flags");
-        configure(&line.args).map(|configured| configured.config)
+        configure(&line.args).map(|(configured, ..)| configured.config)
     }
 
     fn policy_file(server: &str) -> tempfile::NamedTempFile {

@@ -12,7 +12,6 @@ mod reload;
 mod words;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use crate::error::Error;
 use crate::live::Live;
 use crate::policy::overrides::{AuditEntry, Overrides};
 use crate::policy::{Policy, PolicyFile, Warning};
-use crate::serve::blocking;
+use crate::serve::{Config, blocking};
 use crate::store::{
     Embedded, LONGEST_WAIT, Noted, ReportError, Reported, Store as _, Unavailable, UsageReport,
 };
@@ -80,11 +79,8 @@ pub struct Operator {
     live: Arc<ArcSwap<Live>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
-    grpc_address: SocketAddr,
-    /// Whether the port may be served without indexers.
-    anonymous: bool,
-    /// The policy file as it was at the start.
-    file: Option<PolicyFile>,
+    /// What the server was started with, its policy file as it was then.
+    config: Config,
     state: Mutex<State>,
     /// Held while one policy takes the place of another, and never while the disk is waited for.
     in_force: tokio::sync::Mutex<InForceOverrides>,
@@ -166,34 +162,30 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<Embedded>,
     pub(crate) live: Arc<ArcSwap<Live>>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) grpc_address: SocketAddr,
-    pub(crate) anonymous: bool,
-    pub(crate) file: Option<PolicyFile>,
+    pub(crate) config: Config,
 }
 
 impl Operator {
     /// The operator's side of a server whose policy, overrides included, is in force already.
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, live, metrics, clock, grpc_address, anonymous, file } = parts;
-        let warnings = file.as_ref().map_or(&[][..], PolicyFile::warnings);
+        let Parts { store, live, metrics, config } = parts;
+        let (clock, file) = (config.clock.clone(), config.policy_file.as_ref());
+        let warnings = file.map_or(&[][..], PolicyFile::warnings);
         let status = PolicyStatus {
-            file: file.as_ref().map(|file| file.path().display().to_string()),
+            file: file.map(|file| file.path().display().to_string()),
             loaded_at: clock.wall().as_unix(),
             refused: None,
             warnings: warnings.iter().map(Warning::to_string).collect(),
             overrides: live.load().policy.overrides() as u64,
         };
-        let read = file.as_ref().map_or_else(Vec::new, |file| file.files().to_vec());
+        let read = file.map_or_else(Vec::new, |file| file.files().to_vec());
         let in_force = InForceOverrides { number: 0, overrides: store.overrides() };
         Self {
             store,
             live,
             metrics,
             clock,
-            grpc_address,
-            anonymous,
-            file,
+            config,
             state: Mutex::new(State { status, read }),
             in_force: tokio::sync::Mutex::new(in_force),
             events: broadcast::Sender::new(EVENTS),
@@ -228,7 +220,8 @@ impl Operator {
     /// [`Error::Anonymous`] when the policy would open the port to everybody; nothing changed then.
     /// [`Error::StoreFailed`] when leases could not be ended; the policy is in force then.
     pub async fn set_policy(self: &Arc<Self>, policy: Policy) -> Result<usize, Error> {
-        self.check_exposure(&policy)?;
+        let config = Config { policy: policy.clone(), ..self.config.clone() };
+        config.is_open_to_everybody().map_or(Ok(()), Err)?;
         let operator = self.clone();
         to_its_end(async move {
             let enforced = {
@@ -284,15 +277,6 @@ impl Operator {
             })
         };
         reported.await
-    }
-
-    /// Refuses a policy that lets everybody in reach borrow, unless that was asked for.
-    fn check_exposure(&self, policy: &Policy) -> Result<(), Error> {
-        if self.anonymous || policy.has_indexers() {
-            Ok(())
-        } else {
-            Err(Error::Anonymous { listen: self.grpc_address })
-        }
     }
 
     /// Puts the policy in the place of the one in force. Whoever calls it holds the lock.

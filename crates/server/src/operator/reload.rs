@@ -1,6 +1,7 @@
 //! The policy file and the files of keys that it names, while the server runs: when one of them
 //! changes, when a signal or an operator asks.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::policy::overrides::{AuditEntry, Overrides};
 use crate::policy::{Loaded, Policy, PolicyFile, Warning};
 use crate::repeated::Repeated;
-use crate::serve::blocking;
+use crate::serve::{Config, blocking};
 use crate::settings::Given;
 use crate::store::{Enforced, Noted, Store as _, Unavailable};
 use crate::watch::{self, Digest, LOOK_EVERY, Watched};
@@ -59,7 +60,7 @@ impl Operator {
     /// Looks at the policy file and those that it names from time to time, and loads it when one of
     /// them says something else. Runs until it is dropped; without a file it ends at once.
     pub(crate) async fn watch(self: Arc<Self>) {
-        let Some(mut watch) = self.file.as_ref().map(Watch::new) else { return };
+        let Some(mut watch) = self.config.policy_file.as_ref().map(Watch::new) else { return };
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -127,7 +128,7 @@ impl Operator {
     }
 
     async fn load_now(&self, doing: Doing, found: Option<Found>) -> Result<Done, OperatorError> {
-        let Some(started_with) = &self.file else {
+        let Some(started_with) = &self.config.policy_file else {
             let problem = "there is no policy file: the server was started without one";
             return Err(OperatorError::Conflict(problem.into()));
         };
@@ -137,6 +138,7 @@ impl Operator {
             let read = self.read(started_with, found, overrides).await;
             let Loaded { policy, server, warnings, .. } =
                 read.map_err(|error| self.refuse(started_with, &error))?;
+            let warnings = self.as_reported(&warnings).await;
             let warnings = warned(started_with, &warnings, &server);
             let live = self.put_into_force(policy).await;
             self.metrics.reloads.applied.inc();
@@ -197,8 +199,36 @@ impl Operator {
             state.read = std::iter::once(own).chain(named).chain(kept).collect();
         }
         let loaded = loaded?;
-        self.check_exposure(&loaded.policy)?;
-        Ok(loaded)
+        let config = self.config.clone();
+        blocking(move || judge(config, &loaded).map(|()| loaded)).await
+    }
+
+    /// Puts into words what reports have to do with it: a budget on a metric that one has carried is
+    /// no reason to warn.
+    async fn as_reported(&self, warnings: &[Warning]) -> Vec<Warning> {
+        if warnings.iter().all(|warning| warning.unheard_of.is_none()) {
+            return warnings.to_vec();
+        }
+        // A store that has failed cannot tell; whatever the file says comes into force even so.
+        let Ok(usage) = self.store.usage().await else { return warnings.to_vec() };
+        let reported: BTreeSet<_> = usage.iter().map(|count| &*count.metric).collect();
+        let told = warnings.iter().filter_map(|warning| match warning.unheard_of.as_deref() {
+            Some(metric) if reported.contains(metric) => None,
+            Some(metric) => Some(warning.of_unreported(metric)),
+            None => Some(warning.clone()),
+        });
+        told.collect()
+    }
+
+    /// Tells at the start of budgets on metrics that no report has carried.
+    pub(crate) async fn tell_of_unreported(&self) {
+        let Some(file) = &self.config.policy_file else { return };
+        let warnings = self.as_reported(file.warnings()).await;
+        for warning in warnings.iter().filter(|warning| warning.unheard_of.is_some()) {
+            tracing::warn!("{warning}");
+        }
+        let warnings = warnings.iter().map(Warning::to_string).collect();
+        self.state.lock().status.warnings = warnings;
     }
 
     /// Keeps and tells why the file is not in force.
@@ -212,6 +242,17 @@ impl Operator {
         self.tell(|status| PolicyStatus { refused: Some(problem.clone()), ..status });
         OperatorError::Conflict(format!("{problem} (the policy in force stays)"))
     }
+}
+
+/// Refuses a file with which the server would not start, for a reason that comes with the file.
+fn judge(mut started_with: Config, loaded: &Loaded) -> Result<(), Error> {
+    let mut next = Config { policy: loaded.policy.clone(), ..started_with.clone() };
+    if let Some(file) = &started_with.policy_file {
+        loaded.server.news(file.server(), &started_with.given).apply(&mut next)?;
+    }
+    let before: Vec<_> = started_with.judge().iter().map(Error::to_string).collect();
+    let wrong = next.judge().into_iter().find(|error| !before.contains(&error.to_string()));
+    wrong.map_or(Ok(()), Err)
 }
 
 /// What to think about in a file that was loaded into a running server.
@@ -235,22 +276,20 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::live::Live;
     use crate::refusals::Refusals;
-    use crate::store::{Options, Recovered};
+    use crate::store::{Options, Recovered, StoreUrl};
 
     fn operator(path: &Path) -> Arc<Operator> {
         let Loaded { policy, file, .. } = Policy::load(path).unwrap();
+        let mut config = Config::new(policy.clone(), StoreUrl::Memory);
+        config.policy_file = file;
         let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();
         let metrics = Arc::new(Metrics::new());
-        let clock = Arc::new(SystemClock::new());
-        let refusals = Arc::new(Refusals::new(clock.clone()));
+        let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
         Arc::new(Operator::new(Parts {
             store: Arc::new(store),
             live: Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics, refusals, None))),
             metrics,
-            clock,
-            grpc_address: ([127, 0, 0, 1], 1).into(),
-            anonymous: true,
-            file,
+            config,
         }))
     }
 
@@ -260,7 +299,7 @@ mod tests {
         let path = folder.path().join("policy.toml");
         fs::write(&path, "[services.t1r]").unwrap();
         let operator = operator(&path);
-        let mut watch = Watch::new(operator.file.as_ref().unwrap());
+        let mut watch = Watch::new(operator.config.policy_file.as_ref().unwrap());
         let loads = || operator.metrics.reloads.applied.get();
         let look_often = async |mut watch: Watch| {
             for _ in 0..4 {

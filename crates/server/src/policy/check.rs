@@ -9,10 +9,12 @@ use lease::{Budget, Limits, MAX_ID_BYTES, MAX_TTL};
 use toml::Spanned;
 
 use super::digests::{Digest, KeyFiles};
-use super::entries::{ApiKey, Entries, Organization, Plan, Service, ServiceLimits, Table};
-use super::file::{self, File};
+use super::entries::{ApiKey, Entries, Organization, Plan, Service, ServiceLimits};
+use super::file;
 use super::indexers::Indexer;
+use super::reading::{self, Shape, TakenOut};
 use super::{DEFAULT_SERVICE, Loaded, Place, Policy, PolicyError, ServiceId, Warning};
+use crate::nearest::nearest;
 use crate::settings::{self, Given};
 
 /// Clients in the field beat every 20 s, one lease after another: a shorter TTL loses leases.
@@ -21,11 +23,23 @@ const SHORT_TTL: Duration = Duration::from_secs(60);
 /// The most warnings that are told about one file: each of them is a line in the log, at every load.
 const MAX_WARNINGS: usize = 100;
 
+/// The most errors that are told about one file.
+const MAX_ERRORS: usize = 100;
+
 /// The most services that an error names.
 const MAX_NAMED: usize = 20;
 
 /// How many services without an entry one indexer may hold leases of, unless the file says more.
 const MAX_UNNAMED_SERVICES: u64 = 64;
+
+/// The metrics that services in the field report.
+pub(super) const KNOWN_METRICS: [&str; 5] = [
+    "egress_bytes",
+    "processed_blocks",
+    "live_uncompressed_read_bytes",
+    "file_uncompressed_read_bytes",
+    "file_compressed_read_bytes",
+];
 
 /// Reads `text`, checks it as a whole and builds the policy; `files` reads the files of keys that
 /// it names.
@@ -35,53 +49,93 @@ pub(super) fn load(
     files: &mut KeyFiles<'_>,
 ) -> Result<Loaded, PolicyError> {
     let source = Source::new(text, name);
-    let file: File = toml::from_str(text).map_err(|error| {
-        let span = error.span().unwrap_or(0..0);
-        // toml adds a drawing of the place on further lines; ours is in front already.
-        source.error(span, error.message().lines().collect::<Vec<_>>().join("; "))
-    })?;
-    let server = server(&source, file.server)?;
-    let mut entries = Entries::default();
-    let mut warnings = Warnings::default();
-    services(&source, file.services, &mut entries, &mut warnings)?;
-    let plans = plans(&source, file.plans, &mut entries)?;
-    organizations(&source, file.organizations, &plans, &mut entries)?;
-    api_keys(&source, file.api_keys, &mut entries)?;
-    indexers(&source, file.indexers, &mut entries, files)?;
+    let mut findings = Findings::default();
+    let Shape { file, taken_out } = reading::read(&source, text, &mut findings);
+    let entries = Entries::default();
+    let mut check = Check { source: &source, taken_out, findings, entries };
+    let server = check.server(file.server);
+    check.services(file.services);
+    let plans = check.plans(file.plans);
+    check.organizations(file.organizations, &plans);
+    check.api_keys(file.api_keys);
+    check.indexers(file.indexers, files);
+    check.default_organization(&server);
+    let Check { mut findings, entries, .. } = check;
     if entries.services.is_empty() {
-        warnings.add(|| source.warning(0, "no [services] at all: every borrow will be refused"));
+        findings.warn(|| source.warning(0, "no [services] at all: every borrow will be refused"));
     }
-    let warnings = warnings.told(&source);
+    let warnings = findings.told(&source)?;
     Ok(Loaded { policy: Policy::from(entries), server, warnings, file: None })
 }
 
-/// What to tell about a file: so many warnings, and how many more there are.
+/// What to tell about a file: so many errors and warnings, and how many more there are.
 #[derive(Debug, Default)]
-struct Warnings {
-    kept: Vec<Warning>,
-    left_out: usize,
+pub(super) struct Findings {
+    errors: Vec<PolicyError>,
+    errors_left_out: usize,
+    warnings: Vec<Warning>,
+    warnings_left_out: usize,
 }
 
-impl Warnings {
-    fn add(&mut self, warning: impl FnOnce() -> Warning) {
-        if self.kept.len() < MAX_WARNINGS {
-            self.kept.push(warning());
+impl Findings {
+    pub(super) fn error(&mut self, error: PolicyError) {
+        if self.are_full() {
+            self.errors_left_out += 1;
         } else {
-            self.left_out += 1;
+            self.errors.push(error);
         }
     }
 
-    fn told(mut self, source: &Source<'_>) -> Vec<Warning> {
-        if self.left_out > 0 {
-            let problem = format!("{} more warnings are left out", self.left_out);
-            self.kept.push(source.warning(0, problem));
+    /// Adds an error, unless the one before stands on the same line.
+    pub(super) fn error_on_a_new_line(&mut self, error: PolicyError) {
+        if self.errors.last().is_none_or(|last| last.place.line != error.place.line) {
+            self.error(error);
         }
-        self.kept
+    }
+
+    /// Whether there is no room for a further error.
+    pub(super) fn are_full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS
+    }
+
+    /// What came out of a check, or nothing, with its error.
+    fn take<T>(&mut self, checked: Result<T, PolicyError>) -> Option<T> {
+        checked.map_err(|error| self.error(error)).ok()
+    }
+
+    fn warn(&mut self, warning: impl FnOnce() -> Warning) {
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(warning());
+        } else {
+            self.warnings_left_out += 1;
+        }
+    }
+
+    /// The warnings, or all errors as one, in the order in which they stand in the file.
+    fn told(mut self, source: &Source<'_>) -> Result<Vec<Warning>, PolicyError> {
+        if self.errors_left_out > 0 {
+            let problem = format!("{} more errors are left out", self.errors_left_out);
+            self.errors.push(source.error(source.text.len()..source.text.len(), problem));
+        }
+        let order = |error: &PolicyError| {
+            let Place { file, line, column } = &error.place;
+            (**file != *source.name, *line, *column)
+        };
+        self.errors.sort_by_key(order);
+        let mut errors = self.errors.into_iter();
+        if let Some(first) = errors.next() {
+            return Err(PolicyError { others: errors.collect(), ..first });
+        }
+        if self.warnings_left_out > 0 {
+            let problem = format!("{} more warnings are left out", self.warnings_left_out);
+            self.warnings.push(source.warning(0, problem));
+        }
+        Ok(self.warnings)
     }
 }
 
 /// The text of a file, for saying where in it something stands.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     text: &'a str,
     name: &'a Path,
     /// Where each line begins.
@@ -107,11 +161,18 @@ impl Source<'_> {
     }
 
     fn warning(&self, offset: usize, problem: impl Into<String>) -> Warning {
-        Warning { place: self.place(offset), problem: problem.into() }
+        Warning { place: self.place(offset), problem: problem.into(), unheard_of: None }
     }
 
     fn error(&self, span: Range<usize>, problem: impl Into<String>) -> PolicyError {
-        PolicyError { place: self.place(span.start), problem: problem.into() }
+        PolicyError::new(self.place(span.start), problem)
+    }
+
+    /// What the reader of TOML says, with the place in front and in one line.
+    pub(super) fn of_toml(&self, error: &toml::de::Error) -> PolicyError {
+        let span = error.span().unwrap_or(0..0);
+        // toml adds a drawing of the place on further lines; ours is in front already.
+        self.error(span, error.message().lines().collect::<Vec<_>>().join("; "))
     }
 
     /// Takes a name that ids of requests are compared with.
@@ -127,237 +188,278 @@ impl Source<'_> {
     }
 }
 
-/// Takes in the settings beside the policy.
-fn server(source: &Source<'_>, written: file::Server) -> Result<Given, PolicyError> {
-    let mut given = Given::default();
-    let mut written: Vec<_> = written.into_iter().collect();
-    written.sort_by_key(|(name, _)| name.span().start);
-    for (name, value) in written {
-        // What is wrong is the value, unless nothing is called that.
-        let known = settings::find(name.get_ref()).is_some();
-        let span = if known { value.span() } else { name.span() };
-        let place = source.place(name.span().start);
-        given
-            .set_in_file(name.get_ref(), value.into_inner(), place)
-            .map_err(|problem| source.error(span, problem))?;
-    }
-    Ok(given)
+/// A file while it is checked. Each part is looked at, whatever was wrong with those before it.
+struct Check<'s> {
+    source: &'s Source<'s>,
+    taken_out: TakenOut,
+    findings: Findings,
+    entries: Entries,
 }
 
-fn services(
-    source: &Source<'_>,
-    written: file::Named<file::Service>,
-    entries: &mut Entries,
-    warnings: &mut Warnings,
-) -> Result<(), PolicyError> {
-    for (name, written) in written {
-        let ttl = match &written.ttl {
-            None => SHORT_TTL,
-            Some(ttl) => {
-                let file::Span(value) = *ttl.get_ref();
-                if value.is_zero() || value > MAX_TTL {
-                    let days = MAX_TTL.as_secs() / 86_400;
-                    return Err(source
-                        .error(ttl.span(), format!("ttl must be over 0 and at most {days} days")));
-                }
-                if value < SHORT_TTL {
-                    let at = ttl.span().start;
-                    warnings.add(|| {
-                        let problem = format!(
-                            "ttl of service {:?} is under 60s: clients that beat every 20s, one \
-                             lease after another, may lose leases",
-                            name.get_ref()
-                        );
-                        source.warning(at, problem)
-                    });
-                }
-                value
+impl Check<'_> {
+    fn error(&mut self, span: Range<usize>, problem: impl Into<String>) {
+        self.findings.error(self.source.error(span, problem));
+    }
+
+    fn name(&mut self, name: &Spanned<String>) -> Option<Box<str>> {
+        self.findings.take(self.source.name(name))
+    }
+
+    /// Takes in the settings beside the policy.
+    fn server(&mut self, written: file::Server) -> Given {
+        let mut given = Given::default();
+        let mut written: Vec<_> = written.into_iter().collect();
+        written.sort_by_key(|(name, _)| name.span().start);
+        for (name, value) in written {
+            // What is wrong is the value, unless nothing is called that.
+            let known = settings::find(name.get_ref()).is_some();
+            let span = if known { value.span() } else { name.span() };
+            let place = self.source.place(name.span().start);
+            let set = given.set_in_file(name.get_ref(), value.into_inner(), place);
+            if let Err(problem) = set {
+                self.error(span, problem);
             }
-        };
-        let minimal_life = match &written.minimal_life {
-            None => Duration::from_secs(5),
-            Some(life) => {
-                let file::Span(value) = *life.get_ref();
-                if value > lease::MAX_MINIMAL_LIFE {
-                    return Err(source.error(life.span(), "minimal_life must be at most 10m"));
+        }
+        given
+    }
+
+    fn services(&mut self, written: file::Named<file::Service>) {
+        for (name, written) in written {
+            let ttl = self.ttl(name.get_ref(), written.ttl.as_ref());
+            let minimal_life = match &written.minimal_life {
+                None => Duration::from_secs(5),
+                Some(life) => {
+                    let file::Span(value) = *life.get_ref();
+                    if value > lease::MAX_MINIMAL_LIFE {
+                        self.error(life.span(), "minimal_life must be at most 10m");
+                    }
+                    value
                 }
-                value
+            };
+            if let Some(max) = &written.max_unnamed_services
+                && name.get_ref() != DEFAULT_SERVICE
+            {
+                let problem = "max_unnamed_services belongs into [services.default]: it is about \
+                               services without an entry of their own";
+                self.error(max.span(), problem);
             }
-        };
-        if let Some(max) = &written.max_unnamed_services
-            && name.get_ref() != DEFAULT_SERVICE
-        {
-            let problem = "max_unnamed_services belongs into [services.default]: it is about \
-                           services without an entry of their own";
-            return Err(source.error(max.span(), problem));
+            let Ok(index) = u32::try_from(self.entries.services.len()) else {
+                return self.error(name.span(), "too many services");
+            };
+            let id = ServiceId(index);
+            let Some(name) = self.name(&name) else { continue };
+            if &*name == DEFAULT_SERVICE {
+                self.entries.default_service = Some(id);
+                let max = written.max_unnamed_services.map(|max| max.get_ref().0);
+                self.entries.max_unnamed_services = max.unwrap_or(MAX_UNNAMED_SERVICES);
+            }
+            self.entries.services_by_name.insert(name.clone(), id);
+            self.entries.services.push(Service {
+                name,
+                limits: Limits {
+                    service: written.max_total.map(|limit| limit.0),
+                    organization: written.max_per_organization.map(|limit| limit.0),
+                    api_key: written.max_per_api_key.map(|limit| limit.0),
+                },
+                ttl,
+                minimal_life,
+                observe: written.observe,
+            });
         }
-        let index = u32::try_from(entries.services.len())
-            .map_err(|_| source.error(name.span(), "too many services"))?;
-        let id = ServiceId(index);
-        let name = source.name(&name)?;
-        if &*name == DEFAULT_SERVICE {
-            entries.default_service = Some(id);
-            let max = written.max_unnamed_services.map(|max| max.get_ref().0);
-            entries.max_unnamed_services = max.unwrap_or(MAX_UNNAMED_SERVICES);
+    }
+
+    /// The TTL of a service, in whole milliseconds, as leases are granted.
+    fn ttl(&mut self, service: &str, written: Option<&Spanned<file::Span>>) -> Duration {
+        let Some(ttl) = written else { return SHORT_TTL };
+        let file::Span(value) = *ttl.get_ref();
+        if value.is_zero() || value > MAX_TTL {
+            let days = MAX_TTL.as_secs() / 86_400;
+            self.error(ttl.span(), format!("ttl must be over 0 and at most {days} days"));
+            return SHORT_TTL;
         }
-        entries.services_by_name.insert(name.clone(), id);
-        entries.services.push(Service {
-            name,
-            limits: Limits {
-                service: written.max_total.map(|limit| limit.0),
-                organization: written.max_per_organization.map(|limit| limit.0),
-                api_key: written.max_per_api_key.map(|limit| limit.0),
-            },
-            ttl,
-            minimal_life,
-            observe: written.observe,
+        if value < SHORT_TTL {
+            let (source, at) = (self.source, ttl.span().start);
+            self.findings.warn(|| {
+                let problem = format!(
+                    "ttl of service {service:?} is under 60s: clients that beat every 20s, one \
+                     lease after another, may lose leases"
+                );
+                source.warning(at, problem)
+            });
+        }
+        let milliseconds = value.as_nanos().div_ceil(1_000_000);
+        Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX))
+    }
+
+    /// Finds the entry a name points to; nothing is passed on to the default here, or a misspelt name
+    /// would set a limit on something else.
+    fn service(&mut self, name: &Spanned<String>) -> Option<ServiceId> {
+        let named = name.get_ref();
+        let found = self.entries.services_by_name.get(named.as_str()).copied();
+        if found.is_none() && !self.taken_out.has(named) && !self.taken_out.has("services") {
+            let services = &self.entries.services;
+            let names = || services.iter().map(|service| &*service.name);
+            let known: Vec<_> = names().take(MAX_NAMED).collect();
+            let more = services.len() - known.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let (nearest, known) = (nearest(named, names()), known.join(", "));
+            let problem =
+                format!("there is no service {named:?}{nearest}; the services are: {known}{more}");
+            self.error(name.span(), problem);
+        }
+        found
+    }
+
+    fn limits(&mut self, written: &file::ServiceLimits) -> ServiceLimits {
+        let limits =
+            written.iter().filter_map(|(name, limit)| Some((self.service(name)?, limit.0)));
+        limits.collect()
+    }
+
+    fn plans(&mut self, written: file::Named<file::Plan>) -> BTreeMap<String, usize> {
+        let mut indexes = BTreeMap::new();
+        for (name, written) in written {
+            let limits = self.limits(&written.limits);
+            let mut budgets = Vec::with_capacity(written.budgets.len());
+            for (metric, budget) in written.budgets {
+                let amount = *budget.amount.get_ref();
+                if !amount.is_finite() || amount < 0.0 {
+                    self.error(budget.amount.span(), "the amount of a budget must be 0 or more");
+                }
+                let at = metric.span().start;
+                let Some(metric) = self.name(&metric) else { continue };
+                self.warn_of_metric(at, &metric);
+                budgets.push(Budget { metric, amount, per: budget.per.into() });
+            }
+            let name = name.into_inner();
+            indexes.insert(name.clone(), self.entries.plans.len());
+            self.entries.plans.push(Plan { name: name.into(), limits, budgets: budgets.into() });
+        }
+        indexes
+    }
+
+    /// A budget on a metric that nobody reports is never spent.
+    fn warn_of_metric(&mut self, at: usize, metric: &str) {
+        if KNOWN_METRICS.contains(&metric) {
+            return;
+        }
+        let source = self.source;
+        self.findings.warn(|| {
+            let nearest = nearest(metric, KNOWN_METRICS);
+            let known = KNOWN_METRICS.join(", ");
+            let problem = format!(
+                "a budget on {metric:?}{nearest}, which is none of the metrics that services are \
+                 known to report: {known}"
+            );
+            Warning { unheard_of: Some(metric.into()), ..source.warning(at, problem) }
         });
     }
-    Ok(())
-}
 
-/// Finds the entry a name points to; nothing is passed on to the default here, or a misspelt name
-/// would set a limit on something else.
-fn service(
-    source: &Source<'_>,
-    entries: &Entries,
-    name: &Spanned<String>,
-) -> Result<ServiceId, PolicyError> {
-    entries.services_by_name.get(name.get_ref().as_str()).copied().ok_or_else(|| {
-        let known = entries.services.iter().map(|service| &*service.name);
-        let known: Vec<_> = known.take(MAX_NAMED).collect();
-        let more = entries.services.len() - known.len();
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let (named, known) = (name.get_ref(), known.join(", "));
-        let problem = format!("there is no service {named:?}; the services are: {known}{more}");
-        source.error(name.span(), problem)
-    })
-}
-
-fn limits(
-    source: &Source<'_>,
-    entries: &Entries,
-    written: &file::ServiceLimits,
-) -> Result<ServiceLimits, PolicyError> {
-    written.iter().map(|(name, limit)| Ok((service(source, entries, name)?, limit.0))).collect()
-}
-
-fn plans(
-    source: &Source<'_>,
-    written: file::Named<file::Plan>,
-    entries: &mut Entries,
-) -> Result<BTreeMap<String, usize>, PolicyError> {
-    let mut indexes = BTreeMap::new();
-    for (name, written) in written {
-        let limits = limits(source, entries, &written.limits)?;
-        let mut budgets = Vec::with_capacity(written.budgets.len());
-        for (metric, budget) in written.budgets {
-            let amount = *budget.amount.get_ref();
-            if !amount.is_finite() || amount < 0.0 {
-                return Err(
-                    source.error(budget.amount.span(), "the amount of a budget must be 0 or more")
-                );
+    fn organizations(
+        &mut self,
+        written: file::Named<file::Organization>,
+        plans: &BTreeMap<String, usize>,
+    ) {
+        self.entries.organizations.reserve(written.len());
+        for (name, written) in written {
+            let plan = written.plan.as_ref().and_then(|plan| self.plan(plan, plans));
+            let limits = self.limits(&written.limits);
+            let organization = Organization { plan, limits, disabled: written.disabled };
+            if let Some(name) = self.name(&name) {
+                self.entries.organizations.insert(name, organization);
             }
-            budgets.push(Budget { metric: source.name(&metric)?, amount, per: budget.per.into() });
         }
-        let name = name.into_inner();
-        indexes.insert(name.clone(), entries.plans.len());
-        entries.plans.push(Plan { name: name.into(), limits, budgets: budgets.into() });
     }
-    Ok(indexes)
-}
 
-fn organizations(
-    source: &Source<'_>,
-    written: file::Named<file::Organization>,
-    plans: &BTreeMap<String, usize>,
-    entries: &mut Entries,
-) -> Result<(), PolicyError> {
-    let mut organizations = Table::with_capacity_and_hasher(written.len(), Default::default());
-    for (name, written) in written {
-        let plan = match &written.plan {
-            None => None,
-            Some(plan) => Some(*plans.get(plan.get_ref()).ok_or_else(|| {
-                source.error(plan.span(), format!("there is no plan {:?}", plan.get_ref()))
-            })?),
+    fn plan(&mut self, plan: &Spanned<String>, plans: &BTreeMap<String, usize>) -> Option<usize> {
+        let named = plan.get_ref();
+        let found = plans.get(named).copied();
+        if found.is_none() && !self.taken_out.has(named) && !self.taken_out.has("plans") {
+            let nearest = nearest(named, plans.keys().map(String::as_str));
+            self.error(plan.span(), format!("there is no plan {named:?}{nearest}"));
+        }
+        found
+    }
+
+    /// An organization without an entry is a sound default, unless one is called nearly the same.
+    fn default_organization(&mut self, server: &Given) {
+        let name = "default_organization";
+        let (Some(named), Some(settings::Source::File(place))) =
+            (server.text(name), server.source(name))
+        else {
+            return;
         };
-        let limits = limits(source, entries, &written.limits)?;
-        let organization = Organization { plan, limits, disabled: written.disabled };
-        organizations.insert(source.name(&name)?, organization);
-    }
-    entries.organizations = organizations;
-    Ok(())
-}
-
-fn api_keys(
-    source: &Source<'_>,
-    written: file::Named<file::ApiKey>,
-    entries: &mut Entries,
-) -> Result<(), PolicyError> {
-    let mut api_keys = Table::with_capacity_and_hasher(written.len(), Default::default());
-    for (name, written) in written {
-        let limits = limits(source, entries, &written.limits)?;
-        api_keys.insert(source.name(&name)?, ApiKey { limits, disabled: written.disabled });
-    }
-    entries.api_keys = api_keys;
-    Ok(())
-}
-
-fn indexers(
-    source: &Source<'_>,
-    written: Vec<file::Indexer>,
-    entries: &mut Entries,
-    files: &mut KeyFiles<'_>,
-) -> Result<(), PolicyError> {
-    let mut names = BTreeSet::new();
-    for written in written {
-        let name = source.name(&written.name)?;
-        if !names.insert(name.clone()) {
-            return Err(
-                source.error(written.name.span(), format!("a second indexer is named {name:?}"))
-            );
+        let organizations = &self.entries.organizations;
+        if organizations.contains_key(named) {
+            return;
         }
-        let services = match &written.services {
-            None => None,
-            Some(names) => Some(
-                names
-                    .iter()
-                    .map(|name| service(source, entries, name))
-                    .collect::<Result<_, _>>()?,
-            ),
-        };
-        let indexer = entries.indexers.add(Indexer::new(name.clone(), services));
-        for (digest, place) in keys(source, &written, files)? {
-            let Err(other) = entries.indexers.add_key(indexer, digest) else { continue };
-            let other = entries.indexers.iter().nth(other).map_or("another", Indexer::name);
-            let problem = format!("a key of indexer {name:?} is a key of {other:?} already");
-            let place = place.unwrap_or_else(|| source.place(written.name.span().start));
-            return Err(PolicyError { place, problem });
+        let nearest = nearest(named, organizations.keys().map(|name| &**name));
+        if !nearest.is_empty() {
+            let problem = format!("{name}: there is no organization {named:?}{nearest}");
+            let place = place.clone();
+            self.findings.warn(|| Warning { place, problem, unheard_of: None });
         }
     }
-    Ok(())
-}
 
-/// The digests of the keys of one indexer, those of its file each with where it stands there.
-fn keys(
-    source: &Source<'_>,
-    written: &file::Indexer,
-    files: &mut KeyFiles<'_>,
-) -> Result<Vec<(Digest, Option<Place>)>, PolicyError> {
-    let at = written.name.span();
-    let here = written.key_sha256.iter().flat_map(|digests| &digests.0);
-    let mut keys: Vec<_> = here.map(|digest| (*digest, None)).collect();
-    if let Some(path) = &written.key_sha256_file {
-        let place = || source.place(path.span().start);
-        // What a policy names stands where the policy stands.
-        let folder = source.name.parent().unwrap_or(Path::new(""));
-        let digests = files.digests(&folder.join(path.get_ref()), place)?;
-        keys.extend(digests.into_iter().map(|(digest, place)| (digest, Some(place))));
-    } else if written.key_sha256.is_none() {
-        let problem = "an indexer without a key: add key_sha256 or key_sha256_file";
-        return Err(source.error(at, problem));
+    fn api_keys(&mut self, written: file::Named<file::ApiKey>) {
+        self.entries.api_keys.reserve(written.len());
+        for (name, written) in written {
+            let limits = self.limits(&written.limits);
+            if let Some(name) = self.name(&name) {
+                let disabled = written.disabled;
+                self.entries.api_keys.insert(name, ApiKey { limits, disabled });
+            }
+        }
     }
-    Ok(keys)
+
+    fn indexers(&mut self, written: Vec<file::Indexer>, files: &mut KeyFiles<'_>) {
+        let mut names = BTreeSet::new();
+        for written in written {
+            let Some(name) = self.name(&written.name) else { continue };
+            if !names.insert(name.clone()) {
+                self.error(written.name.span(), format!("a second indexer is named {name:?}"));
+            }
+            let services = written.services.as_ref();
+            let services = services.map(|names| {
+                names.iter().filter_map(|name| self.service(name)).collect::<BTreeSet<_>>()
+            });
+            let services = services.map(|ids| ids.into_iter().collect());
+            let indexer = self.entries.indexers.add(Indexer::new(name.clone(), services));
+            for (digest, place) in self.keys(&written, files) {
+                let Err(other) = self.entries.indexers.add_key(indexer, digest) else { continue };
+                let other =
+                    self.entries.indexers.iter().nth(other).map_or("another", Indexer::name);
+                let problem = format!("a key of indexer {name:?} is a key of {other:?} already");
+                let place = place.unwrap_or_else(|| self.source.place(written.name.span().start));
+                self.findings.error(PolicyError::new(place, problem));
+            }
+        }
+    }
+
+    /// The digests of the keys of one indexer, those of its file each with where it stands there.
+    fn keys(
+        &mut self,
+        written: &file::Indexer,
+        files: &mut KeyFiles<'_>,
+    ) -> Vec<(Digest, Option<Place>)> {
+        let here = written.key_sha256.iter().flat_map(|digests| &digests.0);
+        let mut keys: Vec<_> = here.map(|digest| (*digest, None)).collect();
+        if let Some(path) = &written.key_sha256_file {
+            let source = self.source;
+            let place = || source.place(path.span().start);
+            // What a policy names stands where the policy stands.
+            let folder = source.name.parent().unwrap_or(Path::new(""));
+            let digests = files.digests(&folder.join(path.get_ref()), place);
+            let digests = self.findings.take(digests).unwrap_or_default();
+            keys.extend(digests.into_iter().map(|(digest, place)| (digest, Some(place))));
+        } else if written.key_sha256.is_none()
+            && !["key_sha256", "key_sha256_file"].iter().any(|key| self.taken_out.has(key))
+        {
+            let problem = "an indexer without a key: add key_sha256 or key_sha256_file";
+            self.error(written.name.span(), problem);
+        }
+        keys
+    }
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl<'a> KeyFiles<'a> {
         place: impl Fn() -> Place,
     ) -> Result<Vec<(Digest, Place)>, PolicyError> {
         let shown = path.display();
-        let wrong = |problem: String| PolicyError { place: place(), problem };
+        let wrong = |problem: String| PolicyError::new(place(), problem);
         let contents = (self.read)(path);
         let digest = contents.as_ref().ok().map(|contents| watch::Digest::of(contents));
         if !self.seen.iter().any(|(seen, _)| seen == path) {
@@ -91,7 +91,7 @@ impl<'a> KeyFiles<'a> {
             let place = Place { file: path.to_owned(), line: number + 1, column };
             match Digest::read(said.trim()) {
                 Ok(digest) => digests.push((digest, place)),
-                Err(problem) => return Err(PolicyError { place, problem }),
+                Err(problem) => return Err(PolicyError::new(place, problem)),
             }
         }
         if digests.is_empty() {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::Policy;
+use super::check::KNOWN_METRICS;
+use crate::nearest::nearest;
 use crate::settings::Given;
 use crate::watch::{Digest, Read};
 
@@ -59,14 +61,40 @@ impl PolicyFile {
     }
 }
 
-/// What is wrong with a policy file, and where.
+/// What is wrong with a policy file, and where: the first thing, and what else there is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {problem}")]
+#[non_exhaustive]
 pub struct PolicyError {
     /// Where it stands.
     pub place: Place,
     /// What is wrong, in one line.
     pub problem: String,
+    /// What else is wrong, in the order in which it stands in the file.
+    pub others: Vec<Self>,
+}
+
+impl PolicyError {
+    pub(super) fn new(place: Place, problem: impl Into<String>) -> Self {
+        Self { place, problem: problem.into(), others: Vec::new() }
+    }
+
+    /// Everything that is wrong, each for itself.
+    pub fn each(self) -> impl Iterator<Item = Self> {
+        let Self { place, problem, others } = self;
+        std::iter::once(Self::new(place, problem)).chain(others)
+    }
+}
+
+/// Writes the first thing, and how many there are beside it.
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.problem)?;
+        match self.others.len() {
+            0 => Ok(()),
+            1 => f.write_str(" (and 1 more error)"),
+            more => write!(f, " (and {more} more errors)"),
+        }
+    }
 }
 
 /// Something in a policy file that is allowed but likely not meant.
@@ -76,6 +104,19 @@ pub struct Warning {
     pub place: Place,
     /// What to think about, in one line.
     pub problem: String,
+    /// The metric it is about, where a budget is on one that no service is known to report. Whoever
+    /// knows which metrics were reported need not believe it.
+    pub unheard_of: Option<Box<str>>,
+}
+
+impl Warning {
+    /// The same, as whoever knows that no report has carried the metric puts it.
+    pub(crate) fn of_unreported(&self, metric: &str) -> Self {
+        let nearest = nearest(metric, KNOWN_METRICS);
+        let problem =
+            format!("a budget on {metric:?}, which no report has carried so far{nearest}");
+        Self { problem, ..self.clone() }
+    }
 }
 
 impl fmt::Display for Warning {

@@ -12,6 +12,7 @@ mod indexers;
 mod loaded;
 mod overlay;
 pub mod overrides;
+mod reading;
 mod sources;
 mod summary;
 
@@ -175,7 +176,7 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`PolicyError`] with the first thing that is wrong: bad TOML, a name this version does not
+    /// [`PolicyError`] with everything that is wrong: bad TOML, a name this version does not
     /// know, a value that makes no sense, a name that points nowhere, or a file of keys that cannot
     /// be used.
     pub fn parse(text: &str, name: impl Into<PathBuf>) -> Result<Loaded, PolicyError> {

@@ -8,21 +8,24 @@ use std::sync::atomic::AtomicU64;
 use super::limits::PortLimits;
 use super::origin::Origin;
 use super::tls::TlsFiles;
-use crate::admin::AdminToken;
+use crate::admin::{AdminToken, TokenInForce};
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
 use crate::policy::{Policy, PolicyFile};
-use crate::settings;
+use crate::settings::{self, Given};
 use crate::store::{Options, StoreUrl};
 
 /// What a server is started with. [`Config::new`] fills in the defaults.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Who may borrow what.
     pub policy: Policy,
     /// The file that the policy was read from, [`Loaded::file`](crate::policy::Loaded::file): the
     /// running server looks at it and loads it again when it changes. By default none.
     pub policy_file: Option<PolicyFile>,
+    /// What was given by other means than the file and wins over it, also when the file is loaded
+    /// again. By default nothing.
+    pub given: Given,
     /// Where leases are kept.
     pub store: StoreUrl,
     /// Whether a damaged store file is opened in an older state, without changes that were
@@ -77,6 +80,7 @@ impl Config {
         Self {
             policy,
             policy_file: None,
+            given: Given::default(),
             store,
             accept_older_state: false,
             listen: loopback(9010),
@@ -108,17 +112,43 @@ impl Config {
         }
     }
 
-    /// Refuses values that cannot be meant, and to serve everybody who can reach the machine unless
-    /// that was asked for.
-    pub(super) fn check(&mut self) -> Result<(), Error> {
-        settings::check(self)?;
-        if !self.listen.ip().is_loopback() && !self.policy.has_indexers() && !self.allow_anonymous {
-            return Err(Error::Anonymous { listen: self.listen });
-        }
+    /// Everything for which a server refuses to start under this configuration.
+    ///
+    /// A start refuses for these and what it alone can know: whether a port can be had, and whether
+    /// the store can be opened. Files of TLS and of the admin token are read.
+    ///
+    /// ```
+    /// use tgm_session_server::store::StoreUrl;
+    /// use tgm_session_server::{Config, Policy};
+    ///
+    /// let mut config = Config::new(Policy::built_in(), StoreUrl::Memory);
+    /// assert!(config.judge().is_empty());
+    /// config.listen = "0.0.0.0:9010".parse().unwrap();
+    /// let wrong = config.judge();
+    /// assert!(wrong[0].to_string().contains("not a loopback address"), "{wrong:?}");
+    /// ```
+    pub fn judge(&mut self) -> Vec<Error> {
+        let mut wrong = self.judge_ports();
+        wrong.extend(self.store.look().err());
+        wrong
+    }
+
+    /// As [`Config::judge`], without the store.
+    pub(super) fn judge_ports(&mut self) -> Vec<Error> {
+        let mut wrong = settings::check(self);
+        wrong.extend(self.is_open_to_everybody());
         let has_token = self.admin_token.is_some() || self.admin_token_file.is_some();
         if !self.admin_listen.ip().is_loopback() && !has_token {
-            return Err(Error::AdminExposed { listen: self.admin_listen });
+            wrong.push(Error::AdminExposed { listen: self.admin_listen });
         }
-        Ok(())
+        wrong.extend(self.tls.judge(self.clock.wall()));
+        wrong.extend(TokenInForce::load(self).err());
+        wrong
+    }
+
+    /// Refuses to serve everybody who can reach the machine unless that was asked for.
+    pub(crate) fn is_open_to_everybody(&self) -> Option<Error> {
+        let is_open = !self.listen.ip().is_loopback() && !self.policy.has_indexers();
+        (is_open && !self.allow_anonymous).then_some(Error::Anonymous { listen: self.listen })
     }
 }

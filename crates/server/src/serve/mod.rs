@@ -103,10 +103,10 @@ impl Server {
     ///
     /// An address is open to everybody, a port is taken, or the store cannot be had.
     pub async fn bind(mut config: Config) -> Result<Self, Error> {
-        config.check()?;
+        first(config.judge())?;
         let (url, options) = (config.store.clone(), config.store_options());
         let store = blocking(move || Recovered::open(&url, options)).await?;
-        Self::with_store(config, store).await
+        Self::take_ports(config, store)
     }
 
     /// Takes both ports for a store that is open already; the one that `config` names is left alone.
@@ -115,7 +115,11 @@ impl Server {
     ///
     /// An address is open to everybody, or a port is taken.
     pub async fn with_store(mut config: Config, store: Recovered) -> Result<Self, Error> {
-        config.check()?;
+        first(config.judge_ports())?;
+        Self::take_ports(config, store)
+    }
+
+    fn take_ports(config: Config, store: Recovered) -> Result<Self, Error> {
         let tls = Tls::load(&config.tls, config.clock.clone())?;
         let token = TokenInForce::load(&config)?;
         let (grpc, grpc_address) = listen("gRPC", config.listen)?;
@@ -222,11 +226,9 @@ impl Server {
             store: store.clone(),
             live: live.clone(),
             metrics: metrics.clone(),
-            clock: config.clock.clone(),
-            grpc_address,
-            anonymous: config.allow_anonymous || config.listen.ip().is_loopback(),
-            file: config.policy_file,
+            config: config.clone(),
         }));
+        operator.tell_of_unreported().await;
         let serving = Arc::new(AtomicBool::new(false));
         let certificate_not_after = tls.as_ref().map(|tls| tls.not_after());
         let pages = Admin::new(admin::Parts {
@@ -475,6 +477,11 @@ fn control(
     let control = Control::new(store.clone(), live.clone(), counters, most, farewell.clone());
     let control = SessionControlServer::new(control);
     rpc::boxed(control.max_decoding_message_size(config.port.max_message_bytes as usize))
+}
+
+/// The first of what is wrong. [`Config::judge`] tells all of it.
+fn first(wrong: Vec<Error>) -> Result<(), Error> {
+    wrong.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Takes a port. Not with SO_REUSEPORT: a second server on it has to be refused.

@@ -43,6 +43,23 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
+    /// Everything for which they cannot be used at this time.
+    pub(super) fn judge(&self, now: WallTime) -> Vec<Error> {
+        let paths = match self.paths() {
+            Ok(paths) if paths.is_empty() => return Vec::new(),
+            Ok(paths) => paths,
+            Err(error) => return vec![error],
+        };
+        let read: Vec<_> = paths.iter().map(|path| readable(path, watch::read(path))).collect();
+        let (contents, wrong): (Vec<_>, Vec<_>) = read.into_iter().partition(Result::is_ok);
+        let mut wrong: Vec<_> = wrong.into_iter().filter_map(Result::err).collect();
+        if wrong.is_empty() {
+            let contents: Vec<_> = contents.into_iter().flatten().collect();
+            wrong.extend(configure(&paths, &contents, now).err());
+        }
+        wrong
+    }
+
     /// The files in the order in which they are read; none without TLS.
     fn paths(&self) -> Result<Vec<PathBuf>, Error> {
         let needs = |name, problem: &str| Err(Error::Setting { name, problem: problem.into() });
@@ -90,11 +107,13 @@ impl Tls {
         if paths.is_empty() {
             return Ok(None);
         }
-        let contents = paths.iter().map(|path| watch::read(path)).collect();
-        let contents = readable(&paths, contents)?;
+        let read = paths.iter().map(|path| readable(path, watch::read(path)));
+        let contents = read.collect::<Result<Vec<_>, _>>()?;
         let digests = contents.iter().map(|contents| Digest::of(contents));
         let watched = Watched::new(paths.iter().cloned().zip(digests));
         let (config, not_after) = configure(&paths, &contents, clock.wall())?;
+        let (file, until) = (paths[0].display(), not_after);
+        tracing::info!(%file, %until, "the certificate is valid");
         let current = ArcSwap::from_pointee(config);
         let not_after = Arc::new(AtomicI64::new(not_after.as_unix()));
         Ok(Some((Self { paths, clock, current, not_after }, watched)))
@@ -128,14 +147,16 @@ impl Tls {
     }
 
     fn take(&self, contents: Vec<io::Result<Vec<u8>>>) {
-        let configured = readable(&self.paths, contents)
+        let read = self.paths.iter().zip(contents).map(|(path, read)| readable(path, read));
+        let configured = read
+            .collect::<Result<Vec<_>, _>>()
             .and_then(|contents| configure(&self.paths, &contents, self.clock.wall()));
         match configured {
             Ok((config, not_after)) => {
                 self.current.store(Arc::new(config));
                 self.not_after.store(not_after.as_unix(), Ordering::Relaxed);
-                let file = self.paths[0].display();
-                tracing::info!(%file, "new connections get the new certificate");
+                let (file, until) = (self.paths[0].display(), not_after);
+                tracing::info!(%file, %until, "new connections get the new certificate");
             }
             Err(error) => tracing::error!(%error, "the certificate before stays in force"),
         }
@@ -156,12 +177,9 @@ pub(super) async fn hang_up(mut stream: TcpStream) {
     }
 }
 
-/// All `contents`, or which of them could not be read.
-fn readable(paths: &[PathBuf], contents: Vec<io::Result<Vec<u8>>>) -> Result<Vec<Vec<u8>>, Error> {
-    let read = paths.iter().zip(contents).map(|(path, contents)| {
-        contents.map_err(|error| unusable(path, format!("it cannot be read: {error}")))
-    });
-    read.collect()
+/// What was read of the file at `path`, or why it could not be.
+fn readable(path: &Path, read: io::Result<Vec<u8>>) -> Result<Vec<u8>, Error> {
+    read.map_err(|error| unusable(path, format!("it cannot be read: {error}")))
 }
 
 /// Makes of certificate, key and, if there are three, authorities of clients what rustls needs, and
@@ -194,8 +212,6 @@ fn configure(
         error => unusable(&paths[1], error),
     })?;
     config.alpn_protocols = PROTOCOLS.map(Vec::from).into();
-    let (file, until) = (paths[0].display(), not_after);
-    tracing::info!(%file, %until, "the certificate is valid");
     Ok((config, not_after))
 }
 

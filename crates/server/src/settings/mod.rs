@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::admin;
 use crate::error::Error;
+use crate::nearest::nearest;
 use crate::policy::{Place, Policy};
 use crate::serve::Config;
 use crate::store::StoreUrl;
@@ -168,13 +169,13 @@ fn scratch() -> Config {
     Config::new(Policy::default(), StoreUrl::Memory)
 }
 
-/// Looks whether every value of `config` is within its bounds.
-pub(crate) fn check(config: &mut Config) -> Result<(), Error> {
-    for setting in all() {
-        let value = (setting.place)(config);
-        setting.check(value).map_err(|problem| Error::Setting { name: setting.name, problem })?;
-    }
-    Ok(())
+/// Every value of `config` that is not within its bounds.
+pub(crate) fn check(config: &mut Config) -> Vec<Error> {
+    let wrong = all().iter().filter_map(|setting| {
+        let problem = setting.check((setting.place)(config)).err()?;
+        Some(Error::Setting { name: setting.name, problem })
+    });
+    wrong.collect()
 }
 
 /// What one lease takes in memory at worst, in bytes, beside its ids: its place in the table, a
@@ -278,8 +279,10 @@ impl Given {
     ) -> Result<(), String> {
         let Some(setting) = find(name) else {
             let known: Vec<_> = all().iter().map(Setting::name).collect();
-            let known = known.join(", ");
-            return Err(format!("there is no setting {name:?}; the settings are: {known}"));
+            let (nearest, known) = (nearest(name, known.iter().copied()), known.join(", "));
+            return Err(format!(
+                "there is no setting {name:?}{nearest}; the settings are: {known}"
+            ));
         };
         if self.0.contains_key(setting.name) {
             return Err(format!("{} is given twice", setting.name));
@@ -312,8 +315,23 @@ impl Given {
         self.0.get(name).map(|(source, _)| source)
     }
 
+    /// The value of the setting called `name`, as it was written, if it is text.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.written(name).and_then(Written::text)
+    }
+
     fn written(&self, name: &str) -> Option<&Written> {
         self.0.get(name).map(|(_, written)| written)
+    }
+
+    /// Those of the settings that say something else than in `before`, as far as `above` is silent
+    /// about them.
+    pub(crate) fn news(&self, before: &Self, above: &Self) -> Self {
+        let is_news = |name: &&'static str| {
+            above.written(name).is_none() && self.written(name) != before.written(name)
+        };
+        let names: Vec<_> = self.0.keys().copied().filter(|name| is_news(name)).collect();
+        Self(names.into_iter().map(|name| (name, self.0[name].clone())).collect())
     }
 
     /// The names of the settings that say something else than in `other`, or nothing there or here.

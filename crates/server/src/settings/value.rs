@@ -21,7 +21,7 @@ pub(super) enum Written {
 }
 
 impl Written {
-    fn text(&self) -> Option<&str> {
+    pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) | Self::Toml(toml::Value::String(text)) => Some(text),
             Self::Toml(_) => None,

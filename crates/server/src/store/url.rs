@@ -46,8 +46,33 @@ impl StoreUrl {
         Some(Self::File { path: state.join("tgm-session").join(FILE_NAME), make_folders: true })
     }
 
+    /// Looks whether a store may be there, and makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StoreFolderMissing`].
+    pub(crate) fn look(&self) -> Result<(), Error> {
+        match self {
+            Self::Memory => Ok(()),
+            Self::File { path, make_folders } => Self::place(path, *make_folders).map(drop),
+        }
+    }
+
     /// Finds the file that `path` means and makes the folder it needs, where that is allowed.
     pub(super) fn prepare(path: &Path, make_folders: bool) -> Result<PathBuf, Error> {
+        let (file, folder) = Self::place(path, make_folders)?;
+        if let Some(folder) = folder {
+            super::create::make_folders(&folder).map_err(|source| Error::StoreFile {
+                action: "make the folder of",
+                path: file.clone(),
+                source,
+            })?;
+        }
+        Ok(file)
+    }
+
+    /// The file that `path` means, and the folder that has to be made for it.
+    fn place(path: &Path, make_folders: bool) -> Result<(PathBuf, Option<PathBuf>), Error> {
         let names_a_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
         let file = if names_a_folder || path.is_dir() { path.join(FILE_NAME) } else { path.into() };
         let missing = || Error::StoreFolderMissing {
@@ -56,23 +81,21 @@ impl StoreUrl {
         };
         let folder = match file.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => return Ok(file),
+            _ => return Ok((file, None)),
         };
-        let failed =
-            |source| Error::StoreFile { action: "make the folder of", path: file.clone(), source };
         if folder.is_dir() {
-        } else if make_folders {
-            super::create::make_folders(folder).map_err(failed)?;
-        } else if names_a_folder {
-            if !folder.parent().is_some_and(|above| above.as_os_str().is_empty() || above.is_dir())
-            {
-                return Err(missing());
-            }
-            super::create::make_folders(folder).map_err(failed)?;
-        } else {
+            return Ok((file, None));
+        }
+        let is_allowed = make_folders
+            || names_a_folder
+                && folder
+                    .parent()
+                    .is_some_and(|above| above.as_os_str().is_empty() || above.is_dir());
+        if !is_allowed {
             return Err(missing());
         }
-        Ok(file)
+        let folder = folder.to_owned();
+        Ok((file, Some(folder)))
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use lease::Usage;
 use tgm_session_server::operator::{By, OperatorError, OperatorEvent};
 use tgm_session_server::policy::Source;
 use tgm_session_server::policy::overrides::Subject;
@@ -373,4 +374,54 @@ async fn a_reload_under_load_loses_no_call() {
     }
     assert_eq!(server.live().await, 0);
     assert_eq!(server.client().count("t1r", "acme").await, 0);
+}
+
+#[tokio::test]
+async fn a_file_with_which_the_server_would_not_start_is_refused_when_it_is_loaded_too() {
+    let file = Written::new("[services.t1r]\nmax_per_organization = 1\n");
+    let server = file.serve().await;
+    let operator = server.running.operator();
+    for (line, reason) in [
+        ("listen = '0.0.0.0:9010'", "the policy has no indexers"),
+        ("admin_listen = '0.0.0.0:9011'", "there is no admin token"),
+        ("tls_cert = 'gone.pem'\ntls_key = 'gone.key'", "cannot use gone.pem for TLS"),
+        ("store = 'file:/nowhere/at/all/sessions.redb'", "does not exist"),
+    ] {
+        file.write(&format!("[server]\n{line}\n[services.t1r]\nmax_per_organization = 9\n"));
+        let refused = operator.reload(BY).await.unwrap_err();
+        assert!(refused.to_string().contains(reason), "{refused}");
+        assert_eq!(operator.policy().ceiling("acme", "t1r").0, Some(1), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn what_has_gone_wrong_beside_the_file_does_not_keep_a_policy_out() {
+    let file = Written::new("[services.t1r]\nmax_per_organization = 1\n");
+    let clock = ManualClock::new();
+    let token = file.path.with_file_name("token");
+    fs::write(&token, "s3cret").unwrap();
+    let mut config = file.config(&clock);
+    config.admin_token_file = Some(token.clone());
+    let server = TestServer::start(config, clock).await;
+    fs::remove_file(token).unwrap();
+    file.write("[services.t1r]\nmax_per_organization = 9\n");
+    server.running.operator().reload(BY).await.unwrap();
+    assert_eq!(server.running.operator().policy().ceiling("acme", "t1r").0, Some(9));
+}
+
+#[tokio::test]
+async fn a_budget_is_warned_about_until_a_report_has_carried_its_metric() {
+    let budget = "budgets = { my_metric = { amount = 9.0, per = 'day' } }";
+    let file = Written::new(&format!("[services.t1r]\n[plans.pro]\n{budget}\n"));
+    let server = file.serve().await;
+    let operator = server.running.operator();
+    let warnings = || operator.policy_status().warnings;
+    let [warning] = &warnings()[..] else { panic!("{:?}", warnings()) };
+    assert!(warning.contains("\"my_metric\", which no report has carried so far"), "{warning}");
+    operator.reload(BY).await.unwrap();
+    assert_eq!(warnings(), [warning.clone()]);
+    let usage = [Usage { organization: "acme", metric: "my_metric", value: 1.0 }];
+    server.running.report(None, None, &usage).await.unwrap();
+    operator.reload(BY).await.unwrap();
+    assert!(warnings().is_empty(), "{:?}", warnings());
 }

@@ -1,0 +1,241 @@
+//! `check` and `serve` judge alike: what the one refuses, the other does, in the same words.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod harness;
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use harness::{Ran, Serve, command, file, finish, folder, run};
+use serde_json::Value;
+
+/// The errors that were told, each without the word in front.
+fn errors(ran: &Ran) -> Vec<String> {
+    let errors = ran.stderr.lines().filter_map(|line| line.strip_prefix("error: "));
+    errors.map(str::to_owned).collect()
+}
+
+/// `check` of `policy` and `serve` with it, both with these flags and variables.
+fn both(policy: &str, flags: &[&str], variables: &[(&str, &str)]) -> [Command; 2] {
+    let with = |mut command: Command| {
+        command.args(flags).envs(variables.iter().copied());
+        command
+    };
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let is_given = |flag: &&str| {
+        let named = flag.trim_start_matches("--").replace('-', "_");
+        flags.contains(flag) || std::fs::read_to_string(policy).unwrap().contains(&named)
+    };
+    // Ports that nobody else has, unless the ports are what it is about.
+    let mut serving = vec![serve[0]];
+    for pair in serve[1..].chunks(2).filter(|pair| !is_given(&pair[0])) {
+        serving.extend(pair);
+    }
+    [
+        with(command(["check", policy])),
+        with(command([&serving[..], &["--config", policy]].concat())),
+    ]
+}
+
+#[test]
+fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    file(&folder, "over.pem", &params.self_signed(&key).unwrap().pem());
+    file(&folder, "over.key", &key.serialize_pem());
+    file(&folder, "token", "s3cret \n");
+    let missing = path("missing");
+    let tls = |certificate: &str, key: &str| {
+        let (certificate, key) = (path(certificate), path(key));
+        format!("[server]\ntls_cert = '{certificate}'\ntls_key = '{key}'\n[services.t1r]\n")
+    };
+    let server = |line: &str| format!("[server]\n{line}\n[services.t1r]\n");
+    let sound = "[services.t1r]\n".to_owned();
+    type Case<'a> = (String, Vec<&'a str>, Vec<(&'a str, &'a str)>, i32, Vec<String>);
+    let told = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+    let token_file = format!("admin_token_file = '{}'", path("token"));
+    let both_tokens = format!("admin_token = 't'\n{token_file}");
+    let store = format!("store = 'file:{missing}/deeper/sessions.redb'");
+    let keys = "[services.t1r]\n[[indexers]]\nname = 'west'\nkey_sha256_file = 'missing'\n";
+    let cases: Vec<Case<'_>> = vec![
+        (server("listen = '0.0.0.0:0'"), vec![], vec![], 2, told(&["has no indexers"])),
+        (sound.clone(), vec!["--listen", "0.0.0.0:0"], vec![], 2, told(&["has no indexers"])),
+        (
+            sound.clone(),
+            vec![],
+            vec![("TGM_SESSION_GRPC_WEB_ORIGINS", "*")],
+            2,
+            told(&["TGM_SESSION_GRPC_WEB_ORIGINS: \"*\" is no origin"]),
+        ),
+        (server("admin_listen = '0.0.0.0:0'"), vec![], vec![], 2, told(&["no admin token"])),
+        (
+            server("listen = '0.0.0.0:0'\nadmin_listen = '0.0.0.0:0'"),
+            vec![],
+            vec![],
+            2,
+            told(&["has no indexers", "no admin token"]),
+        ),
+        (
+            tls("gone.pem", "gone.key"),
+            vec![],
+            vec![],
+            2,
+            told(&["gone.pem for TLS", "gone.key for TLS"]),
+        ),
+        (tls("over.pem", "over.key"), vec![], vec![], 2, told(&["expired at 2020-01-01"])),
+        (server("tls_cert = 'x'"), vec![], vec![], 2, told(&["needs its key"])),
+        (server("store = 'etcd://h'"), vec![], vec![], 2, told(&["etcd://h"])),
+        (server("grpc_web_origins = ['a']"), vec![], vec![], 2, told(&["\"a\" is no origin"])),
+        (server(&token_file), vec![], vec![], 2, told(&["ends with a blank"])),
+        (server(&both_tokens), vec![], vec![], 2, told(&["give one of them"])),
+        // A store that cannot be had is no wrong use.
+        (server(&store), vec![], vec![], 1, told(&["does not exist"])),
+        (server("idle_timeout = '4m'"), vec![], vec![], 2, told(&["between 5m and 1day"])),
+        (
+            server("idle_timeout = '4m'"),
+            vec!["--threads", "0", "--max-streams", "x"],
+            vec![("TGM_SESSION_PING_TIMEOUT", "never")],
+            2,
+            told(&["--max-streams", "--threads", "TGM_SESSION_PING_TIMEOUT", "idle_timeout"]),
+        ),
+        (keys.to_owned(), vec![], vec![], 2, told(&["key_sha256_file"])),
+        ("[services.t1r\n".to_owned(), vec![], vec![], 2, told(&[":1:"])),
+        (
+            "[services.t1r]\nttl = 5\nmax_total = -1\n".to_owned(),
+            vec![],
+            vec![],
+            2,
+            told(&[":2:", ":3:"]),
+        ),
+        ("\u{0}".to_owned(), vec![], vec![], 2, told(&[":1:"])),
+    ];
+    for (text, flags, variables, code, parts) in cases {
+        let policy = file(&folder, "policy.toml", &text).display().to_string();
+        let [check, serve] = both(&policy, &flags, &variables).map(finish);
+        assert_eq!((check.code, serve.code), (Some(code), Some(code)), "{text}{check:?}{serve:?}");
+        let told = errors(&check);
+        assert_eq!(told, errors(&serve), "{text}{flags:?}");
+        assert_eq!(told.len(), parts.len(), "{text}{told:?}");
+        for (told, part) in told.iter().zip(&parts) {
+            assert!(told.contains(part.as_str()), "{part:?} is not in {told:?}");
+        }
+        assert_eq!((&*check.stdout, &*serve.stdout), ("", ""), "{text}");
+        assert!(!format!("{check:?}{serve:?}").contains("s3cret"), "{text}");
+    }
+    let gone = path("gone.toml");
+    let check = run(["check", &gone]);
+    let serve = run(["serve", "--config", &gone]);
+    assert_eq!((check.code, errors(&check)), (serve.code, errors(&serve)));
+    assert_eq!(check.code, Some(2));
+}
+
+#[test]
+fn what_check_finds_sound_serve_starts_with() {
+    let folder = folder();
+    let text = "[server]\ndefault_organization = 'nobody'\n[services.t1r]\nttl = '30s'\n";
+    let policy = file(&folder, "policy.toml", text);
+    let check = run(["check".as_ref(), policy.as_os_str()]);
+    assert_eq!((check.code, &*check.stderr), (Some(0), ""), "{check:?}");
+    Serve::with_policy(&folder, &policy);
+}
+
+#[test]
+fn everything_that_is_wrong_with_a_file_is_told_at_once_where_it_stands() {
+    let folder = folder();
+    let text = "[server]
+lissten = '127.0.0.1:1'
+max_streams = 0
+[services.t1r]
+ttl = 5
+max_totl = 3
+[services.t2w]
+max_total = -1
+minimal_life = '11m'
+[plans.pro]
+limits = { t1 = 3 }
+budgets = { egress_bytes = { amount = 'x', per = 'day' } }
+[organizations.acme]
+plan = 'pri'
+[[indexers]]
+key_sha256 = '00'
+[services.t3x]
+observe = 'no'
+";
+    let policy = file(&folder, "policy.toml", text);
+    let ran = run(["check".as_ref(), policy.as_os_str()]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let line = |error: &String| {
+        let place = error.strip_prefix(&format!("{}:", policy.display())).unwrap();
+        place.split_once(':').unwrap().0.parse::<usize>().unwrap()
+    };
+    let told = errors(&ran);
+    let lines: Vec<_> = told.iter().map(line).collect();
+    assert_eq!(lines, [2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 16, 18], "{told:#?}");
+    for (at, nearest) in [(0, "\"listen\""), (6, "\"t1r\""), (8, "\"pro\"")] {
+        assert!(told[at].contains(&format!("did you mean {nearest}?")), "{}", told[at]);
+    }
+    let json = run(["check".as_ref(), policy.as_os_str(), "--format".as_ref(), "json".as_ref()]);
+    let [unsound] = &json.json()[..] else { panic!("{json:?}") };
+    let listed: Vec<_> = unsound["errors"].as_array().unwrap().iter().map(|e| &e["line"]).collect();
+    assert_eq!(listed, lines.iter().collect::<Vec<_>>());
+    assert_eq!((&unsound["line"], &unsound["ok"]), (&Value::from(2), &Value::from(false)));
+}
+
+#[test]
+fn a_policy_is_read_from_standard_input() {
+    let check = |text: &str| {
+        let mut command = command(["check", "-"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        harness::Process::new(child).finish()
+    };
+    let sound = check("[services.t1r]\n");
+    assert_eq!((sound.code, &*sound.stderr), (Some(0), ""), "{sound:?}");
+    assert!(sound.stdout.contains("sound"), "{sound:?}");
+    let wrong = check("[services.t1r]\nttl = 5\n");
+    assert_eq!(wrong.code, Some(2), "{wrong:?}");
+    assert!(wrong.error().starts_with("-:2:7: "), "{wrong:?}");
+}
+
+#[test]
+fn a_ttl_is_shown_as_it_is_granted() {
+    let folder = folder();
+    let policy = file(&folder, "policy.toml", "[services.t1r]\nttl = '1500us'\n");
+    let ran = run(["check".as_ref(), policy.as_os_str(), "--format".as_ref(), "json".as_ref()]);
+    assert_eq!(ran.json()[0]["services"][0]["ttl_ms"], 2, "{ran:?}");
+    let ran = run(["check".as_ref(), policy.as_os_str()]);
+    assert!(ran.stdout.contains(" 2ms "), "{ran:?}");
+}
+
+#[test]
+fn a_budget_on_a_metric_that_nobody_is_known_to_report_is_warned_about() {
+    let folder = folder();
+    let text = "[services.t1r]\n[plans.pro.budgets]\n\
+                egres_bytes = { amount = 1.0, per = 'day' }\n\
+                egress_bytes = { amount = 1.0, per = 'day' }\n";
+    let policy = file(&folder, "policy.toml", text);
+    let ran = run(["check".as_ref(), policy.as_os_str(), "--format".as_ref(), "json".as_ref()]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let sound = ran.json().remove(0);
+    let [warning] = &sound["warnings"].as_array().unwrap()[..] else { panic!("{sound}") };
+    assert_eq!(warning["line"], 3);
+    let problem = warning["problem"].as_str().unwrap();
+    assert!(problem.contains("did you mean \"egress_bytes\"?"), "{problem}");
+    assert!(problem.contains("known to report"), "{problem}");
+}
+
+#[test]
+fn a_default_organization_that_is_nearly_one_of_the_file_is_warned_about() {
+    let folder = folder();
+    let text = "[server]\ndefault_organization = 'anonymus'\n[services.t1r]\n\
+                [organizations.anonymous]\n";
+    let policy = file(&folder, "policy.toml", text);
+    let ran = run(["check".as_ref(), policy.as_os_str()]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("policy.toml:2:1: default_organization: "), "{ran:?}");
+    assert!(ran.stdout.contains("did you mean \"anonymous\"?"), "{ran:?}");
+}

@@ -1,0 +1,34 @@
+//! What a misspelt name may have been meant to be.
+
+/// The name among `known` that is nearest to `wrong`, as the part of a sentence; empty where none is
+/// near.
+pub(crate) fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    // Comparing takes as long as both are, and the names may be many and long.
+    let near = known.into_iter().take(10_000).filter(|name| {
+        let (one, other) = (name.len(), wrong.len());
+        one.abs_diff(other) <= 3 && one <= 64 && other <= 64
+    });
+    let distance =
+        |name: &str| strsim::damerau_levenshtein(&wrong.to_lowercase(), &name.to_lowercase());
+    let nearest = near.map(|name| (distance(name), name)).min();
+    let longest = (wrong.chars().count() / 3).clamp(1, 3);
+    match nearest {
+        Some((distance, name)) if distance <= longest => format!(" (did you mean {name:?}?)"),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_told_and_one_that_is_far_is_not() {
+        let known = ["default", "t1r", "t2w", "egress_bytes"];
+        assert_eq!(nearest("t1", known), " (did you mean \"t1r\"?)");
+        assert_eq!(nearest("Egres_bytes", known), " (did you mean \"egress_bytes\"?)");
+        for far in ["premium", "", "x", "a_metric_of_somebody_else"] {
+            assert_eq!(nearest(far, known), "", "{far}");
+        }
+    }
+}
