@@ -72,7 +72,7 @@ fn every_key_of_a_policy_is_in_its_manual() {
     for section in ["", "services.a", "plans.a", "organizations.a", "api_keys.a", "[indexers]"] {
         let table = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
         let error = Policy::parse(&format!("{table}unheard_of = 1\n"), "file").unwrap_err();
-        let error = error.to_string();
+        let error = error.each().map(|error| error.problem).collect::<Vec<_>>().join("; ");
         let known = error.split_once("expected").unwrap_or_else(|| panic!("{error}")).1;
         let mut keys = 0;
         for key in known.split('`').skip(1).step_by(2) {
