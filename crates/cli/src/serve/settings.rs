@@ -63,7 +63,8 @@ impl PolicyAt {
     fn configured() -> Option<Self> {
         let variable = "CONFIGURATION_DIRECTORY";
         let folders = std::env::var_os(variable)?;
-        let mut files = std::env::split_paths(&folders).map(|folder| folder.join("policy.toml"));
+        let folders = std::env::split_paths(&folders).filter(|folder| folder.is_absolute());
+        let mut files = folders.map(|folder| folder.join("policy.toml"));
         // One that cannot be looked at is there: reading it says what is wrong.
         let path = files.find(|file| file.try_exists().unwrap_or(true))?;
         Some(Self { path, source: Source::Variable, place: variable.to_owned() })
