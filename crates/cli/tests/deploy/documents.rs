@@ -55,7 +55,11 @@ pub(crate) fn anchors(document: &str) -> BTreeSet<String> {
 fn every_policy_in_the_manuals_is_sound() {
     let mut found = 0;
     for path in ["README.md", "docs/policy.md", "docs/operations.md"] {
-        for (line, block) in blocks(&text(path), "toml") {
+        let text = text(path);
+        // What a crate depends on is TOML too.
+        let policies =
+            blocks(&text, "toml").into_iter().filter(|(_, it)| !it.contains("dependencies"));
+        for (line, block) in policies {
             if let Err(error) = Policy::parse(block, "block") {
                 panic!("{path}, the block of line {line}: {error}");
             }
