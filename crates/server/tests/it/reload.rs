@@ -419,7 +419,7 @@ async fn a_budget_is_warned_about_until_a_report_has_carried_its_metric() {
     let [warning] = &warnings()[..] else { panic!("{:?}", warnings()) };
     assert!(warning.contains("\"my_metric\", which no report has carried so far"), "{warning}");
     operator.reload(BY).await.unwrap();
-    assert_eq!(warnings(), [warning.clone()]);
+    assert_eq!(warnings(), std::slice::from_ref(warning));
     let usage = [Usage { organization: "acme", metric: "my_metric", value: 1.0 }];
     server.running.report(None, None, &usage).await.unwrap();
     operator.reload(BY).await.unwrap();
