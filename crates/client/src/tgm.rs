@@ -18,6 +18,7 @@ mod streaming;
 mod unary;
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,7 +142,7 @@ impl TgmPool {
             let answer = driver::within(self.patience.timeout, answer).await;
             answer.map_err(|status| answer::error(&status))
         };
-        let answer = driver::in_runtime(answer).await?;
+        let answer = driver::in_runtime(pin!(answer)).await?;
         let state = answer.into_inner().worker_state.map(PoolState::from_wire);
         state.ok_or_else(|| Error::unavailable("the server answered without a state of the pool"))
     }

@@ -1,5 +1,6 @@
 //! A caller's borrow: tries, retries, and what is left behind when the caller goes away.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ pub(crate) async fn borrow(
         error = Empty,
     );
     let borrowing = until_patience_ends(shared, wanted, patience).instrument(span.clone());
-    let borrowed = in_runtime(borrowing).await;
+    let borrowed = in_runtime(pin!(borrowing)).await;
     match &borrowed {
         Ok(lease) => {
             span.record("lease", lease.number());

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 #[cfg(feature = "metrics")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -135,15 +135,14 @@ pub(crate) fn runtime() -> Result<Handle, Error> {
 }
 
 /// Does what needs the clock of a runtime at every step, and fails where it is polled outside of one.
-pub(crate) async fn in_runtime<T>(
-    what: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let mut what = pin!(what);
-    poll_fn(|cx| match runtime() {
+pub(crate) fn in_runtime<T>(
+    mut what: Pin<&mut impl Future<Output = Result<T, Error>>>,
+) -> impl Future<Output = Result<T, Error>> {
+    // By reference: a future that takes another one is as large as both.
+    poll_fn(move |cx| match runtime() {
         Ok(_) => what.as_mut().poll(cx),
         Err(error) => Poll::Ready(Err(error)),
     })
-    .await
 }
 
 /// What one look at the keeper brought to do.
