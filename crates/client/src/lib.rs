@@ -34,7 +34,7 @@
 //!
 //! # Pools by URL
 //!
-//! [`connect`] knows `tgm://` and `local://`; a [`Registry`] learns the schemes of an application.
+//! [`connect()`] knows `tgm://` and `local://`; a [`Registry`] learns the schemes of an application.
 //! `$VAR` and `${VAR}` are replaced from the environment first; one that is not set is empty, and a
 //! warning names it. What came out of a variable is in no message: the variable stands there. A
 //! variable in the query whose value holds `&`, `#`, `%`, `+` or a space is refused, for it would be
