@@ -103,6 +103,17 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
             told(&["--max-streams", "--threads", "TGM_SESSION_PING_TIMEOUT", "idle_timeout"]),
         ),
         (keys.to_owned(), vec![], vec![], 2, told(&["key_sha256_file"])),
+        // Errors of the policy hide none of the settings, and who may call is not guessed.
+        (
+            tls("gone.pem", "gone.key").replace(
+                "[server]",
+                "[server]\nstore = 'etcd://h'\nlisten = '0.0.0.0:0'\nadmin_listen = '0.0.0.0:0'",
+            ) + "ttl = 5\n",
+            vec![],
+            vec![],
+            2,
+            told(&["etcd://h", ":8:", "no admin token", "gone.pem for TLS", "gone.key for TLS"]),
+        ),
         ("[services.t1r\n".to_owned(), vec![], vec![], 2, told(&[":1:"])),
         (
             "[services.t1r]\nttl = 5\nmax_total = -1\n".to_owned(),

@@ -224,8 +224,29 @@ impl Configured {
             Failure::Several(failures) => problems.extend(failures.into_iter().map(Problem::new)),
             failure => problems.push(Problem::new(failure)),
         });
-        let loaded = loaded.map_err(|error| problems.extend(Problem::each(error)));
-        let (Ok(flags), Ok(loaded)) = (flags, loaded) else { return Err(problems) };
+        let loaded = loaded.unwrap_or_else(|error| {
+            let server = match &error {
+                Error::Policy(error) => error.server.clone(),
+                _ => Given::default(),
+            };
+            problems.extend(Problem::each(error));
+            Loaded { policy: Policy::built_in(), server, warnings: Vec::new(), file: None }
+        });
+        let Ok(flags) = flags else { return Err(problems) };
+        let configured = Self::put_together(flags, loaded);
+        if problems.is_empty() {
+            return configured;
+        }
+        // The settings are judged beside a file that is wrong, but for who may call: that is in the file.
+        let judged = configured.and_then(|mut configured| {
+            configured.config.allow_anonymous = true;
+            configured.judge()
+        });
+        problems.extend(judged.err().into_iter().flatten());
+        Err(problems)
+    }
+
+    fn put_together(flags: Given, loaded: Loaded) -> Result<Self, Vec<Problem>> {
         let Loaded { policy, server, warnings, file, .. } = loaded;
         let mut config = Config::new(policy, StoreUrl::Memory);
         config.policy_file = file;

@@ -64,7 +64,10 @@ pub(super) fn load(
     if entries.services.is_empty() {
         findings.warn(|| source.warning(0, "no [services] at all: every borrow will be refused"));
     }
-    let warnings = findings.told(&source)?;
+    let warnings = match findings.told(&source) {
+        Ok(warnings) => warnings,
+        Err(error) => return Err(PolicyError { server, ..error }),
+    };
     Ok(Loaded { policy: Policy::from(entries), server, warnings, file: None })
 }
 

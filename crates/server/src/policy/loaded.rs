@@ -62,7 +62,7 @@ impl PolicyFile {
 }
 
 /// What is wrong with a policy file, and where: the first thing, and what else there is.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub struct PolicyError {
     /// Where it stands.
@@ -71,16 +71,18 @@ pub struct PolicyError {
     pub problem: String,
     /// What else is wrong, in the order in which it stands in the file.
     pub others: Vec<Self>,
+    /// What of the `[server]` section could be read: it may be wrong too.
+    pub server: Given,
 }
 
 impl PolicyError {
     pub(super) fn new(place: Place, problem: impl Into<String>) -> Self {
-        Self { place, problem: problem.into(), others: Vec::new() }
+        Self { place, problem: problem.into(), others: Vec::new(), server: Given::default() }
     }
 
     /// Everything that is wrong, each for itself.
     pub fn each(self) -> impl Iterator<Item = Self> {
-        let Self { place, problem, others } = self;
+        let Self { place, problem, others, server: _ } = self;
         std::iter::once(Self::new(place, problem)).chain(others)
     }
 }
