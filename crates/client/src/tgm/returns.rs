@@ -239,6 +239,13 @@ impl Returns {
         std::mem::take(&mut self.tried)
     }
 
+    /// Returns what is given up by `now`.
+    #[cfg(test)]
+    pub(crate) fn past(&self, now: Instant) -> Vec<Target> {
+        let past = self.ends.iter().take_while(|(end, _)| *end <= now);
+        past.filter_map(|(_, number)| self.items[number].order.target.clone()).collect()
+    }
+
     /// Returns how many returns are not settled.
     pub(crate) fn len(&self) -> usize {
         self.items.len()

@@ -184,9 +184,13 @@ async fn a_borrow_that_comes_while_the_server_stops_is_decided_or_known_to_be_be
             break;
         }
     }
-    raw.send(&frame(PING, ACK, 0, &ping)).await;
-    raw.send(&frame(HEADERS, END_HEADERS, 3, &header_block())).await;
-    raw.send(&frame(DATA, END_STREAM, 3, &asked)).await;
+    // All at once: the server closes as soon as it has heard that the end was heard.
+    let late = [
+        frame(PING, ACK, 0, &ping),
+        frame(HEADERS, END_HEADERS, 3, &header_block()),
+        frame(DATA, END_STREAM, 3, &asked),
+    ];
+    raw.send(&late.concat()).await;
     let mut last = None;
     while let Some((kind, _, stream, payload)) = raw.frame().await {
         assert!(stream <= 1, "an answer to the call that came too late");

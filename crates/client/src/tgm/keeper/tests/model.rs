@@ -100,6 +100,10 @@ impl World {
     /// Lets `passed` go by and sends everything that is due.
     fn pass(&mut self, passed: Duration) {
         self.bench.now += passed;
+        for target in self.bench.keeper.returns.past(self.bench.now) {
+            // Given up after one TTL: the server's own TTL has ended the lease.
+            self.server.give_back(&target);
+        }
         while let Some(call) = self.bench.keeper.next_call(self.bench.now) {
             match &call {
                 Call::KeepAlive { number, key, .. } => {
