@@ -110,7 +110,8 @@ struct Held {
     lease: Arc<Lease>,
     /// The key of the lease, at hand without its lock.
     key: Arc<str>,
-    asked: Asked,
+    /// 0 for a session.
+    max_workers: i64,
     role: Role,
     ttl: Duration,
     /// What the server told when it granted the lease.
@@ -127,6 +128,14 @@ struct Held {
     doubt: bool,
     /// Why the last call failed.
     fault: Option<Box<Error>>,
+}
+
+impl Held {
+    /// What the lease was borrowed by.
+    fn asked(&self) -> Asked {
+        let Ids { service, organization, api_key, trace } = self.lease.ids().clone();
+        Asked { service, organization, api_key, trace, max_workers: self.max_workers }
+    }
 }
 
 #[derive(Debug)]
@@ -273,7 +282,7 @@ impl Keeper {
         }
         self.borrows += 1;
         let max_workers = i64::from(max_per_session);
-        Ok(Asked { service: service.clone(), max_workers, ..held.asked.clone() })
+        Ok(Asked { service: service.clone(), max_workers, ..held.asked() })
     }
 
     /// Takes the grant of a caller's borrow that was sent at `sent`.
@@ -340,7 +349,7 @@ impl Keeper {
         let held = Held {
             lease: lease.clone(),
             key: key.clone(),
-            asked: asked.clone(),
+            max_workers: asked.max_workers,
             role,
             ttl: grant.ttl,
             minimal_life: grant.minimal_life,
@@ -361,7 +370,7 @@ impl Keeper {
     pub(crate) fn borrow_over(&mut self, asked: &Asked) {
         self.borrows -= 1;
         if !asked.is_worker() {
-            self.leave_pool(asked);
+            self.leave_pool(&asked.ids());
         }
     }
 
@@ -400,11 +409,11 @@ impl Keeper {
         self.held.get_mut(&number).map(|held| &mut held.role)
     }
 
-    fn leave_pool(&mut self, asked: &Asked) {
+    fn leave_pool(&mut self, ids: &Ids) {
         if !self.rules.counts_sessions() {
             return;
         }
-        let pool = (asked.organization.clone(), asked.service.clone());
+        let pool = (ids.organization.clone(), ids.service.clone());
         if let Some(active) = self.sessions.get_mut(&pool) {
             *active -= 1;
             if *active == 0 {

@@ -68,7 +68,7 @@ impl Keeper {
         let held = self.held.get_mut(&number)?;
         held.calling = true;
         self.calls += 1;
-        let (key, api_key) = (held.key.clone(), held.asked.api_key.clone());
+        let (key, api_key) = (held.key.clone(), held.lease.ids().api_key.clone());
         Some(Call::KeepAlive { number, key, api_key, deadline })
     }
 
@@ -79,7 +79,7 @@ impl Keeper {
         self.calls += 1;
         // The same id through all retries, so that a lost answer costs no second slot.
         let id = *held.borrowing.get_or_insert_with(|| BorrowId(self.rng.random()));
-        Some(Call::Borrow { number, asked: held.asked.clone(), id, deadline })
+        Some(Call::Borrow { number, asked: held.asked(), id, deadline })
     }
 
     // ---- answers to the task ----
@@ -314,9 +314,10 @@ impl Keeper {
         held.ended = true;
         self.stats.ended(reason);
         self.heartbeat.remove(number);
+        let ids = held.lease.ids();
         tracing::info!(
-            service = &*held.asked.service, organization = &*held.asked.organization,
-            trace = &*held.asked.trace, %reason, "a lease ended"
+            service = &*ids.service, organization = &*ids.organization,
+            trace = &*ids.trace, %reason, "a lease ended"
         );
         self.news.ended.push((held.lease.clone(), reason.clone()));
         if let Role::Session { workers, .. } = &held.role {

@@ -65,7 +65,7 @@ impl Keeper {
                 self.returns.add(number, order, now);
             }
             Role::Session { workers, leaving, .. } => {
-                self.leave_pool(&held.asked);
+                self.leave_pool(held.lease.ids());
                 let told = self.rules.minimal_life.or(held.minimal_life);
                 let minimal_life = minimal_life.or(told).or(Some(MINIMAL_LIFE));
                 let holds = holds + leaving + workers.len();

@@ -75,7 +75,7 @@ impl Keeper {
             _ => return Err(Error::SessionNotFound),
         };
         let same = |worker: &&u64| {
-            self.held.get(worker).is_some_and(|held| held.asked.service == asked.service)
+            self.held.get(worker).is_some_and(|held| held.lease.ids().service == asked.service)
         };
         let active = workers.filter(same).count() as u64;
         let max = u64::try_from(asked.max_workers).unwrap_or(0);
