@@ -262,8 +262,8 @@ impl Ledger {
     /// # Errors
     ///
     /// The first [`Refusal`] that applies, in the order: old terms, borrow id, budgets, the ceilings in
-    /// the order of [`Scope::ALL`], a revoked session, the ledger's own bounds. [`Refusal::Behind`] when too much of the
-    /// trace has ended and is not taken out yet.
+    /// the order of [`Scope::ALL`], a revoked session, the ledger's own bounds. [`Refusal::Behind`]
+    /// when too much of the trace has ended and is not taken out yet.
     pub fn borrow(
         &mut self,
         request: &Request<'_>,

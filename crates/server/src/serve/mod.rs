@@ -401,9 +401,10 @@ impl Running {
     }
 
     /// Stops: attached streams get their notice, probes say so, no connection is accepted any more,
-    /// calls under way may finish for at most 10 s, and what the store has pending is flushed. Calls that
-    /// wait for a disk that hangs are answered a second before that. An attached stream is ended about a second after its notice; no lease ends with it. A disk that
-    /// hangs has the rest of these 10 s, and a second at least.
+    /// calls under way may finish for at most 10 s, and what the store has pending is flushed. Calls
+    /// that wait for a disk that hangs are answered a second before that. An attached stream is ended
+    /// about a second after its notice; no lease ends with it. A disk that hangs has the rest of these
+    /// 10 s, and a second at least.
     ///
     /// Cancellation: dropped, the server stops at once.
     ///
