@@ -46,7 +46,7 @@ struct Own {
 #[derive(Debug)]
 pub(crate) struct Args {
     config: PathBuf,
-    given: Result<Given, Failure>,
+    flags: settings::Flags,
 }
 
 impl clap::Args for Args {
@@ -62,7 +62,7 @@ impl clap::Args for Args {
 impl FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let Own { config } = Own::from_arg_matches(matches)?;
-        Ok(Self { config, given: settings::given(matches) })
+        Ok(Self { config, flags: settings::Flags::of(matches) })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -279,9 +279,9 @@ fn span(milliseconds: u128) -> String {
 
 /// Runs the command.
 pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
-    let Args { config: file, given } = args;
+    let Args { config: file, flags } = args;
     let loaded = if file == Path::new("-") { load_standard_input()? } else { Policy::load(&file) };
-    let configured = Configured::new(given, loaded);
+    let configured = Configured::new(flags, loaded);
     let judged = configured.and_then(|mut configured| configured.judge().map(|()| configured));
     match judged {
         Ok(Configured { config, given, mut warnings }) => {

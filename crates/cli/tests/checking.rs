@@ -102,6 +102,14 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
             2,
             told(&["--max-streams", "--threads", "TGM_SESSION_PING_TIMEOUT", "idle_timeout"]),
         ),
+        // Neither does a flag that is wrong.
+        (
+            tls("gone.pem", "gone.key"),
+            vec!["--threads", "0", "--admin-listen", "0.0.0.0:0"],
+            vec![],
+            2,
+            told(&["--threads", "no admin token", "gone.pem for TLS", "gone.key for TLS"]),
+        ),
         (keys.to_owned(), vec![], vec![], 2, told(&["key_sha256_file"])),
         // Errors of the policy hide none of the settings, and who may call is not guessed.
         (

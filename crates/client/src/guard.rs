@@ -17,23 +17,27 @@ use crate::pool::{SessionPool, WorkerRequest};
 pub struct Guard {
     pool: Arc<dyn SessionPool>,
     lease: Arc<Lease>,
-    give_back: GiveBack,
+    kind: Kind,
     released: bool,
     /// Goes where the guard goes, and not on the pool's task.
     on_error: Option<Kept>,
 }
 
-/// Which verb of the plugin returns a lease.
-type GiveBack = fn(&dyn SessionPool, &Lease, Option<Duration>) -> Release;
+/// What a guard holds: each has its own verb of the plugin that returns it.
+#[derive(Clone, Copy)]
+enum Kind {
+    Session,
+    Worker,
+}
 
 impl Guard {
     fn new(
         pool: Arc<dyn SessionPool>,
         lease: Arc<Lease>,
+        kind: Kind,
         on_error: Option<Kept>,
-        give_back: GiveBack,
     ) -> Self {
-        Self { pool, lease, give_back, released: false, on_error }
+        Self { pool, lease, kind, released: false, on_error }
     }
 
     /// Returns who the lease is for.
@@ -87,7 +91,10 @@ impl Guard {
     ///
     /// Returning it again when the guard goes is no error, and frees nothing twice.
     pub(crate) fn give_back(&self, minimal_life: Option<Duration>) -> Release {
-        (self.give_back)(&*self.pool, &self.lease, minimal_life)
+        match self.kind {
+            Kind::Session => self.pool.release_session(&self.lease, minimal_life),
+            Kind::Worker => self.pool.release_worker(&self.lease, minimal_life),
+        }
     }
 
     fn release(&mut self, minimal_life: Option<Duration>) -> Release {
@@ -125,9 +132,7 @@ impl Session {
         lease: Arc<Lease>,
         on_error: Option<Kept>,
     ) -> Self {
-        Self(Guard::new(pool, lease, on_error, |pool, lease, life| {
-            pool.release_session(lease, life)
-        }))
+        Self(Guard::new(pool, lease, Kind::Session, on_error))
     }
 
     /// Borrows a worker of `service` under this session, which may hold `max_per_session`.
@@ -183,7 +188,7 @@ pub struct Worker(Guard);
 
 impl Worker {
     fn new(pool: Arc<dyn SessionPool>, lease: Arc<Lease>) -> Self {
-        Self(Guard::new(pool, lease, None, |pool, lease, life| pool.release_worker(lease, life)))
+        Self(Guard::new(pool, lease, Kind::Worker, None))
     }
 
     /// Returns the worker; the future resolves with the server's answer.

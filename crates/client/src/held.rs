@@ -48,7 +48,8 @@ pub struct Lease {
     ids: Ids,
     key: Mutex<Arc<str>>,
     keep_alives: AtomicU64,
-    reason: OnceLock<Error>,
+    /// Boxed, because most leases end without one.
+    reason: OnceLock<Box<Error>>,
     ended: Notify,
     on_error: Mutex<Option<OnError>>,
 }
@@ -130,7 +131,7 @@ impl Lease {
     /// in the life of the lease, on this thread. A panic in the callback is caught and logged. A
     /// plugin calls this with none of its locks held.
     pub fn end(&self, reason: Error) -> bool {
-        if self.reason.set(reason.clone()).is_err() {
+        if self.reason.set(Box::new(reason.clone())).is_err() {
             return false;
         }
         self.ended.notify_waiters();
@@ -146,7 +147,7 @@ impl Lease {
 
     /// Returns why the lease ended, or `None` while it lives.
     pub fn end_reason(&self) -> Option<&Error> {
-        self.reason.get()
+        self.reason.get().map(Box::as_ref)
     }
 
     /// Waits until the lease ends and returns why. Cancellation safe.
@@ -155,11 +156,11 @@ impl Lease {
     pub async fn ended(self: Arc<Self>) -> Error {
         // Made before the check, so that an end between the two is not missed.
         let notified = self.ended.notified();
-        if let Some(reason) = self.reason.get() {
+        if let Some(reason) = self.end_reason() {
             return reason.clone();
         }
         notified.await;
-        self.reason.get().cloned().expect("the reason is set before anyone is woken")
+        self.end_reason().cloned().expect("the reason is set before anyone is woken")
     }
 }
 

@@ -21,6 +21,9 @@ const ALL_WITHIN: Duration = Duration::from_secs(2);
 /// it: it is there, and has more to do.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Most addresses of one name that are tried: each may hold a socket until the deadline.
+const MOST_TRIED: usize = 128;
+
 /// Most addresses that an error names.
 const MOST_NAMED: usize = 8;
 
@@ -107,23 +110,23 @@ impl fmt::Display for Unreached {
 impl Error for Unreached {}
 
 /// Orders addresses so that the families take turns, the resolver's first choice first, each
-/// address once.
-fn in_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let mut distinct: Vec<SocketAddr> = Vec::with_capacity(addresses.len());
+/// address once, and no more than are tried.
+fn in_turns(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut first, mut second) = (Vec::new(), Vec::new());
     for address in addresses {
-        if !distinct.contains(&address) {
-            distinct.push(address);
+        let family = if address.is_ipv6() == first_is_v6 { &mut first } else { &mut second };
+        if family.len() < MOST_TRIED && !family.contains(address) {
+            family.push(*address);
         }
     }
-    let first_is_v6 = distinct.first().is_some_and(SocketAddr::is_ipv6);
-    let (first, second): (Vec<_>, Vec<_>) =
-        distinct.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
     let mut ordered = Vec::with_capacity(first.len() + second.len());
     while first.len() + second.len() > 0 {
         ordered.extend(first.next());
         ordered.extend(second.next());
     }
+    ordered.truncate(MOST_TRIED);
     ordered
 }
 
@@ -143,7 +146,7 @@ where
     D: Future<Output = io::Result<S>>,
     G: Future<Output = io::Result<T>>,
 {
-    let addresses = in_turns(addresses);
+    let addresses = in_turns(&addresses);
     let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     let stagger = STAGGER.min(ALL_WITHIN / count.max(1));
     let others = if count > 1 { Others::Some } else { Others::None };

@@ -76,8 +76,8 @@ impl PolicyAt {
 pub(crate) struct Args {
     config: Option<PolicyAt>,
     pub(super) print_config: bool,
-    /// The settings by flag and variable, or what is wrong with one of them.
-    given: Result<Given, Failure>,
+    /// The settings by flag and variable.
+    flags: Flags,
 }
 
 impl clap::Args for Args {
@@ -97,7 +97,7 @@ impl FromArgMatches for Args {
             let source = source(matches, "config");
             PolicyAt { path, place: place("config", &source), source }
         });
-        Ok(Self { config, print_config, given: given(matches) })
+        Ok(Self { config, print_config, flags: Flags::of(matches) })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -137,19 +137,30 @@ fn source(matches: &ArgMatches, id: &str) -> Source {
     }
 }
 
-/// The settings by flag and variable, or everything that is wrong with them.
-pub(crate) fn given(matches: &ArgMatches) -> Result<Given, Failure> {
-    let (mut given, mut wrong) = (Given::default(), Vec::new());
-    for setting in settings::all() {
-        if let Some(text) = matches.get_one::<String>(setting.name()) {
-            let source = source(matches, setting.name());
-            let place = place(&setting.flag(), &source);
-            if let Err(problem) = given.set(setting, text, source) {
-                wrong.push(Failure::Usage(format!("{place}: {problem}")));
+/// The settings by flag and variable.
+#[derive(Clone, Debug)]
+pub(crate) struct Flags {
+    /// Those that can be meant.
+    given: Given,
+    /// The names of the others, and what is wrong with each.
+    wrong: Vec<(&'static str, Failure)>,
+}
+
+impl Flags {
+    pub(crate) fn of(matches: &ArgMatches) -> Self {
+        let (mut given, mut wrong) = (Given::default(), Vec::new());
+        for setting in settings::all() {
+            if let Some(text) = matches.get_one::<String>(setting.name()) {
+                let source = source(matches, setting.name());
+                let place = place(&setting.flag(), &source);
+                if let Err(problem) = given.set(setting, text, source) {
+                    let failure = Failure::Usage(format!("{place}: {problem}"));
+                    wrong.push((setting.name(), failure));
+                }
             }
         }
+        Self { given, wrong }
     }
-    Failure::of(wrong).map_or(Ok(given), Err)
 }
 
 /// Where a value was given, as people would look for it.
@@ -215,15 +226,10 @@ impl Configured {
     /// # Errors
     ///
     /// Everything that cannot be meant.
-    pub(crate) fn new(
-        flags: Result<Given, Failure>,
-        loaded: Result<Loaded, Error>,
-    ) -> Result<Self, Vec<Problem>> {
-        let mut problems = Vec::new();
-        let flags = flags.map_err(|failure| match failure {
-            Failure::Several(failures) => problems.extend(failures.into_iter().map(Problem::new)),
-            failure => problems.push(Problem::new(failure)),
-        });
+    pub(crate) fn new(flags: Flags, loaded: Result<Loaded, Error>) -> Result<Self, Vec<Problem>> {
+        let is_store_wrong = flags.wrong.iter().any(|(name, _)| *name == "store");
+        let wrong = flags.wrong.into_iter().map(|(_, failure)| Problem::new(failure));
+        let mut problems: Vec<_> = wrong.collect();
         let loaded = loaded.unwrap_or_else(|error| {
             let server = match &error {
                 Error::Policy(error) => error.server.clone(),
@@ -232,12 +238,11 @@ impl Configured {
             problems.extend(Problem::each(error));
             Loaded { policy: Policy::built_in(), server, warnings: Vec::new(), file: None }
         });
-        let Ok(flags) = flags else { return Err(problems) };
-        let configured = Self::put_together(flags, loaded);
+        let configured = Self::put_together(flags.given, loaded, is_store_wrong);
         if problems.is_empty() {
             return configured;
         }
-        // The settings are judged beside a file that is wrong, but for who may call: that is in the file.
+        // What is right is judged beside what is wrong, but for who may call: that may be what is wrong.
         let judged = configured.and_then(|mut configured| {
             configured.config.allow_anonymous = true;
             configured.judge()
@@ -246,14 +251,18 @@ impl Configured {
         Err(problems)
     }
 
-    fn put_together(flags: Given, loaded: Loaded) -> Result<Self, Vec<Problem>> {
+    fn put_together(
+        flags: Given,
+        loaded: Loaded,
+        is_store_wrong: bool,
+    ) -> Result<Self, Vec<Problem>> {
         let Loaded { policy, server, warnings, file, .. } = loaded;
         let mut config = Config::new(policy, StoreUrl::Memory);
         config.policy_file = file;
         config.given = flags.clone();
         let given = flags.over(server);
         given.apply(&mut config).map_err(Problem::each)?;
-        if given.source("store").is_none() {
+        if given.source("store").is_none() && !is_store_wrong {
             config.store = StoreUrl::in_state_folder().ok_or_else(|| {
                 vec![Problem::new(Failure::Usage(
                     "there is no state folder, for neither XDG_STATE_HOME nor HOME is an absolute \
@@ -292,7 +301,7 @@ pub(super) fn configure(args: &Args) -> Result<(Configured, Option<PolicyAt>, St
         }
         Some(PolicyAt { path, .. }) => (Policy::load(path), path.display().to_string()),
     };
-    let configured = Configured::new(args.given.clone(), loaded).map_err(Problem::failure)?;
+    let configured = Configured::new(args.flags.clone(), loaded).map_err(Problem::failure)?;
     Ok((configured, at, words))
 }
 

@@ -148,7 +148,15 @@ async fn an_error_about_many_addresses_stays_short() {
 fn the_families_take_turns_and_no_address_is_tried_twice() {
     let (six, four) = (|number| address(true, number), |number| address(false, number));
     let told = vec![six(1), six(2), six(1), six(3), four(1), four(2), four(1)];
-    assert_eq!(in_turns(told), [six(1), four(1), six(2), four(2), six(3)]);
-    assert_eq!(in_turns(vec![four(1), six(1), six(2)]), [four(1), six(1), six(2)]);
-    assert_eq!(in_turns(Vec::new()), []);
+    assert_eq!(in_turns(&told), [six(1), four(1), six(2), four(2), six(3)]);
+    assert_eq!(in_turns(&[four(1), six(1), six(2)]), [four(1), six(1), six(2)]);
+    assert_eq!(in_turns(&[]), []);
+}
+
+#[test]
+fn a_name_with_too_many_addresses_is_tried_at_some_of_both_families() {
+    let told: Vec<_> = (0..=255).map(|number| address(true, number)).collect();
+    let four = address(false, 1);
+    let tried = in_turns(&[told.as_slice(), &[four]].concat());
+    assert_eq!((tried.len(), tried[0], tried[1]), (MOST_TRIED, told[0], four));
 }
