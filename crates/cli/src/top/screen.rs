@@ -51,7 +51,8 @@ impl Drop for Screen {
 }
 
 #[cfg(test)]
-#[path = "../../tests/harness/terminal.rs"]
+#[path = "../../tests/it/terminal.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "a test may, and the other tests use the rest")]
 mod terminal;
 
 #[cfg(test)]

@@ -8,7 +8,8 @@
 
 mod book;
 mod clients;
-#[path = "../harness/mod.rs"]
+#[path = "../it/harness.rs"]
+#[allow(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
 mod usage;
 

@@ -1,11 +1,7 @@
 //! What is shipped beside the binary is held to the binary: the files of `deploy/`, and every flag,
 //! variable, metric, path and link that the documents name.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
 mod documents;
-#[path = "../harness/mod.rs"]
-mod harness;
 mod images;
 mod restoring;
 mod units;
@@ -19,7 +15,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use harness::{leave_out, run};
+use crate::harness::{leave_out, run};
 
 /// The folder that everything is in.
 fn root() -> PathBuf {

@@ -1,8 +1,6 @@
 //! Help, checks, and every way to call it wrongly: one clear line and the right exit code.
 
-mod harness;
-
-use harness::{Talker, command, file, finish, folder, free_address, run};
+use crate::harness::{Talker, command, file, finish, folder, free_address, run};
 
 const SOUND: &str = r#"
 [services.t1r]

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use super::{root, text, tool};
 use crate::harness::{Process, command, file, finish, folder, run, store};
-use crate::{root, text, tool};
 
 const UNIT: &str = "deploy/tgm-session.service";
 

@@ -1,15 +1,11 @@
 //! `serve` while its policy file changes: the next call, the sessions that end, and what is refused.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
-
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use harness::{Serve, Talker, command, file, folder, run};
+use crate::harness::{Serve, Talker, command, file, folder, run};
 use rustix::process::Signal;
 
 /// A server that writes its log where it can be read, and its policy file.

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 use tgm_session_server::Policy;
 
+use super::{Settings, flags, get, named_flags, root, text};
 use crate::harness::{Serve, folder, run, store};
-use crate::{Settings, flags, get, named_flags, root, text};
 
 /// The documents for those who run the server or use the library.
 const DOCUMENTS: [&str; 5] =

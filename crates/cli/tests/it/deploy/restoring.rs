@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::get;
+use super::get;
 use crate::harness::{Serve, Talker, file, folder};
 
 const POLICY: &str = "
@@ -13,7 +13,7 @@ max_per_organization = 10
 ";
 
 fn put(admin: &str, path: &str, body: &str) {
-    let (status, answer) = crate::send(admin, "PUT", path, body);
+    let (status, answer) = super::send(admin, "PUT", path, body);
     assert_eq!(status, 200, "{answer}");
 }
 

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use super::{Settings, root, text, yaml};
 use crate::harness::{Serve, folder, run, store};
-use crate::{Settings, root, text, yaml};
 
 /// The instructions of the Dockerfile, each on one line.
 fn instructions() -> Vec<(String, String)> {

@@ -12,8 +12,8 @@ use wire::payment::usage_service_client::UsageServiceClient;
 use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, ReturnWorkerRequest};
 
+use super::{Settings, get, root, text, tool, yaml};
 use crate::harness::{Serve, file, folder};
-use crate::{Settings, get, root, text, tool, yaml};
 
 const POLICY: &str = "
 [services.t1r]
@@ -245,7 +245,7 @@ fn every_alert_says_what_it_means_how_bad_it_is_and_where_to_read_on() {
         let (path, heading) = annotation("runbook_url").split_once('#').unwrap();
         assert_eq!(path, "docs/operations.md", "{name}");
         assert!(
-            crate::documents::anchors(&text(path)).contains(heading),
+            super::documents::anchors(&text(path)).contains(heading),
             "{name}: {path} has no heading #{heading}"
         );
         let severity = rule["labels"]["severity"].as_str();

@@ -1,13 +1,9 @@
 //! The admin API of a server process.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
-
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use harness::{Serve, Talker, command, file, finish, folder};
+use crate::harness::{Serve, Talker, command, file, finish, folder};
 use serde_json::{Value, json};
 
 /// The status and the body of an answer of the admin port.

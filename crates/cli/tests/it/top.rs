@@ -1,12 +1,8 @@
 //! `top` on a real terminal, against a real server: keys in, screens out.
 
-mod harness;
-#[path = "harness/terminal.rs"]
-mod terminal;
-
-use harness::{Process, Serve, Talker, command, file, finish, folder, run, store};
+use crate::harness::{self, Process, Serve, Talker, command, file, finish, folder, run, store};
+use crate::terminal::Terminal;
 use rustix::process::Signal;
-use terminal::Terminal;
 
 const POLICY: &str = r#"
 [services.t1r]

@@ -1,8 +1,5 @@
 //! Runs the real binary, and lets no process outlive its test.
 
-#![allow(dead_code, reason = "every test file uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;

@@ -1,13 +1,9 @@
 //! `check` and `serve` judge alike: what the one refuses, the other does, in the same words.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
-
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use harness::{Ran, Serve, command, file, finish, folder, run};
+use crate::harness::{self, Ran, Serve, command, file, finish, folder, run};
 use serde_json::Value;
 
 /// The errors that were told, each without the word in front.

@@ -1,15 +1,11 @@
 //! `serve`: what it needs, what it refuses, and how it stops.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
-
 use std::ffi::OsStr;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use harness::{Serve, Talker, command, file, finish, folder, run, store};
+use crate::harness::{self, Serve, Talker, command, file, finish, folder, run, store};
 use rustix::process::Signal;
 
 /// The answer of the admin port to a GET.

@@ -1,12 +1,8 @@
 //! One id that would turn text around, hide it and paint it, through every output.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
-
 use std::fs::File;
 
-use harness::{Ran, Serve, Talker, command, file, folder, run};
+use crate::harness::{Ran, Serve, Talker, command, file, folder, run};
 use serde_json::Value;
 use tgm_session_server::text::is_plain;
 

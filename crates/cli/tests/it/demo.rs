@@ -1,10 +1,8 @@
 //! The demo, as a newcomer runs it.
 
-mod harness;
-
 use std::time::{Duration, Instant};
 
-use harness::{Talker, finish, folder};
+use crate::harness::{self, Talker, finish, folder};
 use rustix::process::Signal;
 
 #[test]

@@ -1,10 +1,8 @@
 //! `borrow` and `state` against a real server: what is shown, and the exit code that says why.
 
-mod harness;
-
 use std::time::Duration;
 
-use harness::{Serve, Talker, file, folder, free_address, run, store};
+use crate::harness::{self, Serve, Talker, file, folder, free_address, run, store};
 use rustix::process::Signal;
 
 const POLICY: &str = r#"

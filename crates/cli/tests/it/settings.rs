@@ -1,13 +1,9 @@
 //! Every setting of `serve`: by flag, by variable, by file, what wins, and how it is shown.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
-
 use std::net::TcpListener;
 use std::process::Command;
 
-use harness::{Ran, command, file, finish, folder};
+use crate::harness::{Ran, command, file, finish, folder};
 use serde_json::{Value, json};
 use tgm_session_server::settings::{self, Setting};
 

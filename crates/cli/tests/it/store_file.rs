@@ -1,9 +1,6 @@
 //! What the server makes of a store: who may read it, and how it stops when the disk hangs.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -12,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::{Talker, command, folder, run};
+use crate::harness::{self, Talker, command, folder, run};
 use rustix::process::Signal;
 
 fn mode(path: &Path) -> u32 {
@@ -86,7 +83,7 @@ fn a_server_whose_disk_hangs_says_so_and_stops_with_1() {
     let mut inner =
         namespace(&format!("{mount} && \"$0\" \"$@\"; code=$?; fsfreeze -u mounted; exit $code"));
     inner.arg(std::env::current_exe().unwrap());
-    inner.args(["--exact", "server_whose_disk_hangs", "--ignored", "--nocapture"]);
+    inner.args(["--exact", "store_file::server_whose_disk_hangs", "--ignored", "--nocapture"]);
     let ran = inner.output().unwrap();
     let said = String::from_utf8_lossy(&ran.stdout);
     assert!(said.contains("1 passed"), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));

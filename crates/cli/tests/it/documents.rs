@@ -1,10 +1,8 @@
 //! What the binary says about itself: help, completions and manual pages.
 
-mod harness;
-
 use std::process::Command;
 
-use harness::{command, finish, folder, run};
+use crate::harness::{command, finish, folder, run};
 
 const COMMANDS: [&str; 18] = [
     "serve",

@@ -1,9 +1,6 @@
 //! What systemd is told by `Type=notify`, over a socket of the test's own.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
 
 use std::ffi::OsStr;
 use std::net::TcpStream;
@@ -11,7 +8,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use harness::{Talker, command, folder, free_address};
+use crate::harness::{self, Talker, command, folder, free_address};
 use rustix::process::Signal;
 
 /// The end of the service manager.

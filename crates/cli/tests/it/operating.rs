@@ -1,20 +1,14 @@
 //! The operator's commands against a real server with real borrows.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
-#[path = "harness/terminal.rs"]
-mod terminal;
-
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::path::PathBuf;
 
-use harness::{
+use crate::harness::{
     Process, Ran, Serve, Talker, command, file, finish, folder, free_address, run, store,
 };
+use crate::terminal::Terminal;
 use serde_json::{Value, json};
-use terminal::Terminal;
 
 const POLICY: &str = r#"
 [services.t1r]

@@ -1,15 +1,11 @@
 //! The operator's commands through a proxy that ends TLS, as they reach a server elsewhere.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
-
-mod harness;
-
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use harness::{Ran, Serve, command, file, finish, folder};
+use crate::harness::{Ran, Serve, command, file, finish, folder};
 use rustls::crypto::ring;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
