@@ -8,15 +8,13 @@ mod connection;
 mod frames;
 mod http;
 mod load;
+mod options;
 mod row;
 mod server;
 mod stage;
 mod watch;
 
-use std::fmt;
 use std::fs;
-use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -25,7 +23,8 @@ use rustix::process::{Resource, getrlimit, nice, setrlimit};
 use serde_json::json;
 
 use crate::attacks::ATTACKS;
-use crate::stage::Stage;
+use crate::options::{Options, Store, Stores};
+use crate::stage::Attack;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -36,87 +35,6 @@ const NICENESS: i32 = 10;
 
 /// How often an attack is made that fails while the machine is busy, perhaps with something else.
 const TRIES: usize = 3;
-
-/// What an attack does: it prepares, begins, attacks, ends, and looks at what is left.
-type Play = for<'a> fn(&'a mut Stage) -> Playing<'a>;
-
-/// An attack under way.
-type Playing<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
-
-/// One attack.
-struct Attack {
-    name: &'static str,
-    /// What it does, in one sentence.
-    about: &'static str,
-    /// Flags of the server beyond the usual ones.
-    flags: &'static [&'static str],
-    /// Whether the policy has indexers.
-    indexers: bool,
-    /// Whether nobody reads the server's log.
-    unread_log: bool,
-    /// Where it is made in the short form; nowhere unless it is named.
-    quick_on: Option<Store>,
-    /// Whether it is made on `memory:` too.
-    on_memory: bool,
-    play: Play,
-}
-
-/// Where the server under attack keeps its leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Store {
-    Memory,
-    File,
-}
-
-impl fmt::Display for Store {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Memory => "memory:",
-            Self::File => "file:",
-        })
-    }
-}
-
-/// The stores that are attacked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Stores {
-    /// In memory
-    Memory,
-    /// In a file
-    File,
-    /// Each attack on each of them; in the short form each attack on one of them
-    Both,
-}
-
-/// Attacks a session server and says whether anybody else was hurt
-#[derive(Debug, Parser)]
-#[command(name = "tgm-session-attack")]
-struct Options {
-    /// The server: tgm-session
-    #[arg(long, value_name = "PROGRAM", default_value = "tgm-session")]
-    server: PathBuf,
-    /// Where its store and logs are made
-    #[arg(long, value_name = "FOLDER", default_value = ".")]
-    folder: PathBuf,
-    /// The short form, of about a minute
-    #[arg(long)]
-    quick: bool,
-    /// The stores that are attacked
-    #[arg(long, value_enum, default_value = "both")]
-    store: Stores,
-    /// Write everything that was measured to a file, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// An attack is broken off, and has failed, when the server takes more than so many MB
-    #[arg(long, value_name = "MB", default_value_t = 3_072)]
-    memory_stop: u64,
-    /// Tell the attacks and make none
-    #[arg(long)]
-    list: bool,
-    /// Only these attacks
-    #[arg(value_name = "NAME")]
-    names: Vec<String>,
-}
 
 fn main() -> ExitCode {
     match play(&Options::parse()) {

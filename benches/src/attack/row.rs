@@ -5,10 +5,15 @@ use std::fmt;
 use benches::report::{Cell, Table};
 use serde::Serialize;
 
-use crate::Store;
 use crate::bystander::Seen;
-use crate::stage::{RECONNECT_MS, WAIT_MS};
+use crate::options::Store;
 use crate::watch::{PROBE_LIMIT, Probes};
+
+/// The longest wait of 99 of 100 calls of the well-behaved client, in milliseconds.
+pub(crate) const WAIT_MS: f64 = 100.0;
+
+/// The longest that a fresh connection with 200 calls at once may take, in milliseconds.
+pub(crate) const RECONNECT_MS: f64 = 500.0;
 
 /// From when on a client that is woken late says more of the machine than of the server.
 const LATE_MS: f64 = 20.0;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,22 +17,16 @@ use crate::bystander::{self, Bystander, Habits};
 use crate::calls::{self, BYSTANDER_KEY, Caller};
 use crate::connection::{Allowance, Link};
 use crate::http;
-use crate::row::{Row, megabytes};
+use crate::options::{Options, Store};
+use crate::row::{Row, WAIT_MS, megabytes};
 use crate::server::{self, Server, Setup};
 use crate::watch::{PROBE_LIMIT, Watch};
-use crate::{Attack, Options, Store};
 
 /// What the server may take with no leases but those of the well-behaved client, in bytes.
 pub(crate) const MEMORY: u64 = 512 << 20;
 
 /// What it may take for each lease of an attack on top, in bytes.
 pub(crate) const MEMORY_OF_LEASE: u64 = 600;
-
-/// The longest wait of 99 of 100 calls of the well-behaved client, in milliseconds.
-pub(crate) const WAIT_MS: f64 = 100.0;
-
-/// The longest that a fresh connection with 200 calls at once may take, in milliseconds.
-pub(crate) const RECONNECT_MS: f64 = 500.0;
 
 /// How soon after the attack the server has to be as before.
 const RECOVERY: Duration = Duration::from_secs(2);
@@ -56,6 +51,30 @@ const OTHER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
 /// Bytes that an attack may send.
 const ALLOWANCE: u64 = 2 << 30;
+
+/// What an attack does: it prepares, begins, attacks, ends, and looks at what is left.
+pub(crate) type Play = for<'a> fn(&'a mut Stage) -> Playing<'a>;
+
+/// An attack under way.
+pub(crate) type Playing<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+
+/// One attack.
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    /// What it does, in one sentence.
+    pub(crate) about: &'static str,
+    /// Flags of the server beyond the usual ones.
+    pub(crate) flags: &'static [&'static str],
+    /// Whether the policy has indexers.
+    pub(crate) indexers: bool,
+    /// Whether nobody reads the server's log.
+    pub(crate) unread_log: bool,
+    /// Where it is made in the short form; nowhere unless it is named.
+    pub(crate) quick_on: Option<Store>,
+    /// Whether it is made on `memory:` too.
+    pub(crate) on_memory: bool,
+    pub(crate) play: Play,
+}
 
 /// What one attack runs on.
 #[derive(Debug)]

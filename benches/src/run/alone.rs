@@ -3,7 +3,7 @@
 use crate::ledger::{Bytes, Speed};
 use crate::report::{Bound, Cell, Report, Table};
 
-use super::{Bench, answer_of, counting, part};
+use super::bench::{Bench, answer_of, counting, part};
 
 /// Borrow and return pairs per second on one core.
 const PAIRS: f64 = 3_000_000.0;

@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use crate::pairs::{Latency, Measured};
 use crate::report::{Cell, Report, Table, median};
 
-use super::{Bench, Target, answer_of, micros_each, part};
+use super::bench::{Bench, Target, answer_of, micros_each, part};
 
 const CALLERS: [u32; 3] = [1, 32, 256];
 

@@ -9,7 +9,7 @@ use crate::pool::{Bytes, Cost, Held};
 use crate::process::{LOAD_CORE, SERVER_CORE, Server, pinned};
 use crate::report::{Bound, Cell, Report, Table, median};
 
-use super::{Bench, Target, answer_of, counting, part};
+use super::bench::{Bench, Target, answer_of, counting, part};
 
 /// No ceilings, and the TTL of the default: 60 s, kept alive every 20 s.
 const DEFAULTS: &str = "[services.t1r]\n[services.t2w]\n";

@@ -17,7 +17,7 @@ use crate::pairs::connect;
 use crate::process::Server;
 use crate::report::{Bound, Cell, Report, Table, median};
 
-use super::{Bench, Target, micros_each};
+use super::bench::{Bench, Target, micros_each};
 
 /// Streams at once on each connection.
 const STREAMS: [u32; 2] = [4, 32];

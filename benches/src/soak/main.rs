@@ -12,9 +12,7 @@ mod proxy;
 mod show;
 mod weather;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -32,29 +30,9 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Part {
     /// Run the whole
-    Run(Options),
+    Run(play::Options),
     /// Be one streaming service: commands on standard input, reports on standard output
     Host(guest::Options),
-}
-
-/// How the soak is run.
-#[derive(Clone, Debug, clap::Args)]
-struct Options {
-    /// The server: tgm-session
-    #[arg(long, value_name = "PROGRAM")]
-    server: PathBuf,
-    /// Where its store and the logs are made
-    #[arg(long, value_name = "FOLDER")]
-    folder: PathBuf,
-    /// Seconds of trouble; calm and the account of it come on top
-    #[arg(long, default_value_t = 120)]
-    seconds: u64,
-}
-
-impl Options {
-    fn trouble(&self) -> Duration {
-        Duration::from_secs(self.seconds)
-    }
 }
 
 fn main() -> ExitCode {

@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
-use crate::Options;
 use crate::counts::{Counts, TTL, policy};
 use crate::guest::Command;
 use crate::hosts::HostProcess;
@@ -28,6 +27,26 @@ const AWAY: Duration = Duration::from_secs(4);
 
 /// How often the server and the hosts are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How the soak is run.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The server: tgm-session
+    #[arg(long, value_name = "PROGRAM")]
+    server: PathBuf,
+    /// Where its store and the logs are made
+    #[arg(long, value_name = "FOLDER")]
+    folder: PathBuf,
+    /// Seconds of trouble; calm and the account of it come on top
+    #[arg(long, default_value_t = 120)]
+    seconds: u64,
+}
+
+impl Options {
+    fn trouble(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+}
 
 /// What happened.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,12 +7,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use wire::control::AttachRequest;
 use wire::worker::{KeepAliveRequest, ReturnWorkerRequest, WorkersStateRequest};
 
-use crate::Store;
 use crate::calls::{ATTACKER_KEY, LASTING, PASSING, borrow_request};
 use crate::connection::{Connection, Reads};
 use crate::frames::{LONGEST, flag, frame, kind, message};
 use crate::http;
 use crate::load::{ATTACH, BORROW, RETURN, STATE, fill, keyed, run};
+use crate::options::Store;
 use crate::stage::Stage;
 
 /// Leases of the pool whose state is asked for.

@@ -8,8 +8,8 @@ mod places;
 mod services;
 mod usage;
 
-use crate::stage::Stage;
-use crate::{Attack, Store};
+use crate::options::Store;
+use crate::stage::{Attack, Stage};
 
 /// An attack on a server with its usual flags.
 const PLAIN: Attack = Attack {
