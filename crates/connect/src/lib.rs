@@ -7,12 +7,14 @@
 
 mod first;
 mod mismatch;
+mod protocol;
 mod race;
 mod tls;
 mod trust;
 mod way;
 
 pub use mismatch::Mismatch;
+pub use protocol::Protocol;
 pub use race::{Others, Try, Unreached};
 pub use tls::{Identity, NamedFile, TlsFiles, Unusable, Verify};
-pub use way::{Bytestream, Protocol, Resolve, Way};
+pub use way::{Bytestream, Resolve, Way};

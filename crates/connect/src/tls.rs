@@ -11,8 +11,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::protocol::Protocol;
 use crate::trust::{Anybody, Trusted};
-use crate::way::Protocol;
 
 /// Whom to believe that it is the server, and what to show it.
 #[derive(Clone, Debug)]

@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::first::{First, Spoken};
 use crate::mismatch::Mismatch;
+use crate::protocol::Protocol;
 use crate::race::{Others, Unreached, race};
 use crate::tls::{Tls, TlsFiles, Unusable};
 
@@ -31,32 +32,6 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytestream for T {}
 pub type Resolve = Arc<dyn Fn(String, u16) -> Resolving + Send + Sync>;
 
 type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
-
-/// What is spoken to a server, inside of TLS where there is TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/1.1.
-    Http1,
-    /// HTTP/2, by prior knowledge where there is no TLS.
-    Http2,
-}
-
-impl Protocol {
-    /// What it is called in a handshake of TLS.
-    pub(crate) const fn name(self) -> &'static [u8] {
-        match self {
-            Self::Http1 => b"http/1.1",
-            Self::Http2 => b"h2",
-        }
-    }
-
-    const fn spoken(self) -> Spoken {
-        match self {
-            Self::Http1 => Spoken::Http1,
-            Self::Http2 => Spoken::Http2,
-        }
-    }
-}
 
 /// Makes connections to one server.
 pub struct Way {
