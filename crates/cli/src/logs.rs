@@ -3,23 +3,20 @@
 //! A server never waits for whoever reads its standard error: from the start of logging on all that
 //! it has to say there goes through a queue. Other commands write to it as they go.
 
+mod format;
 mod queue;
 mod shown;
 
 use std::io::{IsTerminal as _, Write as _};
-use std::panic::PanicHookInfo;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anstream::AutoStream;
-use serde_json::json;
-use tgm_session_server::text;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::failure::Failure;
-use crate::output;
+use format::LogFormat;
 use queue::Queue;
 use shown::Shown;
 
@@ -56,16 +53,6 @@ pub(crate) struct Logs {
         help_heading = "Output"
     )]
     log_format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs: timestamp, level, target, message and the fields, one object per line.
-    Json,
 }
 
 impl Logs {
@@ -131,58 +118,14 @@ pub(crate) fn flush() {
     }
 }
 
-impl LogFormat {
-    /// Writes the error that ends a command, whatever is logged. Whether anybody reads it changes
-    /// nothing.
-    pub(crate) fn show_errors(self, messages: &[&str]) {
-        for message in messages {
-            let line = self.error_line(message);
-            match QUEUE.get() {
-                Some(queue) => queue.push_last(&line),
-                None => drop(std::io::stderr().write_all(&line)),
-            }
+/// Writes the error that ends a command, whatever is logged. Whether anybody reads it changes
+/// nothing.
+pub(crate) fn show_errors(format: LogFormat, messages: &[&str]) {
+    for message in messages {
+        let line = format.error_line(message);
+        match QUEUE.get() {
+            Some(queue) => queue.push_last(&line),
+            None => drop(std::io::stderr().write_all(&line)),
         }
     }
-
-    fn error_line(self, message: &str) -> Vec<u8> {
-        match self {
-            Self::Text => {
-                let choice = AutoStream::choice(&std::io::stderr());
-                let mut line = AutoStream::new(Vec::new(), choice);
-                writeln!(line, "{}: {}", output::error("error"), output::plain(message))
-                    .expect("a vector takes everything");
-                line.into_inner()
-            }
-            Self::Json => json_line(message),
-        }
-    }
-
-    fn panic_line(self, panic: &PanicHookInfo<'_>) -> Vec<u8> {
-        let thread = std::thread::current();
-        let name = thread.name().unwrap_or("without a name");
-        let backtrace = std::backtrace::Backtrace::capture();
-        let message = match backtrace.status() {
-            std::backtrace::BacktraceStatus::Captured => {
-                format!("thread {name:?} {panic}\n{backtrace}")
-            }
-            _ => format!("thread {name:?} {panic}"),
-        };
-        match self {
-            // A backtrace has many lines.
-            Self::Text => {
-                let message = text::plain_but(&message, |char| char == '\n');
-                format!("{message}\n").into_bytes()
-            }
-            Self::Json => json_line(&message),
-        }
-    }
-}
-
-fn json_line(message: &str) -> Vec<u8> {
-    let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
-    let target = env!("CARGO_CRATE_NAME");
-    let line = json!({
-        "timestamp": timestamp, "level": "ERROR", "message": message, "target": target,
-    });
-    format!("{}\n", text::plain_json(&line.to_string())).into_bytes()
 }

@@ -12,6 +12,7 @@ mod man;
 mod operator;
 mod output;
 mod remote;
+mod runtime;
 mod serve;
 mod signals;
 mod state;
@@ -122,7 +123,7 @@ fn main() -> ExitCode {
     let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            log_format.show_errors(&failure.messages());
+            logs::show_errors(log_format, &failure.messages());
             failure.exit_code()
         }
     };
@@ -170,14 +171,6 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command(), output),
     }
-}
-
-/// A runtime on this thread; servers bring threads of their own.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))
 }
 
 #[cfg(test)]

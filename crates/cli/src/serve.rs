@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::logs;
 use crate::machine;
 use crate::output::{FAINT, GOOD, NAME, Output, styled};
+use crate::runtime;
 use crate::signals::{Hangups, Signals};
 pub(crate) use settings::Args;
 use settings::{Configured, Problem};
@@ -74,7 +75,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     config.dropped_log_lines = logs::dropped();
     let store = config.store.to_string();
     let tls = config.tls.certificate.is_some();
-    crate::runtime()?.block_on(async {
+    runtime::current_thread()?.block_on(async {
         let mut signals = Signals::take()?;
         let mut hangups = Hangups::take()?;
         let starting = async {

@@ -10,6 +10,7 @@ use crate::bar::Bar;
 use crate::failure::Failure;
 use crate::output::{FAINT, Output, TITLE, plain, styled};
 use crate::remote::Remote;
+use crate::runtime;
 
 const ABOUT: &str = "\
   tgm-session state 'tgm://127.0.0.1:9010?plaintext=true' --organization acme
@@ -82,7 +83,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
             return Err(Failure::Usage(problem.into()));
         }
     }
-    let runtime = crate::runtime()?;
+    let runtime = runtime::current_thread()?;
     output.show_live(&"asking the server…")?;
     let state = runtime.block_on(async {
         let remote = Remote::new(&dsn)?;

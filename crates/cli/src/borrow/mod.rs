@@ -15,6 +15,7 @@ use crate::borrow::event::{Event, Kind};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::remote::Remote;
+use crate::runtime;
 use crate::signals::Signals;
 
 const ABOUT: &str = "\
@@ -92,7 +93,7 @@ fn workers(text: &str) -> Result<u32, String> {
 
 /// Runs the command.
 pub(crate) fn run(args: Args, output: Output) -> Result<(), Failure> {
-    let runtime = crate::runtime()?;
+    let runtime = runtime::current_thread()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::take_with_hangup()?;
         let (pool, remote) = connect(&args.url).await?;

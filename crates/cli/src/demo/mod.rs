@@ -11,6 +11,7 @@ use crate::demo::cast::Cast;
 use crate::demo::stage::Stage;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::runtime;
 use crate::signals::Signals;
 
 const ABOUT: &str = "\
@@ -34,7 +35,7 @@ pub(crate) struct Args {}
 
 /// Plays the story and leaves nothing behind: no process and no file, whatever happened.
 pub(crate) fn run(_: &Args, output: Output) -> Result<(), Failure> {
-    let runtime = crate::runtime()?;
+    let runtime = runtime::current_thread()?;
     let home = tempfile::Builder::new()
         .prefix("tgm-session-demo-")
         .tempdir()

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use tgm_session_server::text;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::LogFormat;
+use super::format::LogFormat;
 
 /// Escapes what is not plain in each event before it is written.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,9 @@
 //! `disable` and `enable`: keep an organization or an API key out, or let it in.
 
 use crate::failure::Failure;
-use crate::operator::admin::{Admin, AdminArgs, OfWhom, Subject};
-use crate::operator::{Changed, Note};
+use crate::operator::admin::{Admin, AdminArgs};
+use crate::operator::args::{Note, Whom};
+use crate::operator::changed::Changed;
 use crate::output::Output;
 
 const DISABLING: &str = "\
@@ -53,25 +54,6 @@ pub(crate) struct Enable {
 
     #[command(flatten)]
     admin: AdminArgs,
-}
-
-/// One organization or API key, on the command line.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Whom {
-    /// What it is.
-    #[arg(value_name = "WHAT", value_enum)]
-    subject: Subject,
-
-    /// Its id.
-    #[arg(value_name = "ID", value_parser = super::id)]
-    id: String,
-}
-
-impl Whom {
-    /// It, for a call.
-    pub(crate) fn of(&self) -> OfWhom<'_> {
-        OfWhom { subject: self.subject, id: &self.id }
-    }
 }
 
 /// Runs `disable`.

@@ -2,8 +2,8 @@
 
 use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs};
-use crate::operator::disable::Whom;
-use crate::operator::{Changed, Note};
+use crate::operator::args::{Note, Whom};
+use crate::operator::changed::Changed;
 use crate::output::Output;
 
 const ABOUT: &str = "\
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     whom: Whom,
 
     /// The service, as the policy names it.
-    #[arg(value_name = "SERVICE", value_parser = super::id)]
+    #[arg(value_name = "SERVICE", value_parser = super::args::id)]
     service: String,
 
     /// The most leases at once; 0 admits nobody.

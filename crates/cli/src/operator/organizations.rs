@@ -38,7 +38,7 @@ const CELLS: u64 = 8;
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
     /// One organization, in full.
-    #[arg(value_name = "ID", value_parser = super::id, conflicts_with_all = ["search", "sort", "limit", "all"])]
+    #[arg(value_name = "ID", value_parser = super::args::id, conflicts_with_all = ["search", "sort", "limit", "all"])]
     id: Option<String>,
 
     /// Only organizations whose id contains this; upper and lower case are the same.

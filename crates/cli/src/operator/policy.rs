@@ -7,8 +7,8 @@ use tgm_session_server::api::{EffectivePolicy, Override, PolicyStatus, ServiceRo
 use tgm_session_server::text::amount_in_words;
 
 use crate::failure::Failure;
-use crate::operator::Changed;
 use crate::operator::admin::{Admin, AdminArgs, Fault};
+use crate::operator::changed::Changed;
 use crate::operator::table::{Column, table};
 use crate::operator::words::moment;
 use crate::output::{BAD, Output, WARN, plain, styled};

@@ -21,7 +21,7 @@ The server keeps the latest 1,000, in memory.";
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
     /// Only of this organization.
-    #[arg(long, value_name = "ID", value_parser = super::id)]
+    #[arg(long, value_name = "ID", value_parser = super::args::id)]
     organization: Option<String>,
 
     /// How many to list at most.

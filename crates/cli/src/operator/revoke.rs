@@ -8,8 +8,9 @@ use tgm_session_server::api::AgeOrder;
 
 use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs, Fault};
+use crate::operator::args::Note;
+use crate::operator::changed::Changed;
 use crate::operator::sessions::Filter;
-use crate::operator::{Changed, Note};
 use crate::output::{GOOD, Output, counted, plain, styled};
 
 const ABOUT: &str = "\

@@ -51,23 +51,23 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Filter {
     /// Only of this organization.
-    #[arg(long, value_name = "ID", value_parser = super::id)]
+    #[arg(long, value_name = "ID", value_parser = super::args::id)]
     pub(crate) organization: Option<String>,
 
     /// Only of this service.
-    #[arg(long, value_name = "NAME", value_parser = super::id)]
+    #[arg(long, value_name = "NAME", value_parser = super::args::id)]
     pub(crate) service: Option<String>,
 
     /// Only under this trace id.
-    #[arg(long, value_name = "ID", value_parser = super::id)]
+    #[arg(long, value_name = "ID", value_parser = super::args::id)]
     pub(crate) trace: Option<String>,
 
     /// Only with this API key id.
-    #[arg(long, value_name = "ID", value_parser = super::id)]
+    #[arg(long, value_name = "ID", value_parser = super::args::id)]
     pub(crate) api_key: Option<String>,
 
     /// Only of this indexer.
-    #[arg(long, value_name = "NAME", value_parser = super::id)]
+    #[arg(long, value_name = "NAME", value_parser = super::args::id)]
     pub(crate) indexer: Option<String>,
 
     /// Which kinds of leases.

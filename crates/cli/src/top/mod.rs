@@ -28,6 +28,7 @@ use self::state::App;
 use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs, Fault};
 use crate::output::Output;
+use crate::runtime;
 use crate::signals::Signals;
 
 const ABOUT: &str = "\
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     // A server that cannot be had, or a wrong token, is an error and not an empty screen.
     app.learn(link::look(&admin, app.want(), None)?, Instant::now());
     output.clear_live()?;
-    let runtime = crate::runtime()?;
+    let runtime = runtime::current_thread()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::take_with_hangup()?;
         let mut screen = Screen::enter()?;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tgm_session_server::api;
 
-use super::{Admin, Fault};
+use super::client::{Admin, Fault};
 
 /// What an override is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

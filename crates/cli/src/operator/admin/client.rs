@@ -1,8 +1,4 @@
-//! The admin API of a server, as a client sees it.
-
-mod calls;
-mod link;
-mod url;
+//! A client of the admin API: how it is asked, and what its answers and silences mean.
 
 use std::error::Error;
 use std::fmt;
@@ -17,9 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tgm_session_server::api::Problem;
 
-pub(crate) use self::calls::{OfWhom, Subject};
-use self::link::Link;
-pub(crate) use self::url::AdminUrl;
+use super::link::{Link, Unanswered};
+use super::url::AdminUrl;
 use crate::failure::Failure;
 
 /// The most an answer may measure: many times what the longest page of the longest ids does.
@@ -138,21 +133,29 @@ impl Admin {
         self.url.as_str()
     }
 
-    fn get<T: DeserializeOwned>(&self, path: &[&str], query: &impl Serialize) -> Result<T, Fault> {
+    pub(super) fn get<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &impl Serialize,
+    ) -> Result<T, Fault> {
         self.call(Method::GET, path, query, String::new())
     }
 
-    fn put<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Fault> {
+    pub(super) fn put<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Fault> {
         let body = serde_json::to_string(body)
             .map_err(|error| Failure::Failed(format!("cannot write the request: {error}")))?;
         self.call(Method::PUT, path, &(), body)
     }
 
-    fn post<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Fault> {
+    pub(super) fn post<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Fault> {
         self.call(Method::POST, path, &(), String::new())
     }
 
-    fn delete<T: DeserializeOwned>(
+    pub(super) fn delete<T: DeserializeOwned>(
         &self,
         path: &[&str],
         query: &impl Serialize,
@@ -309,17 +312,6 @@ impl Admin {
 /// An error and what caused it.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
-}
-
-/// Why no answer came.
-#[derive(Debug)]
-enum Unanswered {
-    /// The time was over.
-    Late,
-    /// It could not be asked, or the answer did not begin.
-    Call(hyper_util::client::legacy::Error),
-    /// The answer broke off, or was too long.
-    Body(Box<dyn Error + Send + Sync>),
 }
 
 /// What to look at when an answer makes no sense.

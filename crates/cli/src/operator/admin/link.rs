@@ -1,5 +1,6 @@
 //! HTTP to one server, for callers that wait on their thread.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -18,8 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
-use super::Unanswered;
 use crate::failure::Failure;
+use crate::runtime;
 
 /// How much of a caller's patience connecting may take: there is time left to say what was tried.
 const FOR_CONNECTING: f64 = 0.9;
@@ -40,7 +41,7 @@ impl Link {
     pub(super) fn new(way: Way, timeout: Duration) -> Result<Self, Failure> {
         let connector = Connector { way: Arc::new(way), within: timeout.mul_f64(FOR_CONNECTING) };
         let client = legacy::Client::builder(TokioExecutor::new()).build(connector);
-        let runtime = Arc::new(Background(Some(crate::runtime()?)));
+        let runtime = Arc::new(Background(Some(runtime::current_thread()?)));
         Ok(Self { runtime, client, timeout })
     }
 
@@ -60,6 +61,17 @@ impl Link {
             answered.unwrap_or(Err(Unanswered::Late))
         })
     }
+}
+
+/// Why no answer came.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    /// The time was over.
+    Late,
+    /// It could not be asked, or the answer did not begin.
+    Call(legacy::Error),
+    /// The answer broke off, or was too long.
+    Body(Box<dyn Error + Send + Sync>),
 }
 
 /// A runtime of which nobody waits for the end: a name may still be looked up.

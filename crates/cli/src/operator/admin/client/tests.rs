@@ -88,7 +88,7 @@ fn listener() -> (TcpListener, SocketAddr) {
 /// A server that swallows what is sent to it, as long as the result is kept: its queue of
 /// connections is full.
 fn full() -> (impl Sized, SocketAddr) {
-    let runtime = crate::runtime().expect("a runtime");
+    let runtime = crate::runtime::current_thread().expect("a runtime");
     let (listener, address, queued) = runtime.block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");

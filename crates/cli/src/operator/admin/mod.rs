@@ -1,0 +1,9 @@
+//! The admin API of a server, as a client sees it.
+
+mod calls;
+mod client;
+mod link;
+mod url;
+
+pub(crate) use self::calls::{OfWhom, Subject};
+pub(crate) use self::client::{Admin, AdminArgs, Fault};
