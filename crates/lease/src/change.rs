@@ -1,8 +1,10 @@
 //! What changed in a ledger, as a store has to keep it.
 
 use crate::budget::Used;
+use crate::clock::Timestamp;
+use crate::id::{BorrowId, LeaseId};
+use crate::lease::{Lease, Reason};
 use crate::revocation::Revocation;
-use crate::types::{BorrowId, Lease, LeaseId, Reason, Timestamp};
 
 /// One change, in the order applied.
 ///

@@ -2,7 +2,41 @@
 
 use std::time::Duration;
 
-use crate::types::Timestamp;
+/// A point of store time, in nanoseconds.
+///
+/// Store time never goes back and says nothing about the wall clock; see [`StoreClock`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// The first point of store time.
+    pub const ZERO: Self = Self(0);
+
+    /// The point that lies `nanos` nanoseconds after [`Timestamp::ZERO`].
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since [`Timestamp::ZERO`].
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The time from `earlier` to `self`; zero when `earlier` is later.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl std::ops::Add<Duration> for Timestamp {
+    type Output = Self;
+
+    /// The point `duration` later; the end of store time (after 584 years) when that overflows.
+    fn add(self, duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(nanos))
+    }
+}
 
 /// The longest silence between two readings that still counts in full, and the furthest that store
 /// time gets beyond the last moment at which everything that had arrived was heard.

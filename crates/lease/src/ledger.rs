@@ -10,18 +10,19 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::budget::{Budget, BudgetSpent, WallTime};
 use crate::change::{Change, Ends};
+use crate::clock::Timestamp;
+use crate::id::{BorrowId, LeaseId, validate_id};
+use crate::lease::{BorrowedAs, Kind, Lease, MAX_TTL};
 use crate::memory::{Bound, Memory};
 use crate::records::Record;
 use crate::report::{Counted, ReportRefusal, Submission};
+use crate::request::Request;
 use crate::revocation::{RevokedLease, RevokedTrace};
 use crate::scope::{Scope, forms_a_scope};
 use crate::slab::NONE;
 use crate::table::{ANYBODY, Entry, NewLease, Place, Sessions, Table, whole_milliseconds};
 use crate::terms::{Denied, Grant, KeptAlive, MemoryFull, Refusal, Remembers, Terms};
 use crate::timer::Timer;
-use crate::types::{
-    BorrowId, BorrowedAs, Kind, Lease, LeaseId, MAX_TTL, Request, Timestamp, validate_id,
-};
 use crate::usage::{UsageBook, UsageBounds};
 
 mod ending;

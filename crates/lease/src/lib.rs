@@ -24,22 +24,31 @@
 mod budget;
 mod change;
 mod clock;
+mod digest;
+mod id;
+mod lease;
 mod ledger;
 mod memory;
 mod records;
 mod report;
+mod request;
 mod revocation;
 mod scope;
 mod slab;
 mod table;
 mod terms;
 mod timer;
-mod types;
 mod usage;
 
 pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime, amount_in_words};
 pub use change::{Change, End, Ends, TraceEnd};
-pub use clock::{LONGEST_STEP, StoreClock};
+pub use clock::{LONGEST_STEP, StoreClock, Timestamp};
+pub use digest::TraceDigest;
+pub use id::{
+    BorrowId, Invalid, LeaseId, LeaseNumber, MAX_ID_BYTES, NotALeaseId, NotALeaseNumber,
+    validate_id,
+};
+pub use lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE, MAX_TTL, Reason};
 pub use ledger::{
     Config, Holder, Ledger, MAX_TRACES_TOLD, PoolCount, PoolReading, PoolUse, RECORDS_PER_HOLD,
     RESUME_SPREAD, RevocationWalk,
@@ -47,14 +56,10 @@ pub use ledger::{
 pub use report::{
     Accounts, Counted, MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Submission, Uncountable,
 };
-pub use revocation::{Revocation, RevokedFor, TraceDigest};
+pub use request::{ANONYMOUS, Request, organization_of};
+pub use revocation::{Revocation, RevokedFor};
 pub use scope::{Scope, forms_a_scope};
 pub use terms::{
     Denied, Grant, KeptAlive, Limits, MemoryFull, PoolState, Refusal, Released, Remembers,
     ServiceNames, Terms, UnnamedServices,
-};
-pub use types::{
-    ANONYMOUS, BorrowId, BorrowedAs, Invalid, Kind, Lease, LeaseId, LeaseNumber, MAX_ID_BYTES,
-    MAX_MINIMAL_LIFE, MAX_TTL, NotALeaseId, NotALeaseNumber, Reason, Request, Timestamp,
-    organization_of, validate_id,
 };

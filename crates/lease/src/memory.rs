@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use crate::clock::Timestamp;
 use crate::ledger::RECORDS_PER_HOLD;
 use crate::records::{Record, Records};
 use crate::slab::NONE;
-use crate::types::Timestamp;
 
 /// How many facts of one indexer a memory holds.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::budget::{Budget, WallTime};
+use crate::digest::Fingerprint;
+use crate::id::{Invalid, validate_id};
 use crate::terms::MemoryFull;
-use crate::types::{Fingerprint, Invalid, validate_id};
 
 /// Most metrics of one event, and of one organization beside those it has budgets of.
 pub const MAX_METRICS: usize = 64;

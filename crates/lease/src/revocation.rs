@@ -3,11 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::budget::BudgetSpent;
+use crate::clock::Timestamp;
+use crate::digest::TraceDigest;
+use crate::id::LeaseId;
+use crate::lease::Reason;
 use crate::records::Record;
-use crate::types::{LeaseId, Reason, Timestamp};
 
 /// Why a lease was revoked, with the facts.
 ///
@@ -44,34 +45,6 @@ impl fmt::Display for RevokedFor {
             Some(spent) => spent.fmt(f),
             None => self.reason.fmt(f),
         }
-    }
-}
-
-/// Stands for the trace of an organization in 16 bytes: the first half of a SHA-256.
-///
-/// So a trace takes up the same room however long its ids are, and nobody finds ids that stand for
-/// the trace of another. It is the same on every machine and in every release, because stores keep it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TraceDigest([u8; 16]);
-
-impl TraceDigest {
-    pub(crate) fn of(organization: &str, trace: &str) -> Self {
-        // A byte that no UTF-8 text contains keeps the two texts apart.
-        let digest = Sha256::new_with_prefix(organization).chain_update([0xff]).chain_update(trace);
-        let digest: [u8; 32] = digest.finalize().into();
-        let mut half = [0; 16];
-        half.copy_from_slice(&digest[..16]);
-        Self(half)
-    }
-
-    /// The bytes, for stores.
-    pub const fn to_bytes(self) -> [u8; 16] {
-        self.0
-    }
-
-    /// Reads what [`TraceDigest::to_bytes`] wrote.
-    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
     }
 }
 
@@ -121,22 +94,5 @@ impl Record for RevokedTrace {
 
     fn key(&self) -> TraceDigest {
         self.digest
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_has_one_digest_for_ever_and_no_other_has_it() {
-        let digest = TraceDigest::of("acme", "4bf92f3577b34da6a3ce929d0e0e4736");
-        let kept = [
-            0xbf, 0xd3, 0x93, 0x51, 0x36, 0x10, 0xff, 0xd3, 0xa8, 0x44, 0xe6, 0x3b, 0x1c, 0xe7,
-            0x31, 0x5c,
-        ];
-        assert_eq!(digest.to_bytes(), kept);
-        assert_eq!(TraceDigest::from_bytes(kept), digest);
-        assert_ne!(TraceDigest::of("acm", "ee"), TraceDigest::of("acme", "e"));
     }
 }

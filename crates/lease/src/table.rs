@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use foldhash::fast::FixedState;
 
+use crate::clock::Timestamp;
+use crate::id::{LeaseId, Secret};
+use crate::lease::Kind;
 use crate::ledger::PoolCount;
 use crate::records::Records;
+use crate::request::Request;
 use crate::scope::forms_a_scope;
 use crate::slab::{NONE, Slab};
 use crate::terms::{PoolState, UnnamedServices};
-use crate::types::{Kind, LeaseId, Request, Secret, Timestamp};
 
 mod audit;
 mod ending;

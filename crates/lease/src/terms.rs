@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::budget::{Budget, BudgetSpent, WallTime};
+use crate::clock::Timestamp;
+use crate::id::LeaseId;
 use crate::revocation::RevokedFor;
 use crate::scope::Scope;
-use crate::types::{LeaseId, Timestamp};
 
 /// The ceilings that stand over one borrow: `None` is no ceiling, `Some(0)` admits nobody.
 ///

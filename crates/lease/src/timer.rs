@@ -3,8 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::clock::Timestamp;
 use crate::slab::NONE;
-use crate::types::Timestamp;
 
 /// A bucket covers 2^26 ns, about 67 ms; the ring of them about 69 s.
 const BUCKET_BITS: u32 = 26;

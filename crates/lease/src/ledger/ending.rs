@@ -9,10 +9,12 @@
 use std::time::Duration;
 
 use crate::change::{Change, End, TraceEnd};
+use crate::clock::Timestamp;
+use crate::id::{BorrowId, LeaseId};
+use crate::lease::{Kind, MAX_MINIMAL_LIFE};
 use crate::slab::NONE;
 use crate::table::{Entry, Sessions};
 use crate::terms::{MemoryFull, Released, Remembers};
-use crate::types::{BorrowId, Kind, LeaseId, MAX_MINIMAL_LIFE, Timestamp};
 
 use super::{Bought, Ledger, RECORDS_PER_HOLD, halves};
 

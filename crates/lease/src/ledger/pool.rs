@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use crate::clock::Timestamp;
 use crate::table::TracesRead;
-use crate::types::Timestamp;
 
 use super::Ledger;
 

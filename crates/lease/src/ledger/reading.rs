@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use crate::budget::Used;
 use crate::change::Ends;
+use crate::clock::Timestamp;
+use crate::id::{LeaseId, LeaseNumber};
+use crate::lease::Kind;
 use crate::table::Entry;
-use crate::types::{Kind, LeaseId, LeaseNumber, Timestamp};
 
 use super::{Ledger, RECORDS_PER_HOLD};
 

@@ -4,9 +4,12 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::change::{Change, End, TraceEnd};
+use crate::clock::Timestamp;
+use crate::id::Invalid;
+use crate::lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE};
+use crate::request::Request;
 use crate::revocation::{Revocation, RevokedLease};
 use crate::table::{NewLease, TraceNames};
-use crate::types::{BorrowedAs, Invalid, Kind, Lease, MAX_MINIMAL_LIFE, Request, Timestamp};
 
 use super::{Bought, Ledger};
 

@@ -8,12 +8,16 @@
 use std::time::Duration;
 
 use crate::change::{Change, End};
-use crate::revocation::{Revocation, RevokedFor, RevokedLease, RevokedTrace, TraceDigest};
+use crate::clock::Timestamp;
+use crate::digest::TraceDigest;
+use crate::id::{LeaseId, LeaseNumber};
+use crate::lease::{Kind, Reason};
+use crate::request::Request;
+use crate::revocation::{Revocation, RevokedFor, RevokedLease, RevokedTrace};
 use crate::scope::forms_a_scope;
 use crate::slab::NONE;
 use crate::table::{AtPool, Place};
 use crate::terms::Refusal;
-use crate::types::{Kind, LeaseId, LeaseNumber, Reason, Request, Timestamp};
 
 use super::{Holder, Ledger};
 

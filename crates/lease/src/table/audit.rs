@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::lease::Kind;
 use crate::slab::NONE;
-use crate::types::Kind;
 
 use super::ranking::Rank;
 use super::{Links, Table};

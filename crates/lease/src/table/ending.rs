@@ -1,7 +1,8 @@
 //! Traces that have ended, and the leases of an organization in the order they are revoked in.
 
+use crate::clock::Timestamp;
+use crate::lease::Kind;
 use crate::slab::NONE;
-use crate::types::{Kind, Timestamp};
 
 use super::scopes::HAS_ENDED;
 use super::{Entry, Table};
