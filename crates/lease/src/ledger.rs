@@ -19,7 +19,7 @@ use crate::report::{Counted, ReportRefusal, Submission};
 use crate::request::Request;
 use crate::revocation::{RevokedLease, RevokedTrace};
 use crate::scope::{Scope, forms_a_scope};
-use crate::slab::NONE;
+use crate::slab::{NONE, RECORDS_PER_HOLD};
 use crate::table::{ANYBODY, Entry, NewLease, Place, Sessions, Table, whole_milliseconds};
 use crate::terms::{Denied, Grant, KeptAlive, MemoryFull, Refusal, Remembers, Terms};
 use crate::timer::Timer;
@@ -32,14 +32,10 @@ mod recovery;
 mod revoking;
 
 use ending::EndedTrace;
-pub use pool::{MAX_TRACES_TOLD, PoolReading, PoolUse};
-pub use reading::{Holder, PoolCount};
+pub use pool::PoolReading;
+pub use reading::Holder;
 pub use recovery::RESUME_SPREAD;
 pub use revoking::RevocationWalk;
-
-/// Most records that one operation handles: whoever keeps the ledger behind a lock holds up nobody
-/// for longer than that takes.
-pub const RECORDS_PER_HOLD: usize = 1_024;
 
 /// What a ledger is made with.
 #[derive(Clone, Copy)]

@@ -29,6 +29,7 @@ mod id;
 mod lease;
 mod ledger;
 mod memory;
+mod pool;
 mod records;
 mod report;
 mod request;
@@ -49,17 +50,16 @@ pub use id::{
     validate_id,
 };
 pub use lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE, MAX_TTL, Reason};
-pub use ledger::{
-    Config, Holder, Ledger, MAX_TRACES_TOLD, PoolCount, PoolReading, PoolUse, RECORDS_PER_HOLD,
-    RESUME_SPREAD, RevocationWalk,
-};
+pub use ledger::{Config, Holder, Ledger, PoolReading, RESUME_SPREAD, RevocationWalk};
+pub use pool::{MAX_TRACES_TOLD, PoolCount, PoolState, PoolUse};
 pub use report::{
     Accounts, Counted, MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Submission, Uncountable,
 };
 pub use request::{ANONYMOUS, Request, organization_of};
 pub use revocation::{Revocation, RevokedFor};
 pub use scope::{Scope, forms_a_scope};
+pub use slab::RECORDS_PER_HOLD;
 pub use terms::{
-    Denied, Grant, KeptAlive, Limits, MemoryFull, PoolState, Refusal, Released, Remembers,
-    ServiceNames, Terms, UnnamedServices,
+    Denied, Grant, KeptAlive, Limits, MemoryFull, Refusal, Released, Remembers, ServiceNames,
+    Terms, UnnamedServices,
 };

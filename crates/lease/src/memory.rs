@@ -6,9 +6,8 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::clock::Timestamp;
-use crate::ledger::RECORDS_PER_HOLD;
 use crate::records::{Record, Records};
-use crate::slab::NONE;
+use crate::slab::{NONE, RECORDS_PER_HOLD};
 
 /// How many facts of one indexer a memory holds.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,11 @@
 //! A table of slots with stable numbers.
 
-use crate::ledger::RECORDS_PER_HOLD;
-
 /// The number that stands for no slot.
 pub(crate) const NONE: u32 = u32::MAX;
+
+/// Most records that one operation handles: whoever keeps the ledger behind a lock holds up nobody
+/// for longer than that takes.
+pub const RECORDS_PER_HOLD: usize = 1_024;
 
 /// Slots of one chunk, which is what one hold of the ledger's lock may read.
 const CHUNK: usize = RECORDS_PER_HOLD;

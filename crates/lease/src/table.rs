@@ -11,12 +11,12 @@ use foldhash::fast::FixedState;
 use crate::clock::Timestamp;
 use crate::id::{LeaseId, Secret};
 use crate::lease::Kind;
-use crate::ledger::PoolCount;
+use crate::pool::{PoolCount, PoolState};
 use crate::records::Records;
 use crate::request::Request;
 use crate::scope::forms_a_scope;
 use crate::slab::{NONE, Slab};
-use crate::terms::{PoolState, UnnamedServices};
+use crate::terms::UnnamedServices;
 
 mod audit;
 mod ending;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::budget::{Budget, BudgetSpent, WallTime};
 use crate::clock::Timestamp;
 use crate::id::LeaseId;
+use crate::pool::PoolState;
 use crate::revocation::RevokedFor;
 use crate::scope::Scope;
 
@@ -75,19 +76,6 @@ impl Default for Terms<'_> {
             policy: 0,
         }
     }
-}
-
-/// The counts of the pool (organization, service) that a borrow answer shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PoolState {
-    /// Live leases of the pool, lingering ones too.
-    pub borrowed: u64,
-    /// The ceiling of the pool at this borrow.
-    pub max: Option<u64>,
-    /// Distinct traces with a live lease in the pool.
-    pub traces: u64,
-    /// Live leases of the pool under the borrower's own trace; 0 when it has none.
-    pub own_trace: u64,
 }
 
 /// A granted borrow.

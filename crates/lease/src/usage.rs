@@ -9,10 +9,10 @@ use hashbrown::HashMap;
 use crate::budget::{Budget, BudgetSpent, Period, Used, WallTime};
 use crate::change::Change;
 use crate::clock::Timestamp;
-use crate::ledger::RECORDS_PER_HOLD;
 use crate::memory::{Bound, Memory};
 use crate::records::{Record, Records};
 use crate::report::{Accounts, Amount, Counted, MAX_METRICS, Report, Submission, Uncountable};
+use crate::slab::RECORDS_PER_HOLD;
 
 /// How long an idempotency key is remembered.
 const REPORT_MEMORY: std::time::Duration = std::time::Duration::from_secs(600);

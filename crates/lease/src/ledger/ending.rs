@@ -4,7 +4,7 @@
 //! once. It is taken out of the table, and off the counts of its scopes, at most
 //! [`RECORDS_PER_HOLD`] at a time; whoever asks for it before that takes it out.
 //!
-//! [`RECORDS_PER_HOLD`]: super::RECORDS_PER_HOLD
+//! [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::change::{Change, End, TraceEnd};
 use crate::clock::Timestamp;
 use crate::id::{BorrowId, LeaseId};
 use crate::lease::{Kind, MAX_MINIMAL_LIFE};
-use crate::slab::NONE;
+use crate::slab::{NONE, RECORDS_PER_HOLD};
 use crate::table::{Entry, Sessions};
 use crate::terms::{MemoryFull, Released, Remembers};
 
-use super::{Bought, Ledger, RECORDS_PER_HOLD, halves};
+use super::{Bought, Ledger, halves};
 
 /// Facts of each kind that an operation forgets in passing.
 const FORGET_IN_PASSING: usize = 64;
@@ -39,7 +39,7 @@ impl Ledger {
     /// Takes out what has ended by `now`, in the order of the ends: at most [`RECORDS_PER_HOLD`]
     /// leases. See [`Ledger::has_backlog`].
     ///
-    /// [`RECORDS_PER_HOLD`]: super::RECORDS_PER_HOLD
+    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
     pub fn expire(&mut self, now: Timestamp) {
         self.advance(now);
         self.forget_past(self.records_per_hold / 4);

@@ -3,24 +3,10 @@
 use std::collections::HashSet;
 
 use crate::clock::Timestamp;
+use crate::pool::{MAX_TRACES_TOLD, PoolUse};
 use crate::table::TracesRead;
 
 use super::Ledger;
-
-/// Most traces that the state of a pool tells of.
-pub const MAX_TRACES_TOLD: usize = 4_096;
-
-/// The counts of one pool (organization, service).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PoolUse {
-    /// Leases of the pool, lingering ones too.
-    pub leases: u64,
-    /// Leases by trace, of those that have one: the traces with the most leases first, at most
-    /// [`MAX_TRACES_TOLD`].
-    pub traces: Vec<(Box<str>, u64)>,
-    /// How many traces are left out.
-    pub omitted: u64,
-}
 
 /// A reading of a pool that is under way; see [`Ledger::read_pool`].
 #[derive(Debug, Default)]
@@ -57,7 +43,7 @@ impl Ledger {
     /// It is called with the same `reading` until that is done. What changes between two parts may
     /// show as it was or as it is; a pool that is read in one part is told exactly.
     ///
-    /// [`RECORDS_PER_HOLD`]: super::RECORDS_PER_HOLD
+    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
     pub fn read_pool(
         &mut self,
         service: &str,

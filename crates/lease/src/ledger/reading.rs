@@ -11,9 +11,11 @@ use crate::change::Ends;
 use crate::clock::Timestamp;
 use crate::id::{LeaseId, LeaseNumber};
 use crate::lease::Kind;
+use crate::pool::PoolCount;
+use crate::slab::RECORDS_PER_HOLD;
 use crate::table::Entry;
 
-use super::{Ledger, RECORDS_PER_HOLD};
+use super::Ledger;
 
 /// A live lease as it stands in the table: who holds it, what it counts against, when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,19 +42,6 @@ pub struct Holder<'a> {
     pub ends_at: Timestamp,
     /// Whether it was returned young and only lasts out its minimal life.
     pub lingers: bool,
-}
-
-/// The counts of one pool (organization, service) that holds a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolCount<'a> {
-    /// The service.
-    pub service: &'a str,
-    /// The organization.
-    pub organization: &'a str,
-    /// Live leases, lingering ones too.
-    pub leases: u64,
-    /// Those of them that are sessions.
-    pub sessions: u64,
 }
 
 impl Ledger {

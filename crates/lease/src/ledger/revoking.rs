@@ -3,7 +3,7 @@
 //! Many leases are ended in parts of [`RECORDS_PER_HOLD`] at most, so that whoever keeps the ledger
 //! behind a lock can let go of it between two parts.
 //!
-//! [`RECORDS_PER_HOLD`]: super::RECORDS_PER_HOLD
+//! [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ impl Ledger {
     /// It is called with the same `walk` until that is done. What is borrowed meanwhile may be
     /// ended too.
     ///
-    /// [`RECORDS_PER_HOLD`]: super::RECORDS_PER_HOLD
+    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
     pub fn revoke_organization(
         &mut self,
         organization: &str,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::ledger::RECORDS_PER_HOLD;
+use crate::slab::RECORDS_PER_HOLD;
 
 /// How many leases an indexer holds of each service that the policy did not name at their grant.
 ///

@@ -1,0 +1,42 @@
+//! The counts of a pool: the leases of one organization and service.
+
+/// The counts of the pool (organization, service) that a borrow answer shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolState {
+    /// Live leases of the pool, lingering ones too.
+    pub borrowed: u64,
+    /// The ceiling of the pool at this borrow.
+    pub max: Option<u64>,
+    /// Distinct traces with a live lease in the pool.
+    pub traces: u64,
+    /// Live leases of the pool under the borrower's own trace; 0 when it has none.
+    pub own_trace: u64,
+}
+
+/// The counts of one pool (organization, service) that holds a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolCount<'a> {
+    /// The service.
+    pub service: &'a str,
+    /// The organization.
+    pub organization: &'a str,
+    /// Live leases, lingering ones too.
+    pub leases: u64,
+    /// Those of them that are sessions.
+    pub sessions: u64,
+}
+
+/// Most traces that the state of a pool tells of.
+pub const MAX_TRACES_TOLD: usize = 4_096;
+
+/// The counts of one pool (organization, service).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolUse {
+    /// Leases of the pool, lingering ones too.
+    pub leases: u64,
+    /// Leases by trace, of those that have one: the traces with the most leases first, at most
+    /// [`MAX_TRACES_TOLD`].
+    pub traces: Vec<(Box<str>, u64)>,
+    /// How many traces are left out.
+    pub omitted: u64,
+}
