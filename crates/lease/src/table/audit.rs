@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 use crate::lease::Kind;
 use crate::slab::NONE;
 
-use super::ranking::Rank;
-use super::{Links, Table};
+use super::Table;
+use super::links::Links;
+use super::scopes::Rank;
 
 impl Table {
     /// Recomputes every count and list from the leases alone.

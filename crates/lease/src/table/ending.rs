@@ -4,8 +4,9 @@ use crate::clock::Timestamp;
 use crate::lease::Kind;
 use crate::slab::NONE;
 
-use super::scopes::HAS_ENDED;
-use super::{Entry, Table};
+use super::Table;
+use super::entry::Entry;
+use super::scopes::{HAS_ENDED, Trace};
 
 /// What the sessions of a trace say about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ impl Table {
     }
 
     pub(crate) fn trace_has_ended(&self, trace: u32) -> bool {
-        self.traces.get(trace).is_some_and(super::Trace::has_ended)
+        self.traces.get(trace).is_some_and(Trace::has_ended)
     }
 
     /// How many traces have ended and are still there.

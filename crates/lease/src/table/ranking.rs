@@ -8,29 +8,9 @@
 use std::num::NonZeroU32;
 
 use super::Table;
-use super::scopes::{Cell, Pool};
+use super::scopes::{Cell, Level, Pool, Rank};
 use crate::records::Record as _;
 use crate::slab::NONE;
-
-/// Where a cell stands in the order of its pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rank {
-    /// It stands for its trace: its level, and its neighbours there.
-    Stands { level: u32, next: u32, prev: u32 },
-    /// Another cell, of another indexer, stands for its trace.
-    Behind { first: u32 },
-}
-
-/// The traces of a pool that have the same number of leases there.
-#[derive(Debug)]
-pub(super) struct Level {
-    pub(super) leases: NonZeroU32,
-    /// The first of the cells that stand for them.
-    pub(super) head: u32,
-    /// The level with more leases, and the one with fewer.
-    pub(super) above: u32,
-    pub(super) below: u32,
-}
 
 impl Table {
     /// The cell that stands for the trace of `cell`, and its level.

@@ -1,11 +1,13 @@
 //! What leases count against: one record, with its count, for each scope that holds a lease.
 
+use std::num::NonZeroU32;
+
 use compact_str::CompactString;
 
-use super::ranking::Rank;
-use super::{Heads, Links};
 use crate::records::Record;
 use crate::slab::NONE;
+
+use super::links::{Heads, Links};
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -160,4 +162,24 @@ impl Record for Cell {
     fn key(&self) -> (u32, u32) {
         (self.trace, self.pool)
     }
+}
+
+/// Where a cell stands in the order of its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rank {
+    /// It stands for its trace: its level, and its neighbours there.
+    Stands { level: u32, next: u32, prev: u32 },
+    /// Another cell, of another indexer, stands for its trace.
+    Behind { first: u32 },
+}
+
+/// The traces of a pool that have the same number of leases there.
+#[derive(Debug)]
+pub(super) struct Level {
+    pub(super) leases: NonZeroU32,
+    /// The first of the cells that stand for them.
+    pub(super) head: u32,
+    /// The level with more leases, and the one with fewer.
+    pub(super) above: u32,
+    pub(super) below: u32,
 }
