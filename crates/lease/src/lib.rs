@@ -24,6 +24,7 @@
 mod budget;
 mod change;
 mod clock;
+mod config;
 mod digest;
 mod id;
 mod lease;
@@ -44,13 +45,14 @@ mod usage;
 pub use budget::{Budget, BudgetSpent, Period, Usage, Used, WallTime, amount_in_words};
 pub use change::{Change, End, Ends, TraceEnd};
 pub use clock::{LONGEST_STEP, StoreClock, Timestamp};
+pub use config::Config;
 pub use digest::TraceDigest;
 pub use id::{
     BorrowId, Invalid, LeaseId, LeaseNumber, MAX_ID_BYTES, NotALeaseId, NotALeaseNumber,
     validate_id,
 };
 pub use lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE, MAX_TTL, Reason};
-pub use ledger::{Config, Holder, Ledger, PoolReading, RESUME_SPREAD, RevocationWalk};
+pub use ledger::{Holder, Ledger, PoolReading, RESUME_SPREAD, RevocationWalk};
 pub use pool::{MAX_TRACES_TOLD, PoolCount, PoolState, PoolUse};
 pub use report::{
     Accounts, Counted, MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Submission, Uncountable,

@@ -16,23 +16,15 @@ use crate::slab::{NONE, RECORDS_PER_HOLD};
 use crate::table::{Entry, Sessions};
 use crate::terms::{MemoryFull, Released, Remembers};
 
-use super::{Bought, Ledger, halves};
+use super::Ledger;
+use super::bought::{Bought, halves};
+use super::ended_trace::EndedTrace;
 
 /// Facts of each kind that an operation forgets in passing.
 const FORGET_IN_PASSING: usize = 64;
 
 /// How long the end of a borrow id is remembered when no lease tells a TTL.
 const BORROW_ID_MEMORY: Duration = Duration::from_secs(60);
-
-/// A trace that has ended and may have leases to be taken out.
-#[derive(Debug)]
-pub(super) struct EndedTrace {
-    trace: u32,
-    /// Its leases have lower serial numbers than this.
-    before: u64,
-    /// What a change said of it, if one did.
-    journaled: Option<Box<TraceEnd>>,
-}
 
 /// Taking out what counts as ended.
 impl Ledger {

@@ -11,7 +11,8 @@ use crate::request::Request;
 use crate::revocation::{Revocation, RevokedLease};
 use crate::table::{NewLease, TraceNames};
 
-use super::{Bought, Ledger};
+use super::Ledger;
+use super::bought::Bought;
 
 /// How much longer than its TTL a recovered lease may live: the ends of leases that came back at one
 /// moment are spread over this, so that they do not all end at one moment.

@@ -19,7 +19,8 @@ use crate::slab::NONE;
 use crate::table::{AtPool, Place};
 use crate::terms::Refusal;
 
-use super::{Holder, Ledger};
+use super::Ledger;
+use super::reading::Holder;
 
 /// The shortest time the reason of a revocation is remembered.
 const REVOCATION_MEMORY: Duration = Duration::from_secs(600);
