@@ -1,10 +1,12 @@
 //! What can go wrong, each kind apart and with its facts.
 
+#[cfg(feature = "tgm")]
 use std::error::Error as _;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+#[cfg(any(feature = "tgm", feature = "tonic-status"))]
 use tonic::Code;
 
 /// Why a session or worker was not granted, or why it ended.
@@ -133,6 +135,7 @@ impl Error {
     }
 
     /// Returns the gRPC code a streaming service answers its own caller with.
+    #[cfg(any(feature = "tgm", feature = "tonic-status"))]
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::Unavailable { .. } | Self::Closed => Code::Unavailable,
@@ -181,6 +184,7 @@ impl Error {
     }
 
     /// Adds what caused a status that the transport made up.
+    #[cfg(feature = "tgm")]
     pub(crate) fn caused_by_status(mut self, status: &tonic::Status) -> Self {
         if let Self::Unavailable { source, .. } | Self::InvalidArgument { source, .. } = &mut self
             && status.source().is_some()
@@ -227,6 +231,7 @@ pub struct Cause(Inside);
 enum Inside {
     Own(Arc<dyn std::error::Error + Send + Sync>),
     /// What caused a status that the transport made up.
+    #[cfg(feature = "tgm")]
     OfStatus(Arc<tonic::Status>),
 }
 
@@ -236,6 +241,7 @@ impl Deref for Cause {
     fn deref(&self) -> &Self::Target {
         match &self.0 {
             Inside::Own(cause) => &**cause,
+            #[cfg(feature = "tgm")]
             Inside::OfStatus(status) => status.source().unwrap_or(&**status),
         }
     }

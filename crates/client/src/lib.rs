@@ -98,6 +98,12 @@
 //! Returns are repeated for up to one TTL. A borrow whose answer never came is given back by its
 //! borrow id, so a lost packet costs no slot.
 //!
+//! # Features
+//!
+//! `tgm` and `tonic-status` are on by default. Without `tgm` there is `local://` alone, and neither
+//! gRPC, HTTP/2 nor TLS is compiled; `tower` gates services over such a pool too. `metrics` needs
+//! `tgm`.
+//!
 //! # What of other crates shows
 //!
 //! A type of another crate in a signature ties its users to one version of that crate. So it is only
@@ -129,21 +135,29 @@
 //! services share. What each service holds and is refused, over all programs, is in the metrics of
 //! the session server (`tgm_session_live_leases`, `tgm_session_borrows_total`).
 
+#![cfg_attr(
+    not(feature = "tgm"),
+    allow(dead_code, unused_imports, reason = "shared modules have helpers for tgm:// alone")
+)]
+
 mod callbacks;
 mod dsn;
 mod duration;
 mod error;
 mod expand;
 mod guard;
+#[cfg(feature = "tgm")]
 mod heartbeat;
 mod held;
 mod id;
+#[cfg(feature = "tgm")]
 mod link;
 mod local;
 mod pool;
 mod registry;
 mod secret;
 mod stats;
+#[cfg(feature = "tgm")]
 mod tgm;
 #[cfg(feature = "tower")]
 mod tower;
@@ -159,6 +173,7 @@ pub use pool::{BoxFuture, CloseReport, Pool, SessionPool, SessionRequest, Worker
 pub use registry::Registry;
 pub use secret::Secret;
 pub use stats::{Denied, PoolStats};
+#[cfg(feature = "tgm")]
 pub use tgm::{OnUnavailable, PoolState, TgmConfig, TgmPool};
 #[cfg(feature = "tower")]
 pub use tower::{SessionBody, SessionLayer, SessionService};

@@ -8,6 +8,7 @@ use crate::dsn::Dsn;
 use crate::error::Error;
 use crate::local::LocalPool;
 use crate::pool::{BoxFuture, Pool, SessionPool};
+#[cfg(feature = "tgm")]
 use crate::tgm::TgmPool;
 
 type Factory = dyn Fn(Dsn) -> BoxFuture<'static, Result<Arc<dyn SessionPool>, Error>> + Send + Sync;
@@ -88,9 +89,10 @@ impl Registry {
 }
 
 impl Default for Registry {
-    /// Makes a registry that knows `tgm` and `local`.
+    /// Makes a registry that knows `local`, and `tgm` where its feature is on.
     fn default() -> Self {
         let mut registry = Self::empty();
+        #[cfg(feature = "tgm")]
         registry.register("tgm", |dsn| async move {
             Ok(Arc::new(TgmPool::from_dsn(&dsn)?) as Arc<dyn SessionPool>)
         });
