@@ -13,7 +13,8 @@ from server import DEADLINE
 
 HERE = pathlib.Path(__file__).parent
 GO = [os.environ["INTEROP_GO"], "--descriptors", os.environ["INTEROP_DESCRIPTORS"]]
-JS = ["node", str(HERE / "js" / "plugin.mjs"), "--protocol", str(HERE.parent.parent / "proto")]
+PROTO = HERE.parent.parent / "crates" / "wire" / "proto"
+JS = ["node", str(HERE / "js" / "plugin.mjs"), "--protocol", str(PROTO)]
 
 
 class Plugin:
