@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Command, FromArgMatches};
 use serde::Serialize;
-use tgm_session_server::policy::{Loaded, Place, ServiceSummary, Summary, Warning};
+use tgm_session_server::policy::{Place, ServiceSummary, Summary, Warning};
 use tgm_session_server::settings::{Given, Source, worst_memory};
-use tgm_session_server::{Config, Error, Policy};
+use tgm_session_server::{Config, Loaded, NotLoaded};
 
 use crate::failure::Failure;
 use crate::machine;
@@ -280,7 +280,7 @@ fn span(milliseconds: u128) -> String {
 /// Runs the command.
 pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     let Args { config: file, flags } = args;
-    let loaded = if file == Path::new("-") { load_standard_input()? } else { Policy::load(&file) };
+    let loaded = if file == Path::new("-") { load_standard_input()? } else { Loaded::load(&file) };
     let configured = Configured::new(flags, loaded);
     let judged = configured.and_then(|mut configured| configured.judge().map(|()| configured));
     match judged {
@@ -303,7 +303,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
 }
 
 /// Reads the policy that comes on standard input.
-fn load_standard_input() -> Result<Result<Loaded, Error>, Failure> {
+fn load_standard_input() -> Result<Result<Loaded, NotLoaded>, Failure> {
     let mut text = String::new();
     let failed = |problem: String| Failure::Usage(format!("cannot read standard input: {problem}"));
     let input = std::io::stdin().lock().take(MAX_INPUT + 1);
@@ -311,5 +311,5 @@ fn load_standard_input() -> Result<Result<Loaded, Error>, Failure> {
     if text.len() as u64 > MAX_INPUT {
         return Err(failed(format!("there are more than {MAX_INPUT} bytes")));
     }
-    Ok(Policy::parse(&text, "-").map_err(Error::from))
+    Ok(Loaded::parse(&text, "-"))
 }

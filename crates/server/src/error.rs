@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::policy::PolicyError;
+use policy::PolicyError;
 
 /// Why a server cannot start, or did not stop well.
 ///

@@ -18,11 +18,11 @@
 //!
 //! ```no_run
 //! use tgm_session_server::store::StoreUrl;
-//! use tgm_session_server::{Config, Error, Policy, Server};
+//! use tgm_session_server::{Config, Error, Loaded, Server};
 //! use tokio_util::sync::CancellationToken;
 //!
 //! # async fn serve(shutdown: CancellationToken) -> Result<(), Error> {
-//! let loaded = Policy::load("policy.toml")?;
+//! let loaded = Loaded::load("policy.toml")?;
 //! for warning in &loaded.warnings {
 //!     eprintln!("{warning}");
 //! }
@@ -34,32 +34,32 @@
 //! ```
 
 mod admin;
+mod blocking;
 mod clock;
+mod config;
 mod control;
 mod error;
 mod lane;
 mod live;
-mod nearest;
 pub mod operator;
-pub mod policy;
 mod refusals;
 mod repeated;
 mod rpc;
 mod serve;
 mod service;
-pub mod settings;
 pub mod store;
 #[cfg(test)]
 mod test_log;
 pub mod text;
 mod turns;
 mod usage;
-mod watch;
 
-pub use admin::AdminToken;
+pub use ::policy;
 pub use admin::api::model as api;
 pub use clock::{Clock, SystemClock};
+pub use config::settings;
+pub use config::{AdminToken, Config, Loaded, NotLoaded, Origin, PolicyFile, PortLimits, TlsFiles};
 pub use error::Error;
 pub use operator::Operator;
 pub use policy::Policy;
-pub use serve::{Config, Origin, PortLimits, Running, Server, TlsFiles};
+pub use serve::{Running, Server};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use lease::{Invalid, organization_of};
+use policy::{DEFAULT_SERVICE, Policy, ServiceId};
 
 use crate::admin::metrics::{BorrowCounters, Metrics};
-use crate::policy::{DEFAULT_SERVICE, Policy, ServiceId};
 use crate::refusals::Refusals;
 
 /// A policy in force.

@@ -10,11 +10,11 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use lease::{BudgetSpent, Denied, Reason, Refusal, Request, RevokedFor, Scope, WallTime};
 use parking_lot::Mutex;
+use policy::Refused;
 use wire::worker::BorrowWorkerRequest;
 
 use crate::admin::api::model;
 use crate::clock::Clock;
-use crate::policy::Refused;
 use crate::store::{BorrowError, Borrowed};
 
 /// How many refusals are kept with their reason.

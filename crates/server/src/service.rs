@@ -13,6 +13,7 @@ use lease::{
     BorrowId, Denied, Invalid, KeptAlive, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason, Refusal,
     Released, Request, validate_id,
 };
+use policy::{Indexer, Refused};
 use tonic::Status;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::{
@@ -24,7 +25,6 @@ use wire::worker::{
 use crate::admin::metrics::{CallCounters, Calls};
 use crate::clock::Clock;
 use crate::live::Live;
-use crate::policy::{Indexer, Refused};
 use crate::rpc::Answer;
 use crate::store::{BorrowError, Borrowed, Store, Unavailable};
 pub(crate) use undecided::Undecided;

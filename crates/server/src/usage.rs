@@ -18,9 +18,10 @@ pub(crate) use wire::payment::usage_service_server::SERVICE_NAME as USAGE_SERVIC
 
 mod skipped;
 
+use policy::{Indexer, Policy};
+
 use crate::admin::metrics::UsageCounters;
 use crate::live::Live;
-use crate::policy::{Indexer, Policy};
 use crate::rpc::{self, Answer};
 use crate::store::{ReportError, Skipped, Store, UsageReport};
 use skipped::SkippedLog;

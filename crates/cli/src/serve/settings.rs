@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use serde::Serialize;
-use tgm_session_server::policy::{Loaded, Place, Warning};
+use tgm_session_server::policy::{Place, Warning};
 use tgm_session_server::settings::{self, Given, Setting, Shown, Source};
 use tgm_session_server::store::StoreUrl;
-use tgm_session_server::{Config, Error, Policy};
+use tgm_session_server::{Config, Error, Loaded, NotLoaded, Policy};
 
 use crate::failure::Failure;
 use crate::output::{FAINT, NAME, Output, plain, styled};
@@ -226,15 +226,14 @@ impl Configured {
     /// # Errors
     ///
     /// Everything that cannot be meant.
-    pub(crate) fn new(flags: Flags, loaded: Result<Loaded, Error>) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn new(
+        flags: Flags,
+        loaded: Result<Loaded, NotLoaded>,
+    ) -> Result<Self, Vec<Problem>> {
         let is_store_wrong = flags.wrong.iter().any(|(name, _)| *name == "store");
         let wrong = flags.wrong.into_iter().map(|(_, failure)| Problem::new(failure));
         let mut problems: Vec<_> = wrong.collect();
-        let loaded = loaded.unwrap_or_else(|error| {
-            let server = match &error {
-                Error::Policy(error) => error.server.clone(),
-                _ => Given::default(),
-            };
+        let loaded = loaded.unwrap_or_else(|NotLoaded { error, server }| {
             problems.extend(Problem::each(error));
             Loaded { policy: Policy::built_in(), server, warnings: Vec::new(), file: None }
         });
@@ -299,7 +298,7 @@ pub(super) fn configure(args: &Args) -> Result<(Configured, Option<PolicyAt>, St
             let (policy, server) = (Policy::built_in(), Given::default());
             (Ok(Loaded { policy, server, warnings: Vec::new(), file: None }), words.to_owned())
         }
-        Some(PolicyAt { path, .. }) => (Policy::load(path), path.display().to_string()),
+        Some(PolicyAt { path, .. }) => (Loaded::load(path), path.display().to_string()),
     };
     let configured = Configured::new(args.flags.clone(), loaded).map_err(Problem::failure)?;
     Ok((configured, at, words))

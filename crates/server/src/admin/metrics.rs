@@ -21,8 +21,8 @@ use tonic::{Code, Status};
 pub(crate) use calls::{Calls, Method};
 pub(crate) use commits::Commits;
 pub(super) use page::page;
+use policy::Refused;
 
-use crate::policy::Refused;
 use crate::store::{BorrowError, Borrowed, KeptBatch, Reported, Skipped};
 
 /// In front of the name of every metric that is the server's own.

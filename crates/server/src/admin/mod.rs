@@ -7,7 +7,6 @@ mod guard;
 pub(crate) mod metrics;
 mod page;
 mod port;
-mod token;
 mod view;
 
 use std::net::SocketAddr;
@@ -24,6 +23,7 @@ use axum::routing::get;
 use lease::WallTime;
 
 use crate::clock::Clock;
+use crate::config::token::TokenInForce;
 use crate::live::Live;
 use crate::operator::Operator;
 use crate::refusals::Refusals;
@@ -31,10 +31,7 @@ use crate::store::{Embedded, Store as _, StoreUrl, Unavailable};
 use api::edge::{Failure, MAX_BODY};
 use guard::Guard;
 use metrics::Metrics;
-pub(crate) use port::places::MAX_CONNECTIONS;
 pub(crate) use port::serve;
-pub use token::AdminToken;
-pub(crate) use token::TokenInForce;
 use view::View;
 
 /// What the admin port looks at and acts on.

@@ -22,11 +22,11 @@ use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 use wire::control::AttachRequest;
 use wire::control::session_control_server::SessionControl;
 
+use policy::Indexer;
 pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 
 use crate::admin::metrics::{CallCounters, Held, Method, StreamCounters};
 use crate::live::Live;
-use crate::policy::Indexer;
 use crate::serve::{Connection, reset_call_by};
 use crate::store::{Attachment, KeptBatch, Store};
 use outbox::{End, Outbox, Reader};

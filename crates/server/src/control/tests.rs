@@ -1,6 +1,7 @@
 use std::pin::pin;
 
 use futures_util::stream;
+use policy::Policy;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use wire::control::AttachResponse;
@@ -9,7 +10,6 @@ use wire::control::attach_response::Event;
 use super::*;
 use crate::admin::metrics::Metrics;
 use crate::clock::SystemClock;
-use crate::policy::Policy;
 use crate::refusals::Refusals;
 use crate::store::{Embedded, Options, Recovered};
 

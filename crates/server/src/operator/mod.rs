@@ -19,20 +19,22 @@ use arc_swap::{ArcSwap, Guard};
 use futures_util::TryFutureExt as _;
 use lease::{Usage, WallTime};
 use parking_lot::Mutex;
+use policy::overrides::{AuditEntry, Overrides};
+use policy::{Policy, Warning};
 use tokio::sync::broadcast;
 
 use crate::admin::api::model::PolicyStatus;
 use crate::admin::metrics::Metrics;
+use crate::blocking::blocking;
 use crate::clock::Clock;
+use crate::config::Config;
+use crate::config::PolicyFile;
+use crate::config::watch::Read;
 use crate::error::Error;
 use crate::live::Live;
-use crate::policy::overrides::{AuditEntry, Overrides};
-use crate::policy::{Policy, PolicyFile, Warning};
-use crate::serve::{Config, blocking};
 use crate::store::{
     Embedded, LONGEST_WAIT, Noted, ReportError, Reported, Store as _, Unavailable, UsageReport,
 };
-use crate::watch::Read;
 
 /// How often to look whether nobody looks at an old policy any more.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

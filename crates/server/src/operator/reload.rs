@@ -6,19 +6,21 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use policy::Warning;
+use policy::overrides::{AuditEntry, Overrides};
 use tokio::time::MissedTickBehavior;
 
 use super::changes::Doing;
 use super::{By, Operator, OperatorError};
 use crate::admin::api::model::{Done, PolicyStatus};
+use crate::blocking::blocking;
+use crate::config::Config;
+use crate::config::Given;
+use crate::config::watch::{self, Digest, LOOK_EVERY, Watched};
+use crate::config::{Loaded, PolicyFile};
 use crate::error::Error;
-use crate::policy::overrides::{AuditEntry, Overrides};
-use crate::policy::{Loaded, Policy, PolicyFile, Warning};
 use crate::repeated::Repeated;
-use crate::serve::{Config, blocking};
-use crate::settings::Given;
 use crate::store::{Enforced, Noted, Store as _, Unavailable};
-use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 
 /// What was found in the files by somebody who looked already, the policy file first.
 type Found = Vec<(PathBuf, io::Result<Vec<u8>>)>;
@@ -181,7 +183,7 @@ impl Operator {
             };
             let contents = read(&path);
             let digest = contents.as_ref().ok().map(|contents| Digest::of(contents));
-            let (named, loaded) = Policy::take_in(&path, contents, &mut read);
+            let (named, loaded) = Loaded::take_in(&path, contents, &mut read);
             let loaded = loaded.map(|loaded| {
                 let policy = loaded.policy.with_overrides(&overrides);
                 Loaded { policy, ..loaded }
@@ -279,7 +281,7 @@ mod tests {
     use crate::store::{Options, Recovered, StoreUrl};
 
     fn operator(path: &Path) -> Arc<Operator> {
-        let Loaded { policy, file, .. } = Policy::load(path).unwrap();
+        let Loaded { policy, file, .. } = Loaded::load(path).unwrap();
         let mut config = Config::new(policy.clone(), StoreUrl::Memory);
         config.policy_file = file;
         let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::policy::Source;
-use crate::policy::overrides::{OverrideKey, Subject};
+use policy::Source;
+use policy::overrides::{OverrideKey, Subject};
 
 /// A ceiling and where it comes from, as the policy tells them.
 pub(super) type Ceiling = (Option<u64>, Source);

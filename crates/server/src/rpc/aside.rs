@@ -19,7 +19,8 @@ use tower::{Service, ServiceExt as _};
 use super::Body;
 use super::compression::{Decompressed, ENCODING, Encoding, decompress, unsupported};
 use super::unary::{self, OfCall as _};
-use crate::serve::{InFlight, PortLimits, StreamAside, reset_call_after};
+use crate::config::PortLimits;
+use crate::serve::{InFlight, StreamAside, reset_call_after};
 
 /// Health watches at once on all connections.
 const WATCHES: usize = 1_024;

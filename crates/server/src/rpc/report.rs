@@ -17,8 +17,10 @@ use tonic::codegen::StdError;
 use super::compression::{Encoding, Gunzip, STEP, is_flagged, too_large};
 use super::timely::Timely;
 use super::{Answer, Body, identify, unary};
+use crate::blocking::blocking;
+use crate::config::PortLimits;
 use crate::live::Live;
-use crate::serve::{InFlight, PortLimits, blocking, work_of};
+use crate::serve::{InFlight, work_of};
 use crate::store::Store;
 use crate::usage::UsageReports;
 

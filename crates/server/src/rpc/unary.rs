@@ -19,7 +19,8 @@ use tonic::codegen::StdError;
 use super::aside::AsidePlace;
 use super::compression::too_large;
 use super::timely::{Timely, broken_off};
-use crate::serve::{InFlight, PortLimits, reset_call_after};
+use crate::config::PortLimits;
+use crate::serve::{InFlight, reset_call_after};
 use crate::store::Delivery;
 
 /// How long a message is waited for that nobody wants.

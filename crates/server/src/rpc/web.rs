@@ -16,7 +16,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::compression::{ACCEPT_ENCODING, ENCODING};
 use super::{API_KEY, Body};
-use crate::serve::Origin;
+use crate::config::Origin;
 use crate::service::{
     BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, LEASE_TTL_MS, TRACES_OMITTED,
 };

@@ -15,12 +15,12 @@ use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::limits::PortLimits;
 use super::memory::{
     Account, CALL_BYTES, CallerName, ConnectionMemory, FIELD_BYTES, Full, MemoryBudget,
 };
 use super::places::{Place, Places};
 use super::rounds::{FIELDS, Rounds, Share, work_of};
+use crate::config::PortLimits;
 
 /// Bytes that are read in one turn of a connection, before its caller is known and after.
 const STRANGER_READS: usize = 4 << 10;

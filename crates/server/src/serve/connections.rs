@@ -19,13 +19,13 @@ use tokio_util::task::TaskTracker;
 
 use super::call::{Call, Calls};
 use super::connection::Connection;
-use super::limits::PortLimits;
 use super::memory::MemoryBudget;
 use super::opening::{Opening, opening};
 use super::places::{Place, Places};
 use super::rounds::Rounds;
 use super::tls::{self, Tls};
 use crate::admin::metrics::Held;
+use crate::config::PortLimits;
 use crate::repeated::Repeated;
 use crate::rpc::Gateway;
 use crate::store::Store;

@@ -1,14 +1,11 @@
 //! A whole server: both ports, the store behind them, and how they start and stop.
 
 mod call;
-mod config;
 mod connection;
 mod connections;
-mod limits;
 mod memory;
 mod opening;
 mod operator;
-mod origin;
 mod places;
 mod rounds;
 mod tls;
@@ -31,17 +28,16 @@ use tonic_health::server::HealthReporter;
 use wire::control::session_control_server::SessionControlServer;
 
 pub(crate) use call::{reset_call_after, reset_call_by};
-pub use config::Config;
 pub(crate) use connection::{Connection, InFlight, StreamAside};
-pub use limits::PortLimits;
-pub(crate) use limits::SHORTEST_IDLE;
 pub(crate) use memory::Full;
-pub use origin::Origin;
 pub(crate) use rounds::{Share, work_of};
-pub use tls::TlsFiles;
 
 use crate::admin::metrics::{Facts, Metrics};
-use crate::admin::{self, Admin, TokenInForce};
+use crate::admin::{self, Admin};
+use crate::blocking::blocking;
+use crate::config::Config;
+use crate::config::token::TokenInForce;
+use crate::config::watch::Watched;
 use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
 use crate::live::Live;
@@ -51,7 +47,6 @@ use crate::rpc::{self, Aside, Gateway, Reports, Tonic, WORKER_POOL, Web};
 use crate::service::WorkerPool;
 use crate::store::{Embedded, Noted, Recovered, Store, Unavailable};
 use crate::usage::{USAGE_SERVICE, UsageReports};
-use crate::watch::Watched;
 use connections::Port;
 use memory::{CONNECTION_BYTES, MemoryBudget};
 use places::Places;
@@ -502,12 +497,4 @@ fn listen(port: &'static str, address: SocketAddr) -> Result<(TcpListener, Socke
 
 fn store_failed(error: Unavailable) -> Error {
     Error::StoreFailed { problem: error.to_string() }
-}
-
-/// Runs what blocks off the runtime.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

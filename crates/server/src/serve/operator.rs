@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use lease::{LeaseId, Reason, Usage};
+use policy::Policy;
 
 use super::Running;
 use crate::error::Error;
 use crate::operator::Operator;
-use crate::policy::Policy;
 use crate::store::{ReportError, Reported, Store as _, Unavailable};
 
 /// Ending sessions and changing the policy while the server runs.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lease::{Change, Timestamp};
+use policy::overrides::{AuditEntry, MAX_AUDIT, OverrideChange};
 use prost::Message as _;
 use redb::{
     Database, Durability, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
@@ -10,7 +11,6 @@ use redb::{
 
 use super::journal::Stamp;
 use super::rows::{AuditRow, LeaseRow, OverrideRow, RememberedRow, UsedRow, subject_number};
-use crate::policy::overrides::{AuditEntry, MAX_AUDIT, OverrideChange};
 
 /// Facts past their time that one commit forgets: enough to keep up, bounded per commit.
 const FORGET_AT_ONCE: usize = 1_000;

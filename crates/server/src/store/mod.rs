@@ -33,8 +33,8 @@ pub use listing::{
 };
 pub use url::StoreUrl;
 
-use crate::policy::Policy;
-use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
+use policy::Policy;
+use policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
 /// Nobody waits longer than this for the disk.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -222,7 +222,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// are forgotten past [`MAX_AUDIT`]. Durable when it answers. Cancellation: dropped, it may have
     /// been recorded.
     ///
-    /// [`MAX_AUDIT`]: crate::policy::overrides::MAX_AUDIT
+    /// [`MAX_AUDIT`]: policy::overrides::MAX_AUDIT
     fn record(
         &self,
         change: Option<OverrideChange>,

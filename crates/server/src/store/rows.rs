@@ -12,7 +12,7 @@ use lease::{
 };
 use prost::{Message, Oneof};
 
-use crate::policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
+use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
 
 /// A row that says nothing sensible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tgm_session_server::api::Source;
 use tgm_session_server::api::{
     ApiKey, Done, EffectivePolicy, Organization, OrganizationPage, Overview, Refusal, RefusalPage,
     Session, SessionPage,
 };
-use tgm_session_server::policy::Source;
 use tonic::Code;
 
 use crate::admin_client::AdminClient;

@@ -1,8 +1,8 @@
 //! The admin API: what it changes.
 
 use serde_json::{Value, json};
+use tgm_session_server::api::Source;
 use tgm_session_server::api::{AuditPage, Done, Organization, Overview, SessionPage};
-use tgm_session_server::policy::Source;
 use tonic::Code;
 use wire::control::Reason;
 

@@ -6,7 +6,7 @@ use lease::{Limits, Reason, Request, WallTime};
 use proptest::prelude::*;
 use tgm_session_server::policy::overrides::{Override, OverrideKey, Overrides, Subject};
 use tgm_session_server::policy::{Refused, Source, Unauthenticated};
-use tgm_session_server::{Error, Policy};
+use tgm_session_server::{Error, Loaded, Policy};
 
 /// The example of the contract, word for word but for the digest.
 fn example() -> String {
@@ -50,7 +50,7 @@ fn limits(policy: &Policy, request: Request<'_>) -> Limits {
 
 /// The one line that refuses `text`.
 fn refusal(text: &str) -> String {
-    let error = Policy::parse(text, "test.toml").map(drop).unwrap_err().to_string();
+    let error = Loaded::parse(text, "test.toml").map(drop).unwrap_err().to_string();
     assert_eq!(error.lines().count(), 1, "{error}");
     error
 }
@@ -242,7 +242,7 @@ fn keys_may_stand_in_a_file_beside_the_policy() {
         digest("here")
     );
     std::fs::write(&path, &text).unwrap();
-    let policy = Policy::load(&path).unwrap().policy;
+    let policy = Loaded::load(&path).unwrap().policy;
     for key in ["old", "new", "here"] {
         assert_eq!(policy.identify(Some(key.as_bytes())).unwrap().unwrap().name(), "west");
     }
@@ -257,7 +257,7 @@ fn keys_may_stand_in_a_file_beside_the_policy() {
         (String::new(), format!("{}:4:19", path.display()), "there is no digest in it"),
     ] {
         std::fs::write(&keys, contents).unwrap();
-        let error = Policy::load(&path).unwrap_err().to_string();
+        let error = Loaded::load(&path).unwrap_err().to_string();
         assert!(error.starts_with(&place) && error.contains(problem), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
@@ -275,7 +275,7 @@ fn a_short_ttl_and_a_policy_without_services_are_warned_about() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let error = Policy::load("/nowhere/policy.toml").map(drop).unwrap_err();
+    let error = Error::from(Loaded::load("/nowhere/policy.toml").map(drop).unwrap_err());
     assert!(matches!(error, Error::PolicyUnreadable { .. }), "{error:?}");
     assert!(error.to_string().contains("/nowhere/policy.toml"), "{error}");
     assert!(error.is_usage());

@@ -10,7 +10,7 @@ use tgm_session_server::operator::{By, OperatorError, OperatorEvent};
 use tgm_session_server::policy::Source;
 use tgm_session_server::policy::overrides::Subject;
 use tgm_session_server::store::{Store as _, StoreUrl};
-use tgm_session_server::{Config, Operator, Policy};
+use tgm_session_server::{Config, Loaded, Operator, Policy};
 use tonic::Code;
 use wire::control::Reason;
 use wire::worker::borrow_worker_response::BorrowStatus;
@@ -38,7 +38,7 @@ impl Written {
     }
 
     fn config(&self, clock: &Arc<ManualClock>) -> Config {
-        let loaded = Policy::load(&self.path).unwrap();
+        let loaded = Loaded::load(&self.path).unwrap();
         let mut config = Config::new(loaded.policy, StoreUrl::Memory);
         config.policy_file = loaded.file;
         config.listen.set_port(0);

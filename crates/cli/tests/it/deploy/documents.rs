@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
-use tgm_session_server::Policy;
+use tgm_session_server::{Loaded, Policy};
 
 use super::{Settings, flags, get, named_flags, root, text};
 use crate::harness::{Serve, folder, run, store};
@@ -60,7 +60,7 @@ fn every_policy_in_the_manuals_is_sound() {
         let policies =
             blocks(&text, "toml").into_iter().filter(|(_, it)| !it.contains("dependencies"));
         for (line, block) in policies {
-            if let Err(error) = Policy::parse(block, "block") {
+            if let Err(error) = Loaded::parse(block, "block") {
                 panic!("{path}, the block of line {line}: {error}");
             }
             found += 1;

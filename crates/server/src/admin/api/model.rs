@@ -8,7 +8,63 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-pub use crate::policy::Source;
+/// Where a number or a switch of the policy in force comes from. The first that says something wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// An operator set it through the API.
+    Override,
+    /// The organization's or API key's own entry in the policy file.
+    Own,
+    /// The organization's plan.
+    Plan,
+    /// The entry of the service.
+    Service,
+    /// The entry `default`, for a service without one of its own.
+    Default,
+    /// Nothing says anything.
+    Nothing,
+}
+
+impl Source {
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Override => "override",
+            Self::Own => "own",
+            Self::Plan => "plan",
+            Self::Service => "service",
+            Self::Default => "default",
+            Self::Nothing => "nothing",
+        }
+    }
+
+    /// What sets it, in words: `40 by its own entry`.
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Override => policy::Source::Override,
+            Self::Own => policy::Source::Own,
+            Self::Plan => policy::Source::Plan,
+            Self::Service => policy::Source::Service,
+            Self::Default => policy::Source::Default,
+            Self::Nothing => policy::Source::Nothing,
+        }
+        .in_words()
+    }
+}
+
+impl From<policy::Source> for Source {
+    fn from(source: policy::Source) -> Self {
+        match source {
+            policy::Source::Override => Self::Override,
+            policy::Source::Own => Self::Own,
+            policy::Source::Plan => Self::Plan,
+            policy::Source::Service => Self::Service,
+            policy::Source::Default => Self::Default,
+            policy::Source::Nothing => Self::Nothing,
+        }
+    }
+}
 
 /// A ceiling and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use lease::{WallTime, validate_id};
+use policy::overrides::Subject;
+use policy::{DEFAULT_SERVICE, Policy, Source};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -16,8 +18,6 @@ use super::{Peer, used};
 use crate::admin::Admin;
 use crate::admin::view::Shown;
 use crate::operator::By;
-use crate::policy::overrides::Subject;
-use crate::policy::{DEFAULT_SERVICE, Policy, Source};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
     OpenApiRouter::new()
@@ -50,7 +50,7 @@ async fn organizations(
 ) -> Result<Json<OrganizationPage>, Failure> {
     let picture = admin.picture().await?;
     // A million organizations take a while to be looked through.
-    let page = crate::serve::blocking(move || {
+    let page = crate::blocking::blocking(move || {
         let OrganizationsQuery { search, sort, offset, limit } = query;
         let limit = edge::organizations(limit);
         let (total, shown) = picture.page(&search, sort, offset as usize, limit);
@@ -392,9 +392,9 @@ fn told(policy: &Policy, shown: &Shown<'_>, at: WallTime) -> Organization {
 }
 
 fn ceiling((max, source): (Option<u64>, Source)) -> Ceiling {
-    Ceiling { max, source }
+    Ceiling { max, source: source.into() }
 }
 
 fn switch((disabled, source): (bool, Source)) -> Disabled {
-    Disabled { disabled, source }
+    Disabled { disabled, source: source.into() }
 }

@@ -76,8 +76,8 @@ async fn listen(State(admin): State<Arc<Admin>>) -> Result<Response, Failure> {
     events::listen(admin).await
 }
 
-impl From<crate::policy::overrides::AuditEntry> for super::model::AuditEntry {
-    fn from(entry: crate::policy::overrides::AuditEntry) -> Self {
+impl From<policy::overrides::AuditEntry> for super::model::AuditEntry {
+    fn from(entry: policy::overrides::AuditEntry) -> Self {
         Self {
             number: entry.number,
             at: entry.at.as_unix(),

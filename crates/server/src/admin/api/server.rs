@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use policy::overrides::{Override, OverrideKey};
+use policy::{PlanEntry, Policy, ServiceSummary};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -13,8 +15,6 @@ use super::model::{
 };
 use crate::admin::Admin;
 use crate::operator::By;
-use crate::policy::overrides::{Override, OverrideKey};
-use crate::policy::{PlanEntry, Policy, ServiceSummary};
 use crate::store::{PoolCount, Store as _};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {

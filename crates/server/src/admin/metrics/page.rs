@@ -11,6 +11,7 @@ use axum::http::header::{CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use lease::{End, Ends, Reason};
+use policy::{DEFAULT_SERVICE, Policy, ServiceSummary};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -20,8 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::format::Format;
 use super::{Metrics, PREFIX};
 use crate::admin::Admin;
-use crate::policy::{DEFAULT_SERVICE, Policy, ServiceSummary};
-use crate::serve::blocking;
+use crate::blocking::blocking;
 use crate::store::Store as _;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::api::edge::Failure;
+use crate::config::limits::ADMIN_CONNECTIONS;
 
 /// The most connections without a place at once: silent ones, idle ones, probes and refused ones.
 pub(super) const MAX_WAITING: usize = 512;
@@ -94,7 +95,7 @@ impl Kind {
 }
 
 /// The most connections of the admin port at once.
-pub(crate) const MAX_CONNECTIONS: usize = {
+const MAX_CONNECTIONS: usize = {
     let mut most = MAX_WAITING;
     let mut kind = 0;
     while kind < Kind::ALL.len() {
@@ -103,6 +104,9 @@ pub(crate) const MAX_CONNECTIONS: usize = {
     }
     most
 };
+
+/// What is said about open files counts with as many.
+const _: () = assert!(MAX_CONNECTIONS == ADMIN_CONNECTIONS);
 
 /// The places of one admin port.
 #[derive(Debug)]

@@ -29,6 +29,8 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle as TaskHandle;
 
 pub(super) use operator::Kept;
+use policy::Policy;
+use policy::overrides::{AuditEntry, OverrideChange, Overrides};
 pub use recovered::{Options, Recovered};
 use reporting::Reporting;
 use revoking::Revoking;
@@ -41,8 +43,6 @@ use super::{
 };
 use crate::admin::metrics::Commits;
 use crate::error::Error;
-use crate::policy::Policy;
-use crate::policy::overrides::{AuditEntry, OverrideChange, Overrides};
 use crate::turns::Turns;
 
 /// The store within the process, behind `memory:` and `file:PATH`.

@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use policy::overrides::{AuditEntry, MAX_AUDIT, MAX_OVERRIDES, OverrideChange, Overrides};
+
 use super::shared::{Shared, Wait};
-use crate::policy::overrides::{AuditEntry, MAX_AUDIT, MAX_OVERRIDES, OverrideChange, Overrides};
 use crate::store::batch::Operated;
 use crate::store::{MAX_PAGE, RecordError, Unavailable};
 

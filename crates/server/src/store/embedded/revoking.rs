@@ -5,10 +5,10 @@ use std::vec::IntoIter;
 
 use futures_util::future::{Either, ready};
 use lease::{Kind, Ledger, RECORDS_PER_HOLD, Reason, RevocationWalk, RevokedFor, WallTime};
+use policy::Policy;
 use tokio::runtime::Handle;
 
 use super::shared::{Part, Shared, Wait, newest};
-use crate::policy::Policy;
 use crate::store::{Enforced, Unavailable};
 
 /// Holds of the lock that are worth no thread of their own.

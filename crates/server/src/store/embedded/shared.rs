@@ -10,12 +10,12 @@ use lease::{
     StoreClock, Terms, Timestamp,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use policy::Policy;
+use policy::overrides::AuditEntry;
 
 use super::operator::Kept;
 use crate::admin::metrics::Commits;
 use crate::clock::Clock;
-use crate::policy::Policy;
-use crate::policy::overrides::AuditEntry;
 use crate::store::attached::{Attached, Attachment, Detach, Listener, Push};
 use crate::store::batch::Operated;
 use crate::store::commit::Batch;

@@ -1,9 +1,9 @@
 use std::fs;
 
 use lease::{BorrowId, LeaseId, Used, WallTime};
+use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
 
 use super::*;
-use crate::policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
 
 /// Larger than a new file, so that only what was in the tables makes one worth compacting.
 const WORTH: u64 = 512 << 10;

@@ -1,27 +1,27 @@
 //! What operators set, made ready to be looked up beside the entries of the file.
 
-use super::entries::{Entries, ServiceLimits, Table};
-use super::overrides::{Override, OverrideKey, Overrides, Subject};
+use crate::entries::{Entries, ServiceLimits, Table};
+use crate::overrides::{Override, OverrideKey, Overrides, Subject};
 
 /// The overrides over one set of entries.
 #[derive(Debug, Default)]
-pub(super) struct Overlay {
-    pub(super) organizations: Table<Set>,
-    pub(super) api_keys: Table<Set>,
-    pub(super) overrides: usize,
+pub(crate) struct Overlay {
+    pub(crate) organizations: Table<Set>,
+    pub(crate) api_keys: Table<Set>,
+    pub(crate) overrides: usize,
 }
 
 /// What was set for one organization or API key.
 #[derive(Debug, Default)]
-pub(super) struct Set {
-    pub(super) limits: ServiceLimits,
-    pub(super) disabled: Option<bool>,
+pub(crate) struct Set {
+    pub(crate) limits: ServiceLimits,
+    pub(crate) disabled: Option<bool>,
 }
 
 impl Overlay {
     /// Lays `overrides` over `entries`. A limit over a service that has no entry waits until it has
     /// one again.
-    pub(super) fn new(overrides: &Overrides, entries: &Entries) -> Self {
+    pub(crate) fn new(overrides: &Overrides, entries: &Entries) -> Self {
         let mut overlay = Self { overrides: overrides.len(), ..Self::default() };
         let overrides: Vec<(&OverrideKey, &Override)> = overrides.iter().collect();
         // They are in the order of what they are about.

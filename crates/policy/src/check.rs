@@ -3,28 +3,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use lease::{Budget, Limits, MAX_ID_BYTES, MAX_TTL};
+use lease::{Budget, Limits, MAX_TTL};
 use toml::Spanned;
 
-use super::digests::{Digest, KeyFiles};
-use super::entries::{ApiKey, Entries, Organization, Plan, Service, ServiceLimits};
-use super::file;
-use super::indexers::Indexer;
-use super::reading::{self, Shape, TakenOut};
-use super::{DEFAULT_SERVICE, Loaded, Place, Policy, PolicyError, ServiceId, Warning};
+use crate::digests::{Digest, read_digests};
+use crate::entries::{ApiKey, Entries, Organization, Plan, Service, ServiceLimits};
+use crate::error::{Place, PolicyError, Warning};
+use crate::file;
+use crate::findings::{Findings, Source};
+use crate::indexers::Indexer;
 use crate::nearest::nearest;
-use crate::settings::{self, Given};
+use crate::outside::{Nothing, Outside, SettingError};
+use crate::policy::{DEFAULT_SERVICE, Policy};
+use crate::reading::{self, Shape, TakenOut};
+use crate::service_id::ServiceId;
+
+/// The setting of the `[server]` section that names an organization.
+const DEFAULT_ORGANIZATION: &str = "default_organization";
 
 /// Clients in the field beat every 20 s, one lease after another: a shorter TTL loses leases.
 const SHORT_TTL: Duration = Duration::from_secs(60);
-
-/// The most warnings that are told about one file: each of them is a line in the log, at every load.
-const MAX_WARNINGS: usize = 100;
-
-/// The most errors that are told about one file.
-const MAX_ERRORS: usize = 100;
 
 /// The most services that an error names.
 const MAX_NAMED: usize = 20;
@@ -33,7 +34,7 @@ const MAX_NAMED: usize = 20;
 const MAX_UNNAMED_SERVICES: u64 = 64;
 
 /// The metrics that services in the field report.
-pub(super) const KNOWN_METRICS: [&str; 5] = [
+const KNOWN_METRICS: [&str; 5] = [
     "egress_bytes",
     "processed_blocks",
     "live_uncompressed_read_bytes",
@@ -41,153 +42,86 @@ pub(super) const KNOWN_METRICS: [&str; 5] = [
     "file_compressed_read_bytes",
 ];
 
-/// Reads `text`, checks it as a whole and builds the policy; `files` reads the files of keys that
-/// it names.
-pub(super) fn load(
-    text: &str,
-    name: &Path,
-    files: &mut KeyFiles<'_>,
-) -> Result<Loaded, PolicyError> {
+/// A policy that was read, and what to think about.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The policy.
+    pub policy: Policy,
+    /// What is allowed but likely not meant.
+    pub warnings: Vec<Warning>,
+}
+
+/// Reads `text`, checks it as a whole and builds the policy; `name` is what errors call the file.
+///
+/// Files of keys that the text names are read from `outside`; a relative path starts at the folder
+/// of `name`. Settings in its `[server]` section go to `outside`.
+///
+/// # Errors
+///
+/// [`PolicyError`] with everything that is wrong: invalid TOML, an unknown name, an invalid value,
+/// a name that points nowhere, or a file of keys that cannot be used.
+pub fn parse(text: &str, name: &Path, outside: &mut dyn Outside) -> Result<Parsed, PolicyError> {
     let source = Source::new(text, name);
     let mut findings = Findings::default();
     let Shape { file, taken_out } = reading::read(&source, text, &mut findings);
     let entries = Entries::default();
     let mut check = Check { source: &source, taken_out, findings, entries };
-    let server = check.server(file.server);
+    let default_organization = check.server(file.server, outside);
     check.services(file.services);
     let plans = check.plans(file.plans);
     check.organizations(file.organizations, &plans);
     check.api_keys(file.api_keys);
-    check.indexers(file.indexers, files);
-    check.default_organization(&server);
+    check.indexers(file.indexers, outside);
+    if let Some((place, name)) = default_organization {
+        check.default_organization(place, &name);
+    }
     let Check { mut findings, entries, .. } = check;
     if entries.services.is_empty() {
         findings.warn(|| source.warning(0, "no [services] at all: every borrow will be refused"));
     }
-    let warnings = match findings.told(&source) {
-        Ok(warnings) => warnings,
-        Err(error) => return Err(PolicyError { server, ..error }),
-    };
-    Ok(Loaded { policy: Policy::from(entries), server, warnings, file: None })
+    let warnings = findings.told(&source)?;
+    Ok(Parsed { policy: Policy::from(entries), warnings })
 }
 
-/// What to tell about a file: so many errors and warnings, and how many more there are.
-#[derive(Debug, Default)]
-pub(super) struct Findings {
-    errors: Vec<PolicyError>,
-    errors_left_out: usize,
-    warnings: Vec<Warning>,
-    warnings_left_out: usize,
-}
-
-impl Findings {
-    pub(super) fn error(&mut self, error: PolicyError) {
-        if self.are_full() {
-            self.errors_left_out += 1;
-        } else {
-            self.errors.push(error);
-        }
+impl Policy {
+    /// Reads a policy that refers to nothing outside of itself: it names no files, and has no
+    /// `[server]` section. [`parse`] reads any policy.
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`].
+    pub fn parse(text: &str, name: impl AsRef<Path>) -> Result<Parsed, PolicyError> {
+        parse(text, name.as_ref(), &mut Nothing)
     }
 
-    /// Adds an error, unless the one before stands on the same line.
-    pub(super) fn error_on_a_new_line(&mut self, error: PolicyError) {
-        if self.errors.last().is_none_or(|last| last.place.line != error.place.line) {
-            self.error(error);
-        }
-    }
-
-    /// Whether there is no room for a further error.
-    pub(super) fn are_full(&self) -> bool {
-        self.errors.len() >= MAX_ERRORS
-    }
-
-    /// What came out of a check, or nothing, with its error.
-    fn take<T>(&mut self, checked: Result<T, PolicyError>) -> Option<T> {
-        checked.map_err(|error| self.error(error)).ok()
-    }
-
-    fn warn(&mut self, warning: impl FnOnce() -> Warning) {
-        if self.warnings.len() < MAX_WARNINGS {
-            self.warnings.push(warning());
-        } else {
-            self.warnings_left_out += 1;
-        }
-    }
-
-    /// The warnings, or all errors as one, in the order in which they stand in the file.
-    fn told(mut self, source: &Source<'_>) -> Result<Vec<Warning>, PolicyError> {
-        if self.errors_left_out > 0 {
-            let problem = format!("{} more errors are left out", self.errors_left_out);
-            self.errors.push(source.error(source.text.len()..source.text.len(), problem));
-        }
-        let order = |error: &PolicyError| {
-            let Place { file, line, column } = &error.place;
-            (**file != *source.name, *line, *column)
-        };
-        self.errors.sort_by_key(order);
-        let mut errors = self.errors.into_iter();
-        if let Some(first) = errors.next() {
-            return Err(PolicyError { others: errors.collect(), ..first });
-        }
-        if self.warnings_left_out > 0 {
-            let problem = format!("{} more warnings are left out", self.warnings_left_out);
-            self.warnings.push(source.warning(0, problem));
-        }
-        Ok(self.warnings)
+    /// The policy of a server that was given none: `t1r` sessions 10 per organization, `t2w`
+    /// workers 100 per organization, any other service 10 per organization, no indexers.
+    ///
+    /// Whoever names no organization is `anonymous` under it. Without indexers a server listens on loopback only, unless it is told otherwise.
+    pub fn built_in() -> Self {
+        const FILE: &str = "
+            [services.default]
+            max_per_organization = 10
+            [services.t1r]
+            max_per_organization = 10
+            [services.t2w]
+            max_per_organization = 100
+        ";
+        let parsed = Self::parse(FILE, "built-in policy").expect("the built-in policy is sound");
+        let mut entries = Arc::into_inner(parsed.policy.entries).expect("nobody else has them");
+        entries.is_built_in = true;
+        Self::from(entries)
     }
 }
 
-/// The text of a file, for saying where in it something stands.
-pub(super) struct Source<'a> {
-    text: &'a str,
-    name: &'a Path,
-    /// Where each line begins.
-    lines: Vec<usize>,
-}
-
-impl<'a> Source<'a> {
-    fn new(text: &'a str, name: &'a Path) -> Self {
-        let breaks = text.match_indices('\n').map(|(newline, _)| newline + 1);
-        Self { text, name, lines: std::iter::once(0).chain(breaks).collect() }
-    }
-}
-
-impl Source<'_> {
-    /// Takes as long as the line is, however long the file.
-    fn place(&self, offset: usize) -> Place {
-        let offset = if self.text.is_char_boundary(offset) { offset } else { self.text.len() };
-        let line = self.lines.partition_point(|start| *start <= offset);
-        let before = &self.text[self.lines[line - 1]..offset];
-        #[cfg(test)]
-        tests::SCANNED.with(|scanned| scanned.set(scanned.get() + before.len()));
-        Place { file: self.name.to_owned(), line, column: before.chars().count() + 1 }
-    }
-
-    fn warning(&self, offset: usize, problem: impl Into<String>) -> Warning {
-        Warning { place: self.place(offset), problem: problem.into(), unheard_of: None }
-    }
-
-    fn error(&self, span: Range<usize>, problem: impl Into<String>) -> PolicyError {
-        PolicyError::new(self.place(span.start), problem)
-    }
-
-    /// What the reader of TOML says, with the place in front and in one line.
-    pub(super) fn of_toml(&self, error: &toml::de::Error) -> PolicyError {
-        let span = error.span().unwrap_or(0..0);
-        // toml adds a drawing of the place on further lines; ours is in front already.
-        self.error(span, error.message().lines().collect::<Vec<_>>().join("; "))
-    }
-
-    /// Takes a name that ids of requests are compared with.
-    fn name(&self, name: &Spanned<String>) -> Result<Box<str>, PolicyError> {
-        match name.get_ref().len() {
-            0 => Err(self.error(name.span(), "a name is empty")),
-            1..=MAX_ID_BYTES => Ok(name.get_ref().as_str().into()),
-            _ => Err(self.error(
-                name.span(),
-                format!("a name is longer than {MAX_ID_BYTES} bytes, which no request can be"),
-            )),
-        }
+impl Warning {
+    /// The same warning in the words of a caller that knows that no report has carried the metric.
+    #[must_use]
+    pub fn of_unreported(&self, metric: &str) -> Self {
+        let nearest = nearest(metric, KNOWN_METRICS);
+        let problem =
+            format!("a budget on {metric:?}, which no report has carried so far{nearest}");
+        Self { problem, ..self.clone() }
     }
 }
 
@@ -208,22 +142,31 @@ impl Check<'_> {
         self.findings.take(self.source.name(name))
     }
 
-    /// Takes in the settings beside the policy.
-    fn server(&mut self, written: file::Server) -> Given {
-        let mut given = Given::default();
+    /// Passes the settings beside the policy on to `outside`, and returns the default organization
+    /// and where it stands.
+    fn server(
+        &mut self,
+        written: file::Server,
+        outside: &mut dyn Outside,
+    ) -> Option<(Place, String)> {
+        let mut default_organization = None;
         let mut written: Vec<_> = written.into_iter().collect();
         written.sort_by_key(|(name, _)| name.span().start);
         for (name, value) in written {
-            // What is wrong is the value, unless nothing is called that.
-            let known = settings::find(name.get_ref()).is_some();
-            let span = if known { value.span() } else { name.span() };
             let place = self.source.place(name.span().start);
-            let set = given.set_in_file(name.get_ref(), value.into_inner(), place);
-            if let Err(problem) = set {
-                self.error(span, problem);
+            let (name_at, value_at) = (name.span(), value.span());
+            if name.get_ref() == DEFAULT_ORGANIZATION
+                && let Some(organization) = value.get_ref().as_str()
+            {
+                default_organization = Some((place.clone(), organization.to_owned()));
+            }
+            match outside.set(name.get_ref(), value.into_inner(), place) {
+                Ok(()) => {}
+                Err(SettingError::Unknown(problem)) => self.error(name_at, problem),
+                Err(SettingError::Invalid(problem)) => self.error(value_at, problem),
             }
         }
-        given
+        default_organization
     }
 
     fn services(&mut self, written: file::Named<file::Service>) {
@@ -384,22 +327,17 @@ impl Check<'_> {
         found
     }
 
-    /// An organization without an entry is a sound default, unless one is called nearly the same.
-    fn default_organization(&mut self, server: &Given) {
-        let name = "default_organization";
-        let (Some(named), Some(settings::Source::File(place))) =
-            (server.text(name), server.source(name))
-        else {
-            return;
-        };
+    /// An organization without an entry is a valid default. One whose name is nearly that of an
+    /// entry is likely a slip.
+    fn default_organization(&mut self, place: Place, named: &str) {
         let organizations = &self.entries.organizations;
         if organizations.contains_key(named) {
             return;
         }
         let nearest = nearest(named, organizations.keys().map(|name| &**name));
         if !nearest.is_empty() {
-            let problem = format!("{name}: there is no organization {named:?}{nearest}");
-            let place = place.clone();
+            let problem =
+                format!("{DEFAULT_ORGANIZATION}: there is no organization {named:?}{nearest}");
             self.findings.warn(|| Warning { place, problem, unheard_of: None });
         }
     }
@@ -415,7 +353,7 @@ impl Check<'_> {
         }
     }
 
-    fn indexers(&mut self, written: Vec<file::Indexer>, files: &mut KeyFiles<'_>) {
+    fn indexers(&mut self, written: Vec<file::Indexer>, outside: &mut dyn Outside) {
         let mut names = BTreeSet::new();
         for written in written {
             let Some(name) = self.name(&written.name) else { continue };
@@ -428,7 +366,7 @@ impl Check<'_> {
             });
             let services = services.map(|ids| ids.into_iter().collect());
             let indexer = self.entries.indexers.add(Indexer::new(name.clone(), services));
-            for (digest, place) in self.keys(&written, files) {
+            for (digest, place) in self.keys(&written, outside) {
                 let Err(other) = self.entries.indexers.add_key(indexer, digest) else { continue };
                 let other =
                     self.entries.indexers.iter().nth(other).map_or("another", Indexer::name);
@@ -443,7 +381,7 @@ impl Check<'_> {
     fn keys(
         &mut self,
         written: &file::Indexer,
-        files: &mut KeyFiles<'_>,
+        outside: &mut dyn Outside,
     ) -> Vec<(Digest, Option<Place>)> {
         let here = written.key_sha256.iter().flat_map(|digests| &digests.0);
         let mut keys: Vec<_> = here.map(|digest| (*digest, None)).collect();
@@ -452,7 +390,7 @@ impl Check<'_> {
             let place = || source.place(path.span().start);
             // What a policy names stands where the policy stands.
             let folder = source.name.parent().unwrap_or(Path::new(""));
-            let digests = files.digests(&folder.join(path.get_ref()), place);
+            let digests = read_digests(outside, &folder.join(path.get_ref()), place);
             let digests = self.findings.take(digests).unwrap_or_default();
             keys.extend(digests.into_iter().map(|(digest, place)| (digest, Some(place))));
         } else if written.key_sha256.is_none()
@@ -467,18 +405,13 @@ impl Check<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
     use std::fmt::Write as _;
 
     use super::*;
+    use crate::findings::{MAX_WARNINGS, SCANNED};
 
-    thread_local! {
-        /// How many bytes were looked at to find places.
-        pub(super) static SCANNED: Cell<usize> = const { Cell::new(0) };
-    }
-
-    fn loaded(text: &str) -> Loaded {
-        load(text, Path::new("p.toml"), &mut KeyFiles::new(&mut crate::watch::read)).unwrap()
+    fn parsed(text: &str) -> Parsed {
+        Policy::parse(text, "p.toml").unwrap()
     }
 
     #[test]
@@ -502,7 +435,7 @@ mod tests {
                 writeln!(text, "[services.s{service}]\nttl = '30s'").unwrap();
             }
             SCANNED.set(0);
-            let warnings = loaded(&text).warnings;
+            let warnings = parsed(&text).warnings;
             assert_eq!(warnings.len(), MAX_WARNINGS + 1);
             let more =
                 format!("p.toml:1:1: {} more warnings are left out", services - MAX_WARNINGS);
@@ -519,8 +452,7 @@ mod tests {
             writeln!(text, "[services.s{service:02}]").unwrap();
         }
         text += "[plans.pro]\nlimits = { t1r = 1 }\n";
-        let mut read = crate::watch::read;
-        let error = load(&text, Path::new("p"), &mut KeyFiles::new(&mut read)).unwrap_err();
+        let error = Policy::parse(&text, "p").unwrap_err();
         assert!(error.problem.ends_with("s18, s19 and 10 more"), "{error}");
     }
 }

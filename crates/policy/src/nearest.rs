@@ -2,7 +2,7 @@
 
 /// The name among `known` that is nearest to `wrong`, as the part of a sentence; empty where none is
 /// near.
-pub(crate) fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     // Comparing takes as long as both are, and the names may be many and long.
     let near = known.into_iter().take(10_000).filter(|name| {
         let (one, other) = (name.len(), wrong.len());

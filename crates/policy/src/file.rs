@@ -9,74 +9,74 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
-use super::digests::Digest;
+use crate::digests::Digest;
 
 /// A whole file. Every name in it keeps its place, for errors that say where.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct File {
+pub(crate) struct File {
     #[serde(default)]
-    pub(super) server: Server,
+    pub(crate) server: Server,
     #[serde(default)]
-    pub(super) services: Named<Service>,
+    pub(crate) services: Named<Service>,
     #[serde(default)]
-    pub(super) plans: Named<Plan>,
+    pub(crate) plans: Named<Plan>,
     #[serde(default)]
-    pub(super) organizations: Named<Organization>,
+    pub(crate) organizations: Named<Organization>,
     #[serde(default)]
-    pub(super) api_keys: Named<ApiKey>,
+    pub(crate) api_keys: Named<ApiKey>,
     #[serde(default)]
-    pub(super) indexers: Vec<Indexer>,
+    pub(crate) indexers: Vec<Indexer>,
 }
 
 /// The settings of the server, which have a table of their own and are read by it.
-pub(super) type Server = BTreeMap<Spanned<String>, Spanned<toml::Value>>;
+pub(crate) type Server = BTreeMap<Spanned<String>, Spanned<toml::Value>>;
 
 /// A table of tables: what each is called, where that stands, and what it says.
-pub(super) type Named<T> = BTreeMap<Spanned<String>, T>;
+pub(crate) type Named<T> = BTreeMap<Spanned<String>, T>;
 
 /// Ceilings by the name of the service they stand over.
-pub(super) type ServiceLimits = BTreeMap<Spanned<String>, Limit>;
+pub(crate) type ServiceLimits = BTreeMap<Spanned<String>, Limit>;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Service {
+pub(crate) struct Service {
     #[serde(default)]
-    pub(super) max_per_organization: Option<Limit>,
+    pub(crate) max_per_organization: Option<Limit>,
     #[serde(default)]
-    pub(super) max_per_api_key: Option<Limit>,
+    pub(crate) max_per_api_key: Option<Limit>,
     #[serde(default)]
-    pub(super) max_total: Option<Limit>,
+    pub(crate) max_total: Option<Limit>,
     #[serde(default)]
-    pub(super) ttl: Option<Spanned<Span>>,
+    pub(crate) ttl: Option<Spanned<Span>>,
     #[serde(default)]
-    pub(super) minimal_life: Option<Spanned<Span>>,
+    pub(crate) minimal_life: Option<Spanned<Span>>,
     #[serde(default)]
-    pub(super) observe: bool,
+    pub(crate) observe: bool,
     /// Of the default alone.
     #[serde(default)]
-    pub(super) max_unnamed_services: Option<Spanned<Limit>>,
+    pub(crate) max_unnamed_services: Option<Spanned<Limit>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     #[serde(default)]
-    pub(super) limits: ServiceLimits,
+    pub(crate) limits: ServiceLimits,
     #[serde(default)]
-    pub(super) budgets: Named<Budget>,
+    pub(crate) budgets: Named<Budget>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Budget {
-    pub(super) amount: Spanned<f64>,
-    pub(super) per: Per,
+pub(crate) struct Budget {
+    pub(crate) amount: Spanned<f64>,
+    pub(crate) per: Per,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Per {
+pub(crate) enum Per {
     Day,
     Month,
 }
@@ -92,39 +92,39 @@ impl From<Per> for Period {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Organization {
+pub(crate) struct Organization {
     #[serde(default)]
-    pub(super) plan: Option<Spanned<String>>,
+    pub(crate) plan: Option<Spanned<String>>,
     #[serde(default)]
-    pub(super) limits: ServiceLimits,
+    pub(crate) limits: ServiceLimits,
     #[serde(default)]
-    pub(super) disabled: bool,
+    pub(crate) disabled: bool,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ApiKey {
+pub(crate) struct ApiKey {
     #[serde(default)]
-    pub(super) limits: ServiceLimits,
+    pub(crate) limits: ServiceLimits,
     #[serde(default)]
-    pub(super) disabled: bool,
+    pub(crate) disabled: bool,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Indexer {
-    pub(super) name: Spanned<String>,
+pub(crate) struct Indexer {
+    pub(crate) name: Spanned<String>,
     #[serde(default)]
-    pub(super) key_sha256: Option<Digests>,
+    pub(crate) key_sha256: Option<Digests>,
     #[serde(default)]
-    pub(super) key_sha256_file: Option<Spanned<String>>,
+    pub(crate) key_sha256_file: Option<Spanned<String>>,
     #[serde(default)]
-    pub(super) services: Option<Vec<Spanned<String>>>,
+    pub(crate) services: Option<Vec<Spanned<String>>>,
 }
 
 /// A ceiling: a whole number, 0 or more.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limit(pub(super) u64);
+pub(crate) struct Limit(pub(crate) u64);
 
 impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -152,7 +152,7 @@ impl<'de> Deserialize<'de> for Limit {
 
 /// A duration such as `60s` or `1m30s`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Span(pub(super) Duration);
+pub(crate) struct Span(pub(crate) Duration);
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -176,7 +176,7 @@ impl<'de> Deserialize<'de> for Span {
 
 /// One digest of a key, or several while keys are rotated.
 #[derive(Debug)]
-pub(super) struct Digests(pub(super) Vec<Digest>);
+pub(crate) struct Digests(pub(crate) Vec<Digest>);
 
 impl<'de> Deserialize<'de> for Digests {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

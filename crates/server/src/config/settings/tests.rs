@@ -1,4 +1,13 @@
 use super::*;
+use crate::config::Loaded;
+
+/// The first error of a file that is not taken.
+fn error_of(text: &str) -> policy::PolicyError {
+    match Loaded::parse(text, "p.toml").unwrap_err().error {
+        Error::Policy(error) => error,
+        other => panic!("{other}"),
+    }
+}
 
 /// A value that `setting` takes and that is not its default, as text and as TOML.
 fn another_value(setting: &Setting) -> (&'static str, &'static str) {
@@ -43,7 +52,7 @@ fn every_setting_says_the_same_in_a_flag_and_in_a_file() {
         flag.apply(&mut by_flag).unwrap();
 
         for key in [setting.name().to_owned(), setting.flag()] {
-            let file = Policy::parse(&format!("[server]\n{key} = {toml}\n"), "policy.toml");
+            let file = Loaded::parse(&format!("[server]\n{key} = {toml}\n"), "policy.toml");
             let file = file.unwrap().server;
             file.apply(&mut by_file).unwrap();
             let Some(Source::File(place)) = file.source(setting.name()) else { panic!("{file:?}") };
@@ -74,7 +83,7 @@ fn every_default_is_within_its_bounds_and_every_bound_holds_wherever_a_value_is_
         };
         for outside in [under, over] {
             let text = format!("[server]\n\n{} = {outside}\n", setting.name());
-            let error = Policy::parse(&text, "policy.toml").unwrap_err();
+            let error = error_of(&text);
             assert_eq!(error.place.line, 3, "{error}");
             assert!(error.problem.starts_with(setting.name()), "{error}");
             let mut given = Given::default();
@@ -96,11 +105,11 @@ fn an_idle_connection_is_never_closed_before_five_minutes() {
 
 #[test]
 fn a_key_that_is_no_setting_is_refused_with_its_line_and_those_that_are() {
-    let error = Policy::parse("[server]\nlisten = '[::1]:1'\nlissten = 1\n", "p.toml").unwrap_err();
+    let error = error_of("[server]\nlisten = '[::1]:1'\nlissten = 1\n");
     assert_eq!((error.place.line, error.place.column), (3, 1));
     assert!(error.problem.contains("\"lissten\"") && error.problem.contains("drain_timeout"));
     let twice = "[server]\nmax_streams = 2\nmax-streams = 3\n";
-    let error = Policy::parse(twice, "p.toml").unwrap_err();
+    let error = error_of(twice);
     assert_eq!(error.place.line, 3);
     assert!(error.problem.contains("twice"), "{error}");
 }
@@ -127,7 +136,7 @@ fn a_value_of_another_kind_is_refused_and_a_secret_is_not_repeated() {
         ("admin_token", "[5417]"),
     ] {
         let text = format!("[server]\n{name} = {value}\n");
-        let error = Policy::parse(&text, "p.toml").unwrap_err();
+        let error = error_of(&text);
         assert_eq!(error.place.line, 2, "{error}");
         assert!(error.problem.starts_with(&format!("{name}: ")), "{error}");
         assert!(!error.to_string().contains("5417"), "{error}");
@@ -137,7 +146,7 @@ fn a_value_of_another_kind_is_refused_and_a_secret_is_not_repeated() {
 #[test]
 fn what_is_given_above_wins_and_a_secret_is_never_shown() {
     let file = "[server]\nlisten = '[::1]:1'\nmax_streams = 8\nadmin_token = 's3cret'\n";
-    let file = Policy::parse(file, "p.toml").unwrap().server;
+    let file = Loaded::parse(file, "p.toml").unwrap().server;
     let mut flags = Given::default();
     flags.set(find("listen").unwrap(), "[::1]:2", Source::Variable).unwrap();
     let given = flags.clone().over(file.clone());

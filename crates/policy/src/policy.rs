@@ -1,41 +1,22 @@
 //! The policy: which terms a borrow gets, and who may ask.
 //!
 //! A policy is read from a TOML file once, checked as a whole and never changed after that; a
-//! changed file is another policy, and so is the same file under other [overrides]. Looking up the
+//! changed file is another policy, and so is the same file under other overrides. Looking up the
 //! terms of a request allocates nothing.
 
-mod check;
-mod digests;
-mod entries;
-mod file;
-mod indexers;
-mod loaded;
-mod overlay;
-pub mod overrides;
-mod reading;
-mod sources;
-mod summary;
-
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lease::{
     Accounts, Budget, Limits, Reason, Request, ServiceNames, Terms, UnnamedServices, WallTime,
 };
 
-pub use entries::ServiceId;
-pub use indexers::{Indexer, Unauthenticated};
-pub use loaded::{Loaded, Place, PolicyError, PolicyFile, Warning};
-pub use sources::{PlanEntry, Source};
-pub use summary::{ServiceSummary, Summary};
-
-use crate::error::Error;
-use crate::watch;
-use digests::KeyFiles;
-use entries::Entries;
-use overlay::Overlay;
-use overrides::Overrides;
+use crate::about::About;
+use crate::entries::{ApiKey, Entries, Organization};
+use crate::indexers::{Indexer, Unauthenticated};
+use crate::overlay::Overlay;
+use crate::overrides::Overrides;
+use crate::service_id::ServiceId;
+use crate::source::Source;
 
 /// The name of the entry that stands for every service without an entry of its own.
 pub const DEFAULT_SERVICE: &str = "default";
@@ -44,7 +25,7 @@ pub const DEFAULT_SERVICE: &str = "default";
 ///
 /// ```
 /// use lease::{Request, WallTime};
-/// use tgm_session_server::Policy;
+/// use policy::Policy;
 ///
 /// let file = r#"
 ///     [services.t1r]
@@ -66,8 +47,8 @@ pub const DEFAULT_SERVICE: &str = "default";
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// What the file says. Policies that differ in their overrides alone share it.
-    entries: Arc<Entries>,
-    overlay: Arc<Overlay>,
+    pub(crate) entries: Arc<Entries>,
+    pub(crate) overlay: Arc<Overlay>,
     /// Policies that a server puts into force have rising numbers.
     number: u64,
 }
@@ -83,7 +64,6 @@ pub struct Ruling<'p> {
 
 /// A request the policy refuses whatever is free.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum Refused {
     /// The policy has neither an entry for the service nor a default.
     #[error("the policy knows no service {0:?} and no default")]
@@ -102,85 +82,9 @@ pub enum Refused {
 }
 
 impl Policy {
-    /// The policy of a server that was given none: `t1r` sessions 10 per organization, `t2w`
-    /// workers 100 per organization, any other service 10 per organization, no indexers.
-    ///
-    /// Whoever names no organization is `anonymous` under it. Without indexers a server listens on loopback only, unless it is told otherwise.
-    pub fn built_in() -> Self {
-        const FILE: &str = "
-            [services.default]
-            max_per_organization = 10
-            [services.t1r]
-            max_per_organization = 10
-            [services.t2w]
-            max_per_organization = 100
-        ";
-        let loaded = Self::parse(FILE, "built-in policy").expect("the built-in policy is sound");
-        let mut entries = Arc::into_inner(loaded.policy.entries).expect("nobody else has them");
-        entries.is_built_in = true;
-        Self::from(entries)
-    }
-
     /// Whether this is [`Policy::built_in`], under whatever overrides.
     pub fn is_built_in(&self) -> bool {
         self.entries.is_built_in
-    }
-
-    /// Reads the policy file at `path`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::PolicyUnreadable`] when the file cannot be read, and [`Error::Policy`] with the
-    /// place and the reason when it is not a sound policy.
-    pub fn load(path: impl AsRef<Path>) -> Result<Loaded, Error> {
-        let path = path.as_ref();
-        let mut loaded = Self::take_in(path, watch::read_once(path), &mut watch::read).1?;
-        if !path.is_file() {
-            // What comes out of a pipe comes once.
-            loaded.file = None;
-        }
-        Ok(loaded)
-    }
-
-    /// Reads a policy from what was `found` in the file at `path`, and files that it names by `read`.
-    ///
-    /// Answers those files too, whatever came of it: each with what it said if it could be read.
-    pub(crate) fn take_in(
-        path: &Path,
-        found: io::Result<Vec<u8>>,
-        read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
-    ) -> (watch::Read, Result<Loaded, Error>) {
-        let mut files = KeyFiles::new(read);
-        let loaded = Self::take_in_with(path, found, &mut files);
-        (files.seen, loaded)
-    }
-
-    fn take_in_with(
-        path: &Path,
-        found: io::Result<Vec<u8>>,
-        files: &mut KeyFiles<'_>,
-    ) -> Result<Loaded, Error> {
-        let unreadable = |source| Error::PolicyUnreadable { path: path.to_owned(), source };
-        let contents = found.map_err(unreadable)?;
-        let text = std::str::from_utf8(&contents)
-            .map_err(|error| unreadable(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-        let mut loaded = check::load(text, path, files)?;
-        let own = (path.to_owned(), Some(watch::Digest::of(&contents)));
-        let files = std::iter::once(own).chain(files.seen.iter().cloned()).collect();
-        loaded.file = Some(PolicyFile::new(files, &loaded));
-        Ok(loaded)
-    }
-
-    /// Reads a policy from `text`; `name` is what errors call the file. Files of keys that the text
-    /// names are read too; a relative path starts at the folder of `name`.
-    ///
-    /// # Errors
-    ///
-    /// [`PolicyError`] with everything that is wrong: bad TOML, a name this version does not
-    /// know, a value that makes no sense, a name that points nowhere, or a file of keys that cannot
-    /// be used.
-    pub fn parse(text: &str, name: impl Into<PathBuf>) -> Result<Loaded, PolicyError> {
-        check::load(text, &name.into(), &mut KeyFiles::new(&mut watch::read))
     }
 
     /// The same policy under other overrides, which win over the file.
@@ -193,12 +97,13 @@ impl Policy {
     }
 
     /// The same policy under another number.
-    pub(crate) fn numbered(self, number: u64) -> Self {
+    #[must_use]
+    pub fn numbered(self, number: u64) -> Self {
         Self { number, ..self }
     }
 
     /// Where it stands among the policies that a server puts into force, one after another.
-    pub(crate) const fn number(&self) -> u64 {
+    pub const fn number(&self) -> u64 {
         self.number
     }
 
@@ -225,12 +130,12 @@ impl Policy {
             return Err(Refused::Disabled(reason));
         }
         let service = &self.entries.services[id.index()];
-        let budgets = organization.plan(self).map_or(&[][..], |plan| &plan.budgets);
+        let budgets = organization.plan().map_or(&[][..], |plan| &plan.budgets);
         let terms = Terms {
             limits: Limits {
                 service: service.limits.service,
-                organization: organization.ceiling(self, id).0,
-                api_key: api_key.ceiling(self, id).0,
+                organization: organization.ceiling(id).0,
+                api_key: api_key.ceiling(id).0,
             },
             ttl: service.ttl,
             minimal_life: service.minimal_life,
@@ -257,7 +162,7 @@ impl Policy {
         organization: &str,
     ) -> Result<Option<u64>, Refused> {
         let id = self.allowed_service(caller, service)?;
-        Ok(self.organization(organization).ceiling(self, id).0)
+        Ok(self.organization(organization).ceiling(id).0)
     }
 
     /// Why leases of `organization` and `api_key` may not live, if one of them is disabled.
@@ -266,20 +171,20 @@ impl Policy {
     }
 
     /// The organizations whose leases may have to end: they are disabled, or have usage budgets.
-    pub(crate) fn may_be_stopped(&self) -> impl Iterator<Item = &str> {
+    pub fn may_be_stopped(&self) -> impl Iterator<Item = &str> {
         self.organizations().filter(|name| {
             self.organization_disabled(name).0 || !self.organization_budgets(name).is_empty()
         })
     }
 
     /// Whether any API key is disabled.
-    pub(crate) fn disables_api_keys(&self) -> bool {
+    pub fn disables_api_keys(&self) -> bool {
         self.api_keys().any(|name| self.api_key_disabled(name).0)
     }
 
     /// The usage budgets of `organization`.
     pub fn organization_budgets(&self, organization: &str) -> &[Budget] {
-        self.organization(organization).plan(self).map_or(&[], |plan| &plan.budgets)
+        self.organization(organization).plan().map_or(&[], |plan| &plan.budgets)
     }
 
     /// Whether ceilings and budgets of `service` are counted but refuse nobody.
@@ -318,6 +223,16 @@ impl Policy {
         let max = self.entries.max_unnamed_services;
         // A service may be called what the entry is called.
         (service != DEFAULT_SERVICE).then_some(UnnamedServices { max, names: self })
+    }
+
+    pub(crate) fn organization(&self, name: &str) -> About<'_, Organization> {
+        let own = self.entries.organizations.get(name);
+        About { entries: &self.entries, set: self.overlay.organizations.get(name), own }
+    }
+
+    pub(crate) fn api_key(&self, name: &str) -> About<'_, ApiKey> {
+        let own = self.entries.api_keys.get(name);
+        About { entries: &self.entries, set: self.overlay.api_keys.get(name), own }
     }
 
     fn allowed_service(

@@ -1,12 +1,11 @@
 //! The digests of indexers' keys: in the policy file itself, and in files that it names.
 
-use std::io;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Place, PolicyError};
-use crate::watch;
+use crate::error::{Place, PolicyError};
+use crate::outside::Outside;
 
 /// Texts that scripts take a digest of when there is no key, and what each of them is.
 ///
@@ -23,7 +22,7 @@ const NO_KEYS: [(&str, &str); 6] = [
 
 /// The SHA-256 of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Digest(pub(super) [u8; 32]);
+pub(crate) struct Digest(pub(crate) [u8; 32]);
 
 impl Digest {
     /// Reads 64 hex digits.
@@ -31,7 +30,7 @@ impl Digest {
     /// # Errors
     ///
     /// What is wrong with them. The text itself stays out of it: it may be a key by mistake.
-    pub(super) fn read(text: &str) -> Result<Self, String> {
+    pub(crate) fn read(text: &str) -> Result<Self, String> {
         let mut digest = [0; 32];
         hex::decode_to_slice(text, &mut digest)
             .map_err(|_| "it is not 64 hex digits: give the SHA-256 of the key, not the key")?;
@@ -46,64 +45,48 @@ impl Digest {
     }
 }
 
-/// Reads the files of digests that a policy file names, and keeps what each of them was.
-pub(super) struct KeyFiles<'a> {
-    read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
-    /// Every file that was looked for, and what it said if it could be read.
-    pub(super) seen: watch::Read,
-}
-
-impl<'a> KeyFiles<'a> {
-    /// Reads files by `read`.
-    pub(super) fn new(read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>) -> Self {
-        Self { read, seen: Vec::new() }
+/// Reads the file at `path`, which is named at `place`: one digest on each line. Blank lines and
+/// text after a `#` are ignored.
+///
+/// # Errors
+///
+/// The file cannot be read or names no digest, at `place`; a line is wrong, at that line.
+pub(crate) fn read_digests(
+    outside: &mut dyn Outside,
+    path: &Path,
+    place: impl Fn() -> Place,
+) -> Result<Vec<(Digest, Place)>, PolicyError> {
+    let shown = path.display();
+    let wrong = |problem: String| PolicyError::new(place(), problem);
+    let contents =
+        outside.read(path).map_err(|error| wrong(format!("key_sha256_file {shown}: {error}")))?;
+    let text = String::from_utf8(contents)
+        .map_err(|_| wrong(format!("key_sha256_file {shown}: it is not text")))?;
+    let mut digests = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let said = line.split('#').next().unwrap_or_default();
+        if said.trim().is_empty() {
+            continue;
+        }
+        let column = said.chars().take_while(|char| char.is_whitespace()).count() + 1;
+        let place = Place { file: path.to_owned(), line: number + 1, column };
+        match Digest::read(said.trim()) {
+            Ok(digest) => digests.push((digest, place)),
+            Err(problem) => return Err(PolicyError::new(place, problem)),
+        }
     }
-
-    /// Reads the file at `path`, which is named at `place`: one digest on each line. Blank lines
-    /// and what stands behind a `#` say nothing.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read or names no digest, at `place`; a line is wrong, at that line.
-    pub(super) fn digests(
-        &mut self,
-        path: &Path,
-        place: impl Fn() -> Place,
-    ) -> Result<Vec<(Digest, Place)>, PolicyError> {
-        let shown = path.display();
-        let wrong = |problem: String| PolicyError::new(place(), problem);
-        let contents = (self.read)(path);
-        let digest = contents.as_ref().ok().map(|contents| watch::Digest::of(contents));
-        if !self.seen.iter().any(|(seen, _)| seen == path) {
-            self.seen.push((path.to_owned(), digest));
-        }
-        let contents =
-            contents.map_err(|error| wrong(format!("key_sha256_file {shown}: {error}")))?;
-        let text = String::from_utf8(contents)
-            .map_err(|_| wrong(format!("key_sha256_file {shown}: it is not text")))?;
-        let mut digests = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            let said = line.split('#').next().unwrap_or_default();
-            if said.trim().is_empty() {
-                continue;
-            }
-            let column = said.chars().take_while(|char| char.is_whitespace()).count() + 1;
-            let place = Place { file: path.to_owned(), line: number + 1, column };
-            match Digest::read(said.trim()) {
-                Ok(digest) => digests.push((digest, place)),
-                Err(problem) => return Err(PolicyError::new(place, problem)),
-            }
-        }
-        if digests.is_empty() {
-            return Err(wrong(format!("key_sha256_file {shown}: there is no digest in it")));
-        }
-        Ok(digests)
+    if digests.is_empty() {
+        return Err(wrong(format!("key_sha256_file {shown}: there is no digest in it")));
     }
+    Ok(digests)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
+    use crate::outside::SettingError;
 
     #[test]
     fn the_digest_of_nothing_is_no_key_and_the_message_says_what_was_hashed() {
@@ -122,10 +105,17 @@ mod tests {
     #[test]
     fn a_file_of_digests_has_one_on_a_line_and_says_where_one_is_wrong() {
         let place = Place { file: "policy.toml".into(), line: 7, column: 3 };
-        let read = |text: &str| {
-            let mut read = |_: &Path| Ok(text.as_bytes().to_vec());
-            KeyFiles::new(&mut read).digests(Path::new("keys"), || place.clone())
-        };
+        struct One<'t>(&'t str);
+        impl Outside for One<'_> {
+            fn read(&mut self, _: &Path) -> io::Result<Vec<u8>> {
+                Ok(self.0.as_bytes().to_vec())
+            }
+
+            fn set(&mut self, _: &str, _: toml::Value, _: Place) -> Result<(), SettingError> {
+                Ok(())
+            }
+        }
+        let read = |text: &str| read_digests(&mut One(text), Path::new("keys"), || place.clone());
         let (one, two) = ("ab".repeat(32), "cd".repeat(32));
         let found = read(&format!("# of the west\n\n{one}\n  {two}  # the new one\r\n")).unwrap();
         let lines: Vec<_> = found.iter().map(|(_, place)| (place.line, place.column)).collect();

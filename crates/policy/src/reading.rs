@@ -6,30 +6,30 @@ use serde::Deserialize as _;
 use toml::Deserializer;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use super::check::{Findings, Source};
-use super::file::File;
+use crate::file::File;
+use crate::findings::{Findings, Source};
 
 /// A file as far as it could be read.
 #[derive(Debug, Default)]
-pub(super) struct Shape {
-    pub(super) file: File,
-    pub(super) taken_out: TakenOut,
+pub(crate) struct Shape {
+    pub(crate) file: File,
+    pub(crate) taken_out: TakenOut,
 }
 
 /// What was taken out of a file because it is wrong: keys and the names of entries. What is missed
 /// because of that is no further error.
 #[derive(Debug, Default)]
-pub(super) struct TakenOut(Vec<String>);
+pub(crate) struct TakenOut(Vec<String>);
 
 impl TakenOut {
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|taken| taken == name)
     }
 }
 
 /// Reads `text`. After an error, what is wrong is taken out and the rest is read again, as often as
 /// there is room for errors; after an error of the syntax nothing can be said about the rest.
-pub(super) fn read(source: &Source<'_>, text: &str, findings: &mut Findings) -> Shape {
+pub(crate) fn read(source: &Source<'_>, text: &str, findings: &mut Findings) -> Shape {
     let (mut root, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         // One slip may be several errors where it stands: the first one says it.

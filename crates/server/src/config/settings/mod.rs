@@ -6,18 +6,19 @@
 mod table;
 mod value;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::admin;
+use policy::{Place, Policy, SettingError, nearest};
+
+use super::given::Written;
+pub use super::given::{Given, Source};
+use super::limits::ADMIN_CONNECTIONS;
+use super::start::Config;
 use crate::error::Error;
-use crate::nearest::nearest;
-use crate::policy::{Place, Policy};
-use crate::serve::Config;
 use crate::store::StoreUrl;
 pub use value::Shown;
-use value::{Size, Value, Written};
+use value::{Size, Value};
 
 /// One setting.
 pub struct Setting {
@@ -220,40 +221,10 @@ const FILES_BESIDE: u64 = 64;
 /// ```
 pub fn most_open_files(config: &Config) -> u64 {
     u64::from(config.max_connections)
-        + admin::MAX_CONNECTIONS as u64
+        + ADMIN_CONNECTIONS as u64
         + config.threads as u64 * FILES_PER_THREAD
         + FILES_BESIDE
 }
-
-/// Where a value was given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// By a flag.
-    Flag,
-    /// By a variable.
-    Variable,
-    /// In a file.
-    File(Place),
-}
-
-/// The settings that somebody gave, and where. Its `Debug` shows no values: some are secrets.
-///
-/// ```
-/// use tgm_session_server::settings::{Given, Source, find};
-/// use tgm_session_server::store::StoreUrl;
-/// use tgm_session_server::{Config, Policy};
-///
-/// let file = Policy::parse("[server]\nmax_streams = 8\nlisten = '[::1]:1'", "policy.toml");
-/// let mut given = Given::default();
-/// given.set(find("listen").unwrap(), "127.0.0.1:2", Source::Flag).unwrap();
-/// let given = given.over(file.unwrap().server);
-///
-/// let mut config = Config::new(Policy::built_in(), StoreUrl::Memory);
-/// given.apply(&mut config).unwrap();
-/// assert_eq!((config.listen.port(), config.port.max_streams), (2, 8));
-/// ```
-#[derive(Clone, Default, PartialEq)]
-pub struct Given(BTreeMap<&'static str, (Source, Written)>);
 
 impl Given {
     /// Takes a value of `setting` from a flag or a variable.
@@ -276,19 +247,20 @@ impl Given {
         name: &str,
         value: toml::Value,
         place: Place,
-    ) -> Result<(), String> {
+    ) -> Result<(), SettingError> {
         let Some(setting) = find(name) else {
             let known: Vec<_> = all().iter().map(Setting::name).collect();
             let (nearest, known) = (nearest(name, known.iter().copied()), known.join(", "));
-            return Err(format!(
+            return Err(SettingError::Unknown(format!(
                 "there is no setting {name:?}{nearest}; the settings are: {known}"
-            ));
+            )));
         };
-        if self.0.contains_key(setting.name) {
-            return Err(format!("{} is given twice", setting.name));
+        let invalid = |problem| SettingError::Invalid(problem);
+        if self.written(setting.name).is_some() {
+            return Err(invalid(format!("{} is given twice", setting.name)));
         }
         let taken = self.take(setting, Written::Toml(value), Source::File(place));
-        taken.map_err(|problem| format!("{}: {problem}", setting.name))
+        taken.map_err(|problem| invalid(format!("{}: {problem}", setting.name)))
     }
 
     fn take(
@@ -298,46 +270,8 @@ impl Given {
         source: Source,
     ) -> Result<(), String> {
         setting.apply(&mut scratch(), &written)?;
-        self.0.insert(setting.name, (source, written));
+        self.insert(setting.name, written, source);
         Ok(())
-    }
-
-    /// These settings, and those of `below` that are not among them.
-    pub fn over(mut self, below: Self) -> Self {
-        for (name, given) in below.0 {
-            self.0.entry(name).or_insert(given);
-        }
-        self
-    }
-
-    /// Where the setting called `name` was given.
-    pub fn source(&self, name: &str) -> Option<&Source> {
-        self.0.get(name).map(|(source, _)| source)
-    }
-
-    /// The value of the setting called `name`, as it was written, if it is text.
-    pub(crate) fn text(&self, name: &str) -> Option<&str> {
-        self.written(name).and_then(Written::text)
-    }
-
-    fn written(&self, name: &str) -> Option<&Written> {
-        self.0.get(name).map(|(_, written)| written)
-    }
-
-    /// Those of the settings that say something else than in `before`, as far as `above` is silent
-    /// about them.
-    pub(crate) fn news(&self, before: &Self, above: &Self) -> Self {
-        let is_news = |name: &&'static str| {
-            above.written(name).is_none() && self.written(name) != before.written(name)
-        };
-        let names: Vec<_> = self.0.keys().copied().filter(|name| is_news(name)).collect();
-        Self(names.into_iter().map(|name| (name, self.0[name].clone())).collect())
-    }
-
-    /// The names of the settings that say something else than in `other`, or nothing there or here.
-    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
-        let names = all().iter().map(Setting::name);
-        names.filter(|name| self.written(name) != other.written(name)).collect()
     }
 
     /// Puts the values into `config`; the rest of it stays as it is.
@@ -347,19 +281,12 @@ impl Given {
     /// [`Error::Setting`], which cannot be: every value was tried when it was given.
     pub fn apply(&self, config: &mut Config) -> Result<(), Error> {
         for setting in all() {
-            if let Some((_, written)) = self.0.get(setting.name) {
+            if let Some(written) = self.written(setting.name) {
                 let applied = setting.apply(config, written);
                 applied.map_err(|problem| Error::Setting { name: setting.name, problem })?;
             }
         }
         Ok(())
-    }
-}
-
-impl fmt::Debug for Given {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sources = self.0.iter().map(|(name, (source, _))| (name, source));
-        f.debug_map().entries(sources).finish()
     }
 }
 

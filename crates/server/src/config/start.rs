@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use policy::Policy;
+
+use super::given::Given;
 use super::limits::PortLimits;
 use super::origin::Origin;
+use super::policy_file::PolicyFile;
 use super::tls::TlsFiles;
-use crate::admin::{AdminToken, TokenInForce};
+use super::token::AdminToken;
 use crate::clock::{Clock, SystemClock};
-use crate::error::Error;
-use crate::policy::{Policy, PolicyFile};
-use crate::settings::{self, Given};
 use crate::store::{Options, StoreUrl};
 
 /// What a server is started with. [`Config::new`] fills in the defaults.
@@ -20,7 +21,7 @@ use crate::store::{Options, StoreUrl};
 pub struct Config {
     /// Who may borrow what.
     pub policy: Policy,
-    /// The file that the policy was read from, [`Loaded::file`](crate::policy::Loaded::file): the
+    /// The file that the policy was read from, [`Loaded::file`](crate::Loaded::file): the
     /// running server looks at it and loads it again when it changes. By default none.
     pub policy_file: Option<PolicyFile>,
     /// What was given by other means than the file and wins over it, also when the file is loaded
@@ -103,52 +104,12 @@ impl Config {
     }
 
     /// How the store is made.
-    pub(super) fn store_options(&self) -> Options {
+    pub(crate) fn store_options(&self) -> Options {
         Options {
             max_leases: self.max_leases,
             max_id_bytes: self.max_id_bytes,
             clock: self.clock.clone(),
             accept_older_state: self.accept_older_state,
         }
-    }
-
-    /// Everything for which a server refuses to start under this configuration.
-    ///
-    /// A start refuses for these and what it alone can know: whether a port can be had, and whether
-    /// the store can be opened. Files of TLS and of the admin token are read.
-    ///
-    /// ```
-    /// use tgm_session_server::store::StoreUrl;
-    /// use tgm_session_server::{Config, Policy};
-    ///
-    /// let mut config = Config::new(Policy::built_in(), StoreUrl::Memory);
-    /// assert!(config.judge().is_empty());
-    /// config.listen = "0.0.0.0:9010".parse().unwrap();
-    /// let wrong = config.judge();
-    /// assert!(wrong[0].to_string().contains("not a loopback address"), "{wrong:?}");
-    /// ```
-    pub fn judge(&mut self) -> Vec<Error> {
-        let mut wrong = self.judge_ports();
-        wrong.extend(self.store.look().err());
-        wrong
-    }
-
-    /// As [`Config::judge`], without the store.
-    pub(super) fn judge_ports(&mut self) -> Vec<Error> {
-        let mut wrong = settings::check(self);
-        wrong.extend(self.is_open_to_everybody());
-        let has_token = self.admin_token.is_some() || self.admin_token_file.is_some();
-        if !self.admin_listen.ip().is_loopback() && !has_token {
-            wrong.push(Error::AdminExposed { listen: self.admin_listen });
-        }
-        wrong.extend(self.tls.judge(self.clock.wall()));
-        wrong.extend(TokenInForce::load(self).err());
-        wrong
-    }
-
-    /// Refuses to serve everybody who can reach the machine unless that was asked for.
-    pub(crate) fn is_open_to_everybody(&self) -> Option<Error> {
-        let is_open = !self.listen.ip().is_loopback() && !self.policy.has_indexers();
-        (is_open && !self.allow_anonymous).then_some(Error::Anonymous { listen: self.listen })
     }
 }

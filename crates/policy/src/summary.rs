@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Policy;
-use super::entries::Service;
+use crate::entries::Service;
+use crate::policy::Policy;
 
 /// What a policy says, counted and without the names of organizations and keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Policy {
     /// What the file says, at a glance, without what operators set since.
     ///
     /// ```
-    /// use tgm_session_server::Policy;
+    /// use policy::Policy;
     ///
     /// let policy = Policy::built_in();
     /// let summary = policy.summary();

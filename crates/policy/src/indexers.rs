@@ -5,8 +5,8 @@ use hashbrown::HashMap;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::ServiceId;
-use super::digests::Digest;
+use crate::digests::Digest;
+use crate::service_id::ServiceId;
 
 /// An indexer: a party that runs streaming services and borrows for them.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Indexer {
 
 impl Indexer {
     /// An indexer called `name` that may use `services`, or all of them.
-    pub(super) fn new(name: Box<str>, mut services: Option<Box<[ServiceId]>>) -> Self {
+    pub(crate) fn new(name: Box<str>, mut services: Option<Box<[ServiceId]>>) -> Self {
         if let Some(services) = &mut services {
             services.sort_unstable();
         }
@@ -38,20 +38,20 @@ impl Indexer {
 
 /// The indexers of a policy, found by their keys.
 #[derive(Debug, Default)]
-pub(super) struct Indexers {
+pub(crate) struct Indexers {
     indexers: Vec<Indexer>,
     by_digest: HashMap<u64, (Digest, usize), RandomState>,
 }
 
 impl Indexers {
     /// Adds an indexer, and answers its number.
-    pub(super) fn add(&mut self, indexer: Indexer) -> usize {
+    pub(crate) fn add(&mut self, indexer: Indexer) -> usize {
         self.indexers.push(indexer);
         self.indexers.len() - 1
     }
 
     /// Gives a key to the indexer of that number. `Err` with the number of the one that has it.
-    pub(super) fn add_key(&mut self, indexer: usize, digest: Digest) -> Result<(), usize> {
+    pub(crate) fn add_key(&mut self, indexer: usize, digest: Digest) -> Result<(), usize> {
         // Two digests that agree in 64 bits are the same key for every practical purpose.
         match self.by_digest.insert(head(&digest.0), (digest, indexer)) {
             Some((_, other)) => Err(other),
@@ -59,15 +59,15 @@ impl Indexers {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.indexers.is_empty()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Indexer> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Indexer> {
         self.indexers.iter()
     }
 
-    pub(super) fn identify(&self, key: Option<&[u8]>) -> Result<Option<&Indexer>, Unauthenticated> {
+    pub(crate) fn identify(&self, key: Option<&[u8]>) -> Result<Option<&Indexer>, Unauthenticated> {
         if self.indexers.is_empty() {
             return Ok(None);
         }

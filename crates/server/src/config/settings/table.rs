@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Setting;
-use crate::serve::SHORTEST_IDLE;
+use crate::config::limits::SHORTEST_IDLE;
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// The shortest time after which an idle connection may be closed.
 pub(crate) const SHORTEST_IDLE: Duration = Duration::from_secs(5 * 60);
 
+/// The most connections to the admin port at once.
+pub(crate) const ADMIN_CONNECTIONS: usize = 512 + 8 + 3 * 64;
+
 /// What the gRPC port allows one connection, and for how long.
 ///
 /// Whoever goes past one of these is refused or disconnected; no lease ends by that.

@@ -7,37 +7,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::admin::AdminToken;
-use crate::serve::Origin;
+use crate::config::given::Written;
+use crate::config::origin::Origin;
+use crate::config::token::AdminToken;
 use crate::store::StoreUrl;
-
-/// A value as somebody wrote it.
-#[derive(Clone, PartialEq)]
-pub(super) enum Written {
-    /// In a flag or a variable.
-    Text(String),
-    /// In a file.
-    Toml(toml::Value),
-}
-
-impl Written {
-    pub(super) fn text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) | Self::Toml(toml::Value::String(text)) => Some(text),
-            Self::Toml(_) => None,
-        }
-    }
-}
-
-/// Repeats what was written; not for secrets.
-impl fmt::Display for Written {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(text) => write!(f, "{text:?}"),
-            Self::Toml(value) => write!(f, "{value}"),
-        }
-    }
-}
 
 /// A value as it is shown. Secrets are not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -9,9 +9,10 @@ use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use super::start::Config;
+use super::watch::{self, Digest, LOOK_EVERY, Watched};
+use crate::blocking::blocking;
 use crate::error::Error;
-use crate::serve::{Config, blocking};
-use crate::watch::{self, Digest, LOOK_EVERY, Watched};
 
 /// The bearer token of the admin port, kept as its SHA-256.
 #[derive(Clone)]
@@ -54,7 +55,7 @@ impl AdminToken {
         Ok(Self(Sha256::digest(token).into()))
     }
 
-    pub(super) fn matches(&self, shown: &[u8]) -> bool {
+    pub(crate) fn matches(&self, shown: &[u8]) -> bool {
         let shown: [u8; 32] = Sha256::digest(shown).into();
         self.0.ct_eq(&shown).into()
     }
@@ -102,11 +103,11 @@ impl TokenInForce {
     }
 
     #[cfg(test)]
-    pub(super) fn given(token: &str) -> Self {
+    pub(crate) fn given(token: &str) -> Self {
         Self::new(None, AdminToken::new(token).unwrap())
     }
 
-    pub(super) fn matches(&self, shown: &[u8]) -> bool {
+    pub(crate) fn matches(&self, shown: &[u8]) -> bool {
         self.current.load().matches(shown)
     }
 

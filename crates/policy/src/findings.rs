@@ -1,0 +1,143 @@
+//! What is found wrong in a file while it is read, and where that stands.
+
+#[cfg(test)]
+use std::cell::Cell;
+use std::ops::Range;
+use std::path::Path;
+
+use lease::MAX_ID_BYTES;
+use toml::Spanned;
+
+use crate::error::{Place, PolicyError, Warning};
+
+/// The most warnings about one file: each of them is a line in the log, at every load.
+pub(crate) const MAX_WARNINGS: usize = 100;
+
+/// The most errors about one file.
+const MAX_ERRORS: usize = 100;
+
+#[cfg(test)]
+thread_local! {
+    /// How many bytes were looked at to find places.
+    pub(crate) static SCANNED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What to tell about a file: so many errors and warnings, and how many more there are.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    errors: Vec<PolicyError>,
+    errors_left_out: usize,
+    warnings: Vec<Warning>,
+    warnings_left_out: usize,
+}
+
+impl Findings {
+    pub(crate) fn error(&mut self, error: PolicyError) {
+        if self.are_full() {
+            self.errors_left_out += 1;
+        } else {
+            self.errors.push(error);
+        }
+    }
+
+    /// Adds an error, unless the one before stands on the same line.
+    pub(crate) fn error_on_a_new_line(&mut self, error: PolicyError) {
+        if self.errors.last().is_none_or(|last| last.place.line != error.place.line) {
+            self.error(error);
+        }
+    }
+
+    /// Whether there is no room for a further error.
+    pub(crate) fn are_full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS
+    }
+
+    /// What came out of a check, or nothing, with its error.
+    pub(crate) fn take<T>(&mut self, checked: Result<T, PolicyError>) -> Option<T> {
+        checked.map_err(|error| self.error(error)).ok()
+    }
+
+    pub(crate) fn warn(&mut self, warning: impl FnOnce() -> Warning) {
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(warning());
+        } else {
+            self.warnings_left_out += 1;
+        }
+    }
+
+    /// The warnings, or all errors as one, in the order in which they stand in the file.
+    pub(crate) fn told(mut self, source: &Source<'_>) -> Result<Vec<Warning>, PolicyError> {
+        if self.errors_left_out > 0 {
+            let problem = format!("{} more errors are left out", self.errors_left_out);
+            self.errors.push(source.error(source.text.len()..source.text.len(), problem));
+        }
+        let order = |error: &PolicyError| {
+            let Place { file, line, column } = &error.place;
+            (**file != *source.name, *line, *column)
+        };
+        self.errors.sort_by_key(order);
+        let mut errors = self.errors.into_iter();
+        if let Some(first) = errors.next() {
+            return Err(PolicyError { others: errors.collect(), ..first });
+        }
+        if self.warnings_left_out > 0 {
+            let problem = format!("{} more warnings are left out", self.warnings_left_out);
+            self.warnings.push(source.warning(0, problem));
+        }
+        Ok(self.warnings)
+    }
+}
+
+/// The text of a file, for saying where in it something stands.
+pub(crate) struct Source<'a> {
+    text: &'a str,
+    pub(crate) name: &'a Path,
+    /// Where each line begins.
+    lines: Vec<usize>,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn new(text: &'a str, name: &'a Path) -> Self {
+        let breaks = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        Self { text, name, lines: std::iter::once(0).chain(breaks).collect() }
+    }
+}
+
+impl Source<'_> {
+    /// Takes as long as the line is, however long the file.
+    pub(crate) fn place(&self, offset: usize) -> Place {
+        let offset = if self.text.is_char_boundary(offset) { offset } else { self.text.len() };
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let before = &self.text[self.lines[line - 1]..offset];
+        #[cfg(test)]
+        SCANNED.with(|scanned| scanned.set(scanned.get() + before.len()));
+        Place { file: self.name.to_owned(), line, column: before.chars().count() + 1 }
+    }
+
+    pub(crate) fn warning(&self, offset: usize, problem: impl Into<String>) -> Warning {
+        Warning { place: self.place(offset), problem: problem.into(), unheard_of: None }
+    }
+
+    pub(crate) fn error(&self, span: Range<usize>, problem: impl Into<String>) -> PolicyError {
+        PolicyError::new(self.place(span.start), problem)
+    }
+
+    /// What the reader of TOML says, with the place in front and in one line.
+    pub(crate) fn of_toml(&self, error: &toml::de::Error) -> PolicyError {
+        let span = error.span().unwrap_or(0..0);
+        // toml adds a drawing of the place on further lines; ours is in front already.
+        self.error(span, error.message().lines().collect::<Vec<_>>().join("; "))
+    }
+
+    /// Takes a name that ids of requests are compared with.
+    pub(crate) fn name(&self, name: &Spanned<String>) -> Result<Box<str>, PolicyError> {
+        match name.get_ref().len() {
+            0 => Err(self.error(name.span(), "a name is empty")),
+            1..=MAX_ID_BYTES => Ok(name.get_ref().as_str().into()),
+            _ => Err(self.error(
+                name.span(),
+                format!("a name is longer than {MAX_ID_BYTES} bytes, which no request can be"),
+            )),
+        }
+    }
+}

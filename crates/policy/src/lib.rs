@@ -1,0 +1,36 @@
+//! The policy: from a text to the terms of each borrow, and what operators set on top of it. Pure:
+//! no I/O, no clock, no async.
+//!
+//! [`parse`] reads a text and checks it as a whole. [`Policy::terms`] turns a request into the terms
+//! of its borrow; `ceiling` and its neighbours say where each number comes from. [`overrides`] lie
+//! on top of a policy and never change it.
+
+mod about;
+mod check;
+mod digests;
+mod entries;
+mod error;
+mod explain;
+mod file;
+mod findings;
+mod indexers;
+mod nearest;
+mod outside;
+mod overlay;
+pub mod overrides;
+mod policy;
+mod reading;
+mod service_id;
+mod source;
+mod summary;
+
+pub use check::{Parsed, parse};
+pub use error::{Place, PolicyError, Warning};
+pub use explain::PlanEntry;
+pub use indexers::{Indexer, Unauthenticated};
+pub use nearest::nearest;
+pub use outside::{Outside, SettingError};
+pub use policy::{DEFAULT_SERVICE, Policy, Refused, Ruling};
+pub use service_id::ServiceId;
+pub use source::Source;
+pub use summary::{ServiceSummary, Summary};

@@ -1,0 +1,32 @@
+//! Where a number or a switch comes from.
+
+/// Where a number or a switch of the policy in force comes from. The first that says something wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An operator set it through the API.
+    Override,
+    /// The organization's or API key's own entry in the policy file.
+    Own,
+    /// The organization's plan.
+    Plan,
+    /// The entry of the service.
+    Service,
+    /// The entry `default`, for a service without one of its own.
+    Default,
+    /// Nothing says anything.
+    Nothing,
+}
+
+impl Source {
+    /// What sets it, in words: `40 by its own entry`.
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Override => "an override",
+            Self::Own => "its own entry",
+            Self::Plan => "its plan",
+            Self::Service => "the service",
+            Self::Default => "the default service",
+            Self::Nothing => "nothing",
+        }
+    }
+}

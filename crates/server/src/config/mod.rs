@@ -1,0 +1,21 @@
+//! The configuration of a server: settings, the policy file, limits, and the files of TLS and of the
+//! admin token.
+
+pub(crate) mod given;
+mod judge;
+pub(crate) mod limits;
+mod origin;
+mod policy_file;
+pub mod settings;
+mod start;
+pub(crate) mod tls;
+pub(crate) mod token;
+pub(crate) mod watch;
+
+pub(crate) use given::Given;
+pub use limits::PortLimits;
+pub use origin::Origin;
+pub use policy_file::{Loaded, NotLoaded, PolicyFile};
+pub use start::Config;
+pub use tls::TlsFiles;
+pub use token::AdminToken;

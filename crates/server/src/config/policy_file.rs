@@ -1,0 +1,172 @@
+//! Reading a policy file, and the files of keys that it names.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use policy::{Outside, Place, Policy, SettingError, Warning};
+
+use super::given::Given;
+use super::watch::{self, Digest, Read};
+use crate::error::Error;
+
+/// A policy file that was read: the policy, the settings beside it, and what to think about.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The policy.
+    pub policy: Policy,
+    /// The `[server]` section.
+    pub server: Given,
+    /// What is allowed but likely not meant.
+    pub warnings: Vec<Warning>,
+    /// What a server needs to watch the file; `None` for what was not read from a file that can be
+    /// read again.
+    pub file: Option<PolicyFile>,
+}
+
+/// A policy file as it was when it was loaded: with it a server knows when the file says something
+/// else.
+#[derive(Clone, Debug)]
+pub struct PolicyFile {
+    /// The file itself, and then those that it names.
+    files: Read,
+    server: Given,
+    warnings: Vec<Warning>,
+}
+
+/// Why a policy file is not taken, and which of its settings are valid all the same.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotLoaded {
+    /// What is wrong: [`Error::PolicyUnreadable`] or [`Error::Policy`].
+    pub error: Error,
+    /// What of the `[server]` section could be read.
+    pub server: Given,
+}
+
+impl From<NotLoaded> for Error {
+    fn from(not: NotLoaded) -> Self {
+        not.error
+    }
+}
+
+impl Loaded {
+    /// Reads the policy file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PolicyUnreadable`] when the file cannot be read, and [`Error::Policy`] with the
+    /// place and the reason when it is not a valid policy.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, NotLoaded> {
+        let path = path.as_ref();
+        let mut loaded = Self::take_in(path, watch::read_once(path), &mut watch::read).1?;
+        if !path.is_file() {
+            // What comes out of a pipe comes once.
+            loaded.file = None;
+        }
+        Ok(loaded)
+    }
+
+    /// Reads a policy, with the settings beside it, from `text`; `name` is what errors call the
+    /// file. Files of keys that the text names are read too; a relative path starts at the folder of
+    /// `name`.
+    ///
+    /// # Errors
+    ///
+    /// As [`policy::parse`].
+    pub fn parse(text: &str, name: impl AsRef<Path>) -> Result<Self, NotLoaded> {
+        Files::new(&mut watch::read).parse(text, name.as_ref())
+    }
+
+    /// Reads a policy from what was `found` in the file at `path`, and files that it names by `read`.
+    ///
+    /// Returns those files too, with or without an error: each with the digest of its contents if it
+    /// could be read.
+    pub(crate) fn take_in(
+        path: &Path,
+        found: io::Result<Vec<u8>>,
+        read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
+    ) -> (Read, Result<Self, NotLoaded>) {
+        let mut files = Files::new(read);
+        let loaded = files.take_in(path, found);
+        (files.seen, loaded)
+    }
+}
+
+/// The files that a policy file names, and its settings, while it is read.
+struct Files<'a> {
+    read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
+    /// Every file that was looked for, with the digest of its contents if it could be read.
+    seen: Read,
+    server: Given,
+}
+
+impl Outside for Files<'_> {
+    fn read(&mut self, path: &Path) -> io::Result<Vec<u8>> {
+        let contents = (self.read)(path);
+        if !self.seen.iter().any(|(seen, _)| seen == path) {
+            let digest = contents.as_ref().ok().map(|contents| Digest::of(contents));
+            self.seen.push((path.to_owned(), digest));
+        }
+        contents
+    }
+
+    fn set(&mut self, name: &str, value: toml::Value, place: Place) -> Result<(), SettingError> {
+        self.server.set_in_file(name, value, place)
+    }
+}
+
+impl<'a> Files<'a> {
+    fn new(read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>) -> Self {
+        Self { read, seen: Vec::new(), server: Given::default() }
+    }
+
+    fn take_in(&mut self, path: &Path, found: io::Result<Vec<u8>>) -> Result<Loaded, NotLoaded> {
+        let unreadable = |source| NotLoaded {
+            error: Error::PolicyUnreadable { path: path.to_owned(), source },
+            server: Given::default(),
+        };
+        let contents = found.map_err(unreadable)?;
+        let text = std::str::from_utf8(&contents)
+            .map_err(|error| unreadable(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        let mut loaded = self.parse(text, path)?;
+        let own = (path.to_owned(), Some(Digest::of(&contents)));
+        let files = std::iter::once(own).chain(self.seen.iter().cloned()).collect();
+        let (server, warnings) = (loaded.server.clone(), loaded.warnings.clone());
+        loaded.file = Some(PolicyFile { files, server, warnings });
+        Ok(loaded)
+    }
+
+    fn parse(&mut self, text: &str, name: &Path) -> Result<Loaded, NotLoaded> {
+        let parsed = policy::parse(text, name, self);
+        let server = std::mem::take(&mut self.server);
+        match parsed {
+            Ok(parsed) => {
+                let policy::Parsed { policy, warnings } = parsed;
+                Ok(Loaded { policy, server, warnings, file: None })
+            }
+            Err(error) => Err(NotLoaded { error: Error::Policy(error), server }),
+        }
+    }
+}
+
+impl PolicyFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.files[0].0
+    }
+
+    /// Its `[server]` section.
+    pub fn server(&self) -> &Given {
+        &self.server
+    }
+
+    /// What in it is allowed but likely not meant.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// The file and then those that it names, each with the digest of what it said.
+    pub(crate) fn files(&self) -> &[(PathBuf, Option<Digest>)] {
+        &self.files
+    }
+}
