@@ -96,6 +96,13 @@ pub struct Budget {
     pub per: Period,
 }
 
+impl Budget {
+    /// Whether nothing is left of the budget once so much was used in its window.
+    pub fn is_spent_by(&self, used: f64) -> bool {
+        used >= self.amount
+    }
+}
+
 /// A budget of which nothing is left.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error(

@@ -24,6 +24,7 @@ mod borrowing;
 mod bought;
 mod ended_trace;
 mod ending;
+mod enforcing;
 mod pool_reading;
 mod reading;
 mod recovery;
@@ -32,10 +33,11 @@ mod revoking;
 
 use bought::Bought;
 use ended_trace::EndedTrace;
+pub use enforcing::Enforcement;
 pub use pool_reading::PoolReading;
 pub use reading::Holder;
 pub use recovery::RESUME_SPREAD;
-pub use revoking::RevocationWalk;
+pub use reporting::{MAX_SPENT_TOLD, Reporting};
 
 /// Every lease of a server and every rule about them.
 ///

@@ -30,6 +30,7 @@ mod id;
 mod lease;
 mod ledger;
 mod memory;
+mod policy;
 mod pool;
 mod records;
 mod report;
@@ -52,10 +53,13 @@ pub use id::{
     validate_id,
 };
 pub use lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE, MAX_TTL, Reason};
-pub use ledger::{Holder, Ledger, PoolReading, RESUME_SPREAD, RevocationWalk};
+pub use ledger::{
+    Enforcement, Holder, Ledger, MAX_SPENT_TOLD, PoolReading, RESUME_SPREAD, Reporting,
+};
+pub use policy::Policy;
 pub use pool::{MAX_TRACES_TOLD, PoolCount, PoolState, PoolUse};
 pub use report::{
-    Accounts, Counted, MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Submission, Uncountable,
+    MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Reported, Skipped, Submission, Uncountable,
 };
 pub use request::{ANONYMOUS, Request, organization_of};
 pub use revocation::{Revocation, RevokedFor};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::budget::{Budget, WallTime};
+use crate::budget::BudgetSpent;
 use crate::digest::Fingerprint;
 use crate::id::{Invalid, validate_id};
 use crate::terms::MemoryFull;
@@ -204,53 +204,34 @@ impl fmt::Display for Uncountable {
     }
 }
 
-/// What the policy says about the organizations of a report.
-pub trait Accounts: fmt::Debug {
-    /// Whether it knows the organization by name.
-    fn knows(&self, organization: &str) -> bool;
+/// How many events were skipped, by why, in the order of [`Uncountable::ALL`].
+pub type Skipped = [u64; Uncountable::ALL.len()];
 
-    /// The usage budgets of the organization.
-    fn budgets(&self, organization: &str) -> &[Budget];
-}
-
-/// Knows no organization.
-impl Accounts for () {
-    fn knows(&self, _: &str) -> bool {
-        false
-    }
-
-    fn budgets(&self, _: &str) -> &[Budget] {
-        &[]
-    }
-}
-
-/// A report and who sent it, as a ledger counts it.
-#[derive(Clone, Copy, Debug)]
-pub struct Submission<'a> {
+/// A report and who sent it.
+#[derive(Clone, Debug)]
+pub struct Submission {
     /// The indexer that reports.
-    pub caller: Option<&'a str>,
+    pub caller: Option<Box<str>>,
     /// The name under which the report counts once.
-    pub idempotency_key: Option<&'a str>,
+    pub idempotency_key: Option<Box<str>>,
     /// The report.
-    pub report: &'a Report,
-    /// What the policy says.
-    pub accounts: &'a dyn Accounts,
-    /// The wall clock, which the windows of budgets follow.
-    pub wall: WallTime,
+    pub report: Report,
+    /// The organizations of which the answer tells whether a budget is spent.
+    pub organizations: Vec<Box<str>>,
 }
 
-/// What one call of [`Ledger::report`](crate::Ledger::report) counted.
+/// What came of a report of usage.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Counted {
-    /// The amount to go on with; past the last one the report is counted whole.
-    pub next: usize,
-    /// Whether the report had been counted whole before this call.
-    pub repeated: bool,
-    /// At least how many events are among what did not fit, by why, in the order of
-    /// [`Uncountable::ALL`].
-    pub skipped: [u64; Uncountable::ALL.len()],
-    /// The organizations of which this call spent a budget.
-    pub spent: Vec<Arc<str>>,
+pub struct Reported {
+    /// Whether it counted now; a repeated one does not.
+    pub counted: bool,
+    /// How many leases it ended, because it spent a budget.
+    pub revoked: usize,
+    /// At least how many of its events there was no room to count.
+    pub skipped: Skipped,
+    /// Organizations that were asked about and have spent a budget, by this report or before it, and
+    /// that budget: the first 16, in the order of [`Submission::organizations`].
+    pub spent: Vec<(Box<str>, BudgetSpent)>,
 }
 
 /// A report of which nothing is counted.

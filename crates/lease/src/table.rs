@@ -92,11 +92,6 @@ impl Table {
             + self.traces.id_bytes()
     }
 
-    /// Whether an organization holds a lease.
-    pub(crate) fn holds_leases(&self, organization: &str) -> bool {
-        self.organizations.find(organization) != NONE
-    }
-
     /// Whether `indexer` may hold a lease of the service of `place`, which the policy does not name.
     pub(crate) fn has_room_for_unnamed(
         &mut self,

@@ -10,9 +10,9 @@ use crate::budget::{Budget, BudgetSpent, Period, Used, WallTime};
 use crate::change::Change;
 use crate::clock::Timestamp;
 use crate::memory::{Bound, Memory};
+use crate::policy::Policy;
 use crate::records::{Record, Records};
-use crate::report::{Accounts, Amount, Counted, MAX_METRICS, Report, Submission, Uncountable};
-use crate::slab::RECORDS_PER_HOLD;
+use crate::report::{Amount, MAX_METRICS, Report, Skipped, Uncountable};
 
 /// How long an idempotency key is remembered.
 const REPORT_MEMORY: std::time::Duration = std::time::Duration::from_secs(600);
@@ -84,11 +84,38 @@ pub(crate) struct UsageBook {
     reports: Memory<Reported>,
 }
 
+/// Which part of a report to count, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part<'a> {
+    pub(crate) policy: &'a dyn Policy,
+    /// The wall clock, which the windows of budgets follow.
+    pub(crate) wall: WallTime,
+    /// The indexer that reports.
+    pub(crate) indexer: u32,
+    /// The first amount to count.
+    pub(crate) from: usize,
+    /// Most amounts to count.
+    pub(crate) most: usize,
+}
+
+/// What was counted of one part of a report.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    /// The amount to go on with; past the last one the report is counted whole.
+    pub(crate) next: usize,
+    /// Whether the report had been counted whole before.
+    pub(crate) repeated: bool,
+    /// At least how many events are among what did not fit.
+    pub(crate) skipped: Skipped,
+    /// The organizations of which this part spent a budget.
+    pub(crate) spent: Vec<Box<str>>,
+}
+
 /// Who reports, and what decides which counts there is room for.
 #[derive(Clone, Copy)]
 struct Reporter<'a> {
     indexer: u32,
-    accounts: &'a dyn Accounts,
+    policy: &'a dyn Policy,
     holds_leases: &'a dyn Fn(&str) -> bool,
 }
 
@@ -194,23 +221,22 @@ impl UsageBook {
     /// Counts the next amounts of a report and adds what changed to `changes`.
     pub(crate) fn count(
         &mut self,
-        submission: &Submission<'_>,
-        indexer: u32,
-        from: usize,
+        report: &Report,
+        part: &Part<'_>,
         holds_leases: &dyn Fn(&str) -> bool,
         changes: &mut Vec<Change>,
     ) -> Counted {
-        let Submission { report, accounts, wall, .. } = *submission;
-        let reporter = Reporter { indexer, accounts, holds_leases };
+        let Part { policy, wall, indexer, from, most } = *part;
+        let reporter = Reporter { indexer, policy, holds_leases };
         let all = report.amounts();
         let repeated = from >= all.len() && !all.is_empty();
-        let next = from.saturating_add(RECORDS_PER_HOLD).min(all.len());
+        let next = from.saturating_add(most).min(all.len());
         let mut counted = Counted { next, repeated, ..Counted::default() };
         let amounts = all.get(from..next).unwrap_or_default();
         changes.reserve(amounts.len() + 1);
         for amounts in amounts.chunk_by(|a, b| Arc::ptr_eq(&a.organization, &b.organization)) {
             let organization = &amounts[0].organization;
-            let budgets = accounts.budgets(organization);
+            let budgets = policy.budgets(organization);
             let was_spent = self.spent(organization, budgets, wall).is_some();
             // Most events carry the same metrics: what is skipped of several is of the same events.
             let mut skipped = [0; Uncountable::ALL.len()];
@@ -232,7 +258,7 @@ impl UsageBook {
             }
             counted.skipped.iter_mut().zip(skipped).for_each(|(sum, events)| *sum += events);
             if !was_spent && self.spent(organization, budgets, wall).is_some() {
-                counted.spent.push(organization.clone());
+                counted.spent.push((**organization).into());
             }
         }
         counted
@@ -247,7 +273,7 @@ impl UsageBook {
         changes: &mut Vec<Change>,
     ) -> Result<&mut Used, Uncountable> {
         let (organization, metric) = (&*amount.organization, &*amount.metric);
-        let knows = reporter.accounts.knows(organization);
+        let knows = reporter.policy.knows(organization);
         if let Some(at) = self.find(organization, metric) {
             if knows {
                 self.uncharge(at);
@@ -300,7 +326,7 @@ impl UsageBook {
                 continue;
             }
             let other = &count.organization;
-            if !reporter.accounts.knows(other) && !(reporter.holds_leases)(other) {
+            if !reporter.policy.knows(other) && !(reporter.holds_leases)(other) {
                 return Ok(self.forget(at));
             }
         }
@@ -321,7 +347,7 @@ impl UsageBook {
             let at = self.find(organization, &budget.metric);
             let used = at.map(|at| self.counts[at].used).unwrap_or_default();
             let (window, used) = used.in_window(budget.per, wall);
-            (used >= budget.amount).then(|| BudgetSpent {
+            budget.is_spent_by(used).then(|| BudgetSpent {
                 metric: budget.metric.clone(),
                 used,
                 amount: budget.amount,

@@ -1,13 +1,16 @@
 //! What has ended counts as ended at once and is taken out in parts, whatever those are cut to.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lease::{
-    Change, Config, End, KeptAlive, Lease, LeaseId, Ledger, Limits, MAX_TRACES_TOLD, PoolReading,
-    RECORDS_PER_HOLD, RESUME_SPREAD, Reason, Refusal, Released, Request, RevocationWalk, Terms,
-    Timestamp, TraceEnd,
+    Budget, Change, Config, End, Enforcement, KeptAlive, Lease, LeaseId, Ledger, Limits,
+    MAX_TRACES_TOLD, Period, PoolReading, RECORDS_PER_HOLD, RESUME_SPREAD, Reason, Refusal,
+    Released, Request, Terms, Timestamp, TraceEnd, WallTime,
 };
+use policy::Plain;
 use proptest::prelude::*;
 
 const NOW: Timestamp = Timestamp::from_nanos(1 << 60);
@@ -276,11 +279,13 @@ fn an_organization_is_revoked_in_parts_workers_first_and_some_services_are_spare
     }
     let spared = borrow(&mut ledger, &Request::session("t3", "acme"), NOW);
     let other = borrow(&mut ledger, &Request::session("t1r", "globex"), NOW);
-    let (mut walk, mut revoked, mut parts) = (RevocationWalk::default(), Vec::new(), 0);
-    while !walk.is_done() {
-        let spent = Reason::BudgetSpent.into();
-        let part =
-            ledger.revoke_organization("acme", &spent, |service| service == "t3", &mut walk, NOW);
+    let nothing = Budget { metric: "egress_bytes".into(), amount: 0.0, per: Period::Day };
+    let budgets = [("acme", vec![nothing])].into();
+    let policy = Plain { budgets, observed: vec!["t3"], ..Plain::default() };
+    let mut enforcement = Enforcement::of_policy(&policy, ["acme"], []);
+    let (mut revoked, mut parts) = (Vec::new(), 0);
+    while !enforcement.is_done() {
+        let part = ledger.enforce(&policy, WallTime::default(), &mut enforcement, NOW);
         assert!(part.len() <= 16);
         revoked.extend(part);
         parts += 1;
@@ -289,12 +294,10 @@ fn an_organization_is_revoked_in_parts_workers_first_and_some_services_are_spare
     assert!(parts >= held.len() / 16);
     assert_eq!(revoked.len(), held.len());
     for id in held {
-        let kept = ledger.keep_alive(id, None, NOW);
-        assert_eq!(
-            kept,
-            KeptAlive::Revoked(Reason::BudgetSpent.into()),
-            "workers are told why, too"
-        );
+        let KeptAlive::Revoked(why) = ledger.keep_alive(id, None, NOW) else {
+            panic!("workers are told why, too")
+        };
+        assert_eq!(why.reason, Reason::BudgetSpent);
     }
     assert!(is_kept(&mut ledger, spared, NOW) && is_kept(&mut ledger, other, NOW));
 }
@@ -303,10 +306,10 @@ fn an_organization_is_revoked_in_parts_workers_first_and_some_services_are_spare
 fn a_keep_alive_between_two_parts_of_a_revocation_saves_nobody() {
     let mut ledger = ledger(4);
     let held = workers(&mut ledger, "", 40, NOW);
-    let mut walk = RevocationWalk::default();
-    while !walk.is_done() {
-        let disabled = Reason::OrganizationDisabled.into();
-        ledger.revoke_organization("acme", &disabled, |_| false, &mut walk, NOW);
+    let policy = Plain { disabled: vec!["acme"], ..Plain::default() };
+    let mut enforcement = Enforcement::of_policy(&policy, ["acme"], []);
+    while !enforcement.is_done() {
+        ledger.enforce(&policy, WallTime::default(), &mut enforcement, NOW);
         for &id in &held {
             ledger.keep_alive(id, None, NOW);
         }

@@ -1,12 +1,15 @@
 //! The rows of the contract about usage budgets, revocation and borrow ids, sentence by sentence.
 
+mod policy;
+
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Budget, BudgetSpent, Change, Config, End, Grant, KeptAlive, Ledger, Limits,
-    MemoryFull, Period, Reason, Refusal, Released, Remembers, Report, Request, RevocationWalk,
+    BorrowId, Budget, BudgetSpent, Change, Config, End, Enforcement, Grant, KeptAlive, Ledger,
+    Limits, MemoryFull, Period, Reason, Refusal, Released, Remembers, Report, Reporting, Request,
     Submission, Terms, Timestamp, WallTime,
 };
+use policy::Plain;
 
 /// 2026-11-30T23:59:00Z, a minute before a day and a month end.
 const LATE_NOVEMBER: WallTime = WallTime::from_unix(1_796_083_140);
@@ -46,9 +49,16 @@ fn report_of(ledger: &mut Ledger, egress: &[(&str, f64)], wall: WallTime) {
     for &(organization, bytes) in egress {
         report.add(organization, &[("egress_bytes", bytes)]).expect("it can be counted");
     }
-    let (report, accounts) = (&report.build(), &());
-    let submission = Submission { caller: None, idempotency_key: None, report, accounts, wall };
-    ledger.report(&submission, 0, NOW).expect("a valid report");
+    let submission = Submission {
+        caller: None,
+        idempotency_key: None,
+        report: report.build(),
+        organizations: Vec::new(),
+    };
+    let mut reporting = Reporting::new(submission, wall);
+    while !reporting.is_done() {
+        ledger.report(&(), wall, &mut reporting, NOW).expect("a valid report");
+    }
 }
 
 #[test]
@@ -273,10 +283,14 @@ fn disabling_an_organization_tells_its_workers_the_reason_too() {
     let mut ledger = ledger();
     let held = [session(&mut ledger).id, worker(&mut ledger).id];
     let other = ledger.borrow(&Request::session("t1r", "globex"), &Terms::default(), NOW);
-    let mut walk = RevocationWalk::default();
-    let disabled = Reason::OrganizationDisabled.into();
-    let revoked = ledger.revoke_organization("acme", &disabled, |_| false, &mut walk, NOW);
-    assert_eq!((revoked.len(), walk.is_done()), (2, true));
+    let policy = Plain { disabled: vec!["acme"], ..Plain::default() };
+    let mut enforcement = Enforcement::of_policy(&policy, ["acme", "globex"], []);
+    let mut revoked = Vec::new();
+    while !enforcement.is_done() {
+        revoked.extend(ledger.enforce(&policy, DECEMBER, &mut enforcement, NOW));
+    }
+    let disabled = || Reason::OrganizationDisabled.into();
+    assert_eq!(revoked, [(held[1], disabled()), (held[0], disabled())]);
     for id in held {
         let kept = ledger.keep_alive(id, None, NOW);
         assert_eq!(kept, KeptAlive::Revoked(Reason::OrganizationDisabled.into()));

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lease::{
-    Config, Holder, Kind, LeaseNumber, Ledger, Reason, Refusal, Report, Request, Submission, Terms,
-    Timestamp, WallTime,
+    Config, Holder, Kind, LeaseNumber, Ledger, Reason, Refusal, Report, Reporting, Request,
+    Submission, Terms, Timestamp, WallTime,
 };
 use proptest::prelude::*;
 
@@ -38,11 +38,11 @@ fn report(ledger: &mut Ledger, organization: &str, bytes: f64, now: Timestamp) {
     let submission = Submission {
         caller: None,
         idempotency_key: None,
-        report: &report.build(),
-        accounts: &(),
-        wall: WallTime::default(),
+        report: report.build(),
+        organizations: Vec::new(),
     };
-    ledger.report(&submission, 0, now).expect("valid");
+    let wall = WallTime::default();
+    ledger.report(&(), wall, &mut Reporting::new(submission, wall), now).expect("valid");
 }
 
 fn borrow(ledger: &mut Ledger, step: Step, now: Timestamp) {

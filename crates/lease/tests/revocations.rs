@@ -1,11 +1,14 @@
 //! After the revocation of a session nothing is borrowed under it, while that is remembered.
 
+mod policy;
+
 use std::time::Duration;
 
 use lease::{
     Budget, BudgetSpent, Change, Config, KeptAlive, LeaseId, Ledger, Limits, Period, Reason,
-    Refusal, Request, RevocationWalk, RevokedFor, Scope, Terms, Timestamp, WallTime,
+    Refusal, Report, Reporting, Request, Scope, Submission, Terms, Timestamp, WallTime,
 };
+use policy::Plain;
 
 const NOW: Timestamp = Timestamp::from_nanos(1 << 60);
 /// The longer of ten minutes and ten TTLs.
@@ -190,20 +193,28 @@ fn what_is_remembered_of_traces_goes_with_the_revocations() {
 fn a_spent_budget_is_told_with_the_metric_the_numbers_and_the_reset_after_the_revocation_too() {
     let budget = Budget { metric: "egress_bytes".into(), amount: 10.0, per: Period::Day };
     let spent = BudgetSpent {
-        metric: budget.metric,
+        metric: budget.metric.clone(),
         used: 12.0,
         amount: budget.amount,
         per: budget.per,
         resets_at: WallTime::from_unix(1_796_083_200),
     };
-    let why = RevokedFor::from(spent.clone());
+    let policy = Plain { budgets: [("acme", vec![budget])].into(), ..Plain::default() };
     let mut ledger = ledger();
     let session = borrow(&mut ledger, &SESSION, NOW).expect("no ceiling");
     let worker = borrow(&mut ledger, &WORKER, NOW).expect("no ceiling");
-    let mut walk = RevocationWalk::default();
-    while !walk.is_done() {
-        ledger.revoke_organization("acme", &why, |_| false, &mut walk, NOW);
+    let mut report = Report::builder();
+    report.add("acme", &[("egress_bytes", 12.0)]).expect("it can be counted");
+    let (caller, idempotency_key, organizations) = (None, None, vec!["acme".into()]);
+    let report = report.build();
+    let submission = Submission { caller, idempotency_key, report, organizations };
+    let wall = WallTime::from_unix(1_796_000_000);
+    let mut reporting = Reporting::new(submission, wall);
+    while !reporting.is_done() {
+        ledger.report(&policy, wall, &mut reporting, NOW).expect("a valid report");
     }
+    let reported = reporting.finish();
+    assert_eq!((reported.revoked, reported.spent), (2, vec![("acme".into(), spent.clone())]));
     let mut restarted = Ledger::new(Config::default());
     ledger.snapshot().for_each(|change| restarted.restore(change).expect("a snapshot restores"));
     restarted.resume(NOW, ledger.next_serial(), NOW);

@@ -2,16 +2,18 @@
 //! each of them.
 
 mod model;
+mod policy;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, Budget, Change, Config, KeptAlive, Ledger, Limits, MemoryFull, Period, Reason,
-    Refusal, Released, Report, ReportRefusal, Request, RevocationWalk, ServiceNames, Submission,
-    Terms, Timestamp, UnnamedServices, Used, WallTime,
+    BorrowId, Budget, Change, Config, Enforcement, KeptAlive, Ledger, Limits, MemoryFull, Period,
+    Reason, Refusal, Released, Report, ReportRefusal, Reporting, Request, RevokedFor, ServiceNames,
+    Submission, Terms, Timestamp, UnnamedServices, Used, WallTime,
 };
-use model::{Answer, Ask, Bounds, Deal, Model};
+use model::{Answer, Ask, Bounds, Deal, Model, Stops};
+use policy::Plain;
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
@@ -25,6 +27,9 @@ const BOUNDS: Bounds = Bounds { leases: 9, id_bytes: 60, borrow_ids: 4, report_k
 /// The last days of a month, so that windows turn while a case runs.
 const WALL_START: i64 = 1_798_675_200;
 
+/// An organization, a metric and an amount.
+type Usage = (&'static str, &'static str, f64);
+
 /// One thing that may happen. `usize` picks among all grants there ever were.
 #[derive(Clone, Debug)]
 enum Step {
@@ -34,8 +39,8 @@ enum Step {
     ReleaseBorrow(u128, Option<&'static str>, Duration),
     Undo(usize),
     Revoke(usize),
-    Disable(&'static str),
-    Report(Option<&'static str>, Option<&'static str>, Vec<(&'static str, &'static str, f64)>),
+    Enforce(Stops),
+    Report(Option<&'static str>, Option<&'static str>, Vec<Usage>, Stops),
     Pass(Duration),
     PassDays(i64),
     Restart(Duration),
@@ -78,17 +83,35 @@ fn ask() -> impl Strategy<Value = Ask> {
     )
 }
 
-fn deal() -> impl Strategy<Value = Deal> {
-    let ceiling = || prop::option::weighted(0.5, 0..6u64);
-    let budget = (prop::sample::select(&METRICS[..]), 0..20u32, any::<bool>()).prop_map(
+fn budget() -> impl Strategy<Value = Budget> {
+    (prop::sample::select(&METRICS[..]), 0..20u32, any::<bool>()).prop_map(
         |(metric, amount, daily)| Budget {
             metric: metric.into(),
             amount: f64::from(amount),
             per: if daily { Period::Day } else { Period::Month },
         },
-    );
+    )
+}
+
+fn stops() -> impl Strategy<Value = Stops> {
+    let some =
+        |names: &'static [&'static str]| prop::collection::vec(prop::sample::select(names), 0..2);
+    let budget = (prop::sample::select(&ORGANIZATIONS[..]), budget());
+    let budgets = prop::collection::vec(budget, 0..3);
+    (some(&ORGANIZATIONS), some(&API_KEYS[1..]), budgets, some(&SERVICES)).prop_map(
+        |(disabled, disabled_keys, budgets, observed)| Stops {
+            disabled,
+            disabled_keys,
+            budgets,
+            observed,
+        },
+    )
+}
+
+fn deal() -> impl Strategy<Value = Deal> {
+    let ceiling = || prop::option::weighted(0.5, 0..6u64);
     let ttl = prop_oneof![Just(1_000), Just(60_000), Just(120_000)];
-    let budgets = prop::collection::vec(budget, 0..2);
+    let budgets = prop::collection::vec(budget(), 0..2);
     let observe = prop::bool::weighted(0.1);
     (ceiling(), ceiling(), ceiling(), ttl, observe, budgets, 0..3u64).prop_map(
         |(service, organization, api_key, ttl, observe, budgets, max_unnamed)| Deal {
@@ -120,9 +143,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..6u128, caller(), life()).prop_map(|(id, by, l)| Step::ReleaseBorrow(id, by, l)),
         1 => any::<usize>().prop_map(Step::Undo),
         1 => any::<usize>().prop_map(Step::Revoke),
-        1 => prop::sample::select(&ORGANIZATIONS[..]).prop_map(Step::Disable),
-        2 => (caller(), key, prop::collection::vec(usage, 0..3))
-            .prop_map(|(by, key, usages)| Step::Report(by, key, usages)),
+        1 => stops().prop_map(Step::Enforce),
+        2 => (caller(), key, prop::collection::vec(usage, 0..3), stops())
+            .prop_map(|(by, key, usages, stops)| Step::Report(by, key, usages, stops)),
         4 => (0..70_000u64).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
         1 => prop_oneof![8 => 0..3i64, 2 => -2..0i64, 1 => -4_000..4_000i64].prop_map(Step::PassDays),
         1 => prop_oneof![Just(0), 0..600_000u64].prop_map(|ms| Step::Restart(Duration::from_millis(ms))),
@@ -157,19 +180,11 @@ impl ReferenceStateMachine for Rules {
             Step::Release(at, by, life) => world.model.release(world.pick(*at), *by, *life),
             Step::ReleaseBorrow(id, by, life) => world.model.release_borrow(*id, *by, *life),
             Step::Undo(at) => world.model.undo(world.pick(*at)),
-            Step::Revoke(at) => {
-                let doomed = world.pick(*at);
-                world.model.revoke(&[doomed], Reason::Operator)
+            Step::Revoke(at) => world.model.revoke(world.pick(*at), Reason::Operator),
+            Step::Enforce(stops) => world.model.enforce(stops, wall),
+            Step::Report(by, key, usages, stops) => {
+                world.model.report(*by, *key, usages, &ORGANIZATIONS, stops, wall)
             }
-            Step::Disable(organization) => {
-                let held = world.model.held.iter();
-                let doomed: Vec<usize> = held
-                    .filter(|held| held.ask.organization == *organization)
-                    .map(|held| held.grant)
-                    .collect();
-                world.model.revoke(&doomed, Reason::OrganizationDisabled)
-            }
-            Step::Report(by, key, usages) => world.model.report(*by, *key, usages, wall),
             Step::Pass(time) => {
                 world.model.now += *time;
                 world.model.expire();
@@ -299,38 +314,8 @@ impl Tested {
             Step::Revoke(at) => {
                 Answer::Count(self.ledger.revoke(self.id(*at), Reason::Operator, now).into())
             }
-            Step::Disable(organization) => {
-                let (mut walk, mut revoked) = (RevocationWalk::default(), 0);
-                while !walk.is_done() {
-                    let (disabled, walk) = (Reason::OrganizationDisabled.into(), &mut walk);
-                    let spares = |_: &str| false;
-                    let part =
-                        self.ledger.revoke_organization(organization, &disabled, spares, walk, now);
-                    assert!(part.len() <= self.records_per_hold);
-                    revoked += part.len();
-                }
-                Answer::Count(revoked)
-            }
-            Step::Report(by, key, usages) => {
-                let mut report = Report::builder();
-                for &(organization, metric, value) in usages {
-                    let added = report.add(organization, &[(metric, value)]);
-                    assert_eq!(added.is_err(), value.is_nan());
-                }
-                let submission = Submission {
-                    caller: *by,
-                    idempotency_key: *key,
-                    report: &report.build(),
-                    accounts: &(),
-                    wall: WallTime::from_unix(self.wall),
-                };
-                match self.ledger.report(&submission, 0, now) {
-                    Ok(counted) => Answer::Yes(!counted.repeated),
-                    Err(ReportRefusal::KeyReused) => Answer::KeyReused,
-                    Err(ReportRefusal::MemoryFull(full)) => memory_full(&full, *by),
-                    Err(invalid) => panic!("{invalid}"),
-                }
-            }
+            Step::Enforce(stops) => Answer::Ended(self.enforce(stops)),
+            Step::Report(by, key, usages, stops) => self.report(*by, *key, usages, stops),
             Step::Pass(time) => {
                 self.now = now + *time;
                 self.ledger.expire(self.now);
@@ -345,6 +330,64 @@ impl Tested {
                 Answer::None
             }
         }
+    }
+
+    fn enforce(&mut self, stops: &Stops) -> Vec<(usize, Reason)> {
+        let (policy, wall) = (plain(stops), WallTime::from_unix(self.wall));
+        let mut enforcement = Enforcement::of_policy(&policy, ORGANIZATIONS, API_KEYS);
+        let mut ended = Vec::new();
+        while !enforcement.is_done() {
+            let part = self.ledger.enforce(&policy, wall, &mut enforcement, self.now);
+            self.add_part(&mut ended, part);
+        }
+        ended.sort_by_key(|(grant, _)| *grant);
+        ended
+    }
+
+    /// Adds the leases that one part ended, by the numbers of their grants.
+    fn add_part(&self, ended: &mut Vec<(usize, Reason)>, part: Vec<(lease::LeaseId, RevokedFor)>) {
+        // Where API keys are disabled, a part is a part of the table.
+        let walked = part.iter().filter(|(_, why)| why.reason != Reason::ApiKeyDisabled);
+        assert!(walked.count() <= self.records_per_hold);
+        let number = |id| self.ids.iter().position(|known| *known == id).expect("it was granted");
+        ended.extend(part.into_iter().map(|(id, why)| (number(id), why.reason)));
+    }
+
+    fn report(
+        &mut self,
+        caller: Option<&str>,
+        key: Option<&str>,
+        usages: &[Usage],
+        stops: &Stops,
+    ) -> Answer {
+        let mut report = Report::builder();
+        for &(organization, metric, value) in usages {
+            let added = report.add(organization, &[(metric, value)]);
+            assert_eq!(added.is_err(), value.is_nan());
+        }
+        let submission = Submission {
+            caller: caller.map(Into::into),
+            idempotency_key: key.map(Into::into),
+            report: report.build(),
+            organizations: ORGANIZATIONS.map(Into::into).into(),
+        };
+        let (policy, wall) = (plain(stops), WallTime::from_unix(self.wall));
+        let mut reporting = Reporting::new(submission, wall);
+        let mut ended = Vec::new();
+        while !reporting.is_done() {
+            match self.ledger.report(&policy, wall, &mut reporting, self.now) {
+                Ok(part) => self.add_part(&mut ended, part),
+                Err(ReportRefusal::KeyReused) => return Answer::KeyReused,
+                Err(ReportRefusal::MemoryFull(full)) => return memory_full(&full, caller),
+                Err(invalid) => panic!("{invalid}"),
+            }
+        }
+        let reported = reporting.finish();
+        assert_eq!(reported.revoked, ended.len());
+        ended.sort_by_key(|(grant, _)| *grant);
+        let spent = |name: &&str| reported.spent.iter().any(|(spent, _)| **spent == **name);
+        let spent = ORGANIZATIONS.into_iter().filter(spent).collect();
+        Answer::Reported { counted: reported.counted, ended, spent }
     }
 
     /// The answer with nothing left in the table that has ended: until then it fills its scopes, so
@@ -406,6 +449,15 @@ fn released(released: Released) -> Answer {
         Released::Returned => Answer::Returned,
         Released::Lingers { until } => Answer::Lingers(until.since(Timestamp::ZERO)),
     }
+}
+
+fn plain(stops: &Stops) -> Plain {
+    let Stops { disabled, disabled_keys, budgets, observed } = stops.clone();
+    let mut policy = Plain { disabled, disabled_keys, observed, ..Plain::default() };
+    for (organization, budget) in budgets {
+        policy.budgets.entry(organization).or_default().push(budget);
+    }
+    policy
 }
 
 fn memory_full(full: &MemoryFull, caller: Option<&str>) -> Answer {

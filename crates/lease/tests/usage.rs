@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use lease::{
-    Accounts, Budget, Change, Config, Counted, Ledger, Period, RECORDS_PER_HOLD, Remembers, Report,
-    ReportRefusal, Request, Submission, Terms, Timestamp, Uncountable, Used, WallTime,
+    Budget, Change, Config, Ledger, Period, Policy, RECORDS_PER_HOLD, Remembers, Report,
+    ReportRefusal, Reported, Reporting, Request, Submission, Terms, Timestamp, Uncountable, Used,
+    WallTime,
 };
 use proptest::prelude::*;
 
@@ -23,13 +24,25 @@ impl Known {
     }
 }
 
-impl Accounts for Known {
+impl Policy for Known {
     fn knows(&self, organization: &str) -> bool {
         organization.starts_with("known")
     }
 
     fn budgets(&self, organization: &str) -> &[Budget] {
         if organization.starts_with("known-paid") { &self.0 } else { &[] }
+    }
+
+    fn is_organization_disabled(&self, _: &str) -> bool {
+        false
+    }
+
+    fn is_api_key_disabled(&self, _: &str) -> bool {
+        false
+    }
+
+    fn observes(&self, _: &str) -> bool {
+        false
     }
 }
 
@@ -47,6 +60,17 @@ fn built(events: &[(&str, &str, f64)]) -> Report {
     report.build()
 }
 
+/// A report on its way, of which the answer tells about "known-paid".
+fn reporting(caller: &str, key: Option<&str>, report: &Report) -> Reporting {
+    let submission = Submission {
+        caller: Some(caller.into()),
+        idempotency_key: key.map(Into::into),
+        report: report.clone(),
+        organizations: vec!["known-paid".into()],
+    };
+    Reporting::new(submission, WALL)
+}
+
 /// Counts a report whole.
 fn count(
     ledger: &mut Ledger,
@@ -54,32 +78,25 @@ fn count(
     key: Option<&str>,
     report: &Report,
     now: Timestamp,
-) -> Result<Counted, ReportRefusal> {
-    let accounts = &Known::new(100.0);
-    let caller = Some(caller);
-    let submission = Submission { caller, idempotency_key: key, report, accounts, wall: WALL };
-    let first = ledger.report(&submission, 0, now)?;
-    let mut counted = first.clone();
-    while counted.next < report.len() {
-        let more = ledger.report(&submission, counted.next, now)?;
-        assert!(more.next > counted.next && more.next - counted.next <= RECORDS_PER_HOLD);
-        counted.next = more.next;
-        counted.spent.extend(more.spent);
-        counted.skipped.iter_mut().zip(more.skipped).for_each(|(sum, more)| *sum += more);
+) -> Result<Reported, ReportRefusal> {
+    let mut reporting = reporting(caller, key, report);
+    while !reporting.is_done() {
+        assert!(reporting.amounts() <= RECORDS_PER_HOLD);
+        ledger.report(&Known::new(100.0), WALL, &mut reporting, now)?;
     }
-    Ok(counted)
+    Ok(reporting.finish())
 }
 
 fn used(ledger: &Ledger, organization: &str) -> f64 {
     ledger.used(organization).map(|(_, used)| used.month.1).sum()
 }
 
-fn skipped(counted: &Counted, why: Uncountable) -> u64 {
+fn skipped(counted: &Reported, why: Uncountable) -> u64 {
     counted.skipped[why as usize]
 }
 
-fn repeated(counted: Result<Counted, ReportRefusal>) -> bool {
-    counted.expect("a sound report").repeated
+fn repeated(reported: Result<Reported, ReportRefusal>) -> bool {
+    !reported.expect("a sound report").counted
 }
 
 #[test]
@@ -205,21 +222,15 @@ fn a_report_that_stopped_half_way_goes_on_there_after_a_restart() {
     let events: Vec<_> = names.iter().map(|name| (&**name, "m", 1.0)).collect();
     let report = built(&events);
     let mut first = ledger(Config::default());
-    let submission = Submission {
-        caller: Some("west"),
-        idempotency_key: Some("r1"),
-        report: &report,
-        accounts: &(),
-        wall: WALL,
-    };
-    assert_eq!(first.report(&submission, 0, NOW).expect("counted").next, RECORDS_PER_HOLD);
+    let mut begun = reporting("west", Some("r1"), &report);
+    first.report(&(), WALL, &mut begun, NOW).expect("counted");
+    assert_eq!(names.iter().map(|name| used(&first, name)).sum::<f64>(), RECORDS_PER_HOLD as f64);
     let mut second = Ledger::new(Config::default());
     first.drain_changes().for_each(|change| second.restore(change).expect("it restores"));
     second.resume(NOW, 1, NOW);
     let refused = count(&mut second, "west", Some("r1"), &built(&events[1..]), NOW);
     assert_eq!(refused, Err(ReportRefusal::KeyReused));
-    let counted = count(&mut second, "west", Some("r1"), &report, NOW).expect("it goes on");
-    assert_eq!((counted.next, counted.repeated), (3 * RECORDS_PER_HOLD, false));
+    assert!(!repeated(count(&mut second, "west", Some("r1"), &report, NOW)), "it goes on");
     assert!(names.iter().all(|name| used(&second, name) == 1.0));
     assert!(repeated(count(&mut second, "west", Some("r1"), &report, NOW)));
     assert!(names.iter().all(|name| used(&second, name) == 1.0));
@@ -230,16 +241,12 @@ fn two_who_send_one_report_at_once_count_it_once() {
     let names: Vec<String> = (0..3 * RECORDS_PER_HOLD).map(|number| format!("o{number}")).collect();
     let report = built(&names.iter().map(|name| (&**name, "m", 1.0)).collect::<Vec<_>>());
     let mut ledger = ledger(Config::default());
-    let caller = Some("west");
-    let accounts = &();
-    let key = Some("r1");
-    let submission =
-        Submission { caller, idempotency_key: key, report: &report, accounts, wall: WALL };
     // Both take turns, and each goes by where it has come itself.
-    let (mut one, mut other) = (0, 0);
-    while one < report.len() || other < report.len() {
-        one = ledger.report(&submission, one, NOW).expect("counted").next;
-        other = ledger.report(&submission, other, NOW).expect("counted").next;
+    let mut both = [0, 1].map(|_| reporting("west", Some("r1"), &report));
+    while !both.iter().all(Reporting::is_done) {
+        for reporting in &mut both {
+            ledger.report(&(), WALL, reporting, NOW).expect("counted");
+        }
     }
     assert!(names.iter().all(|name| used(&ledger, name) == 1.0));
 }
@@ -257,16 +264,20 @@ fn a_key_kept_by_an_earlier_version_names_a_report_that_was_counted_whole() {
 }
 
 #[test]
-fn what_spends_a_budget_is_told_once() {
+fn the_report_that_spends_a_budget_ends_leases_and_every_one_tells_that_it_is_spent() {
     let mut ledger = ledger(Config::default());
     let report = built(&[("known-paid", "egress_bytes", 60.0), ("other", "egress_bytes", 900.0)]);
-    let spent = |ledger: &mut Ledger| {
-        let counted = count(ledger, "west", None, &report, NOW).expect("counted");
-        counted.spent.iter().map(|name| name.to_string()).collect::<Vec<_>>()
+    let mut ended_and_told = || {
+        for organization in ["known-paid", "other"] {
+            let request = Request::session("t1r", organization);
+            ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling");
+        }
+        let reported = count(&mut ledger, "west", None, &report, NOW).expect("counted");
+        (reported.revoked, reported.spent.len())
     };
-    assert!(spent(&mut ledger).is_empty());
-    assert_eq!(spent(&mut ledger), ["known-paid"]);
-    assert!(spent(&mut ledger).is_empty(), "it was spent before");
+    assert_eq!(ended_and_told(), (0, 0));
+    assert_eq!(ended_and_told(), (2, 1), "both leases that the organization has by now");
+    assert_eq!(ended_and_told(), (0, 1), "it was spent before");
 }
 
 #[test]
@@ -418,9 +429,9 @@ proptest! {
                     prop_assert_eq!(&answer, &Err(ReportRefusal::KeyReused));
                     continue;
                 }
-                (Some(_), Ok(counted)) => prop_assert!(counted.repeated),
-                (_, Ok(counted)) => {
-                    prop_assert!(!counted.repeated);
+                (Some(_), Ok(reported)) => prop_assert!(!reported.counted),
+                (_, Ok(reported)) => {
+                    prop_assert!(reported.counted);
                     for (organization, metric, value) in &events {
                         if organization.starts_with("known-paid") && *metric == "egress_bytes" {
                             *paid.entry((*organization).to_owned()).or_default() += value;

@@ -1,9 +1,4 @@
-//! Ending leases for a reason: one, all of an organization, or whatever a judge picks.
-//!
-//! Many leases are ended in parts of [`RECORDS_PER_HOLD`] at most, so that whoever keeps the ledger
-//! behind a lock can let go of it between two parts.
-//!
-//! [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
+//! Ending one lease for a reason, and remembering why.
 
 use std::time::Duration;
 
@@ -16,37 +11,13 @@ use crate::request::Request;
 use crate::revocation::{Revocation, RevokedFor, RevokedLease, RevokedTrace};
 use crate::scope::forms_a_scope;
 use crate::slab::NONE;
-use crate::table::{AtPool, Place};
+use crate::table::Place;
 use crate::terms::Refusal;
 
 use super::Ledger;
-use super::reading::Holder;
 
 /// The shortest time the reason of a revocation is remembered.
 const REVOCATION_MEMORY: Duration = Duration::from_secs(600);
-
-/// How far the revocation of all leases of an organization has come.
-///
-/// Workers come before sessions, so that a worker whose session goes too is told the reason and not
-/// just that it is gone.
-#[derive(Clone, Debug, Default)]
-pub struct RevocationWalk {
-    workers_done: bool,
-    at: AtPool,
-    done: bool,
-}
-
-impl RevocationWalk {
-    /// Whether the organization has no lease left that was to be revoked.
-    pub const fn is_done(&self) -> bool {
-        self.done
-    }
-
-    /// Leaves the leases alone that are left.
-    pub const fn end(&mut self) {
-        self.done = true;
-    }
-}
 
 impl Ledger {
     /// Ends one lease at once and remembers why. Answers whether there was such a lease.
@@ -80,75 +51,8 @@ impl Ledger {
         Some((id, 1 + workers))
     }
 
-    /// Ends the next leases of an organization for that reason, at most [`RECORDS_PER_HOLD`] of them,
-    /// and answers their keys. `spares` names the services whose leases live on.
-    ///
-    /// It is called with the same `walk` until that is done. What is borrowed meanwhile may be
-    /// ended too.
-    ///
-    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
-    pub fn revoke_organization(
-        &mut self,
-        organization: &str,
-        why: &RevokedFor,
-        spares: impl Fn(&str) -> bool,
-        walk: &mut RevocationWalk,
-        now: Timestamp,
-    ) -> Vec<LeaseId> {
-        self.advance(now);
-        let mut revoked = Vec::new();
-        for _ in 0..self.records_per_hold {
-            let Some(pool) = self.table.pool_at(organization, walk.at) else {
-                if walk.workers_done || !self.table.has_leases_of(organization) {
-                    walk.done = true;
-                    break;
-                }
-                (walk.workers_done, walk.at) = (true, AtPool::Start);
-                continue;
-            };
-            let next = self.table.after_pool(pool);
-            let kind = if walk.workers_done { Kind::Session } else { Kind::Worker };
-            let lease = self.table.first_of_pool(pool, kind);
-            let lease = lease.filter(|_| !spares(self.table.service_of_pool(pool)));
-            walk.at = AtPool::Pool(pool);
-            if let Some(slot) = lease {
-                revoked.extend(self.revoke_or_end(slot, why.clone()));
-            }
-            if lease.is_none() || !self.table.has_pool(pool) {
-                walk.at = next;
-            }
-        }
-        self.journal_ended_traces();
-        revoked
-    }
-
-    /// Ends every lease of that kind in one part of the table that `judge` gives a reason for, and
-    /// answers their keys; `None` past the last part.
-    ///
-    /// Parts are those of [`Ledger::holders`]. To revoke all that a judge picks, walk over the
-    /// workers and then over the sessions.
-    pub fn revoke_part(
-        &mut self,
-        part: u32,
-        kind: Kind,
-        mut judge: impl FnMut(&Holder<'_>) -> Option<Reason>,
-        now: Timestamp,
-    ) -> Option<Vec<(LeaseId, Reason)>> {
-        self.advance(now);
-        let leases = self.table.leases.part(part)?.filter(|(_, entry)| entry.kind() == kind);
-        let judged =
-            leases.filter_map(|(slot, entry)| Some((slot, judge(&self.holder_at(slot, entry))?)));
-        let judged: Vec<(u32, Reason)> = judged.collect();
-        let revoked = judged
-            .into_iter()
-            .filter_map(|(slot, reason)| Some((self.revoke_or_end(slot, reason.into())?, reason)));
-        let revoked = revoked.collect();
-        self.journal_ended_traces();
-        Some(revoked)
-    }
-
     /// Revokes the lease at a slot; one that has ended already is taken out as what it is.
-    fn revoke_or_end(&mut self, slot: u32, why: RevokedFor) -> Option<LeaseId> {
+    pub(super) fn revoke_or_end(&mut self, slot: u32, why: RevokedFor) -> Option<LeaseId> {
         let entry = self.table.leases.get(slot)?;
         let id = entry.id(slot);
         if let Some(end) = self.ended(slot) {

@@ -31,6 +31,15 @@ pub(crate) struct Deal {
     pub(crate) max_unnamed: u64,
 }
 
+/// What the policy says of organizations, API keys and services, in the model's own words.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stops {
+    pub(crate) disabled: Vec<&'static str>,
+    pub(crate) disabled_keys: Vec<&'static str>,
+    pub(crate) budgets: Vec<(&'static str, Budget)>,
+    pub(crate) observed: Vec<&'static str>,
+}
+
 /// How much there may be, whoever has it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bounds {
@@ -74,9 +83,22 @@ fn trace_of(ask: &Ask) -> Option<&'static str> {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
     None,
-    Granted { grant: usize, ttl: Duration, pool: [u64; 3], replayed: bool, observed: bool },
-    Spent { used: f64 },
-    Denied { scope: Scope, active: u64, max: u64, pool: [u64; 3] },
+    Granted {
+        grant: usize,
+        ttl: Duration,
+        pool: [u64; 3],
+        replayed: bool,
+        observed: bool,
+    },
+    Spent {
+        used: f64,
+    },
+    Denied {
+        scope: Scope,
+        active: u64,
+        max: u64,
+        pool: [u64; 3],
+    },
     Full,
     IdsFull,
     TooManyServices,
@@ -92,6 +114,14 @@ pub(crate) enum Answer {
     Lingers(Duration),
     Yes(bool),
     Count(usize),
+    /// Which grants ended, and why.
+    Ended(Vec<(usize, Reason)>),
+    /// Whether the report counted, which grants it ended, and which organizations have spent a budget.
+    Reported {
+        counted: bool,
+        ended: Vec<(usize, Reason)>,
+        spent: Vec<&'static str>,
+    },
     KeyReused,
 }
 
@@ -292,18 +322,29 @@ impl Model {
         own < self.bounds.borrow_ids / indexers.len()
     }
 
-    fn refusal(&self, ask: &Ask, deal: &Deal, wall: WallTime) -> Option<Answer> {
-        for budget in &deal.budgets {
-            let kept = self.used.iter().find(|((organization, metric), _)| {
-                *organization == ask.organization && **metric == *budget.metric
-            });
+    /// What was used of the first budget of which nothing is left.
+    fn spent<'a>(
+        &self,
+        organization: &str,
+        budgets: impl IntoIterator<Item = &'a Budget>,
+        wall: WallTime,
+    ) -> Option<f64> {
+        budgets.into_iter().find_map(|budget| {
+            let kept = self
+                .used
+                .iter()
+                .find(|((of, metric), _)| *of == organization && **metric == *budget.metric);
             let (_, used) = kept.map_or((0, 0.0), |(_, kept)| match budget.per {
                 Period::Day => current(kept[0], windows(wall)[0]),
                 Period::Month => current(kept[1], windows(wall)[1]),
             });
-            if used >= budget.amount {
-                return Some(Answer::Spent { used });
-            }
+            (used >= budget.amount).then_some(used)
+        })
+    }
+
+    fn refusal(&self, ask: &Ask, deal: &Deal, wall: WallTime) -> Option<Answer> {
+        if let Some(used) = self.spent(ask.organization, &deal.budgets, wall) {
+            return Some(Answer::Spent { used });
         }
         let in_service = self.count(|held| held.ask.service == ask.service);
         let in_pool = self.count(|held| Self::in_pool(held, ask));
@@ -397,21 +438,52 @@ impl Model {
         Answer::Yes(true)
     }
 
-    pub(crate) fn revoke(&mut self, grants: &[usize], reason: Reason) -> Answer {
-        let mut doomed: Vec<Held> =
-            self.held.iter().filter(|held| grants.contains(&held.grant)).cloned().collect();
-        doomed.sort_by_key(|held| held.kind() == Kind::Session);
-        for held in &doomed {
+    pub(crate) fn revoke(&mut self, grant: usize, reason: Reason) -> Answer {
+        Answer::Count(self.end_all(|_, held| (held.grant == grant).then_some(reason)).len())
+    }
+
+    /// Ends every lease that there is a reason for, workers first. Answers which, in order.
+    fn end_all(&mut self, why: impl Fn(&Self, &Held) -> Option<Reason>) -> Vec<(usize, Reason)> {
+        let doomed = self.held.iter().filter_map(|held| Some((held.clone(), why(self, held)?)));
+        let mut doomed: Vec<(Held, Reason)> = doomed.collect();
+        doomed.sort_by_key(|(held, _)| held.kind() == Kind::Session);
+        for (held, reason) in &doomed {
             let memory = Duration::from_secs(600).max(held.ttl * 10);
             self.tombstones.push(Tombstone {
                 grant: held.grant,
                 ask: held.ask.clone(),
-                reason,
+                reason: *reason,
                 until: self.now + memory,
             });
             self.remove(held.grant);
         }
-        Answer::Count(doomed.len())
+        let mut ended: Vec<_> = doomed.iter().map(|(held, why)| (held.grant, *why)).collect();
+        ended.sort_by_key(|(grant, _)| *grant);
+        ended
+    }
+
+    /// Why the organization of a lease does not let it live.
+    fn stopped_for(&self, held: &Held, stops: &Stops, wall: WallTime) -> Option<Reason> {
+        if stops.disabled.contains(&held.ask.organization) {
+            return Some(Reason::OrganizationDisabled);
+        }
+        let spent = self.has_spent(held.ask.organization, stops, wall);
+        (spent && !stops.observed.contains(&held.ask.service)).then_some(Reason::BudgetSpent)
+    }
+
+    fn has_spent(&self, organization: &str, stops: &Stops, wall: WallTime) -> bool {
+        let own = stops.budgets.iter().filter(|(of, _)| *of == organization);
+        self.spent(organization, own.map(|(_, budget)| budget), wall).is_some()
+    }
+
+    pub(crate) fn enforce(&mut self, stops: &Stops, wall: WallTime) -> Answer {
+        let mut ended = self.end_all(|model, held| model.stopped_for(held, stops, wall));
+        ended.extend(self.end_all(|_, held| {
+            let disabled = stops.disabled_keys.contains(&held.ask.api_key);
+            disabled.then_some(Reason::ApiKeyDisabled)
+        }));
+        ended.sort_by_key(|(grant, _)| *grant);
+        Answer::Ended(ended)
     }
 
     pub(crate) fn report(
@@ -419,6 +491,8 @@ impl Model {
         caller: Option<&'static str>,
         key: Option<&'static str>,
         usages: &[(&'static str, &'static str, f64)],
+        asked: &[&'static str],
+        stops: &Stops,
         wall: WallTime,
     ) -> Answer {
         let mut sums = Sums::new();
@@ -429,8 +503,11 @@ impl Model {
         if let Some(key) = key {
             let known = self.reports.iter().find(|known| known.by == caller && known.key == key);
             if let Some(known) = known {
-                let same = known.sums == sums;
-                return if same { Answer::Yes(false) } else { Answer::KeyReused };
+                if known.sums != sums {
+                    return Answer::KeyReused;
+                }
+                let spent = self.which_have_spent(asked, stops, wall);
+                return Answer::Reported { counted: false, ended: Vec::new(), spent };
             }
             if !sums.is_empty() {
                 let own = self.reports.iter().filter(|known| known.by == caller).count();
@@ -441,6 +518,7 @@ impl Model {
                 self.reports.push(Reported { by: caller, key, sums: sums.clone(), until });
             }
         }
+        let had_spent = self.which_have_spent(asked, stops, wall);
         for (of, value) in sums {
             let kept = self.used.entry(of).or_default();
             for (kept, now) in kept.iter_mut().zip(windows(wall)) {
@@ -448,7 +526,23 @@ impl Model {
                 kept.1 += value;
             }
         }
-        Answer::Yes(true)
+        let spent = self.which_have_spent(asked, stops, wall);
+        let ended = self.end_all(|model, held| {
+            let now = spent.contains(&held.ask.organization);
+            let before = had_spent.contains(&held.ask.organization);
+            if now && !before { model.stopped_for(held, stops, wall) } else { None }
+        });
+        Answer::Reported { counted: true, ended, spent }
+    }
+
+    fn which_have_spent(
+        &self,
+        organizations: &[&'static str],
+        stops: &Stops,
+        wall: WallTime,
+    ) -> Vec<&'static str> {
+        let all = organizations.iter().copied();
+        all.filter(|organization| self.has_spent(organization, stops, wall)).collect()
     }
 
     pub(crate) fn state(&self, service: &str, organization: &str) -> (u64, BTreeMap<String, u64>) {
