@@ -34,6 +34,18 @@ pub enum Reason {
     BudgetSpent,
 }
 
+impl Reason {
+    /// Why no lease of an organization and an API key may live, if one of them is disabled. Where both
+    /// are, the organization is named.
+    pub const fn of_disabled(organization: bool, api_key: bool) -> Option<Self> {
+        match (organization, api_key) {
+            (true, _) => Some(Self::OrganizationDisabled),
+            (false, true) => Some(Self::ApiKeyDisabled),
+            (false, false) => None,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

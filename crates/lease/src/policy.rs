@@ -3,7 +3,6 @@
 use std::fmt;
 
 use crate::budget::Budget;
-use crate::lease::Reason;
 
 /// What the ledger asks of a policy when it counts usage and ends leases.
 pub trait Policy: fmt::Debug {
@@ -22,15 +21,6 @@ pub trait Policy: fmt::Debug {
     /// Whether the service only observes: its ceilings and budgets are counted, refuse nobody and end
     /// no lease.
     fn observes(&self, service: &str) -> bool;
-
-    /// Why no lease of `organization` and `api_key` may live, if one of them is disabled. The
-    /// organization is looked at first.
-    fn disabled(&self, organization: &str, api_key: &str) -> Option<Reason> {
-        if self.is_organization_disabled(organization) {
-            return Some(Reason::OrganizationDisabled);
-        }
-        self.is_api_key_disabled(api_key).then_some(Reason::ApiKeyDisabled)
-    }
 
     /// Whether leases of the organization may have to end: it is disabled, or has usage budgets.
     fn may_stop(&self, organization: &str) -> bool {

@@ -6,9 +6,7 @@
 
 use std::sync::Arc;
 
-use lease::{
-    Accounts, Budget, Limits, Reason, Request, ServiceNames, Terms, UnnamedServices, WallTime,
-};
+use lease::{Budget, Limits, Reason, Request, ServiceNames, Terms, UnnamedServices, WallTime};
 
 use crate::about::About;
 use crate::entries::{ApiKey, Entries, Organization};
@@ -16,7 +14,6 @@ use crate::indexers::{Indexer, Unauthenticated};
 use crate::overlay::Overlay;
 use crate::overrides::Overrides;
 use crate::service_id::ServiceId;
-use crate::source::Source;
 
 /// The name of the entry that stands for every service without an entry of its own.
 pub const DEFAULT_SERVICE: &str = "default";
@@ -126,7 +123,8 @@ impl Policy {
         let id = self.allowed_service(caller, request.service)?;
         let organization = self.organization(request.organization);
         let api_key = self.api_key(request.api_key);
-        if let Some(reason) = disabled(organization.is_disabled(), api_key.is_disabled()) {
+        let disabled = Reason::of_disabled(organization.is_disabled().0, api_key.is_disabled().0);
+        if let Some(reason) = disabled {
             return Err(Refused::Disabled(reason));
         }
         let service = &self.entries.services[id.index()];
@@ -167,29 +165,13 @@ impl Policy {
 
     /// Why leases of `organization` and `api_key` may not live, if one of them is disabled.
     pub fn disabled(&self, organization: &str, api_key: &str) -> Option<Reason> {
-        disabled(self.organization_disabled(organization), self.api_key_disabled(api_key))
-    }
-
-    /// The organizations whose leases may have to end: they are disabled, or have usage budgets.
-    pub fn may_be_stopped(&self) -> impl Iterator<Item = &str> {
-        self.organizations().filter(|name| {
-            self.organization_disabled(name).0 || !self.organization_budgets(name).is_empty()
-        })
-    }
-
-    /// Whether any API key is disabled.
-    pub fn disables_api_keys(&self) -> bool {
-        self.api_keys().any(|name| self.api_key_disabled(name).0)
+        let organization = self.organization_disabled(organization).0;
+        Reason::of_disabled(organization, self.api_key_disabled(api_key).0)
     }
 
     /// The usage budgets of `organization`.
     pub fn organization_budgets(&self, organization: &str) -> &[Budget] {
         self.organization(organization).plan().map_or(&[], |plan| &plan.budgets)
-    }
-
-    /// Whether ceilings and budgets of `service` are counted but refuse nobody.
-    pub fn observes(&self, service: &str) -> bool {
-        self.service(service).is_some_and(|id| self.entries.services[id.index()].observe)
     }
 
     /// The names of the service entries, the default's too, in the order of their ids.
@@ -251,7 +233,7 @@ impl Policy {
     }
 }
 
-impl Accounts for Policy {
+impl lease::Policy for Policy {
     /// Whether the file has an entry for the organization, or an operator set something for it.
     fn knows(&self, organization: &str) -> bool {
         self.entries.organizations.contains_key(organization)
@@ -260,6 +242,18 @@ impl Accounts for Policy {
 
     fn budgets(&self, organization: &str) -> &[Budget] {
         self.organization_budgets(organization)
+    }
+
+    fn is_organization_disabled(&self, organization: &str) -> bool {
+        self.organization_disabled(organization).0
+    }
+
+    fn is_api_key_disabled(&self, api_key: &str) -> bool {
+        self.api_key_disabled(api_key).0
+    }
+
+    fn observes(&self, service: &str) -> bool {
+        self.service(service).is_some_and(|id| self.entries.services[id.index()].observe)
     }
 }
 
@@ -273,12 +267,4 @@ impl From<Entries> for Policy {
     fn from(entries: Entries) -> Self {
         Self { entries: Arc::new(entries), overlay: Arc::default(), number: 0 }
     }
-}
-
-/// The organization is looked at first.
-fn disabled(organization: (bool, Source), api_key: (bool, Source)) -> Option<Reason> {
-    if organization.0 {
-        return Some(Reason::OrganizationDisabled);
-    }
-    api_key.0.then_some(Reason::ApiKeyDisabled)
 }

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
 use http::header::{HeaderMap, HeaderName};
-use lease::{BudgetSpent, MAX_METRICS, Reason, Report, ReportRefusal, Uncountable, validate_id};
+use lease::{
+    BudgetSpent, MAX_METRICS, Reason, Report, ReportRefusal, Submission, Uncountable, validate_id,
+};
 use prost::Message as _;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
@@ -83,14 +85,10 @@ impl<S: Store> UsageReports<S> {
         let idempotency_key = idempotency_key(metadata)?.map(Into::into);
         let read = Read::from(&rpc::message(body)?, live, self.max_events)?;
         let Read { report, organizations, disabled, events, mut skipped } = read;
-        let reported = self.store.report(UsageReport {
-            caller: caller.map(|caller| caller.name().into()),
-            idempotency_key,
-            report,
-            organizations,
-            policy: live.policy.clone(),
-            until_counted,
-        });
+        let caller = caller.map(|caller| caller.name().into());
+        let submission = Submission { caller, idempotency_key, report, organizations };
+        let policy = live.policy.clone();
+        let reported = self.store.report(UsageReport { submission, policy, until_counted });
         let (counters, log) = (self.counters.clone(), self.skipped.clone());
         Ok(async move {
             let reported = reported.await.map_err(refused)?;

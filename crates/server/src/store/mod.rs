@@ -21,13 +21,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lease::{
-    BorrowId, BudgetSpent, Ends, Grant, KeptAlive, LeaseId, LeaseNumber, MemoryFull, PoolUse,
-    Reason, Refusal, Released, Report, ReportRefusal, Request, RevokedFor, Terms, Uncountable,
-    Usage, Used,
+    BorrowId, Ends, Grant, KeptAlive, LeaseId, LeaseNumber, MemoryFull, PoolUse, Reason, Refusal,
+    Released, Report, ReportRefusal, Request, RevokedFor, Terms, Usage, Used,
 };
 
 pub use attached::{Attachment, Listener};
 pub use embedded::{Embedded, Options, Recovered};
+pub use lease::{Reported, Skipped, Submission};
 pub use listing::{
     LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, RecordError, UsageCount,
 };
@@ -329,14 +329,8 @@ pub enum ReleaseError {
 /// A report of usage for a store to count.
 #[derive(Debug)]
 pub struct UsageReport {
-    /// The indexer that reports.
-    pub caller: Option<Box<str>>,
-    /// The name under which the report counts once.
-    pub idempotency_key: Option<Box<str>>,
-    /// What is reported.
-    pub report: Report,
-    /// The organizations with budgets of which the answer tells whether those are spent.
-    pub organizations: Vec<Box<str>>,
+    /// The report and who sent it.
+    pub submission: Submission,
     /// The policy that has the budgets.
     pub policy: Arc<Policy>,
     /// What is dropped once the report is counted, or refused.
@@ -362,33 +356,14 @@ impl UsageReport {
                 Ok(()) => drop(organizations.insert(organization)),
             }
         }
-        let report = Self {
+        let submission = Submission {
             caller: caller.map(Into::into),
             idempotency_key: idempotency_key.map(Into::into),
             report: report.build(),
             organizations: organizations.into_iter().map(Into::into).collect(),
-            policy,
-            until_counted: None,
         };
-        (report, skipped)
+        (Self { submission, policy, until_counted: None }, skipped)
     }
-}
-
-/// How many events were skipped, by why, in the order of [`Uncountable::ALL`].
-pub type Skipped = [u64; Uncountable::ALL.len()];
-
-/// A report of usage that was taken in.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Reported {
-    /// Whether it counted now; a repeated one does not.
-    pub counted: bool,
-    /// How many leases it ended, because it spent a budget.
-    pub revoked: usize,
-    /// At least how many of its events there was no room to count.
-    pub skipped: Skipped,
-    /// Organizations of the report of which a budget is spent, by this report or before it, and
-    /// that budget: the first 16, in the order of [`UsageReport::organizations`].
-    pub spent: Vec<(Box<str>, BudgetSpent)>,
 }
 
 /// A report of usage that was not counted whole.

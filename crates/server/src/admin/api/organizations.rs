@@ -378,7 +378,7 @@ fn told(policy: &Policy, shown: &Shown<'_>, at: WallTime) -> Organization {
             amount: budget.amount,
             per: budget.per.to_string(),
             resets_at: budget.per.end(window).as_unix(),
-            spent: used >= budget.amount,
+            spent: budget.is_spent_by(used),
         }
     });
     Organization {

@@ -6,11 +6,11 @@
 //! so calls at the same time share a flush. Which batch a call waits for is decided under the
 //! lock, so batches hold changes in the order applied.
 
+mod enforcing;
 mod listing;
 mod operator;
 mod recovered;
 mod reporting;
-mod revoking;
 mod shared;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,12 +28,12 @@ use lease::{
 use parking_lot::Mutex;
 use tokio::task::JoinHandle as TaskHandle;
 
+use enforcing::Enforcing;
 pub(super) use operator::Kept;
 use policy::Policy;
 use policy::overrides::{AuditEntry, OverrideChange, Overrides};
 pub use recovered::{Options, Recovered};
 use reporting::Reporting;
-use revoking::Revoking;
 use shared::{Shared, Wait};
 
 use super::{
@@ -174,9 +174,6 @@ impl Drop for Embedded {
         }
     }
 }
-
-/// Most organizations that the answer to a report tells the spent budgets of.
-const SPENT_TOLD: usize = 16;
 
 /// How long the answer to a batch of keep-alives waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -356,7 +353,7 @@ impl Store for Embedded {
             Noted::Anew(entry) => self.shared.note_alone(entry).map(Some),
         };
         let policy = policy.clone();
-        let begun = noted.map(|noted| Revoking::enforce(policy, noted).start(&self.shared));
+        let begun = noted.map(|noted| Enforcing::new(policy, noted).start(&self.shared));
         async move { begun?.await }
     }
 

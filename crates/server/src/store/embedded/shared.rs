@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lease::{
-    BorrowId, Grant, KeptAlive, LeaseId, LeaseNumber, Ledger, Reason, Refusal, Request, RevokedFor,
-    StoreClock, Terms, Timestamp,
+    BorrowId, Grant, KeptAlive, LeaseId, LeaseNumber, Ledger, Reason, Refusal, Reporting, Request,
+    RevokedFor, StoreClock, Terms, Timestamp,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use policy::Policy;
@@ -20,7 +20,7 @@ use crate::store::attached::{Attached, Attachment, Detach, Listener, Push};
 use crate::store::batch::Operated;
 use crate::store::commit::Batch;
 use crate::store::journal::Stamp;
-use crate::store::{Delivery, KeptBatch, TakeBack, Unavailable};
+use crate::store::{Delivery, KeptBatch, ReportError, TakeBack, Unavailable};
 use crate::turns::Turns;
 
 mod committing;
@@ -305,11 +305,6 @@ impl Shared {
         drop(before);
     }
 
-    /// The policy in force, as far as the store was told.
-    pub(super) fn policy(&self) -> Policy {
-        self.state.lock().policy.clone()
-    }
-
     pub(super) fn revision(&self) -> u64 {
         self.revision.load(Ordering::Relaxed)
     }
@@ -327,27 +322,33 @@ impl Shared {
         Ok(applied)
     }
 
-    /// Applies one of many operations that belong together and make so many changes; one that makes
-    /// none needs no room. Who waits for the lock meanwhile gets it before the next of them.
+    /// Does the next part of a report of usage, under the later of `policy` and the policy in force.
     ///
-    /// The operation is told the policy in force.
-    pub(super) fn count<R>(
+    /// Counting needs room for its changes. Ending leases waits for no room, and for the disk while that
+    /// is busy. Reading needs neither. Who waits for the lock meanwhile gets it before the next part.
+    pub(super) fn report_part(
         &self,
-        caller: Option<&str>,
-        changes: usize,
-        operation: impl FnOnce(&mut Ledger, Timestamp, &Policy) -> R,
-    ) -> Result<(R, Wait), Unavailable> {
+        policy: &Policy,
+        reporting: &mut Reporting,
+    ) -> Result<Part<Wait>, ReportError> {
+        let (wall, amounts) = (self.clock.wall(), reporting.amounts());
         let mut state = self.state.lock();
-        if changes > 0 {
-            state.has_room(caller)?
+        if amounts > 0 {
+            state.has_room(reporting.submission().caller.as_deref())?;
         } else {
-            state.sound()?
-        };
-        let policy = state.policy.clone();
-        let applied = self.apply(&mut state, |ledger, now| operation(ledger, now, &policy));
-        state.charge(caller, changes);
-        MutexGuard::unlock_fair(state);
-        Ok(applied)
+            state.sound()?;
+        }
+        if reporting.ends_leases()
+            && let Some(batch) = state.busy()
+        {
+            return Ok(Part::Busy(batch));
+        }
+        let policy = newest(policy, &state.policy).clone();
+        let (ended, wait) =
+            self.apply(&mut state, |ledger, now| ledger.report(&policy, wall, reporting, now));
+        state.charge(reporting.submission().caller.as_deref(), amounts);
+        self.tell(state, ended?);
+        Ok(Part::Done(wait))
     }
 
     /// The batch that makes room where too much waits for the disk.
@@ -474,14 +475,13 @@ impl Shared {
     /// As [`Shared::revoke`], for one part of an operation that has many, unless the disk is busy.
     /// Answers how many leases the part revoked.
     ///
-    /// The operation is told the policy in force. The audit entry of that number, if there is one,
-    /// counts what the part revoked from the moment at which that is durable.
+    /// The operation is told the policy in force, and answers what it revoked. The audit entry of that
+    /// number, if there is one, counts that from the moment at which it is durable.
     pub(super) fn revoke_part(
         &self,
         entry: Option<u64>,
-        operation: impl FnOnce(&mut Ledger, Timestamp, &Policy, &mut Revoked),
+        operation: impl FnOnce(&mut Ledger, Timestamp, &Policy) -> Revoked,
     ) -> Result<Part<(usize, Wait)>, Unavailable> {
-        let mut revoked = Revoked::new();
         let mut kept = entry.map(|number| (number, self.kept.lock()));
         let mut state = self.state.lock();
         state.sound()?;
@@ -489,8 +489,8 @@ impl Shared {
             return Ok(Part::Busy(batch));
         }
         let policy = state.policy.clone();
-        let ((), mut wait) =
-            self.apply(&mut state, |ledger, now| operation(ledger, now, &policy, &mut revoked));
+        let (revoked, mut wait) =
+            self.apply(&mut state, |ledger, now| operation(ledger, now, &policy));
         let count = revoked.len();
         if let Some((number, kept)) = &mut kept
             && let Some(operated) = kept.ended_more(*number, count)

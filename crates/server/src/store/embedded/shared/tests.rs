@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lease::{Change, Config, RECORDS_PER_HOLD, Reason, Request, RevocationWalk, Terms};
+use lease::{Change, Config, RECORDS_PER_HOLD, Request, Terms};
 use redb::backends::InMemoryBackend;
 
 use super::*;
 use crate::clock::Clock;
+use crate::store::embedded::enforcing::Enforcing;
 use crate::store::embedded::reporting::Reporting;
-use crate::store::embedded::revoking::Revoking;
 use crate::store::journal::Journal;
 
 /// A clock that goes only when it is told to.
@@ -95,11 +95,7 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
     assert_eq!(listed, 0, "all of them have ended");
     borrow(&shared, 1_000);
     assert_eq!(held(&shared), FULL_PENDING + 1_001, "a borrow takes nothing out in passing");
-    let mut walk = RevocationWalk::default();
-    let busy = shared.revoke_part(None, |ledger, now, _, _| {
-        let by_hand = Reason::Operator.into();
-        ledger.revoke_organization("acme", &by_hand, |_| false, &mut walk, now);
-    });
+    let busy = Enforcing::new(selling(1, 100, true), None).step(&shared);
     assert!(matches!(busy, Ok(Part::Busy(_))));
     // The batch that they wait for is durable.
     drop(std::mem::take(&mut shared.state.lock().pending));
@@ -223,16 +219,18 @@ fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
         borrow(&shared, 3 * RECORDS_PER_HOLD);
         use_up(&shared, 50.0);
         shared.follow(&by);
-        let mut revoking = Revoking::enforce(by, None);
+        let mut enforcing = Enforcing::new(by, None);
         while held(&shared) == 3 * RECORDS_PER_HOLD {
-            revoking.step(&shared).unwrap();
+            enforcing.step(&shared).unwrap();
         }
         let left = held(&shared);
         let gone = 3 * RECORDS_PER_HOLD - left;
         assert!(gone <= RECORDS_PER_HOLD, "{gone} are more than one part");
         shared.follow(&again);
-        while !matches!(revoking.step(&shared).unwrap(), Part::Done(true)) {}
-        assert_eq!((held(&shared), revoking.so_far().0), (left, gone));
+        while !enforcing.is_done() {
+            enforcing.step(&shared).unwrap();
+        }
+        assert_eq!((held(&shared), enforcing.revoked()), (left, gone));
     }
 }
 
@@ -240,11 +238,14 @@ fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
 fn use_up(shared: &Shared, bytes: f64) {
     let mut report = lease::Report::builder();
     report.add("acme", &[("egress_bytes", bytes)]).unwrap();
-    let (report, wall) = (&report.build(), shared.clock.wall());
-    let submission =
-        lease::Submission { caller: None, idempotency_key: None, report, accounts: &(), wall };
-    let counted = shared.count(None, 1, |ledger, now, _| ledger.report(&submission, 0, now));
-    counted.unwrap().0.unwrap();
+    let submission = lease::Submission {
+        caller: None,
+        idempotency_key: None,
+        report: report.build(),
+        organizations: Vec::new(),
+    };
+    let mut reporting = lease::Reporting::new(submission, shared.clock.wall());
+    assert!(matches!(shared.report_part(&Policy::default(), &mut reporting), Ok(Part::Done(_))));
 }
 
 #[test]
