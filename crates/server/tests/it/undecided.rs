@@ -18,7 +18,7 @@ use crate::harness::{
     Ask, Client, ManualClock, ROOMY, TestServer, config, eventually, get, session, text, worker,
 };
 use crate::limits::{HEADERS, PING, PREFACE, Raw, SETTINGS, frame, header_block};
-use crate::stalled::{borrow_within, soon};
+use crate::stalled::{borrow_within, overdue, soon};
 
 const DATA: u8 = 0;
 const GOAWAY: u8 = 7;
@@ -127,8 +127,7 @@ async fn a_worker_whose_deadline_passes_here_is_told_to_try_again() {
     let address = server.running.grpc_address();
     let hasty = tokio::spawn(async move { borrow_within(address, a_worker(), "1n").await });
     eventually("its commit is under way", || async { disk.is_waiting() }).await;
-    server.pass(Duration::from_secs(1));
-    let (headers, status) = soon(hasty).await;
+    let (headers, status) = overdue(&server, hasty).await;
     assert_eq!((status.code(), &headers["x-denied-scope"]), (Code::Ok, &"server".parse().unwrap()));
     eventually("it is taken back", || async { server.live().await == 0 }).await;
     disk.release();
