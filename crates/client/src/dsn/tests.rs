@@ -94,17 +94,23 @@ fn values_are_read_by_type_and_named_when_wrong() {
     let message = |error: Error| error.to_string();
     assert!(message(parameters.count(&["bad"]).unwrap_err()).contains("`bad=x`"));
     assert!(message(parameters.duration("bad").unwrap_err()).contains("`x` is not a duration"));
+    for error in [parameters.count(&["bad"]).unwrap_err(), parameters.duration("bad").unwrap_err()]
+    {
+        assert!(std::error::Error::source(&error).is_some(), "{error}");
+    }
     assert!(message(parameters.count(&["new", "old"]).unwrap_err()).contains("old name `old`"));
     assert_eq!(parameters.count(&["old", "same"]), Ok(Some(1)));
 }
 
 #[test]
 fn a_secret_shows_up_neither_in_debug_nor_in_errors() {
-    let dsn = parse("tgm://h?indexer-api-key=$KEY&typo=$KEY").unwrap();
+    let dsn = parse("tgm://h?indexer-api-key=s3cret&typo=$KEY").unwrap();
     let mut parameters = dsn.parameters();
     let secret = parameters.secret("indexer-api-key").unwrap();
     assert_eq!(secret.expose(), "s3cret");
     assert!(!format!("{dsn:?} {parameters:?} {secret:?}").contains("s3cret"));
+    let wrong = parameters.wrong("indexer-api-key", "is no key").to_string();
+    assert!(wrong.contains("a value of `indexer-api-key` that is no key"), "{wrong}");
     assert!(!parameters.finish().unwrap_err().to_string().contains("s3cret"));
 }
 
@@ -243,7 +249,8 @@ fn nothing_that_came_out_of_a_variable_is_in_any_message() {
         });
         assert!(!shown.contains("cret") && !said.contains("cret"), "{url}: {shown} {said}");
     }
-    let dsn = parse("tgm://x$HOST:80?$KEY=1&count=1$KEY").unwrap();
+    let dsn = parse("tgm://me:s3cret@x$HOST:80?$KEY=1&count=1$KEY").unwrap();
+    assert_eq!(dsn.given_host().unwrap().to_string(), "x$HOST");
     assert!(format!("{dsn:?}").contains("x$HOST"));
     let error = dsn.parameters().count(&["count"]).unwrap_err().to_string();
     assert!(error.contains("`count=1$KEY`: `1$KEY` is not a whole number"), "{error}");

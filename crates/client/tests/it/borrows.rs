@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tgm_session::{Error, Scope};
+use tgm_session::{Error, Scope, SessionPool as _};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use wire::worker::borrow_worker_response::BorrowStatus;
@@ -76,6 +76,21 @@ async fn a_session_without_a_trace_has_a_random_one_that_its_workers_and_its_nex
     assert_eq!(traces.len(), 3);
     let session = script.session(&pool, "s").await;
     assert_eq!(&*session.ids().trace, "trace-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_without_a_trace_has_a_random_one_without_guards_too() {
+    let mut script = Script::new();
+    let plugin = script.plugin("");
+    let borrow = plugin.borrow_session(tgm_session::SessionRequest::new("t1r", "acme"));
+    let (session, trace) = tokio::join!(borrow, async {
+        let borrow = script.borrow().await;
+        let trace = borrow.message.trace_id.clone();
+        borrow.grant("s");
+        trace
+    });
+    assert!(trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit()), "{trace}");
+    assert_eq!(&*session.unwrap().ids().trace, trace);
 }
 
 #[tokio::test(start_paused = true)]
