@@ -272,6 +272,7 @@ mod tests {
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
+    use http_body_util::{BodyExt as _, Full};
 
     use super::*;
 
@@ -308,6 +309,23 @@ mod tests {
                 let message = super::super::message(gunzip.finish()).unwrap();
                 assert_eq!(message, vec![0; length], "{length} by {step}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn decompressing_the_messages_of_a_stream_counts_as_work_of_the_caller() {
+        let connection = Connection::of_a_test();
+        let _other = connection.another_of_a_test();
+        let _call = connection.begin(&mut HeaderMap::new());
+        let mut has_turns = [true, false].into_iter();
+        for length in [SMALL, 60_000] {
+            let body = Full::new(packed(length));
+            let mut stream = Decompressed::new(body, 1 << 20, connection.clone());
+            let message = stream.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(message.len(), length + PREFIX_BYTES);
+            let has_turn =
+                poll_fn(|context| Poll::Ready(connection.share().poll_turn(0, context).is_ready()));
+            assert_eq!(Some(has_turn.await), has_turns.next(), "{length}");
         }
     }
 

@@ -13,7 +13,8 @@ use tonic::Code;
 use wire::worker::borrow_worker_response::BorrowStatus as Status;
 
 use crate::disk::Disk;
-use crate::harness::{Client, ManualClock, ROOMY, TestServer, config, eventually, session};
+use crate::harness::{Client, ManualClock, ROOMY, TestServer, config, eventually, session, worker};
+use crate::undecided::assert_busy;
 
 /// Borrows look at the wall clock for the budget, once they have their terms and before they are
 /// applied.
@@ -116,6 +117,31 @@ async fn a_borrow_that_the_policy_changed_under_gets_the_terms_of_the_new_one() 
     slow.set(Look::Quick);
     assert_eq!(borrowing.await.unwrap(), ("organization".to_owned(), 0, 0));
     assert_eq!(live(&server).await, 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_the_policy_changed_under_is_shown_the_servers_own_ceiling_too() {
+    let clock = ManualClock::new();
+    let look = Mutex::new(Look::Quick);
+    let slow = Arc::new(SlowWall { clock: clock.clone(), look, changed: Condvar::new() });
+    let mut config = config(SOLD, &clock, StoreUrl::Memory);
+    config.clock = slow.clone();
+    config.max_leases = 1;
+    let server = Server::bind(config).await.unwrap().start().await.unwrap();
+    let mut late = Client::of(server.grpc_address());
+    late.borrow(session("acme")).await;
+    slow.set(Look::NextIsSlow);
+    let ask = worker("acme", "trace", 3).service("t1r");
+    let borrowing = tokio::spawn(async move { late.ask(ask).await.unwrap() });
+    eventually("the borrow has its terms", || std::future::ready(*slow.look.lock() == Look::Slow))
+        .await;
+    let by = By { from: "test", note: "" };
+    let set = server.operator().set_limit(Subject::Organization, "acme", "t1r", Some(9), by).await;
+    set.unwrap();
+    slow.set(Look::Quick);
+    let answer = borrowing.await.unwrap();
+    assert_busy(&answer);
+    assert_eq!(answer.get_ref().worker_state.as_ref().unwrap().max_workers, 1);
 }
 
 /// A disk that hangs, and a borrow that waits for it.

@@ -1,6 +1,7 @@
 //! Compressed messages, through real clients and byte by byte.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -133,6 +134,24 @@ async fn a_client_that_compresses_keeps_leases_alive_on_a_stream() {
 }
 
 #[tokio::test]
+async fn a_client_that_compresses_may_ask_what_services_there_are() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+
+    let server = TestServer::memory(ROOMY).await;
+    let client = ServerReflectionClient::new(channel(server.running.grpc_address()));
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let answers =
+        client.send_compressed(Gzip).server_reflection_info(tokio_stream::once(ask)).await;
+    let answer = answers.unwrap().into_inner().message().await.unwrap().unwrap();
+    assert!(answer.message_response.is_some(), "{answer:?}");
+}
+
+#[tokio::test]
 async fn compressed_and_plain_batches_may_come_on_one_stream_in_any_pieces() {
     let server = TestServer::memory(ROOMY).await;
     let batch =
@@ -248,6 +267,43 @@ async fn what_is_not_one_whole_member_of_gzip_is_an_invalid_argument() {
     }
     assert_eq!(server.live().await, 0);
     assert_eq!(call(&server, BORROW, Some("gzip"), whole(flagged(1, &good))).await.0, Code::Ok);
+}
+
+#[tokio::test]
+async fn a_stream_of_gzip_ends_when_a_message_is_cut_off_or_begins_as_one_that_is_too_large() {
+    let server = TestServer::memory(ROOMY).await;
+    let good = flagged(1, &gzip(&wire::control::AttachRequest::default().encode_to_vec()));
+    let cut = [&good[..], &good[..good.len() - 1]].concat();
+    let (code, words, _) = call(&server, ATTACH, Some("gzip"), whole(cut)).await;
+    assert_eq!(code, Code::InvalidArgument, "{words}");
+    assert!(words.contains("is cut off"), "{words}");
+    for flag in [0, 1] {
+        // The rest of it never comes, and is not waited for.
+        let (sender, body) = open_body();
+        sender.send([&[flag][..], &(64_u32 << 10).to_be_bytes()].concat().into()).await.unwrap();
+        let answer = call(&server, ATTACH, Some("gzip"), body);
+        let answer = tokio::time::timeout(Duration::from_secs(60), answer).await;
+        let (code, words, _) = answer.expect("an answer");
+        assert_eq!(code, Code::InvalidArgument, "{flag}: {words}");
+        assert!(words.contains("larger than 65536 bytes"), "{flag}: {words}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_gzip_takes_up_memory_for_a_message_and_for_what_comes_out_of_it() {
+    let server = TestServer::memory(ROOMY).await;
+    let mut connection = connect(server.running.grpc_address()).await;
+    let mut open = Vec::new();
+    let mut used = Vec::new();
+    for encoding in ["identity", "gzip"] {
+        let (sender, body) = open_body();
+        let mut request = crate::limits::call(body);
+        *request.uri_mut() = format!("http://test{ATTACH}").parse().unwrap();
+        request.headers_mut().insert("grpc-encoding", encoding.parse().unwrap());
+        open.push((sender, connection.send_request(request).await.unwrap()));
+        used.push(metric(&server.running, "tgm_session_connection_memory_bytes").await);
+    }
+    assert!(used[1] >= used[0] + (128 << 10), "{used:?}");
 }
 
 /// Too much of nothing for every call, in less than 64 KiB.

@@ -322,14 +322,18 @@ async fn pages_of_the_origins_that_were_named_may_call_and_no_others() {
         assert_eq!(allowed.header("access-control-allow-methods"), Some("POST"));
         assert_eq!(allowed.header("access-control-allow-credentials"), None);
         let headers = allowed.header("access-control-allow-headers").unwrap();
-        for header in ["content-type", "x-api-key", "x-borrow-id", "x-idempotency-key"] {
+        for header in
+            ["content-type", "x-api-key", "x-borrow-id", "x-idempotency-key", "grpc-encoding"]
+        {
             assert!(headers.split(',').any(|known| known == header), "{headers}");
         }
         let granted = borrow(&server, &format!("{WEB}{header}")).await;
         assert_eq!(granted.header("access-control-allow-origin"), Some(origin));
         assert!(granted.header("vary").unwrap().contains("origin"), "{granted:?}");
         let shown = granted.header("access-control-expose-headers").unwrap();
-        assert!(shown.contains("grpc-status") && shown.contains("x-denied-scope"), "{shown}");
+        for header in ["grpc-status", "x-denied-scope", "grpc-accept-encoding"] {
+            assert!(shown.split(',').any(|known| known == header), "{shown}");
+        }
         assert_eq!(parts(&granted.body).0.status(), BorrowStatus::Borrowed);
     }
     for origin in ["https://evil.example", "https://a.example:444", "http://a.example", "null"] {
