@@ -18,6 +18,7 @@ pub(crate) struct Bar {
 
 impl Bar {
     /// Cells alone, for something that is measured: `part` of `whole`.
+    #[cfg(unix)]
     pub(crate) fn cells_of(part: u128, whole: u128) -> String {
         let scaled = (part.min(whole) * u128::from(WIDEST)).div_ceil(whole.max(1));
         let full = usize::try_from(scaled).unwrap_or(0);

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
 /// Raises the soft limit of open files to the hard one, and answers how many files may be open;
 /// `None` for any number.
+#[cfg(unix)]
 pub(crate) fn allow_open_files() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
         return current;
@@ -18,6 +19,12 @@ pub(crate) fn allow_open_files() -> Option<u64> {
             current
         }
     }
+}
+
+/// Where the system has no such limit.
+#[cfg(not(unix))]
+pub(crate) const fn allow_open_files() -> Option<u64> {
+    None
 }
 
 /// How many bytes of memory this process may have: those of the machine, or of its control group
@@ -81,6 +88,7 @@ mod tests {
         assert_eq!(memory_under(folder.path()), Some(1 << 20));
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn this_machine_tells_its_memory() {
         assert!(memory().is_some_and(|bytes| bytes > 1 << 20));

@@ -4,6 +4,7 @@ mod bar;
 mod borrow;
 mod check;
 mod completions;
+#[cfg(unix)]
 mod demo;
 mod failure;
 mod logs;
@@ -84,6 +85,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(Box<serve::Args>),
+    #[cfg(unix)]
     Demo(demo::Args),
     Borrow(borrow::Args),
     State(state::Args),
@@ -153,6 +155,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(cli.format);
     match cli.command {
         Command::Serve(args) => serve::run(*args, output),
+        #[cfg(unix)]
         Command::Demo(args) => demo::run(&args, output),
         Command::Borrow(args) => borrow::run(args, output),
         Command::State(args) => state::run(args, output),

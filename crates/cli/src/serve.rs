@@ -1,5 +1,9 @@
 //! `serve`: run a session server until it is asked to stop.
 
+#[cfg(target_os = "linux")]
+mod manager;
+#[cfg(not(target_os = "linux"))]
+#[path = "serve/no_manager.rs"]
 mod manager;
 pub(crate) mod settings;
 

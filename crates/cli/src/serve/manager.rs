@@ -58,18 +58,12 @@ fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
     }
 }
 
-#[cfg(target_os = "linux")]
 fn send_to_name(name: &[u8], message: &[u8]) -> io::Result<()> {
     use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
 
     let address = SocketAddr::from_abstract_name(name)?;
     UnixDatagram::unbound()?.send_to_addr(message, &address).map(drop)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn send_to_name(_: &[u8], _: &[u8]) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn tell(states: &[NotifyState<'_>]) {

@@ -6,7 +6,6 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,13 +55,34 @@ struct Stamp {
     changed: (i64, i64),
 }
 
+#[cfg(unix)]
 impl From<Metadata> for Stamp {
     fn from(metadata: Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+
         Self {
             file: (metadata.dev(), metadata.ino()),
             length: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl From<Metadata> for Stamp {
+    /// A file has no number here that could be read without opening it.
+    fn from(metadata: Metadata) -> Self {
+        let since_1970 = |time: io::Result<std::time::SystemTime>| {
+            let since = time.ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+            let since = since.unwrap_or_default();
+            (since.as_secs().cast_signed(), i64::from(since.subsec_nanos()))
+        };
+        Self {
+            file: (0, 0),
+            length: metadata.len(),
+            modified: since_1970(metadata.modified()),
+            changed: since_1970(metadata.created()),
         }
     }
 }

@@ -105,6 +105,7 @@ pub(super) fn make_folders(folder: &Path) -> io::Result<()> {
         .map(Path::to_owned)
         .collect();
     for folder in missing.iter().rev() {
+        #[cfg_attr(not(unix), expect(unused_mut, reason = "there are no modes"))]
         let mut builder = std::fs::DirBuilder::new();
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
