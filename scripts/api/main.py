@@ -1,7 +1,7 @@
-"""Asks a real server everything that its OpenAPI document allows and much that it does not.
+"""Sends valid and invalid requests of the OpenAPI document to a real server.
 
-schemathesis makes the requests. No answer may be an error of the server, or one that is not in the
-document: another status, another type, other fields. What is said to need the token must need it.
+schemathesis makes the requests. No answer may be a server error, or have a status, type or fields that
+are not in the document. Endpoints that are documented to need the token must need it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import urllib.request
 
 BINARY = os.environ["TGM_SESSION_BINARY"]
 TOKEN = "a-token-for-this-test"
-# The longest wait for a start, a stop, and for the leases to be there.
+# The longest wait for a start, for a stop, and for the leases.
 DEADLINE = 30
 
 POLICY = """
@@ -37,7 +37,7 @@ disabled = true
 limits = { t1r = 1 }
 """
 
-# Sessions that are held meanwhile: organization, API key id and workers. The last two are refused.
+# The sessions held during the test: organization, API key id and workers. The last two are refused.
 HELD = [("acme", "key-1", 2), ("acme", "", 0), ("other", "", 1)]
 REFUSED = [("acme", "key-1", 0), ("closed", "", 0)]
 
@@ -105,7 +105,7 @@ def ask_everything(admin, folder, options):
     command = [sys.executable, "-m", "schemathesis.cli", "run"]
     command += [f"http://{admin}/api/openapi.json", "--checks", "all", "--continue-on-failure"]
     command += ["--header", f"Authorization: Bearer {TOKEN}", "--request-timeout", "10"]
-    # The same requests each time. The stream of events has no end to wait for.
+    # The requests are the same in each run. The stream of events is excluded, because it does not end.
     command += ["--max-examples", "40", "--seed", "1", "--generation-database", "none"]
     command += ["--exclude-path", "/api/events", "--no-color", *options]
     return subprocess.run(command, cwd=folder).returncode

@@ -1,4 +1,4 @@
-"""Runs the interop tests and closes with one line that says how many passed."""
+"""Runs the interop tests. The last line says how many passed."""
 
 import pathlib
 import signal

@@ -1,4 +1,4 @@
-"""Clients that behave as the plugins of streaming services in production do, on stacks nobody here wrote."""
+"""Clients that behave like the plugins of streaming services in production, on independent gRPC stacks."""
 
 import collections
 import itertools
@@ -18,7 +18,7 @@ JS = ["node", str(HERE / "js" / "plugin.mjs"), "--protocol", str(PROTO)]
 
 
 class Plugin:
-    """One plugin process. Its commands may be given from several threads."""
+    """One plugin process. Several threads may send commands."""
 
     def __init__(self, command, address, *flags):
         self.process = subprocess.Popen(
@@ -42,43 +42,43 @@ class Plugin:
                 self.events[said.pop("event")].put(said)
 
     def tell(self, do, **command):
-        """Gives a command and answers what the plugin says to it."""
+        """Sends a command and returns the answer of the plugin."""
         answer = queue.Queue()
         with self._lock:
             number = next(self._ids)
             self._answers[number] = answer
             self.process.stdin.write(json.dumps({"id": number, "do": do, **command}) + "\n")
             self.process.stdin.flush()
-        # A plugin waits for its server as long.
+        # A plugin waits for its server for the same time.
         return answer.get(timeout=2 * DEADLINE)
 
     def event(self, name):
-        """What the plugin told its service next under that name, without being asked."""
+        """Returns the next event of that name from the plugin."""
         return self.events[name].get(timeout=2 * DEADLINE)
 
     def session(self, organization, service="t1r", api_key="", trace=""):
-        """Asks for a session and answers what the plugin says to that."""
+        """Borrows a session and returns the answer of the plugin."""
         request = {"service": service, "organization_id": organization}
         request |= {"api_key_id": api_key, "trace_id": trace}
         return self.tell("borrow session", request=request)
 
     def held(self, *args, **kwargs):
-        """Borrows a session and answers its key; it must have been granted."""
+        """Borrows a session, which must be granted, and returns its key."""
         answer = self.session(*args, **kwargs)
         assert "session" in answer, answer
         return answer["session"]
 
     def worker(self, session, most, service="t2w"):
-        """Asks for a worker under a session and answers what the plugin says to that."""
+        """Borrows a worker under a session and returns the answer of the plugin."""
         return self.tell("borrow worker", session=session, max=most, request={"service": service})
 
     def count(self, organization, service="t1r"):
-        """How many leases the organization holds."""
+        """Returns how many leases the organization holds."""
         request = {"service": service, "organization_id": organization}
         return int(self.tell("state", request=request)["worker_state"]["borrowed_workers"])
 
     def report(self, *events):
-        """Emits events and answers what became of the batch."""
+        """Emits events and returns the result of the batch."""
         self.tell("report", events=list(events))
         return self.event("reported")
 

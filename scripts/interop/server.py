@@ -21,12 +21,12 @@ BINARY = os.environ["TGM_SESSION_BINARY"]
 DEADLINE = 15
 
 _running = []
-# What the tests write is here until they end.
+# The tests write their files here; the folder is removed at the end.
 folder = pathlib.Path(tempfile.mkdtemp(prefix="tgm-session-interop-"))
 
 
 class Server:
-    """A server of its own on free ports, with a durable store in a temporary folder."""
+    """A server on free ports, with a durable store in a temporary folder."""
 
     def __init__(self, name, policy, *flags):
         self.name = name
@@ -42,7 +42,7 @@ class Server:
         self.start()
 
     def start(self):
-        """Starts the server, on the store and the port it had, and waits until it says that it accepts."""
+        """Starts the server, on its previous store and port, and waits until it accepts."""
         command = [BINARY, "serve", "--format", "json"]
         command += ["--config", str(self.config), "--store", f"file:{self.store}"]
         command += ["--listen", self.listen, "--admin-listen", "127.0.0.1:0", *self.flags]
@@ -63,7 +63,7 @@ class Server:
         self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)
 
     def stop(self, how=signal.SIGTERM):
-        """Sends a signal and answers the exit code."""
+        """Sends a signal and returns the exit code."""
         if self.channel is not None:
             self.channel.close()
             self.channel = None
@@ -84,7 +84,7 @@ def _forward(stdout, lines):
 
 
 class Client:
-    """The calls of the contract. Each answers the message and the initial metadata."""
+    """The calls of the contract. Each returns the message and the initial metadata."""
 
     def __init__(self, stub, usage, metadata):
         self.stub = stub
@@ -108,7 +108,7 @@ class Client:
         return self._call(self.stub.BorrowWorker, request, metadata)
 
     def granted(self, *args, **kwargs):
-        """Borrows and answers the key of the lease, which must have been granted."""
+        """Borrows a lease, which must be granted, and returns its key."""
         answer, _ = self.borrow(*args, **kwargs)
         assert answer.status == pool_pb2.BorrowWorkerResponse.borrowed, answer
         assert answer.worker_key, answer
@@ -119,11 +119,11 @@ class Client:
         return self._call(self.stub.KeepAlive, request, ())
 
     def kept(self, key):
-        """The status of a keep-alive, by name."""
+        """Returns the name of the status of a keep-alive."""
         return pool_pb2.KeepAliveResponse.Status.Name(self.keep_alive(key)[0].status)
 
     def give_back(self, key, minimal_life=None, metadata=()):
-        """The status of a return, by name; the minimal life is in seconds."""
+        """Returns the name of the status of a return; the minimal life is in seconds."""
         request = pool_pb2.ReturnWorkerRequest(worker_key=key)
         if minimal_life is not None:
             request.minimal_worker_life_duration.CopyFrom(Duration(seconds=minimal_life))
@@ -139,7 +139,7 @@ class Client:
         return self.reported(*used, name=name)[0]
 
     def reported(self, *used, name=None):
-        """As report, and the metadata of the answer too."""
+        """Reports like `report`, and also returns the metadata of the answer."""
         events = [
             metering_pb2.Event(
                 organization_id=organization,
@@ -159,12 +159,12 @@ class Client:
 
 
 def logs():
-    """What every server logged."""
+    """Returns the logs of all servers."""
     return "\n".join(f"log of {server.name}:\n{server.log.read_text()}" for server in _running)
 
 
 def stop_all():
-    """Ends what still runs and removes what was made."""
+    """Ends all processes and removes the folder."""
     for server in _running:
         if server.process is not None and server.process.poll() is None:
             server.process.kill()

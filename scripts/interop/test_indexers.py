@@ -69,7 +69,7 @@ class Indexers(unittest.TestCase):
         self.assertEqual(east.kept(key), "failed")
         self.assertEqual(east.give_back(key), "missing_key")
         self.assertEqual(west.kept(key), "ttl_extended")
-        # The organization is one customer, whichever indexer serves it.
+        # Limits of an organization apply across all indexers.
         self.assertEqual(east.state("shared").borrowed_workers, 1)
 
     def test_a_service_an_indexer_may_not_use_is_denied(self):

@@ -1,4 +1,4 @@
-"""The whole life of sessions under plugins that behave as those in production, on grpc-go and grpc-js."""
+"""Sessions from borrow to end, with plugins like those in production, on grpc-go and grpc-js."""
 
 import hashlib
 import signal
@@ -31,7 +31,7 @@ budgets = {{ egress_bytes = {{ amount = 1000.0, per = "month" }} }}
 """
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 WEST = hashlib.sha256(b"west-key").hexdigest()
-# What the plugin of one Firehose endpoint emits for one request, about 410 bytes.
+# The event that the plugin of one Firehose endpoint emits for one request, about 410 bytes.
 FIELDS = {
     "api_key_id": "0123456789abcdef0123456789abcdef",
     "ip_address": "192.0.2.1",
@@ -42,7 +42,7 @@ FIELDS = {
 
 
 def self_signed(name):
-    """A certificate of localhost that signs itself, and its key, as openssl makes them."""
+    """A self-signed certificate of localhost and its key, made by openssl."""
     certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     command += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
@@ -53,7 +53,7 @@ def self_signed(name):
 
 
 class Plugins:
-    """What holds for every stack; each class below says which."""
+    """The tests of every stack; each class below names its stack."""
 
     command = None
 
@@ -62,7 +62,7 @@ class Plugins:
         cls.server = Server(f"plugins-{cls.__name__}", POLICY)
 
     def plugin(self, *flags, server=None):
-        # By its name, for certificates are of names.
+        # Connect by name, because the certificate is for a name.
         _, _, port = (server or self.server).address.rpartition(":")
         plugin = Plugin(self.command, f"localhost:{port}", *KEEP_ALIVE, *flags)
         self.addCleanup(plugin.close)
@@ -72,7 +72,7 @@ class Plugins:
         return Server(f"{name}-{type(self).__name__}", policy, *flags)
 
     def eventually(self, what, expected):
-        """Asks until the answer is the expected one."""
+        """Repeats the question until the answer is the expected one."""
         until = time.monotonic() + DEADLINE
         while (found := what()) != expected and time.monotonic() < until:
             time.sleep(0.05)
@@ -82,7 +82,7 @@ class Plugins:
         session = plugin.held(organization, trace=TRACE, api_key="key-1")
         workers = [plugin.worker(session, 3)["worker"] for _ in range(3)]
         self.assertEqual(plugin.worker(session, 3), {"busy": "3"})
-        # Nothing but keep-alives holds them for so long.
+        # Without keep-alives the leases would have expired by now.
         time.sleep(2 * TTL)
         self.assertEqual(plugin.count(organization, "t1r"), 1)
         self.assertEqual(plugin.count(organization, "t2w"), 3)
@@ -208,7 +208,7 @@ class Plugins:
         for thread in threads:
             thread.join(2 * DEADLINE)
         self.assertGreater(sum("worker" in answer for answer in answers), 100)
-        # A worker whose answer was lost by the kill is gone after its TTL.
+        # A worker whose grant was lost by the kill expires after its TTL.
         for n in range(3):
             self.eventually(lambda: plugin.count(f"loaded-{n}", "t2w"), 0)
             self.assertEqual(plugin.count(f"loaded-{n}"), 10)

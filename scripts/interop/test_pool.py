@@ -1,4 +1,4 @@
-"""The WorkerPool contract, spoken by a client stack that nobody here wrote."""
+"""The WorkerPool contract, tested with an independent gRPC stack."""
 
 import time
 import unittest
@@ -44,7 +44,7 @@ EXHAUSTED = pool_pb2.BorrowWorkerResponse.resource_exhausted
 
 
 class Pool(unittest.TestCase):
-    """Each test has organizations of its own, so one server serves them all."""
+    """Each test has its own organizations, so all tests share one server."""
 
     @classmethod
     def setUpClass(cls):
@@ -52,7 +52,7 @@ class Pool(unittest.TestCase):
         cls.client = cls.server.client()
 
     def refused(self, code, *words, call):
-        """Checks that the call fails with `code` and a message that holds every word."""
+        """Checks that the call fails with `code` and a message that contains every word."""
         with self.assertRaises(grpc.RpcError) as caught:
             call()
         error = caught.exception
@@ -147,7 +147,7 @@ class Pool(unittest.TestCase):
         self.assertLess(time.monotonic() - began, 5)
         self.assertEqual(self.client.state("young").borrowed_workers, 1)
         self.assertEqual(self.client.kept(key), "failed")
-        # A further return may only shorten the wait, here to nothing.
+        # A second return may only shorten the lingering, here to 0.
         self.assertEqual(self.client.give_back(key, minimal_life=0), "returned")
         self.assertEqual(self.client.state("young").borrowed_workers, 0)
 
@@ -220,7 +220,7 @@ class Pool(unittest.TestCase):
             "x-borrow-id",
             call=lambda: self.client.borrow("again", trace=OTHER_TRACE, metadata=name),
         )
-        # Whoever never heard the key can still give back what the borrow took.
+        # A client that never received the key can still return the lease of its borrow.
         self.assertEqual(self.client.give_back("", metadata=name), "returned")
         self.assertEqual(self.client.give_back("", metadata=name), "missing_key")
         self.assertEqual(self.client.state("again").borrowed_workers, 0)

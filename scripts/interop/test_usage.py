@@ -1,4 +1,4 @@
-"""Reports of usage: budgets that are spent, once for each report."""
+"""Reports of usage: they spend budgets, and each report counts once."""
 
 import unittest
 

@@ -1,4 +1,4 @@
-// What an operator does on the page happens on the server.
+// The operator's actions on the page take effect on the server.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';

@@ -1,4 +1,4 @@
-// The browser, and what a page must never do whatever is tested.
+// The browser, and the faults that no test may cause in a page.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
@@ -8,7 +8,7 @@ import { chromium } from 'playwright-core';
 
 import { DEADLINE } from './server.mjs';
 
-/** Answers of the server that a test expects the browser to complain about. */
+/** Answers of the server for which a test expects an error in the console. */
 const EXPECTED =
   /Failed to load resource.*(401|404|409|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE)/;
 
@@ -20,7 +20,7 @@ let browser = null;
 export async function launch() {
   browser = await chromium.launch({
     executablePath: process.env.CHROMIUM,
-    // Tests run as root in containers, where Chromium's own sandbox cannot.
+    // In containers the tests run as root, and Chromium's sandbox does not work as root.
     args: process.getuid() === 0 ? ['--no-sandbox'] : [],
   });
 }
@@ -29,7 +29,7 @@ export async function quit() {
   await browser.close();
 }
 
-/** Opens a page of its own; `faults` gathers what it must not do. */
+/** Opens a new page; `faults` collects errors and violations. */
 export async function open(url, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   context.setDefaultTimeout(DEADLINE);
@@ -54,7 +54,7 @@ export async function open(url, options = {}) {
   return { page, faults };
 }
 
-/** Closes a page that must have behaved, and has nothing left to warn of. */
+/** Closes a page, and fails if it has faults or still shows a warning. */
 export async function close({ page, faults }) {
   const violations = await page.evaluate(() => window.violations);
   const banners = await page.locator('.banner').allInnerTexts();
@@ -74,7 +74,7 @@ export const rowOf = (page, organization) =>
     .locator('.organizations-part tbody tr')
     .filter({ has: page.getByRole('link', { name: organization, exact: true }) });
 
-/** What keeps people from reading or using the page, by the rules of axe: contrast, names, roles, tables. */
+/** Violations of the accessibility rules of axe: contrast, names, roles, tables. */
 export async function barriers(page) {
   await page.evaluate(AXE);
   const { violations } = await page.evaluate(() => window.axe.run({ resultTypes: ['violations'] }));

@@ -1,4 +1,4 @@
-// What happens on the server is on the page.
+// The page shows what happens on the server.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';

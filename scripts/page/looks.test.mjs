@@ -1,4 +1,4 @@
-// Who looks: on a phone, in the dark, by keyboard, and whatever the ids are.
+// Looks and accessibility: a phone, dark mode, the keyboard, and unusual ids.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';

@@ -13,7 +13,7 @@ ttl = "10m"
 `;
 const ORGANIZATIONS = 1_000;
 const SESSIONS = 50_000;
-/** The longest the page may be deaf, in milliseconds. */
+/** The longest time without a reaction of the page, in milliseconds. */
 const LONGEST_TASK = 200;
 const LISTED = 50;
 
@@ -48,7 +48,7 @@ test('1,000 organizations and 50,000 sessions are listed, searched and sorted wi
   const rows = page.locator('.organizations-part tbody tr');
   assert.equal(await rows.count(), LISTED);
 
-  // Something changes all the time while the operator looks around.
+  // Sessions change all the time while the operator uses the page.
   let looking = true;
   const churn = (async () => {
     for (let n = 0; looking; n += 1) {

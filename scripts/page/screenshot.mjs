@@ -1,4 +1,4 @@
-// Takes the picture that the README shows: a believable evening, from the real server.
+// Takes the picture for the README: realistic data on a real server.
 
 import { launch, live, open, quit } from './browser.mjs';
 import { Caller, Server } from './server.mjs';
@@ -32,7 +32,7 @@ lantern = { plan = "free" }
 sandbox-17 = { plan = "free" }
 `;
 
-/** Organization, sessions, workers, gigabytes, million blocks, borrows that come too many. */
+/** Organization, sessions, workers, gigabytes, million blocks, borrows beyond the limit. */
 const EVENING = [
   ['pinax', 31, 244, 11_800, 23.1, 0],
   ['aurora-labs', 17, 131, 6_240, 8.4, 0],
@@ -71,10 +71,10 @@ for (const [at, [organization, sessions, workers, gigabytes, blocks]] of EVENING
 for (const [organization, , , , , late] of EVENING) {
   for (let n = 0; n < late; n += 1) await caller.borrow({ organization, trace: `late-${n}` });
 }
-// A budget that is spent while the organization holds nothing, and an operator who acts.
+// An organization with a spent budget that holds nothing, and actions of an operator.
 await caller.report('sandbox-17', 'egress_bytes', 7e9);
 await caller.borrow({ organization: 'sandbox-17' }).catch(() => {});
-// Clients of our own keep their sessions alive over a stream each.
+// Clients with our library, each with a stream of keep-alives.
 const attached = await Promise.all(
   ['tidewater', 'fieldnotes', 'aurora-labs'].map((one) => server.borrow(one)),
 );

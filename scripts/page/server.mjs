@@ -19,7 +19,7 @@ export const DEADLINE = 20_000;
 const running = new Set();
 process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 
-/** Waits for something that must come, and says what did not. */
+/** Waits for a promise within the deadline, and names it if it is late. */
 export function within(promise, what) {
   let timer;
   const late = new Promise((_, reject) => {
@@ -49,7 +49,7 @@ function start(args, options) {
   return { child, exited, event };
 }
 
-/** A server of its own on free ports, with a durable store in a temporary folder. */
+/** A server on free ports, with a durable store in a temporary folder. */
 export class Server {
   #folder = mkdtempSync(join(tmpdir(), 'tgm-session-page-'));
   #flags;
@@ -64,12 +64,12 @@ export class Server {
     return server;
   }
 
-  /** Writes the policy file. A server that runs sees that it changed. */
+  /** Writes the policy file. A running server notices the change. */
   setPolicy(policy) {
     writeFileSync(join(this.#folder, 'policy.toml'), policy);
   }
 
-  /** Starts the server, on the store and the ports it had, and waits until it accepts. */
+  /** Starts the server, on its previous store and ports, and waits until it accepts. */
   async start() {
     const log = openSync(join(this.#folder, 'log'), 'a');
     const args = ['serve', '--format', 'json', '--config', join(this.#folder, 'policy.toml')];
@@ -92,7 +92,7 @@ export class Server {
     return readFileSync(join(this.#folder, 'log'), 'utf8');
   }
 
-  /** Where the page is. */
+  /** The URL of the page. */
   page(hash = '') {
     return `http://${this.#listen[1]}/${hash}`;
   }
@@ -110,13 +110,13 @@ export class Server {
     return within(this.#process.exited, 'the server to stop');
   }
 
-  /** Stops the server for good and removes what it kept. */
+  /** Stops the server for good and removes its folder. */
   async remove() {
     if (running.has(this.#process.child)) await this.stop('SIGKILL');
     rmSync(this.#folder, { recursive: true });
   }
 
-  /** Holds a session by the command `tgm-session borrow`, and waits until it is granted. */
+  /** Borrows a session with the command `tgm-session borrow`, and waits until it is granted. */
   async borrow(organization, ...flags) {
     const held = new Borrow(this.url, organization, flags);
     await within(
@@ -126,7 +126,7 @@ export class Server {
     return held;
   }
 
-  /** Runs `tgm-session borrow`, which is to be refused, and answers its exit code. */
+  /** Runs `tgm-session borrow`, expects a refusal, and returns the exit code. */
   async refused(organization, ...flags) {
     return within(new Borrow(this.url, organization, flags).exited, 'the refusal');
   }
@@ -146,7 +146,7 @@ class Borrow {
   }
 }
 
-/** Calls the server by the stack of gRPC for Node: many sessions at once, and usage. */
+/** Calls the server with grpc-js: many sessions at once, and usage. */
 export class Caller {
   #pool;
   #usage;
@@ -169,7 +169,7 @@ export class Caller {
     });
   }
 
-  /** Borrows; answers the message, refused or not. With `workers` it is a worker under the trace. */
+  /** Borrows, and returns the message, refused or not. With `workers` it borrows a worker of the trace. */
   borrow({ organization, service = 't1r', api_key = '', trace = '', workers = 0 }) {
     const request = { service, organization_id: organization, api_key_id: api_key, trace_id: trace };
     return this.#call(this.#pool, 'BorrowWorker', { ...request, max_worker_for_trace_id: workers });
@@ -188,7 +188,7 @@ export class Caller {
     return this.#call(this.#pool, 'ReturnWorker', { worker_key: key });
   }
 
-  /** Reports that an organization used so much of a metric. */
+  /** Reports usage of a metric by an organization. */
   report(organization, metric, value) {
     const events = [{ organization_id: organization, metrics: [{ key: metric, value }] }];
     return this.#call(this.#usage, 'Report', { events });

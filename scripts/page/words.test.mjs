@@ -1,10 +1,10 @@
-// Numbers and times as the page words them.
+// The texts of numbers and times on the page.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
-// The modules of the page are for browsers: no package.json stands beside them to say what they are.
+// The modules of the page are for browsers, so there is no package.json that declares their type.
 const text = readFileSync(
   new URL('../../crates/server/src/admin/page/words.js', import.meta.url),
   'utf8',

@@ -1,9 +1,9 @@
-// Command plugin is a client on grpc-go that behaves as the session and metering plugins of streaming
-// services in production do: it sends no borrow id, looks at nothing but the code of a keep-alive, sends
-// each return once, and reports usage in batches without a bound, each tried again for six seconds.
+// Command plugin is a client on grpc-go that behaves like the session and metering plugins of streaming
+// services in production. It sends no borrow id, looks only at the code of a keep-alive, sends each return
+// once, and reports usage in unbounded batches. It retries each batch for six seconds.
 //
 // It reads one JSON command a line and answers each with one JSON line that carries the command's id. A
-// line with "event" and without "id" is what the plugin would tell its service.
+// line with "event" and without "id" is an event that the plugin reports to its service.
 package main
 
 import (

@@ -8,11 +8,11 @@ import (
 const (
 	// reportEvery is the time between two reports.
 	reportEvery = 100 * time.Millisecond
-	// reportFor is how long one batch is tried; then its events are lost.
+	// reportFor is how long one batch is retried; then its events are lost.
 	reportFor = 6 * time.Second
 )
 
-// meter gathers events and reports all that gathered, of all organizations, as one batch.
+// meter collects events, and reports those of all organizations as one batch.
 type meter struct {
 	server  *server
 	out     *output
@@ -40,7 +40,7 @@ func (m *meter) run() {
 	}
 }
 
-// report sends one batch until it is taken or its time is over, and returns what to tell of it.
+// report sends one batch until it is accepted or its time is over, and returns the event to report.
 func (m *meter) report(events []map[string]any) map[string]any {
 	pause := 50 * time.Millisecond
 	for began := time.Now(); ; {

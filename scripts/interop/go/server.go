@@ -58,7 +58,7 @@ func connect(options options) (*server, error) {
 			return nil, err
 		}
 	}
-	// A server that restarts is back within moments; the default waits up to two minutes.
+	// A server that restarts accepts again soon; the default pause is up to two minutes.
 	retry := grpc.ConnectParams{MinConnectTimeout: time.Second}
 	retry.Backoff.BaseDelay = 20 * time.Millisecond
 	retry.Backoff.Multiplier = 1.6

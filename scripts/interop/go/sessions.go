@@ -11,7 +11,7 @@ import (
 
 const pool = "sf.worker.v1.WorkerPool/"
 
-// sessions are those that are held, by key.
+// sessions are the held sessions, by key.
 type sessions struct {
 	server *server
 	every  time.Duration
@@ -21,7 +21,7 @@ type sessions struct {
 	held map[string]*session
 }
 
-// session is one that is held, with the workers under it.
+// session is a held session and its workers.
 type session struct {
 	request map[string]any
 	stop    chan struct{}
@@ -50,7 +50,7 @@ func (s *sessions) borrow(request map[string]any) map[string]any {
 		return map[string]any{"session": key}
 	case "resource_exhausted":
 		max := maximum(answer)
-		// The maximum stands in both places. A user reads just this.
+		// The text contains the maximum twice. It is all that a user sees.
 		text := fmt.Sprintf("Concurrent stream limit exceeded (active sessions: %s/%s)", max, max)
 		return map[string]any{"code": codes.ResourceExhausted.String(), "error": text}
 	default:
@@ -64,7 +64,7 @@ func maximum(answer map[string]any) string {
 	return fmt.Sprint(state["max_workers"])
 }
 
-// borrowWorker answers "busy" where the caller would try again; with any error its job fails for good.
+// borrowWorker answers "busy" if the caller would retry. After any error its job fails for good.
 func (s *sessions) borrowWorker(key string, request map[string]any, max int64) map[string]any {
 	session := s.find(key)
 	wanted := map[string]any{"max_worker_for_trace_id": max}
@@ -108,7 +108,7 @@ func (s *sessions) release(key string) map[string]any {
 	return s.giveBack(key)
 }
 
-// giveBack sends one return, whatever becomes of it.
+// giveBack sends one return and ignores the result.
 func (s *sessions) giveBack(key string) map[string]any {
 	request := map[string]any{"worker_key": key, "minimal_worker_life_duration": "0s"}
 	answer, _, err := s.server.call(pool+"ReturnWorker", request)
@@ -146,7 +146,7 @@ func (s *sessions) keepAlive(key string, held *session) {
 		held.lock.Unlock()
 		for _, one := range keys {
 			request := map[string]any{"worker_key": one, "api_key_id": held.request["api_key_id"]}
-			// The status of an answer is not looked at, nor is any code but these two.
+			// The status of an answer is ignored, and so is every code except these two.
 			_, _, err := s.server.call(pool+"KeepAlive", request)
 			code := status.Code(err)
 			if code == codes.PermissionDenied || code == codes.ResourceExhausted {

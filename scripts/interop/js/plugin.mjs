@@ -1,6 +1,6 @@
-// A client on grpc-js that takes the same commands as the one on grpc-go beside it, and behaves alike: it
-// sends no borrow id, looks at nothing but the code of a keep-alive, sends each return once, and reports
-// usage in batches without a bound, each tried again for six seconds.
+// A client on grpc-js with the same commands and behaviour as the client on grpc-go. It sends no borrow id,
+// looks only at the code of a keep-alive, sends each return once, and reports usage in unbounded batches. It
+// retries each batch for six seconds.
 
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
@@ -12,7 +12,7 @@ import loader from '@grpc/proto-loader';
 /** The longest wait for one answer. A healthy server needs milliseconds. */
 const DEADLINE_MS = 15_000;
 const REPORT_EVERY_MS = 100;
-/** How long one batch is tried; then its events are lost. */
+/** How long one batch is retried; then its events are lost. */
 const REPORT_FOR_MS = 6_000;
 
 const { values: options } = parseArgs({
@@ -40,7 +40,7 @@ const credentials = options['ca-file']
   ? grpc.credentials.createSsl(readFileSync(options['ca-file']))
   : grpc.credentials.createInsecure();
 const channel = {
-  // A server that restarts is back within moments.
+  // A server that restarts accepts again soon.
   'grpc.initial_reconnect_backoff_ms': 100,
   'grpc.max_reconnect_backoff_ms': 200,
   ...(options.gzip && {
@@ -50,7 +50,7 @@ const channel = {
 const pool = new sf.worker.v1.WorkerPool(options.address, credentials, channel);
 const usage = new sf.gateway.payment.v1.UsageService(options.address, credentials, channel);
 
-/** Calls; answers the message and its initial metadata, or throws the error of grpc-js. */
+/** Calls, and returns the message and its initial metadata, or throws the error of grpc-js. */
 function call(client, method, request) {
   return new Promise((resolve, reject) => {
     const metadata = new grpc.Metadata();
@@ -65,13 +65,13 @@ function call(client, method, request) {
 }
 
 const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
-/** Names of codes as the client on grpc-go tells them. */
+/** The names of codes that the client on grpc-go uses. */
 const codeName = (code) =>
   grpc.status[code].toLowerCase().replace(/(^|_)(.)/g, (_, __, letter) => letter.toUpperCase());
 const refused = (error) => ({ code: codeName(error.code), error: error.details });
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** The sessions that are held, by key. */
+/** The held sessions, by key. */
 const held = new Map();
 
 function find(key) {
@@ -91,14 +91,14 @@ async function borrowSession({ request }) {
   }
   if (answer.status === 'resource_exhausted') {
     const max = answer.worker_state.max_workers;
-    // The maximum stands in both places. A user reads just this.
+    // The text contains the maximum twice. It is all that a user sees.
     const error = `Concurrent stream limit exceeded (active sessions: ${max}/${max})`;
     return { code: 'ResourceExhausted', error };
   }
   return { code: 'Internal', error: `status ${answer.status}` };
 }
 
-/** Answers "busy" where the caller would try again; with any error its job fails for good. */
+/** Answers "busy" if the caller would retry. After any error its job fails for good. */
 async function borrowWorker({ session: key, request, max }) {
   const session = find(key);
   const wanted = { max_worker_for_trace_id: max, ...session.request, ...request };
@@ -111,7 +111,7 @@ async function borrowWorker({ session: key, request, max }) {
   return { code: 'Internal', error: `status ${answer.status}` };
 }
 
-/** Sends one return, whatever becomes of it. */
+/** Sends one return and ignores the result. */
 async function giveBack(key) {
   const request = { worker_key: key, minimal_worker_life_duration: { seconds: 0 } };
   return (await call(pool, 'ReturnWorker', request)).answer;
@@ -123,7 +123,7 @@ async function keepAlive(key, session) {
   session.busy = true;
   for (const worker_key of [key, ...session.workers]) {
     try {
-      // The status of an answer is not looked at.
+      // The status of an answer is ignored.
       await call(pool, 'KeepAlive', { worker_key, api_key_id: session.request.api_key_id });
     } catch (error) {
       if ([grpc.status.PERMISSION_DENIED, grpc.status.RESOURCE_EXHAUSTED].includes(error.code)) {
@@ -138,7 +138,7 @@ async function keepAlive(key, session) {
 
 let gathered = [];
 
-/** Reports all that gathered, of all organizations, as one batch. */
+/** Reports the collected events of all organizations as one batch. */
 async function report(events) {
   for (let wait = 50, began = Date.now(); ; wait *= 2) {
     try {
