@@ -1,10 +1,10 @@
-// Calls of the admin API. The token, where one is needed, travels in a header and never in a URL.
+// Calls of the admin API. The token, if one is needed, is sent in a header, never in a URL.
 
 const STORED = 'tgm-session-admin-token';
-/** A call that takes longer than this has failed. */
+/** The timeout of a call, in milliseconds. */
 const PATIENCE = 15_000;
 
-/** What the server refused, in its own words. */
+/** An error that the server answered, with its message. */
 export class Problem extends Error {
   constructor(status, message) {
     super(message);
@@ -12,25 +12,25 @@ export class Problem extends Error {
   }
 }
 
-/** The server could not be reached, or did not speak like one. */
+/** The server could not be reached, or its answer was not one of a session server. */
 export class Unreachable extends Error {}
 
 let askForToken = async () => null;
 let asking = null;
-/** Set once the operator was asked and gave none: nobody is asked twice for nothing. */
+/** Set when the operator closed the dialog without a token, so that it is not shown again. */
 let declined = false;
 
-/** Says how to ask for a token: `ask(refused)` answers one, or `null` when there is none to be had. */
+/** Sets how to ask for a token: `ask(refused)` returns one, or `null` if the operator gives none. */
 export function onTokenNeeded(ask) {
   askForToken = ask;
 }
 
-/** Asks again for a token that was not given. */
+/** Allows the dialog for the token to be shown again. */
 export function askAgain() {
   declined = false;
 }
 
-/** Fetches with the token, and asks for one when the server wants it. Answers what the server did. */
+/** Fetches with the token, and asks the operator for one if the server requires it. */
 export async function request(path, options = {}) {
   for (;;) {
     const shown = sessionStorage.getItem(STORED);
@@ -48,7 +48,7 @@ export async function request(path, options = {}) {
   }
 }
 
-/** Asks once, however many calls were refused for the same token. */
+/** Asks the operator once, however many calls were refused with the same token. */
 async function token(shown) {
   if (sessionStorage.getItem(STORED) !== shown) return;
   if (!declined) {
@@ -58,11 +58,11 @@ async function token(shown) {
   }
   const given = await asking;
   declined = given === null;
-  if (declined) throw new Problem(401, 'the server wants its admin token');
+  if (declined) throw new Problem(401, 'the server requires its admin token');
   sessionStorage.setItem(STORED, given);
 }
 
-/** Reads something. `parameters` that are empty are left out. */
+/** Reads a resource. Empty `parameters` are left out. */
 export async function get(path, parameters = {}, signal = undefined) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
@@ -73,7 +73,7 @@ export async function get(path, parameters = {}, signal = undefined) {
   return answer(await request(query.size > 0 ? `${path}?${query}` : path, { signal: both }));
 }
 
-/** Changes something, and answers what came of it. */
+/** Changes a resource, and returns the result. */
 export async function change(method, path, body = undefined) {
   const options = { method, signal: AbortSignal.timeout(PATIENCE) };
   if (body !== undefined) {
@@ -83,7 +83,7 @@ export async function change(method, path, body = undefined) {
   return answer(await request(path, options));
 }
 
-/** Takes something away: a session, an override. The note goes to the audit list. */
+/** Deletes a session or an override. The note goes to the audit list. */
 export function remove(path, note) {
   return change('DELETE', note === '' ? path : `${path}?${new URLSearchParams({ note })}`);
 }
@@ -102,9 +102,9 @@ async function answer(response) {
       said?.error ?? (text.trim() || `the server answered ${response.status}`),
     );
   }
-  if (said === null) throw new Unreachable('the server did not answer in JSON');
+  if (said === null) throw new Unreachable('the answer of the server is not JSON');
   return said;
 }
 
-/** The path of something, every part encoded. */
+/** The path of a resource; every part is encoded. */
 export const path = (...parts) => `/api/${parts.map(encodeURIComponent).join('/')}`;

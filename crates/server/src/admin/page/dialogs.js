@@ -1,16 +1,16 @@
-// Questions to the operator: what will happen, in words, before it does.
+// Dialogs that say what an action will do, and ask the operator to confirm it.
 
 import { element, say } from './dom.js';
 import { counted } from './words.js';
 
-/** The most of a note that the server keeps. */
+/** The longest note that the server keeps, in characters. */
 const LONGEST_NOTE = 512;
 const SHOWN_FOR = 10_000;
 
 let hiding;
 let number = 0;
 
-/** Tells what was done, for everybody who looks or listens. */
+/** Shows the result of an action for some seconds; screen readers read it aloud. */
 export function announce(text) {
   const place = document.getElementById('said');
   say(place, text);
@@ -18,7 +18,7 @@ export function announce(text) {
   hiding = setTimeout(() => say(place, ''), SHOWN_FOR);
 }
 
-/** Shows a dialog until it closes, and answers what `finish` was called with, or `null`. */
+/** Shows a dialog until it closes. Returns the argument of `finish`, or `null`. */
 function open(title, build) {
   number += 1;
   const heading = element('h2', { id: `dialog-${number}` }, title);
@@ -39,7 +39,7 @@ function open(title, build) {
   return new Promise((resolve) => {
     dialog.addEventListener('close', () => {
       dialog.remove();
-      // What opened it may be gone by now: with its session, for instance.
+      // The button that opened the dialog may be gone, for example with its session.
       if (opener?.isConnected) opener.focus({ preventScroll: true });
       else document.getElementById('main').focus({ preventScroll: true });
       resolve(outcome);
@@ -52,12 +52,12 @@ function field(label, input) {
 }
 
 /**
- * Asks before something is done, and does it: `perform({ max, note })` answers what came of it. A
- * refusal is shown in the dialog, which stays open.
+ * Asks for confirmation, then calls `perform({ max, note })`, which returns the result. If it fails,
+ * the dialog stays open and shows the error.
  *
- * `says` are paragraphs. With `limit` a ceiling is asked for too, without `noted` no note. Where
- * something ends by it (`danger`), the button that does nothing has the focus: Enter pressed once too
- * often ends no session.
+ * `says` are paragraphs. With `limit` the dialog also asks for a limit; without `noted` it asks for no
+ * note. If the action ends leases (`danger`), the focus is on "Cancel", so that a stray Enter ends no
+ * session.
  */
 function confirm({ title, says, action, danger = false, noted = true, limit = undefined, perform }) {
   return open(title, (form, finish) => {
@@ -68,8 +68,8 @@ function confirm({ title, says, action, danger = false, noted = true, limit = un
     const go = element('button', { type: 'submit', class: danger ? 'danger' : 'primary' }, action);
     form.append(
       ...says.map((text) => element('p', {}, ...[text].flat())),
-      ...(max === null ? [] : [field('The most at once; 0 admits nobody', max)]),
-      ...(noted ? [field('Why, for the audit list (may be empty)', note)] : []),
+      ...(max === null ? [] : [field('Limit (0 admits nobody)', max)]),
+      ...(noted ? [field('Note for the audit list (optional)', note)] : []),
       failure,
       element('p', { class: 'buttons' }, cancel, go),
     );
@@ -97,8 +97,8 @@ function confirm({ title, says, action, danger = false, noted = true, limit = un
 }
 
 /**
- * A button that asks first, and has the view read again once something was done. `about` says to those
- * who do not see where it stands what it is for.
+ * A button that asks for confirmation, and calls `changed` after the action. `about` tells users of
+ * screen readers which row the button belongs to.
  */
 export function deed({ words, about = null, kind = null, changed, question }) {
   const label = about === null ? null : `${words} ${about}`;
@@ -119,7 +119,7 @@ function limitInput(value) {
   });
 }
 
-/** Asks for the admin token; `refused` says that the one shown was wrong. */
+/** Asks for the admin token; `refused` says that the previous one was wrong. */
 export function askToken(refused) {
   return open('The admin token', (form, finish) => {
     const token = element('input', {
@@ -130,14 +130,14 @@ export function askToken(refused) {
       spellcheck: 'false',
     });
     form.append(
-      element('p', {}, 'This server shows its data to those who know the token it was started with.'),
+      element('p', {}, 'This server requires its admin token.'),
       field('Token', token),
       element(
         'p',
         { class: 'failure', role: 'alert' },
-        refused ? 'The server refused the token that was given before.' : '',
+        refused ? 'The server refused the previous token.' : '',
       ),
-      element('p', { class: 'faint' }, 'It is kept until this tab closes.'),
+      element('p', { class: 'faint' }, 'The token is kept until this tab closes.'),
       element(
         'p',
         { class: 'buttons' },

@@ -1,11 +1,11 @@
-// Elements, and lists of them that change in place.
+// Elements, and lists that are updated in place.
 //
-// Ids come from outside and may hold anything. They reach the document as text nodes and as encoded
-// parts of links, never as markup: no module here parses HTML. Whatever is shown is made plain here.
+// Ids come from outside and may contain anything. They enter the document as text nodes and as encoded
+// parts of links, never as markup: no module here parses HTML. All text that is shown passes `plain` here.
 
 import { plain } from './words.js';
 
-/** Attributes that people see or hear. */
+/** Attributes that are shown or read aloud. */
 const TOLD = new Set(['title', 'aria-label']);
 
 const shown = (name, text) => (TOLD.has(name) ? plain(text) : text);
@@ -31,13 +31,13 @@ export function drawing(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Shows text, and touches the document only when it differs: nothing flickers, nothing is read twice. */
+/** Sets the text of a node only if it differs, so that nothing flickers or is read aloud twice. */
 export function say(node, text) {
   const told = plain(text);
   if (node.textContent !== told) node.textContent = told;
 }
 
-/** Sets an attribute, or takes it away for `null` and `false`, only when that changes something. */
+/** Sets an attribute, or removes it for `null` and `false`, only if that changes something. */
 export function mark(node, name, value) {
   if (value === null || value === undefined || value === false) {
     if (node.hasAttribute(name)) node.removeAttribute(name);
@@ -47,7 +47,7 @@ export function mark(node, name, value) {
   if (node.getAttribute(name) !== text) node.setAttribute(name, text);
 }
 
-/** An id from outside, kept apart from the direction of the text around it. */
+/** An id from outside; its text direction does not affect the text around it. */
 export function id(text) {
   return element('bdi', { class: 'id' }, text);
 }
@@ -63,10 +63,10 @@ export function href(path, parameters = {}) {
 }
 
 /**
- * Keeps the children of `parent` equal to a list: what stays is updated in place and keeps its focus,
- * what is new is made, what is gone is removed.
+ * Keeps the children of `parent` equal to a list: known items are updated in place and keep the focus,
+ * new items are made, missing items are removed.
  *
- * `make(item)` answers `{ root, update(item) }`; an update follows at once.
+ * `make(item)` returns `{ root, update(item) }`; `update` is called at once.
  */
 export class Keyed {
   #parent;
@@ -95,7 +95,7 @@ export class Keyed {
     }
     for (const gone of this.#rows.values()) this.#remove(gone.root);
     this.#rows = rows;
-    // A row that moved lost the focus on its way.
+    // A row that moves loses the focus.
     if (focused !== document.activeElement && focused?.isConnected) {
       focused.focus({ preventScroll: true });
     }
@@ -106,14 +106,14 @@ export class Keyed {
     this.#rows.forEach(visit);
   }
 
-  /** Removes a row. Whoever was at its button goes on at that of the next row, or of the one before. */
+  /** Removes a row. If one of its buttons has the focus, the same button of a neighbour gets it. */
   #remove(gone) {
     const controls = (row) => [...(row?.querySelectorAll('a[href], button') ?? [])];
     const its = controls(gone);
     const at = its.indexOf(document.activeElement);
     const neighbour = gone.nextElementSibling ?? gone.previousElementSibling;
     gone.remove();
-    // Counted from the end: rows differ in how many links they have, not in their buttons.
+    // Counted from the end: rows have different numbers of links, but the same buttons.
     if (at >= 0)
       controls(neighbour)
         .at(at - its.length)
@@ -122,11 +122,11 @@ export class Keyed {
 }
 
 /**
- * Makes a table. A column is `[heading, class, label]`; where rows are shown as blocks, on a narrow
- * screen, the label stands before the value. The roles are written out, because browsers forget there
- * that it is a table.
+ * Makes a table. A column is `[heading, class, label]`. A narrow screen shows rows as blocks, with the
+ * label before the value. The roles are explicit, because browsers drop them from a table that is shown
+ * as blocks.
  *
- * `row` makes a row of one content per column: a node, a text, or a list of both.
+ * `row` makes a row from one content per column: a node, a text, or a list of both.
  */
 export function table(name, columns) {
   const body = element('tbody', { role: 'rowgroup' });

@@ -1,15 +1,15 @@
-// The stream of events, read with fetch because a token goes in a header, and its state in words.
+// The stream of events and its state. It is read with fetch, because the token is sent in a header.
 
 import { Problem, askAgain, request } from './api.js';
 
-/** The server says something every 10 seconds, if only that it is there. */
+/** The longest silence: the server sends an event or a comment every 10 seconds. */
 const SILENCE = 25_000;
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 10_000;
-/** Longer than any event: what comes without an end is no stream of events. */
+/** Longer than any event. More bytes without an end of line are not a stream of events. */
 const LONGEST_EVENT = 4_000_000;
 
-/** Reads server-sent events. `heard` is called for everything that arrives, comments too. */
+/** Reads server-sent events. `heard` is called for all input, also for comments. */
 async function* events(body, heard) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
@@ -21,7 +21,7 @@ async function* events(body, heard) {
     heard();
     const lines = (rest + value).split('\n');
     rest = lines.pop();
-    if (rest.length > LONGEST_EVENT) throw new Error('an event without an end');
+    if (rest.length > LONGEST_EVENT) throw new Error('an event is too long');
     for (const whole of lines) {
       const line = whole.endsWith('\r') ? whole.slice(0, -1) : whole;
       if (line === '') {
@@ -35,10 +35,10 @@ async function* events(body, heard) {
 }
 
 /**
- * Follows the server for as long as the page is open.
+ * Reads the events of the server while the page is open, and reconnects.
  *
- * Dispatches `state` whenever `state` changes, and every event under its own name with the parsed
- * JSON as `detail`.
+ * Dispatches `state` when `state` changes, and every event of the server under its name, with the
+ * parsed JSON as `detail`.
  */
 export class Live extends EventTarget {
   /** `kind` is `connecting`, `live` or `lost`; times are in milliseconds since 1970. */
@@ -60,7 +60,7 @@ export class Live extends EventTarget {
     }
   }
 
-  /** Tries again now instead of at the end of the pause. */
+  /** Reconnects now instead of at the end of the pause. */
   retry() {
     askAgain();
     this.#wake();
@@ -95,7 +95,7 @@ export class Live extends EventTarget {
   #lost(problem, failures) {
     const since = this.state.kind === 'lost' ? this.state.since : this.#heard;
     const pause = Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** Math.min(failures, 10));
-    // Spread out, so that the pages of a whole team do not come back in the same moment.
+    // The random factor keeps the pages of a team from reconnecting at the same moment.
     this.#set({ kind: 'lost', since, problem, again: Date.now() + pause * (0.75 + Math.random() / 2) });
   }
 

@@ -1,9 +1,9 @@
-// Bars and lines, drawn as SVG: the page sets no inline style, which its security policy forbids.
+// Bars and lines, drawn as SVG, because the page's security policy forbids inline styles.
 
 import { drawing, element, mark, say } from './dom.js';
 import { count } from './words.js';
 
-/** From this share on a bar warns. */
+/** A bar with this share or more shows a warning colour. */
 const NEARLY = 0.8;
 
 function level(share) {
@@ -11,7 +11,7 @@ function level(share) {
   return share >= NEARLY ? 'nearly' : 'calm';
 }
 
-/** A bar alone; decoration beside a number in text. */
+/** A bar without text. It is decoration next to a number. */
 export function bar() {
   const fill = drawing('rect', { class: 'fill', height: 6, rx: 0 });
   const track = drawing('rect', { class: 'track', width: 100, height: 6 });
@@ -23,7 +23,7 @@ export function bar() {
   );
   return {
     root,
-    /** `share` is of 1; `null` is a bar without an end. */
+    /** `share` is between 0 and 1; `null` means that there is no limit. */
     update(share) {
       mark(root, 'data-level', share === null ? 'endless' : level(share));
       mark(fill, 'width', share === null ? 0 : Math.min(100, Math.max(0, share * 100)).toFixed(1));
@@ -48,9 +48,9 @@ export function meter(name) {
   };
 }
 
-/** A small line of the latest values of a number. */
+/** A small line chart of the latest values of a number. */
 export function sparkline(points) {
-  // Without two values there is no line, and a dot would look like dirt.
+  // With one value there is no line, and a dot would look like dirt.
   const line = drawing('polyline', { class: 'line' });
   const root = drawing(
     'svg',

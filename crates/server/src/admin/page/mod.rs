@@ -1,6 +1,6 @@
-//! The operator's live page: files of this crate, without any data, so everybody may have them.
+//! The operator's page: static files without data, which everybody may read.
 //!
-//! What the page shows it reads from the API, with the token of whoever looks at it.
+//! The page reads its data from the API, with the operator's token.
 
 use axum::Router;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -11,7 +11,7 @@ const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// Where each file is served, what it is, and its text.
+/// The path, content type and text of each file.
 const FILES: &[(&str, &str, &str)] = &[
     ("/", HTML, include_str!("index.html")),
     ("/page.css", CSS, include_str!("page.css")),
@@ -32,10 +32,10 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/page/words.js", SCRIPT, include_str!("words.js")),
 ];
 
-/// Serves the page. It needs no token: there is nothing in it that a copy of this crate does not have.
+/// Serves the page, without a token: the files contain nothing that is not in this crate.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     FILES.iter().fold(Router::new(), |router, &(path, kind, text)| {
-        // After an upgrade of the server a browser must not go on with the files of the one before.
+        // After an upgrade of the server, a browser must not use cached files of the old version.
         let headers = [(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache")];
         router.route(path, get(move || async move { (headers, text).into_response() }))
     })

@@ -1,4 +1,4 @@
-// The first view: totals, services, and a row per organization, searched, sorted and paged by the server.
+// The overview: totals, services, and a row per organization. The server searches, sorts and pages.
 
 import { get } from './api.js';
 import { Keyed, element, href, id, mark, say, table } from './dom.js';
@@ -16,7 +16,7 @@ const ORDERS = {
   name: 'by name',
 };
 
-/** Whether something about an organization was set by an operator. */
+/** Whether an operator has overridden something of an organization. */
 export function overridden(organization) {
   return (
     organization.disabled.source === 'override' ||
@@ -24,7 +24,7 @@ export function overridden(organization) {
   );
 }
 
-/** A budget: how much is used, a bar, and when it starts anew. */
+/** A budget: how much is used, a bar, and when it resets. */
 export function budget(name) {
   const said = element('span', { class: 'number' });
   const line = bar();
@@ -100,7 +100,7 @@ function adapt(drawn) {
   };
 }
 
-/** What the view shows, as its link says it. */
+/** Reads search, order and page from the link of the view. */
 function wanted(parameters) {
   const page = Number(parameters.get('page') ?? 1);
   const sort = parameters.get('sort') ?? 'fullest';
@@ -204,7 +204,7 @@ export function organizations({ parameters, changed }) {
         none.root,
         now.search
           ? 'No organization matches.'
-          : 'No organization is known yet: the first borrow shows it here.',
+          : 'No organization is known yet. It appears here with its first borrow.',
       );
       none.update(page.organizations.length === 0);
       feed.update(latest);

@@ -1,4 +1,4 @@
-// What operators set over the policy: the switch of an organization or API key, and its limits.
+// Overrides of the policy: an organization or API key is disabled or enabled, and its limits are set.
 
 import { change, path, remove } from './api.js';
 import { deed } from './dialogs.js';
@@ -8,9 +8,9 @@ import { heading } from './parts.js';
 import { ceiling, source } from './words.js';
 
 const WORDS = { organizations: 'organization', 'api-keys': 'API key' };
-const LASTS = 'This is an override: it wins over the policy file and survives restarts.';
+const LASTS = 'This is an override: it takes precedence over the policy file and survives restarts.';
 
-/** The switch: disable, enable, and back to what the policy file says. */
+/** The buttons that disable, enable, and clear the override. */
 export function access(kind, name, changed) {
   const what = WORDS[kind];
   const where = path(kind, name, 'disabled');
@@ -26,7 +26,7 @@ export function access(kind, name, changed) {
         [
           'All sessions and workers of ',
           id(name),
-          ' end at once, and its borrows are refused until it is enabled.',
+          ' end at once. Its borrows are refused until it is enabled.',
         ],
         LASTS,
       ],
@@ -53,9 +53,9 @@ export function access(kind, name, changed) {
       action: 'Clear',
       says: [
         [
-          'The policy file says again whether ',
+          'The policy file decides again whether ',
           id(name),
-          ' is disabled. If it is, what it holds ends at once.',
+          ' is disabled. If it is, its leases end at once.',
         ],
       ],
       perform: ({ note }) => remove(where, note),
@@ -77,7 +77,7 @@ export function access(kind, name, changed) {
   };
 }
 
-/** The buttons of one limit. `entry` names the service entry that says it, `now` is the ceiling in force. */
+/** The buttons of one limit. `entry` names its service entry, `now` returns the limit in force. */
 function limitDeeds({ kind, name, service, entry, now, changed }) {
   const where = () => path(kind, name, 'limits', entry());
   const on = () =>
@@ -95,7 +95,7 @@ function limitDeeds({ kind, name, service, entry, now, changed }) {
           'Leases of ',
           id(name),
           ...on(),
-          '. What is held already goes on; borrows are refused until it fits.',
+          '. A lower limit ends no lease; borrows are refused until fewer leases are held.',
         ],
         LASTS,
       ],
@@ -109,14 +109,14 @@ function limitDeeds({ kind, name, service, entry, now, changed }) {
     question: () => ({
       title: 'Clear the override?',
       action: 'Clear',
-      says: [['The limit of ', id(name), ...on(), ' is what the policy file says again.']],
+      says: [['The policy file sets the limit of ', id(name), ...on(), ' again.']],
       perform: ({ note }) => remove(where(), note),
     }),
   });
   return [set, clear];
 }
 
-/** The limits: one row per service, with what is held, where the number comes from, and changing it. */
+/** The limits: one row per service, with the leases held, the source of the limit, and buttons. */
 export function limits(kind, name, changed) {
   let entries = new Set();
   let plan = null;
@@ -150,7 +150,7 @@ export function limits(kind, name, changed) {
   const rows = new Keyed(body, ({ service }) => service, make);
   return {
     root: element('section', { class: 'limits-part' }, heading('h2', 'Limits'), root),
-    /** Takes the service entries of the policy: only they can be given a limit. */
+    /** Sets the service entries of the policy: only they can have a limit. */
     entries(services) {
       entries = new Set(services.map(({ service }) => service));
     },

@@ -1,23 +1,23 @@
-// The totals, the services and the latest refusals: what stands around the list of organizations.
+// The totals, the services and the latest refusals, shown around the list of organizations.
 
 import { Keyed, element, href, id, mark, say } from './dom.js';
 import { meter, sparkline } from './meter.js';
 import { badge, heading, moment, nothing } from './parts.js';
 import { byScope, ceiling, clock, count, counted, duration, refused } from './words.js';
 
-/** How many values the small line of sessions remembers, one a second. */
+/** How many values the line chart of sessions keeps, one a second. */
 const REMEMBERED = 300;
-/** How many different refusals stand beside the organizations. */
+/** How many different refusals are shown next to the organizations. */
 const REFUSALS = 12;
 
-// The line goes on while another view is shown.
+// The chart continues while another view is shown.
 const spark = sparkline(REMEMBERED);
 let latest = null;
 setInterval(() => {
   if (latest !== null) spark.add(latest);
 }, 1000);
 
-/** Remembers how many sessions there are. */
+/** Sets the number of sessions for the chart. */
 export function remember(overview) {
   if (latest === null) spark.add(overview.sessions);
   latest = overview.sessions;
@@ -71,7 +71,7 @@ export function totals() {
   };
 }
 
-/** What a service entry says besides its total. */
+/** The limits of a service entry, besides its total, as text. */
 export function serviceWords(service) {
   return [
     `${ceiling(service.max_per_organization)} per organization`,
@@ -80,7 +80,7 @@ export function serviceWords(service) {
   ].join(' · ');
 }
 
-/** One row per service: how full it is, and what it allows. */
+/** One row per service: its leases and its limits. */
 export function services() {
   const list = element('ul', { class: 'services' });
   const rows = new Keyed(
@@ -90,7 +90,7 @@ export function services() {
       const bar = meter(service.service);
       const words = element('small', {});
       const observed = badge('observed', 'observed');
-      observed.title = 'Ceilings and budgets of this service are counted but refuse nobody';
+      observed.title = 'Limits and budgets of this service are counted, but refuse nobody';
       return {
         root: element('li', {}, bar.root, words, observed),
         update(now) {
@@ -105,7 +105,7 @@ export function services() {
   return { root, update: (overview) => rows.show(overview.services) };
 }
 
-/** Puts refusals for the same reason together: a client that tries again each second is one line. */
+/** Groups refusals with the same reason: a client that retries every second is one line. */
 function together(refusals) {
   const groups = new Map();
   for (const refusal of refusals) {
@@ -117,7 +117,7 @@ function together(refusals) {
   return [...groups.values()].slice(0, REFUSALS);
 }
 
-/** The latest refusals, beside the organizations. */
+/** The latest refusals, next to the organizations. */
 export function latestRefusals() {
   const list = element('ol', { class: 'feed', 'aria-label': 'The latest refusals' });
   const none = nothing('No borrow was refused since the server started.');

@@ -1,4 +1,4 @@
-// The operator's page: which view is shown, what keeps it up to date, and what is said above it.
+// The operator's page: it selects the view, keeps it up to date, and shows banners above it.
 
 import { Problem, onTokenNeeded } from './page/api.js';
 import { announce, askToken } from './page/dialogs.js';
@@ -12,17 +12,17 @@ import { sessions } from './page/sessions.js';
 import { apiKey, organization } from './page/subject.js';
 import { clock, counted, duration, plain } from './page/words.js';
 
-/** A list is read again at most this often, in milliseconds, and at most a third of the time. */
+/** The shortest pause between two refreshes, in milliseconds; SHARE keeps them below a third of the time. */
 const PAUSE = 300;
 const SHARE = 2;
-/** A view that takes longer to load than this is shown before it has its data. */
+/** A view that takes longer to load than this, in milliseconds, is shown before it has its data. */
 const SWAP = 250;
 
 const main = document.getElementById('main');
 const live = new Live();
 let overview = null;
 let version = null;
-/** The view that is shown: `root`, `title`, `every` (seconds), `refresh(signal)` and what else it has. */
+/** The view that is shown: `root`, `title`, `every` (seconds), `refresh(signal)`, and optional methods. */
 let view = null;
 let leaving = new AbortController();
 const scrolled = new Map();
@@ -40,7 +40,7 @@ const views = {
   audit,
 };
 
-/** Makes the view that the address names, or one that says that there is none. */
+/** Makes the view of an address, or one that says that nothing is there. */
 function viewOf(address) {
   const [where, query = ''] = address.replace(/^#?\/?/, '').split('?', 2);
   let names;
@@ -70,7 +70,7 @@ function nowhere() {
   return { title: 'Nothing is here', root, every: 3600, refresh: async () => {} };
 }
 
-/** Keeps the view up to date: one request after another, never more often than the server can bear. */
+/** Keeps the view up to date: one request after another, with pauses that protect the server. */
 const updates = {
   timer: null,
   running: false,
@@ -79,7 +79,7 @@ const updates = {
 
   soon() {
     this.wanted = true;
-    // The first view loads itself, and a page that nobody sees can wait.
+    // The first view loads itself, and a hidden page can wait.
     if (view === null || this.running || this.timer !== null || document.hidden) return;
     this.timer = setTimeout(() => this.run(), Math.max(0, this.earliest - performance.now()));
   },
@@ -106,14 +106,14 @@ async function refresh(which, signal) {
     if (which === view) banner('stale', null);
   } catch (error) {
     if (signal.aborted) return;
-    // While the connection is lost, that is said already.
+    // A lost connection is shown already.
     const told = error instanceof Problem || live.state.kind === 'live';
     if (which === view && told)
-      banner('stale', [`What is shown here could not be brought up to date: ${error.message}`]);
+      banner('stale', [`This view could not be updated: ${error.message}`]);
   }
 }
 
-/** Shows the view of the address, once it has its data or takes too long. */
+/** Shows the view of the address when it has its data, or when that takes too long. */
 async function show() {
   leaving.abort(new Error('another view'));
   leaving = new AbortController();
@@ -150,11 +150,11 @@ addEventListener('hashchange', show);
 addEventListener('scroll', () => scrolled.set(history.state?.visit, scrollY), { passive: true });
 history.scrollRestoration = 'manual';
 
-// What is above every view.
+// The banners above every view.
 
 const said = new Map();
 
-/** Sets what a banner says; `null` takes it away. `button` makes what stands beside it. */
+/** Sets the text of a banner; `null` removes it. `button` makes the button next to the text. */
 function banner(kind, content, button = () => null) {
   const words = content?.join(' ') ?? null;
   if (said.get(kind) === words) return;
@@ -174,12 +174,12 @@ function banner(kind, content, button = () => null) {
 const reloadButton = () => reloading('Load it again…', () => updates.soon());
 
 function renewButton() {
-  return element('button', { type: 'button', click: () => location.reload() }, 'Load the page again');
+  return element('button', { type: 'button', click: () => location.reload() }, 'Reload the page');
 }
 
 function banners() {
   const { ready, problem, policy: status } = overview;
-  banner('ready', ready ? null : ['The server takes no changes.', problem ?? '']);
+  banner('ready', ready ? null : ['The server accepts no changes.', problem ?? '']);
   banner(
     'policy',
     status.refused === null
@@ -244,7 +244,7 @@ function countdown() {
   );
 }
 
-// What goes on without the server: ages, the countdown, and lists that change without an event.
+// Updates without an event of the server: ages, the countdown, and lists that change silently.
 setInterval(() => {
   countdown();
   if (document.hidden || view === null) return;
@@ -272,7 +272,7 @@ addEventListener('unhandledrejection', (event) =>
   announce(`The page failed: ${event.reason?.message ?? event.reason}`),
 );
 
-// Its address is no view.
+// The address of this link is not a view.
 document.querySelector('a.skip').addEventListener('click', (event) => {
   event.preventDefault();
   main.focus();

@@ -1,31 +1,31 @@
-// What several views are made of: paging, badges, times that go on, and the lists they share.
+// Parts that several views use: paging, badges, running times, and shared lists.
 
 import { Keyed, element, href, id, mark, say, table } from './dom.js';
 import { clock, counted, exactly, age, refused, byScope, scopes } from './words.js';
 
-/** A heading of a view or a part of it, with what stands beside it. */
+/** A heading of a view or of a section, with elements next to it. */
 export function heading(level, text, ...beside) {
   return element('div', { class: 'heading' }, element(level, {}, text), ...beside);
 }
 
-/** A short word set apart. */
+/** A badge with a short text. */
 export function badge(kind, text) {
   return element('span', { class: `badge ${kind}` }, text);
 }
 
-/** What a list says while it is empty. */
+/** The text of an empty list. */
 export function nothing(text) {
   const root = element('p', { class: 'nothing', hidden: true }, text);
   return { root, update: (empty) => mark(root, 'hidden', !empty) };
 }
 
-/** A moment, exact when pointed at. */
+/** A time; its tooltip shows the exact time. */
 export function moment(seconds) {
   const at = new Date(seconds * 1000).toISOString();
   return element('time', { datetime: at, title: exactly(seconds) }, clock(seconds));
 }
 
-/** A number of seconds that goes on by itself: `update` sets it, `tick` counts. */
+/** A number of seconds that runs: `update` sets it, `tick` shows the current value. */
 export function running(direction) {
   const root = element('span', { class: 'running' });
   let value = 0;
@@ -42,7 +42,7 @@ export function running(direction) {
   };
 }
 
-/** Links to the neighbours of a page that is counted: `link(page)` answers where a page is. */
+/** Links to the previous and next page of a numbered list; `link(page)` returns the link of a page. */
 export function pager(size, link) {
   const back = element('a', { rel: 'prev' }, '← Back');
   const more = element('a', { rel: 'next' }, 'More →');
@@ -63,7 +63,7 @@ export function pager(size, link) {
   };
 }
 
-/** Links of a list that is read from a mark on: the first page, and the one after this. */
+/** Links of a list with cursors: to the first page and to the next one. */
 export function steps(one, many) {
   const first = element('a', {}, '← First');
   const more = element('a', { rel: 'next' }, 'More →');
@@ -84,7 +84,7 @@ function step(anchor, link) {
   mark(anchor, 'hidden', link === null);
 }
 
-/** How many borrows were refused in the last hour, and by what. */
+/** The number of refused borrows in the last hour, and their scopes. */
 export function refusals() {
   const number = element('span', { class: 'number' });
   const words = element('small', {});
@@ -100,7 +100,7 @@ export function refusals() {
   };
 }
 
-/** Gives equal refusals keys of their own: the oldest is the first of its kind. */
+/** Gives equal refusals different keys, counted from the oldest. */
 export function numbered(list, name) {
   const seen = new Map();
   return list
@@ -114,7 +114,7 @@ export function numbered(list, name) {
     .toReversed();
 }
 
-/** The table of refused borrows, of `only` one organization if they are. */
+/** The table of refused borrows. `only` is `organization` if all are of one organization. */
 export function refusalTable(only = null) {
   const { root, body, row } = table('Refused borrows, the latest first', [
     ['When', 'when'],
@@ -147,7 +147,7 @@ export function refusalTable(only = null) {
   );
   return {
     root: element('div', { class: 'refusal-table' }, root, none.root),
-    /** `narrowed` is a list of one organization, out of the latest of all. */
+    /** `narrowed` means that only the refusals of one organization are listed. */
     update(list, narrowed = only !== null) {
       rows.show(numbered(list, (refusal) => JSON.stringify(refusal)));
       none.update(list.length === 0);

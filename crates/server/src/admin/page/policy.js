@@ -1,4 +1,4 @@
-// The policy in force: where it comes from, what it says, and what operators set over it.
+// The policy in force: its file, its entries, and the overrides.
 
 import { change, get, path, remove } from './api.js';
 import { deed } from './dialogs.js';
@@ -17,15 +17,15 @@ export function reloading(words, changed) {
       danger: true,
       noted: false,
       says: [
-        'The file is read as it is now. What it no longer lets live ends at once; a lowered limit ends nothing.',
-        'A file with a mistake is refused, and the policy in force stays.',
+        'Leases of disabled organizations and API keys, and of spent budgets, end at once. A lowered limit ends no lease.',
+        'An invalid file is refused, and the policy in force stays.',
       ],
       perform: () => change('POST', '/api/policy/reload'),
     }),
   });
 }
 
-/** A list whose rows never change in place: what differs is another row. */
+/** A list whose rows never change in place: a changed item gets a new row. */
 function fixed(name, columns, cells) {
   const { root, body, row } = table(name, columns);
   const rows = new Keyed(body, JSON.stringify, (item) => ({ root: row(...cells(item)), update() {} }));
@@ -80,7 +80,7 @@ function clearing(kind, override) {
     title: 'Clear the override?',
     action: 'Clear',
     danger: override.disabled === false,
-    says: [['What the policy file says of ', id(override.id), ' applies again.']],
+    says: [['The policy file applies to ', id(override.id), ' again.']],
     perform: ({ note }) => remove(path(kind, override.id, ...what), note),
   };
 }
@@ -128,7 +128,7 @@ export function policy({ changed }) {
   }));
   const [services, plans, overrides] = [serviceTable(), planTable(), overrideTable(changed)];
   const noPlan = nothing('The policy has no plans.');
-  const noOverride = nothing('Nothing is overridden: the policy file alone says what applies.');
+  const noOverride = nothing('There are no overrides: only the policy file applies.');
   const indexers = element('p', {});
   const part = (title, ...content) => element('section', {}, heading('h2', title), ...content);
   const root = element(

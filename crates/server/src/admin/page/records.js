@@ -1,4 +1,4 @@
-// What happened: refused borrows, and what operators did.
+// The lists of refused borrows and of the operators' actions.
 
 import { get } from './api.js';
 import { Keyed, element, href, table } from './dom.js';
@@ -8,7 +8,7 @@ import { count } from './words.js';
 const REFUSALS = 100;
 const ENTRIES = 50;
 
-/** The view of the latest refusals, of one organization if its link says so. */
+/** The view of the latest refusals, of one organization if its link names one. */
 export function refusals({ parameters, changed }) {
   let organization = (parameters.get('organization') ?? '').slice(0, 256);
   const list = refusalTable();
@@ -38,14 +38,14 @@ export function refusals({ parameters, changed }) {
   };
 }
 
-/** The view of what operators did. */
+/** The view of the operators' actions. */
 export function audit({ parameters }) {
   const before = /^\d{1,19}$/.test(parameters.get('before') ?? '') ? parameters.get('before') : '';
   const {
     root: list,
     body,
     row,
-  } = table('What operators did, the latest first', [
+  } = table('Actions of operators, the latest first', [
     ['When', 'when'],
     ['From', 'from', 'from'],
     ['What', 'why'],
@@ -65,12 +65,12 @@ export function audit({ parameters }) {
           entry.note && element('bdi', {}, entry.note),
           ended,
         ),
-        // How many leases ended is known a moment after the rest.
+        // The number of ended leases is known a moment later than the rest.
         update: (now) => ended.replaceChildren(now.ended > 0 ? count(now.ended) : ''),
       };
     },
   );
-  const none = nothing('No operator did anything yet.');
+  const none = nothing('No operator has done anything yet.');
   const pages = steps('entry', 'entries');
   return {
     title: 'Audit',

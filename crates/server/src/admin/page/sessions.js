@@ -1,4 +1,4 @@
-// Leases that are held now: the list, and ending one of them.
+// The list of live leases, and the button that revokes one of them.
 
 import { get, path, remove } from './api.js';
 import { deed } from './dialogs.js';
@@ -9,7 +9,7 @@ import { age, count, counted } from './words.js';
 const PAGE = 50;
 const KINDS = { session: 'sessions', worker: 'workers', any: 'both' };
 const ORDERS = { newest: 'newest first', oldest: 'oldest first' };
-/** What the list can be narrowed to, beside the kind. */
+/** The filters of the list, besides the kind. */
 const FILTERS = {
   organization: 'Organization',
   service: 'Service',
@@ -30,10 +30,10 @@ function revoking(lease) {
         id(lease.organization),
         ` on ${lease.service}, ${age(lease.age_seconds)} old`,
         ...(lease.trace ? [', trace ', id(lease.trace)] : []),
-        ', ends at once and its slot is free.',
+        ' ends at once, and its slot is free.',
         ends,
       ],
-      'Its holder is told at once. It may borrow again, within the limits: to keep an organization out, disable it.',
+      'Its holder is told at once, and may borrow again within the limits. To keep an organization out, disable it.',
     ],
     perform: ({ note }) => remove(path('sessions', lease.lease), note),
   };
@@ -44,7 +44,7 @@ function leaseRow(row, lease, changed) {
   const left = running(-1);
   const workers = element('span', { class: 'number' });
   const lingers = badge('lingers', 'lingers');
-  lingers.title = 'Returned young; it counts until its minimal life is over';
+  lingers.title = 'Returned before its minimal life was over; it counts until then';
   let now = lease;
   const about = `the ${lease.kind} of ${lease.organization}, ${lease.trace ? `trace ${lease.trace}` : `number ${lease.lease}`}`;
   const end = deed({ words: 'Revoke…', about, changed, question: () => revoking(now) });
@@ -84,7 +84,7 @@ function choice(label, values, value, chosen) {
   return select;
 }
 
-/** What a list shows, as its link says it. */
+/** Reads kind, order and filters from the link of the list. */
 function wanted(parameters) {
   const now = { kind: 'session', order: 'newest', after: '' };
   for (const name of [...Object.keys(now), ...Object.keys(FILTERS)]) {
@@ -95,7 +95,7 @@ function wanted(parameters) {
   return now;
 }
 
-/** Controls that narrow the list: `narrow(name, value)` is called with what was chosen. */
+/** The filters of the list; `narrow(name, value)` is called with each choice. */
 function controls(now, names, narrow) {
   const inputs = names.map((name) => {
     const input = element('input', {
@@ -133,8 +133,8 @@ function leaseTable(changed) {
 }
 
 /**
- * The leases of `only` one organization or API key, or all of them. `base` is the path of the view they
- * stand in, `parameters` what its link says.
+ * The leases of one organization or API key (`only`), or all leases. `base` is the path of the view that
+ * shows them, and `parameters` are those of its link.
  */
 export function leases({ only = {}, base, parameters, changed }) {
   const now = { ...wanted(parameters), ...only };
@@ -154,7 +154,7 @@ export function leases({ only = {}, base, parameters, changed }) {
   const { root: list, rows } = leaseTable(changed);
   const [one] = Object.keys(only);
   mark(list, 'data-one', one);
-  const none = nothing('Nothing is held.');
+  const none = nothing('No lease is held.');
   const pages = steps('lease');
   const title = heading(one === undefined ? 'h1' : 'h2', 'Sessions', controls(now, names, narrow));
   return {
@@ -165,7 +165,7 @@ export function leases({ only = {}, base, parameters, changed }) {
       rows.show(page.sessions);
       none.update(page.sessions.length === 0);
       const narrowed = names.some((name) => now[name] !== '');
-      say(none.root, narrowed ? 'Nothing that is held matches.' : 'Nothing is held.');
+      say(none.root, narrowed ? 'No lease matches.' : 'No lease is held.');
       const [first, more] = [
         now.after === '' ? null : link(''),
         page.next === null ? null : link(page.next),

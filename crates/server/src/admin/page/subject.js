@@ -1,4 +1,4 @@
-// One organization or API key: what it may, holds and used, and why it was refused.
+// One organization or API key: its limits, leases, usage and refusals.
 
 import { Problem, get, path } from './api.js';
 import { Keyed, element, href, id, mark, say } from './dom.js';
@@ -7,10 +7,10 @@ import { access, limits } from './override.js';
 import { badge, heading, nothing, refusalTable, refusals } from './parts.js';
 import { leases } from './sessions.js';
 
-/** How many of an organization's refusals stand in its view. */
+/** How many refusals the view of an organization shows. */
 const REFUSALS = 20;
 
-/** Loads what may be unknown to the server: `null` then. */
+/** Loads a subject, or returns `null` if the server does not know it. */
 async function known(load) {
   try {
     return await load;
@@ -32,7 +32,7 @@ export function organization({ name, parameters, changed }) {
     (b) => `${b.per} ${b.metric}`,
     (b) => budget(b.metric),
   );
-  const noBudget = nothing('No budget limits its usage.');
+  const noBudget = nothing('It has no budgets.');
   const counts = refusals();
   const refused = refusalTable('organization');
   const held = leases({
@@ -77,11 +77,11 @@ export function organization({ name, parameters, changed }) {
         get('/api/refusals', { organization: name, limit: REFUSALS }, signal),
         held.refresh(signal),
       ]);
-      // Whoever is to come under that name can be disabled already.
+      // An unknown organization can be disabled before its first borrow.
       mark(root, 'data-unknown', now === null);
       say(
         unknown,
-        now === null ? 'Nobody knows this organization: nothing names it and it holds nothing.' : '',
+        now === null ? 'This organization is unknown: no entry or override names it, and it holds no lease.' : '',
       );
       itsAccess.update(now?.disabled ?? { disabled: false, source: 'nothing' }, now?.plan);
       if (now === null) return;
@@ -95,7 +95,7 @@ export function organization({ name, parameters, changed }) {
   };
 }
 
-/** What applies to an API key of which nothing says anything. */
+/** The limits of an API key without entry and override. */
 const anyApiKey = (services) => ({
   disabled: { disabled: false, source: 'nothing' },
   limits: services.map(({ service, max_per_api_key: max }) => ({

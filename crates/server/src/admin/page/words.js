@@ -1,10 +1,10 @@
-// Numbers, times and reasons as an operator reads them, and text from callers made safe to look at.
+// Numbers, times and reasons as text for operators, and safe display of text from callers.
 
 const notPlain = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/gu;
 
 /**
- * Text as it is: characters that show nothing, or change how the text around them is shown, are written
- * out, such as `\u{202e}`.
+ * Escapes characters that are invisible or change how the text around them is shown, for example as
+ * `\u{202e}`.
  */
 export const plain = (text) =>
   text.replace(notPlain, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
@@ -13,14 +13,14 @@ const whole = new Intl.NumberFormat('en');
 const short = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
 const byteUnits = ['B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB'];
 
-/** A number of things. */
+/** A number with separators. */
 export const count = (number) => whole.format(number);
 
 /** `1 lease`, `2 leases`. */
 export const counted = (number, one, many = `${one}s`) =>
   `${count(number)} ${number === 1 ? one : many}`;
 
-/** An amount of a metric: what counts bytes is shown in units of them. */
+/** An amount of a metric; metrics of bytes have units. */
 export function amount(metric, value) {
   if (!metric.endsWith('_bytes')) {
     return value < 1e6 ? whole.format(Math.round(value)) : `${short.format(value / 1e6)} M`;
@@ -33,7 +33,7 @@ export function amount(metric, value) {
   return `${short.format(value)} ${byteUnits[unit]}`;
 }
 
-/** A length of time, in at most two units. */
+/** A duration, in at most two units. */
 export function duration(seconds) {
   const s = Math.max(0, seconds);
   if (s < 10 && s % 1 !== 0) return `${s.toFixed(1)} s`;
@@ -50,12 +50,12 @@ function pair(seconds, large, largeUnit, small, smallUnit) {
   return second === 0 ? `${first} ${largeUnit}` : `${first} ${largeUnit} ${second} ${smallUnit}`;
 }
 
-/** A length of time that is counted on while somebody looks: whole seconds, minutes once they matter. */
+/** A duration that runs on the page, without fractions of a second. */
 export function age(seconds) {
   return duration(Math.floor(Math.max(0, seconds)));
 }
 
-/** The clock time of a moment in UTC, with the day unless it is today. */
+/** A time in UTC, with the day unless it is today. */
 export function clock(seconds, now = Date.now()) {
   const then = new Date(seconds * 1000);
   const time = `${then.toLocaleTimeString('en-GB', { timeZone: 'UTC' })} UTC`;
@@ -64,7 +64,7 @@ export function clock(seconds, now = Date.now()) {
   return `${then.toLocaleDateString('en-GB', day)} ${time}`;
 }
 
-/** A moment in UTC, in full. */
+/** A date and time in UTC. */
 export const exactly = (seconds) =>
   `${new Date(seconds * 1000).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
 
@@ -76,19 +76,19 @@ const sources = {
   nothing: 'nothing sets one',
 };
 
-/** Where a number comes from. */
+/** Where a setting comes from. */
 export function source(name, plan) {
   if (name === 'plan') return plan ? `plan ${plan}` : 'plan';
   return sources[name] ?? name;
 }
 
-/** A ceiling in words. */
+/** A limit as text. */
 export function ceiling(max) {
   if (max === null) return 'no limit';
   return max === 0 ? 'nobody' : count(max);
 }
 
-/** What refused a borrow, for a table's cell. */
+/** The texts of the scopes that refuse a borrow. */
 export const scopes = {
   service: 'service',
   organization: 'organization',
@@ -98,10 +98,10 @@ export const scopes = {
   disabled: 'disabled',
 };
 
-/** How many borrows were refused altogether. */
+/** The number of refused borrows in all scopes. */
 export const refused = (refusals) => Object.values(refusals).reduce((sum, number) => sum + number, 0);
 
-/** What refused them: `12 organization, 3 budget`. */
+/** The number of refused borrows by scope: `12 organization, 3 budget`. */
 export function byScope(refusals) {
   return Object.entries(scopes)
     .filter(([scope]) => refusals[scope] > 0)
