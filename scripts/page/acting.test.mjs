@@ -56,7 +56,7 @@ test('a session is revoked by the keyboard, and its holder is told', async () =>
   assert.equal(await within(held.exited, 'the holder to end'), 3);
   await rows(page).waitFor({ state: 'detached' });
   await page
-    .locator('#said')
+    .locator('#announcement')
     .getByText(/1 lease ended/)
     .waitFor();
   await page.goto(server.page('#/audit'));

@@ -73,7 +73,7 @@ test('a moment is told in UTC, and one of another day with its day', () => {
   const at = noon / 1000;
   assert.equal(words.clock(at, noon + 3_600_000), '12:00:00 UTC');
   assert.match(words.clock(at, noon + 86_400_000), /^23 Nov.* 12:00:00 UTC$/);
-  assert.equal(words.exactly(0), '1970-01-01 00:00:00 UTC');
+  assert.equal(words.fullTime(0), '1970-01-01 00:00:00 UTC');
 });
 
 test('what changes how other text is shown is written out, and names in every script stay', () => {

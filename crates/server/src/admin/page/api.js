@@ -2,7 +2,7 @@
 
 const STORED = 'tgm-session-admin-token';
 /** The timeout of a call, in milliseconds. */
-const PATIENCE = 15_000;
+const CALL_TIMEOUT = 15_000;
 
 /** An error that the server answered, with its message. */
 export class Problem extends Error {
@@ -68,14 +68,14 @@ export async function get(path, parameters = {}, signal = undefined) {
   for (const [name, value] of Object.entries(parameters)) {
     if (value !== null && value !== undefined && value !== '') query.set(name, value);
   }
-  const limit = AbortSignal.timeout(PATIENCE);
+  const limit = AbortSignal.timeout(CALL_TIMEOUT);
   const both = signal ? AbortSignal.any([signal, limit]) : limit;
   return answer(await request(query.size > 0 ? `${path}?${query}` : path, { signal: both }));
 }
 
 /** Changes a resource, and returns the result. */
 export async function change(method, path, body = undefined) {
-  const options = { method, signal: AbortSignal.timeout(PATIENCE) };
+  const options = { method, signal: AbortSignal.timeout(CALL_TIMEOUT) };
   if (body !== undefined) {
     options.headers = { 'content-type': 'application/json' };
     options.body = JSON.stringify(body);
@@ -90,20 +90,20 @@ export function remove(path, note) {
 
 async function answer(response) {
   const text = await response.text();
-  let said;
+  let parsed;
   try {
-    said = JSON.parse(text);
+    parsed = JSON.parse(text);
   } catch {
-    said = null;
+    parsed = null;
   }
   if (!response.ok) {
     throw new Problem(
       response.status,
-      said?.error ?? (text.trim() || `the server answered ${response.status}`),
+      parsed?.error ?? (text.trim() || `the server answered ${response.status}`),
     );
   }
-  if (said === null) throw new Unreachable('the answer of the server is not JSON');
-  return said;
+  if (parsed === null) throw new Unreachable('the answer of the server is not JSON');
+  return parsed;
 }
 
 /** The path of a resource; every part is encoded. */

@@ -1,6 +1,6 @@
 // Dialogs that say what an action will do, and ask the operator to confirm it.
 
-import { element, say } from './dom.js';
+import { element, setText } from './dom.js';
 import { counted } from './words.js';
 
 /** The longest note that the server keeps, in characters. */
@@ -12,14 +12,14 @@ let number = 0;
 
 /** Shows the result of an action for some seconds; screen readers read it aloud. */
 export function announce(text) {
-  const place = document.getElementById('said');
-  say(place, text);
+  const place = document.getElementById('announcement');
+  setText(place, text);
   clearTimeout(hiding);
-  hiding = setTimeout(() => say(place, ''), SHOWN_FOR);
+  hiding = setTimeout(() => setText(place, ''), SHOWN_FOR);
 }
 
 /** Shows a dialog until it closes. Returns the argument of `finish`, or `null`. */
-function open(title, build) {
+function openDialog(title, build) {
   number += 1;
   const heading = element('h2', { id: `dialog-${number}` }, title);
   const dialog = element('dialog', { 'aria-labelledby': heading.id });
@@ -55,28 +55,28 @@ function field(label, input) {
  * Asks for confirmation, then calls `perform({ max, note })`, which returns the result. If it fails,
  * the dialog stays open and shows the error.
  *
- * `says` are paragraphs. With `limit` the dialog also asks for a limit; without `noted` it asks for no
- * note. If the action ends leases (`danger`), the focus is on "Cancel", so that a stray Enter ends no
- * session.
+ * `paragraphs` say what will happen. With `limit` the dialog also asks for a limit; without `withNote`
+ * it asks for no note. If the action ends leases (`danger`), the focus is on "Cancel", so that a stray
+ * Enter ends no session.
  */
-function confirm({ title, says, action, danger = false, noted = true, limit = undefined, perform }) {
-  return open(title, (form, finish) => {
+function confirm({ title, paragraphs, action, danger = false, withNote = true, limit = undefined, perform }) {
+  return openDialog(title, (form, finish) => {
     const max = limit === undefined ? null : limitInput(limit);
     const note = element('input', { name: 'note', maxlength: LONGEST_NOTE, autocomplete: 'off' });
     const failure = element('p', { class: 'failure', role: 'alert' });
     const cancel = element('button', { type: 'button', click: () => finish(null) }, 'Cancel');
     const go = element('button', { type: 'submit', class: danger ? 'danger' : 'primary' }, action);
     form.append(
-      ...says.map((text) => element('p', {}, ...[text].flat())),
+      ...paragraphs.map((text) => element('p', {}, ...[text].flat())),
       ...(max === null ? [] : [field('Limit (0 admits nobody)', max)]),
-      ...(noted ? [field('Note for the audit list (optional)', note)] : []),
+      ...(withNote ? [field('Note for the audit list (optional)', note)] : []),
       failure,
       element('p', { class: 'buttons' }, cancel, go),
     );
     form.addEventListener('submit', async (event) => {
       event.preventDefault();
       go.disabled = true;
-      say(failure, '');
+      setText(failure, '');
       try {
         const done = await perform({
           max: max === null ? null : Number(max.value),
@@ -86,7 +86,7 @@ function confirm({ title, says, action, danger = false, noted = true, limit = un
         announce(`${done.summary}${ended}`);
         finish(done);
       } catch (error) {
-        say(failure, error.message);
+        setText(failure, error.message);
         go.disabled = false;
         go.focus();
       }
@@ -100,7 +100,7 @@ function confirm({ title, says, action, danger = false, noted = true, limit = un
  * A button that asks for confirmation, and calls `changed` after the action. `about` tells users of
  * screen readers which row the button belongs to.
  */
-export function deed({ words, about = null, kind = null, changed, question }) {
+export function actionButton({ words, about = null, kind = null, changed, question }) {
   const label = about === null ? null : `${words} ${about}`;
   const ask = async () => (await confirm(question())) && changed();
   return element('button', { type: 'button', class: kind, 'aria-label': label, click: ask }, words);
@@ -121,7 +121,7 @@ function limitInput(value) {
 
 /** Asks for the admin token; `refused` says that the previous one was wrong. */
 export function askToken(refused) {
-  return open('The admin token', (form, finish) => {
+  return openDialog('The admin token', (form, finish) => {
     const token = element('input', {
       name: 'token',
       type: 'password',

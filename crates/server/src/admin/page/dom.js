@@ -6,9 +6,9 @@
 import { plain } from './words.js';
 
 /** Attributes that are shown or read aloud. */
-const TOLD = new Set(['title', 'aria-label']);
+const VISIBLE_ATTRIBUTES = new Set(['title', 'aria-label']);
 
-const shown = (name, text) => (TOLD.has(name) ? plain(text) : text);
+const attributeText = (name, text) => (VISIBLE_ATTRIBUTES.has(name) ? plain(text) : text);
 
 /** Makes an element. Strings among the children become text; `null`, `false` and `''` are left out. */
 export function element(tag, attributes = {}, ...children) {
@@ -16,15 +16,15 @@ export function element(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (typeof value === 'function') made.addEventListener(name, value);
-    else made.setAttribute(name, value === true ? '' : shown(name, String(value)));
+    else made.setAttribute(name, value === true ? '' : attributeText(name, String(value)));
   }
-  const told = children.flat().filter((child) => child !== null && child !== false && child !== '');
-  made.append(...told.map((child) => (typeof child === 'string' ? plain(child) : child)));
+  const present = children.flat().filter((child) => child !== null && child !== false && child !== '');
+  made.append(...present.map((child) => (typeof child === 'string' ? plain(child) : child)));
   return made;
 }
 
 /** Makes an SVG element. */
-export function drawing(tag, attributes = {}, ...children) {
+export function svgElement(tag, attributes = {}, ...children) {
   const made = document.createElementNS('http://www.w3.org/2000/svg', tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
@@ -32,18 +32,18 @@ export function drawing(tag, attributes = {}, ...children) {
 }
 
 /** Sets the text of a node only if it differs, so that nothing flickers or is read aloud twice. */
-export function say(node, text) {
-  const told = plain(text);
-  if (node.textContent !== told) node.textContent = told;
+export function setText(node, text) {
+  const safe = plain(text);
+  if (node.textContent !== safe) node.textContent = safe;
 }
 
 /** Sets an attribute, or removes it for `null` and `false`, only if that changes something. */
-export function mark(node, name, value) {
+export function setAttribute(node, name, value) {
   if (value === null || value === undefined || value === false) {
     if (node.hasAttribute(name)) node.removeAttribute(name);
     return;
   }
-  const text = value === true ? '' : shown(name, String(value));
+  const text = value === true ? '' : attributeText(name, String(value));
   if (node.getAttribute(name) !== text) node.setAttribute(name, text);
 }
 

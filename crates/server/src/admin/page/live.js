@@ -3,7 +3,7 @@
 import { Problem, askAgain, request } from './api.js';
 
 /** The longest silence: the server sends an event or a comment every 10 seconds. */
-const SILENCE = 25_000;
+const SILENCE_TIMEOUT = 25_000;
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 10_000;
 /** Longer than any event. More bytes without an end of line are not a stream of events. */
@@ -72,13 +72,13 @@ export class Live extends EventTarget {
     const heard = () => {
       this.#heard = Date.now();
       clearTimeout(watchdog);
-      watchdog = setTimeout(() => attempt.abort(new Error('silence')), SILENCE);
+      watchdog = setTimeout(() => attempt.abort(new Error('silence')), SILENCE_TIMEOUT);
     };
     try {
       const response = await request('/api/events', { signal: attempt.signal });
       if (!response.ok) {
-        const said = await response.json().catch(() => ({}));
-        throw new Problem(response.status, said.error ?? `the server answered ${response.status}`);
+        const parsed = await response.json().catch(() => ({}));
+        throw new Problem(response.status, parsed.error ?? `the server answered ${response.status}`);
       }
       heard();
       for await (const { name, data } of events(response.body, heard)) {

@@ -1,21 +1,21 @@
 // Bars and lines, drawn as SVG, because the page's security policy forbids inline styles.
 
-import { drawing, element, mark, say } from './dom.js';
+import { element, setAttribute, setText, svgElement } from './dom.js';
 import { count } from './words.js';
 
 /** A bar with this share or more shows a warning colour. */
-const NEARLY = 0.8;
+const WARNING_SHARE = 0.8;
 
 function level(share) {
   if (share >= 1) return 'full';
-  return share >= NEARLY ? 'nearly' : 'calm';
+  return share >= WARNING_SHARE ? 'nearly' : 'calm';
 }
 
 /** A bar without text. It is decoration next to a number. */
 export function bar() {
-  const fill = drawing('rect', { class: 'fill', height: 6, rx: 0 });
-  const track = drawing('rect', { class: 'track', width: 100, height: 6 });
-  const root = drawing(
+  const fill = svgElement('rect', { class: 'fill', height: 6, rx: 0 });
+  const track = svgElement('rect', { class: 'track', width: 100, height: 6 });
+  const root = svgElement(
     'svg',
     { class: 'bar', viewBox: '0 0 100 6', preserveAspectRatio: 'none', 'aria-hidden': 'true' },
     track,
@@ -25,8 +25,8 @@ export function bar() {
     root,
     /** `share` is between 0 and 1; `null` means that there is no limit. */
     update(share) {
-      mark(root, 'data-level', share === null ? 'endless' : level(share));
-      mark(fill, 'width', share === null ? 0 : Math.min(100, Math.max(0, share * 100)).toFixed(1));
+      setAttribute(root, 'data-level', share === null ? 'endless' : level(share));
+      setAttribute(fill, 'width', share === null ? 0 : Math.min(100, Math.max(0, share * 100)).toFixed(1));
     },
   };
 }
@@ -41,8 +41,8 @@ export function meter(name) {
     root,
     update({ active, max }) {
       const share = max === null ? null : max === 0 ? 1 : active / max;
-      say(number, max === null ? `${count(active)} · no limit` : `${count(active)} / ${count(max)}`);
-      mark(root, 'data-level', share === null ? 'endless' : level(share));
+      setText(number, max === null ? `${count(active)} · no limit` : `${count(active)} / ${count(max)}`);
+      setAttribute(root, 'data-level', share === null ? 'endless' : level(share));
       line.update(share);
     },
   };
@@ -51,8 +51,8 @@ export function meter(name) {
 /** A small line chart of the latest values of a number. */
 export function sparkline(points) {
   // With one value there is no line, and a dot would look like dirt.
-  const line = drawing('polyline', { class: 'line' });
-  const root = drawing(
+  const line = svgElement('polyline', { class: 'line' });
+  const root = svgElement(
     'svg',
     { class: 'spark', viewBox: '0 0 100 24', preserveAspectRatio: 'none', 'aria-hidden': 'true' },
     line,
@@ -67,7 +67,7 @@ export function sparkline(points) {
       const span = Math.max(...values) - low || 1;
       const step = 100 / (points - 1);
       const start = points - values.length;
-      mark(
+      setAttribute(
         line,
         'points',
         values.length < 2

@@ -1,14 +1,14 @@
 // The overview: totals, services, and a row per organization. The server searches, sorts and pages.
 
 import { get } from './api.js';
-import { Keyed, element, href, id, mark, say, table } from './dom.js';
+import { Keyed, element, href, id, setAttribute, setText, table } from './dom.js';
 import { bar, meter } from './meter.js';
 import { latestRefusals, services, totals } from './overview.js';
-import { badge, heading, nothing, pager, refusals } from './parts.js';
+import { badge, emptyNote, heading, pager, refusals } from './parts.js';
 import { amount, clock, duration } from './words.js';
 
 const PAGE = 50;
-const TYPING = 150;
+const TYPING_DELAY = 150;
 const ORDERS = {
   fullest: 'fullest first',
   active: 'most leases first',
@@ -41,12 +41,12 @@ export function budget(name) {
     root,
     update({ metric, used, amount: whole, per, resets_at, spent }) {
       const share = whole > 0 ? used / whole : 1;
-      say(said, spent ? 'spent' : `${amount(metric, used)} used`);
-      mark(root, 'data-level', spent ? 'full' : share >= 0.8 ? 'nearly' : 'calm');
+      setText(said, spent ? 'spent' : `${amount(metric, used)} used`);
+      setAttribute(root, 'data-level', spent ? 'full' : share >= 0.8 ? 'nearly' : 'calm');
       line.update(share);
       const wait = duration(resets_at - Date.now() / 1000);
-      say(resets, `of ${amount(metric, whole)}/${per} · resets in ${wait}`);
-      mark(resets, 'title', `at ${clock(resets_at)}`);
+      setText(resets, `of ${amount(metric, whole)}/${per} · resets in ${wait}`);
+      setAttribute(resets, 'title', `at ${clock(resets_at)}`);
     },
   };
 }
@@ -101,7 +101,7 @@ function adapt(drawn) {
 }
 
 /** Reads search, order and page from the link of the view. */
-function wanted(parameters) {
+function readLink(parameters) {
   const page = Number(parameters.get('page') ?? 1);
   const sort = parameters.get('sort') ?? 'fullest';
   return {
@@ -117,7 +117,7 @@ function link({ search, sort, page }) {
 
 /** The view of all organizations. */
 export function organizations({ parameters, changed }) {
-  const now = wanted(parameters);
+  const now = readLink(parameters);
   const search = element('input', {
     type: 'search',
     value: now.search,
@@ -143,7 +143,7 @@ export function organizations({ parameters, changed }) {
     typing = setTimeout(() => {
       now.search = search.value;
       move();
-    }, TYPING);
+    }, TYPING_DELAY);
   });
   sort.addEventListener('change', () => {
     now.sort = sort.value;
@@ -165,7 +165,7 @@ export function organizations({ parameters, changed }) {
     ({ organization }) => organization,
     (item) => organizationRow(row, item),
   );
-  const none = nothing('No organization matches.');
+  const none = emptyNote('No organization matches.');
   const pages = pager(PAGE, (page) => link({ ...now, page }));
   const [sum, entries, feed] = [totals(), services(), latestRefusals()];
   const part = element(
@@ -200,7 +200,7 @@ export function organizations({ parameters, changed }) {
       ]);
       rows.show(page.organizations);
       pages.update(now.page, page.organizations.length, page.total, 'organization');
-      say(
+      setText(
         none.root,
         now.search
           ? 'No organization matches.'

@@ -1,8 +1,8 @@
 // Overrides of the policy: an organization or API key is disabled or enabled, and its limits are set.
 
 import { change, path, remove } from './api.js';
-import { deed } from './dialogs.js';
-import { Keyed, element, id, mark, say, table } from './dom.js';
+import { actionButton } from './dialogs.js';
+import { Keyed, element, id, setAttribute, setText, table } from './dom.js';
 import { meter } from './meter.js';
 import { heading } from './parts.js';
 import { ceiling, source } from './words.js';
@@ -14,7 +14,7 @@ const LASTS = 'This is an override: it takes precedence over the policy file and
 export function access(kind, name, changed) {
   const what = WORDS[kind];
   const where = path(kind, name, 'disabled');
-  const disable = deed({
+  const disable = actionButton({
     words: 'Disable…',
     kind: 'danger',
     changed,
@@ -22,7 +22,7 @@ export function access(kind, name, changed) {
       title: `Disable this ${what}?`,
       danger: true,
       action: 'Disable',
-      says: [
+      paragraphs: [
         [
           'All sessions and workers of ',
           id(name),
@@ -33,25 +33,25 @@ export function access(kind, name, changed) {
       perform: ({ note }) => change('PUT', where, { disabled: true, note }),
     }),
   });
-  const enable = deed({
+  const enable = actionButton({
     words: 'Enable…',
     kind: 'primary',
     changed,
     question: () => ({
       title: `Enable this ${what}?`,
       action: 'Enable',
-      says: [['Borrows of ', id(name), ' are granted again, within its limits.'], LASTS],
+      paragraphs: [['Borrows of ', id(name), ' are granted again, within its limits.'], LASTS],
       perform: ({ note }) => change('PUT', where, { disabled: false, note }),
     }),
   });
-  const clear = deed({
+  const clear = actionButton({
     words: 'Clear override…',
     changed,
     question: () => ({
       title: 'Clear the override?',
       danger: true,
       action: 'Clear',
-      says: [
+      paragraphs: [
         [
           'The policy file decides again whether ',
           id(name),
@@ -67,22 +67,22 @@ export function access(kind, name, changed) {
     root,
     update({ disabled, source: from }, plan) {
       const words = disabled ? 'Disabled' : 'Enabled';
-      say(state, from === 'nothing' ? words : `${words}: ${source(from, plan)}`);
-      mark(root, 'hidden', false);
-      mark(root, 'data-disabled', disabled);
-      mark(disable, 'hidden', disabled);
-      mark(enable, 'hidden', !disabled);
-      mark(clear, 'hidden', from !== 'override');
+      setText(state, from === 'nothing' ? words : `${words}: ${source(from, plan)}`);
+      setAttribute(root, 'hidden', false);
+      setAttribute(root, 'data-disabled', disabled);
+      setAttribute(disable, 'hidden', disabled);
+      setAttribute(enable, 'hidden', !disabled);
+      setAttribute(clear, 'hidden', from !== 'override');
     },
   };
 }
 
 /** The buttons of one limit. `entry` names its service entry, `now` returns the limit in force. */
-function limitDeeds({ kind, name, service, entry, now, changed }) {
+function limitButtons({ kind, name, service, entry, now, changed }) {
   const where = () => path(kind, name, 'limits', entry());
   const on = () =>
     entry() === service ? [' on ', id(service)] : [' on services without an entry of their own'];
-  const set = deed({
+  const set = actionButton({
     words: 'Set limit…',
     about: `on ${service}`,
     changed,
@@ -90,7 +90,7 @@ function limitDeeds({ kind, name, service, entry, now, changed }) {
       title: `Set the limit of this ${WORDS[kind]}`,
       action: 'Set limit',
       limit: now().max,
-      says: [
+      paragraphs: [
         [
           'Leases of ',
           id(name),
@@ -102,14 +102,14 @@ function limitDeeds({ kind, name, service, entry, now, changed }) {
       perform: ({ max, note }) => change('PUT', where(), { max, note }),
     }),
   });
-  const clear = deed({
+  const clear = actionButton({
     words: 'Clear…',
     about: `the override of the limit on ${service}`,
     changed,
     question: () => ({
       title: 'Clear the override?',
       action: 'Clear',
-      says: [['The policy file sets the limit of ', id(name), ...on(), ' again.']],
+      paragraphs: [['The policy file sets the limit of ', id(name), ...on(), ' again.']],
       perform: ({ note }) => remove(where(), note),
     }),
   });
@@ -130,7 +130,7 @@ export function limits(kind, name, changed) {
     let now;
     // Services without an entry of their own share the entry "default".
     const entry = () => (entries.has(service) ? service : 'default');
-    const [set, clear] = limitDeeds({ kind, name, service, entry, now: () => now, changed });
+    const [set, clear] = limitButtons({ kind, name, service, entry, now: () => now, changed });
     const drawn = active === undefined ? null : meter(service);
     const limit = element('span', { class: 'number' });
     const from = element('span', {});
@@ -139,11 +139,11 @@ export function limits(kind, name, changed) {
       update(next) {
         now = next.ceiling;
         drawn?.update({ active: next.active, max: now.max });
-        say(limit, ceiling(now.max));
-        say(from, source(now.source, plan));
-        mark(from, 'class', now.source === 'override' ? 'badge override' : null);
-        mark(set, 'hidden', !entries.has(entry()));
-        mark(clear, 'hidden', now.source !== 'override');
+        setText(limit, ceiling(now.max));
+        setText(from, source(now.source, plan));
+        setAttribute(from, 'class', now.source === 'override' ? 'badge override' : null);
+        setAttribute(set, 'hidden', !entries.has(entry()));
+        setAttribute(clear, 'hidden', now.source !== 'override');
       },
     };
   };

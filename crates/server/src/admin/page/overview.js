@@ -1,8 +1,8 @@
 // The totals, the services and the latest refusals, shown around the list of organizations.
 
-import { Keyed, element, href, id, mark, say } from './dom.js';
+import { Keyed, element, href, id, setAttribute, setText } from './dom.js';
 import { meter, sparkline } from './meter.js';
-import { badge, heading, moment, nothing } from './parts.js';
+import { badge, emptyNote, heading, moment } from './parts.js';
 import { byScope, ceiling, clock, count, counted, duration, refused } from './words.js';
 
 /** How many values the line chart of sessions keeps, one a second. */
@@ -18,7 +18,7 @@ setInterval(() => {
 }, 1000);
 
 /** Sets the number of sessions for the chart. */
-export function remember(overview) {
+export function setSessionCount(overview) {
   if (latest === null) spark.add(overview.sessions);
   latest = overview.sessions;
 }
@@ -46,8 +46,8 @@ export function totals() {
     figure('policy', 'Policy'),
   );
   const show = (name, value, more = '') => {
-    say(figures[name].value, value);
-    say(figures[name].more, more);
+    setText(figures[name].value, value);
+    setText(figures[name].more, more);
   };
   return {
     root,
@@ -65,8 +65,8 @@ export function totals() {
         `${overview.version}, since ${clock(overview.started_at)}`,
       );
       show('policy', policy.file?.split('/').at(-1) ?? 'built in', `loaded ${clock(policy.loaded_at)}`);
-      mark(figures.ready.value, 'data-bad', !overview.ready);
-      mark(figures.refusals.value, 'data-some', refused(overview.refusals) > 0);
+      setAttribute(figures.ready.value, 'data-bad', !overview.ready);
+      setAttribute(figures.refusals.value, 'data-some', refused(overview.refusals) > 0);
     },
   };
 }
@@ -95,8 +95,8 @@ export function services() {
         root: element('li', {}, bar.root, words, observed),
         update(now) {
           bar.update({ active: now.active, max: now.max_total });
-          say(words, serviceWords(now));
-          mark(observed, 'hidden', !now.observe);
+          setText(words, serviceWords(now));
+          setAttribute(observed, 'hidden', !now.observe);
         },
       };
     },
@@ -106,7 +106,7 @@ export function services() {
 }
 
 /** Groups refusals with the same reason: a client that retries every second is one line. */
-function together(refusals) {
+function grouped(refusals) {
   const groups = new Map();
   for (const refusal of refusals) {
     const key = JSON.stringify([refusal.organization, refusal.reason, refusal.observed]);
@@ -120,7 +120,7 @@ function together(refusals) {
 /** The latest refusals, next to the organizations. */
 export function latestRefusals() {
   const list = element('ol', { class: 'feed', 'aria-label': 'The latest refusals' });
-  const none = nothing('No borrow was refused since the server started.');
+  const none = emptyNote('No borrow was refused since the server started.');
   const rows = new Keyed(
     list,
     (group) => group.key,
@@ -148,8 +148,8 @@ export function latestRefusals() {
             when.dataset.at = group.latest.at;
             when.replaceChildren(moment(group.latest.at));
           }
-          say(times, group.times > 1 ? `×${count(group.times)}` : '');
-          mark(times, 'title', group.times > 1 ? `${counted(group.times, 'time')} lately` : null);
+          setText(times, group.times > 1 ? `×${count(group.times)}` : '');
+          setAttribute(times, 'title', group.times > 1 ? `${counted(group.times, 'time')} lately` : null);
         },
       };
     },
@@ -165,7 +165,7 @@ export function latestRefusals() {
   return {
     root,
     update(refusals) {
-      rows.show(together(refusals));
+      rows.show(grouped(refusals));
       none.update(refusals.length === 0);
     },
   };

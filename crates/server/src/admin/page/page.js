@@ -2,11 +2,11 @@
 
 import { Problem, onTokenNeeded } from './page/api.js';
 import { announce, askToken } from './page/dialogs.js';
-import { element, mark, say } from './page/dom.js';
+import { element, setAttribute, setText } from './page/dom.js';
 import { Live } from './page/live.js';
 import { organizations } from './page/organizations.js';
-import { remember } from './page/overview.js';
-import { policy, reloading } from './page/policy.js';
+import { setSessionCount } from './page/overview.js';
+import { policy, reloadPolicyButton } from './page/policy.js';
 import { audit, refusals } from './page/records.js';
 import { sessions } from './page/sessions.js';
 import { apiKey, organization } from './page/subject.js';
@@ -16,7 +16,7 @@ import { clock, counted, duration, plain } from './page/words.js';
 const PAUSE = 300;
 const SHARE = 2;
 /** A view that takes longer to load than this, in milliseconds, is shown before it has its data. */
-const SWAP = 250;
+const LOADING_DELAY = 250;
 
 const main = document.getElementById('main');
 const live = new Live();
@@ -56,10 +56,10 @@ function viewOf(address) {
     parameters: new URLSearchParams(query),
     changed: () => updates.soon(),
   });
-  return { kind, ...(made ?? nowhere()) };
+  return { kind, ...(made ?? notFound()) };
 }
 
-function nowhere() {
+function notFound() {
   const back = element('a', { href: '#/' }, 'all organizations');
   const root = element(
     'div',
@@ -107,8 +107,8 @@ async function refresh(which, signal) {
   } catch (error) {
     if (signal.aborted) return;
     // A lost connection is shown already.
-    const told = error instanceof Problem || live.state.kind === 'live';
-    if (which === view && told)
+    const isNew = error instanceof Problem || live.state.kind === 'live';
+    if (which === view && isNew)
       banner('stale', [`This view could not be updated: ${error.message}`]);
   }
 }
@@ -121,9 +121,9 @@ async function show() {
   const next = viewOf(location.hash);
   const visited = history.state?.visit;
   if (visited === undefined) history.replaceState({ visit: (visits += 1) }, '');
-  mark(main, 'aria-busy', 'true');
+  setAttribute(main, 'aria-busy', 'true');
   const loaded = refresh(next, signal);
-  await Promise.race([loaded, new Promise((resolve) => setTimeout(resolve, SWAP))]);
+  await Promise.race([loaded, new Promise((resolve) => setTimeout(resolve, LOADING_DELAY))]);
   if (signal.aborted) return;
   const first = view === null;
   view = next;
@@ -132,7 +132,7 @@ async function show() {
   document.title = `${plain(next.title)} · tgm-session`;
   for (const link of document.querySelectorAll('header nav a')) {
     const kind = link.hash.slice(2);
-    mark(
+    setAttribute(
       link,
       'aria-current',
       kind === next.kind || (kind === '' && next.kind === 'organizations') ? 'page' : null,
@@ -141,7 +141,7 @@ async function show() {
   if (!first && document.activeElement === document.body) main.focus({ preventScroll: true });
   await loaded;
   if (signal.aborted) return;
-  mark(main, 'aria-busy', 'false');
+  setAttribute(main, 'aria-busy', 'false');
   window.scrollTo(0, visited === undefined ? 0 : (scrolled.get(visited) ?? 0));
   updates.soon();
 }
@@ -152,13 +152,13 @@ history.scrollRestoration = 'manual';
 
 // The banners above every view.
 
-const said = new Map();
+const bannerTexts = new Map();
 
 /** Sets the text of a banner; `null` removes it. `button` makes the button next to the text. */
 function banner(kind, content, button = () => null) {
   const words = content?.join(' ') ?? null;
-  if (said.get(kind) === words) return;
-  said.set(kind, words);
+  if (bannerTexts.get(kind) === words) return;
+  bannerTexts.set(kind, words);
   document.querySelector(`#banners > [data-kind="${kind}"]`)?.remove();
   if (content === null) return;
   const [first, ...rest] = content;
@@ -171,9 +171,9 @@ function banner(kind, content, button = () => null) {
   document.getElementById('banners').append(made);
 }
 
-const reloadButton = () => reloading('Load it again…', () => updates.soon());
+const reloadButton = () => reloadPolicyButton('Load it again…', () => updates.soon());
 
-function renewButton() {
+function reloadPageButton() {
   return element('button', { type: 'button', click: () => location.reload() }, 'Reload the page');
 }
 
@@ -194,14 +194,14 @@ function banners() {
   banner(
     'version',
     version === overview.version ? null : [`The server now runs ${overview.version}.`],
-    renewButton,
+    reloadPageButton,
   );
 }
 
 live.addEventListener('overview', ({ detail }) => {
   overview = detail;
   version ??= detail.version;
-  remember(detail);
+  setSessionCount(detail);
   banners();
   view?.overview?.(detail);
   updates.soon();
@@ -223,10 +223,10 @@ live.addEventListener('state', () => {
         ? `not connected: ${problem}`
         : `connection lost since ${clock(since / 1000)}: ${problem}`,
   };
-  mark(connection, 'data-kind', kind);
-  say(connectionWords, words[kind]);
-  mark(retry, 'hidden', kind !== 'lost');
-  mark(main, 'data-stale', kind === 'lost');
+  setAttribute(connection, 'data-kind', kind);
+  setText(connectionWords, words[kind]);
+  setAttribute(retry, 'hidden', kind !== 'lost');
+  setAttribute(main, 'data-stale', kind === 'lost');
   countdown();
   if (kind === 'live') updates.soon();
 });
@@ -236,7 +236,7 @@ addEventListener('online', () => live.retry());
 function countdown() {
   const { kind, since, again: at } = live.state;
   const wait = Math.max(0, Math.ceil((at - Date.now()) / 1000));
-  say(
+  setText(
     again,
     kind === 'lost'
       ? `for ${duration(Math.round((Date.now() - since) / 1000))}, trying again in ${counted(wait, 'second')}`

@@ -1,7 +1,7 @@
 // Parts that several views use: paging, badges, running times, and shared lists.
 
-import { Keyed, element, href, id, mark, say, table } from './dom.js';
-import { clock, counted, exactly, age, refused, byScope, scopes } from './words.js';
+import { Keyed, element, href, id, setAttribute, setText, table } from './dom.js';
+import { age, byScope, clock, counted, fullTime, refused, scopes } from './words.js';
 
 /** A heading of a view or of a section, with elements next to it. */
 export function heading(level, text, ...beside) {
@@ -14,15 +14,15 @@ export function badge(kind, text) {
 }
 
 /** The text of an empty list. */
-export function nothing(text) {
+export function emptyNote(text) {
   const root = element('p', { class: 'nothing', hidden: true }, text);
-  return { root, update: (empty) => mark(root, 'hidden', !empty) };
+  return { root, update: (empty) => setAttribute(root, 'hidden', !empty) };
 }
 
 /** A time; its tooltip shows the exact time. */
 export function moment(seconds) {
   const at = new Date(seconds * 1000).toISOString();
-  return element('time', { datetime: at, title: exactly(seconds) }, clock(seconds));
+  return element('time', { datetime: at, title: fullTime(seconds) }, clock(seconds));
 }
 
 /** A number of seconds that runs: `update` sets it, `tick` shows the current value. */
@@ -30,7 +30,7 @@ export function running(direction) {
   const root = element('span', { class: 'running' });
   let value = 0;
   let at = 0;
-  const tick = () => say(root, age(value + (direction * (performance.now() - at)) / 1000));
+  const tick = () => setText(root, age(value + (direction * (performance.now() - at)) / 1000));
   return {
     root,
     tick,
@@ -56,7 +56,7 @@ export function pager(size, link) {
         shown < total && shown > 0
           ? `${first.toLocaleString('en')} to ${(first + shown - 1).toLocaleString('en')} of `
           : '';
-      say(words, `${part}${counted(total, one, many)}`);
+      setText(words, `${part}${counted(total, one, many)}`);
       step(back, page > 1 ? link(page - 1) : null);
       step(more, first + shown - 1 < total ? link(page + 1) : null);
     },
@@ -64,7 +64,7 @@ export function pager(size, link) {
 }
 
 /** Links of a list with cursors: to the first page and to the next one. */
-export function steps(one, many) {
+export function cursorPager(one, many) {
   const first = element('a', {}, '← First');
   const more = element('a', { rel: 'next' }, 'More →');
   const words = element('span', { role: 'status' });
@@ -72,7 +72,7 @@ export function steps(one, many) {
   return {
     root,
     update(total, firstLink, moreLink) {
-      say(words, total === null ? '' : counted(total, one, many));
+      setText(words, total === null ? '' : counted(total, one, many));
       step(first, firstLink);
       step(more, moreLink);
     },
@@ -80,8 +80,8 @@ export function steps(one, many) {
 }
 
 function step(anchor, link) {
-  mark(anchor, 'href', link);
-  mark(anchor, 'hidden', link === null);
+  setAttribute(anchor, 'href', link);
+  setAttribute(anchor, 'hidden', link === null);
 }
 
 /** The number of refused borrows in the last hour, and their scopes. */
@@ -93,15 +93,15 @@ export function refusals() {
     root,
     update(counts) {
       const all = refused(counts);
-      say(number, all.toLocaleString('en'));
-      say(words, byScope(counts));
-      mark(root, 'data-some', all > 0);
+      setText(number, all.toLocaleString('en'));
+      setText(words, byScope(counts));
+      setAttribute(root, 'data-some', all > 0);
     },
   };
 }
 
 /** Gives equal refusals different keys, counted from the oldest. */
-export function numbered(list, name) {
+export function withKeys(list, name) {
   const seen = new Map();
   return list
     .toReversed()
@@ -125,8 +125,8 @@ export function refusalTable(only = null) {
     ['API key', 'api-key', 'API key'],
     ['Trace', 'trace', 'trace'],
   ]);
-  mark(root, 'data-one', only);
-  const none = nothing('');
+  setAttribute(root, 'data-one', only);
+  const none = emptyNote('');
   const rows = new Keyed(
     body,
     (refusal) => refusal.key,
@@ -149,9 +149,9 @@ export function refusalTable(only = null) {
     root: element('div', { class: 'refusal-table' }, root, none.root),
     /** `narrowed` means that only the refusals of one organization are listed. */
     update(list, narrowed = only !== null) {
-      rows.show(numbered(list, (refusal) => JSON.stringify(refusal)));
+      rows.show(withKeys(list, (refusal) => JSON.stringify(refusal)));
       none.update(list.length === 0);
-      say(
+      setText(
         none.root,
         narrowed
           ? 'None of the latest refused borrows was of this organization.'

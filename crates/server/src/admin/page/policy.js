@@ -1,22 +1,22 @@
 // The policy in force: its file, its entries, and the overrides.
 
 import { change, get, path, remove } from './api.js';
-import { deed } from './dialogs.js';
-import { Keyed, element, href, id, mark, say, table } from './dom.js';
-import { badge, heading, moment, nothing } from './parts.js';
+import { actionButton } from './dialogs.js';
+import { Keyed, element, href, id, setAttribute, setText, table } from './dom.js';
+import { badge, emptyNote, heading, moment } from './parts.js';
 import { amount, ceiling, count, duration } from './words.js';
 
 /** A button that loads the policy file again. */
-export function reloading(words, changed) {
-  return deed({
+export function reloadPolicyButton(words, changed) {
+  return actionButton({
     words,
     changed,
     question: () => ({
       title: 'Load the policy file again?',
       action: 'Load',
       danger: true,
-      noted: false,
-      says: [
+      withNote: false,
+      paragraphs: [
         'Leases of disabled organizations and API keys, and of spent budgets, end at once. A lowered limit ends no lease.',
         'An invalid file is refused, and the policy in force stays.',
       ],
@@ -74,13 +74,13 @@ function planTable() {
   );
 }
 
-function clearing(kind, override) {
+function clearQuestion(kind, override) {
   const what = override.service === null ? ['disabled'] : ['limits', override.service];
   return {
     title: 'Clear the override?',
     action: 'Clear',
     danger: override.disabled === false,
-    says: [['The policy file applies to ', id(override.id), ' again.']],
+    paragraphs: [['The policy file applies to ', id(override.id), ' again.']],
     perform: ({ note }) => remove(path(kind, override.id, ...what), note),
   };
 }
@@ -102,7 +102,7 @@ function overrideTable(changed) {
     ],
     (override) => {
       const kind = override.subject === 'organization' ? 'organizations' : 'api-keys';
-      const question = () => clearing(kind, override);
+      const question = () => clearQuestion(kind, override);
       return [
         [
           element('a', { href: href([kind, override.id]) }, id(override.id)),
@@ -111,7 +111,7 @@ function overrideTable(changed) {
         [...overrideWords(override), !override.effective && badge('disabled', 'does not apply')],
         moment(override.set_at),
         override.note && element('bdi', {}, override.note),
-        deed({ words: 'Clear…', about: `the override of ${override.id}`, changed, question }),
+        actionButton({ words: 'Clear…', about: `the override of ${override.id}`, changed, question }),
       ];
     },
   );
@@ -119,7 +119,7 @@ function overrideTable(changed) {
 
 /** The view of the policy. */
 export function policy({ changed }) {
-  const button = reloading('Load the file again…', changed);
+  const button = reloadPolicyButton('Load the file again…', changed);
   const words = element('p', {});
   const warnings = element('ul', { class: 'warnings' });
   const lines = new Keyed(warnings, String, (warning) => ({
@@ -127,8 +127,8 @@ export function policy({ changed }) {
     update() {},
   }));
   const [services, plans, overrides] = [serviceTable(), planTable(), overrideTable(changed)];
-  const noPlan = nothing('The policy has no plans.');
-  const noOverride = nothing('There are no overrides: only the policy file applies.');
+  const noPlan = emptyNote('The policy has no plans.');
+  const noOverride = emptyNote('There are no overrides: only the policy file applies.');
   const indexers = element('p', {});
   const part = (title, ...content) => element('section', {}, heading('h2', title), ...content);
   const root = element(
@@ -154,14 +154,14 @@ export function policy({ changed }) {
         ', loaded ',
         moment(loaded_at),
       );
-      mark(button, 'hidden', file === null);
+      setAttribute(button, 'hidden', file === null);
       lines.show(warned);
       services.show(now.services);
       plans.show(now.plans);
       noPlan.update(now.plans.length === 0);
       overrides.show(now.overrides);
       noOverride.update(now.overrides.length === 0);
-      say(
+      setText(
         indexers,
         now.indexers.length > 0 ? now.indexers.join(', ') : 'None are configured: callers show no key.',
       );

@@ -2,7 +2,7 @@
 
 import { get } from './api.js';
 import { Keyed, element, href, table } from './dom.js';
-import { heading, moment, nothing, refusalTable, steps } from './parts.js';
+import { cursorPager, emptyNote, heading, moment, refusalTable } from './parts.js';
 import { count } from './words.js';
 
 const REFUSALS = 100;
@@ -70,8 +70,8 @@ export function audit({ parameters }) {
       };
     },
   );
-  const none = nothing('No operator has done anything yet.');
-  const pages = steps('entry', 'entries');
+  const none = emptyNote('No operator has done anything yet.');
+  const pages = cursorPager('entry', 'entries');
   return {
     title: 'Audit',
     root: element('div', { class: 'view audit' }, heading('h1', 'Audit'), list, none.root, pages.root),

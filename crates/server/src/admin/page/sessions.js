@@ -1,9 +1,9 @@
 // The list of live leases, and the button that revokes one of them.
 
 import { get, path, remove } from './api.js';
-import { deed } from './dialogs.js';
-import { Keyed, element, href, id, mark, say, table } from './dom.js';
-import { badge, heading, nothing, running, steps } from './parts.js';
+import { actionButton } from './dialogs.js';
+import { Keyed, element, href, id, setAttribute, setText, table } from './dom.js';
+import { badge, cursorPager, emptyNote, heading, running } from './parts.js';
 import { age, count, counted } from './words.js';
 
 const PAGE = 50;
@@ -18,13 +18,13 @@ const FILTERS = {
   indexer: 'Indexer',
 };
 
-function revoking(lease) {
+function revokeQuestion(lease) {
   const ends = lease.workers > 0 ? ` Its ${counted(lease.workers, 'worker')} may end with it.` : '';
   return {
     title: `Revoke this ${lease.kind}?`,
     danger: true,
     action: `Revoke the ${lease.kind}`,
-    says: [
+    paragraphs: [
       [
         `The ${lease.kind} of organization `,
         id(lease.organization),
@@ -47,7 +47,7 @@ function leaseRow(row, lease, changed) {
   lingers.title = 'Returned before its minimal life was over; it counts until then';
   let now = lease;
   const about = `the ${lease.kind} of ${lease.organization}, ${lease.trace ? `trace ${lease.trace}` : `number ${lease.lease}`}`;
-  const end = deed({ words: 'Revoke…', about, changed, question: () => revoking(now) });
+  const end = actionButton({ words: 'Revoke…', about, changed, question: () => revokeQuestion(now) });
   const link = (filter, value) =>
     value && element('a', { href: href(['sessions'], { [filter]: value }) }, id(value));
   return {
@@ -70,8 +70,8 @@ function leaseRow(row, lease, changed) {
       now = next;
       old.update(next.age_seconds);
       left.update(next.ends_in_seconds);
-      say(workers, next.kind === 'worker' ? '' : count(next.workers));
-      mark(lingers, 'hidden', !next.lingers);
+      setText(workers, next.kind === 'worker' ? '' : count(next.workers));
+      setAttribute(lingers, 'hidden', !next.lingers);
     },
   };
 }
@@ -85,7 +85,7 @@ function choice(label, values, value, chosen) {
 }
 
 /** Reads kind, order and filters from the link of the list. */
-function wanted(parameters) {
+function readLink(parameters) {
   const now = { kind: 'session', order: 'newest', after: '' };
   for (const name of [...Object.keys(now), ...Object.keys(FILTERS)]) {
     now[name] = (parameters.get(name) ?? now[name] ?? '').slice(0, 256);
@@ -137,7 +137,7 @@ function leaseTable(changed) {
  * shows them, and `parameters` are those of its link.
  */
 export function leases({ only = {}, base, parameters, changed }) {
-  const now = { ...wanted(parameters), ...only };
+  const now = { ...readLink(parameters), ...only };
   const names = Object.keys(FILTERS).filter((name) => !(name in only));
   const link = (after) => {
     const said = Object.fromEntries(names.map((name) => [name, now[name]]));
@@ -153,9 +153,9 @@ export function leases({ only = {}, base, parameters, changed }) {
   };
   const { root: list, rows } = leaseTable(changed);
   const [one] = Object.keys(only);
-  mark(list, 'data-one', one);
-  const none = nothing('No lease is held.');
-  const pages = steps('lease');
+  setAttribute(list, 'data-one', one);
+  const none = emptyNote('No lease is held.');
+  const pages = cursorPager('lease');
   const title = heading(one === undefined ? 'h1' : 'h2', 'Sessions', controls(now, names, narrow));
   return {
     root: element('section', { class: 'leases-part' }, title, list, none.root, pages.root),
@@ -165,7 +165,7 @@ export function leases({ only = {}, base, parameters, changed }) {
       rows.show(page.sessions);
       none.update(page.sessions.length === 0);
       const narrowed = names.some((name) => now[name] !== '');
-      say(none.root, narrowed ? 'No lease matches.' : 'No lease is held.');
+      setText(none.root, narrowed ? 'No lease matches.' : 'No lease is held.');
       const [first, more] = [
         now.after === '' ? null : link(''),
         page.next === null ? null : link(page.next),

@@ -1,10 +1,10 @@
 // One organization or API key: its limits, leases, usage and refusals.
 
 import { Problem, get, path } from './api.js';
-import { Keyed, element, href, id, mark, say } from './dom.js';
+import { Keyed, element, href, id, setAttribute, setText } from './dom.js';
 import { budget } from './organizations.js';
 import { access, limits } from './override.js';
-import { badge, heading, nothing, refusalTable, refusals } from './parts.js';
+import { badge, emptyNote, heading, refusalTable, refusals } from './parts.js';
 import { leases } from './sessions.js';
 
 /** How many refusals the view of an organization shows. */
@@ -32,7 +32,7 @@ export function organization({ name, parameters, changed }) {
     (b) => `${b.per} ${b.metric}`,
     (b) => budget(b.metric),
   );
-  const noBudget = nothing('It has no budgets.');
+  const noBudget = emptyNote('It has no budgets.');
   const counts = refusals();
   const refused = refusalTable('organization');
   const held = leases({
@@ -78,8 +78,8 @@ export function organization({ name, parameters, changed }) {
         held.refresh(signal),
       ]);
       // An unknown organization can be disabled before its first borrow.
-      mark(root, 'data-unknown', now === null);
-      say(
+      setAttribute(root, 'data-unknown', now === null);
+      setText(
         unknown,
         now === null ? 'This organization is unknown: no entry or override names it, and it holds no lease.' : '',
       );

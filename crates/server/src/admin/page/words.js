@@ -1,13 +1,13 @@
 // Numbers, times and reasons as text for operators, and safe display of text from callers.
 
-const notPlain = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/gu;
+const unsafe = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/gu;
 
 /**
  * Escapes characters that are invisible or change how the text around them is shown, for example as
  * `\u{202e}`.
  */
 export const plain = (text) =>
-  text.replace(notPlain, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+  text.replace(unsafe, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
 
 const whole = new Intl.NumberFormat('en');
 const short = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
@@ -65,7 +65,7 @@ export function clock(seconds, now = Date.now()) {
 }
 
 /** A date and time in UTC. */
-export const exactly = (seconds) =>
+export const fullTime = (seconds) =>
   `${new Date(seconds * 1000).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
 
 const sources = {
