@@ -1,6 +1,7 @@
-//! A plugin of one's own: the scheme `permits://` lets anybody run so many streams, by a semaphore.
+//! A plugin for your own URL scheme: `permits://` limits the number of streams, whoever they are for.
 //!
-//! The guards, the callbacks and the trace ids come from the library; a plugin has the five verbs.
+//! The library provides the guards, the callbacks and the trace ids. A plugin provides the five methods
+//! of [`SessionPool`].
 //!
 //! ```text
 //! cargo run -p tgm-session --example own_scheme
@@ -16,7 +17,7 @@ use tgm_session::{
     SessionRequest, WorkerRequest,
 };
 
-/// Lets so many streams run, whoever they are for, and as many workers as they like.
+/// Allows `streams` sessions at once, for all organizations together, and any number of workers.
 #[derive(Debug)]
 struct Permits {
     streams: u64,
@@ -25,7 +26,7 @@ struct Permits {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Numbers are never used again.
+    /// The last number used; numbers are never used again.
     numbers: u64,
     sessions: HashMap<u64, Arc<Lease>>,
     closed: bool,
@@ -38,7 +39,7 @@ impl Permits {
         if streams == 0 {
             return Err(parameters.wrong("streams", "lets nobody run"));
         }
-        parameters.finish()?; // whatever else the URL gives is refused, with its name
+        parameters.finish()?; // refuses every other parameter by its name
         Ok(Self { streams, state: Mutex::default() })
     }
 
@@ -99,7 +100,7 @@ impl SessionPool for Permits {
                 state.closed = true;
                 state.sessions.drain().map(|(_, lease)| lease).collect()
             };
-            // With no lock held: whoever hears of it may come back at once.
+            // Without the lock, because code that is told of the end may call the pool at once.
             held.iter().for_each(|lease| {
                 lease.end(Error::Closed);
             });
@@ -108,7 +109,7 @@ impl SessionPool for Permits {
     }
 }
 
-/// The schemes of this application: its own, and those of the library.
+/// The schemes of the library and `permits`.
 fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.register("permits", |dsn| async move {
@@ -132,17 +133,17 @@ async fn story(url: &str) -> Result<(), Error> {
             Err(refused) => break refused,
         }
     };
-    println!("{} streams run, and one more: {refused}", streams.len());
+    println!("{} streams run; one more is refused: {refused}", streams.len());
 
     let first = streams.swap_remove(0);
     let worker = first.borrow_worker("jobs", 4).await?;
-    println!("a worker under the first: {:?}", worker.ids());
+    println!("a worker under the first session: {:?}", worker.ids());
     drop((worker, first));
     let again = pool.borrow(SessionRequest::new("blocks", "umbra")).await?;
-    println!("a stream ends, and {} has its place", again.ids().organization);
+    println!("a stream ends, and {} gets its slot", again.ids().organization);
 
     let report = pool.close(Duration::from_secs(1)).await;
-    println!("closed: {} returned; the stream hears: {}", report.returned, again.ended().await);
+    println!("closed: {} returned; the stream is told: {}", report.returned, again.ended().await);
     Ok(())
 }
 

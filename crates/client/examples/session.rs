@@ -1,6 +1,6 @@
-//! One stream under one session: borrow, stream, be told that it has to stop, release.
+//! One stream under one session: borrow, stream, stop when the session ends, release.
 //!
-//! Without an argument it counts in this process; give the URL of a session server to ask that:
+//! Without an argument the example counts in this process. Pass the URL of a session server to use it:
 //!
 //! ```text
 //! cargo run -p tgm-session --example session
@@ -20,17 +20,17 @@ async fn main() -> Result<(), Error> {
 async fn story(url: &str) -> Result<(), Error> {
     let pool = tgm_session::connect(url).await?;
 
-    // A stream that ends by itself gives its session back and waits for the answer.
+    // A stream that ends by itself returns its session and waits for the answer.
     let session = borrow(&pool).await?;
     let blocks = stream(&session, 100).await.map_err(|(_, reason)| reason)?;
-    println!("{blocks} blocks, and the stream is over");
+    println!("the stream is over after {blocks} blocks");
     match session.release().await? {
         Released::Returned => println!("the slot is free"),
         other => println!("the slot is not free yet: {other:?}"),
     }
 
-    // A stream whose session ends is told at once. Here the pool is closed under it; an operator who
-    // revokes it or a budget that is spent looks the same.
+    // A stream is told at once when its session ends. Here the pool is closed; a revocation by an operator
+    // or a spent budget looks the same.
     let session = borrow(&pool).await?;
     let streaming = tokio::spawn(async move { stream(&session, u64::MAX).await });
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -50,7 +50,7 @@ async fn borrow(pool: &Pool) -> Result<Session, Error> {
     match pool.borrow(request).await {
         Ok(session) => {
             let ids = session.ids();
-            println!("{} may stream, as {}", ids.organization, ids.trace);
+            println!("{} may stream with the trace id {}", ids.organization, ids.trace);
             Ok(session)
         }
         Err(Error::ConcurrentStreamLimitExceeded { active, max, scope, .. }) => {
@@ -61,7 +61,7 @@ async fn borrow(pool: &Pool) -> Result<Session, Error> {
     }
 }
 
-/// Streams so many blocks, and tells how many it were when it has to stop before.
+/// Streams `blocks` blocks. If the session ends before, the error has the number of blocks sent.
 async fn stream(session: &Session, blocks: u64) -> Result<u64, (u64, Error)> {
     let ended = session.ended();
     tokio::pin!(ended);
@@ -69,7 +69,7 @@ async fn stream(session: &Session, blocks: u64) -> Result<u64, (u64, Error)> {
         tokio::select! {
             biased;
             reason = &mut ended => return Err((sent, reason)),
-            () = tokio::task::yield_now() => {} // here a block goes out
+            () = tokio::task::yield_now() => {} // send a block here
         }
     }
     Ok(blocks)

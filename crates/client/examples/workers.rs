@@ -1,4 +1,4 @@
-//! Jobs side by side under one session, each with a worker, never more than there may be.
+//! Parallel jobs under one session. Each job has a worker, so the limit on workers limits the jobs.
 //!
 //! ```text
 //! cargo run -p tgm-session --example workers
@@ -13,7 +13,7 @@ use tgm_session::{Error, Session, SessionRequest};
 use tokio::task::JoinSet;
 
 /// The most workers of this session at once.
-const MOST: u32 = 3;
+const MAX_WORKERS: u32 = 3;
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -23,7 +23,7 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// Does so many jobs, and returns how many there were at once at most.
+/// Runs `jobs` jobs, and returns how many ran at once at most.
 async fn story(url: &str, jobs: usize) -> Result<usize, Error> {
     let pool = tgm_session::connect(url).await?;
     let session = Arc::new(pool.borrow(SessionRequest::new("t1r", "acme")).await?);
@@ -35,7 +35,7 @@ async fn story(url: &str, jobs: usize) -> Result<usize, Error> {
         all.spawn(async move {
             let worker = borrow_in_turn(&session).await?;
             most.fetch_max(active.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            // The job itself, which stops when its worker is gone or its session ends.
+            // The job itself. It stops when its worker or its session ends.
             tokio::select! {
                 reason = worker.ended() => return Err(reason),
                 () = tokio::time::sleep(Duration::from_millis(5)) => {}
@@ -55,12 +55,12 @@ async fn story(url: &str, jobs: usize) -> Result<usize, Error> {
     Ok(most.load(Ordering::SeqCst))
 }
 
-/// Borrows a worker, and waits while all that the session may have are busy.
+/// Borrows a worker, and waits while all workers of the session are in use.
 ///
 /// With `tgm://` the parameter `borrow-wait` does the same.
 async fn borrow_in_turn(session: &Session) -> Result<tgm_session::Worker, Error> {
     loop {
-        match session.borrow_worker("t2w", MOST).await {
+        match session.borrow_worker("t2w", MAX_WORKERS).await {
             Err(Error::WorkersLimitExceeded { .. }) => {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -71,11 +71,11 @@ async fn borrow_in_turn(session: &Session) -> Result<tgm_session::Worker, Error>
 
 #[cfg(test)]
 mod tests {
-    use super::MOST;
+    use super::MAX_WORKERS;
 
     #[tokio::test]
     async fn every_job_is_done_and_never_more_at_once_than_there_may_be() {
         let most_at_once = super::story("local://", 12).await.unwrap();
-        assert_eq!(most_at_once, MOST as usize);
+        assert_eq!(most_at_once, MAX_WORKERS as usize);
     }
 }

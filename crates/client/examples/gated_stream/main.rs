@@ -1,8 +1,8 @@
-//! A tonic streaming service that is gated in one line, and a client that sees it granted, refused
+//! A tonic streaming service that is gated in one line, and a client whose streams are granted, refused
 //! and revoked.
 //!
-//! Everything runs in this process, over TCP on free ports: a session server, the service, the
-//! client. `cargo run -p tgm-session --example gated_stream`
+//! A session server, the service and the client run in this process, over TCP on free ports.
+//! `cargo run -p tgm-session --example gated_stream`
 
 mod blocks;
 
@@ -24,7 +24,7 @@ use blocks::{Block, BlockStream, Blocks, BlocksClient, BlocksServer, Range};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// What the operator of the session server wrote: two streams of an organization at once.
+/// The policy of the session server: two streams of an organization at once.
 const POLICY: &str = r#"
 [services.blocks]
 max_per_organization = 2
@@ -40,14 +40,14 @@ struct Chain;
 
 impl Blocks for Chain {
     async fn stream(&self, request: Request<Range>) -> Result<Response<BlockStream>, Status> {
-        // The session of this stream: to borrow workers under it, or to see why it ended.
+        // The session of this stream. It borrows workers, and says why it ended.
         let session = request.extensions().get::<Arc<Session>>().cloned();
         let session = session.ok_or_else(|| Status::internal("the service is not gated"))?;
         let worker = session.borrow_worker("jobs", 4).await?;
 
         let Range { first, .. } = request.into_inner();
         let blocks = tokio_stream::iter(first..).map(move |number| {
-            let _held = &worker; // as long as the stream
+            let _held = &worker; // held as long as the stream
             Ok(Block { number })
         });
         Ok(Response::new(Box::pin(blocks.throttle(Duration::from_millis(5)))))
@@ -83,13 +83,13 @@ async fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// What a client of the service sees.
+/// The client of the service.
 async fn story(sessions: &Running, channel: Channel) -> Outcome<()> {
     let mut acme = BlocksClient::new(channel);
 
     let head = acme.head(from("acme", ())).await?.into_inner();
     println!(
-        "acme asks for the newest block, {}; the session goes back with the answer",
+        "acme asks for the newest block, {}; the session is returned with the answer",
         head.number
     );
     while live(sessions).await? > 0 {
@@ -105,13 +105,13 @@ async fn story(sessions: &Running, channel: Channel) -> Outcome<()> {
     let refused = acme.stream(from("acme", Range::default())).await.err();
     let refused = refused.ok_or("a third stream was admitted")?;
     check(refused.code() == Code::ResourceExhausted, "a third stream is refused")?;
-    println!("acme wants a third one: {:?}, {}", refused.code(), refused.message());
+    println!("acme asks for a third stream: {:?}, {}", refused.code(), refused.message());
 
     drop(two);
     let mut three = loop {
         match acme.stream(from("acme", Range { first: 900, count: 0 })).await {
             Ok(three) => break three.into_inner(),
-            // The server hears in a moment that the client went away.
+            // The server notices the disconnected client a moment later.
             Err(status) if status.code() == Code::ResourceExhausted => {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -119,14 +119,14 @@ async fn story(sessions: &Running, channel: Channel) -> Outcome<()> {
         }
     };
     println!(
-        "acme leaves one stream and has its slot for another: block {}",
+        "acme leaves one stream and uses its slot for another: block {}",
         next(&mut three).await?
     );
 
     let stranger = acme.stream(Request::new(Range::default())).await.err();
     let stranger = stranger.ok_or("a stream without an organization was admitted")?;
     check(stranger.code() == Code::Unauthenticated, "a stranger is refused")?;
-    println!("somebody without an organization: {:?}", stranger.code());
+    println!("a caller without an organization: {:?}", stranger.code());
 
     let disabled = format!("{POLICY}\n[organizations.acme]\ndisabled = true\n");
     sessions.set_policy(Policy::parse(&disabled, "disabled.toml")?.policy).await?;
@@ -139,7 +139,7 @@ async fn story(sessions: &Running, channel: Channel) -> Outcome<()> {
     Ok(())
 }
 
-/// Starts a session server in this process. In production it runs by itself: `tgm-session serve`.
+/// Starts a session server in this process. In production it is a process of its own: `tgm-session serve`.
 async fn session_server() -> Outcome<Running> {
     let policy = Policy::parse(POLICY, "policy.toml")?.policy;
     let mut config = Config::new(policy, StoreUrl::Memory);
@@ -148,12 +148,12 @@ async fn session_server() -> Outcome<Running> {
     Ok(Server::bind(config).await?.start().await?)
 }
 
-/// How many leases the session server counts.
+/// Returns how many leases the session server counts.
 async fn live(sessions: &Running) -> Outcome<u64> {
     Ok(sessions.store().live().await?.iter().map(|(_, leases)| leases).sum())
 }
 
-/// Adds what an authenticating proxy adds to the requests of an organization.
+/// Adds the header that an authenticating proxy adds for an organization.
 fn from<T>(organization: &'static str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("x-organization-id", organization.parse().expect("it is ASCII"));
@@ -164,20 +164,20 @@ async fn next(stream: &mut Streaming<Block>) -> Outcome<u64> {
     Ok(stream.message().await?.ok_or("the stream ended")?.number)
 }
 
-/// Reads on until the stream fails: how many blocks came, and why no more.
+/// Reads until the stream fails. Returns the number of blocks and the status.
 async fn rest(stream: &mut Streaming<Block>) -> Outcome<(u64, Status)> {
     let mut blocks = 0;
     loop {
         match stream.message().await {
             Ok(Some(_)) => blocks += 1,
-            Ok(None) => return Err("the stream ended as if nothing had happened".into()),
+            Ok(None) => return Err("the stream ended without an error".into()),
             Err(status) => return Ok((blocks, status)),
         }
     }
 }
 
 fn check(holds: bool, what: &str) -> Outcome<()> {
-    if holds { Ok(()) } else { Err(format!("it does not hold that {what}").into()) }
+    if holds { Ok(()) } else { Err(format!("this is not true: {what}").into()) }
 }
 
 #[cfg(test)]
