@@ -12,7 +12,7 @@ import grpc from '@grpc/grpc-js';
 import loader from '@grpc/proto-loader';
 
 const BINARY = process.env.TGM_SESSION_BINARY;
-const PROTO = fileURLToPath(new URL('../../proto', import.meta.url));
+const PROTO = fileURLToPath(new URL('../../crates/wire/proto', import.meta.url));
 /** The longest wait for one answer, for a start and for a stop. A healthy server needs milliseconds. */
 export const DEADLINE = 20_000;
 
