@@ -96,7 +96,7 @@ test('1,000 organizations and 50,000 sessions are listed, searched and sorted wi
   looking = false;
   await churn;
   const longest = await page.evaluate(() => window.longest);
-  assert.ok(longest < LONGEST_TASK, `the page was deaf for ${longest} ms`);
+  assert.ok(longest < LONGEST_TASK, `the page did not react for ${longest} ms`);
   await close(tab);
 });
 
