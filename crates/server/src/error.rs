@@ -8,7 +8,7 @@ use policy::PolicyError;
 
 /// Why a server cannot start, or did not stop well.
 ///
-/// Calls have errors of their own: [`Unavailable`](crate::store::Unavailable) from the store, and
+/// Calls have errors of their own: [`Unavailable`](store::Unavailable) from the store, and
 /// gRPC statuses on the wire.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -68,93 +68,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A store URL that no store understands.
-    #[error("{url:?} is not a store: {problem}; the stores are memory: and file:PATH")]
-    StoreUrl {
-        /// The URL.
-        url: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// The folder a store file should be in is not there.
-    #[error("cannot make the store {}: the folder {} does not exist", path.display(), parent.display())]
-    StoreFolderMissing {
-        /// The store file.
-        path: PathBuf,
-        /// The folder.
-        parent: PathBuf,
-    },
-    /// A store file cannot be opened, made, read or written.
-    #[error("cannot {action} the store {}: {source}", path.display())]
-    StoreFile {
-        /// What was tried.
-        action: &'static str,
-        /// The store file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another server has the store open.
-    #[error("the store {} is in use by another server", path.display())]
-    StoreInUse {
-        /// The store file.
-        path: PathBuf,
-    },
-    /// A store file that is damaged, or no store file. It was left as it is.
-    #[error("the store {} is damaged or not a session store: {problem}; it was left as it is", path.display())]
-    StoreDamaged {
-        /// The store file.
-        path: PathBuf,
-        /// What was found.
-        problem: String,
-    },
-    /// A store file of a format that this version does not know. It was left as it is.
-    #[error("the store {} has format {found}, and this version knows format {known}", path.display())]
-    StoreFormat {
-        /// The store file.
-        path: PathBuf,
-        /// Its format.
-        found: u64,
-        /// The format this version writes.
-        known: u64,
-    },
-    /// A store file that reads well and lacks changes that were acknowledged. It was left as it is.
-    #[error(
-        "the store {} is damaged: batch {acknowledged} of changes was acknowledged, and the newest that \
-         can be read is batch {found}, older by {older_by:?}; it was left as it is. Restore a copy, or \
-         go on from the older state with --accept-older-state",
-        path.display()
-    )]
-    StoreOlder {
-        /// The store file.
-        path: PathBuf,
-        /// The number of the newest batch that can be read.
-        found: u64,
-        /// The number of the last batch that was acknowledged.
-        acknowledged: u64,
-        /// The store time between the two.
-        older_by: std::time::Duration,
-    },
-    /// The store closed before the disk confirmed its last changes. Nobody was told that they are
-    /// durable, and they may be.
-    #[error(
-        "the store {} was closed with {changes} changes that the disk has not confirmed within {waited:?}",
-        path.display()
-    )]
-    StoreUnconfirmed {
-        /// The store file.
-        path: PathBuf,
-        /// How many changes those were.
-        changes: usize,
-        /// How long the disk had for them.
-        waited: std::time::Duration,
-    },
-    /// The store failed while it ran, or the last changes could not be made durable.
-    #[error("the store failed: {problem}")]
-    StoreFailed {
-        /// What happened.
-        problem: String,
-    },
+    /// The store cannot be opened, or did not close well.
+    #[error(transparent)]
+    Store(#[from] store::Error),
     /// The operating system refused a thread, a timer or random bytes.
     #[error("cannot {action}: {source}")]
     System {
@@ -168,27 +84,25 @@ pub enum Error {
 impl Error {
     /// Whether the same start may work later, without anybody changing the configuration.
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::Listen { .. }
-                | Self::StoreInUse { .. }
-                | Self::StoreFailed { .. }
-                | Self::StoreUnconfirmed { .. }
-                | Self::System { .. }
-        )
+        match self {
+            Self::Store(error) => error.is_retryable(),
+            error => matches!(error, Self::Listen { .. } | Self::System { .. }),
+        }
     }
 
-    /// Whether the configuration is at fault: a policy, a URL or an address that cannot be meant.
+    /// Whether the configuration is at fault: an invalid policy, URL or address.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::PolicyUnreadable { .. }
-                | Self::Policy(_)
-                | Self::Setting { .. }
-                | Self::Tls { .. }
-                | Self::Anonymous { .. }
-                | Self::AdminExposed { .. }
-                | Self::StoreUrl { .. }
-        )
+        match self {
+            Self::Store(error) => error.is_usage(),
+            error => matches!(
+                error,
+                Self::PolicyUnreadable { .. }
+                    | Self::Policy(_)
+                    | Self::Setting { .. }
+                    | Self::Tls { .. }
+                    | Self::Anonymous { .. }
+                    | Self::AdminExposed { .. }
+            ),
+        }
     }
 }

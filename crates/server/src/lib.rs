@@ -35,11 +35,9 @@
 
 mod admin;
 mod blocking;
-mod clock;
 mod config;
 mod control;
 mod error;
-mod lane;
 mod live;
 pub mod operator;
 mod refusals;
@@ -47,19 +45,18 @@ mod repeated;
 mod rpc;
 mod serve;
 mod service;
-pub mod store;
 #[cfg(test)]
 mod test_log;
 pub mod text;
-mod turns;
 mod usage;
 
 pub use ::policy;
+pub use ::store;
 pub use admin::api::model as api;
-pub use clock::{Clock, SystemClock};
 pub use config::settings;
 pub use config::{AdminToken, Config, Loaded, NotLoaded, Origin, PolicyFile, PortLimits, TlsFiles};
 pub use error::Error;
 pub use operator::Operator;
 pub use policy::Policy;
 pub use serve::{Running, Server};
+pub use store::{Clock, SystemClock};

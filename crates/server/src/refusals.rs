@@ -11,11 +11,11 @@ use hashbrown::HashMap;
 use lease::{BudgetSpent, Denied, Reason, Refusal, Request, RevokedFor, Scope, WallTime};
 use parking_lot::Mutex;
 use policy::Refused;
+use store::Clock;
+use store::{BorrowError, Borrowed};
 use wire::worker::BorrowWorkerRequest;
 
 use crate::admin::api::model;
-use crate::clock::Clock;
-use crate::store::{BorrowError, Borrowed};
 
 /// How many refusals are kept with their reason.
 const KEPT: usize = 1_000;

@@ -14,6 +14,8 @@ use lease::{
     Released, Request, validate_id,
 };
 use policy::{Indexer, Refused};
+use store::Clock;
+use store::{BorrowError, Borrowed, Store, Unavailable};
 use tonic::Status;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::{
@@ -23,10 +25,8 @@ use wire::worker::{
 };
 
 use crate::admin::metrics::{CallCounters, Calls};
-use crate::clock::Clock;
 use crate::live::Live;
 use crate::rpc::Answer;
-use crate::store::{BorrowError, Borrowed, Store, Unavailable};
 pub(crate) use undecided::Undecided;
 
 pub(crate) const LEASE_TTL_MS: HeaderName = HeaderName::from_static("x-lease-ttl-ms");
@@ -53,14 +53,14 @@ impl From<Status> for NotBorrowed {
 
 /// `sf.worker.v1.WorkerPool` over a store.
 #[derive(Debug)]
-pub(crate) struct WorkerPool<S> {
-    store: Arc<S>,
+pub(crate) struct WorkerPool {
+    store: Arc<Store>,
     clock: Arc<dyn Clock>,
     counters: CallCounters,
 }
 
-impl<S: Store> WorkerPool<S> {
-    pub(crate) fn new(store: Arc<S>, clock: Arc<dyn Clock>, counters: CallCounters) -> Self {
+impl WorkerPool {
+    pub(crate) fn new(store: Arc<Store>, clock: Arc<dyn Clock>, counters: CallCounters) -> Self {
         Self { store, clock, counters }
     }
 
@@ -77,7 +77,7 @@ impl<S: Store> WorkerPool<S> {
         metadata: &HeaderMap,
         message: BorrowWorkerRequest,
         undecided: &'u mut Undecided<'l>,
-    ) -> impl Future<Output = Result<Answer, NotBorrowed>> + use<'l, 'u, S> {
+    ) -> impl Future<Output = Result<Answer, NotBorrowed>> + use<'l, 'u> {
         match self.apply_borrow(live, caller, metadata, message, undecided) {
             Ok(answer) => Either::Left(answer),
             Err(status) => Either::Right(ready(Err(status.into()))),
@@ -91,7 +91,7 @@ impl<S: Store> WorkerPool<S> {
         metadata: &HeaderMap,
         mut message: BorrowWorkerRequest,
         undecided: &'u mut Undecided<'l>,
-    ) -> Result<impl Future<Output = Result<Answer, NotBorrowed>> + use<'l, 'u, S>, Status> {
+    ) -> Result<impl Future<Output = Result<Answer, NotBorrowed>> + use<'l, 'u>, Status> {
         let kind = undecided::kind_of(&message);
         undecided.asks_for(kind, live.borrows(None));
         named(live, &mut message.organization_id)?;

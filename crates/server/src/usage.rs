@@ -21,11 +21,11 @@ pub(crate) use wire::payment::usage_service_server::SERVICE_NAME as USAGE_SERVIC
 mod skipped;
 
 use policy::{Indexer, Policy};
+use store::{ReportError, Skipped, Store, UsageReport};
 
 use crate::admin::metrics::UsageCounters;
 use crate::live::Live;
 use crate::rpc::{self, Answer};
-use crate::store::{ReportError, Skipped, Store, UsageReport};
 use skipped::SkippedLog;
 
 /// Names a report, so that it counts once however often it is sent.
@@ -43,14 +43,14 @@ const MAX_REASONS: usize = 8;
 
 /// `UsageService` over a store.
 #[derive(Debug)]
-pub(crate) struct UsageReports<S> {
-    store: Arc<S>,
+pub(crate) struct UsageReports {
+    store: Arc<Store>,
     counters: UsageCounters,
     max_events: usize,
     skipped: Arc<SkippedLog>,
 }
 
-impl<S> Clone for UsageReports<S> {
+impl Clone for UsageReports {
     fn clone(&self) -> Self {
         let Self { store, counters, max_events, skipped } = self;
         let (store, counters, skipped) = (store.clone(), counters.clone(), skipped.clone());
@@ -58,9 +58,9 @@ impl<S> Clone for UsageReports<S> {
     }
 }
 
-impl<S: Store> UsageReports<S> {
+impl UsageReports {
     /// Takes reports of at most so many events.
-    pub(crate) fn new(store: Arc<S>, counters: UsageCounters, max_events: u32) -> Self {
+    pub(crate) fn new(store: Arc<Store>, counters: UsageCounters, max_events: u32) -> Self {
         Self { store, counters, max_events: max_events as usize, skipped: Arc::default() }
     }
 
@@ -80,7 +80,7 @@ impl<S: Store> UsageReports<S> {
         metadata: &HeaderMap,
         body: Bytes,
         until_counted: Option<Box<dyn Any + Send>>,
-    ) -> Result<impl Future<Output = Result<Answer, Status>> + Send + use<S>, Status> {
+    ) -> Result<impl Future<Output = Result<Answer, Status>> + Send + use<>, Status> {
         let began = Instant::now();
         let idempotency_key = idempotency_key(metadata)?.map(Into::into);
         let read = Read::from(&rpc::message(body)?, live, self.max_events)?;
@@ -279,12 +279,12 @@ fn response(disabled: &[(Box<str>, Reason)], spent: &[(Box<str>, BudgetSpent)]) 
 
 #[cfg(test)]
 mod tests {
+    use store::SystemClock;
     use wire::metering::Metric;
     use wire::payment::ReportRequest;
 
     use super::*;
     use crate::admin::metrics::Metrics;
-    use crate::clock::SystemClock;
     use crate::refusals::Refusals;
 
     fn event(organization: &str, metrics: usize) -> Event {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tgm_session::{Session, SessionLayer};
-use tgm_session_server::store::{Store as _, StoreUrl};
+use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Config, Policy, Running, Server};
 use tokio::net::TcpListener;
 use tokio::time::timeout;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tgm_session::{Error, Released};
-use tgm_session_server::store::{Store as _, StoreUrl};
+use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Config, Policy, Running, Server};
 use tokio::time::{Instant, sleep, timeout};
 

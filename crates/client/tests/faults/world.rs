@@ -25,7 +25,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use tgm_session::{Dsn, Error, Pool, Session, SessionRequest, TgmPool, Worker};
-use tgm_session_server::store::{Store as _, StoreUrl};
+use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Clock, Config, Policy, Running, Server};
 use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use tokio::runtime::Handle;

@@ -1,7 +1,6 @@
 //! What is counted. Labels are services of the policy and outcomes, never who called.
 
 mod calls;
-mod commits;
 mod format;
 mod latency;
 mod page;
@@ -19,11 +18,11 @@ use prometheus_client::registry::{Registry, Unit};
 use tonic::{Code, Status};
 
 pub(crate) use calls::{Calls, Method};
-pub(crate) use commits::Commits;
 pub(super) use page::page;
 use policy::Refused;
+use store::Commits;
 
-use crate::store::{BorrowError, Borrowed, KeptBatch, Reported, Skipped};
+use store::{BorrowError, Borrowed, KeptBatch, Reported, Skipped};
 
 /// In front of the name of every metric that is the server's own.
 const PREFIX: &str = "tgm_session";

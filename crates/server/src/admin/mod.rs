@@ -21,13 +21,13 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use lease::WallTime;
+use store::Clock;
+use store::{Store, StoreUrl, Unavailable};
 
-use crate::clock::Clock;
 use crate::config::token::TokenInForce;
 use crate::live::Live;
 use crate::operator::Operator;
 use crate::refusals::Refusals;
-use crate::store::{Embedded, Store as _, StoreUrl, Unavailable};
 use api::edge::{Failure, MAX_BODY};
 use guard::Guard;
 use metrics::Metrics;
@@ -37,7 +37,7 @@ use view::View;
 /// What the admin port looks at and acts on.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    store: Arc<Embedded>,
+    store: Arc<Store>,
     store_url: String,
     live: Arc<ArcSwap<Live>>,
     operator: Arc<Operator>,
@@ -54,7 +54,7 @@ pub(crate) struct Admin {
 
 /// What the admin port is made of.
 pub(crate) struct Parts {
-    pub(crate) store: Arc<Embedded>,
+    pub(crate) store: Arc<Store>,
     pub(crate) store_url: StoreUrl,
     pub(crate) live: Arc<ArcSwap<Live>>,
     pub(crate) operator: Arc<Operator>,

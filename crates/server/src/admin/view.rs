@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use lease::WallTime;
 use policy::Policy;
+use store::{PoolCount, Unavailable, UsageCount};
 use tokio::sync::Mutex;
 
 use super::api::model::{OrganizationOrder, Overview, PolicyStatus, Refusals};
 use super::{Admin, api};
 use crate::blocking::blocking;
 use crate::live::Live;
-use crate::store::{PoolCount, Store as _, Unavailable, UsageCount};
 
 /// How old a picture is at least before another is taken, unless an operator changed something.
 const PAUSE: Duration = Duration::from_millis(250);

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use policy::Policy;
+use store::{Clock, SystemClock};
+use store::{Options, StoreUrl};
 
 use super::given::Given;
 use super::limits::PortLimits;
@@ -13,8 +15,6 @@ use super::origin::Origin;
 use super::policy_file::PolicyFile;
 use super::tls::TlsFiles;
 use super::token::AdminToken;
-use crate::clock::{Clock, SystemClock};
-use crate::store::{Options, StoreUrl};
 
 /// What a server is started with. [`Config::new`] fills in the defaults.
 #[derive(Clone, Debug)]

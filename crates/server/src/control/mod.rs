@@ -23,12 +23,12 @@ use wire::control::AttachRequest;
 use wire::control::session_control_server::SessionControl;
 
 use policy::Indexer;
+use store::{Attachment, KeptBatch, Store};
 pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 
 use crate::admin::metrics::{CallCounters, Held, Method, StreamCounters};
 use crate::live::Live;
 use crate::serve::{Connection, reset_call_by};
-use crate::store::{Attachment, KeptBatch, Store};
 use outbox::{End, Outbox, Reader};
 
 /// The most keys of one batch.
@@ -88,8 +88,8 @@ impl Farewell {
 
 /// `SessionControl` over a store.
 #[derive(Debug)]
-pub(crate) struct Control<S> {
-    store: Arc<S>,
+pub(crate) struct Control {
+    store: Arc<Store>,
     live: Arc<ArcSwap<Live>>,
     calls: CallCounters,
     streams: StreamCounters,
@@ -97,10 +97,10 @@ pub(crate) struct Control<S> {
     farewell: Farewell,
 }
 
-impl<S: Store> Control<S> {
+impl Control {
     /// At most `max_streams` are attached at once.
     pub(crate) fn new(
-        store: Arc<S>,
+        store: Arc<Store>,
         live: Arc<ArcSwap<Live>>,
         (calls, streams): (CallCounters, StreamCounters),
         max_streams: usize,
@@ -111,7 +111,7 @@ impl<S: Store> Control<S> {
     }
 
     /// Takes in one stream: what serves it, and what its client reads.
-    fn open(&self, key: ShownKey) -> Result<(Attached<S>, Reader), Status> {
+    fn open(&self, key: ShownKey) -> Result<(Attached, Reader), Status> {
         if self.farewell.begun.is_cancelled() {
             return Err(stopping());
         }
@@ -135,7 +135,7 @@ impl<S: Store> Control<S> {
 }
 
 #[async_trait]
-impl<S: Store> SessionControl for Control<S> {
+impl SessionControl for Control {
     type AttachStream = Reader;
 
     async fn attach(
@@ -153,9 +153,9 @@ impl<S: Store> SessionControl for Control<S> {
 
 /// One attached stream.
 #[derive(Debug)]
-struct Attached<S> {
+struct Attached {
     attachment: Attachment,
-    store: Arc<S>,
+    store: Arc<Store>,
     live: Arc<ArcSwap<Live>>,
     calls: CallCounters,
     key: ShownKey,
@@ -168,7 +168,7 @@ struct Attached<S> {
     _place: (OwnedSemaphorePermit, Held),
 }
 
-impl<S: Store> Attached<S> {
+impl Attached {
     /// Serves the stream until it ends, and then sees to it that it is gone.
     async fn drive(mut self, batches: impl Stream<Item = Result<AttachRequest, Status>> + Unpin) {
         let outbox = self.outbox.clone();

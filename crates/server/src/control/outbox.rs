@@ -10,6 +10,7 @@ use futures_util::task::AtomicWaker;
 use lease::{LeaseId, Reason, RevokedFor};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use store::{KeptBatch, Listener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
@@ -19,7 +20,6 @@ use wire::control::{
 };
 
 use crate::serve::Connection;
-use crate::store::{KeptBatch, Listener};
 
 /// Answers that may wait for the reader. A client has a handful of batches under way.
 const MAX_ANSWERS: usize = 64;

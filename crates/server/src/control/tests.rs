@@ -2,6 +2,8 @@ use std::pin::pin;
 
 use futures_util::stream;
 use policy::Policy;
+use store::SystemClock;
+use store::{Options, Recovered};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use wire::control::AttachResponse;
@@ -9,11 +11,9 @@ use wire::control::attach_response::Event;
 
 use super::*;
 use crate::admin::metrics::Metrics;
-use crate::clock::SystemClock;
 use crate::refusals::Refusals;
-use crate::store::{Embedded, Options, Recovered};
 
-fn control(max_streams: usize) -> Control<Embedded> {
+fn control(max_streams: usize) -> Control {
     let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();
     let metrics = Metrics::new();
     let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
@@ -31,7 +31,7 @@ struct Client {
     reset: CancellationToken,
 }
 
-fn attach(control: &Control<Embedded>) -> Client {
+fn attach(control: &Control) -> Client {
     let (attached, reader) = control.open(ShownKey::new(None, None)).unwrap();
     let (batches, received) = mpsc::unbounded_channel();
     let reset = attached.reset.clone();

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use lease::{Kind, LeaseNumber, Reason};
 use policy::Source;
 use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
+use store::{Enforced, Noted, RecordError};
 
 use super::{
     By, InForceOverrides, MAX_LIMIT, MAX_NOTE, Operator, OperatorError, OperatorEvent, words,
 };
 use crate::admin::api::model::Done;
 use crate::blocking::blocking;
-use crate::store::{Enforced, Noted, RecordError, Store as _};
 
 /// Who does something and why, on its way into the audit list.
 pub(super) struct Doing {

@@ -21,20 +21,18 @@ use lease::{Usage, WallTime};
 use parking_lot::Mutex;
 use policy::overrides::{AuditEntry, Overrides};
 use policy::{Policy, Warning};
+use store::Clock;
+use store::{LONGEST_WAIT, Noted, ReportError, Reported, Store, Unavailable, UsageReport};
 use tokio::sync::broadcast;
 
 use crate::admin::api::model::PolicyStatus;
 use crate::admin::metrics::Metrics;
 use crate::blocking::blocking;
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::PolicyFile;
 use crate::config::watch::Read;
 use crate::error::Error;
 use crate::live::Live;
-use crate::store::{
-    Embedded, LONGEST_WAIT, Noted, ReportError, Reported, Store as _, Unavailable, UsageReport,
-};
 
 /// How often to look whether nobody looks at an old policy any more.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -77,7 +75,7 @@ pub const MAX_LIMIT: u64 = 1_000_000_000_000;
 /// # });
 /// ```
 pub struct Operator {
-    store: Arc<Embedded>,
+    store: Arc<Store>,
     live: Arc<ArcSwap<Live>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
@@ -161,7 +159,7 @@ impl fmt::Debug for Operator {
 
 /// What an operator acts on.
 pub(crate) struct Parts {
-    pub(crate) store: Arc<Embedded>,
+    pub(crate) store: Arc<Store>,
     pub(crate) live: Arc<ArcSwap<Live>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Config,
@@ -220,7 +218,7 @@ impl Operator {
     /// # Errors
     ///
     /// [`Error::Anonymous`] when the policy would open the port to everybody; nothing changed then.
-    /// [`Error::StoreFailed`] when leases could not be ended; the policy is in force then.
+    /// [`store::Error::Failed`] when leases could not be ended; the policy is in force then.
     pub async fn set_policy(self: &Arc<Self>, policy: Policy) -> Result<usize, Error> {
         let config = Config { policy: policy.clone(), ..self.config.clone() };
         config.is_open_to_everybody().map_or(Ok(()), Err)?;
@@ -241,8 +239,8 @@ impl Operator {
                 operator.store.enforce(&live.policy, Noted::Nowhere)
             };
             let enforced = enforced.await;
-            let enforced =
-                enforced.map_err(|error| Error::StoreFailed { problem: error.to_string() });
+            let enforced = enforced
+                .map_err(|error| Error::Store(store::Error::Failed { problem: error.to_string() }));
             Ok(enforced?.ended)
         })
         .await

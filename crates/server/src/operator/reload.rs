@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use policy::Warning;
 use policy::overrides::{AuditEntry, Overrides};
+use store::{Enforced, Noted, Unavailable};
 use tokio::time::MissedTickBehavior;
 
 use super::changes::Doing;
@@ -20,7 +21,6 @@ use crate::config::watch::{self, Digest, LOOK_EVERY, Watched};
 use crate::config::{Loaded, PolicyFile};
 use crate::error::Error;
 use crate::repeated::Repeated;
-use crate::store::{Enforced, Noted, Store as _, Unavailable};
 
 /// What was found in the files by somebody who looked already, the policy file first.
 type Found = Vec<(PathBuf, io::Result<Vec<u8>>)>;
@@ -271,14 +271,14 @@ mod tests {
     use std::fs;
 
     use arc_swap::ArcSwap;
+    use store::SystemClock;
+    use store::{Options, Recovered, StoreUrl};
 
     use super::super::Parts;
     use super::*;
     use crate::admin::metrics::Metrics;
-    use crate::clock::SystemClock;
     use crate::live::Live;
     use crate::refusals::Refusals;
-    use crate::store::{Options, Recovered, StoreUrl};
 
     fn operator(path: &Path) -> Arc<Operator> {
         let Loaded { policy, file, .. } = Loaded::load(path).unwrap();

@@ -38,7 +38,6 @@ use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
 use crate::serve::{Full, InFlight, Share, work_of};
 use crate::service::{NotBorrowed, Undecided, WorkerPool};
-use crate::store::Store;
 use crate::text::plain as shown;
 use crate::usage::USAGE_SERVICE;
 
@@ -106,9 +105,9 @@ impl From<Call> for Method {
 /// Health and reflection are open to all. For everything else the caller is identified before
 /// anything else decides the answer, the method and the message included.
 #[derive(Debug)]
-pub(crate) struct Gateway<S> {
-    pool: WorkerPool<S>,
-    reports: Reports<S>,
+pub(crate) struct Gateway {
+    pool: WorkerPool,
+    reports: Reports,
     live: Arc<ArcSwap<Live>>,
     control: Tonic,
     aside: Aside,
@@ -116,11 +115,11 @@ pub(crate) struct Gateway<S> {
     limits: PortLimits,
 }
 
-impl<S: Store> Gateway<S> {
+impl Gateway {
     /// `control` is session control, which is served to whoever may call the worker pool.
     pub(crate) fn new(
-        pool: WorkerPool<S>,
-        reports: Reports<S>,
+        pool: WorkerPool,
+        reports: Reports,
         live: Arc<ArcSwap<Live>>,
         control: Tonic,
         aside: Aside,
@@ -415,7 +414,7 @@ impl<S: Store> Gateway<S> {
         metadata: &'c HeaderMap,
         message: Bytes,
         undecided: &'c mut Undecided<'l>,
-    ) -> impl Future<Output = Result<Answer, Status>> + use<'c, 'l, S> {
+    ) -> impl Future<Output = Result<Answer, Status>> + use<'c, 'l> {
         async move {
             let pool = &self.pool;
             match call {

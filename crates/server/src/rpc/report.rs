@@ -21,7 +21,6 @@ use crate::blocking::blocking;
 use crate::config::PortLimits;
 use crate::live::Live;
 use crate::serve::{InFlight, work_of};
-use crate::store::Store;
 use crate::usage::UsageReports;
 
 /// Most reports at once that are larger than any other message may be, of all callers and of one.
@@ -34,8 +33,8 @@ const LARGE_STEP: usize = 1 << 20;
 
 /// Takes reports from their bodies to where they are counted.
 #[derive(Debug)]
-pub(crate) struct Reports<S> {
-    usage: UsageReports<S>,
+pub(crate) struct Reports {
+    usage: UsageReports,
     large: Large,
     limits: PortLimits,
 }
@@ -74,8 +73,8 @@ impl Large {
     }
 }
 
-impl<S: Store> Reports<S> {
-    pub(crate) fn new(usage: UsageReports<S>, limits: PortLimits) -> Self {
+impl Reports {
+    pub(crate) fn new(usage: UsageReports, limits: PortLimits) -> Self {
         Self { usage, large: Large::new(), limits }
     }
 

@@ -13,6 +13,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use lease::MAX_ID_BYTES;
+use store::Delivery;
 use tonic::Status;
 use tonic::codegen::StdError;
 
@@ -21,7 +22,6 @@ use super::compression::too_large;
 use super::timely::{Timely, broken_off};
 use crate::config::PortLimits;
 use crate::serve::{InFlight, reset_call_after};
-use crate::store::Delivery;
 
 /// How long a message is waited for that nobody wants.
 const UNWANTED_TIMEOUT: Duration = Duration::from_secs(5);

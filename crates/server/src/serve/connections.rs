@@ -28,7 +28,6 @@ use crate::admin::metrics::Held;
 use crate::config::PortLimits;
 use crate::repeated::Repeated;
 use crate::rpc::Gateway;
-use crate::store::Store;
 
 /// Bytes that a caller may send ahead on one call, and on a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -51,8 +50,8 @@ static CANNOT_ACCEPT: Repeated = Repeated::new();
 
 /// What the serving threads of a server share.
 #[derive(Debug)]
-pub(super) struct Port<S> {
-    pub(super) gateway: Arc<Gateway<S>>,
+pub(super) struct Port {
+    pub(super) gateway: Arc<Gateway>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) limits: PortLimits,
     pub(super) places: Arc<Places>,
@@ -66,7 +65,7 @@ pub(super) struct Port<S> {
     pub(super) stopped: CancellationToken,
 }
 
-impl<S: Store> Port<S> {
+impl Port {
     /// Serves connections on the current runtime until the server stops.
     pub(super) async fn serve(self: Arc<Self>, listener: StdListener) -> std::io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
@@ -313,13 +312,7 @@ impl Open {
 }
 
 impl Connections {
-    fn spawn<S: Store>(
-        &self,
-        port: Arc<Port<S>>,
-        stream: TcpStream,
-        connection: Arc<Connection>,
-        place: Place,
-    ) {
+    fn spawn(&self, port: Arc<Port>, stream: TcpStream, connection: Arc<Connection>, place: Place) {
         connection.has_place(&port.places, &place);
         let number = self.open.lock().add(connection.clone());
         let open = self.open.clone();

@@ -31,6 +31,7 @@ pub(crate) use call::{reset_call_after, reset_call_by};
 pub(crate) use connection::{Connection, InFlight, StreamAside};
 pub(crate) use memory::Full;
 pub(crate) use rounds::{Share, work_of};
+use store::{Noted, Recovered, Store, Unavailable};
 
 use crate::admin::metrics::{Facts, Metrics};
 use crate::admin::{self, Admin};
@@ -45,7 +46,6 @@ use crate::operator::{Operator, Parts};
 use crate::refusals::Refusals;
 use crate::rpc::{self, Aside, Gateway, Reports, Tonic, WORKER_POOL, Web};
 use crate::service::WorkerPool;
-use crate::store::{Embedded, Noted, Recovered, Store, Unavailable};
 use crate::usage::{USAGE_SERVICE, UsageReports};
 use connections::Port;
 use memory::{CONNECTION_BYTES, MemoryBudget};
@@ -281,7 +281,7 @@ pub struct Running {
     admin_address: SocketAddr,
     draining: CancellationToken,
     stopped: CancellationToken,
-    port: Arc<Port<Embedded>>,
+    port: Arc<Port>,
     farewell: Farewell,
     operator: Arc<Operator>,
     serving: Arc<AtomicBool>,
@@ -289,7 +289,7 @@ pub struct Running {
     threads: Vec<JoinHandle<io::Result<()>>>,
     runtimes: Vec<Handle>,
     tasks: Vec<TaskHandle<()>>,
-    store: Arc<Embedded>,
+    store: Arc<Store>,
 }
 
 impl Running {
@@ -304,7 +304,7 @@ impl Running {
     }
 
     /// The store behind the ports, for whoever runs the server within a program of their own.
-    pub fn store(&self) -> &Arc<Embedded> {
+    pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
@@ -342,9 +342,9 @@ impl Running {
     }
 
     /// Starts the threads that serve gRPC, all on the one socket.
-    fn serve_grpc<S: Store>(
+    fn serve_grpc(
         &mut self,
-        port: &Arc<Port<S>>,
+        port: &Arc<Port>,
         listener: &StdListener,
         threads: usize,
     ) -> Result<(), Error> {
@@ -405,7 +405,7 @@ impl Running {
     ///
     /// # Errors
     ///
-    /// [`Error::StoreFailed`] when the store could not keep everything, [`Error::StoreUnconfirmed`]
+    /// [`store::Error::Failed`] when the store could not keep everything, [`store::Error::Unconfirmed`]
     /// when the disk did not confirm it in time, and [`Error::System`] when a serving thread broke.
     pub async fn stop(mut self) -> Result<(), Error> {
         let by = Instant::now() + self.port.limits.drain_timeout;
@@ -462,7 +462,7 @@ impl Drop for Running {
 }
 
 fn control(
-    store: &Arc<Embedded>,
+    store: &Arc<Store>,
     live: &Arc<ArcSwap<Live>>,
     metrics: &Metrics,
     config: &Config,
@@ -496,5 +496,5 @@ fn listen(port: &'static str, address: SocketAddr) -> Result<(TcpListener, Socke
 }
 
 fn store_failed(error: Unavailable) -> Error {
-    Error::StoreFailed { problem: error.to_string() }
+    Error::Store(store::Error::Failed { problem: error.to_string() })
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use lease::{LeaseId, Reason, Usage};
 use policy::Policy;
+use store::{ReportError, Reported, Unavailable};
 
 use super::Running;
 use crate::error::Error;
 use crate::operator::Operator;
-use crate::store::{ReportError, Reported, Store as _, Unavailable};
 
 /// Ending sessions and changing the policy while the server runs.
 ///

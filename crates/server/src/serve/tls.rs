@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
+use store::Clock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::blocking::blocking;
-use crate::clock::Clock;
 use crate::config::TlsFiles;
 use crate::config::tls::{configure, readable};
 use crate::config::watch::{self, Digest, LOOK_EVERY, Watched};

@@ -8,7 +8,7 @@ use lease::Uncountable;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use crate::store::Skipped;
+use store::Skipped;
 
 /// How often the log tells of events that were skipped.
 const TELL_EVERY: Duration = Duration::from_secs(60);

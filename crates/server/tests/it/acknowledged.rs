@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lease::{KeptAlive, LeaseId, Reason, Refusal, Request, Terms};
 use proptest::prelude::*;
-use tgm_session_server::store::{BorrowError, Embedded, Options, Recovered, Store};
+use tgm_session_server::store::{BorrowError, Options, Recovered, Store};
 
 use crate::disk::Disk;
 use crate::harness::ManualClock;
@@ -12,7 +12,7 @@ use crate::harness::ManualClock;
 const ORGANIZATIONS: [&str; 3] = ["acme", "globex", "initech"];
 const TRACES: [&str; 3] = ["", "trace-a", "trace-b"];
 
-pub(crate) fn open(disk: Disk) -> Embedded {
+pub(crate) fn open(disk: Disk) -> Store {
     let options = Options { clock: ManualClock::new(), ..Options::default() };
     Recovered::on_backend(disk, options).unwrap().resume().unwrap()
 }
@@ -25,7 +25,7 @@ fn request(a: u8, b: u8) -> Request<'static> {
 }
 
 /// One acknowledged operation: a borrow, a return, a young return or a revocation.
-pub(crate) async fn operate(store: &Embedded, ids: &mut Vec<LeaseId>, (step, a, b): (u8, u8, u8)) {
+pub(crate) async fn operate(store: &Store, ids: &mut Vec<LeaseId>, (step, a, b): (u8, u8, u8)) {
     let known = (!ids.is_empty()).then(|| ids[usize::from(a) % ids.len()]);
     match (step % 6, known) {
         (0, Some(id)) => drop(store.release(id, None, Duration::ZERO).await.unwrap()),
@@ -36,7 +36,7 @@ pub(crate) async fn operate(store: &Embedded, ids: &mut Vec<LeaseId>, (step, a, 
 }
 
 /// A lease, unless it is that of a worker whose session was revoked.
-async fn borrow(store: &Embedded, request: &Request<'_>) -> Option<LeaseId> {
+async fn borrow(store: &Store, request: &Request<'_>) -> Option<LeaseId> {
     match store.borrow(request, &Terms::default()).await {
         Ok(borrowed) => {
             borrowed.delivery.complete();
@@ -48,7 +48,7 @@ async fn borrow(store: &Embedded, request: &Request<'_>) -> Option<LeaseId> {
 }
 
 /// For each trace, whether it is given a worker.
-async fn gets_workers(store: &Embedded) -> Vec<bool> {
+async fn gets_workers(store: &Store) -> Vec<bool> {
     let mut gets = Vec::new();
     for (organization, trace) in ORGANIZATIONS.iter().flat_map(|o| TRACES.map(|trace| (o, trace))) {
         let worker = Request::worker("t2w", organization, trace, 100);
@@ -57,7 +57,7 @@ async fn gets_workers(store: &Embedded) -> Vec<bool> {
     gets
 }
 
-pub(crate) async fn answers(store: &Embedded, ids: &[LeaseId]) -> Vec<KeptAlive> {
+pub(crate) async fn answers(store: &Store, ids: &[LeaseId]) -> Vec<KeptAlive> {
     let mut answers = Vec::new();
     for &id in ids {
         answers.push(store.keep_alive(id, None).await.unwrap());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tgm_session_server::operator::By;
 use tgm_session_server::policy::overrides::Subject;
-use tgm_session_server::store::{Store as _, StoreUrl};
+use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Clock, Policy, Running, Server};
 use tonic::Code;
 use wire::worker::borrow_worker_response::BorrowStatus as Status;

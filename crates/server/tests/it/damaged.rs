@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use lease::{KeptAlive, LeaseId, Request, Terms};
 use proptest::prelude::*;
-use tgm_session_server::Error;
-use tgm_session_server::store::{Embedded, Options, Recovered, Store as _};
+use tgm_session_server::store::{Error, Options, Recovered, Store};
 
 use crate::acknowledged::{answers, open, operate};
 use crate::disk::Disk;
@@ -92,7 +91,7 @@ async fn two_leases() -> (Vec<u8>, Vec<usize>, [LeaseId; 2]) {
     (bytes, pages, [first, second])
 }
 
-async fn borrow(store: &Embedded) -> LeaseId {
+async fn borrow(store: &Store) -> LeaseId {
     let borrowed = store.borrow(&Request::session("t1r", "acme"), &Terms::default()).await.unwrap();
     borrowed.delivery.complete();
     borrowed.grant.id
@@ -105,7 +104,7 @@ async fn stepped_over() -> (Vec<Vec<u8>>, [LeaseId; 2]) {
         pages.iter().flat_map(|page| (0..PAGE).step_by(16).map(move |at| page * PAGE + at));
     let damages = damages
         .map(|at| flipped(&bytes, at * 8))
-        .filter(|bytes| matches!(try_open(bytes, false), Err(Error::StoreOlder { .. })));
+        .filter(|bytes| matches!(try_open(bytes, false), Err(Error::Older { .. })));
     (damages.collect(), ids)
 }
 
@@ -114,7 +113,7 @@ async fn a_damaged_newest_commit_is_refused_with_what_was_found_and_how_to_go_on
     let (damages, _) = stepped_over().await;
     assert!(damages.len() > 20, "only {} of the flips are stepped over", damages.len());
     let error = try_open(&damages[0], false).unwrap_err();
-    let Error::StoreOlder { found, acknowledged, .. } = error else { panic!("{error:?}") };
+    let Error::Older { found, acknowledged, .. } = error else { panic!("{error:?}") };
     assert_eq!((found, acknowledged), (1, 2));
     let error = error.to_string();
     for part in ["(custom backend)", "batch 2", "batch 1", "--accept-older-state"] {
@@ -189,14 +188,14 @@ fn a_file_of_an_unknown_format_is_not_changed_by_a_byte() {
     transaction.commit().unwrap();
     // Not closed well: opening would have to repair it.
     let crashed = disk.bytes();
-    assert!(matches!(try_open(&crashed, false), Err(Error::StoreFormat { found: 99, .. })));
+    assert!(matches!(try_open(&crashed, false), Err(Error::Format { found: 99, .. })));
     drop(database);
-    assert!(matches!(try_open(&disk.bytes(), true), Err(Error::StoreFormat { found: 99, .. })));
+    assert!(matches!(try_open(&disk.bytes(), true), Err(Error::Format { found: 99, .. })));
 }
 
 #[test]
 fn the_time_of_an_older_state_is_told() {
-    let error = Error::StoreOlder {
+    let error = Error::Older {
         path: "/s.redb".into(),
         found: 3,
         acknowledged: 5,

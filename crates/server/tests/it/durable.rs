@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tgm_session_server::store::{Options, Recovered, StoreUrl};
-use tgm_session_server::{Error, Server};
+use tgm_session_server::Server;
+use tgm_session_server::store::{Error, Options, Recovered, StoreUrl};
 use wire::worker::keep_alive_response::Status as Kept;
 use wire::worker::return_worker_response::Status as Returned;
 
@@ -240,7 +240,7 @@ async fn a_second_server_on_the_same_store_is_refused() {
     let key = server.client().borrow(session("acme")).await;
     let url = StoreUrl::File { path: path.clone(), make_folders: false };
     let error = Server::bind(config(ROOMY, &server.clock, url)).await.unwrap_err();
-    assert!(matches!(error, Error::StoreInUse { .. }), "{error}");
+    assert!(matches!(error, tgm_session_server::Error::Store(Error::InUse { .. })), "{error}");
     assert!(error.to_string().contains("in use by another server"), "{error}");
     assert_eq!(server.client().keep_alive(&key).await.unwrap(), Kept::TtlExtended);
 }
@@ -270,7 +270,7 @@ async fn store_with(leases: usize) -> Vec<u8> {
 async fn what_is_no_store_is_refused_and_left_alone() {
     for bytes in [&b""[..], b"[services.t1r]\n", &[0; 64], &[0xff; 3_000]] {
         let error = open(bytes).unwrap_err();
-        assert!(matches!(error, Error::StoreDamaged { .. }), "{error:?}");
+        assert!(matches!(error, Error::Damaged { .. }), "{error:?}");
         assert!(!error.to_string().contains('\n'), "{error}");
     }
 }
@@ -282,7 +282,9 @@ async fn a_truncated_store_is_refused_or_recovered_and_never_emptied() {
     for part in 0..16 {
         match open(&whole[..whole.len() * part / 16]) {
             Ok(leases) => assert_eq!(leases, 30, "cut to {part}/16"),
-            Err(error) => assert!(matches!(error, Error::StoreDamaged { .. }), "{error:?}"),
+            Err(error) => {
+                assert!(matches!(error, Error::Damaged { .. }), "{error:?}")
+            }
         }
     }
 }
@@ -296,9 +298,7 @@ async fn a_flipped_bit_is_refused_or_harmless_and_never_empties_a_store() {
         flipped[position] ^= 0x10;
         match open(&flipped) {
             Ok(leases) => assert_eq!(leases, 30, "bit flipped at {position}"),
-            Err(
-                Error::StoreDamaged { .. } | Error::StoreFile { .. } | Error::StoreFormat { .. },
-            ) => refused += 1,
+            Err(Error::Damaged { .. } | Error::File { .. } | Error::Format { .. }) => refused += 1,
             Err(error) => panic!("bit flipped at {position}: {error:?}"),
         }
     }
@@ -316,12 +316,12 @@ fn a_store_of_another_format_or_program_is_refused() {
     transaction.commit().unwrap();
     drop(database);
     let error = Recovered::file(&path, Options::default()).unwrap_err();
-    assert!(matches!(error, Error::StoreFormat { found: 4, known: 3, .. }), "{error:?}");
+    assert!(matches!(error, Error::Format { found: 4, known: 3, .. }), "{error:?}");
 
     let (_folder, path) = store();
     drop(redb::Database::create(&path).unwrap());
     let error = Recovered::file(&path, Options::default()).unwrap_err();
-    assert!(matches!(error, Error::StoreDamaged { .. }), "{error:?}");
+    assert!(matches!(error, Error::Damaged { .. }), "{error:?}");
 }
 
 #[test]
@@ -330,12 +330,12 @@ fn a_store_that_cannot_be_made_says_why() {
     let missing = folder.path().join("no/such/sessions.redb");
     let url = StoreUrl::File { path: missing, make_folders: false };
     let error = Recovered::open(&url, Options::default()).unwrap_err();
-    assert!(matches!(error, Error::StoreFolderMissing { .. }), "{error:?}");
+    assert!(matches!(error, Error::FolderMissing { .. }), "{error:?}");
 
     let through_a_file = folder.path().join("file");
     std::fs::write(&through_a_file, "x").unwrap();
     let error = Recovered::file(Path::new(&through_a_file.join("s.redb")), Options::default());
-    assert!(matches!(error.unwrap_err(), Error::StoreFile { .. }));
+    assert!(matches!(error.unwrap_err(), Error::File { .. }));
 }
 
 #[cfg(unix)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use lease::{KeptAlive, LeaseId, Reason, Request, Terms};
 use tgm_session_server::Policy;
-use tgm_session_server::store::{Embedded, Enforced, Noted, Options, Recovered, Store as _};
+use tgm_session_server::store::{Enforced, Noted, Options, Recovered, Store};
 
 use crate::harness::ManualClock;
 
@@ -20,7 +20,7 @@ fn file(path: &Path, clock: &Arc<ManualClock>) -> Recovered {
     Recovered::file(path, Options { clock: clock.clone(), ..Options::default() }).unwrap()
 }
 
-async fn borrow(store: &Embedded, request: &Request<'_>, leases: usize) -> Vec<LeaseId> {
+async fn borrow(store: &Store, request: &Request<'_>, leases: usize) -> Vec<LeaseId> {
     let borrows = (0..leases).map(|_| store.borrow(request, &Terms::default()));
     let borrows: Vec<_> = borrows.collect();
     let granted = join_all(borrows).await.into_iter().map(|borrowed| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lease::{KeptAlive, Request, Terms};
-use tgm_session_server::store::{BorrowError, Options, Recovered, Store as _, Unavailable};
+use tgm_session_server::store::{BorrowError, Options, Recovered, Unavailable};
 use tonic::Code;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as Kept;
@@ -78,7 +78,10 @@ async fn after_a_failed_write_the_server_is_alive_and_not_ready() {
 async fn a_server_whose_disk_failed_says_so_when_it_stops() {
     let (server, ..) = broken().await;
     let error = server.running.stop().await.unwrap_err();
-    assert!(matches!(error, tgm_session_server::Error::StoreFailed { .. }), "{error}");
+    assert!(
+        matches!(error, tgm_session_server::Error::Store(store::Error::Failed { .. })),
+        "{error}"
+    );
 }
 
 #[tokio::test]

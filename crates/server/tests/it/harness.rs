@@ -112,7 +112,6 @@ impl TestServer {
     /// Lets time pass as it passes for a running server: a disk that does not hang confirms what it
     /// was given meanwhile.
     pub(crate) fn pass(&self, time: Duration) {
-        use tgm_session_server::store::Store as _;
         let (mut left, mut looks) = (time, 0..200);
         while !left.is_zero() {
             let step = left.min(Duration::from_millis(500));
@@ -128,7 +127,6 @@ impl TestServer {
 
     /// Leases that count now, of all services.
     pub(crate) async fn live(&self) -> u64 {
-        use tgm_session_server::store::Store as _;
         self.running.store().live().await.unwrap().iter().map(|(_, leases)| leases).sum()
     }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use lease::{LeaseId, Reason};
-use tgm_session_server::store::Store as _;
 use tonic::Code;
 use wire::worker::KeepAliveRequest;
 use wire::worker::keep_alive_response::Status as Kept;

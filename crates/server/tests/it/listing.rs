@@ -10,20 +10,19 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 use tgm_session_server::Policy;
 use tgm_session_server::store::{
-    Embedded, LeaseFilter, LeasePage, Listener, MAX_PAGE, Options, Order, Recovered, Store,
-    UsageReport,
+    LeaseFilter, LeasePage, Listener, MAX_PAGE, Options, Order, Recovered, Store, UsageReport,
 };
 
 use crate::harness::ManualClock;
 use crate::operated::entry;
 
-fn store() -> (Embedded, Arc<ManualClock>) {
+fn store() -> (Store, Arc<ManualClock>) {
     let clock = ManualClock::new();
     let options = Options { clock: clock.clone(), ..Options::default() };
     (Recovered::memory(options).unwrap().resume().unwrap(), clock)
 }
 
-async fn borrow(store: &Embedded, request: Request<'_>) -> LeaseId {
+async fn borrow(store: &Store, request: Request<'_>) -> LeaseId {
     let lease = store.borrow(&request, &Terms::default()).await.unwrap();
     let id = lease.grant.id;
     lease.delivery.complete();
@@ -32,7 +31,7 @@ async fn borrow(store: &Embedded, request: Request<'_>) -> LeaseId {
 
 /// All pages of one walk, with `between` run after each.
 async fn walk(
-    store: &Embedded,
+    store: &Store,
     order: Order,
     limit: usize,
     mut between: impl AsyncFnMut(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tgm_session_server::operator::By;
 use tgm_session_server::policy::overrides::Subject;
-use tgm_session_server::store::{Store as _, StoreUrl};
+use tgm_session_server::store::StoreUrl;
 use tonic::Request;
 use wire::control::session_control_client::SessionControlClient;
 use wire::metering::{Event, Metric};

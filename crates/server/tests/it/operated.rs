@@ -11,7 +11,7 @@ use tgm_session_server::policy::overrides::{
     AuditEntry, MAX_AUDIT, MAX_OVERRIDES, Override, OverrideChange, OverrideKey, Subject,
 };
 use tgm_session_server::store::{
-    Embedded, Enforced, MAX_PAGE, Noted, Options, RecordError, Recovered, Store, Unavailable,
+    Enforced, MAX_PAGE, Noted, Options, RecordError, Recovered, Store, Unavailable,
 };
 
 use crate::disk::Disk;
@@ -49,12 +49,12 @@ pub(crate) fn note(entries: &[AuditEntry]) -> Vec<&str> {
     entries.iter().map(|entry| &*entry.action).collect()
 }
 
-fn open(disk: &Disk) -> Embedded {
+fn open(disk: &Disk) -> Store {
     let options = Options { clock: ManualClock::new(), ..Options::default() };
     Recovered::on_backend(disk.clone(), options).unwrap().resume().unwrap()
 }
 
-fn memory() -> Embedded {
+fn memory() -> Store {
     let options = Options { clock: ManualClock::new(), ..Options::default() };
     Recovered::memory(options).unwrap().resume().unwrap()
 }
@@ -166,7 +166,7 @@ async fn the_audit_list_is_bounded_on_the_disk_too_and_its_numbers_go_on() {
 }
 
 /// The same disk, once whoever had it open has let go.
-fn open_after(disk: &Disk) -> Embedded {
+fn open_after(disk: &Disk) -> Store {
     open(&disk.after_power_loss(|_| false))
 }
 
@@ -213,7 +213,7 @@ async fn a_store_that_failed_records_nothing() {
 async fn the_revision_tells_of_every_change_and_of_no_keep_alive() {
     let store = memory();
     let mut latest = store.revision();
-    let mut rose = |store: &Embedded| std::mem::replace(&mut latest, store.revision()) < latest;
+    let mut rose = |store: &Store| std::mem::replace(&mut latest, store.revision()) < latest;
     let lease = store.borrow(&Request::session("t1r", "acme"), &Terms::default()).await.unwrap();
     let id = lease.grant.id;
     lease.delivery.complete();
@@ -231,7 +231,7 @@ async fn the_revision_tells_of_every_change_and_of_no_keep_alive() {
 }
 
 /// Borrows one session and ends it; `noted` is to tell of it. Answers the number of the entry.
-async fn end_one(store: &Embedded, noted: Noted) -> Option<u64> {
+async fn end_one(store: &Store, noted: Noted) -> Option<u64> {
     let request = Request::session("t1r", "disabled");
     store.borrow(&request, &Terms::default()).await.unwrap().delivery.complete();
     let disabled = "[services.t1r]\n[organizations.disabled]\ndisabled = true";
@@ -242,7 +242,7 @@ async fn end_one(store: &Embedded, noted: Noted) -> Option<u64> {
 }
 
 /// Sets, clears or ends; the answer is awaited.
-async fn operate(store: &Embedded, (step, a, b): (u8, u8, u8)) {
+async fn operate(store: &Store, (step, a, b): (u8, u8, u8)) {
     let change = set(&format!("org-{}", a % 4), b.into());
     let change = match step % 4 {
         0 => {

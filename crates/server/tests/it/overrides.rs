@@ -9,7 +9,7 @@ use tgm_session_server::policy::Source;
 use tgm_session_server::policy::overrides::{
     AuditEntry, Override, OverrideChange, OverrideKey, Subject,
 };
-use tgm_session_server::store::{Options, Order, Recovered, Store as _, Unavailable};
+use tgm_session_server::store::{Options, Order, Recovered, Unavailable};
 use tgm_session_server::{Operator, Policy};
 use tonic::Code;
 use wire::control::Reason;

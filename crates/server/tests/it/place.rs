@@ -46,7 +46,7 @@ async fn a_file_that_is_removed_is_noticed_and_nobody_else_takes_its_path() {
     let (folder, path, server, key) = after(|path| std::fs::remove_file(path).unwrap()).await;
     refuses_changes(&server, &key).await;
     let refused = second(&path, &server).await.unwrap_err();
-    assert!(matches!(refused, Error::StoreInUse { .. }), "{refused}");
+    assert!(matches!(refused, Error::Store(store::Error::InUse { .. })), "{refused}");
     assert!(!path.exists(), "nothing is made in its place");
     let clock = server.clock.clone();
     let error = server.running.stop().await.unwrap_err();
@@ -65,7 +65,7 @@ async fn a_file_that_another_one_is_moved_over_is_noticed_and_the_other_one_is_l
     let (_folder, path, server, key) = after(|path| std::fs::rename(&sound, path).unwrap()).await;
     refuses_changes(&server, &key).await;
     let refused = second(&path, &server).await.unwrap_err();
-    assert!(matches!(refused, Error::StoreInUse { .. }), "{refused}");
+    assert!(matches!(refused, Error::Store(store::Error::InUse { .. })), "{refused}");
     server.running.stop().await.unwrap_err();
     assert_eq!(std::fs::read(&path).unwrap(), contents);
     TestServer::file(ROOMY, &path, clock).await.stop().await;

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use lease::{LeaseId, Request, RevokedFor, Terms, Usage};
 use parking_lot::Mutex;
 use tgm_session_server::Policy;
-use tgm_session_server::store::{Listener, Noted, Options, Recovered, Store as _};
+use tgm_session_server::store::{Listener, Noted, Options, Recovered};
 use tonic::Code;
 use wire::control::Reason;
 use wire::control::attach_response::Event;

@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use tgm_session_server::Error;
-use tgm_session_server::store::{Options, Recovered};
+use tgm_session_server::store::{Error, Options, Recovered};
 use tonic::Code;
 use wire::worker::keep_alive_response::Status as Kept;
 
@@ -71,7 +70,7 @@ fn a_first_start_on_a_full_disk_fails_and_leaves_nothing() {
 fn first_start_on_a_full_disk() {
     let path = mounted().join("s.redb");
     let error = Recovered::file(&path, Options::default()).unwrap_err();
-    let Error::StoreFile { action: "make", source, .. } = &error else { panic!("{error:?}") };
+    let Error::File { action: "make", source, .. } = &error else { panic!("{error:?}") };
     assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{error}");
     assert!(error.to_string().contains("s.redb"), "{error}");
     assert_eq!(names(&mounted()), [""; 0]);
@@ -149,7 +148,7 @@ fn read_only_disk() {
     let path = mounted().join("s.redb");
     let refused = || {
         let error = Recovered::file(&path, Options::default()).unwrap_err();
-        let Error::StoreFile { source, .. } = &error else { panic!("{error:?}") };
+        let Error::File { source, .. } = &error else { panic!("{error:?}") };
         assert_eq!(source.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
         assert!(error.to_string().contains("s.redb"), "{error}");
     };

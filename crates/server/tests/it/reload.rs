@@ -9,7 +9,7 @@ use lease::Usage;
 use tgm_session_server::operator::{By, OperatorError, OperatorEvent};
 use tgm_session_server::policy::Source;
 use tgm_session_server::policy::overrides::Subject;
-use tgm_session_server::store::{Store as _, StoreUrl};
+use tgm_session_server::store::StoreUrl;
 use tgm_session_server::{Config, Loaded, Operator, Policy};
 use tonic::Code;
 use wire::control::Reason;

@@ -13,10 +13,9 @@ use lease::{LeaseId, Reason, Request, RevokedFor, Terms};
 use tgm_session_server::operator::{By, OperatorError};
 use tgm_session_server::policy::overrides::Subject;
 use tgm_session_server::store::{
-    BorrowError, LeaseFilter, Listener, Options, Order, Recovered, Store as _, StoreUrl,
-    Unavailable,
+    BorrowError, Error, LeaseFilter, Listener, Options, Order, Recovered, StoreUrl, Unavailable,
 };
-use tgm_session_server::{Clock, Error, Server};
+use tgm_session_server::{Clock, Server};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -283,7 +282,9 @@ async fn a_stop_while_the_disk_hangs_ends_in_time_and_says_what_was_not_confirme
 
     let store = server.running.store().clone();
     let error = server.running.stop().await.unwrap_err();
-    let Error::StoreUnconfirmed { path, changes, .. } = &error else { panic!("{error:?}") };
+    let tgm_session_server::Error::Store(Error::Unconfirmed { path, changes, .. }) = &error else {
+        panic!("{error:?}")
+    };
     assert_eq!(path.to_str(), Some("(custom backend)"));
     // Two grants, and that they were taken back when their connections were cut off.
     assert!(*changes >= 2, "{error}");
@@ -334,7 +335,7 @@ async fn a_panic_on_the_clock_thread_is_seen_and_fails_what_waits() {
     assert_eq!(soon(waits).await, Err(BorrowError::Unavailable(Unavailable::Failed)));
     assert_eq!(store.ready(), Err(Unavailable::Failed));
     disk.release();
-    assert!(matches!(store.close(), Err(Error::StoreFailed { .. })));
+    assert!(matches!(store.close(), Err(Error::Failed { .. })));
 }
 
 /// A listener that panics when it is told.

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lease::{Request, Terms};
-use tgm_session_server::store::Store as _;
 use tonic::Code;
 use wire::worker::WorkersStateRequest;
 

@@ -2,8 +2,7 @@
 
 use lease::{BorrowId, KeptAlive, LeaseId, Reason, Request, Terms};
 use redb::{Database, ReadableDatabase as _, TableDefinition};
-use tgm_session_server::Error;
-use tgm_session_server::store::{Embedded, LeaseFilter, Options, Order, Recovered, Store};
+use tgm_session_server::store::{Error, LeaseFilter, Options, Order, Recovered, Store};
 
 use crate::disk::Disk;
 use crate::harness::ManualClock;
@@ -86,7 +85,7 @@ fn format_of(disk: &Disk) -> u64 {
     meta.get("format").unwrap().unwrap().value().0
 }
 
-fn open(disk: &Disk) -> Result<Embedded, Error> {
+fn open(disk: &Disk) -> Result<Store, Error> {
     let options = Options { clock: ManualClock::new(), ..Options::default() };
     Recovered::on_backend(disk.clone(), options)?.resume()
 }
@@ -150,7 +149,7 @@ fn a_store_of_the_first_format_that_cannot_be_read_stays_as_it_was() {
     let disk = first_format(&damaged);
     let before = disk.bytes();
     let error = open(&disk).unwrap_err();
-    assert!(matches!(error, Error::StoreDamaged { .. }), "{error}");
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
     assert!(disk.bytes() == before, "it was changed");
     assert_eq!(format_of(&disk), 1);
 }

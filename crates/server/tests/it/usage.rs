@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use lease::{Request as Borrow, Terms, Usage};
 use tgm_session_server::Policy;
 use tgm_session_server::store::{
-    BorrowError, Embedded, Options, Recovered, Store as _, StoreUrl, Unavailable, UsageReport,
+    BorrowError, Options, Recovered, Store, StoreUrl, Unavailable, UsageReport,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -464,7 +464,7 @@ async fn health_knows_the_usage_service() {
 }
 
 /// A store without budgets on `disk`.
-fn store_on(disk: Disk) -> Embedded {
+fn store_on(disk: Disk) -> Store {
     let options = Options { clock: ManualClock::new(), ..Options::default() };
     Recovered::on_backend(disk, options).unwrap().resume().unwrap()
 }
@@ -477,7 +477,7 @@ fn ones(caller: &str, name: &str, organizations: usize) -> UsageReport {
     UsageReport::of(Some(caller), Some(name), &usages, Arc::new(Policy::built_in())).0
 }
 
-async fn is_one_of_each(store: &Embedded, organizations: usize) -> bool {
+async fn is_one_of_each(store: &Store, organizations: usize) -> bool {
     let usage = store.usage().await.unwrap();
     usage.len() == organizations && usage.iter().all(|count| count.used.month.1 == 1.0)
 }

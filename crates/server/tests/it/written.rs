@@ -4,7 +4,7 @@ use lease::{KeptAlive, LeaseId, Reason, Request, Terms};
 use proptest::prelude::*;
 use tgm_session_server::Policy;
 use tgm_session_server::operator::{By, OperatorError};
-use tgm_session_server::store::{Embedded, Noted, Options, Order, Recovered, Store as _};
+use tgm_session_server::store::{Noted, Options, Order, Recovered, Store};
 use wire::worker::return_worker_response::Status as Returned;
 
 use crate::disk::Disk;
@@ -18,7 +18,7 @@ fn recovered(disk: &Disk) -> Recovered {
     Recovered::on_backend(disk.clone(), options).unwrap()
 }
 
-async fn borrow(store: &Embedded, leases: usize) -> Vec<LeaseId> {
+async fn borrow(store: &Store, leases: usize) -> Vec<LeaseId> {
     let request = Request::session("t1r", "acme");
     let borrows: Vec<_> = (0..leases).map(|_| store.borrow(&request, &Terms::default())).collect();
     let mut ids = Vec::new();
@@ -72,7 +72,7 @@ async fn an_operator_ends_a_session_or_writes_nothing_down_when_it_is_returned_a
 }
 
 /// Whether a lease of the store was ended by an operator.
-async fn was_ended(store: &Embedded, id: LeaseId) -> bool {
+async fn was_ended(store: &Store, id: LeaseId) -> bool {
     store.keep_alive(id, None).await == Ok(KeptAlive::Revoked(Reason::Operator.into()))
 }
 

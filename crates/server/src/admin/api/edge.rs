@@ -12,12 +12,12 @@ use axum::response::{IntoResponse, Response};
 use lease::{Invalid, LeaseNumber, validate_id};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use store::Unavailable;
 
 use super::model::{
     AuditQuery, NoteQuery, OrganizationsQuery, Problem, RefusalsQuery, SessionsQuery,
 };
 use crate::operator::{MAX_NOTE, OperatorError};
-use crate::store::Unavailable;
 use crate::text::plain_json;
 
 /// The longest body of a request.

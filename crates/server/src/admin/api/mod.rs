@@ -18,10 +18,10 @@ use axum::Router;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use lease::{Budget, WallTime};
+use store::UsageCount;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::Admin;
-use crate::store::UsageCount;
 use edge::Failure;
 
 pub(super) use server::service_rows;

@@ -10,7 +10,6 @@ use utoipa_axum::routes;
 use super::edge::{self, Failure, Json, Query};
 use super::model::{AuditPage, AuditQuery, Event, Problem, RefusalPage, RefusalsQuery};
 use crate::admin::{Admin, events};
-use crate::store::Store as _;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
     OpenApiRouter::new().routes(routes!(refusals)).routes(routes!(audit)).routes(routes!(listen))

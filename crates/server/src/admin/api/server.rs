@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use policy::overrides::{Override, OverrideKey};
 use policy::{PlanEntry, Policy, ServiceSummary};
+use store::PoolCount;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -15,7 +16,6 @@ use super::model::{
 };
 use crate::admin::Admin;
 use crate::operator::By;
-use crate::store::{PoolCount, Store as _};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
     OpenApiRouter::new()

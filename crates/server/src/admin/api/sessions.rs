@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use lease::Kind;
+use store::{LeaseFilter, ListedLease, Order};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -14,7 +15,6 @@ use super::model::{
 };
 use crate::admin::Admin;
 use crate::operator::By;
-use crate::store::{LeaseFilter, ListedLease, Order, Store as _};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
     OpenApiRouter::new().routes(routes!(sessions)).routes(routes!(session, revoke))

@@ -13,7 +13,7 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-use crate::lane::{self, LANES};
+use store::lane::{self, LANES};
 
 /// The upper bounds of the buckets, in microseconds.
 const BOUNDS: [u64; 13] = [

@@ -22,7 +22,6 @@ use super::format::Format;
 use super::{Metrics, PREFIX};
 use crate::admin::Admin;
 use crate::blocking::blocking;
-use crate::store::Store as _;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ServiceLabel {

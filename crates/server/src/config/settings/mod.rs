@@ -10,13 +10,13 @@ use std::fmt;
 use std::time::Duration;
 
 use policy::{Place, Policy, SettingError, nearest};
+use store::StoreUrl;
 
 use super::given::Written;
 pub use super::given::{Given, Source};
 use super::limits::ADMIN_CONNECTIONS;
 use super::start::Config;
 use crate::error::Error;
-use crate::store::StoreUrl;
 pub use value::Shown;
 use value::{Size, Value};
 

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use store::StoreUrl;
 
 use crate::config::given::Written;
 use crate::config::origin::Origin;
 use crate::config::token::AdminToken;
-use crate::store::StoreUrl;
 
 /// A value as it is shown. Secrets are not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -228,7 +228,7 @@ impl Value for StoreUrl {
 
     fn read(&mut self, written: &Written) -> Result<(), String> {
         let url = written.text().ok_or("write a URL: memory: or file:PATH")?;
-        *self = url.parse().map_err(|error: crate::Error| error.to_string())?;
+        *self = url.parse().map_err(|error: store::Error| error.to_string())?;
         Ok(())
     }
 

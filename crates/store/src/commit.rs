@@ -1,0 +1,220 @@
+//! Group commit: calls that wait for the same batch share one flush and one notice.
+//!
+//! Waking a task of another thread's runtime costs a system call, so the journal wakes one waiter
+//! per serving thread, and that one wakes the others where it runs. They answer in one go, which
+//! lets a connection send what it has in one write.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::sync::Notify;
+
+use crate::answers::Unavailable;
+use crate::lane::{self, LANES};
+
+const GATHERING: u8 = 0;
+/// The disk took too long: nobody waits for this batch any more, which may still become durable.
+const STALLED: u8 = 1;
+const DURABLE: u8 = 2;
+const FAILED: u8 = 3;
+const FILE_LOST: u8 = 4;
+
+/// A batch of changes, shared by everybody who waits for it. A waiter costs no allocation.
+///
+/// It is settled once: it is durable, or it failed. Before that it may stall, which answers those
+/// who wait for it; the batch itself goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    state: AtomicU8,
+    lanes: [Notify; LANES],
+}
+
+impl Batch {
+    /// Tells every waiter, and whoever asks later, how it went. Only the first call counts: a batch
+    /// that failed is not durable later.
+    pub(crate) fn settle(&self, outcome: Result<(), Unavailable>) {
+        let settled = match outcome {
+            Ok(()) => DURABLE,
+            Err(Unavailable::FileLost) => FILE_LOST,
+            Err(_) => FAILED,
+        };
+        let settle = |state| (state <= STALLED).then_some(settled);
+        if self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, settle).is_ok() {
+            for lane in &self.lanes {
+                lane.notify_one();
+            }
+        }
+    }
+
+    /// Answers whoever waits for the batch, now or later, that the disk takes too long.
+    pub(crate) fn stall(&self) {
+        let stalled =
+            self.state.compare_exchange(GATHERING, STALLED, Ordering::AcqRel, Ordering::Acquire);
+        if stalled.is_ok() {
+            self.wake();
+        }
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.state.load(Ordering::Acquire) == STALLED
+    }
+
+    /// Wakes every waiter, so that calls look at their own deadlines. This costs a system call for
+    /// each serving thread, so it is for a disk that is slow already.
+    pub(crate) fn wake(&self) {
+        for lane in &self.lanes {
+            lane.notify_waiters();
+        }
+    }
+
+    /// Waits until the batch is durable, has failed or has stalled.
+    ///
+    /// Cancellation safe: a batch is committed whether anybody waits or not, and a waiter that
+    /// goes away hands the notice on.
+    pub(crate) async fn durable(&self) -> Result<(), Unavailable> {
+        self.until(Self::answer).await
+    }
+
+    /// Waits until the batch is durable or has failed, however long that takes.
+    ///
+    /// Cancellation safe, as [`Batch::durable`] is.
+    pub(crate) async fn settled(&self) -> Result<(), Unavailable> {
+        self.until(Self::outcome).await
+    }
+
+    async fn until(
+        &self,
+        look: impl Fn(&Self) -> Option<Result<(), Unavailable>>,
+    ) -> Result<(), Unavailable> {
+        let lane = &self.lanes[lane::own()];
+        loop {
+            // Made before the state is read, so that a notice between the two is not lost.
+            let notice = lane.notified();
+            if let Some(outcome) = look(self) {
+                return outcome;
+            }
+            notice.await;
+            // Only of a settled batch was one waiter of the lane told for all.
+            if self.outcome().is_some() {
+                lane.notify_waiters();
+            }
+        }
+    }
+
+    fn answer(&self) -> Option<Result<(), Unavailable>> {
+        if self.is_stalled() { Some(Err(Unavailable::Stalled)) } else { self.outcome() }
+    }
+
+    fn outcome(&self) -> Option<Result<(), Unavailable>> {
+        match self.state.load(Ordering::Acquire) {
+            GATHERING | STALLED => None,
+            DURABLE => Some(Ok(())),
+            FILE_LOST => Some(Err(Unavailable::FileLost)),
+            _ => Some(Err(Unavailable::Failed)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn wait_for(batch: &Arc<Batch>) -> tokio::task::JoinHandle<Result<(), Unavailable>> {
+        let batch = batch.clone();
+        tokio::spawn(async move { batch.durable().await })
+    }
+
+    #[tokio::test]
+    async fn everybody_who_waits_is_told_and_whoever_asks_later_too() {
+        let batch = Arc::<Batch>::default();
+        let waiters: Vec<_> = (0..100).map(|_| wait_for(&batch)).collect();
+        tokio::task::yield_now().await;
+        batch.settle(Ok(()));
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), Ok(()));
+        }
+        assert_eq!(batch.durable().await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_waiter_that_goes_away_with_the_notice_hands_it_on() {
+        let batch = Arc::<Batch>::default();
+        let mut first = Box::pin(batch.durable());
+        assert!(futures_util::poll!(&mut first).is_pending());
+        let second = wait_for(&batch);
+        tokio::task::yield_now().await;
+        batch.settle(Err(Unavailable::Failed));
+        drop(first);
+        assert_eq!(second.await.unwrap(), Err(Unavailable::Failed));
+    }
+
+    #[tokio::test]
+    async fn a_stalled_batch_answers_its_waiters_and_may_still_become_durable() {
+        let batch = Arc::<Batch>::default();
+        let waiters: Vec<_> = (0..100).map(|_| wait_for(&batch)).collect();
+        let patient = batch.clone();
+        let patient = tokio::spawn(async move { patient.settled().await });
+        tokio::task::yield_now().await;
+        batch.stall();
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), Err(Unavailable::Stalled));
+        }
+        assert_eq!(batch.durable().await, Err(Unavailable::Stalled));
+        assert!(!patient.is_finished());
+        batch.settle(Ok(()));
+        assert_eq!(patient.await.unwrap(), Ok(()));
+        assert_eq!(batch.durable().await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_settled_once() {
+        let batch = Batch::default();
+        batch.settle(Err(Unavailable::FileLost));
+        batch.settle(Ok(()));
+        batch.stall();
+        assert_eq!(batch.durable().await, Err(Unavailable::FileLost));
+    }
+
+    #[tokio::test]
+    async fn waiters_that_are_woken_early_wait_on_and_are_told_all_the_same() {
+        let batch = Arc::<Batch>::default();
+        let waiters: Vec<_> = (0..100).map(|_| wait_for(&batch)).collect();
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+            batch.wake();
+        }
+        tokio::task::yield_now().await;
+        assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
+        batch.settle(Ok(()));
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn waiters_on_many_threads_are_all_told() {
+        let batch = Arc::<Batch>::default();
+        let threads: Vec<_> = (0..2 * LANES)
+            .map(|_| {
+                let batch = batch.clone();
+                std::thread::spawn(move || {
+                    let mut runtime = tokio::runtime::Builder::new_current_thread();
+                    runtime.enable_time().build().unwrap().block_on(async {
+                        let waiters: Vec<_> = (0..20).map(|_| wait_for(&batch)).collect();
+                        for waiter in waiters {
+                            let waiter = tokio::time::timeout(Duration::from_secs(30), waiter);
+                            assert_eq!(waiter.await.unwrap().unwrap(), Ok(()));
+                        }
+                    });
+                })
+            })
+            .collect();
+        batch.settle(Ok(()));
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Enforcing a policy part by part, with the lock free in between.
+
+use std::sync::Arc;
+
+use futures_util::future::{Either, ready};
+use lease::Enforcement;
+use policy::Policy;
+use tokio::runtime::Handle;
+
+use super::shared::{Part, Shared, Wait, newest};
+use crate::answers::{Enforced, Unavailable};
+use crate::aside::aside_at_once;
+
+/// Holds of the lock that are worth no thread of their own.
+const AT_ONCE: usize = 8;
+
+/// The end of all leases that a policy does not let live.
+#[derive(Debug)]
+pub(crate) struct Enforcing {
+    /// The policy at the beginning: the one in force counts, once there is a later one.
+    policy: Policy,
+    /// The number of the audit entry that tells of it.
+    entry: Option<u64>,
+    enforcement: Enforcement,
+    revoked: usize,
+    wait: Wait,
+}
+
+impl Enforcing {
+    /// Ends every lease that `policy` does not let live.
+    /// The audit entry of that number, which that batch makes durable, tells of it.
+    pub(crate) fn new(policy: Policy, entry: Option<(u64, Wait)>) -> Self {
+        let enforcement =
+            Enforcement::of_policy(&policy, policy.organizations(), policy.api_keys());
+        let (entry, wait) = entry.unzip();
+        Self { policy, entry, enforcement, revoked: 0, wait: wait.flatten() }
+    }
+
+    /// Does what takes a few holds of the lock, and the rest on a thread for what blocks. It is on its
+    /// way when this returns, and does not stop when the future is dropped.
+    ///
+    /// Answers how many leases were revoked, once that is durable.
+    pub(crate) fn start(
+        mut self,
+        shared: &Arc<Shared>,
+    ) -> impl Future<Output = Result<Enforced, Unavailable>> + Send + use<> {
+        let entry = self.entry;
+        let mut begun = Ok(());
+        for _ in 0..AT_ONCE {
+            match self.step(shared) {
+                Ok(Part::Done(())) => {}
+                Ok(Part::Busy(_)) => break,
+                Err(error) => begun = Err(error),
+            }
+            if self.is_done() || begun.is_err() {
+                break;
+            }
+        }
+        let rest = match begun {
+            Ok(()) if !self.is_done() => {
+                let shared = shared.clone();
+                Either::Left(aside_at_once(move || self.run(&shared)))
+            }
+            begun => Either::Right(ready(begun.map(|()| (self.revoked, self.wait)))),
+        };
+        async move {
+            let (revoked, wait) = rest.await?;
+            match (wait, entry) {
+                (None, _) => {}
+                (Some(batch), None) => batch.durable().await?,
+                (Some(batch), Some(_)) => batch.settled().await?,
+            }
+            Ok(Enforced { ended: revoked, entry })
+        }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.enforcement.is_done()
+    }
+
+    /// How many leases were revoked so far.
+    #[cfg(test)]
+    pub(crate) fn revoked(&self) -> usize {
+        self.revoked
+    }
+
+    /// Goes on to the end. Blocks while too many changes wait for the disk.
+    fn run(mut self, shared: &Shared) -> Result<(usize, Wait), Unavailable> {
+        while !self.is_done() {
+            if let Part::Busy(batch) = self.step(shared)? {
+                Handle::current().block_on(batch.settled())?;
+            }
+        }
+        Ok((self.revoked, self.wait))
+    }
+
+    /// Takes one hold of the lock, if anything is left to do.
+    pub(crate) fn step(&mut self, shared: &Shared) -> Result<Part<()>, Unavailable> {
+        if self.is_done() {
+            return Ok(Part::Done(()));
+        }
+        let (own, enforcement, wall) = (&self.policy, &mut self.enforcement, shared.clock.wall());
+        let part = shared.revoke_part(self.entry, |ledger, now, policy| {
+            ledger.enforce(newest(own, policy), wall, enforcement, now)
+        })?;
+        Ok(match part {
+            Part::Busy(batch) => Part::Busy(batch),
+            Part::Done((0, _)) => Part::Done(()),
+            Part::Done((revoked, wait)) => {
+                self.revoked += revoked;
+                self.wait = wait.or(self.wait.take());
+                Part::Done(())
+            }
+        })
+    }
+}

@@ -1,0 +1,113 @@
+//! Who has how much of what waits for the disk.
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+/// Changes that may wait for the disk for one caller alone. Past half of it, several callers share
+/// it, so that each finds room whatever the others wait for.
+pub(crate) const MAX_PENDING: usize = 100_000;
+
+/// What each caller has left at least, however many they are.
+const LEAST_SHARE: usize = 2_048;
+
+/// How many changes of each caller the gathering batch holds.
+///
+/// What nobody asked for, such as the end of a lease that was not kept alive, is nobody's.
+#[derive(Debug, Default)]
+pub(crate) struct Shares {
+    /// Who has how many. The name of no indexer is empty.
+    held: Vec<(Box<str>, usize)>,
+    places: HashMap<Box<str>, usize, RandomState>,
+    /// The place of the caller that came last: most calls come from whom one came just now.
+    last: usize,
+    /// How many callers have any.
+    callers: usize,
+}
+
+impl Shares {
+    /// Adds changes of a caller.
+    pub(crate) fn add(&mut self, caller: Option<&str>, changes: usize) {
+        if changes == 0 {
+            return;
+        }
+        let caller = caller.unwrap_or_default();
+        if self.held.get(self.last).is_none_or(|(name, _)| **name != *caller) {
+            self.last = self.place(caller);
+        }
+        let (_, held) = &mut self.held[self.last];
+        self.callers += usize::from(*held == 0);
+        *held += changes;
+    }
+
+    fn place(&mut self, caller: &str) -> usize {
+        if let Some(&place) = self.places.get(caller) {
+            return place;
+        }
+        self.held.push((caller.into(), 0));
+        self.places.insert(caller.into(), self.held.len() - 1);
+        self.held.len() - 1
+    }
+
+    /// Whether one more change of a caller may wait, where `pending` wait in all.
+    pub(crate) fn has_room(&self, caller: Option<&str>, pending: usize) -> bool {
+        if pending < MAX_PENDING / 2 {
+            return true;
+        }
+        let place = self.places.get(caller.unwrap_or_default());
+        let held = place.map_or(0, |&place| self.held[place].1);
+        let callers = self.callers + usize::from(held == 0);
+        held < (MAX_PENDING / callers).max(LEAST_SHARE)
+    }
+
+    /// Begins with another batch. Names stay: the policy bounds them, and a batch goes by many times
+    /// a second.
+    pub(crate) fn clear(&mut self) {
+        self.callers = 0;
+        self.held.iter_mut().for_each(|(_, held)| *held = 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EAST: Option<&str> = Some("east");
+    const WEST: Option<&str> = Some("west");
+
+    #[test]
+    fn one_caller_alone_may_fill_all_of_it_and_no_more() {
+        let mut shares = Shares::default();
+        shares.add(EAST, MAX_PENDING - 1);
+        assert!(shares.has_room(EAST, MAX_PENDING - 1));
+        shares.add(EAST, 1);
+        assert!(!shares.has_room(EAST, MAX_PENDING));
+    }
+
+    #[test]
+    fn whoever_comes_when_another_has_filled_it_finds_room_for_a_share() {
+        let mut shares = Shares::default();
+        shares.add(EAST, MAX_PENDING);
+        assert!(shares.has_room(WEST, MAX_PENDING) && shares.has_room(None, MAX_PENDING));
+        shares.add(WEST, MAX_PENDING / 2);
+        assert!(!shares.has_room(WEST, MAX_PENDING * 3 / 2));
+        assert!(shares.has_room(None, MAX_PENDING * 3 / 2));
+        shares.clear();
+        assert!(shares.has_room(WEST, MAX_PENDING), "another batch");
+        for number in 0..1_000 {
+            shares.add(Some(&number.to_string()), 1);
+        }
+        assert!(shares.has_room(WEST, MAX_PENDING), "a thousand callers leave a share too");
+    }
+
+    #[test]
+    fn while_little_waits_nobody_is_bounded() {
+        let mut shares = Shares::default();
+        for _ in 0..20 {
+            shares.add(EAST, 10);
+            shares.add(WEST, 2_400);
+        }
+        assert!(shares.has_room(WEST, 48_200));
+        shares.add(WEST, 4_000);
+        assert!(!shares.has_room(WEST, 52_200) && shares.has_room(EAST, 52_200));
+    }
+}

@@ -1,0 +1,509 @@
+//! How leases and what is remembered beside them are written down.
+//!
+//! The rows are protobuf messages, so a later version can add to them and still read these. They
+//! say what a [`Change`] says, under the serial number of the lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lease::{
+    BorrowId, BorrowedAs, BudgetSpent, Change, Kind, Lease, LeaseId, Period, Reason, Revocation,
+    RevokedFor, Timestamp, TraceDigest, TraceEnd, Used, WallTime,
+};
+use prost::{Message, Oneof};
+
+use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
+
+/// A row that says nothing sensible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a row of {table:?} cannot be read")]
+pub(crate) struct BadRow {
+    pub(crate) table: &'static str,
+}
+
+/// One lease, but for its serial number, which is its key, and the end of its lingering.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LeaseRow {
+    #[prost(uint32, tag = "1")]
+    slot: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    secret: Vec<u8>,
+    #[prost(bool, tag = "3")]
+    worker: bool,
+    #[prost(string, optional, tag = "4")]
+    indexer: Option<String>,
+    #[prost(string, tag = "5")]
+    service: String,
+    #[prost(string, tag = "6")]
+    organization: String,
+    #[prost(string, tag = "7")]
+    api_key: String,
+    #[prost(string, tag = "8")]
+    trace: String,
+    #[prost(fixed64, tag = "9")]
+    granted_at: u64,
+    #[prost(uint64, tag = "10")]
+    ttl_nanos: u64,
+    #[prost(message, optional, tag = "11")]
+    borrowed_as: Option<BorrowedAsRow>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct BorrowedAsRow {
+    #[prost(fixed64, tag = "1")]
+    id_high: u64,
+    #[prost(fixed64, tag = "2")]
+    id_low: u64,
+    #[prost(fixed64, tag = "3")]
+    fingerprint: u64,
+}
+
+impl From<Lease> for LeaseRow {
+    fn from(lease: Lease) -> Self {
+        let (slot, secret) = slot_and_secret(lease.id);
+        Self {
+            slot,
+            secret: secret.into(),
+            worker: lease.kind == Kind::Worker,
+            indexer: lease.indexer.map(String::from),
+            service: lease.service.into(),
+            organization: lease.organization.into(),
+            api_key: lease.api_key.into(),
+            trace: lease.trace.into(),
+            granted_at: lease.granted_at.as_nanos(),
+            ttl_nanos: u64::try_from(lease.ttl.as_nanos()).unwrap_or(u64::MAX),
+            borrowed_as: lease.borrowed_as.map(|BorrowedAs { id, fingerprint }| BorrowedAsRow {
+                id_high: (id.0 >> 64) as u64,
+                id_low: id.0 as u64,
+                fingerprint,
+            }),
+        }
+    }
+}
+
+impl LeaseRow {
+    /// Reads the lease kept under `serial`, which lingers until `lingers_until` if at all.
+    pub(crate) fn read(
+        serial: u64,
+        row: &[u8],
+        lingers_until: Option<u64>,
+    ) -> Result<Lease, BadRow> {
+        let bad = BadRow { table: "leases" };
+        let row = Self::decode(row).map_err(|_| bad)?;
+        Ok(Lease {
+            id: lease_id(serial, row.slot, &row.secret).ok_or(bad)?,
+            kind: if row.worker { Kind::Worker } else { Kind::Session },
+            indexer: row.indexer.map(Into::into),
+            service: row.service.into(),
+            organization: row.organization.into(),
+            api_key: row.api_key.into(),
+            trace: row.trace.into(),
+            granted_at: Timestamp::from_nanos(row.granted_at),
+            ttl: Duration::from_nanos(row.ttl_nanos),
+            lingers_until: lingers_until.map(Timestamp::from_nanos),
+            borrowed_as: row.borrowed_as.map(|borrowed_as| BorrowedAs {
+                id: BorrowId(
+                    u128::from(borrowed_as.id_high) << 64 | u128::from(borrowed_as.id_low),
+                ),
+                fingerprint: borrowed_as.fingerprint,
+            }),
+        })
+    }
+}
+
+/// A fact that is known until its time has passed. The time leads the key it is kept under.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RememberedRow {
+    #[prost(oneof = "Remembered", tags = "1, 2, 3, 4")]
+    fact: Option<Remembered>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+enum Remembered {
+    #[prost(message, tag = "1")]
+    Revoked(RevokedRow),
+    #[prost(message, tag = "2")]
+    Reported(ReportedRow),
+    #[prost(message, tag = "3")]
+    BorrowEnded(BorrowEndedRow),
+    #[prost(message, tag = "4")]
+    TraceEnded(TraceEndedRow),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RevokedRow {
+    #[prost(fixed64, tag = "1")]
+    serial: u64,
+    #[prost(uint32, tag = "2")]
+    slot: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    secret: Vec<u8>,
+    #[prost(string, optional, tag = "4")]
+    indexer: Option<String>,
+    #[prost(uint32, tag = "5")]
+    reason: u32,
+    /// The trace of a session; 16 bytes. Absent in rows of earlier versions, as what follows is.
+    #[prost(bytes = "vec", optional, tag = "6")]
+    trace: Option<Vec<u8>>,
+    /// The budget, where one that was spent is the reason.
+    #[prost(message, optional, tag = "7")]
+    spent: Option<SpentRow>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SpentRow {
+    #[prost(string, tag = "1")]
+    metric: String,
+    #[prost(double, tag = "2")]
+    used: f64,
+    #[prost(double, tag = "3")]
+    amount: f64,
+    #[prost(uint32, tag = "4")]
+    per: u32,
+    #[prost(int64, tag = "5")]
+    resets_at: i64,
+}
+
+impl From<&BudgetSpent> for SpentRow {
+    fn from(spent: &BudgetSpent) -> Self {
+        let BudgetSpent { metric, used, amount, per, resets_at } = spent;
+        let (metric, per) = (String::from(&**metric), period_number(*per));
+        Self { metric, used: *used, amount: *amount, per, resets_at: resets_at.as_unix() }
+    }
+}
+
+impl SpentRow {
+    fn read(self) -> Option<BudgetSpent> {
+        let Self { metric, used, amount, per, resets_at } = self;
+        let (per, resets_at) = (period(per)?, WallTime::from_unix(resets_at));
+        Some(BudgetSpent { metric: metric.into(), used, amount, per, resets_at })
+    }
+}
+
+impl RevokedRow {
+    fn read(self, until: Timestamp) -> Option<Revocation> {
+        let reason = reason(self.reason)?;
+        let spent = match self.spent {
+            Some(spent) => Some(Arc::new(spent.read()?)),
+            None => None,
+        };
+        let trace = self.trace.map(TryInto::try_into).transpose().ok()?;
+        Some(Revocation {
+            id: lease_id(self.serial, self.slot, &self.secret)?,
+            indexer: self.indexer.map(Into::into),
+            why: RevokedFor { reason, spent },
+            trace: trace.map(TraceDigest::from_bytes),
+            until,
+        })
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ReportedRow {
+    #[prost(string, optional, tag = "1")]
+    indexer: Option<String>,
+    #[prost(string, tag = "2")]
+    key: String,
+    /// Absent in rows of earlier versions, which counted reports whole.
+    #[prost(fixed64, optional, tag = "3")]
+    fingerprint: Option<u64>,
+    #[prost(uint64, tag = "4")]
+    applied: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct BorrowEndedRow {
+    #[prost(string, optional, tag = "1")]
+    indexer: Option<String>,
+    #[prost(fixed64, tag = "2")]
+    id_high: u64,
+    #[prost(fixed64, tag = "3")]
+    id_low: u64,
+    #[prost(fixed64, optional, tag = "4")]
+    fingerprint: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TraceEndedRow {
+    #[prost(string, optional, tag = "1")]
+    indexer: Option<String>,
+    #[prost(string, tag = "2")]
+    organization: String,
+    #[prost(string, tag = "3")]
+    trace: String,
+    #[prost(fixed64, tag = "4")]
+    before: u64,
+}
+
+impl RememberedRow {
+    /// The row of the end of a trace, and the key it is kept under: for as long as store time lasts,
+    /// or until it is removed.
+    pub(crate) fn trace_ended(end: TraceEnd) -> (Vec<u8>, Self) {
+        let mut key = Self::keys_up_to(Timestamp::from_nanos(u64::MAX));
+        let TraceEnd { indexer, organization, trace, before } = end;
+        // As below: bytes that no UTF-8 text contains.
+        key.push(0xfe);
+        key.extend(before.to_be_bytes());
+        for text in [indexer.as_deref().unwrap_or_default(), &organization, &trace] {
+            key.push(0xff);
+            key.extend(text.as_bytes());
+        }
+        let row = TraceEndedRow {
+            indexer: indexer.map(String::from),
+            organization: organization.into(),
+            trace: trace.into(),
+            before,
+        };
+        (key, Self { fact: Some(Remembered::TraceEnded(row)) })
+    }
+
+    /// The row of a revocation, and the key it is kept under.
+    pub(crate) fn revoked(revocation: Revocation) -> (Vec<u8>, Self) {
+        let Revocation { id, indexer, why, trace, until } = revocation;
+        let mut key = Self::keys_up_to(until);
+        key.extend(id.serial().to_be_bytes());
+        let (slot, secret) = slot_and_secret(id);
+        let fact = Remembered::Revoked(RevokedRow {
+            serial: id.serial(),
+            slot,
+            secret: secret.into(),
+            indexer: indexer.map(String::from),
+            reason: reason_number(why.reason),
+            trace: trace.map(|trace| trace.to_bytes().into()),
+            spent: why.spent.as_deref().map(SpentRow::from),
+        });
+        (key, Self { fact: Some(fact) })
+    }
+
+    /// The row of a counted report, and the key it is kept under.
+    pub(crate) fn reported(
+        indexer: Option<Box<str>>,
+        report: Box<str>,
+        until: Timestamp,
+        fingerprint: Option<u64>,
+        applied: u64,
+    ) -> (Vec<u8>, Self) {
+        let mut key = Self::keys_up_to(until);
+        // A byte that no UTF-8 text contains keeps the two texts apart, and reports from serials
+        // by what comes first: serials that begin with it are 2^63 grants away.
+        key.push(0xff);
+        key.extend(indexer.as_deref().unwrap_or_default().as_bytes());
+        key.push(0xff);
+        key.extend(report.as_bytes());
+        let (indexer, report) = (indexer.map(String::from), report.into());
+        let row = ReportedRow { indexer, key: report, fingerprint, applied };
+        (key, Self { fact: Some(Remembered::Reported(row)) })
+    }
+
+    /// The row of a borrow id that buys nothing any more, and the key it is kept under.
+    pub(crate) fn borrow_ended(
+        indexer: Option<Box<str>>,
+        BorrowId(id): BorrowId,
+        fingerprint: Option<u64>,
+        until: Timestamp,
+    ) -> (Vec<u8>, Self) {
+        let mut key = Self::keys_up_to(until);
+        // Another byte that no text contains and no serial begins with.
+        key.push(0xfe);
+        key.extend(indexer.as_deref().unwrap_or_default().as_bytes());
+        key.push(0xff);
+        key.extend(id.to_be_bytes());
+        let row = BorrowEndedRow {
+            indexer: indexer.map(String::from),
+            id_high: (id >> 64) as u64,
+            id_low: id as u64,
+            fingerprint,
+        };
+        (key, Self { fact: Some(Remembered::BorrowEnded(row)) })
+    }
+
+    /// The key that everything past at `time` sorts before, or equal to.
+    pub(crate) fn keys_up_to(time: Timestamp) -> Vec<u8> {
+        let mut key = Vec::with_capacity(24);
+        key.extend(time.as_nanos().to_be_bytes());
+        key
+    }
+
+    /// Reads back what is kept under `key`.
+    pub(crate) fn read(key: &[u8], row: &[u8]) -> Result<(Timestamp, Change), BadRow> {
+        let bad = BadRow { table: "remembered" };
+        let until = key.first_chunk().ok_or(bad)?;
+        let until = Timestamp::from_nanos(u64::from_be_bytes(*until));
+        let change = match Self::decode(row).map_err(|_| bad)?.fact.ok_or(bad)? {
+            Remembered::Revoked(row) => Change::Revoked(Box::new(row.read(until).ok_or(bad)?)),
+            Remembered::Reported(row) => Change::Reported {
+                indexer: row.indexer.map(Into::into),
+                key: row.key.into(),
+                until,
+                fingerprint: row.fingerprint,
+                applied: row.applied,
+            },
+            Remembered::BorrowEnded(row) => Change::BorrowEnded {
+                indexer: row.indexer.map(Into::into),
+                id: BorrowId(u128::from(row.id_high) << 64 | u128::from(row.id_low)),
+                fingerprint: row.fingerprint,
+                until,
+            },
+            Remembered::TraceEnded(row) => Change::TraceEnded(Box::new(TraceEnd {
+                indexer: row.indexer.map(Into::into),
+                organization: row.organization.into(),
+                trace: row.trace.into(),
+                before: row.before,
+            })),
+        };
+        Ok((until, change))
+    }
+}
+
+/// What an organization used of one metric.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct UsedRow {
+    #[prost(uint32, tag = "1")]
+    day: u32,
+    #[prost(double, tag = "2")]
+    in_day: f64,
+    #[prost(uint32, tag = "3")]
+    month: u32,
+    #[prost(double, tag = "4")]
+    in_month: f64,
+}
+
+impl From<Used> for UsedRow {
+    fn from(used: Used) -> Self {
+        let Used { day: (day, in_day), month: (month, in_month) } = used;
+        Self { day, in_day, month, in_month }
+    }
+}
+
+impl UsedRow {
+    pub(crate) fn read(row: &[u8]) -> Result<Used, BadRow> {
+        let row = Self::decode(row).map_err(|_| BadRow { table: "usage" })?;
+        Ok(Used { day: (row.day, row.in_day), month: (row.month, row.in_month) })
+    }
+}
+
+/// What an override says.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct OverrideRow {
+    #[prost(uint64, tag = "1")]
+    value: u64,
+    #[prost(int64, tag = "2")]
+    set_at: i64,
+    #[prost(string, tag = "3")]
+    note: String,
+}
+
+impl From<&Override> for OverrideRow {
+    fn from(set: &Override) -> Self {
+        let Override { value, set_at, note } = set;
+        Self { value: *value, set_at: set_at.as_unix(), note: String::from(&**note) }
+    }
+}
+
+impl OverrideRow {
+    /// Reads the override kept under that key.
+    pub(crate) fn read(
+        (subject, id, service): (u8, &str, Option<&str>),
+        row: &[u8],
+    ) -> Result<OverrideChange, BadRow> {
+        let bad = BadRow { table: "overrides" };
+        let Self { value, set_at, note } = Self::decode(row).map_err(|_| bad)?;
+        let subject = self::subject(subject).ok_or(bad)?;
+        let key = OverrideKey { subject, id: id.into(), service: service.map(Into::into) };
+        let set_at = WallTime::from_unix(set_at);
+        Ok(OverrideChange { key, value: Some(Override { value, set_at, note: note.into() }) })
+    }
+}
+
+/// One thing an operator did, but for its number, which is its key.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct AuditRow {
+    #[prost(int64, tag = "1")]
+    at: i64,
+    #[prost(string, tag = "2")]
+    from: String,
+    #[prost(string, tag = "3")]
+    action: String,
+    #[prost(string, tag = "4")]
+    note: String,
+    #[prost(uint64, tag = "5")]
+    ended: u64,
+}
+
+impl From<&AuditEntry> for AuditRow {
+    fn from(entry: &AuditEntry) -> Self {
+        let AuditEntry { number: _, at, from, action, note, ended } = entry;
+        let [from, action, note] = [from, action, note].map(|text| String::from(&**text));
+        Self { at: at.as_unix(), from, action, note, ended: *ended }
+    }
+}
+
+impl AuditRow {
+    pub(crate) fn read(number: u64, row: &[u8]) -> Result<AuditEntry, BadRow> {
+        let row = Self::decode(row).map_err(|_| BadRow { table: "audit" })?;
+        let Self { at, from, action, note, ended } = row;
+        let [from, action, note] = [from, action, note].map(String::into_boxed_str);
+        Ok(AuditEntry { number, at: WallTime::from_unix(at), from, action, note, ended })
+    }
+}
+
+/// The number a subject is kept as. Numbers never change their meaning.
+pub(crate) const fn subject_number(subject: Subject) -> u8 {
+    match subject {
+        Subject::Organization => 1,
+        Subject::ApiKey => 2,
+    }
+}
+
+const fn subject(number: u8) -> Option<Subject> {
+    match number {
+        1 => Some(Subject::Organization),
+        2 => Some(Subject::ApiKey),
+        _ => None,
+    }
+}
+
+fn slot_and_secret(id: LeaseId) -> (u32, [u8; 12]) {
+    let [_, _, _, _, _, _, _, _, a, b, c, d, secret @ ..] = id.to_bytes();
+    (u32::from_be_bytes([a, b, c, d]), secret)
+}
+
+fn lease_id(serial: u64, slot: u32, secret: &[u8]) -> Option<LeaseId> {
+    Some(LeaseId::new(slot, serial, secret.try_into().ok()?))
+}
+
+/// The number a period is kept as. Numbers never change their meaning.
+const fn period_number(per: Period) -> u32 {
+    match per {
+        Period::Day => 1,
+        Period::Month => 2,
+    }
+}
+
+const fn period(number: u32) -> Option<Period> {
+    match number {
+        1 => Some(Period::Day),
+        2 => Some(Period::Month),
+        _ => None,
+    }
+}
+
+/// The number a reason is kept as. Numbers never change their meaning.
+fn reason_number(reason: Reason) -> u32 {
+    match reason {
+        Reason::Operator => 1,
+        Reason::OrganizationDisabled => 2,
+        Reason::ApiKeyDisabled => 3,
+        Reason::BudgetSpent => 4,
+    }
+}
+
+fn reason(number: u32) -> Option<Reason> {
+    Some(match number {
+        1 => Reason::Operator,
+        2 => Reason::OrganizationDisabled,
+        3 => Reason::ApiKeyDisabled,
+        4 => Reason::BudgetSpent,
+        _ => return None,
+    })
+}

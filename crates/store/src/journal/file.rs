@@ -1,0 +1,375 @@
+//! The file that outlives the process: redb tables that say what a ledger's changes said.
+//!
+//! One batch of changes is one write transaction, flushed before it is acknowledged. redb keeps a
+//! checksum of every page; all of them are checked when the file is opened. Which batch was the last
+//! to be acknowledged is noted beside redb's pages, so that a damaged file is not taken for one of
+//! which a commit was cut short. Nothing is written before the file was read whole.
+
+mod create;
+mod lock;
+mod note;
+mod preallocated;
+mod staged;
+mod tables;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use lease::{Change, StoreClock, Timestamp};
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
+    TableError,
+};
+
+pub(crate) use self::create::make_folders;
+use self::create::{create, remove_unfinished};
+use self::lock::Place;
+pub(crate) use self::lock::Standing;
+use self::note::Note;
+use self::preallocated::Preallocated;
+use self::staged::Staged;
+use self::tables::{AUDIT, LEASES, LINGERING, META, OVERRIDES, REMEMBERED, USAGE, create_tables};
+use super::encoding::{AuditRow, BadRow, LeaseRow, OverrideRow, RememberedRow, UsedRow};
+use super::rows::Rows;
+use super::{Journal, Operated, Restore, Stamp};
+use crate::error::Error;
+
+/// The format this version writes.
+const FORMAT: u64 = 3;
+
+/// The oldest format this version reads. Format 1 kept nothing of operators, format 2 nothing of borrow
+/// ids and traces that had ended.
+const OLDEST_FORMAT: u64 = 1;
+
+/// Keeps the pages that are in use by a hundred thousand leases; more than that is read again.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// A file is compacted at start when it is larger than this and mostly empty.
+const WORTH_COMPACTING: u64 = 64 << 20;
+
+/// The open file of a durable store. Nobody else can open it meanwhile.
+#[derive(Debug)]
+pub(crate) struct FileJournal {
+    database: Database,
+    /// What the database is kept on.
+    backend: Staged,
+    path: PathBuf,
+    /// Where the file stands, which is this store's as long as the journal lives. None for a store
+    /// on another backend.
+    standing: Option<Standing>,
+    /// The format of the file as it was found.
+    format: u64,
+    /// The number of the last batch.
+    batch: u64,
+    /// Whether it goes on from an older state where batches are missing that were acknowledged.
+    accept_older_state: bool,
+}
+
+impl FileJournal {
+    /// Opens the file at `path`, or makes it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever is there and is not a sound store file is left as it is: an empty file too, since
+    /// this version never leaves one behind.
+    pub(crate) fn open(path: &Path, accept_older_state: bool) -> Result<Self, Error> {
+        let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
+        let place = Place::take(path)?;
+        remove_unfinished(&place);
+        let open = || OpenOptions::new().read(true).write(true).open(path);
+        let file = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(path, |file| Self::on(file, path, false)?.close_file())?;
+                open()
+            }
+            opened => opened,
+        }
+        .map_err(failed)?;
+        if file.metadata().map_err(failed)?.len() == 0 {
+            let problem = "it is empty; remove it to start without leases".to_owned();
+            return Err(Error::Damaged { path: path.to_owned(), problem });
+        }
+        let standing = Standing::of(place, &file).map_err(failed)?;
+        let backend =
+            FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
+        let journal = Self::on(Preallocated(backend), path, accept_older_state)?;
+        Ok(Self { standing: Some(standing), ..journal })
+    }
+
+    /// Opens the journal kept on `backend`, or starts one there; `path` is what errors call it.
+    ///
+    /// What is there is not written to before [`Journal::load`] has read it.
+    pub(crate) fn on(
+        backend: impl StorageBackend,
+        path: &Path,
+        accept_older_state: bool,
+    ) -> Result<Self, Error> {
+        let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
+        let backend = Staged::new(backend);
+        let fresh = backend.len().map_err(failed)? == 0;
+        if !fresh {
+            backend.hold().map_err(failed)?;
+        }
+        guarded(path, || {
+            let database = Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .set_check_integrity_on_open(true)
+                .create_with_backend(backend.clone())
+                .map_err(|error| explain(path, "open", error.into()))?;
+            let mut journal = Self {
+                database,
+                backend,
+                path: path.to_owned(),
+                standing: None,
+                format: FORMAT,
+                batch: 0,
+                accept_older_state,
+            };
+            if fresh {
+                create_tables(&journal.database, FORMAT)
+                    .map_err(|error| explain(path, "make", error))?;
+            }
+            journal.format = journal.known_format()?;
+            Ok(journal)
+        })
+    }
+
+    /// Where the file stands; `None` for a store on another backend.
+    pub(crate) const fn standing(&self) -> Option<&Standing> {
+        self.standing.as_ref()
+    }
+
+    /// What errors call it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn close_file(self) -> Result<(), Error> {
+        let Self { database, path, .. } = self;
+        database.close().map_err(|error| explain(&path, "close", error.into()))
+    }
+
+    fn known_format(&self) -> Result<u64, Error> {
+        match self.read("format")? {
+            Some((known @ OLDEST_FORMAT..=FORMAT, _)) => Ok(known),
+            Some((found, _)) => {
+                Err(Error::Format { path: self.path.clone(), found, known: FORMAT })
+            }
+            None => Err(self.damaged("it carries no format version")),
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<(u64, u64)>, Error> {
+        let explain = |error| explain(&self.path, "read", error);
+        let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
+        match transaction.open_table(META) {
+            Ok(meta) => {
+                let value = meta.get(name).map_err(|error| explain(error.into()))?;
+                Ok(value.map(|value| value.value()))
+            }
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(explain(error.into())),
+        }
+    }
+
+    fn damaged(&self, problem: impl Into<String>) -> Error {
+        Error::Damaged { path: self.path.clone(), problem: problem.into() }
+    }
+
+    /// Looks whether the newest batch in the file is the last one that was acknowledged, and
+    /// answers the stamp to go on from.
+    fn compare_with_note(&mut self, stamp: Stamp) -> Result<Stamp, Error> {
+        let note =
+            Note::read(&self.backend).map_err(|error| explain(&self.path, "read", error.into()))?;
+        let (found, _) = self.read("batch")?.unwrap_or_default();
+        // Numbers go on from the later one, so that what is committed next is newer than the note.
+        self.batch = found.max(note.batch);
+        if found >= note.batch {
+            return Ok(stamp);
+        }
+        let (batches, older_by) = (note.batch - found, note.since(stamp.time));
+        let path = self.path.clone();
+        if !self.accept_older_state {
+            return Err(Error::Older { path, found, acknowledged: note.batch, older_by });
+        }
+        tracing::error!(
+            path = %path.display(),
+            batches,
+            older_by = ?older_by,
+            "the store is damaged and goes on from an older state, as it was told to: the last \
+             changes that were acknowledged are lost"
+        );
+        // Keys are never used again, those of the lost leases either.
+        Ok(Stamp {
+            time: stamp.time.max(note.time),
+            next_serial: stamp.next_serial.max(note.next_serial),
+        })
+    }
+
+    fn read_all(&self, restore: &mut dyn Restore) -> Result<Stamp, Error> {
+        let explain = |error| explain(&self.path, "read", error);
+        let bad_row = |error: BadRow| self.damaged(error.to_string());
+        let mut put_back = |change| {
+            restore
+                .change(change)
+                .map_err(|invalid| self.damaged(format!("contradiction: {invalid}")))
+        };
+        let (time, next_serial) = self.read("stamp")?.unwrap_or_default();
+        let stamp = Stamp { time: Timestamp::from_nanos(time), next_serial };
+        if stamp.time > StoreClock::LATEST_START {
+            // Every lease would be past its end at once.
+            return Err(self.damaged("its store time is centuries ahead"));
+        }
+        let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
+        let leases = transaction.open_table(LEASES).map_err(|error| explain(error.into()))?;
+        let lingering = transaction.open_table(LINGERING).map_err(|error| explain(error.into()))?;
+        for row in leases.iter().map_err(|error| explain(error.into()))? {
+            let (serial, row) = row.map_err(|error| explain(error.into()))?;
+            let until = lingering.get(serial.value()).map_err(|error| explain(error.into()))?;
+            let until = until.map(|until| until.value());
+            let lease = LeaseRow::read(serial.value(), row.value(), until).map_err(bad_row)?;
+            put_back(Change::Granted(Box::new(lease)))?;
+        }
+        let remembered =
+            transaction.open_table(REMEMBERED).map_err(|error| explain(error.into()))?;
+        for row in remembered.iter().map_err(|error| explain(error.into()))? {
+            let (key, row) = row.map_err(|error| explain(error.into()))?;
+            let (until, change) = RememberedRow::read(key.value(), row.value()).map_err(bad_row)?;
+            if until > stamp.time {
+                put_back(change)?;
+            }
+        }
+        let usage = transaction.open_table(USAGE).map_err(|error| explain(error.into()))?;
+        for row in usage.iter().map_err(|error| explain(error.into()))? {
+            let (key, row) = row.map_err(|error| explain(error.into()))?;
+            let (organization, metric) = key.value();
+            let used = UsedRow::read(row.value()).map_err(bad_row)?;
+            put_back(Change::Used {
+                organization: organization.into(),
+                metric: metric.into(),
+                used,
+            })?;
+        }
+        Ok(stamp)
+    }
+
+    fn read_operated(&self, restore: &mut dyn Restore) -> Result<(), Error> {
+        let explain = |error| explain(&self.path, "read", error);
+        let bad_row = |error: BadRow| self.damaged(error.to_string());
+        let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
+        let overrides = transaction.open_table(OVERRIDES).map_err(|error| explain(error.into()))?;
+        for row in overrides.iter().map_err(|error| explain(error.into()))? {
+            let (key, row) = row.map_err(|error| explain(error.into()))?;
+            let change = OverrideRow::read(key.value(), row.value()).map_err(bad_row)?;
+            restore.operated(Operated::Override(change));
+        }
+        let audit = transaction.open_table(AUDIT).map_err(|error| explain(error.into()))?;
+        for row in audit.iter().map_err(|error| explain(error.into()))? {
+            let (number, row) = row.map_err(|error| explain(error.into()))?;
+            let entry = AuditRow::read(number.value(), row.value()).map_err(bad_row)?;
+            restore.operated(Operated::Audit(entry));
+        }
+        Ok(())
+    }
+
+    /// Makes a file small that is larger than `worth` and whose rows would fit into an eighth of it.
+    fn compact_if_mostly_empty(&mut self, worth: u64) -> Result<(), Error> {
+        let Ok(size) = std::fs::metadata(&self.path).map(|metadata| metadata.len()) else {
+            return Ok(()); // not a file: a store on another backend
+        };
+        let explain = |error| explain(&self.path, "compact", error);
+        if size <= worth || self.bytes_in_rows().map_err(explain)? >= size / 8 {
+            return Ok(());
+        }
+        self.database.compact().map_err(|error| explain(error.into()))?;
+        tracing::info!(bytes_before = size, "compacted the store");
+        Ok(())
+    }
+
+    /// What the rows of every table take up, their keys included.
+    fn bytes_in_rows(&self) -> Result<u64, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let mut bytes = 0;
+        for table in transaction.list_tables()? {
+            bytes += transaction.open_untyped_table(table)?.stats()?.stored_bytes();
+        }
+        Ok(bytes)
+    }
+}
+
+impl Journal for FileJournal {
+    /// A file of an older format has this one afterwards; one that cannot be read stays as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] when a row cannot be read or contradicts another, and [`Error::Older`] when
+    /// a batch is missing that was acknowledged, unless an older state is accepted.
+    fn load(&mut self, restore: &mut dyn Restore) -> Result<Stamp, Error> {
+        let path = self.path.clone();
+        let stamp = guarded(&path, || {
+            let read = self.read_all(restore)?;
+            if self.format >= 2 {
+                self.read_operated(restore)?;
+            }
+            Ok(read)
+        })?;
+        let stamp = self.compare_with_note(stamp)?;
+        self.backend.let_go().map_err(|error| explain(&self.path, "open", error.into()))?;
+        if self.format < FORMAT {
+            create_tables(&self.database, FORMAT)
+                .map_err(|error| explain(&self.path, "upgrade", error))?;
+            tracing::info!(from = self.format, to = FORMAT, "upgraded the format of the store");
+            self.format = FORMAT;
+        }
+        self.compact_if_mostly_empty(WORTH_COMPACTING)?;
+        Ok(stamp)
+    }
+
+    fn commit(&mut self, batch: &Rows, stamp: Stamp) -> Result<(), Error> {
+        let Stamp { time, next_serial } = stamp;
+        let note = Note { batch: self.batch + 1, time, next_serial };
+        tables::write(batch, &self.database, stamp, note.batch)
+            .map_err(|error| explain(&self.path, "write", error))?;
+        // Only now, when the batch is on the disk, and before anybody hears of it.
+        note.write(&self.backend).map_err(|error| explain(&self.path, "write", error.into()))?;
+        self.batch = note.batch;
+        Ok(())
+    }
+
+    fn close(self: Box<Self>) -> Result<(), Error> {
+        self.close_file()
+    }
+}
+
+/// Runs what reads a file that may be damaged: redb may panic on pages that make no sense.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Error::Damaged {
+            path: path.to_owned(),
+            problem: "its pages contradict each other".to_owned(),
+        })
+    })
+}
+
+/// Says what a database error means for the one who started the server.
+fn explain(path: &Path, action: &'static str, error: redb::Error) -> Error {
+    let path = path.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen => Error::InUse { path },
+        redb::Error::Io(source)
+            if !matches!(
+                source.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Error::File { action, path, source }
+        }
+        other => Error::Damaged { path, problem: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests;

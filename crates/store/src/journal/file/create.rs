@@ -1,0 +1,175 @@
+//! A new store file, complete before it appears under its name.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use redb::backends::FileBackend;
+
+use super::lock::Place;
+use super::preallocated::Preallocated;
+use crate::error::Error;
+
+/// Behind the name of the store, in front of random letters and digits.
+const UNFINISHED: &str = ".unfinished-";
+
+/// The end of the name of a file that is not finished.
+const NEW: &str = ".new";
+
+/// Makes a store file without leases, complete before it appears under its name.
+///
+/// `fill` writes what a new file holds, and closes it. A crash on the way leaves no file at `path`, so an empty file there is always damage. An error on
+/// the way leaves no file at all.
+pub(crate) fn create(
+    path: &Path,
+    fill: impl FnOnce(Preallocated) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let failed = |source| Error::File { action: "make", path: path.to_owned(), source };
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(UNFINISHED);
+    // Removed when it is dropped.
+    let unfinished = tempfile::Builder::new()
+        .prefix(&name)
+        .suffix(NEW)
+        .tempfile_in(folder_of(path))
+        .map_err(failed)?;
+    for_the_owner_only(unfinished.path(), 0o600).map_err(failed)?;
+    let file = unfinished.reopen().map_err(failed)?;
+    let backend = FileBackend::new(file).map_err(|error| failed(io::Error::other(error)))?;
+    fill(Preallocated(backend)).map_err(|error| match error {
+        Error::File { source, .. } => failed(source),
+        other => other,
+    })?;
+    // Never over a file that somebody else put there meanwhile: that one is opened then.
+    match unfinished.persist_noclobber(path) {
+        Ok(_) => {}
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error.error)),
+    }
+    File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Removes what servers left beside `place` that were killed while they made a file there.
+///
+/// Only while the place is locked, and never a file that another server has open.
+pub(crate) fn remove_unfinished(place: &Place) {
+    if !place.is_locked() {
+        return;
+    }
+    let Ok(entries) = std::fs::read_dir(folder_of(place.path())) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if !is_unfinished(place.path(), &name.to_string_lossy()) {
+            continue;
+        }
+        let path = entry.path();
+        let unused = File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
+        if unused && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            match std::fs::remove_file(&path) {
+                Ok(()) => tracing::info!(path = %path.display(), "removed an unfinished store"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "an unfinished store stays");
+                }
+            }
+        }
+    }
+}
+
+/// Whether a file of that name is an unfinished store of `path`: of this version, or of the first
+/// one, which put the number of its process between the names.
+fn is_unfinished(path: &Path, name: &str) -> bool {
+    let store = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(middle) = name.strip_prefix(&*store).and_then(|rest| rest.strip_suffix(NEW)) else {
+        return false;
+    };
+    let (mark, is_known): (_, fn(char) -> bool) = match middle.strip_prefix(UNFINISHED) {
+        Some(random) => (random, |char| char.is_ascii_alphanumeric()),
+        None => (middle.strip_prefix('.').unwrap_or_default(), |char| char.is_ascii_digit()),
+    };
+    !mark.is_empty() && mark.chars().all(is_known)
+}
+
+/// The folder that `path` is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes `folder`, and those above it that are missing, for nobody else but their owner.
+///
+/// # Errors
+///
+/// One of them cannot be made.
+pub(crate) fn make_folders(folder: &Path) -> io::Result<()> {
+    let missing: Vec<PathBuf> = folder
+        .ancestors()
+        .take_while(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+        .map(Path::to_owned)
+        .collect();
+    for folder in missing.iter().rev() {
+        #[cfg_attr(not(unix), expect(unused_mut, reason = "there are no modes"))]
+        let mut builder = std::fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        match builder.create(folder) {
+            Ok(()) => for_the_owner_only(folder, 0o700)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Gives what was just made exactly this mode: a umask takes bits away.
+#[cfg(unix)]
+fn for_the_owner_only(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+fn for_the_owner_only(_: &Path, _: u32) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_that_a_server_did_not_finish_are_taken_for_unfinished() {
+        let path = Path::new("/var/lib/s.redb");
+        for name in ["s.redb.unfinished-aB3.new", "s.redb.4711.new"] {
+            assert!(is_unfinished(path, name), "{name}");
+        }
+        for name in [
+            "s.redb",
+            "s.redb.new",
+            "s.redb..new",
+            "s.redb.old.new",
+            "s.redb.unfinished-.new",
+            "s.redb.unfinished-a.b.new",
+            "t.redb.4711.new",
+            "s.redb.4711",
+        ] {
+            assert!(!is_unfinished(path, name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_killed_server_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.redb");
+        let names = ["s.redb.1.new", "s.redb.unfinished-x.new", "s.redb.unfinished-y.new", "mine"];
+        for name in names {
+            std::fs::write(folder.path().join(name), "x").unwrap();
+        }
+        // Another server is at it: one of a version that takes no lock beside the store.
+        let open = File::open(folder.path().join(names[2])).unwrap();
+        open.lock().unwrap();
+        remove_unfinished(&Place::take(&path).unwrap());
+        let mut left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [names[3], names[2]]);
+    }
+}

@@ -1,0 +1,252 @@
+//! Who has a store file: the lock of its path, and whether the path still leads to it.
+//!
+//! redb locks the file that it has open. That does not protect the path: once the file is removed,
+//! or another one is moved over it, the path leads to a file that nobody has locked. So the path has
+//! a lock of its own, a file beside the store. The kernel releases it when the process ends, however
+//! it ends.
+
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+
+use crate::error::Error;
+
+/// Tries to lock a lock file that others remove at the same time, before it gives up.
+const TRIES: usize = 100;
+
+/// Which file it is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity(u64, u64);
+
+impl Identity {
+    /// The device and the inode.
+    #[cfg(unix)]
+    fn of(metadata: &Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        Self(metadata.dev(), metadata.ino())
+    }
+
+    /// Elsewhere a file that is open is neither removed nor replaced.
+    #[cfg(not(unix))]
+    fn of(_: &Metadata) -> Self {
+        Self(0, 0)
+    }
+
+    /// Whether `path` leads to the open `file`.
+    fn is_at(path: &Path, file: &File) -> bool {
+        let at = |metadata: io::Result<Metadata>| metadata.map(|metadata| Self::of(&metadata)).ok();
+        let found = at(std::fs::metadata(path));
+        found.is_some() && found == at(file.metadata())
+    }
+}
+
+/// The lock of a path. Dropped, it is free again and leaves no file behind.
+#[derive(Debug)]
+struct PathLock {
+    path: PathBuf,
+    file: File,
+}
+
+impl PathLock {
+    /// Locks the path of `store`; `None` when another server has it.
+    fn take(store: &Path) -> io::Result<Option<Self>> {
+        let path = Self::path(store)?;
+        for _ in 0..TRIES {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            let file = options.open(&path)?;
+            // Whatever the umask, so that the next server can open one that was left behind.
+            #[cfg(unix)]
+            file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // Who had it before may have removed the file after it was opened here.
+            if Identity::is_at(&path, &file) {
+                return Ok(Some(Self { path, file }));
+            }
+        }
+        Err(io::Error::other("its lock file is removed again and again"))
+    }
+
+    /// Beside the file itself, wherever links lead to it from.
+    fn path(store: &Path) -> io::Result<PathBuf> {
+        let mut path = match std::fs::canonicalize(store) {
+            Ok(path) => path,
+            Err(_) => {
+                let folder = store.parent().filter(|folder| !folder.as_os_str().is_empty());
+                let folder = std::fs::canonicalize(folder.unwrap_or(Path::new(".")))?;
+                folder.join(store.file_name().ok_or(io::ErrorKind::InvalidFilename)?)
+            }
+        }
+        .into_os_string();
+        path.push(".lock");
+        Ok(path.into())
+    }
+}
+
+impl Drop for PathLock {
+    fn drop(&mut self) {
+        // While it is locked, so that nobody removes the lock file of another server. One that
+        // cannot be removed is taken by the next server all the same.
+        if Identity::is_at(&self.path, &self.file) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The place of a store file: its path, which is locked as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Place {
+    path: PathBuf,
+    lock: Mutex<Option<PathLock>>,
+}
+
+impl Place {
+    /// Locks `path` for one store.
+    ///
+    /// Where no lock file can be made, in a folder that cannot be written to or on a full disk, the
+    /// path is not locked: whoever has no right to write there cannot replace the file either.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InUse`] when another server has it.
+    pub(crate) fn take(path: &Path) -> Result<Self, Error> {
+        let lock = match PathLock::take(path) {
+            Ok(Some(lock)) => Some(lock),
+            Ok(None) => return Err(Error::InUse { path: path.to_owned() }),
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "there is no lock file");
+                None
+            }
+        };
+        Ok(Self { path: path.to_owned(), lock: Mutex::new(lock) })
+    }
+
+    /// Whether the path is locked.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.lock.lock().is_some()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the lock again if its file was removed, as when a folder is emptied.
+    fn renew(&self) {
+        let mut lock = self.lock.lock();
+        if lock.as_ref().is_some_and(|lock| Identity::is_at(&lock.path, &lock.file)) {
+            return;
+        }
+        // A server that has the path meanwhile, or a folder that is gone: the file tells.
+        if let Ok(Some(taken)) = PathLock::take(&self.path) {
+            *lock = Some(taken);
+        }
+    }
+}
+
+/// A store file that is open, and where it stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    place: std::sync::Arc<Place>,
+    file: Identity,
+}
+
+impl Standing {
+    /// Remembers which file is at the place.
+    pub(crate) fn of(place: Place, file: &File) -> io::Result<Self> {
+        Ok(Self { place: std::sync::Arc::new(place), file: Identity::of(&file.metadata()?) })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// Looks whether the path still leads to the file, and keeps the path locked. `false` when the
+    /// file is gone from there, or another one is there.
+    pub(crate) fn holds(&self) -> bool {
+        self.place.renew();
+        match std::fs::metadata(self.path()) {
+            Ok(metadata) => Identity::of(&metadata) == self.file,
+            // What cannot be looked at now, for whatever reason, may be there.
+            Err(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::StaleNetworkFileHandle
+            ),
+        }
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.redb");
+        std::fs::write(&path, "x").unwrap();
+        (folder, path)
+    }
+
+    fn standing(path: &Path) -> Standing {
+        Standing::of(Place::take(path).unwrap(), &File::open(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn one_place_is_taken_once_and_others_beside_it_are_free() {
+        let (folder, path) = store();
+        let place = Place::take(&path).unwrap();
+        assert!(place.is_locked());
+        assert!(matches!(Place::take(&path), Err(Error::InUse { .. })));
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(Place::take(&link), Err(Error::InUse { .. })));
+        assert!(Place::take(&folder.path().join("t.redb")).unwrap().is_locked());
+        drop(place);
+        assert!(Place::take(&path).unwrap().is_locked());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no lock file is left");
+    }
+
+    #[test]
+    fn a_lock_file_that_a_killed_server_left_is_taken() {
+        let (folder, path) = store();
+        std::fs::write(folder.path().join("s.redb.lock"), "").unwrap();
+        assert!(Place::take(&path).unwrap().is_locked());
+    }
+
+    #[test]
+    fn a_file_that_is_removed_replaced_or_put_back_is_told_from_the_one_that_is_open() {
+        let (folder, path) = store();
+        let standing = standing(&path);
+        assert!(standing.holds());
+        let aside = folder.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        assert!(!standing.holds());
+        std::fs::write(&path, "another").unwrap();
+        assert!(!standing.holds());
+        std::fs::rename(&aside, &path).unwrap();
+        assert!(standing.holds());
+        drop(folder);
+        assert!(!standing.holds());
+    }
+
+    #[test]
+    fn a_place_stays_locked_when_its_folder_is_emptied() {
+        let (folder, path) = store();
+        let standing = standing(&path);
+        for entry in std::fs::read_dir(folder.path()).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        assert!(!standing.holds());
+        assert!(matches!(Place::take(&path), Err(Error::InUse { .. })));
+    }
+}

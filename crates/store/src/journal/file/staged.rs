@@ -1,0 +1,260 @@
+//! Writes that are held back until a store file was read whole.
+//!
+//! redb repairs what it opens: it writes to the file before anybody knows whether the file is sound,
+//! of a known format, or complete. So what it writes while a file is opened and read is kept in
+//! memory. A file that is refused was not changed by a byte; for one that is accepted, the writes
+//! and flushes are done as they were asked for, in their order, which keeps them as safe against a
+//! loss of power as redb made them.
+
+use std::io;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use redb::{BackendError, StorageBackend};
+
+/// The most that is held back: opening writes a few headers, whatever the size of the file.
+const MOST_HELD_BACK: usize = 64 << 20;
+
+/// A backend that can hold writes back. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Staged(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    backend: Box<dyn StorageBackend>,
+    is_holding: AtomicBool,
+    held: Mutex<Held>,
+}
+
+/// What is held back.
+#[derive(Debug, Default)]
+struct Held {
+    operations: Vec<Operation>,
+    bytes: usize,
+    len: u64,
+}
+
+#[derive(Debug)]
+enum Operation {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+    Flush,
+}
+
+impl Staged {
+    /// `backend`, which is written to directly until [`Staged::hold`].
+    pub(crate) fn new(backend: impl StorageBackend) -> Self {
+        let (is_holding, held) = (AtomicBool::new(false), Mutex::default());
+        Self(Arc::new(Inner { backend: Box::new(backend), is_holding, held }))
+    }
+
+    /// Holds back what is written from now on.
+    ///
+    /// # Errors
+    ///
+    /// The length of the file cannot be read.
+    pub(crate) fn hold(&self) -> io::Result<()> {
+        self.0.held.lock().len = self.0.backend.len()?;
+        self.0.is_holding.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Does what was held back, and holds back nothing more.
+    ///
+    /// # Errors
+    ///
+    /// As writing to the file. It was written to in part then, and is as after a crash.
+    pub(crate) fn let_go(&self) -> io::Result<()> {
+        let mut held = self.0.held.lock();
+        for operation in std::mem::take(&mut held.operations) {
+            match operation {
+                Operation::Write(offset, data) => self.0.backend.write(offset, &data)?,
+                Operation::SetLen(len) => self.0.backend.set_len(len)?,
+                Operation::Flush => self.0.backend.sync_data()?,
+            }
+        }
+        self.0.is_holding.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// What is held back, while something may be.
+    fn held(&self) -> Option<parking_lot::MutexGuard<'_, Held>> {
+        let is_holding = self.0.is_holding.load(Ordering::Acquire);
+        is_holding.then(|| self.0.held.lock())
+    }
+}
+
+impl Held {
+    fn keep(&mut self, operation: Operation) -> io::Result<()> {
+        if let Operation::Write(_, data) = &operation {
+            self.bytes += data.len();
+            if self.bytes > MOST_HELD_BACK {
+                return Err(io::Error::other("too much is written while the file is read"));
+            }
+        }
+        self.operations.push(operation);
+        Ok(())
+    }
+
+    /// Puts what is held back over what was read from the file.
+    fn lay_over(&self, offset: u64, out: &mut [u8]) {
+        let end = offset + out.len() as u64;
+        for operation in &self.operations {
+            match operation {
+                Operation::Write(at, data) => {
+                    let (from, to) = ((*at).max(offset), (at + data.len() as u64).min(end));
+                    if from < to {
+                        let (into, source) = (from - offset..to - offset, from - at..to - at);
+                        out[within(into)].copy_from_slice(&data[within(source)]);
+                    }
+                }
+                // What is cut off and grown again is zero.
+                Operation::SetLen(len) if *len < end => {
+                    out[within((*len).max(offset) - offset..end - offset)].fill(0);
+                }
+                Operation::SetLen(_) | Operation::Flush => {}
+            }
+        }
+    }
+}
+
+/// A range within a buffer in memory.
+fn within(range: std::ops::Range<u64>) -> std::ops::Range<usize> {
+    let index = |place| usize::try_from(place).expect("a place in a buffer");
+    index(range.start)..index(range.end)
+}
+
+type Range = Bound<u64>;
+
+impl StorageBackend for Staged {
+    fn len(&self) -> io::Result<u64> {
+        match self.held() {
+            Some(held) => Ok(held.len),
+            None => self.0.backend.len(),
+        }
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let Some(held) = self.held() else { return self.0.backend.read(offset, out) };
+        if offset + out.len() as u64 > held.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let there = self.0.backend.len()?.saturating_sub(offset).min(out.len() as u64);
+        let there = within(0..there);
+        out[there.end..].fill(0);
+        self.0.backend.read(offset, &mut out[there])?;
+        held.lay_over(offset, out);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        match self.held() {
+            Some(mut held) => {
+                held.len = len;
+                held.keep(Operation::SetLen(len))
+            }
+            None => self.0.backend.set_len(len),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        match self.held() {
+            Some(mut held) => held.keep(Operation::Flush),
+            None => self.0.backend.sync_data(),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match self.held() {
+            Some(mut held) => held.keep(Operation::Write(offset, data.to_owned())),
+            None => self.0.backend.write(offset, data),
+        }
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.backend.close()
+    }
+
+    fn try_lock_range(&self, start: Range, end: Range) -> Result<bool, BackendError> {
+        self.0.backend.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Range, end: Range) -> Result<bool, BackendError> {
+        self.0.backend.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Range, end: Range) -> Result<(), BackendError> {
+        self.0.backend.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Range, end: Range) -> Result<(), BackendError> {
+        self.0.backend.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Range, end: Range) -> Result<(), BackendError> {
+        self.0.backend.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Range, end: Range) -> Result<bool, BackendError> {
+        self.0.backend.query_lock_range(start, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+
+    fn contents(backend: &impl StorageBackend) -> Vec<u8> {
+        let mut contents = vec![0; usize::try_from(backend.len().unwrap()).unwrap()];
+        backend.read(0, &mut contents).unwrap();
+        contents
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_held_back_reads_as_if_it_were_written_and_is_written_in_the_end(
+            steps in prop::collection::vec((0_u8..3, 0_u64..300, any::<u8>(), 0_usize..100), 0..20),
+        ) {
+            let (plain, staged) = (InMemoryBackend::new(), Staged::new(InMemoryBackend::new()));
+            for backend in [&plain as &dyn StorageBackend, &staged] {
+                backend.set_len(200).unwrap();
+                backend.write(50, &[7; 60]).unwrap();
+            }
+            staged.hold().unwrap();
+            for (step, place, byte, length) in steps {
+                for backend in [&plain as &dyn StorageBackend, &staged] {
+                    let offset = place.min(backend.len().unwrap());
+                    let room = usize::try_from(backend.len().unwrap() - offset).unwrap();
+                    match step {
+                        0 => backend.set_len(place).unwrap(),
+                        1 => backend.sync_data().unwrap(),
+                        _ => backend.write(offset, &vec![byte; length.min(room)]).unwrap(),
+                    }
+                }
+                prop_assert_eq!(contents(&staged), contents(&plain));
+            }
+            staged.let_go().unwrap();
+            prop_assert_eq!(contents(&staged), contents(&plain));
+        }
+    }
+
+    #[test]
+    fn what_is_held_back_and_dropped_was_never_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, [3; 100]).unwrap();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let staged = Staged::new(redb::backends::FileBackend::new(file).unwrap());
+        staged.hold().unwrap();
+        staged.write(10, &[9; 10]).unwrap();
+        staged.set_len(500).unwrap();
+        assert_eq!(contents(&staged)[..30], [[3; 10], [9; 10], [3; 10]].concat());
+        drop(staged);
+        assert_eq!(std::fs::read(&path).unwrap(), [3; 100]);
+    }
+}

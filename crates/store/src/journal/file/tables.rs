@@ -1,0 +1,183 @@
+//! The tables of a store file, and how the rows of a batch are written to them.
+
+use lease::Timestamp;
+use policy::overrides::{MAX_AUDIT, OverrideChange};
+use prost::Message as _;
+use redb::{
+    Database, Durability, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
+};
+
+use crate::journal::encoding::{AuditRow, OverrideRow, RememberedRow, subject_number};
+use crate::journal::rows::Rows;
+use crate::journal::{Operated, Stamp};
+
+/// Facts past their time that one commit forgets: enough to keep up, bounded per commit.
+const FORGET_AT_ONCE: usize = 1_000;
+
+/// `format`: the format and 0. `stamp`: store time and the serial number of the next grant. `batch`:
+/// the number of the batch and 0.
+pub(crate) const META: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("meta");
+
+/// Leases by serial number.
+pub(crate) const LEASES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("leases");
+
+/// When lingering leases end, by serial number.
+pub(crate) const LINGERING: TableDefinition<'_, u64, u64> = TableDefinition::new("lingering");
+
+/// Facts with a time limit, in the order they may be forgotten.
+pub(crate) const REMEMBERED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("remembered");
+
+/// Usage counts by organization and metric.
+pub(crate) const USAGE: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("usage");
+
+/// Overrides by subject, id and service entry. Since format 2.
+pub(crate) const OVERRIDES: TableDefinition<'_, (u8, &str, Option<&str>), &[u8]> =
+    TableDefinition::new("overrides");
+
+/// What operators did, by number. Since format 2.
+pub(crate) const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
+
+/// Makes every table that is not there, and says that the database has this format.
+pub(crate) fn create_tables(database: &Database, format: u64) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    transaction.open_table(OVERRIDES)?;
+    transaction.open_table(AUDIT)?;
+    transaction.open_table(LEASES)?;
+    transaction.open_table(LINGERING)?;
+    transaction.open_table(REMEMBERED)?;
+    transaction.open_table(USAGE)?;
+    transaction.open_table(META)?.insert("format", (format, 0))?;
+    Ok(transaction.commit()?)
+}
+
+/// Writes the rows, `stamp` and the number of the batch in one transaction, flushed when it
+/// returns.
+pub(crate) fn write(
+    rows: &Rows,
+    database: &Database,
+    stamp: Stamp,
+    batch: u64,
+) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    write_leases(rows, &transaction)?;
+    write_lingering(rows, &transaction)?;
+    write_remembered(rows, &transaction, stamp.time)?;
+    write_used(rows, &transaction)?;
+    write_operated(rows, &transaction)?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        meta.insert("stamp", (stamp.time.as_nanos(), stamp.next_serial))?;
+        meta.insert("batch", (batch, 0))?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn write_leases(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    if rows.ended.is_empty() && rows.granted.is_empty() {
+        return Ok(());
+    }
+    let mut leases = transaction.open_table(LEASES)?;
+    for serial in &rows.ended {
+        leases.remove(serial)?;
+    }
+    let mut row = Vec::with_capacity(512);
+    for (serial, lease) in &rows.granted {
+        row.clear();
+        lease.encode_raw(&mut row);
+        leases.insert(serial, row.as_slice())?;
+    }
+    Ok(())
+}
+
+fn write_lingering(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    if rows.ended.is_empty() && rows.lingering.is_empty() {
+        return Ok(());
+    }
+    let mut lingering = transaction.open_table(LINGERING)?;
+    if !lingering.is_empty()? {
+        for serial in &rows.ended {
+            lingering.remove(serial)?;
+        }
+    }
+    for (serial, until) in &rows.lingering {
+        lingering.insert(serial, until)?;
+    }
+    Ok(())
+}
+
+fn write_remembered(
+    rows: &Rows,
+    transaction: &WriteTransaction,
+    now: Timestamp,
+) -> Result<(), redb::Error> {
+    let mut remembered = transaction.open_table(REMEMBERED)?;
+    let mut row = Vec::with_capacity(512);
+    for (key, fact) in &rows.remembered {
+        let Some(fact) = fact else {
+            remembered.remove(key.as_slice())?;
+            continue;
+        };
+        row.clear();
+        fact.encode_raw(&mut row);
+        remembered.insert(key.as_slice(), row.as_slice())?;
+    }
+    let past = RememberedRow::keys_up_to(now);
+    for _ in 0..FORGET_AT_ONCE {
+        if remembered.first()?.is_none_or(|(key, _)| key.value() > past.as_slice()) {
+            break;
+        }
+        remembered.pop_first()?;
+    }
+    Ok(())
+}
+
+fn write_used(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    if rows.used.is_empty() {
+        return Ok(());
+    }
+    let mut usage = transaction.open_table(USAGE)?;
+    let mut row = Vec::with_capacity(64);
+    for ((organization, metric), used) in &rows.used {
+        let key = (&**organization, &**metric);
+        if let Some(used) = used {
+            row.clear();
+            used.encode_raw(&mut row);
+            usage.insert(key, row.as_slice())?;
+        } else {
+            usage.remove(key)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_operated(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    if rows.operated.is_empty() {
+        return Ok(());
+    }
+    let mut overrides = transaction.open_table(OVERRIDES)?;
+    let mut audit = transaction.open_table(AUDIT)?;
+    for operated in &rows.operated {
+        match operated {
+            Operated::Override(OverrideChange { key, value }) => {
+                let key = (subject_number(key.subject), &*key.id, key.service.as_deref());
+                match value {
+                    Some(value) => {
+                        let row = OverrideRow::from(value).encode_to_vec();
+                        overrides.insert(key, row.as_slice())?;
+                    }
+                    None => drop(overrides.remove(key)?),
+                }
+            }
+            Operated::Audit(entry) => {
+                let row = AuditRow::from(entry).encode_to_vec();
+                audit.insert(entry.number, row.as_slice())?;
+                if audit.len()? > MAX_AUDIT as u64 {
+                    audit.pop_first()?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+use std::fs;
+
+use lease::{BorrowId, LeaseId, Used, WallTime};
+use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
+
+use super::*;
+
+/// Larger than a new file, so that only what was in the tables makes one worth compacting.
+const WORTH: u64 = 512 << 10;
+
+/// What fills one table, and what empties it again.
+struct Case {
+    table: &'static str,
+    full: (Vec<Change>, Vec<Operated>),
+    empty: (Vec<Change>, Vec<Operated>),
+}
+
+const NUMBER: u64 = 3_000;
+
+/// A text of 200 bytes.
+fn long(number: u64) -> Box<str> {
+    format!("{number:0>200}").into()
+}
+
+/// Takes nothing of what a journal kept.
+struct Nothing;
+
+impl Restore for Nothing {
+    fn change(&mut self, _: Change) -> Result<(), lease::Invalid> {
+        Ok(())
+    }
+
+    fn operated(&mut self, _: Operated) {}
+}
+
+/// A journal without rows that writes to its file.
+fn open(path: &Path) -> FileJournal {
+    let mut journal = FileJournal::open(path, false).unwrap();
+    journal.load(&mut Nothing).unwrap();
+    journal
+}
+
+fn later() -> Timestamp {
+    Timestamp::from_nanos(1_000)
+}
+
+fn usage() -> Case {
+    let used = |number| Change::Used {
+        organization: long(number),
+        metric: "m".into(),
+        used: Used::default(),
+    };
+    let unused = |number| Change::Unused { organization: long(number), metric: "m".into() };
+    Case {
+        table: "usage",
+        full: ((0..NUMBER).map(used).collect(), Vec::new()),
+        empty: ((0..NUMBER).map(unused).collect(), Vec::new()),
+    }
+}
+
+/// Rows that say little under long keys.
+fn overrides() -> Case {
+    let change = |number, value| {
+        let key = OverrideKey { subject: Subject::Organization, id: long(number), service: None };
+        Operated::Override(OverrideChange { key, value })
+    };
+    let set = || Override { value: 1, set_at: WallTime::default(), note: "".into() };
+    Case {
+        table: "overrides",
+        full: (Vec::new(), (0..NUMBER).map(|number| change(number, Some(set()))).collect()),
+        empty: (Vec::new(), (0..NUMBER).map(|number| change(number, None)).collect()),
+    }
+}
+
+/// Rows of numbers alone.
+fn lingering() -> Case {
+    let id = |number| LeaseId::new(0, number, [0; 12]);
+    let lingers = |number| Change::Lingers { id: id(number), until: later() };
+    let end = lease::End::Lingered;
+    Case {
+        table: "lingering",
+        full: ((0..20 * NUMBER).map(lingers).collect(), Vec::new()),
+        empty: (
+            (0..20 * NUMBER).map(|number| Change::Ended { id: id(number), end }).collect(),
+            Vec::new(),
+        ),
+    }
+}
+
+/// What is remembered goes with its time.
+fn remembered() -> Case {
+    let ended = |number| Change::BorrowEnded {
+        indexer: Some(long(0)),
+        id: BorrowId(number),
+        fingerprint: None,
+        until: later(),
+    };
+    Case {
+        table: "remembered",
+        full: ((0..u128::from(NUMBER)).map(ended).collect(), Vec::new()),
+        empty: (Vec::new(), Vec::new()),
+    }
+}
+
+#[test]
+fn a_file_full_of_rows_of_any_table_stays_as_it_is_and_one_that_they_left_is_made_small() {
+    for Case { table, full, empty } in [usage(), overrides(), lingering(), remembered()] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.redb");
+        let size = || fs::metadata(&path).unwrap().len();
+        let mut journal = open(&path);
+        journal.compact_if_mostly_empty(WORTH).unwrap();
+        journal.commit(&Rows::collect(full.0, full.1), Stamp::default()).unwrap();
+        let filled = size();
+        assert!(filled > WORTH, "{table}: {filled}");
+        journal.compact_if_mostly_empty(WORTH).unwrap();
+        assert_eq!(size(), filled, "{table}: nothing to be gained");
+
+        let emptied = Rows::collect(empty.0, empty.1);
+        journal.commit(&emptied, Stamp { time: later(), next_serial: 1 }).unwrap();
+        // One commit forgets so many facts that are past.
+        for time in 1..5 {
+            let time = later() + std::time::Duration::from_nanos(time);
+            journal.commit(&Rows::default(), Stamp { time, next_serial: 1 }).unwrap();
+        }
+        journal.compact_if_mostly_empty(WORTH).unwrap();
+        assert!(size() < filled / 2, "{table}: {} of {filled} are left", size());
+        assert!(journal.bytes_in_rows().unwrap() < 1_000, "{table}");
+    }
+}
+
+#[test]
+fn what_operators_did_counts_among_the_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder.path().join("s.redb"));
+    let before = journal.bytes_in_rows().unwrap();
+    let entry = AuditEntry {
+        number: 1,
+        at: WallTime::default(),
+        from: long(1),
+        action: long(2),
+        note: long(3),
+        ended: 0,
+    };
+    let rows = Rows::collect(Vec::new(), vec![Operated::Audit(entry)]);
+    journal.commit(&rows, Stamp::default()).unwrap();
+    assert!(journal.bytes_in_rows().unwrap() - before > 600);
+}

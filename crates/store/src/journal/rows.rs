@@ -1,0 +1,76 @@
+//! From the changes of one batch to the rows that a journal writes.
+
+use std::collections::BTreeMap;
+
+use lease::Change;
+
+use super::Operated;
+use super::encoding::{LeaseRow, RememberedRow, UsedRow};
+
+/// The rows one batch comes to. A lease granted and gone within the batch leaves no trace.
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
+    pub(crate) granted: BTreeMap<u64, LeaseRow>,
+    pub(crate) lingering: BTreeMap<u64, u64>,
+    pub(crate) ended: Vec<u64>,
+    /// None for what is kept no longer.
+    pub(crate) remembered: BTreeMap<Vec<u8>, Option<RememberedRow>>,
+    /// None for what is kept no longer.
+    pub(crate) used: BTreeMap<(Box<str>, Box<str>), Option<UsedRow>>,
+    pub(crate) operated: Vec<Operated>,
+}
+
+impl Rows {
+    pub(crate) fn collect(changes: Vec<Change>, operated: Vec<Operated>) -> Self {
+        let mut rows = Self { operated, ..Self::default() };
+        for change in changes {
+            rows.add(change);
+        }
+        // In the order of the tables, so that neighbours are written together.
+        rows.ended.sort_unstable();
+        rows
+    }
+
+    fn add(&mut self, change: Change) {
+        match change {
+            Change::Granted(lease) => {
+                self.granted.insert(lease.id.serial(), LeaseRow::from(*lease));
+            }
+            Change::Lingers { id, until } => {
+                self.lingering.insert(id.serial(), until.as_nanos());
+            }
+            Change::Ended { id, .. } => {
+                self.lingering.remove(&id.serial());
+                if self.granted.remove(&id.serial()).is_none() {
+                    self.ended.push(id.serial());
+                }
+            }
+            Change::TraceEnded(end) => {
+                let (key, row) = RememberedRow::trace_ended(*end);
+                self.remembered.insert(key, Some(row));
+            }
+            Change::TraceGone(end) => {
+                let (key, _) = RememberedRow::trace_ended(*end);
+                self.remembered.insert(key, None);
+            }
+            Change::Revoked(revocation) => {
+                let (key, row) = RememberedRow::revoked(*revocation);
+                self.remembered.insert(key, Some(row));
+            }
+            Change::Used { organization, metric, used } => {
+                self.used.insert((organization, metric), Some(used.into()));
+            }
+            Change::Unused { organization, metric } => {
+                self.used.insert((organization, metric), None);
+            }
+            Change::Reported { indexer, key, until, fingerprint, applied } => {
+                let (key, row) = RememberedRow::reported(indexer, key, until, fingerprint, applied);
+                self.remembered.insert(key, Some(row));
+            }
+            Change::BorrowEnded { indexer, id, fingerprint, until } => {
+                let (key, row) = RememberedRow::borrow_ended(indexer, id, fingerprint, until);
+                self.remembered.insert(key, Some(row));
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Where leases are kept: the ledger behind its lock, one atomic operation at a time.
+
+mod answers;
+mod aside;
+mod attached;
+mod clock;
+mod commit;
+mod commits;
+mod delivery;
+mod embedded;
+mod error;
+mod journal;
+pub mod lane;
+mod listing;
+mod operations;
+mod store;
+mod turns;
+mod url;
+
+use std::time::Duration;
+
+pub use answers::{
+    BorrowError, Enforced, KeptBatch, Noted, ReleaseError, ReportError, Reported, Skipped,
+    Submission, Unavailable, UsageReport,
+};
+pub use attached::{Attachment, Listener};
+pub use clock::{Clock, SystemClock};
+pub use commits::Commits;
+pub use delivery::{Borrowed, Delivery};
+pub use embedded::{Options, Recovered};
+pub use error::Error;
+pub use listing::{
+    LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, RecordError, UsageCount,
+};
+pub use store::Store;
+pub use turns::Turns;
+pub use url::StoreUrl;
+
+/// Nobody waits longer than this for the disk.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(10);

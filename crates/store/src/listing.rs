@@ -1,0 +1,134 @@
+//! What an operator asks a store for, and what it answers: leases, pools, usage.
+
+use std::time::Duration;
+
+use lease::{Holder, Kind, LeaseNumber, Used};
+
+use crate::answers::Unavailable;
+
+/// The most leases of one page.
+pub const MAX_PAGE: usize = 1_000;
+
+/// Which leases to list: those that match everything that is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseFilter {
+    /// Only of this organization.
+    pub organization: Option<Box<str>>,
+    /// Only of this service.
+    pub service: Option<Box<str>>,
+    /// Only under this trace id.
+    pub trace: Option<Box<str>>,
+    /// Only with this API key id.
+    pub api_key: Option<Box<str>>,
+    /// Only of this indexer.
+    pub indexer: Option<Box<str>>,
+    /// Only sessions, or only workers.
+    pub kind: Option<Kind>,
+}
+
+impl LeaseFilter {
+    /// Whether the filter lets the lease through.
+    pub fn admits(&self, lease: &Holder<'_>) -> bool {
+        let same = |asked: &Option<Box<str>>, name| {
+            asked.as_deref().is_none_or(|asked: &str| Some(asked) == name)
+        };
+        self.kind.is_none_or(|kind| kind == lease.kind)
+            && same(&self.organization, Some(lease.organization))
+            && same(&self.service, Some(lease.service))
+            && same(&self.api_key, Some(lease.api_key))
+            && same(&self.trace, Some(lease.trace))
+            && same(&self.indexer, lease.indexer)
+    }
+}
+
+/// The order in which leases are listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The latest grant first.
+    #[default]
+    Newest,
+    /// The earliest grant first.
+    Oldest,
+}
+
+/// One page of leases.
+///
+/// A walk from page to page neither misses nor repeats a lease that lives all the while, whatever
+/// else comes and goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeasePage {
+    /// How many leases match the filter altogether.
+    pub total: u64,
+    /// The leases, in the order asked for. A page that is not the last may be short by what ended
+    /// while it was put together.
+    pub leases: Vec<ListedLease>,
+    /// What to go on after for the next page; `None` when this is the last.
+    pub next: Option<LeaseNumber>,
+}
+
+/// A live lease, without its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedLease {
+    /// What names it; no key.
+    pub number: LeaseNumber,
+    /// Session or worker.
+    pub kind: Kind,
+    /// The indexer that holds it; `None` for one borrowed while no indexer was configured.
+    pub indexer: Option<Box<str>>,
+    /// The service it counts against.
+    pub service: Box<str>,
+    /// The organization it counts against.
+    pub organization: Box<str>,
+    /// The API key id it counts against; empty when there is none.
+    pub api_key: Box<str>,
+    /// The trace it runs under; empty when there is none that forms a scope.
+    pub trace: Box<str>,
+    /// How long it has lived.
+    pub age: Duration,
+    /// How long it lives without a keep-alive.
+    pub ttl: Duration,
+    /// How long until it ends unless it is kept alive.
+    pub ends_in: Duration,
+    /// Whether it was returned young and only lasts out its minimal life.
+    pub lingers: bool,
+    /// How many workers of its indexer run under its trace; 0 for a worker.
+    pub workers: u64,
+}
+
+/// The leases of one pool (organization, service) that holds any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolCount {
+    /// The service.
+    pub service: Box<str>,
+    /// The organization.
+    pub organization: Box<str>,
+    /// Live leases, lingering ones too.
+    pub leases: u64,
+    /// Those of them that are sessions.
+    pub sessions: u64,
+}
+
+/// What an organization used of one metric.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UsageCount {
+    /// The organization.
+    pub organization: Box<str>,
+    /// The metric.
+    pub metric: Box<str>,
+    /// The counts.
+    pub used: Used,
+}
+
+/// What an operator did that was not recorded. Nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// There are as many overrides as the store keeps.
+    #[error("there are {max} overrides, which is all that the server keeps: clear some first")]
+    Full {
+        /// How many that is.
+        max: usize,
+    },
+    /// The store cannot answer.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
