@@ -35,20 +35,19 @@
 
 mod admin;
 mod blocking;
+mod bounds;
 mod config;
-mod control;
 mod error;
+mod grpc;
 mod live;
+mod metrics;
 pub mod operator;
 mod refusals;
 mod repeated;
-mod rpc;
 mod serve;
-mod service;
 #[cfg(test)]
 mod test_log;
 pub mod text;
-mod usage;
 
 pub use ::policy;
 pub use ::store;

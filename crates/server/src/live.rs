@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lease::{Invalid, organization_of};
 use policy::{DEFAULT_SERVICE, Policy, ServiceId};
 
-use crate::admin::metrics::{BorrowCounters, Metrics};
+use crate::metrics::{BorrowCounters, Metrics};
 use crate::refusals::Refusals;
 
 /// A policy in force.

@@ -15,8 +15,6 @@ use store::Clock;
 use store::{BorrowError, Borrowed};
 use wire::worker::BorrowWorkerRequest;
 
-use crate::admin::api::model;
-
 /// How many refusals are kept with their reason.
 const KEPT: usize = 1_000;
 
@@ -51,13 +49,25 @@ struct Book {
 #[derive(Debug)]
 pub(crate) struct Noted {
     number: u64,
-    at: WallTime,
-    organization: Box<str>,
-    service: Box<str>,
-    api_key: Box<str>,
-    trace: Box<str>,
+    pub(crate) at: WallTime,
+    pub(crate) organization: Box<str>,
+    pub(crate) service: Box<str>,
+    pub(crate) api_key: Box<str>,
+    pub(crate) trace: Box<str>,
     cause: Cause,
-    observed: bool,
+    /// Whether it was granted nevertheless, because the service is only observed.
+    pub(crate) observed: bool,
+}
+
+/// Refused borrows, by what refused them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) service: u64,
+    pub(crate) organization: u64,
+    pub(crate) api_key: u64,
+    pub(crate) trace: u64,
+    pub(crate) budget: u64,
+    pub(crate) disabled: u64,
 }
 
 /// What refused a borrow. Words are made of it when somebody reads them.
@@ -156,35 +166,33 @@ impl Refusals {
     }
 
     /// The latest, the latest first, of one organization or of all.
-    pub(crate) fn latest(&self, organization: Option<&str>, limit: usize) -> Vec<model::Refusal> {
+    pub(crate) fn latest(&self, organization: Option<&str>, limit: usize) -> Vec<Arc<Noted>> {
         let book = self.book.lock();
         let wanted = book.latest.iter().rev().filter(|noted| {
             organization.is_none_or(|organization| *noted.organization == *organization)
         });
-        let wanted: Vec<_> = wanted.take(limit).cloned().collect();
-        drop(book);
-        wanted.iter().map(|noted| noted.told()).collect()
+        wanted.take(limit).cloned().collect()
     }
 
     /// The latest `limit` of those noted after that number, the latest last.
-    pub(crate) fn since(&self, number: u64, limit: usize) -> Vec<model::Refusal> {
+    pub(crate) fn since(&self, number: u64, limit: usize) -> Vec<Arc<Noted>> {
         let book = self.book.lock();
         let news = book.latest.iter().rev().take_while(|noted| noted.number > number);
         let mut news: Vec<_> = news.take(limit).cloned().collect();
         drop(book);
         news.reverse();
-        news.iter().map(|noted| noted.told()).collect()
+        news
     }
 
     /// How many borrows were refused in the last hour, altogether and by organization, in no order.
-    pub(crate) fn counts(&self) -> (model::Refusals, Vec<(Arc<str>, model::Refusals)>) {
+    pub(crate) fn counts(&self) -> (Counts, Vec<(Arc<str>, Counts)>) {
         let minute = self.minute();
         let mut book = self.book.lock();
         book.sweep(minute);
-        let each = book.organizations.iter().map(|(name, hour)| (name.clone(), hour.told()));
+        let each = book.organizations.iter().map(|(name, hour)| (name.clone(), hour.counts()));
         let each = each.collect();
         book.total.forget(minute);
-        (book.total.told(), each)
+        (book.total.counts(), each)
     }
 
     fn minute(&self) -> u64 {
@@ -243,33 +251,28 @@ impl Hour {
         }
     }
 
-    fn told(&self) -> model::Refusals {
+    fn counts(&self) -> Counts {
         let [service, organization, api_key, trace, budget, disabled] = self.sum;
-        model::Refusals { service, organization, api_key, trace, budget, disabled }
+        Counts { service, organization, api_key, trace, budget, disabled }
     }
 }
 
 impl Noted {
-    fn told(&self) -> model::Refusal {
-        let (active, max) = match self.cause {
-            Cause::Ceiling { active, max, .. } => (Some(active), Some(max)),
-            Cause::Budget(_) | Cause::Revoked(_) | Cause::Policy(_) => (None, None),
-        };
-        model::Refusal {
-            at: self.at.as_unix(),
-            organization: self.organization.to_string(),
-            service: self.service.to_string(),
-            api_key: self.api_key.to_string(),
-            trace: self.trace.to_string(),
-            scope: self.cause.name().to_owned(),
-            reason: self.reason(),
-            active,
-            max,
-            observed: self.observed,
+    /// How many leases counted against the ceiling, and the ceiling; `None` when it was no ceiling.
+    pub(crate) const fn ceiling(&self) -> Option<(u64, u64)> {
+        match self.cause {
+            Cause::Ceiling { active, max, .. } => Some((active, max)),
+            Cause::Budget(_) | Cause::Revoked(_) | Cause::Policy(_) => None,
         }
     }
 
-    fn reason(&self) -> String {
+    /// What refused it: `service`, `organization`, `api_key`, `trace`, `budget` or `disabled`.
+    pub(crate) const fn scope(&self) -> &'static str {
+        self.cause.name()
+    }
+
+    /// Why, in words, as the caller was told.
+    pub(crate) fn reason(&self) -> String {
         let Self { organization, service, api_key, trace, .. } = self;
         match &self.cause {
             Cause::Ceiling { scope, active, max } => match scope {
@@ -352,7 +355,7 @@ mod tests {
         refusals.by_policy(&Request::session("t1r", organization), &refused);
     }
 
-    fn names(refusals: &[model::Refusal]) -> Vec<&str> {
+    fn names(refusals: &[Arc<Noted>]) -> Vec<&str> {
         refusals.iter().map(|refusal| &*refusal.organization).collect()
     }
 
@@ -371,7 +374,7 @@ mod tests {
         clock.0.store(60, Ordering::Relaxed);
         assert_eq!(refusals.counts().0.disabled, 2);
         clock.0.store(119, Ordering::Relaxed);
-        assert_eq!(refusals.counts(), (model::Refusals::default(), Vec::new()));
+        assert_eq!(refusals.counts(), (Counts::default(), Vec::new()));
         // The list is not about the hour.
         assert_eq!(names(&refusals.latest(None, 9)), ["globex", "acme", "acme"]);
         assert_eq!(names(&refusals.latest(Some("acme"), 1)), ["acme"]);
@@ -385,7 +388,7 @@ mod tests {
         }
         let kept = refusals.latest(None, usize::MAX);
         assert_eq!((kept.len(), &*kept[0].organization), (KEPT, "1006"));
-        assert_eq!(kept[KEPT - 1].organization, "7");
+        assert_eq!(&*kept[KEPT - 1].organization, "7");
         assert_eq!(names(&refusals.since(1_004, 9)), ["1004", "1005", "1006"]);
         assert_eq!(names(&refusals.since(0, 2)), ["1005", "1006"]);
         assert!(refusals.since(refusals.noted(), 9).is_empty());

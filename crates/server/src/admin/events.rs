@@ -18,7 +18,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Admin;
 use super::api::edge::{Failure, json_of};
-use super::api::model::AuditEntry;
+use super::api::model::{AuditEntry, PolicyStatus, Refusal};
 use super::view::Picture;
 use crate::operator::OperatorEvent;
 
@@ -89,7 +89,9 @@ impl Listener {
                 Ok(OperatorEvent::Audit(entry)) => {
                     return Some(event("audit", &AuditEntry::from(entry)));
                 }
-                Ok(OperatorEvent::Policy(status)) => return Some(event("policy", &status)),
+                Ok(OperatorEvent::Policy(status)) => {
+                    return Some(event("policy", &PolicyStatus::from(status)));
+                }
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }
@@ -110,7 +112,8 @@ impl Listener {
         if noted != self.refusals {
             let news = self.admin.refusals.since(self.refusals, REFUSALS_AT_A_LOOK);
             self.refusals = noted;
-            self.waiting.extend(news.iter().rev().map(|refusal| event("refusal", refusal)));
+            self.waiting
+                .extend(news.iter().rev().map(|noted| event("refusal", &Refusal::from(&**noted))));
         }
     }
 }

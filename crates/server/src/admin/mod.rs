@@ -4,7 +4,7 @@
 pub(crate) mod api;
 mod events;
 mod guard;
-pub(crate) mod metrics;
+mod metrics_page;
 mod page;
 mod port;
 mod view;
@@ -24,13 +24,13 @@ use lease::WallTime;
 use store::Clock;
 use store::{Store, StoreUrl, Unavailable};
 
-use crate::config::token::TokenInForce;
+use crate::config::token_file::TokenInForce;
 use crate::live::Live;
+use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::refusals::Refusals;
 use api::edge::{Failure, MAX_BODY};
 use guard::Guard;
-use metrics::Metrics;
 pub(crate) use port::serve;
 use view::View;
 
@@ -110,7 +110,7 @@ pub(crate) fn router(
     let guard = Guard::new(token, address);
     Router::new()
         .merge(api::router(guard.needs_token()))
-        .route("/metrics", get(metrics::page))
+        .route("/metrics", get(metrics_page::page))
         .fallback(nothing)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))

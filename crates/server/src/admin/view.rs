@@ -11,10 +11,12 @@ use policy::Policy;
 use store::{PoolCount, Unavailable, UsageCount};
 use tokio::sync::Mutex;
 
-use super::api::model::{OrganizationOrder, Overview, PolicyStatus, Refusals};
+use super::api::model::{OrganizationOrder, Overview, Refusals};
 use super::{Admin, api};
 use crate::blocking::blocking;
 use crate::live::Live;
+use crate::operator::PolicyStatus;
+use crate::refusals::Counts;
 
 /// How old a picture is at least before another is taken, unless an operator changed something.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -176,9 +178,9 @@ impl Admin {
             active_organizations: organizations.iter().filter(|row| row.active > 0).count() as u64,
             organizations: organizations.len() as u64,
             attached_streams: u64::try_from(key.streams).unwrap_or_default(),
-            refusals: total,
+            refusals: total.into(),
             services: api::service_rows(&self.live.load().policy, &pools),
-            policy: key.status.clone(),
+            policy: key.status.clone().into(),
         };
         Ok(Picture {
             key,
@@ -273,7 +275,7 @@ fn rows(
     live: &ArcSwap<Live>,
     pools: &[PoolCount],
     usage: &[UsageCount],
-    mut refused: Vec<(Arc<str>, Refusals)>,
+    mut refused: Vec<(Arc<str>, Counts)>,
     at: WallTime,
 ) -> Vec<Row> {
     let live = live.load();
@@ -294,7 +296,9 @@ fn rows(
             name: name.into(),
             active: pools[held.clone()].iter().map(|pool| pool.leases).sum(),
             fullness: fullness(policy, name, &pools[held.clone()], &usage[used.clone()], at),
-            refusals: refused[refusals].first().map(|(_, counts)| *counts).unwrap_or_default(),
+            refusals: refused[refusals]
+                .first()
+                .map_or_else(Refusals::default, |(_, counts)| (*counts).into()),
             pools: held,
             usage: used,
         }

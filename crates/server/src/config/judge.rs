@@ -2,7 +2,7 @@
 
 use super::settings;
 use super::start::Config;
-use crate::config::token::TokenInForce;
+use crate::config::token_file::TokenInForce;
 use crate::error::Error;
 
 impl Config {

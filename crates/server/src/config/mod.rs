@@ -9,7 +9,8 @@ mod policy_file;
 pub mod settings;
 mod start;
 pub(crate) mod tls;
-pub(crate) mod token;
+mod token;
+pub(crate) mod token_file;
 pub(crate) mod watch;
 
 pub(crate) use given::Given;

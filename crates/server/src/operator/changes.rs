@@ -7,10 +7,10 @@ use policy::Source;
 use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
 use store::{Enforced, Noted, RecordError};
 
+use super::outcome::Done;
 use super::{
     By, InForceOverrides, MAX_LIMIT, MAX_NOTE, Operator, OperatorError, OperatorEvent, words,
 };
-use crate::admin::api::model::Done;
 use crate::blocking::blocking;
 
 /// Who does something and why, on its way into the audit list.

@@ -8,6 +8,7 @@
 //! waits for is held while the disk is waited for.
 
 mod changes;
+mod outcome;
 mod reload;
 mod words;
 
@@ -25,14 +26,14 @@ use store::Clock;
 use store::{LONGEST_WAIT, Noted, ReportError, Reported, Store, Unavailable, UsageReport};
 use tokio::sync::broadcast;
 
-use crate::admin::api::model::PolicyStatus;
-use crate::admin::metrics::Metrics;
 use crate::blocking::blocking;
 use crate::config::Config;
 use crate::config::PolicyFile;
 use crate::config::watch::Read;
 use crate::error::Error;
 use crate::live::Live;
+use crate::metrics::Metrics;
+pub use outcome::{Done, PolicyStatus};
 
 /// How often to look whether nobody looks at an old policy any more.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

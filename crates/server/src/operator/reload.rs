@@ -12,8 +12,8 @@ use store::{Enforced, Noted, Unavailable};
 use tokio::time::MissedTickBehavior;
 
 use super::changes::Doing;
+use super::outcome::{Done, PolicyStatus};
 use super::{By, Operator, OperatorError};
-use crate::admin::api::model::{Done, PolicyStatus};
 use crate::blocking::blocking;
 use crate::config::Config;
 use crate::config::Given;
@@ -276,8 +276,8 @@ mod tests {
 
     use super::super::Parts;
     use super::*;
-    use crate::admin::metrics::Metrics;
     use crate::live::Live;
+    use crate::metrics::Metrics;
     use crate::refusals::Refusals;
 
     fn operator(path: &Path) -> Arc<Operator> {

@@ -17,17 +17,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::call::{Call, Calls};
-use super::connection::Connection;
-use super::memory::MemoryBudget;
 use super::opening::{Opening, opening};
-use super::places::{Place, Places};
-use super::rounds::Rounds;
 use super::tls::{self, Tls};
-use crate::admin::metrics::Held;
+use crate::bounds::connection::Connection;
+use crate::bounds::memory::MemoryBudget;
+use crate::bounds::places::{Place, Places};
+use crate::bounds::rounds::Rounds;
+use crate::bounds::{Call, Calls};
 use crate::config::PortLimits;
+use crate::grpc::Gateway;
+use crate::metrics::Held;
 use crate::repeated::Repeated;
-use crate::rpc::Gateway;
 
 /// Bytes that a caller may send ahead on one call, and on a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -110,7 +110,7 @@ impl Port {
                 }
             };
             let connection = self.connection(Some(peer.ip()), rounds);
-            let place = self.places.take(&connection).await;
+            let place = self.places.take(connection.clone()).await;
             connections.spawn(self.clone(), stream, connection, place);
             // Lets the other threads have their share of connections that come at once.
             tokio::task::yield_now().await;
@@ -129,7 +129,7 @@ impl Port {
     {
         // Who runs the server within a program of their own has a thread for this, alone on it.
         let connection = self.connection(None, &Arc::default());
-        let _place = self.places.take(&connection).await;
+        let _place = self.places.take(connection.clone()).await;
         let _open = Held::in_(&self.open);
         let by = Instant::now() + self.limits.handshake_timeout;
         let mut served = pin!(self.clone().drive(stream, connection.clone(), by));

@@ -1,13 +1,8 @@
 //! A whole server: both ports, the store behind them, and how they start and stop.
 
-mod call;
-mod connection;
 mod connections;
-mod memory;
 mod opening;
 mod operator;
-mod places;
-mod rounds;
 mod tls;
 
 use std::io;
@@ -27,29 +22,26 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use wire::control::session_control_server::SessionControlServer;
 
-pub(crate) use call::{reset_call_after, reset_call_by};
-pub(crate) use connection::{Connection, InFlight, StreamAside};
-pub(crate) use memory::Full;
-pub(crate) use rounds::{Share, work_of};
 use store::{Noted, Recovered, Store, Unavailable};
 
-use crate::admin::metrics::{Facts, Metrics};
 use crate::admin::{self, Admin};
 use crate::blocking::blocking;
+use crate::bounds::memory::{CONNECTION_BYTES, MemoryBudget};
+use crate::bounds::places::Places;
 use crate::config::Config;
-use crate::config::token::TokenInForce;
+use crate::config::token_file::TokenInForce;
 use crate::config::watch::Watched;
-use crate::control::{Control, Farewell, SESSION_CONTROL};
 use crate::error::Error;
+use crate::grpc::control::{Control, Farewell, SESSION_CONTROL};
+use crate::grpc::{
+    self, Aside, Gateway, Reports, Tonic, USAGE_SERVICE, UsageReports, WORKER_POOL, Web, WorkerPool,
+};
 use crate::live::Live;
+use crate::metrics::{Facts, Metrics};
 use crate::operator::{Operator, Parts};
 use crate::refusals::Refusals;
-use crate::rpc::{self, Aside, Gateway, Reports, Tonic, WORKER_POOL, Web};
-use crate::service::WorkerPool;
-use crate::usage::{USAGE_SERVICE, UsageReports};
 use connections::Port;
-use memory::{CONNECTION_BYTES, MemoryBudget};
-use places::Places;
+
 use tls::Tls;
 
 /// Connections that may wait to be accepted: after a restart all clients come back at once.
@@ -472,7 +464,7 @@ fn control(
     let most = config.max_connections as usize;
     let control = Control::new(store.clone(), live.clone(), counters, most, farewell.clone());
     let control = SessionControlServer::new(control);
-    rpc::boxed(control.max_decoding_message_size(config.port.max_message_bytes as usize))
+    grpc::boxed(control.max_decoding_message_size(config.port.max_message_bytes as usize))
 }
 
 /// The first of what is wrong. [`Config::judge`] tells all of it.

@@ -8,6 +8,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::{operator, refusals};
+
 /// Where a number or a switch of the policy in force comes from. The first that says something wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -155,6 +157,13 @@ pub struct PolicyStatus {
     pub overrides: u64,
 }
 
+impl From<operator::PolicyStatus> for PolicyStatus {
+    fn from(status: operator::PolicyStatus) -> Self {
+        let operator::PolicyStatus { file, loaded_at, refused, warnings, overrides } = status;
+        Self { file, loaded_at, refused, warnings, overrides }
+    }
+}
+
 /// Refused borrows, by what refused them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Refusals {
@@ -178,6 +187,13 @@ impl Refusals {
     pub const fn total(&self) -> u64 {
         let Self { service, organization, api_key, trace, budget, disabled } = *self;
         service + organization + api_key + trace + budget + disabled
+    }
+}
+
+impl From<refusals::Counts> for Refusals {
+    fn from(counts: refusals::Counts) -> Self {
+        let refusals::Counts { service, organization, api_key, trace, budget, disabled } = counts;
+        Self { service, organization, api_key, trace, budget, disabled }
     }
 }
 
@@ -376,6 +392,13 @@ pub struct Done {
     pub summary: String,
 }
 
+impl From<operator::Done> for Done {
+    fn from(done: operator::Done) -> Self {
+        let operator::Done { ended, summary } = done;
+        Self { ended, summary }
+    }
+}
+
 /// Disables or enables an organization or an API key, whatever the policy file says.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -554,6 +577,24 @@ pub struct Refusal {
     pub max: Option<u64>,
     /// Whether it was granted nevertheless, because the service is only observed.
     pub observed: bool,
+}
+
+impl From<&refusals::Noted> for Refusal {
+    fn from(noted: &refusals::Noted) -> Self {
+        let (active, max) = noted.ceiling().unzip();
+        Self {
+            at: noted.at.as_unix(),
+            organization: noted.organization.to_string(),
+            service: noted.service.to_string(),
+            api_key: noted.api_key.to_string(),
+            trace: noted.trace.to_string(),
+            scope: noted.scope().to_owned(),
+            reason: noted.reason(),
+            active,
+            max,
+            observed: noted.observed,
+        }
+    }
 }
 
 /// How to list what operators did.

@@ -333,7 +333,7 @@ async fn set_disabled(
     let by = By { from: &peer.to_string(), note };
     let done = admin.operator.set_disabled(subject, id, disabled, by).await;
     admin.view.changed();
-    Ok(Json(done?))
+    Ok(Json(done?.into()))
 }
 
 async fn set_limit(
@@ -347,7 +347,7 @@ async fn set_limit(
     let by = By { from: &peer.to_string(), note };
     let done = admin.operator.set_limit(subject, id, service, max, by).await;
     admin.view.changed();
-    Ok(Json(done?))
+    Ok(Json(done?.into()))
 }
 
 /// What the policy says about an organization, and what it holds and used.

@@ -30,7 +30,7 @@ async fn refusals(
     Query(RefusalsQuery { organization, limit }): Query<RefusalsQuery>,
 ) -> Json<RefusalPage> {
     let refusals = admin.refusals.latest(organization.as_deref(), edge::entries(limit));
-    Json(RefusalPage { refusals })
+    Json(RefusalPage { refusals: refusals.iter().map(|noted| (&**noted).into()).collect() })
 }
 
 /// What operators did, the latest first.

@@ -53,7 +53,7 @@ async fn policy(State(admin): State<Arc<Admin>>) -> Result<Json<EffectivePolicy>
     let (status, overrides) = (admin.operator.policy_status(), admin.store.overrides());
     let policy = admin.operator.policy();
     Ok(Json(EffectivePolicy {
-        status,
+        status: status.into(),
         services,
         plans: policy.plans().map(plan).collect(),
         indexers: policy.indexers().map(Into::into).collect(),
@@ -81,7 +81,7 @@ async fn reload_policy(
 ) -> Result<Json<Done>, Failure> {
     let done = admin.operator.reload(By { from: &peer.to_string(), note: &note }).await;
     admin.view.changed();
-    Ok(Json(done?))
+    Ok(Json(done?.into()))
 }
 
 /// The service entries of the policy, with what is held of each. Leases of services without an entry

@@ -111,7 +111,7 @@ async fn revoke(
     let by = By { from: &peer.to_string(), note: &note };
     let done = admin.operator.revoke(lease_number(&lease)?, by).await;
     admin.view.changed();
-    Ok(Json(done?))
+    Ok(Json(done?.into()))
 }
 
 fn told(lease: ListedLease) -> Session {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::Serialize;
 use store::StoreUrl;
 
+use crate::config::AdminToken;
 use crate::config::given::Written;
 use crate::config::origin::Origin;
-use crate::config::token::AdminToken;
 
 /// A value as it is shown. Secrets are not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

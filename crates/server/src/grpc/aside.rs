@@ -9,18 +9,18 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body as HttpBody;
 use http_body_util::Full;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt as _};
 
-use super::Body;
 use super::compression::{Decompressed, ENCODING, Encoding, decompress, unsupported};
-use super::unary::{self, OfCall as _};
+use super::framing::full;
+use super::unary::{self, AsidePlace, Body, OfCall as _};
+use crate::bounds::{InFlight, reset_call_after};
 use crate::config::PortLimits;
-use crate::serve::{InFlight, StreamAside, reset_call_after};
 
 /// Health watches at once on all connections.
 const WATCHES: usize = 1_024;
@@ -50,13 +50,6 @@ pub(crate) struct Aside {
     services: Vec<(&'static str, Tonic)>,
     watches: Arc<Semaphore>,
     reflections: Arc<Semaphore>,
-}
-
-/// A place among the streams that are open to all.
-#[derive(Debug)]
-pub(super) struct AsidePlace {
-    _on_connection: StreamAside,
-    _on_server: OwnedSemaphorePermit,
 }
 
 impl Aside {
@@ -128,7 +121,7 @@ impl Aside {
                 let problem = format!("too many {what} are open");
                 return unary::refuse(Status::unavailable(problem)).of(call);
             }
-            (_, Some(problem)) => return unary::refuse(super::full(problem)).of(call),
+            (_, Some(problem)) => return unary::refuse(full(problem)).of(call),
             (place, None) => place.flatten(),
         };
         if asked == AsideCall::Reflection {
@@ -199,7 +192,7 @@ where
     }
     let most = limits.max_message_bytes as usize;
     // A message as it came, and as it is handed on.
-    call.take(2 * most).map_err(super::full)?;
+    call.take(2 * most).map_err(full)?;
     let connection = call.connection().clone();
     let mut request =
         request.map(|body| tonic::body::Body::new(Decompressed::new(body, most, connection)));

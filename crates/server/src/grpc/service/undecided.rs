@@ -11,10 +11,12 @@ use tonic::{Code, Status};
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::{BorrowWorkerRequest, BorrowWorkerResponse, WorkersState};
 
-use super::{DENIED_SCOPE, refused_by};
-use crate::admin::metrics::BorrowCounters;
+use super::counts::refused_by;
+use crate::grpc::framing::decode;
+use crate::grpc::headers::DENIED_SCOPE;
+use crate::grpc::unary::Answer;
 use crate::live::Live;
-use crate::rpc::{Answer, decode};
+use crate::metrics::BorrowCounters;
 
 /// A call that may be a borrow, as far as is known what it asks for.
 #[derive(Debug, Default)]

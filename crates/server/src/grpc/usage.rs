@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
-use http::header::{HeaderMap, HeaderName};
+use http::header::HeaderMap;
 use lease::{
     BudgetSpent, MAX_METRICS, Reason, Report, ReportRefusal, Submission, Uncountable, validate_id,
 };
@@ -23,16 +23,12 @@ mod skipped;
 use policy::{Indexer, Policy};
 use store::{ReportError, Skipped, Store, UsageReport};
 
-use crate::admin::metrics::UsageCounters;
+use crate::grpc::framing;
+use crate::grpc::headers::{EVENTS_SKIPPED, IDEMPOTENCY_KEY};
+use crate::grpc::unary::Answer;
 use crate::live::Live;
-use crate::rpc::{self, Answer};
+use crate::metrics::UsageCounters;
 use skipped::SkippedLog;
-
-/// Names a report, so that it counts once however often it is sent.
-pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
-
-/// Tells how many events of a report were skipped, where any were.
-pub(crate) const EVENTS_SKIPPED: HeaderName = HeaderName::from_static("x-events-skipped");
 
 /// The field of the events in a report, and that of the metrics in an event.
 const EVENTS: u32 = 1;
@@ -83,7 +79,7 @@ impl UsageReports {
     ) -> Result<impl Future<Output = Result<Answer, Status>> + Send + use<>, Status> {
         let began = Instant::now();
         let idempotency_key = idempotency_key(metadata)?.map(Into::into);
-        let read = Read::from(&rpc::message(body)?, live, self.max_events)?;
+        let read = Read::from(&framing::message(body)?, live, self.max_events)?;
         let Read { report, organizations, disabled, events, mut skipped } = read;
         let caller = caller.map(|caller| caller.name().into());
         let submission = Submission { caller, idempotency_key, report, organizations };
@@ -197,7 +193,7 @@ impl Read {
         // Where not one event can be read, it is another message.
         match unreadable {
             Some(error) if read.skipped[Uncountable::Unreadable as usize] == read.events => {
-                Err(rpc::unreadable(error))
+                Err(framing::unreadable(error))
             }
             _ => {
                 read.report = report.build();
@@ -233,13 +229,13 @@ impl<'a> Contents<'a> {
 
     fn next_in(&mut self) -> Result<Option<&'a [u8]>, Status> {
         while self.rest.has_remaining() {
-            let (tag, wire_type) = decode_key(&mut self.rest).map_err(rpc::unreadable)?;
+            let (tag, wire_type) = decode_key(&mut self.rest).map_err(framing::unreadable)?;
             if tag != self.field || wire_type != WireType::LengthDelimited {
                 skip_field(wire_type, tag, &mut self.rest, DecodeContext::default())
-                    .map_err(rpc::unreadable)?;
+                    .map_err(framing::unreadable)?;
                 continue;
             }
-            let length = decode_varint(&mut self.rest).map_err(rpc::unreadable)?;
+            let length = decode_varint(&mut self.rest).map_err(framing::unreadable)?;
             let length = usize::try_from(length).unwrap_or(usize::MAX);
             let Some((content, rest)) = self.rest.split_at_checked(length) else {
                 return Err(Status::invalid_argument(
@@ -284,7 +280,7 @@ mod tests {
     use wire::payment::ReportRequest;
 
     use super::*;
-    use crate::admin::metrics::Metrics;
+    use crate::metrics::Metrics;
     use crate::refusals::Refusals;
 
     fn event(organization: &str, metrics: usize) -> Event {

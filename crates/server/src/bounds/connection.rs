@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use super::memory::{
     Account, CALL_BYTES, CallerName, ConnectionMemory, FIELD_BYTES, Full, MemoryBudget,
 };
-use super::places::{Place, Places};
+use super::places::{Occupant, Place, Places};
 use super::rounds::{FIELDS, Rounds, Share, work_of};
 use crate::config::PortLimits;
 
@@ -77,12 +77,12 @@ pub(crate) struct Connection {
     readable: AtomicUsize,
     leave: AtomicBool,
     leave_at_once: AtomicBool,
-    pub(super) waker: AtomicWaker,
+    pub(crate) waker: AtomicWaker,
 }
 
 impl Connection {
     /// A connection from `peer` whose caller is not known, on the thread of `rounds`.
-    pub(super) fn new(
+    pub(crate) fn new(
         peer: Option<IpAddr>,
         budget: &Arc<MemoryBudget>,
         rounds: &Arc<Rounds>,
@@ -114,7 +114,7 @@ impl Connection {
         })
     }
 
-    pub(super) fn has_place(&self, places: &Arc<Places>, place: &Place) {
+    pub(crate) fn has_place(&self, places: &Arc<Places>, place: &Place) {
         // A connection gets one place, once.
         let _ = self.place.set((places.clone(), place.number()));
     }
@@ -124,7 +124,7 @@ impl Connection {
     }
 
     /// Callers that take up memory now.
-    pub(super) fn callers(&self) -> usize {
+    pub(crate) fn callers(&self) -> usize {
         self.budget.active()
     }
 
@@ -162,7 +162,8 @@ impl Connection {
             return;
         }
         if let Some((places, place)) = self.place.get()
-            && !places.is_proven(*place, self)
+            && let connections = self.memory().account().connections.load(Relaxed)
+            && !places.mark_proven(*place, self.callers(), connections)
         {
             tracing::debug!("a caller has its share of the connections: one more is closed");
             self.close();
@@ -239,7 +240,7 @@ impl Connection {
     }
 
     /// Waits for the connection's turn, and lets it read a part of what has come.
-    pub(super) fn poll_turn(&self, context: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_turn(&self, context: &Context<'_>) -> Poll<()> {
         let is_known = self.is_known.load(Relaxed);
         let turns = self.turns.fetch_add(1, Relaxed);
         if is_known || turns > FREE_TURNS {
@@ -250,44 +251,38 @@ impl Connection {
     }
 
     /// Waits for the turn of a call.
-    pub(super) fn poll_call(&self, context: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_call(&self, context: &Context<'_>) -> Poll<()> {
         self.share.lock().poll_turn(1, context)
     }
 
     /// How many bytes may be read now; 0 at the end of the turn.
-    pub(super) fn readable(&self) -> usize {
+    pub(crate) fn readable(&self) -> usize {
         self.readable.load(Relaxed)
     }
 
     /// Counts what was read, as work too.
-    pub(super) fn has_read(&self, bytes: usize) {
+    pub(crate) fn has_read(&self, bytes: usize) {
         self.readable.fetch_sub(bytes, Relaxed);
         self.share.lock().count(work_of(bytes));
     }
 
     /// Finishes the calls in flight, takes no more and closes.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.leave.store(true, Release);
         self.waker.wake();
     }
 
-    /// Says GOAWAY and closes without waiting for anything.
-    pub(super) fn leave_at_once(&self) {
-        self.leave_at_once.store(true, Release);
-        self.waker.wake();
-    }
-
     /// Waits until the connection has to leave at once. For use before HTTP.
-    pub(super) fn poll_leave(&self, context: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_leave(&self, context: &Context<'_>) -> Poll<()> {
         self.waker.register(context.waker());
         if self.has_to_leave_at_once() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    pub(super) fn has_to_leave(&self) -> bool {
+    pub(crate) fn has_to_leave(&self) -> bool {
         self.leave.load(Acquire)
     }
 
-    pub(super) fn has_to_leave_at_once(&self) -> bool {
+    pub(crate) fn has_to_leave_at_once(&self) -> bool {
         self.leave_at_once.load(Acquire)
     }
 
@@ -305,29 +300,17 @@ impl Connection {
         Self::new(None, &memory, &Arc::default(), &PortLimits::default())
     }
 
-    pub(super) fn has_sent_preface(&self) {
+    pub(crate) fn has_sent_preface(&self) {
         self.speaks_http2.store(true, Relaxed);
     }
 
-    /// Whether it may be asked to make room, before it has shown a key: it has no call in flight. One
-    /// that is about to make its first call has a moment, and so has a TLS handshake, where there is
-    /// one.
-    pub(super) fn may_have_to_leave(&self, has_tls: bool) -> bool {
-        let moment = match (self.speaks_http2.load(Relaxed), self.calls() > 0) {
-            (true, false) => FIRST_CALL,
-            (false, _) if has_tls => HANDSHAKE,
-            _ => Duration::ZERO,
-        };
-        self.is_idle() && (moment.is_zero() || self.opened.elapsed() > moment)
-    }
-
     /// Whether no call is in flight.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.in_flight.load(Acquire) == 0
     }
 
     /// Calls so far.
-    pub(super) fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.calls.load(Relaxed)
     }
 }
@@ -391,6 +374,26 @@ impl Drop for InFlight {
 fn memory_of(headers: &HeaderMap) -> usize {
     let texts = headers.iter().map(|(name, value)| name.as_str().len() + value.len());
     CALL_BYTES + headers.len() * FIELD_BYTES + texts.sum::<usize>()
+}
+
+impl Occupant for Connection {
+    /// Whether it may be asked to make room, before it has shown a key: it has no call in flight. One
+    /// that is about to make its first call has a moment, and so has a TLS handshake, where there is
+    /// one.
+    fn may_have_to_leave(&self, has_tls: bool) -> bool {
+        let moment = match (self.speaks_http2.load(Relaxed), self.calls() > 0) {
+            (true, false) => FIRST_CALL,
+            (false, _) if has_tls => HANDSHAKE,
+            _ => Duration::ZERO,
+        };
+        self.is_idle() && (moment.is_zero() || self.opened.elapsed() > moment)
+    }
+
+    /// Says GOAWAY and closes without waiting for anything.
+    fn leave_at_once(&self) {
+        self.leave_at_once.store(true, Release);
+        self.waker.wake();
+    }
 }
 
 /// A place for a health watch or a reflection stream of one connection.

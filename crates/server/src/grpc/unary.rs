@@ -9,63 +9,26 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use lease::MAX_ID_BYTES;
 use store::Delivery;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::codegen::StdError;
 
-use super::aside::AsidePlace;
-use super::compression::too_large;
+use super::framing::{PREFIX_BYTES, SMALL, full, too_large};
 use super::timely::{Timely, broken_off};
+use crate::bounds::{InFlight, StreamAside, reset_call_after};
 use crate::config::PortLimits;
-use crate::serve::{InFlight, reset_call_after};
 
 /// How long a message is waited for that nobody wants.
 const UNWANTED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A message up to this long is part of what every call takes up, in bytes. So is every borrow: four
-/// ids, and what frames or compresses them.
-pub(super) const SMALL: usize = 4 * (MAX_ID_BYTES + 16);
-
-/// The flag and the length in front of every message.
-pub(super) const PREFIX_BYTES: usize = 5;
-
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const OK: HeaderValue = HeaderValue::from_static("0");
-
-/// Reads the one message of a call from the bytes of its body, which is not compressed any more.
-///
-/// # Errors
-///
-/// `INVALID_ARGUMENT` when there is no message, more than one, or one that is not of this type.
-pub(crate) fn decode<M: prost::Message + Default>(body: Bytes) -> Result<M, Status> {
-    M::decode(message(body)?).map_err(unreadable)
-}
-
-/// The status of a message that is not what it should be.
-pub(crate) fn unreadable(error: prost::DecodeError) -> Status {
-    Status::invalid_argument(format!("the message cannot be read: {error}"))
-}
-
-/// The bytes of the one message of a call.
-///
-/// # Errors
-///
-/// As [`decode`], but for what is in the message.
-pub(crate) fn message(mut body: Bytes) -> Result<Bytes, Status> {
-    if body.len() < PREFIX_BYTES {
-        return Err(Status::invalid_argument("the call carries no message"));
-    }
-    body.advance(1);
-    if body.get_u32() as usize != body.len() {
-        return Err(Status::invalid_argument("the call carries not exactly one message"));
-    }
-    Ok(body)
-}
 
 /// What was there of a message.
 #[derive(Debug)]
@@ -115,7 +78,7 @@ where
     B::Error: Into<StdError>,
 {
     let (most, within) = (limits.max_message_bytes as usize, limits.request_timeout);
-    read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(super::full)).await
+    read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(full)).await
 }
 
 /// Reads a small message, such as a borrow, for which there is no memory.
@@ -226,6 +189,13 @@ impl Answer {
 pub(crate) struct Body {
     kind: Kind,
     call: Option<InFlight>,
+}
+
+/// A place among the streams that are open to all.
+#[derive(Debug)]
+pub(super) struct AsidePlace {
+    pub(super) _on_connection: StreamAside,
+    pub(super) _on_server: OwnedSemaphorePermit,
 }
 
 /// A message on its way, with its call, which is in flight until the message was written.
@@ -351,6 +321,13 @@ pub(crate) fn refuse(status: Status) -> http::Response<Body> {
     status.into_http::<()>().map(|()| Body::none())
 }
 
+/// An HTTP status alone.
+pub(super) fn plain(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::none());
+    *response.status_mut() = status;
+    response
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::stream::iter;
@@ -377,7 +354,7 @@ mod tests {
     async fn a_message_as_small_as_a_borrow_is_read_where_there_is_no_memory() {
         assert_eq!(read_without_memory(SMALL).await.unwrap().len(), SMALL);
         assert!(read_without_memory(SMALL + 1).await.is_err());
-        let id = "i".repeat(MAX_ID_BYTES);
+        let id = "i".repeat(lease::MAX_ID_BYTES);
         let borrow = wire::worker::BorrowWorkerRequest {
             service: id.clone(),
             organization_id: id.clone(),

@@ -18,10 +18,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::format::Format;
-use super::{Metrics, PREFIX};
 use crate::admin::Admin;
 use crate::blocking::blocking;
+use crate::metrics::format::Format;
+use crate::metrics::{Metrics, PREFIX};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ServiceLabel {
@@ -60,10 +60,7 @@ pub(super) struct Leases {
 }
 
 /// Answers all metrics, also while the store has failed: that is one of them.
-pub(in crate::admin) async fn page(
-    State(admin): State<Arc<Admin>>,
-    headers: HeaderMap,
-) -> Response {
+pub(super) async fn page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
     let format = Format::accepted(&headers);
     let leases = match (admin.store.live().await, admin.store.ends().await) {
         (Ok(live_by_service), Ok(ends)) => Some(Leases { live_by_service, ends }),

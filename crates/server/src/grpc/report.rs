@@ -14,14 +14,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::codegen::StdError;
 
-use super::compression::{Encoding, Gunzip, STEP, is_flagged, too_large};
+use super::caller::identify;
+use super::compression::{Encoding, Gunzip, STEP, is_flagged};
+use super::framing::{full, too_large};
 use super::timely::Timely;
-use super::{Answer, Body, identify, unary};
+use super::unary::{self, Answer, Body};
+use super::usage::UsageReports;
 use crate::blocking::blocking;
+use crate::bounds::{InFlight, work_of};
 use crate::config::PortLimits;
 use crate::live::Live;
-use crate::serve::{InFlight, work_of};
-use crate::usage::UsageReports;
 
 /// Most reports at once that are larger than any other message may be, of all callers and of one.
 /// Those of one caller wait for each other first, so that nobody's stands behind many of another.
@@ -154,7 +156,7 @@ impl Reports {
             if length > large as usize && place.is_none() {
                 place = Some(self.large.place(caller).await?);
             }
-            call.take(data.len()).map_err(super::full)?;
+            call.take(data.len()).map_err(full)?;
             message.extend_from_slice(&data);
         }
         Ok((message.freeze(), place))
@@ -180,7 +182,7 @@ impl Reports {
                 place = Some(self.large.place(caller).await?);
             }
             let step = if large { LARGE_STEP } else { STEP };
-            call.take(step).map_err(super::full)?;
+            call.take(step).map_err(full)?;
             let is_done;
             if large {
                 // It takes many milliseconds, for which other calls are not to wait.

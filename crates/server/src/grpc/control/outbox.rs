@@ -19,7 +19,7 @@ use wire::control::{
     AttachResponse, BatchAnswer, Draining, Reason as WireReason, Revocation, RevokedPlace,
 };
 
-use crate::serve::Connection;
+use crate::bounds::Connection;
 
 /// Answers that may wait for the reader. A client has a handful of batches under way.
 const MAX_ANSWERS: usize = 64;

@@ -6,14 +6,14 @@ use axum::http::header::ACCEPT;
 
 /// A text format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     OpenMetrics,
     Prometheus,
 }
 
 impl Format {
     /// The format that a request accepts.
-    pub(super) fn accepted(headers: &HeaderMap) -> Self {
+    pub(crate) fn accepted(headers: &HeaderMap) -> Self {
         let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let mut ranges = accepts.flat_map(|value| value.split(','));
         let is_wanted = |range: &str| {
@@ -28,7 +28,7 @@ impl Format {
         if ranges.any(is_wanted) { Self::OpenMetrics } else { Self::Prometheus }
     }
 
-    pub(super) const fn media_type(self) -> &'static str {
+    pub(crate) const fn media_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
             Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
@@ -36,7 +36,7 @@ impl Format {
     }
 
     /// Turns a page of OpenMetrics into this format.
-    pub(super) fn of_open_metrics(self, page: String) -> String {
+    pub(crate) fn of_open_metrics(self, page: String) -> String {
         match self {
             Self::OpenMetrics => page,
             Self::Prometheus => older(&page),

@@ -22,7 +22,7 @@ const ROUND: u32 = 500;
 const READS: usize = 1;
 
 /// Header fields of a call that are one unit of work to read.
-pub(super) const FIELDS: usize = 32;
+pub(crate) const FIELDS: usize = 32;
 
 /// Bytes of a message that are one unit of work to read, or to write.
 const BYTES: usize = 64;

@@ -18,8 +18,8 @@ use tonic::Status;
 use tonic::codegen::StdError;
 use tonic::metadata::MetadataValue;
 
-use super::unary::{PREFIX_BYTES, SMALL};
-use crate::serve::{Connection, InFlight, work_of};
+use super::framing::{PREFIX_BYTES, SMALL, full, too_large};
+use crate::bounds::{Connection, InFlight, work_of};
 
 pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub(super) const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
@@ -89,7 +89,7 @@ pub(super) fn decompress(
     let mut gunzip = Gunzip::of(body, encoding, most)?;
     let mut is_done = gunzip.step(SMALL)?;
     while !is_done {
-        call.take(STEP).map_err(super::full)?;
+        call.take(STEP).map_err(full)?;
         call.connection().share().count(work_of(STEP));
         is_done = gunzip.step(STEP)?;
     }
@@ -182,11 +182,6 @@ impl Gunzip {
 
 fn unreadable(error: &io::Error) -> Status {
     Status::invalid_argument(format!("the message cannot be decompressed: {error}"))
-}
-
-/// The status of a message that is too large.
-pub(super) fn too_large(most: usize) -> Status {
-    Status::invalid_argument(format!("the message is larger than {most} bytes"))
 }
 
 /// The body of a stream of gzip, with its messages uncompressed one by one.
@@ -306,7 +301,7 @@ mod tests {
             for step in [1_000, SMALL, STEP] {
                 let mut gunzip = Gunzip::of(packed(length), Encoding::Gzip, 60_000).unwrap();
                 while !gunzip.step(step).unwrap() {}
-                let message = super::super::message(gunzip.finish()).unwrap();
+                let message = crate::grpc::framing::message(gunzip.finish()).unwrap();
                 assert_eq!(message, vec![0; length], "{length} by {step}");
             }
         }

@@ -1,5 +1,6 @@
 //! The worker pool on the wire, translated to and from the store. No rules are here.
 
+mod counts;
 mod undecided;
 
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, ready};
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderValue};
 use lease::{
     BorrowId, Denied, Invalid, KeptAlive, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason, Refusal,
     Released, Request, validate_id,
@@ -24,17 +25,14 @@ use wire::worker::{
     WorkersStateResponse, keep_alive_response, return_worker_response,
 };
 
-use crate::admin::metrics::{CallCounters, Calls};
+use crate::grpc::headers::{
+    BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, LEASE_TTL_MS, TRACES_OMITTED,
+};
+use crate::grpc::unary::Answer;
 use crate::live::Live;
-use crate::rpc::Answer;
+use crate::metrics::{CallCounters, Calls};
+use counts::{count, refused_by};
 pub(crate) use undecided::Undecided;
-
-pub(crate) const LEASE_TTL_MS: HeaderName = HeaderName::from_static("x-lease-ttl-ms");
-pub(crate) const BORROW_ID: HeaderName = HeaderName::from_static("x-borrow-id");
-pub(crate) const DENIED_SCOPE: HeaderName = HeaderName::from_static("x-denied-scope");
-pub(crate) const DENIED_ACTIVE: HeaderName = HeaderName::from_static("x-denied-active");
-pub(crate) const DENIED_MAX: HeaderName = HeaderName::from_static("x-denied-max");
-pub(crate) const TRACES_OMITTED: HeaderName = HeaderName::from_static("x-traces-omitted");
 
 /// A borrow that is not granted.
 #[derive(Debug)]
@@ -253,12 +251,6 @@ fn exhausted(denied: Denied, trace: String, minimal_life: Duration) -> Answer {
     .metadata(DENIED_MAX, max)
 }
 
-/// A pool as a refusal shows it: its maximum is the ceiling that refused, whatever its scope, because
-/// old clients print that and nothing else.
-fn refused_by(ceiling: u64, pool: WorkersState) -> WorkersState {
-    WorkersState { max_workers: count(ceiling), available_workers: 0, ..pool }
-}
-
 /// The pool as a borrow answer shows it: of its traces, only the borrower's own.
 fn borrowers_view(pool: PoolState, trace: String) -> WorkersState {
     let mut own = BTreeMap::new();
@@ -280,10 +272,6 @@ fn counts(borrowed: u64, max: Option<u64>) -> WorkersState {
         max_workers: max.map_or(0, count),
         ..WorkersState::default()
     }
-}
-
-fn count(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -10,7 +10,7 @@ use wire::control::AttachResponse;
 use wire::control::attach_response::Event;
 
 use super::*;
-use crate::admin::metrics::Metrics;
+use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 
 fn control(max_streams: usize) -> Control {

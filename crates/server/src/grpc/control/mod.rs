@@ -26,9 +26,9 @@ use policy::Indexer;
 use store::{Attachment, KeptBatch, Store};
 pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 
-use crate::admin::metrics::{CallCounters, Held, Method, StreamCounters};
+use crate::bounds::{Connection, reset_call_by};
 use crate::live::Live;
-use crate::serve::{Connection, reset_call_by};
+use crate::metrics::{CallCounters, Held, Method, StreamCounters};
 use outbox::{End, Outbox, Reader};
 
 /// The most keys of one batch.

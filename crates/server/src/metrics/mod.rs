@@ -1,9 +1,8 @@
 //! What is counted. Labels are services of the policy and outcomes, never who called.
 
 mod calls;
-mod format;
+pub(crate) mod format;
 mod latency;
-mod page;
 
 use std::fmt;
 use std::time::Instant;
@@ -18,18 +17,17 @@ use prometheus_client::registry::{Registry, Unit};
 use tonic::{Code, Status};
 
 pub(crate) use calls::{Calls, Method};
-pub(super) use page::page;
 use policy::Refused;
 use store::Commits;
 
 use store::{BorrowError, Borrowed, KeptBatch, Reported, Skipped};
 
 /// In front of the name of every metric that is the server's own.
-const PREFIX: &str = "tgm_session";
+pub(crate) const PREFIX: &str = "tgm_session";
 
 /// The counters of one server, in a registry of its own.
 pub(crate) struct Metrics {
-    registry: Registry,
+    pub(crate) registry: Registry,
     borrows: Family<BorrowLabels, Counter>,
     /// Connections of the gRPC port that are open.
     pub(crate) connections: Gauge,

@@ -1,12 +1,4 @@
-//! The gRPC port: who calls what.
-
-mod aside;
-mod compression;
-mod deadline;
-mod report;
-mod timely;
-mod unary;
-mod web;
+//! Where each request of the gRPC port is answered.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,89 +8,38 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
-use http::{Method as HttpMethod, Request, Response, StatusCode, Version};
+use http::header::HeaderMap;
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use tokio::sync::Semaphore;
 use tonic::Status;
+use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 use wire::worker::BorrowWorkerRequest;
 
-pub(crate) use aside::{Aside, Tonic, boxed};
-use compression::{Encoding, decompress, is_flagged, unsupported};
-use deadline::InTime;
-use policy::{Indexer, Policy};
-pub(crate) use report::Reports;
-pub(crate) use unary::{Answer, Body, decode, message, unreadable};
-use unary::{OfCall as _, Read, SMALL};
-pub(crate) use web::Web;
+use policy::Indexer;
 
-use crate::admin::metrics::Method;
+use super::aside::{self, Aside, Tonic};
+use super::caller::{identify, key_of};
+use super::compression::{Encoding, decompress, is_flagged, unsupported};
+use super::control::ShownKey;
+use super::deadline::InTime;
+use super::framing::{SMALL, decode, full};
+use super::report::Reports;
+use super::route::{Call, Speech, is_of, is_report, method_of};
+use super::service::{NotBorrowed, Undecided, WorkerPool};
+use super::unary::{self, Answer, Body, OfCall as _, Read, plain};
+use super::web::Web;
+use crate::bounds::{Full, InFlight, work_of};
 use crate::config::PortLimits;
-use crate::control::{SESSION_CONTROL, ShownKey};
 use crate::live::Live;
-use crate::serve::{Full, InFlight, Share, work_of};
-use crate::service::{NotBorrowed, Undecided, WorkerPool};
+use crate::metrics::Method;
 use crate::text::plain as shown;
-use crate::usage::USAGE_SERVICE;
-
-/// The gRPC service whose calls are the reason for all of this.
-pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
 
 /// An answer up to this long is part of what every call takes up, in bytes.
 const SHORT_ANSWER: usize = 1 << 10;
 
 /// What an attached stream takes up besides what waits on it: buffers of its codec, its task.
 const ATTACHED_BYTES: usize = 16 << 10;
-
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-
-/// One call of the worker pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Call {
-    BorrowWorker,
-    KeepAlive,
-    ReturnWorker,
-    WorkersState,
-}
-
-impl Call {
-    fn at(path: &str) -> Option<Self> {
-        match path.strip_prefix('/')?.strip_prefix(WORKER_POOL)? {
-            "/BorrowWorker" => Some(Self::BorrowWorker),
-            "/KeepAlive" => Some(Self::KeepAlive),
-            "/ReturnWorker" => Some(Self::ReturnWorker),
-            "/WorkersState" => Some(Self::WorkersState),
-            _ => None,
-        }
-    }
-}
-
-impl Call {
-    /// Whether it needs one of the places of its caller. A keep-alive waits for nobody.
-    const fn needs_place(self) -> bool {
-        !matches!(self, Self::KeepAlive)
-    }
-
-    /// The places of its caller that it needs one of.
-    const fn places(self, share: &Share) -> Option<&Semaphore> {
-        match self {
-            Self::BorrowWorker | Self::ReturnWorker => Some(share.changes()),
-            Self::WorkersState => Some(share.reads()),
-            Self::KeepAlive => None,
-        }
-    }
-}
-
-impl From<Call> for Method {
-    fn from(call: Call) -> Self {
-        match call {
-            Call::BorrowWorker => Self::BorrowWorker,
-            Call::KeepAlive => Self::KeepAlive,
-            Call::ReturnWorker => Self::ReturnWorker,
-            Call::WorkersState => Self::WorkersState,
-        }
-    }
-}
 
 /// Takes every request of the gRPC port to where it is answered.
 ///
@@ -419,7 +360,7 @@ impl Gateway {
             let pool = &self.pool;
             match call {
                 Call::BorrowWorker => {
-                    let message = unary::decode(message)?;
+                    let message = decode(message)?;
                     let borrowed =
                         pool.borrow(live, caller, metadata, message, &mut *undecided).await;
                     match borrowed {
@@ -430,11 +371,9 @@ impl Gateway {
                         }
                     }
                 }
-                Call::KeepAlive => pool.keep_alive(caller, unary::decode(message)?).await,
-                Call::ReturnWorker => {
-                    pool.give_back(caller, metadata, unary::decode(message)?).await
-                }
-                Call::WorkersState => pool.state(live, caller, unary::decode(message)?).await,
+                Call::KeepAlive => pool.keep_alive(caller, decode(message)?).await,
+                Call::ReturnWorker => pool.give_back(caller, metadata, decode(message)?).await,
+                Call::WorkersState => pool.state(live, caller, decode(message)?).await,
             }
         }
     }
@@ -459,80 +398,4 @@ impl Gateway {
             }
         }
     }
-}
-
-/// What a call is counted as.
-fn method_of(call: Option<Call>, path: &str) -> Method {
-    match call {
-        Some(call) => call.into(),
-        None if is_report(path) => Method::Report,
-        None if is_of(SESSION_CONTROL, path) => Method::Attach,
-        None => Method::Other,
-    }
-}
-
-fn full(problem: Full) -> Status {
-    Status::unavailable(problem.to_string())
-}
-
-/// Whether `path` is that of a method of `service`.
-fn is_of(service: &str, path: &str) -> bool {
-    let method = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
-    method.is_some_and(|method| method.starts_with('/'))
-}
-
-fn is_report(path: &str) -> bool {
-    path.strip_prefix('/').and_then(|path| path.strip_prefix(USAGE_SERVICE)) == Some("/Report")
-}
-
-/// Who calls.
-fn identify<'p>(policy: &'p Policy, headers: &HeaderMap) -> Result<Option<&'p Indexer>, Status> {
-    let caller = policy.identify(key_of(headers));
-    caller.map_err(|error| Status::unauthenticated(error.to_string()))
-}
-
-/// The key a caller shows: `x-api-key`, else the token of `authorization: Bearer`.
-fn key_of(headers: &HeaderMap) -> Option<&[u8]> {
-    if let Some(key) = headers.get(API_KEY) {
-        return Some(key.as_bytes());
-    }
-    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
-}
-
-/// How a request speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Speech {
-    Grpc,
-    Web,
-    /// To be refused by an HTTP status, as the protocol has it.
-    Neither(StatusCode),
-}
-
-impl Speech {
-    fn of<B>(request: &Request<B>) -> Self {
-        let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], |it| it.as_bytes());
-        let kind = content_type.strip_prefix(b"application/grpc");
-        if request.method() != HttpMethod::POST {
-            return match *request.method() {
-                // The question of a browser whether a page may call.
-                HttpMethod::OPTIONS => Self::Web,
-                _ => Self::Neither(StatusCode::METHOD_NOT_ALLOWED),
-            };
-        }
-        match kind {
-            Some([] | [b'+' | b';', ..]) if request.version() == Version::HTTP_2 => Self::Grpc,
-            // Without HTTP/2 the status of the call would not arrive.
-            Some([] | [b'+' | b';', ..]) => Self::Neither(StatusCode::HTTP_VERSION_NOT_SUPPORTED),
-            Some(b"-web" | b"-web+proto" | b"-web-text" | b"-web-text+proto") => Self::Web,
-            _ => Self::Neither(StatusCode::UNSUPPORTED_MEDIA_TYPE),
-        }
-    }
-}
-
-/// An HTTP status alone.
-fn plain(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::none());
-    *response.status_mut() = status;
-    response
 }

@@ -1,14 +1,12 @@
 //! Places for connections: strangers cannot have all of them, and idle ones leave first.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-
-use super::connection::Connection;
 
 /// Connections of strangers that are looked at for an idle one: enough to find one in practice.
 const LOOKED_AT: usize = 256;
@@ -16,9 +14,18 @@ const LOOKED_AT: usize = 256;
 /// How often to look for an idle connection while a new one waits for a place.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// A connection, as far as its place is concerned.
+pub(crate) trait Occupant: fmt::Debug + Send + Sync {
+    /// Whether it is idle and may be closed for another one.
+    fn may_have_to_leave(&self, has_tls: bool) -> bool;
+
+    /// Closes it.
+    fn leave_at_once(&self);
+}
+
 /// The places of all connections of the gRPC port.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(crate) struct Places {
     most: usize,
     /// The most places that connections take which are not proven yet.
     most_strangers: usize,
@@ -32,12 +39,12 @@ struct State {
     taken: usize,
     next: u64,
     /// Connections that are not proven yet, the oldest first.
-    strangers: BTreeMap<u64, Arc<Connection>>,
+    strangers: BTreeMap<u64, Arc<dyn Occupant>>,
 }
 
 impl Places {
     /// `most` places, of which connections without a key have half, and no more than `most_strangers`.
-    pub(super) fn new(most: usize, most_strangers: usize, has_tls: bool) -> Self {
+    pub(crate) fn new(most: usize, most_strangers: usize, has_tls: bool) -> Self {
         Self {
             most,
             most_strangers: most.div_ceil(2).min(most_strangers.max(1)),
@@ -51,11 +58,11 @@ impl Places {
     ///
     /// Where places are short, the oldest connection without a call in flight that has shown no key
     /// has to leave. Cancellation safe.
-    pub(super) async fn take(self: &Arc<Self>, connection: &Arc<Connection>) -> Place {
+    pub(crate) async fn take(self: &Arc<Self>, connection: Arc<dyn Occupant>) -> Place {
         loop {
             // Made before the look, so that a place that is freed right after it is not missed.
             let freed = self.freed.notified();
-            if let Some(number) = self.try_take(connection) {
+            if let Some(number) = self.try_take(&connection) {
                 return Place { places: self.clone(), number };
             }
             // A connection may have become idle without a word.
@@ -63,7 +70,7 @@ impl Places {
         }
     }
 
-    fn try_take(&self, connection: &Arc<Connection>) -> Option<u64> {
+    fn try_take(&self, connection: &Arc<dyn Occupant>) -> Option<u64> {
         let mut state = self.state.lock();
         if state.taken >= self.most || state.strangers.len() >= self.most_strangers {
             let idle = state
@@ -88,30 +95,29 @@ impl Places {
         Some(number)
     }
 
-    /// Says that the connection is proven now, and answers whether it may stay: where places are
-    /// short, a caller has its share of them and no more.
-    pub(super) fn is_proven(&self, place: u64, connection: &Connection) -> bool {
+    /// Notes that the connection is proven now, and returns whether it may stay: where places are
+    /// short, one of `callers` may have an equal share of them, and its caller has `connections`.
+    pub(crate) fn mark_proven(&self, place: u64, callers: usize, connections: usize) -> bool {
         let taken = {
             let mut state = self.state.lock();
             state.strangers.remove(&place);
             state.taken
         };
         self.freed.notify_one();
-        let account = connection.memory().account();
-        let share = self.most / (connection.callers() + 1);
-        taken < self.most - self.most / 8 || account.connections.load(Relaxed) <= share.max(1)
+        let share = self.most / (callers + 1);
+        taken < self.most - self.most / 8 || connections <= share.max(1)
     }
 }
 
 /// A place that a connection has; it is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     places: Arc<Places>,
     number: u64,
 }
 
 impl Place {
-    pub(super) const fn number(&self) -> u64 {
+    pub(crate) const fn number(&self) -> u64 {
         self.number
     }
 }

@@ -14,13 +14,14 @@ use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use super::caller::API_KEY;
 use super::compression::{ACCEPT_ENCODING, ENCODING};
-use super::{API_KEY, Body};
+use super::unary::{Body, plain};
 use crate::config::Origin;
-use crate::service::{
-    BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, LEASE_TTL_MS, TRACES_OMITTED,
+use crate::grpc::headers::{
+    BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, EVENTS_SKIPPED, IDEMPOTENCY_KEY,
+    LEASE_TTL_MS, TRACES_OMITTED,
 };
-use crate::usage::{EVENTS_SKIPPED, IDEMPOTENCY_KEY};
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const X_GRPC_WEB: HeaderName = HeaderName::from_static("x-grpc-web");
@@ -92,10 +93,10 @@ impl Web {
         F: Future<Output = Response<Body>>,
     {
         if request.headers().get(ORIGIN).is_some_and(|origin| !self.origins.contains(origin)) {
-            return super::plain(StatusCode::FORBIDDEN);
+            return plain(StatusCode::FORBIDDEN);
         }
         if request.method() == Method::OPTIONS && self.origins.is_empty() {
-            return super::plain(StatusCode::METHOD_NOT_ALLOWED);
+            return plain(StatusCode::METHOD_NOT_ALLOWED);
         }
         let translated = GrpcWebLayer::new().layer(service_fn(move |request| {
             let answer = grpc(request);

@@ -39,7 +39,7 @@ pub(crate) fn reset_call_after(time: Duration) {
 
 /// Runs each call of a connection as a task on the runtime of its thread, in the turns of its caller.
 #[derive(Clone, Debug)]
-pub(super) struct Calls(pub(super) Arc<Connection>);
+pub(crate) struct Calls(pub(crate) Arc<Connection>);
 
 impl<F> Executor<F> for Calls
 where
@@ -54,7 +54,7 @@ where
 
 pin_project! {
     /// One call. Dropping it before its end resets its HTTP/2 stream and nothing else.
-    pub(super) struct Call<F> {
+    pub(crate) struct Call<F> {
         #[pin]
         call: F,
         // Has the turns. A call that runs within the task of its connection has none of its own.
@@ -74,7 +74,7 @@ enum Reset {
 
 impl<F> Call<F> {
     /// `call` within the task of its connection; [`reset_call_by`] may end both.
-    pub(super) fn within_connection(call: F) -> Self {
+    pub(crate) fn within_connection(call: F) -> Self {
         Self { call, connection: None, has_begun: true, reset: Reset::Never }
     }
 }

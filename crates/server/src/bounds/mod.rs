@@ -1,0 +1,13 @@
+//! What one connection may take up, and what all connections of one caller may: memory, places, and
+//! work in rounds.
+
+mod call;
+pub(crate) mod connection;
+pub(crate) mod memory;
+pub(crate) mod places;
+pub(crate) mod rounds;
+
+pub(crate) use call::{Call, Calls, reset_call_after, reset_call_by};
+pub(crate) use connection::{Connection, InFlight, StreamAside};
+pub(crate) use memory::Full;
+pub(crate) use rounds::{Share, work_of};

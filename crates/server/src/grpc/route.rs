@@ -1,0 +1,111 @@
+//! Which call a request is, and which protocol it speaks.
+
+use http::header::CONTENT_TYPE;
+use http::{Method as HttpMethod, Request, StatusCode, Version};
+use tokio::sync::Semaphore;
+use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
+use wire::payment::usage_service_server::SERVICE_NAME as USAGE_SERVICE;
+
+use crate::bounds::Share;
+use crate::metrics::Method;
+
+/// The gRPC service whose calls are the reason for all of this.
+pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
+
+/// One call of the worker pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    BorrowWorker,
+    KeepAlive,
+    ReturnWorker,
+    WorkersState,
+}
+
+impl Call {
+    pub(super) fn at(path: &str) -> Option<Self> {
+        match path.strip_prefix('/')?.strip_prefix(WORKER_POOL)? {
+            "/BorrowWorker" => Some(Self::BorrowWorker),
+            "/KeepAlive" => Some(Self::KeepAlive),
+            "/ReturnWorker" => Some(Self::ReturnWorker),
+            "/WorkersState" => Some(Self::WorkersState),
+            _ => None,
+        }
+    }
+}
+
+impl Call {
+    /// Whether it needs one of the places of its caller. A keep-alive waits for nobody.
+    pub(super) const fn needs_place(self) -> bool {
+        !matches!(self, Self::KeepAlive)
+    }
+
+    /// The places of its caller that it needs one of.
+    pub(super) const fn places(self, share: &Share) -> Option<&Semaphore> {
+        match self {
+            Self::BorrowWorker | Self::ReturnWorker => Some(share.changes()),
+            Self::WorkersState => Some(share.reads()),
+            Self::KeepAlive => None,
+        }
+    }
+}
+
+impl From<Call> for Method {
+    fn from(call: Call) -> Self {
+        match call {
+            Call::BorrowWorker => Self::BorrowWorker,
+            Call::KeepAlive => Self::KeepAlive,
+            Call::ReturnWorker => Self::ReturnWorker,
+            Call::WorkersState => Self::WorkersState,
+        }
+    }
+}
+
+/// What a call is counted as.
+pub(super) fn method_of(call: Option<Call>, path: &str) -> Method {
+    match call {
+        Some(call) => call.into(),
+        None if is_report(path) => Method::Report,
+        None if is_of(SESSION_CONTROL, path) => Method::Attach,
+        None => Method::Other,
+    }
+}
+
+/// Whether `path` is that of a method of `service`.
+pub(super) fn is_of(service: &str, path: &str) -> bool {
+    let method = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
+    method.is_some_and(|method| method.starts_with('/'))
+}
+
+pub(super) fn is_report(path: &str) -> bool {
+    path.strip_prefix('/').and_then(|path| path.strip_prefix(USAGE_SERVICE)) == Some("/Report")
+}
+
+/// How a request speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speech {
+    Grpc,
+    Web,
+    /// To be refused by an HTTP status, as the protocol has it.
+    Neither(StatusCode),
+}
+
+impl Speech {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], |it| it.as_bytes());
+        let kind = content_type.strip_prefix(b"application/grpc");
+        if request.method() != HttpMethod::POST {
+            return match *request.method() {
+                // The question of a browser whether a page may call.
+                HttpMethod::OPTIONS => Self::Web,
+                _ => Self::Neither(StatusCode::METHOD_NOT_ALLOWED),
+            };
+        }
+        match kind {
+            Some([] | [b'+' | b';', ..]) if request.version() == Version::HTTP_2 => Self::Grpc,
+            // Without HTTP/2 the status of the call would not arrive.
+            Some([] | [b'+' | b';', ..]) => Self::Neither(StatusCode::HTTP_VERSION_NOT_SUPPORTED),
+            Some(b"-web" | b"-web+proto" | b"-web-text" | b"-web-text+proto") => Self::Web,
+            _ => Self::Neither(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        }
+    }
+}
