@@ -23,10 +23,6 @@ use crate::held::Released;
 /// The TTL of a server that tells none.
 pub(crate) const UNTOLD_TTL: Duration = Duration::from_secs(60);
 
-/// How tonic begins the message of a status that it reads out of an HTTP status, for want of a
-/// gRPC one: a gateway's 403 is not the operator's.
-const MAPPED_FROM_HTTP: &str = "grpc-status header missing, mapped from HTTP status";
-
 /// Most bytes of a server's message that are kept.
 const LONGEST_MESSAGE: usize = 1024;
 
@@ -222,9 +218,8 @@ struct Failure {
 
 impl Failure {
     fn of(status: &Status) -> Self {
-        // A status with a source was made up on this side of the wire; one without any gRPC status
-        // came from something in front of the server, or in its place.
-        if status.source().is_some() || status.message().starts_with(MAPPED_FROM_HTTP) {
+        // A status with a source was made up on this side of the wire.
+        if status.source().is_some() {
             let not_connected = cause::<NotConnected>(status);
             let error = match not_connected {
                 Some(NotConnected::ByThisUrl(advice)) => Error::invalid(advice),
