@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::harness::{Ran, command, file, finish, folder};
 use serde_json::{Value, json};
@@ -98,6 +99,26 @@ fn a_flag_beats_a_variable_which_beats_the_file_which_beats_the_default() {
     assert_eq!(value("max_connections"), 2);
     assert_eq!(value("max_leases"), 1);
     assert_eq!(value("max_header_bytes"), 32_768);
+}
+
+#[test]
+fn a_duration_is_written_alike_in_flags_the_policy_file_and_session_urls() {
+    let folder = folder();
+    for text in ["90s", "1h30m", "1m30s", "1.5s", "0.5h", "2500ms"] {
+        let span = tgm_session::parse_duration(text).unwrap();
+        // The longest that this flag takes.
+        if span <= Duration::from_secs(3600) {
+            let mut by_flag = print_config(&folder);
+            by_flag.args(["--drain-timeout", text]);
+            let shown = printed(&finish(by_flag), "drain_timeout")["value"].clone();
+            assert_eq!(humantime::parse_duration(shown.as_str().unwrap()), Ok(span), "{text}");
+        }
+        let policy = format!("[services.t1r]\nttl = \"{text}\"\n");
+        let policy = file(&folder, "policy.toml", &policy);
+        let ran = finish(command(["check", policy.to_str().unwrap(), "--format", "json"]));
+        let ttl_ms = &ran.json()[0]["services"][0]["ttl_ms"];
+        assert_eq!(ttl_ms.as_u64().map(u128::from), Some(span.as_millis()), "{text}: {ran:?}");
+    }
 }
 
 #[test]
