@@ -1,4 +1,4 @@
-//! Looks at the first bytes of a server, which tell whether it speaks TLS.
+//! Checks the first bytes that a server sends: they show whether it speaks TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -8,57 +8,60 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::mismatch::Mismatch;
 
-/// How the records of TLS begin that a server may send first.
+/// The types of the TLS records that a server may send first.
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 
-/// What the client speaks, and so what may come first.
+/// What the client speaks, and so what the server may send first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Spoken {
-    /// A record of TLS.
+pub(crate) enum Expected {
+    /// A TLS record.
     Tls,
-    /// Frames of HTTP/2.
+    /// HTTP/2 frames.
     Http2,
-    /// An answer in HTTP/1.1.
+    /// An HTTP/1.1 response.
     Http1,
 }
 
-impl Spoken {
-    /// Judges what came first, which is not empty.
-    fn check(self, said: &[u8]) -> io::Result<()> {
+impl Expected {
+    /// Checks the first bytes, of which there is at least one.
+    fn check(self, received: &[u8]) -> io::Result<()> {
         match self {
-            Self::Tls if !matches!(said[0], ALERT | HANDSHAKE) => Err(Mismatch::Plaintext.into()),
-            // No frame is so long, and no text begins so.
-            Self::Http1 | Self::Http2 if said[0] == ALERT => Err(Mismatch::Tls.into()),
-            Self::Http2 if said.starts_with(b"HTTP/1") => Err(only_http_1(said)),
+            Self::Tls if !matches!(received[0], ALERT | HANDSHAKE) => {
+                Err(Mismatch::Plaintext.into())
+            }
+            // No HTTP/2 frame is that long, and no HTTP/1 response begins with this byte.
+            Self::Http1 | Self::Http2 if received[0] == ALERT => Err(Mismatch::Tls.into()),
+            Self::Http2 if received.starts_with(b"HTTP/1") => Err(answered_in_http_1(received)),
             Self::Tls | Self::Http2 | Self::Http1 => Ok(()),
         }
     }
 }
 
-/// Some servers answer in plain words to plain words on a port for TLS, as nginx and Apache do.
-fn only_http_1(said: &[u8]) -> io::Error {
-    let told = |word: &[u8]| said.windows(word.len()).any(|part| part == word);
-    if told(b"HTTPS") || told(b"SSL") {
+/// Returns the error for a response in HTTP/1. nginx and Apache answer plain HTTP on a TLS port with an
+/// HTTP/1 response whose text names HTTPS or SSL.
+fn answered_in_http_1(received: &[u8]) -> io::Error {
+    let contains = |word: &[u8]| received.windows(word.len()).any(|part| part == word);
+    if contains(b"HTTPS") || contains(b"SSL") {
         return Mismatch::Tls.into();
     }
     io::Error::other("the server answers in HTTP/1 and does not speak HTTP/2")
 }
 
-/// A stream of bytes of which the first that come are looked at.
+/// A stream that checks the first bytes it reads.
 #[derive(Debug)]
-pub(crate) struct First<T> {
+pub(crate) struct CheckFirst<T> {
     stream: T,
-    awaited: Option<Spoken>,
+    expected: Option<Expected>,
 }
 
-impl<T> First<T> {
-    pub(crate) fn new(stream: T, awaited: Spoken) -> Self {
-        Self { stream, awaited: Some(awaited) }
+impl<T> CheckFirst<T> {
+    pub(crate) fn new(stream: T, expected: Expected) -> Self {
+        Self { stream, expected: Some(expected) }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for First<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for CheckFirst<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,17 +69,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for First<T> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let said = &buffer.filled()[before..];
-        if !said.is_empty()
-            && let Some(awaited) = self.awaited.take()
+        let received = &buffer.filled()[before..];
+        if !received.is_empty()
+            && let Some(expected) = self.expected.take()
         {
-            awaited.check(said)?;
+            expected.check(received)?;
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for First<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for CheckFirst<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -112,13 +115,14 @@ mod tests {
 
     use super::*;
 
-    /// What a client that speaks `awaited` takes a server for that says this first.
-    async fn heard(awaited: Spoken, said: &[u8]) -> Result<(), Option<Mismatch>> {
+    /// Reads `received` as a client that speaks `expected`.
+    async fn read_first(expected: Expected, received: &[u8]) -> Result<(), Option<Mismatch>> {
         let (near, mut far) = duplex(1024);
-        far.write_all(said).await.unwrap();
+        far.write_all(received).await.unwrap();
         let mut buffer = [0; 1024];
-        let read = First::new(near, awaited).read(&mut buffer).await;
-        read.map(|length| assert_eq!(&buffer[..length], said)).map_err(|error| Mismatch::of(&error))
+        let read = CheckFirst::new(near, expected).read(&mut buffer).await;
+        read.map(|length| assert_eq!(&buffer[..length], received))
+            .map_err(|error| Mismatch::of(&error))
     }
 
     #[tokio::test]
@@ -128,31 +132,31 @@ mod tests {
         let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
         let refusal = b"HTTP/1.1 400 Bad Request\r\n\r\n";
         let told = b"HTTP/1.1 400 Bad Request\r\n\r\nThe plain HTTP request was sent to HTTPS port";
-        for (awaited, said, result) in [
-            (Spoken::Tls, &hello[..], Ok(())),
-            (Spoken::Tls, alert, Ok(())),
-            (Spoken::Tls, settings, Err(Some(Mismatch::Plaintext))),
-            (Spoken::Tls, refusal, Err(Some(Mismatch::Plaintext))),
-            (Spoken::Http2, settings, Ok(())),
-            (Spoken::Http2, alert, Err(Some(Mismatch::Tls))),
-            (Spoken::Http2, told, Err(Some(Mismatch::Tls))),
-            (Spoken::Http2, refusal, Err(None)),
-            (Spoken::Http1, refusal, Ok(())),
-            (Spoken::Http1, alert, Err(Some(Mismatch::Tls))),
+        for (expected, received, result) in [
+            (Expected::Tls, &hello[..], Ok(())),
+            (Expected::Tls, alert, Ok(())),
+            (Expected::Tls, settings, Err(Some(Mismatch::Plaintext))),
+            (Expected::Tls, refusal, Err(Some(Mismatch::Plaintext))),
+            (Expected::Http2, settings, Ok(())),
+            (Expected::Http2, alert, Err(Some(Mismatch::Tls))),
+            (Expected::Http2, told, Err(Some(Mismatch::Tls))),
+            (Expected::Http2, refusal, Err(None)),
+            (Expected::Http1, refusal, Ok(())),
+            (Expected::Http1, alert, Err(Some(Mismatch::Tls))),
         ] {
-            assert_eq!(heard(awaited, said).await, result, "{awaited:?} {said:?}");
+            assert_eq!(read_first(expected, received).await, result, "{expected:?} {received:?}");
         }
     }
 
     #[tokio::test]
-    async fn what_comes_later_is_not_looked_at() {
+    async fn bytes_that_come_later_are_not_checked() {
         let (near, mut far) = duplex(1024);
-        let mut near = First::new(near, Spoken::Http1);
-        for said in [&b"H"[..], b"\x15\x03"] {
-            far.write_all(said).await.unwrap();
-            let mut buffer = vec![0; said.len()];
+        let mut near = CheckFirst::new(near, Expected::Http1);
+        for received in [&b"H"[..], b"\x15\x03"] {
+            far.write_all(received).await.unwrap();
+            let mut buffer = vec![0; received.len()];
             near.read_exact(&mut buffer).await.unwrap();
-            assert_eq!(buffer, said);
+            assert_eq!(buffer, received);
         }
     }
 }

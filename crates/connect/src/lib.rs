@@ -1,9 +1,8 @@
-//! The way to a server, for the session pools and for the commands of an operator: every address
-//! of its name is tried, and TLS is spoken with files that are read again.
+//! Connections to a server, for the session pools and for the commands of an operator. Every address of
+//! the host is tried, and TLS files are read again before each handshake.
 //!
-//! A [`Way`] makes streams of bytes. What is spoken over them is the caller's: it greets the server
-//! on a stream, and an address whose server does not answer the greeting counts as one that does
-//! not answer at all.
+//! A [`Way`] makes byte streams. The caller chooses what to send first. If the server does not answer
+//! that on one address, another address is used.
 
 mod first;
 mod mismatch;

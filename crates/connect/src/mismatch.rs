@@ -1,12 +1,11 @@
-//! One end speaks TLS and the other does not.
+//! The error that one end speaks TLS and the other does not.
 
 use std::error::Error;
 use std::io;
 
 use crate::race::Unreached;
 
-/// What the server speaks, where the client speaks the other. No further attempt brings anything
-/// else.
+/// One end speaks TLS and the other does not. Trying again does not help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     /// The server speaks TLS, and the client does not.
@@ -28,7 +27,7 @@ impl Mismatch {
             if let Some(unreached) = error.downcast_ref::<Unreached>() {
                 return unreached.tries().iter().find_map(|one| Self::of(&one.error));
             }
-            // What an I/O error wraps is none of its sources.
+            // The error that an I/O error wraps is not its source: the source skips it.
             cause = match error.downcast_ref().and_then(io::Error::get_ref) {
                 Some(wrapped) => Some(wrapped),
                 None => error.source(),

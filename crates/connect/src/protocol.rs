@@ -1,30 +1,30 @@
-//! What is spoken to a server.
+//! The protocol that the client speaks to a server.
 
-use crate::first::Spoken;
+use crate::first::Expected;
 
-/// What is spoken to a server, inside of TLS where there is TLS.
+/// The protocol that the client speaks to a server, inside TLS if there is TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2, by prior knowledge where there is no TLS.
+    /// HTTP/2; without TLS, by prior knowledge.
     Http2,
 }
 
 impl Protocol {
-    /// What it is called in a handshake of TLS.
-    pub(crate) const fn name(self) -> &'static [u8] {
+    /// The name of the protocol in the TLS handshake (ALPN).
+    pub(crate) const fn alpn(self) -> &'static [u8] {
         match self {
             Self::Http1 => b"http/1.1",
             Self::Http2 => b"h2",
         }
     }
 
-    /// What its first bytes are told by.
-    pub(crate) const fn spoken(self) -> Spoken {
+    /// What the server may send first, without TLS.
+    pub(crate) const fn expected(self) -> Expected {
         match self {
-            Self::Http1 => Spoken::Http1,
-            Self::Http2 => Spoken::Http2,
+            Self::Http1 => Expected::Http1,
+            Self::Http2 => Expected::Http2,
         }
     }
 }

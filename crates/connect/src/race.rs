@@ -1,5 +1,5 @@
-//! Tries every address of a name, as RFC 8305 describes: one after another, without waiting for
-//! one that is silent.
+//! Tries every address of a name in parallel, each a moment after the one before (RFC 8305, Happy
+//! Eyeballs).
 
 use std::error::Error;
 use std::fmt;
@@ -11,40 +11,40 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-/// How long an address may be silent until the next one is tried beside it.
+/// How long an address may be silent before the next one is tried in parallel.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Within which time all addresses are tried, of a name that has many.
+/// The time in which all addresses of a name are tried, however many there are.
 const ALL_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long a server that took the connection may be silent until the next address is tried beside
-/// it: it is there, and has more to do.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a server that accepted the connection may be silent before the next address is tried in
+/// parallel. Such a server is alive and may be busy.
+const SILENCE_AFTER_CONNECT: Duration = Duration::from_secs(1);
 
-/// Most addresses of one name that are tried: each may hold a socket until the deadline.
+/// The most addresses of one name that are tried. Each may hold a socket until the deadline.
 const MOST_TRIED: usize = 128;
 
-/// Most addresses that an error names.
+/// The most addresses that an error names.
 const MOST_NAMED: usize = 8;
 
-/// Whether there are other addresses of the server, which are tried while one is silent.
+/// Whether the server has other addresses, which are tried while one is silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
-    /// There are.
+    /// There are others.
     Some,
-    /// There are not.
+    /// There are no others.
     None,
 }
 
-/// Why no address of a server could be had.
+/// Why a server could not be reached.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Unreached {
-    /// Nobody knows an address of the host, and why.
+    /// The host has no address, or could not be resolved.
     NoAddress(io::Error),
-    /// No address could be had.
+    /// Every address that was tried failed.
     Tried {
-        /// What came of each.
+        /// The error of each address.
         tries: Vec<Try>,
         /// Whether messages show the addresses.
         shown: bool,
@@ -61,13 +61,13 @@ pub struct Try {
 }
 
 impl Unreached {
-    /// Whether nobody listens at any address.
+    /// Whether every address refused the connection.
     pub fn is_refused(&self) -> bool {
         self.tries().iter().all(|one| one.error.kind() == io::ErrorKind::ConnectionRefused)
             && !self.tries().is_empty()
     }
 
-    /// Whether no address failed in any other way than by the deadline.
+    /// Whether the deadline is the only reason.
     pub fn is_late(&self) -> bool {
         match self {
             Self::NoAddress(error) => error.kind() == io::ErrorKind::TimedOut,
@@ -77,7 +77,7 @@ impl Unreached {
         }
     }
 
-    /// What was tried, in the order of the attempts.
+    /// The attempts, in the order in which they failed.
     pub fn tries(&self) -> &[Try] {
         match self {
             Self::NoAddress(_) => &[],
@@ -109,9 +109,9 @@ impl fmt::Display for Unreached {
 
 impl Error for Unreached {}
 
-/// Orders addresses so that the families take turns, the resolver's first choice first, each
-/// address once, and no more than are tried.
-fn in_turns(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+/// Orders addresses so that IPv6 and IPv4 alternate and the resolver's first choice stays first. Removes
+/// duplicates, and what is beyond [`MOST_TRIED`].
+fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for address in addresses {
@@ -130,12 +130,12 @@ fn in_turns(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     ordered
 }
 
-/// Connects to whichever of `addresses` is first to answer what `greet` says on the stream that
-/// `dial` makes; `greet` is told whether there is any other.
+/// Dials `addresses` in parallel and returns what `greet` makes of the first stream on which the server
+/// answers it. `greet` learns whether there are other addresses.
 ///
 /// # Errors
 ///
-/// What came of each address, when all have failed or the deadline is there.
+/// The error of each address, when all have failed or the deadline has passed.
 pub(crate) async fn race<S, T, D, G>(
     addresses: Vec<SocketAddr>,
     deadline: Instant,
@@ -146,16 +146,16 @@ where
     D: Future<Output = io::Result<S>>,
     G: Future<Output = io::Result<T>>,
 {
-    let addresses = in_turns(&addresses);
+    let addresses = interleave(&addresses);
     let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     let stagger = STAGGER.min(ALL_WITHIN / count.max(1));
     let others = if count > 1 { Others::Some } else { Others::None };
-    let is_there = Notify::new();
+    let connected = Notify::new();
     let attempt = |address| {
-        let (dialed, greet, is_there) = (dial(address), &greet, &is_there);
+        let (dialed, greet, connected) = (dial(address), &greet, &connected);
         async move {
             let stream = dialed.await.map_err(|error| (address, error))?;
-            is_there.notify_one();
+            connected.notify_one();
             greet(stream, others).await.map_err(|error| (address, error))
         }
     };
@@ -181,7 +181,7 @@ where
                     next_at = Instant::now();
                 }
             },
-            () = is_there.notified() => next_at = Instant::now() + PATIENCE,
+            () = connected.notified() => next_at = Instant::now() + SILENCE_AFTER_CONNECT,
             () = sleep_until(next_at), if waiting.peek().is_some() => {}
             () = sleep_until(deadline) => {
                 let late = |why: &str| io::Error::new(io::ErrorKind::TimedOut, why);

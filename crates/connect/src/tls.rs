@@ -1,5 +1,5 @@
-//! TLS with certificates that are read again before every handshake, for they are replaced while
-//! a pool lives.
+//! TLS whose certificate files are read again before every handshake, because they may be replaced
+//! while a pool lives.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,44 +12,44 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::protocol::Protocol;
-use crate::trust::{Anybody, Trusted};
+use crate::trust::{AcceptAny, Trusted};
 
-/// Whom to believe that it is the server, and what to show it.
+/// How the server is verified, and which certificate the client shows.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// Whom to believe.
+    /// How the server is verified.
     pub verify: Verify,
-    /// What this client shows, if anything.
+    /// The certificate that the client shows, if any.
     pub identity: Option<Identity>,
 }
 
-/// Whom to believe that it is the server.
+/// How the server is verified.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Verify {
-    /// Whom the system trusts.
+    /// By the certificate authorities of the system.
     System,
-    /// A file of authorities, or of certificates that servers show themselves.
+    /// By a file of certificate authorities, or of server certificates.
     File(NamedFile),
-    /// Anybody.
+    /// Not at all: every certificate is accepted.
     Nothing,
 }
 
 /// The certificate that a client shows.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// The file of the certificate, and of those that vouch for it.
+    /// The file with the certificate and its chain.
     pub certificate: NamedFile,
-    /// The file of its key.
+    /// The file with its private key.
     pub key: NamedFile,
 }
 
-/// A file, and how messages write it.
+/// A file, and the name that messages show for it.
 #[derive(Clone)]
 pub struct NamedFile {
-    /// Where it lies.
+    /// The path of the file.
     pub path: PathBuf,
-    /// What messages show.
+    /// The name in messages.
     pub shown: String,
 }
 
@@ -65,27 +65,27 @@ impl fmt::Debug for NamedFile {
     }
 }
 
-/// What a way cannot be made of. Files are named by the parameters of a session URL.
+/// Why TLS cannot be set up. Files are named by the parameters of a session URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unusable {
-    /// The host is no name that a certificate could have.
+    /// No certificate can be for this host name.
     #[error("`{0}` is not a place on the network")]
     Host(String),
-    /// A file cannot be read, or holds something else.
+    /// A file cannot be read, or its contents are invalid.
     #[error("`{parameter}={file}`: {problem}")]
     File {
         /// The parameter that names it.
         parameter: &'static str,
-        /// The file, as messages write it.
+        /// The name of the file in messages.
         file: String,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         problem: String,
     },
-    /// The system trusts nobody, and why if that is known.
+    /// The system has no certificate authorities. The text is the reason, if it is known.
     #[error("TLS cannot be set up: the system has no certificate authorities{0}")]
     NoAuthorities(String),
-    /// The files are sound, and do not go together.
+    /// Each file is valid, but they do not match.
     #[error("TLS cannot be set up: {0}")]
     Together(String),
 }
@@ -103,41 +103,41 @@ impl From<rustls::Error> for Unusable {
     }
 }
 
-/// How to speak TLS, by the files as they were when they were last sound.
+/// The TLS configuration, made from the last valid contents of the files.
 pub(crate) struct Tls {
     files: TlsFiles,
     protocol: Protocol,
-    sound: Mutex<Sound>,
+    in_use: Mutex<InUse>,
 }
 
-struct Sound {
+struct InUse {
     contents: Contents,
     config: Arc<ClientConfig>,
-    /// What is wrong with the files by now, as far as it was told.
-    told: Option<Unusable>,
+    /// The problem of the files that was logged last, while it lasts.
+    warned: Option<Unusable>,
 }
 
 impl Tls {
-    /// Reads the files, which have to be sound this time.
+    /// Reads the files, which must be valid now.
     pub(crate) fn new(files: TlsFiles, protocol: Protocol) -> Result<Self, Unusable> {
         let contents = Contents::read(&files)?;
         let config = Arc::new(contents.configure(protocol)?);
-        Ok(Self { files, protocol, sound: Mutex::new(Sound { contents, config, told: None }) })
+        Ok(Self { files, protocol, in_use: Mutex::new(InUse { contents, config, warned: None }) })
     }
 
-    /// How to speak TLS by the files as they are, or as they were when they were last sound.
-    pub(crate) async fn present(&self) -> Arc<ClientConfig> {
+    /// Reads the files again and returns the configuration to use: the new one, or the last valid one.
+    pub(crate) async fn refresh(&self) -> Arc<ClientConfig> {
         let files = self.files.clone();
         let read = tokio::task::spawn_blocking(move || Contents::read(&files)).await;
-        // A runtime that shuts down reads nothing more, and shakes no hands.
-        let Ok(read) = read else { return self.sound.lock().config.clone() };
-        self.take(read)
+        // The runtime shuts down: there will be no handshake.
+        let Ok(read) = read else { return self.in_use.lock().config.clone() };
+        self.update(read)
     }
 
-    fn take(&self, read: Result<Contents, Unusable>) -> Arc<ClientConfig> {
-        let mut sound = self.sound.lock();
+    fn update(&self, read: Result<Contents, Unusable>) -> Arc<ClientConfig> {
+        let mut in_use = self.in_use.lock();
         let news = match read {
-            Ok(contents) if contents == sound.contents => Ok(None),
+            Ok(contents) if contents == in_use.contents => Ok(None),
             Ok(contents) => match contents.configure(self.protocol) {
                 Ok(config) => Ok(Some((contents, config))),
                 Err(problem) => Err(problem),
@@ -146,20 +146,20 @@ impl Tls {
         };
         match news {
             Ok(news) => {
-                sound.told = None;
-                // Whoever has spoken TLS by them before goes on where it was.
+                in_use.warned = None;
+                // Unchanged files keep the old configuration, which can resume TLS sessions.
                 if let Some((contents, config)) = news {
                     tracing::info!("the TLS files have changed and are in use");
-                    (sound.contents, sound.config) = (contents, Arc::new(config));
+                    (in_use.contents, in_use.config) = (contents, Arc::new(config));
                 }
             }
-            Err(problem) if sound.told.as_ref() == Some(&problem) => {}
+            Err(problem) if in_use.warned.as_ref() == Some(&problem) => {}
             Err(problem) => {
-                tracing::warn!(%problem, "the TLS files cannot be used; those before them stay");
-                sound.told = Some(problem);
+                tracing::warn!(%problem, "the TLS files are invalid; the last valid ones stay in use");
+                in_use.warned = Some(problem);
             }
         }
-        sound.config.clone()
+        in_use.config.clone()
     }
 }
 
@@ -169,26 +169,26 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// What stood in the files.
+/// The contents of the files.
 #[derive(PartialEq)]
 struct Contents {
-    /// Nothing when anybody is believed.
+    /// The trusted certificates; `None` when every certificate is accepted.
     trusted: Option<Vec<CertificateDer<'static>>>,
-    identity: Option<Shown>,
+    identity: Option<ClientKey>,
 }
 
-/// A certificate to show and its key, as a file each.
+/// The contents of [`Identity`].
 #[derive(PartialEq)]
-struct Shown {
+struct ClientKey {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
-impl Shown {
+impl ClientKey {
     fn read(Identity { certificate, key }: &Identity) -> Result<Self, Unusable> {
         let chain = certificates("client-cert-file", certificate)?;
         let pem = read("client-key-file", key)?;
-        // The reason of the parser would repeat a line of what may be a key.
+        // The parser's message could repeat a line of the key.
         let none = |_| Unusable::file("client-key-file", key, "there is no private key in it");
         Ok(Self { chain, key: PrivateKeyDer::from_pem_slice(&pem).map_err(none)? })
     }
@@ -208,18 +208,18 @@ impl Contents {
             }
             Verify::Nothing => None,
         };
-        let identity = files.identity.as_ref().map(Shown::read).transpose()?;
+        let identity = files.identity.as_ref().map(ClientKey::read).transpose()?;
         Ok(Self { trusted, identity })
     }
 
     fn configure(&self, protocol: Protocol) -> Result<ClientConfig, Unusable> {
-        // A library takes the provider it was built with and never installs one for the process.
+        // A library never installs a crypto provider for the whole process.
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?
             .dangerous();
         let builder = match &self.trusted {
-            None => builder.with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+            None => builder.with_custom_certificate_verifier(Arc::new(AcceptAny(provider))),
             Some(trusted) => {
                 let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(trusted.iter().cloned());
@@ -230,11 +230,11 @@ impl Contents {
         };
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
-            Some(Shown { chain, key }) => {
+            Some(ClientKey { chain, key }) => {
                 builder.with_client_auth_cert(chain.clone(), key.clone_key())?
             }
         };
-        config.alpn_protocols = vec![protocol.name().to_vec()];
+        config.alpn_protocols = vec![protocol.alpn().to_vec()];
         Ok(config)
     }
 }
@@ -252,7 +252,7 @@ fn authorities_of_the_system() -> Result<Vec<CertificateDer<'static>>, Unusable>
     Ok(loaded.certs)
 }
 
-/// The certificates in a file, of which there has to be one at least.
+/// Reads the certificates of a file, which must have at least one.
 fn certificates(
     parameter: &'static str,
     file: &NamedFile,

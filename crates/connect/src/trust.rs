@@ -1,4 +1,4 @@
-//! Whom to believe that it is the server.
+//! Verification of the certificate that a server shows.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, Sign
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-/// Believes certificates that one of the trusted ones vouches for, and those themselves.
+/// Accepts certificates that a trusted one has signed, and the trusted ones themselves.
 ///
-/// A certificate that signed itself and says of itself that it is an authority, as
-/// `openssl req -x509` makes it, vouches for others by the rules and never for itself. Whoever
-/// names it as trusted and has it shown by the server means that server.
+/// `openssl req -x509` makes a self-signed certificate that is marked as an authority. By the rules of
+/// webpki such a certificate may sign others, and a server must not show it. Here a server may show a
+/// certificate that is named as trusted.
 #[derive(Debug)]
 pub(crate) struct Trusted {
     by_rules: Arc<WebPkiServerVerifier>,
@@ -24,7 +24,7 @@ pub(crate) struct Trusted {
 }
 
 impl Trusted {
-    /// Trusts `roots`, all of which are among `given`.
+    /// Trusts `roots`, all of which are in `given`.
     pub(crate) fn new(
         roots: RootCertStore,
         given: Vec<CertificateDer<'static>>,
@@ -53,8 +53,8 @@ impl ServerCertVerifier for Trusted {
             now,
         );
         if by_rules.is_err() && self.given.iter().any(|given| given == end_entity) {
-            is_valid(end_entity, now)?;
-            is_for(end_entity, server_name)?;
+            verify_dates(end_entity, now)?;
+            verify_name(end_entity, server_name)?;
             return Ok(ServerCertVerified::assertion());
         }
         by_rules
@@ -88,7 +88,7 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
     parsed.map(|(_, parsed)| parsed).map_err(|_| CertificateError::BadEncoding.into())
 }
 
-fn is_valid(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+fn verify_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
     let parsed = parse(certificate)?;
     let (validity, at) = (parsed.validity(), i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     if at < validity.not_before.timestamp() {
@@ -100,10 +100,10 @@ fn is_valid(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error
     Ok(())
 }
 
-fn is_for(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
+fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
     let by_rules = verify_server_name(&ParsedCertificate::try_from(certificate)?, name);
     let parsed = parse(certificate)?;
-    // By the rules the common name is no name of a server, but often it is the only one there.
+    // webpki ignores the common name, but many self-signed certificates have no other name.
     let names = parsed.subject_alternative_name();
     if by_rules.is_err() && matches!(names, Ok(None)) {
         let mut common = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
@@ -119,11 +119,11 @@ fn is_for(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(),
     by_rules
 }
 
-/// Accepts any certificate, but still has the server prove that it holds the certificate's key.
+/// Accepts every certificate. The server must still prove that it has the private key.
 #[derive(Debug)]
-pub(crate) struct Anybody(pub(crate) Arc<CryptoProvider>);
+pub(crate) struct AcceptAny(pub(crate) Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! The way to one server.
+//! Connections to one server.
 
 use std::fmt;
 use std::io;
@@ -14,21 +14,21 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use crate::first::{First, Spoken};
+use crate::first::{CheckFirst, Expected};
 use crate::mismatch::Mismatch;
 use crate::protocol::Protocol;
 use crate::race::{Others, Unreached, race};
 use crate::tls::{Tls, TlsFiles, Unusable};
 
-/// How long a connection is silent before TCP looks whether its far end is still there.
-const LOOK_AFTER: Duration = Duration::from_secs(10);
+/// How long a connection is idle before TCP sends keep-alive probes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 
 /// A stream of bytes to and from a server.
 pub trait Bytestream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytestream for T {}
 
-/// Finds the addresses of a host, the best first, for a port.
+/// Resolves a host and a port to addresses, the preferred one first.
 pub type Resolve = Arc<dyn Fn(String, u16) -> Resolving + Send + Sync>;
 
 type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
@@ -40,37 +40,37 @@ pub struct Way {
     protocol: Protocol,
     tls: Option<(Tls, ServerName<'static>)>,
     resolve: Resolve,
-    shown: Option<Shown>,
+    alias: Option<Alias>,
 }
 
-/// What messages write instead of a place that they may not show.
-struct Shown {
+/// What messages show instead of the real host and address.
+struct Alias {
     host: String,
     place: String,
 }
 
 impl Way {
-    /// The way to `port` of `host`, an IPv6 address with or without its brackets. Nothing is sent.
+    /// Makes the way to `port` of `host`. An IPv6 address may have its brackets. Nothing is sent yet.
     pub fn new(host: &str, port: u16, protocol: Protocol) -> Self {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let resolve = |host: String, port| -> Resolving {
             Box::pin(async move { Ok(lookup_host((host, port)).await?.collect()) })
         };
-        Self { host, port, protocol, tls: None, resolve: Arc::new(resolve), shown: None }
+        Self { host, port, protocol, tls: None, resolve: Arc::new(resolve), alias: None }
     }
 
-    /// The same way, of which messages show neither host nor addresses, but these instead.
+    /// Makes messages show `host` and `place` instead of the real host and its addresses.
     #[must_use]
     pub fn shown_as(mut self, host: String, place: String) -> Self {
-        self.shown = Some(Shown { host, place });
+        self.alias = Some(Alias { host, place });
         self
     }
 
-    /// The same way, with TLS. The files are read, and read again before every handshake.
+    /// Adds TLS. The files are read now, and again before every handshake.
     ///
     /// # Errors
     ///
-    /// [`Unusable`] says which file, or that the host, cannot be used.
+    /// [`Unusable`] names the file that cannot be used, or says that the host cannot.
     pub fn with_tls(mut self, files: TlsFiles) -> Result<Self, Unusable> {
         let name = ServerName::try_from(self.host.clone());
         let name = name.map_err(|_| Unusable::Host(self.to_string()))?;
@@ -78,21 +78,21 @@ impl Way {
         Ok(self)
     }
 
-    /// The same way, with the addresses of the host found by `resolve` instead of the system.
+    /// Resolves the host by `resolve` instead of by the system.
     #[must_use]
     pub fn resolved_by(mut self, resolve: Resolve) -> Self {
         self.resolve = resolve;
         self
     }
 
-    /// Connects to whichever address of the host is first to answer what `greet` says; it is told
-    /// whether there is any other.
+    /// Tries the addresses of the host in parallel and returns what `greet` makes of the first stream on
+    /// which the server answers it. `greet` learns whether the host has other addresses.
     ///
     /// Cancellation safe.
     ///
     /// # Errors
     ///
-    /// [`Unreached`] says what came of each address, at `deadline` at the latest.
+    /// [`Unreached`] has the error of each address. It comes at `deadline` at the latest.
     pub async fn connect<T, G>(
         &self,
         deadline: Instant,
@@ -111,44 +111,44 @@ impl Way {
         let reached = race(addresses, deadline, dial, |stream, others| async move {
             greet(self.secure(stream).await?, others).await
         });
-        reached.await.map_err(|tries| Unreached::Tried { tries, shown: self.shown.is_none() })
+        reached.await.map_err(|tries| Unreached::Tried { tries, shown: self.alias.is_none() })
     }
 
-    /// Shakes hands on a connection, where that is to be done.
+    /// Makes the TLS handshake on a connection, if there is TLS.
     async fn secure(&self, stream: TcpStream) -> io::Result<Box<dyn Bytestream>> {
         let Some((tls, name)) = &self.tls else {
-            return Ok(Box::new(First::new(stream, self.protocol.spoken())));
+            return Ok(Box::new(CheckFirst::new(stream, self.protocol.expected())));
         };
-        let connector = TlsConnector::from(tls.present().await);
-        let stream = First::new(stream, Spoken::Tls);
+        let connector = TlsConnector::from(tls.refresh().await);
+        let stream = CheckFirst::new(stream, Expected::Tls);
         let stream = connector.connect(name.clone(), stream).await;
-        let stream = stream.map_err(|error| self.no_tls(&error))?;
+        let stream = stream.map_err(|error| self.handshake_error(&error))?;
         let agreed = stream.get_ref().1.alpn_protocol();
-        if self.protocol == Protocol::Http2 && agreed != Some(self.protocol.name()) {
+        if self.protocol == Protocol::Http2 && agreed != Some(self.protocol.alpn()) {
             return Err(io::Error::other("the server does not speak HTTP/2"));
         }
         Ok(Box::new(stream))
     }
 
-    /// Says of a handshake that failed what was tried; a mismatch says more by itself.
-    fn no_tls(&self, error: &io::Error) -> io::Error {
+    /// Returns the error of a handshake that failed. A mismatch has a message of its own.
+    fn handshake_error(&self, error: &io::Error) -> io::Error {
         if let Some(mismatch) = Mismatch::of(error) {
             return mismatch.into();
         }
         let mut text = format!("the TLS handshake failed: {error}");
-        if let Some(shown) = &self.shown {
-            text = text.replace(&self.host, &shown.host);
+        if let Some(alias) = &self.alias {
+            text = text.replace(&self.host, &alias.host);
         }
         io::Error::new(error.kind(), text)
     }
 }
 
-/// The place of the server as messages write it: `host:port`, if it may be shown.
+/// Writes `host:port`, or what messages show instead.
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, shown, .. } = self;
-        if let Some(shown) = shown {
-            return f.write_str(&shown.place);
+        let Self { host, port, alias, .. } = self;
+        if let Some(alias) = alias {
+            return f.write_str(&alias.place);
         }
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
@@ -163,7 +163,7 @@ impl fmt::Debug for Way {
 async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let keep_alive = TcpKeepalive::new().with_time(LOOK_AFTER);
+    let keep_alive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE);
     SockRef::from(&stream).set_tcp_keepalive(&keep_alive)?;
     Ok(stream)
 }

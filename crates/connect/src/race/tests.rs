@@ -105,7 +105,7 @@ async fn an_address_that_is_slow_may_still_be_the_first_to_answer() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_takes_the_connection_and_says_nothing_keeps_nobody_from_the_next() {
     let net = Net::new([Habit::Hangs, AT_ONCE]);
-    assert_eq!(net.race().await.unwrap(), (1, PATIENCE));
+    assert_eq!(net.race().await.unwrap(), (1, SILENCE_AFTER_CONNECT));
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,15 +148,15 @@ async fn an_error_about_many_addresses_stays_short() {
 fn the_families_take_turns_and_no_address_is_tried_twice() {
     let (six, four) = (|number| address(true, number), |number| address(false, number));
     let told = vec![six(1), six(2), six(1), six(3), four(1), four(2), four(1)];
-    assert_eq!(in_turns(&told), [six(1), four(1), six(2), four(2), six(3)]);
-    assert_eq!(in_turns(&[four(1), six(1), six(2)]), [four(1), six(1), six(2)]);
-    assert_eq!(in_turns(&[]), []);
+    assert_eq!(interleave(&told), [six(1), four(1), six(2), four(2), six(3)]);
+    assert_eq!(interleave(&[four(1), six(1), six(2)]), [four(1), six(1), six(2)]);
+    assert_eq!(interleave(&[]), []);
 }
 
 #[test]
 fn a_name_with_too_many_addresses_is_tried_at_some_of_both_families() {
     let told: Vec<_> = (0..=255).map(|number| address(true, number)).collect();
     let four = address(false, 1);
-    let tried = in_turns(&[told.as_slice(), &[four]].concat());
+    let tried = interleave(&[told.as_slice(), &[four]].concat());
     assert_eq!((tried.len(), tried[0], tried[1]), (MOST_TRIED, told[0], four));
 }

@@ -53,52 +53,52 @@ fn folder() -> (Folder, Tls) {
 #[tokio::test]
 async fn files_that_did_not_change_are_used_as_they_were() {
     let (_folder, tls) = folder();
-    let before = tls.present().await;
-    assert!(Arc::ptr_eq(&before, &tls.present().await));
+    let before = tls.refresh().await;
+    assert!(Arc::ptr_eq(&before, &tls.refresh().await));
     assert_eq!(before.alpn_protocols, [b"h2"]);
 }
 
 #[tokio::test]
 async fn files_that_changed_are_used_by_the_next_handshake() {
     let (folder, tls) = folder();
-    let before = tls.present().await;
+    let before = tls.refresh().await;
     folder.renew("ca.pem");
-    let trusted = tls.present().await;
+    let trusted = tls.refresh().await;
     assert!(!Arc::ptr_eq(&before, &trusted));
     let key = folder.renew("own.pem");
     folder.write("own.key", &key.serialize_pem());
-    let shown = tls.present().await;
+    let shown = tls.refresh().await;
     assert!(!Arc::ptr_eq(&trusted, &shown));
-    assert!(Arc::ptr_eq(&shown, &tls.present().await));
+    assert!(Arc::ptr_eq(&shown, &tls.refresh().await));
 }
 
 #[tokio::test]
 async fn the_last_sound_files_stay_in_use_while_those_there_are_broken() {
     let (folder, tls) = folder();
-    let before = tls.present().await;
+    let before = tls.refresh().await;
     let sound = std::fs::read_to_string(folder.path("ca.pem")).unwrap();
     for broken in ["", "nonsense", "-----BEGIN CERTIFICATE-----\nnonsense\n"] {
         folder.write("ca.pem", broken);
-        assert!(Arc::ptr_eq(&before, &tls.present().await), "{broken}");
-        assert!(tls.sound.lock().told.is_some());
+        assert!(Arc::ptr_eq(&before, &tls.refresh().await), "{broken}");
+        assert!(tls.in_use.lock().warned.is_some());
     }
     std::fs::remove_file(folder.path("ca.pem")).unwrap();
-    assert!(Arc::ptr_eq(&before, &tls.present().await));
+    assert!(Arc::ptr_eq(&before, &tls.refresh().await));
     folder.write("ca.pem", &sound);
-    assert!(Arc::ptr_eq(&before, &tls.present().await));
-    assert_eq!(tls.sound.lock().told, None);
+    assert!(Arc::ptr_eq(&before, &tls.refresh().await));
+    assert_eq!(tls.in_use.lock().warned, None);
 }
 
 #[tokio::test]
 async fn a_certificate_that_was_replaced_before_its_key_waits_for_it() {
     let (folder, tls) = folder();
-    let before = tls.present().await;
+    let before = tls.refresh().await;
     let key = folder.renew("own.pem");
-    assert!(Arc::ptr_eq(&before, &tls.present().await));
-    let told = tls.sound.lock().told.clone();
+    assert!(Arc::ptr_eq(&before, &tls.refresh().await));
+    let told = tls.in_use.lock().warned.clone();
     assert!(matches!(&told, Some(Unusable::Together(_))), "{told:?}");
     folder.write("own.key", &key.serialize_pem());
-    assert!(!Arc::ptr_eq(&before, &tls.present().await));
+    assert!(!Arc::ptr_eq(&before, &tls.refresh().await));
 }
 
 #[test]

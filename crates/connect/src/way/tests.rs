@@ -81,7 +81,7 @@ async fn no_message_shows_a_place_that_is_not_to_be_shown() {
     let error = way.connect(soon(), async |_, _| Ok(())).await.unwrap_err();
     assert!(error.to_string().starts_with("address 1: Connection refused"), "{error}");
     let way = way.with_tls(TlsFiles { verify: Verify::Nothing, identity: None }).unwrap();
-    let told = way.no_tls(&io::Error::other("not valid for name \"sessions.example\""));
+    let told = way.handshake_error(&io::Error::other("not valid for name \"sessions.example\""));
     assert!(told.to_string().ends_with("not valid for name \"$HOST\""), "{told}");
     for shown in [format!("{way}"), format!("{way:?}"), error.to_string(), told.to_string()] {
         assert!(!shown.contains("127.0.0.1") && !shown.contains("sessions.example"), "{shown}");
