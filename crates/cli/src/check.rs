@@ -71,9 +71,9 @@ impl FromArgMatches for Args {
     }
 }
 
-/// A sound policy file, as it is printed.
+/// A valid policy file, as it is printed.
 #[derive(Debug, Serialize)]
-struct Sound<'a> {
+struct Valid<'a> {
     file: &'a Path,
     ok: bool,
     services: Vec<Service<'a>>,
@@ -84,9 +84,9 @@ struct Sound<'a> {
     disabled_api_keys: usize,
     indexers: usize,
     max_leases: u64,
-    /// What so many leases need, with the longest ids.
+    /// The memory that `max_leases` leases need with the longest ids.
     worst_memory_bytes: u64,
-    /// What this machine has.
+    /// The memory of this machine.
     memory_bytes: Option<u64>,
     warnings: Vec<Finding<'a>>,
 }
@@ -102,7 +102,7 @@ struct Service<'a> {
     observe: bool,
 }
 
-/// Something about one place of the file.
+/// A warning about one place of the file.
 #[derive(Debug, Serialize)]
 struct Finding<'a> {
     line: usize,
@@ -110,9 +110,9 @@ struct Finding<'a> {
     problem: &'a str,
 }
 
-/// A policy file that is not sound, for programs; people get the error line.
+/// An invalid policy file, for programs; people get the error line.
 #[derive(Debug, Serialize)]
-struct Unsound<'a> {
+struct Invalid<'a> {
     file: &'a Path,
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,13 +120,13 @@ struct Unsound<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
     problem: &'a str,
-    /// The first again, and all others.
-    errors: Vec<Wrong<'a>>,
+    /// All errors, the first one again.
+    errors: Vec<ErrorRow<'a>>,
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Debug, Serialize)]
-struct Wrong<'a> {
+struct ErrorRow<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'a Path>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +136,7 @@ struct Wrong<'a> {
     problem: &'a str,
 }
 
-impl<'a> From<&'a Problem> for Wrong<'a> {
+impl<'a> From<&'a Problem> for ErrorRow<'a> {
     fn from(problem: &'a Problem) -> Self {
         let place = problem.place.as_ref();
         Self {
@@ -168,7 +168,7 @@ impl<'a> From<ServiceSummary<'a>> for Service<'a> {
     }
 }
 
-impl<'a> Sound<'a> {
+impl<'a> Valid<'a> {
     fn new(file: &'a Path, summary: Summary<'a>, config: &Config, warnings: &'a [Warning]) -> Self {
         Self {
             file,
@@ -188,7 +188,7 @@ impl<'a> Sound<'a> {
     }
 }
 
-impl fmt::Display for Sound<'_> {
+impl fmt::Display for Valid<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.display();
         for Finding { line, column, problem } in &self.warnings {
@@ -241,7 +241,7 @@ impl fmt::Display for Sound<'_> {
     }
 }
 
-impl fmt::Display for Unsound<'_> {
+impl fmt::Display for Invalid<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.file.display(), self.problem)
     }
@@ -255,8 +255,8 @@ fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
-/// What the settings beside the policy come to on this machine.
-fn sizes(file: &Path, given: &Given, config: &Config) -> Option<Warning> {
+/// The warning that `max_leases` may need more memory than this machine has.
+fn memory_warning(file: &Path, given: &Given, config: &Config) -> Option<Warning> {
     let worst = worst_memory(config.max_leases, config.max_id_bytes);
     let memory = machine::memory().filter(|memory| worst > *memory)?;
     let place = match given.source("max_leases") {
@@ -285,17 +285,17 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     let judged = configured.and_then(|mut configured| configured.judge().map(|()| configured));
     match judged {
         Ok(Configured { config, given, mut warnings }) => {
-            warnings.extend(sizes(&file, &given, &config));
+            warnings.extend(memory_warning(&file, &given, &config));
             let summary = config.policy.summary();
-            output.show(&Sound::new(&file, summary, &config, &warnings))
+            output.show(&Valid::new(&file, summary, &config, &warnings))
         }
         Err(problems) => {
             if output.is_json() {
-                let errors: Vec<_> = problems.iter().map(Wrong::from).collect();
-                let Some(&Wrong { line, column, problem, .. }) = errors.first() else {
+                let errors: Vec<_> = problems.iter().map(ErrorRow::from).collect();
+                let Some(&ErrorRow { line, column, problem, .. }) = errors.first() else {
                     return Err(Problem::failure(problems));
                 };
-                output.show(&Unsound { file: &file, ok: false, line, column, problem, errors })?;
+                output.show(&Invalid { file: &file, ok: false, line, column, problem, errors })?;
             }
             Err(Problem::failure(problems))
         }

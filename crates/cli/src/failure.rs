@@ -1,30 +1,29 @@
-//! How a command ends when it does not end well: one line, and an exit code with one meaning.
+//! How a command fails: one line, and an exit code with one meaning.
 
 use std::io;
 use std::process::ExitCode;
 
 use tgm_session::Error;
 
-/// Why a command did not end well.
+/// Why a command failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Exit code 1: it failed, a port or a store that cannot be had too.
+    /// Exit code 1: it failed. A port that is taken and a store that does not open are among these.
     Failed(String),
-    /// Exit code 2: a flag, a URL or a policy that cannot be meant.
+    /// Exit code 2: an invalid flag, URL or policy.
     Usage(String),
-    /// Exit code 3: the server answered, and the answer is no.
+    /// Exit code 3: the server refused.
     Refused(String),
     /// Exit code 4: the server cannot be reached, or cannot serve now.
     Unavailable(String),
-    /// Several of these at once, of which there is one at least: exit code 2 if one has it, or that of
-    /// the first.
+    /// Several failures, at least one: exit code 2 if one of them has it, else that of the first.
     Several(Vec<Self>),
-    /// Whoever read the output left before its end: no reason for a message, and no fault.
-    NobodyReads,
+    /// The reader of the output closed it. This is no error, and there is no message.
+    OutputClosed,
 }
 
 impl Failure {
-    /// Everything that is wrong as one failure; `None` when nothing is.
+    /// Makes one failure of all; `None` if there is none.
     pub(crate) fn of(mut failures: Vec<Self>) -> Option<Self> {
         match failures.len() {
             0 | 1 => failures.pop(),
@@ -32,7 +31,7 @@ impl Failure {
         }
     }
 
-    /// What to tell, each in one line.
+    /// The messages, each in one line.
     pub(crate) fn messages(&self) -> Vec<&str> {
         match self {
             Self::Several(failures) => failures.iter().flat_map(Self::messages).collect(),
@@ -40,7 +39,7 @@ impl Failure {
         }
     }
 
-    /// What to tell, in one line; nothing when nobody would read it. Of several, the first.
+    /// The message, in one line: the first of several, and none for a closed output.
     pub(crate) fn message(&self) -> Option<&str> {
         match self {
             Self::Failed(message)
@@ -48,11 +47,11 @@ impl Failure {
             | Self::Refused(message)
             | Self::Unavailable(message) => Some(message),
             Self::Several(failures) => failures.first().and_then(Self::message),
-            Self::NobodyReads => None,
+            Self::OutputClosed => None,
         }
     }
 
-    /// The same failure, with what it is about in front.
+    /// The same failure, whose message begins with `what`.
     pub(crate) fn about(self, what: &str) -> Self {
         let with = |message: String| format!("{what}: {message}");
         match self {
@@ -63,11 +62,11 @@ impl Failure {
             Self::Several(failures) => {
                 Self::Several(failures.into_iter().map(|failure| failure.about(what)).collect())
             }
-            Self::NobodyReads => Self::NobodyReads,
+            Self::OutputClosed => Self::OutputClosed,
         }
     }
 
-    /// What to tell the caller of the process.
+    /// The exit code of the process.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())
     }
@@ -79,7 +78,7 @@ impl Failure {
                 let first = codes.next().unwrap_or(1);
                 if codes.any(|code| code == 2) { 2 } else { first }
             }
-            Self::NobodyReads => 0,
+            Self::OutputClosed => 0,
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::Refused(_) => 3,
@@ -88,11 +87,11 @@ impl Failure {
     }
 }
 
-/// Makes a failure to write the output.
+/// A failure to write the output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::BrokenPipe => Self::NobodyReads,
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
             _ => Self::Failed(format!("cannot write the output: {error}")),
         }
     }
@@ -110,7 +109,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Makes one failure of it. A policy file may have more than one error.
+/// One failure with the message of all errors. A policy file may have several.
 impl From<tgm_session_server::Error> for Failure {
     fn from(error: tgm_session_server::Error) -> Self {
         let message = error.to_string();

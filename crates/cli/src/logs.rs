@@ -1,11 +1,11 @@
 //! Where log lines go: standard error, never standard output.
 //!
-//! A server never waits for whoever reads its standard error: from the start of logging on all that
-//! it has to say there goes through a queue. Other commands write to it as they go.
+//! A server never waits for the reader of its standard error: a queue is in front of it as soon as logging
+//! starts. Other commands write to standard error directly.
 
+mod escape;
 mod format;
 mod queue;
-mod shown;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::AtomicU64;
@@ -16,11 +16,11 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::failure::Failure;
+use escape::Escape;
 use format::LogFormat;
 use queue::Queue;
-use shown::Shown;
 
-/// How long the end of the process waits until what was logged is written.
+/// How long the end of the process waits for the queue to be written.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// The queue in front of standard error, in a server.
@@ -77,9 +77,9 @@ impl Logs {
         let (format, is_coloured) =
             (self.log_format, colours && self.log_format == LogFormat::Text);
         let writer = if is_server {
-            BoxMakeWriter::new(Shown::new(self.start_queue()?, format, is_coloured))
+            BoxMakeWriter::new(Escape::new(self.start_queue()?, format, is_coloured))
         } else {
-            BoxMakeWriter::new(Shown::new(std::io::stderr, format, is_coloured))
+            BoxMakeWriter::new(Escape::new(std::io::stderr, format, is_coloured))
         };
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
@@ -93,20 +93,20 @@ impl Logs {
         Ok(())
     }
 
-    /// Puts a queue in front of standard error, and lets panics be reported through it.
+    /// Puts a queue in front of standard error, which takes the messages of panics too.
     fn start_queue(&self) -> Result<Queue, Failure> {
         let tell =
             |lines| tracing::warn!(lines, "log lines were dropped: nobody read them in time");
         let queue = Queue::start(std::io::stderr(), tell)
             .map_err(|error| Failure::Failed(format!("cannot start the log: {error}")))?;
         let (format, to) = (self.log_format, queue.clone());
-        // The hook of the standard library waits for the reader of standard error.
+        // The panic hook of the standard library would wait for the reader of standard error.
         std::panic::set_hook(Box::new(move |panic| to.push_last(&format.panic_line(panic))));
         Ok(QUEUE.get_or_init(|| queue).clone())
     }
 }
 
-/// How many log lines this process dropped so far, because nobody read those before them.
+/// Counts the log lines that this process has dropped because the queue was full.
 pub(crate) fn dropped() -> Arc<AtomicU64> {
     QUEUE.get().map(Queue::dropped).unwrap_or_default()
 }
@@ -118,8 +118,7 @@ pub(crate) fn flush() {
     }
 }
 
-/// Writes the error that ends a command, whatever is logged. Whether anybody reads it changes
-/// nothing.
+/// Writes the error that ends a command, whatever the log filter is. Ignores a failure to write.
 pub(crate) fn show_errors(format: LogFormat, messages: &[&str]) {
     for message in messages {
         let line = format.error_line(message);

@@ -10,7 +10,7 @@ use tgm_session_server::text;
 
 use crate::failure::Failure;
 
-/// Back to the start of the line, and nothing on it.
+/// Moves to the start of the line and clears it.
 const CLEAR: &str = "\r\x1b[2K";
 
 /// How data is printed.
@@ -51,7 +51,7 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Whether somebody watches a terminal, where lines may change.
+    /// Whether the output is a terminal, whose last line may change.
     pub(crate) const fn is_live(&self) -> bool {
         self.live
     }
@@ -60,7 +60,7 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// [`Failure::NobodyReads`] when the reader is gone, [`Failure::Failed`] when writing failed.
+    /// [`Failure::OutputClosed`] when the reader is gone, [`Failure::Failed`] when writing failed.
     pub(crate) fn show(&mut self, thing: &(impl Serialize + fmt::Display)) -> Result<(), Failure> {
         match self.format {
             Format::Text => self.show_text(thing),
@@ -86,7 +86,7 @@ impl Output {
 
     fn show_text(&mut self, text: &impl fmt::Display) -> Result<(), Failure> {
         self.clear_live()?;
-        writeln!(self.stream, "{}", shown(text))?;
+        writeln!(self.stream, "{}", escape_all(text))?;
         Ok(self.stream.flush()?)
     }
 
@@ -105,7 +105,7 @@ impl Output {
     pub(crate) fn show_live(&mut self, text: &impl fmt::Display) -> Result<(), Failure> {
         if self.live {
             self.dirty = true;
-            write!(self.stream, "{CLEAR}{}", shown(text))?;
+            write!(self.stream, "{CLEAR}{}", escape_all(text))?;
             self.stream.flush()?;
         }
         Ok(())
@@ -121,11 +121,11 @@ impl Output {
     }
 }
 
-/// The style of what went wrong.
+/// The style of errors.
 pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
-/// The style of what was checked and is so.
+/// The style of success.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
-/// The style of a refusal, or of something to think about.
+/// The style of refusals and warnings.
 pub(crate) const WARN: Style = AnsiColor::Yellow.on_default();
 /// The style of names and bars.
 pub(crate) const NAME: Style = AnsiColor::Cyan.on_default();
@@ -155,9 +155,9 @@ pub(crate) fn plain(text: &str) -> String {
     text::plain(text).into_owned()
 }
 
-/// What is about to be shown: several lines, and colours. Whatever else is not plain is escaped, in
-/// case that a part of it was not passed through [`plain`].
-fn shown(text: &impl fmt::Display) -> String {
+/// Escapes all that is not plain, except ends of lines and colours: a part of the text may not have passed
+/// through [`plain`].
+fn escape_all(text: &impl fmt::Display) -> String {
     text::plain_but(&text.to_string(), |char| matches!(char, '\n' | '\x1b')).into_owned()
 }
 
@@ -173,6 +173,6 @@ mod tests {
     #[test]
     fn what_is_shown_keeps_its_colours_and_its_lines_alone() {
         let text = styled(BAD, "a\nb\u{202e}\r");
-        assert_eq!(shown(&text), styled(BAD, "a\nb\\u{202e}\\r"));
+        assert_eq!(escape_all(&text), styled(BAD, "a\nb\\u{202e}\\r"));
     }
 }

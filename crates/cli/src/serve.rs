@@ -128,7 +128,7 @@ fn make_room_for_files(config: &Config) {
 /// already holds up a thread that nobody waits for.
 fn say_ready(ready: Ready, mut output: Output) -> Result<(), Failure> {
     let say = move || match output.show(&ready) {
-        Err(Failure::NobodyReads) | Ok(()) => {}
+        Err(Failure::OutputClosed) | Ok(()) => {}
         Err(failure) => tracing::warn!("{}", failure.message().unwrap_or_default()),
     };
     let started = std::thread::Builder::new().name("ready".into()).spawn(say);

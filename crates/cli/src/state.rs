@@ -35,7 +35,7 @@ pub(crate) struct Args {
 
 /// One pool, as it is printed.
 #[derive(Debug, Serialize)]
-struct Shown {
+struct PoolReport {
     service: String,
     organization: String,
     active: u64,
@@ -45,7 +45,7 @@ struct Shown {
     traces: BTreeMap<String, u64>,
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for PoolReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bar = Bar { active: self.active, max: self.max };
         let name = plain(&format!("{} {}", self.organization, self.service));
@@ -93,7 +93,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     runtime.shutdown_background();
     output.clear_live()?;
     let PoolState { borrowed, max, available, active_traces, per_trace, .. } = state?;
-    output.show(&Shown {
+    output.show(&PoolReport {
         service: args.service,
         organization: args.organization,
         active: borrowed,

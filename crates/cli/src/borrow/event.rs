@@ -128,7 +128,7 @@ impl fmt::Display for Kind {
 
 impl Event<'_> {
     /// The event for people: one word, its style, and the rest of the line.
-    fn told(&self) -> (Style, &'static str, String) {
+    fn words(&self) -> (Style, &'static str, String) {
         match self {
             Self::Granted { kind: Kind::Session, service, organization, .. } => (
                 GOOD,
@@ -177,7 +177,7 @@ impl Event<'_> {
 
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (style, word, rest) = self.told();
+        let (style, word, rest) = self.words();
         write!(f, "{style}{word:<10}{style:#}  {rest}")
     }
 }

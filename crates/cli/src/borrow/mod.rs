@@ -1,4 +1,4 @@
-//! `borrow`: hold one session, and say what becomes of it.
+//! `borrow`: hold one session, and report what happens to it.
 
 mod event;
 
@@ -99,7 +99,7 @@ pub(crate) fn run(args: Args, output: Output) -> Result<(), Failure> {
         let (pool, remote) = connect(&args.url).await?;
         let mut holder = Holder::new(args, output, remote);
         let outcome = holder.hold(&pool, &mut signals).await;
-        // Nothing stays taken, however that went.
+        // Everything is returned, whether that worked or not.
         let closed = tokio::select! {
             closed = holder.close(&pool) => closed,
             name = signals.next() => Err(Failure::Failed(format!(
@@ -108,12 +108,12 @@ pub(crate) fn run(args: Args, output: Output) -> Result<(), Failure> {
         };
         outcome.and(closed)
     });
-    // What the pool could not return by now it never will.
+    // Returns that are still being retried are given up.
     runtime.shutdown_background();
     outcome
 }
 
-/// Makes the pool of `url`, and keeps the way to ask its server when there is one.
+/// Makes the pool of `url`, and with `tgm://` the client that asks its server.
 async fn connect(url: &str) -> Result<(Pool, Option<Remote>), Failure> {
     let dsn = Dsn::parse(url)?;
     if dsn.scheme() == "tgm" {
@@ -123,24 +123,25 @@ async fn connect(url: &str) -> Result<(Pool, Option<Remote>), Failure> {
     Ok((Registry::default().open(dsn).await?, None))
 }
 
-/// The one who holds the session.
+/// Holds the session.
 struct Holder {
     args: Args,
     output: Output,
     remote: Option<Remote>,
     since: Instant,
-    told: Told,
+    reported: Reported,
     /// Kept until the pool is closed: a guard that is dropped returns its lease with the minimal
     /// life of its service, and a close returns it at once.
     session: Option<Session>,
     workers: Vec<Worker>,
 }
 
-/// What was told last, so that only news are told.
+/// What was reported last. Only changes are reported.
 #[derive(Default)]
-struct Told {
+struct Reported {
     /// How full the pool is; active and ceiling.
     pool: Option<(u64, Option<u64>)>,
+    /// The server does not answer.
     silent: bool,
     keep_alives: u64,
     keys: Vec<Arc<str>>,
@@ -153,7 +154,7 @@ impl Holder {
             output,
             remote,
             since: Instant::now(),
-            told: Told::default(),
+            reported: Reported::default(),
             session: None,
             workers: Vec::new(),
         }
@@ -166,7 +167,7 @@ impl Holder {
             name = signals.next() => return self.show(&Event::Returning { why: name }),
         }
         self.since = Instant::now();
-        self.told.keys = self.keys();
+        self.reported.keys = self.keys();
         let trace = self.session.as_ref().map(|session| session.ids().trace.clone());
         let trace = &trace.unwrap_or_default();
         self.show(&Event::Holding { workers: self.workers.len(), trace })?;
@@ -179,7 +180,7 @@ impl Holder {
                 biased;
                 name = signals.next() => return self.show(&Event::Returning { why: name }),
                 Some(Ok((kind, number, error))) = ends.join_next() => {
-                    return self.ended(kind, number, error);
+                    return self.report_end(kind, number, error);
                 }
                 () = &mut over => return self.show(&Event::Returning { why: "the time is over" }),
                 _ = ticks.tick() => self.tick().await?,
@@ -192,20 +193,20 @@ impl Holder {
         let request = SessionRequest::new(&*self.args.service, &*self.args.organization)
             .api_key(&*self.args.api_key_id)
             .trace(self.args.trace.as_deref().unwrap_or_default());
-        ignore_readers(self.output.show_live(&"asking for a session…"))?;
+        ignore_closed_output(self.output.show_live(&"asking for a session…"))?;
         let session = pool.borrow(request).await;
-        self.session = Some(self.told(Kind::Session, 0, session)?);
+        self.session = Some(self.report_borrow(Kind::Session, 0, session)?);
         let most = self.args.max_workers.unwrap_or(self.args.workers);
         for number in 1..=self.args.workers as usize {
             let Some(session) = &self.session else { break };
             let worker = session.borrow_worker(&*self.args.worker_service, most).await;
-            let worker = self.told(Kind::Worker, number, worker)?;
+            let worker = self.report_borrow(Kind::Worker, number, worker)?;
             self.workers.push(worker);
         }
         Ok(())
     }
 
-    /// Waits for the end of everything that is held, each with what it is.
+    /// Tasks that wait, each for the end of one lease.
     fn ends(&self) -> JoinSet<(Kind, usize, Error)> {
         let mut ends = JoinSet::new();
         if let Some(session) = &self.session {
@@ -219,9 +220,9 @@ impl Holder {
         ends
     }
 
-    /// Tells why it is over before its time.
-    fn ended(&mut self, kind: Kind, number: usize, error: Error) -> Result<(), Failure> {
-        // A session takes its workers along: its reason is the one to tell.
+    /// Reports an end that came too early.
+    fn report_end(&mut self, kind: Kind, number: usize, error: Error) -> Result<(), Failure> {
+        // The end of a session ends its workers: its reason is the one to report.
         let reason = self.session.as_ref().and_then(|session| session.end_reason()).cloned();
         let (kind, number, error) = match reason {
             Some(reason) => (Kind::Session, 0, reason),
@@ -245,8 +246,8 @@ impl Holder {
         session.chain(self.workers.iter().map(|worker| worker.keep_alives())).sum()
     }
 
-    /// Says what came of one borrow.
-    fn told<T>(
+    /// Reports the result of one borrow.
+    fn report_borrow<T>(
         &mut self,
         kind: Kind,
         number: usize,
@@ -275,27 +276,27 @@ impl Holder {
         }
     }
 
-    /// Tells the news since the last tick.
+    /// Reports what has changed since the last tick.
     async fn tick(&mut self) -> Result<(), Failure> {
         let keys = self.keys();
         for (number, key) in keys.iter().enumerate() {
-            if self.told.keys.get(number) != Some(key) {
+            if self.reported.keys.get(number) != Some(key) {
                 let kind = if number == 0 { Kind::Session } else { Kind::Worker };
                 self.show(&Event::BorrowedAgain { kind, number })?;
             }
         }
-        self.told.keys = keys;
-        self.look_at_the_pool().await?;
+        self.reported.keys = keys;
+        self.report_pool().await?;
         let keep_alives = self.keep_alives();
-        let news = keep_alives != self.told.keep_alives;
-        self.told.keep_alives = keep_alives;
+        let news = keep_alives != self.reported.keep_alives;
+        self.reported.keep_alives = keep_alives;
         if self.output.is_live() {
             let seconds = self.since.elapsed().as_secs();
-            let pool = self.told.pool.filter(|_| !self.told.silent);
+            let pool = self.reported.pool.filter(|_| !self.reported.silent);
             let pool =
                 pool.map(|(active, max)| Bar { active, max }.to_string()).unwrap_or_default();
             let text = format!("held {seconds} s, {keep_alives} keep-alives  {pool}");
-            return ignore_readers(self.output.show_live(&text));
+            return ignore_closed_output(self.output.show_live(&text));
         }
         if news {
             let held_ms = self.held_ms();
@@ -304,8 +305,8 @@ impl Holder {
         Ok(())
     }
 
-    /// Tells how full the pool of the session is, as the server counts it, when that changed.
-    async fn look_at_the_pool(&mut self) -> Result<(), Failure> {
+    /// Reports how full the pool of the session is, as the server counts it, when that has changed.
+    async fn report_pool(&mut self) -> Result<(), Failure> {
         let Some(server) = self.remote.as_ref().map(|remote| remote.pool.clone()) else {
             return Ok(());
         };
@@ -313,11 +314,11 @@ impl Holder {
         let state = tokio::time::timeout(TICK / 2, server.state(&service, &organization)).await;
         let message = match state {
             Ok(Ok(state)) => {
-                if std::mem::take(&mut self.told.silent) {
+                if std::mem::take(&mut self.reported.silent) {
                     self.show(&Event::Reachable)?;
                 }
                 let now = (state.borrowed, state.max);
-                if self.told.pool.replace(now) == Some(now) || self.output.is_live() {
+                if self.reported.pool.replace(now) == Some(now) || self.output.is_live() {
                     return Ok(());
                 }
                 let (service, organization) = (&*service, &*organization);
@@ -327,17 +328,17 @@ impl Holder {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the server does not answer".to_owned(),
         };
-        if std::mem::replace(&mut self.told.silent, true) {
+        if std::mem::replace(&mut self.reported.silent, true) {
             return Ok(());
         }
         self.show(&Event::Unreachable { message: &message })
     }
 
-    /// Returns everything, and says how many leases that were.
+    /// Returns everything, and reports how many leases that were.
     async fn close(&mut self, pool: &Pool) -> Result<(), Failure> {
-        ignore_readers(self.output.show_live(&"returning everything…"))?;
+        ignore_closed_output(self.output.show_live(&"returning everything…"))?;
         let report = pool.close(CLOSING).await;
-        ignore_readers(self.output.clear_live())?;
+        ignore_closed_output(self.output.clear_live())?;
         let (returned, not_returned) = (report.returned, report.not_returned);
         if returned + not_returned > 0 {
             let held_ms = self.held_ms();
@@ -363,14 +364,14 @@ impl Holder {
     }
 
     fn show(&mut self, event: &Event<'_>) -> Result<(), Failure> {
-        ignore_readers(self.output.show(event))
+        ignore_closed_output(self.output.show(event))
     }
 }
 
-/// The session is held for its own sake: it goes on when nobody reads about it any more.
-fn ignore_readers(shown: Result<(), Failure>) -> Result<(), Failure> {
+/// A closed output does not end the command: the session is still held.
+fn ignore_closed_output(shown: Result<(), Failure>) -> Result<(), Failure> {
     match shown {
-        Err(Failure::NobodyReads) => Ok(()),
+        Err(Failure::OutputClosed) => Ok(()),
         shown => shown,
     }
 }

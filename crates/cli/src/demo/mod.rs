@@ -1,14 +1,14 @@
-//! `demo`: a real server, real clients and real crashes, as a story that checks itself.
+//! `demo`: a real server, real clients and real crashes. Each step is checked.
 
-mod cast;
+mod counter;
+mod narrator;
 mod play;
-mod stage;
-mod watch;
+mod processes;
 
 use std::time::{Duration, Instant};
 
-use crate::demo::cast::Cast;
-use crate::demo::stage::Stage;
+use crate::demo::narrator::Narrator;
+use crate::demo::processes::Processes;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::runtime;
@@ -25,7 +25,7 @@ it shows it has checked; what did not happen is named, and the exit code is 1.
   tgm-session demo --format json
       every scene, pool and check as one line of JSON";
 
-/// Longer than the whole story ever takes: a demo that hangs has failed.
+/// Longer than the whole demo takes. A demo that hangs has failed.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// See it work: a real server, three organizations, a crash and a clean end, in 10 seconds.
@@ -33,7 +33,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {}
 
-/// Plays the story and leaves nothing behind: no process and no file, whatever happened.
+/// Plays the demo. Leaves no process and no file behind, even when it fails.
 pub(crate) fn run(_: &Args, output: Output) -> Result<(), Failure> {
     let runtime = runtime::current_thread()?;
     let home = tempfile::Builder::new()
@@ -42,26 +42,26 @@ pub(crate) fn run(_: &Args, output: Output) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(format!("cannot make a temporary folder: {error}")))?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::take_with_hangup()?;
-        let mut stage = Stage::new(output);
-        let mut cast = Cast::new(home.path())?;
+        let mut narrator = Narrator::new(output);
+        let mut processes = Processes::new(home.path())?;
         let started = Instant::now();
         let outcome = tokio::select! {
-            outcome = play::play(&mut stage, &mut cast) => outcome,
+            outcome = play::play(&mut narrator, &mut processes) => outcome,
             name = signals.next() => Err(Failure::Failed(format!("stopped by {name}"))),
             () = tokio::time::sleep(DEADLINE) => {
-                Err(Failure::Failed(format!("the demo hung in scene {}", stage.scene())))
+                Err(Failure::Failed(format!("the demo hung in scene {}", narrator.scene())))
             }
         };
-        cast.end_all().await;
+        processes.end_all().await;
         match outcome {
-            Ok(()) => stage.finish(started.elapsed()),
+            Ok(()) => narrator.finish(started.elapsed()),
             Err(failure) => {
-                stage.abort();
+                narrator.abort();
                 Err(failure)
             }
         }
     });
-    // Tasks of the pools may still retry returns: they must not outlive the story.
+    // Tasks of the pools may still retry returns. They must not outlive the demo.
     runtime.shutdown_background();
     let left = home.path().to_owned();
     let removed = home.close().map_err(|error| {

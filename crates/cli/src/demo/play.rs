@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use tgm_session::{Error, Pool, Scope, Session, SessionRequest, Worker};
 
 use crate::bar::Bar;
-use crate::demo::cast::{Cast, TTL};
-use crate::demo::stage::Stage;
-use crate::demo::watch::Watch;
+use crate::demo::counter::Counter;
+use crate::demo::narrator::Narrator;
+use crate::demo::processes::{Processes, TTL};
 use crate::failure::Failure;
 
 /// The service whose leases are sessions, as real services call it.
@@ -18,11 +18,11 @@ const WORKERS: &str = "t2w";
 /// The organizations, and how many streams each of them runs. The ceilings are 8, 4 and 3.
 const STREAMS: [(&str, usize); 3] = [("acme", 6), ("borealis", 2), ("cirrus", 2)];
 
-/// How often the server is asked while something is waited for.
+/// How often the server is asked while a scene waits.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long people get to see one more line.
+/// The pause after a line, so that people can read it.
 const BEAT: Duration = Duration::from_millis(120);
-/// How late a machine that is busy with other things may be.
+/// How much later than expected a busy machine may be.
 const SLACK: Duration = Duration::from_millis(700);
 
 /// One streaming service of one organization, with a pool of its own as in a process of its own.
@@ -33,33 +33,37 @@ struct Streamer {
     workers: Vec<Worker>,
 }
 
-/// Everyone who takes part.
+/// Everything that the scenes use.
 struct Play<'a> {
-    stage: &'a mut Stage,
-    cast: &'a mut Cast,
-    watch: Watch,
+    narrator: &'a mut Narrator,
+    processes: &'a mut Processes,
+    counter: Counter,
     url: String,
     address: String,
     streamers: Vec<Streamer>,
 }
 
-/// Plays every scene; the first thing that does not happen ends the story.
-pub(super) async fn play(stage: &mut Stage, cast: &mut Cast) -> Result<(), Failure> {
-    stage.open()?;
-    stage.begin("A server starts")?;
+/// Plays every scene. The first check that fails ends the demo.
+pub(super) async fn play(
+    narrator: &mut Narrator,
+    processes: &mut Processes,
+) -> Result<(), Failure> {
+    narrator.open()?;
+    narrator.begin("A server starts")?;
     let started = Instant::now();
-    let server = cast.start_server("127.0.0.1:0").await?;
-    stage.note(format_args!("gRPC on {}, durable store {}", server.grpc, server.store))?;
-    stage.note(format_args!(
+    let server = processes.start_server("127.0.0.1:0").await?;
+    narrator.note(format_args!("gRPC on {}, durable store {}", server.grpc, server.store))?;
+    narrator.note(format_args!(
         "a lease that nobody keeps alive ends after {} s (the usual TTL is 60 s)",
         TTL.as_secs()
     ))?;
     let took = started.elapsed().as_millis();
-    stage.check(true, format_args!("it accepts calls after {took} ms"), "")?;
+    narrator.check(true, format_args!("it accepts calls after {took} ms"), "")?;
 
     let url = format!("tgm://{}?plaintext=true&request-keep-alive-delay=600ms", server.grpc);
-    let watch = Watch::new(&url)?;
-    let mut play = Play { stage, cast, watch, url, address: server.grpc, streamers: Vec::new() };
+    let counter = Counter::new(&url)?;
+    let mut play =
+        Play { narrator, processes, counter, url, address: server.grpc, streamers: Vec::new() };
     play.organizations_stream().await?;
     play.workers_under_a_session().await?;
     play.a_full_organization_hears_why().await?;
@@ -70,22 +74,22 @@ pub(super) async fn play(stage: &mut Stage, cast: &mut Cast) -> Result<(), Failu
 
 impl Play<'_> {
     async fn organizations_stream(&mut self) -> Result<(), Failure> {
-        self.stage.begin("Three organizations stream")?;
+        self.narrator.begin("Three organizations stream")?;
         for (organization, streams) in STREAMS {
             let pool = tgm_session::connect(&self.url).await?;
             let mut sessions = Vec::new();
             for number in 0..streams {
                 sessions.push(pool.borrow(request(organization, number)).await?);
                 let active = sessions.len();
-                self.stage.live(format_args!("{organization} starts stream {active}"))?;
-                self.stage.pause(BEAT / 2).await;
+                self.narrator.live(format_args!("{organization} starts stream {active}"))?;
+                self.narrator.pause(BEAT / 2).await;
             }
             self.streamers.push(Streamer { organization, pool, sessions, workers: Vec::new() });
             self.show_pool(organization, SESSIONS).await?;
         }
         let held: usize = STREAMS.iter().map(|(_, streams)| streams).sum();
         let counted = self.counted(SESSIONS).await?;
-        self.stage.check(
+        self.narrator.check(
             counted == held as u64,
             format_args!("{held} streams run, and the server counts {counted}"),
             format_args!("it counts {counted}"),
@@ -93,8 +97,8 @@ impl Play<'_> {
     }
 
     async fn workers_under_a_session(&mut self) -> Result<(), Failure> {
-        self.stage.begin("Workers under a session")?;
-        self.stage
+        self.narrator.begin("Workers under a session")?;
+        self.narrator
             .note("one stream of acme splits its work over 4 workers, and may have no more")?;
         let acme = &mut self.streamers[0];
         let session = &acme.sessions[0];
@@ -111,13 +115,13 @@ impl Play<'_> {
             }
         };
         let expected = Error::WorkersLimitExceeded { active: 4, max: 4, scope: Scope::Trace };
-        self.stage.check(
+        self.narrator.check(
             fifth.is_err_and(|error| error == expected),
             "a fifth worker is refused, by the ceiling of the session",
             refused,
         )?;
         let counted = self.counted(WORKERS).await?;
-        self.stage.check(
+        self.narrator.check(
             counted == 4,
             "workers are counted apart from streams: neither starves the other",
             format_args!("the server counts {counted} workers"),
@@ -125,7 +129,7 @@ impl Play<'_> {
     }
 
     async fn a_full_organization_hears_why(&mut self) -> Result<(), Failure> {
-        self.stage.begin("A full organization hears why")?;
+        self.narrator.begin("A full organization hears why")?;
         let cirrus = &mut self.streamers[2];
         let third = cirrus.pool.borrow(request("cirrus", 2)).await?;
         cirrus.sessions.push(third);
@@ -140,7 +144,7 @@ impl Play<'_> {
         };
         let scope = Scope::Organization;
         let expected = Error::ConcurrentStreamLimitExceeded { active: 3, max: 3, scope };
-        self.stage.check(
+        self.narrator.check(
             fourth.is_err_and(|error| error == expected),
             "a fourth stream is refused, with the count, the ceiling and whose it is",
             refused,
@@ -151,23 +155,23 @@ impl Play<'_> {
             Ok(session) => session.release_after(Duration::ZERO).await.is_ok(),
             Err(_) => false,
         };
-        self.stage.check(granted, "its neighbour borealis is served as before", said)
+        self.narrator.check(granted, "its neighbour borealis is served as before", said)
     }
 
     async fn a_client_dies_silently(&mut self) -> Result<(), Failure> {
-        self.stage.begin("A client dies without a word")?;
-        self.stage.note("another process of borealis streams too, with 2 workers under it")?;
-        let before = self.watch.pool("borealis", SESSIONS).await?;
-        self.cast.start_client(&self.url, "borealis", 2).await?;
+        self.narrator.begin("A client dies without a word")?;
+        self.narrator.note("another process of borealis streams too, with 2 workers under it")?;
+        let before = self.counter.pool("borealis", SESSIONS).await?;
+        self.processes.start_client(&self.url, "borealis", 2).await?;
         self.show_pool("borealis", SESSIONS).await?;
         self.show_pool("borealis", WORKERS).await?;
 
-        self.cast.kill_client().await?;
+        self.processes.kill_client().await?;
         let killed = Instant::now();
-        let streams = self.watch.pool("borealis", SESSIONS).await?;
-        let workers = self.watch.pool("borealis", WORKERS).await?;
-        self.stage.note("kill -9: it returns nothing")?;
-        self.stage.check(
+        let streams = self.counter.pool("borealis", SESSIONS).await?;
+        let workers = self.counter.pool("borealis", WORKERS).await?;
+        self.narrator.note("kill -9: it returns nothing")?;
+        self.narrator.check(
             streams.active == before.active + 1 && workers.active == 2,
             "its slots stay taken at first: it might only be slow",
             format_args!("{} streams and {} workers", streams.active, workers.active),
@@ -176,18 +180,18 @@ impl Play<'_> {
         while left != (before.active, 0) && killed.elapsed() < TTL + Duration::from_secs(1) + SLACK
         {
             let shown = TTL.saturating_sub(killed.elapsed());
-            self.stage.live(format_args!(
+            self.narrator.live(format_args!(
                 "{} until its leases end, {:.1} s",
                 Bar::cells_of(shown.as_millis(), TTL.as_millis()),
                 shown.as_secs_f64()
             ))?;
             tokio::time::sleep(LOOK).await;
-            left.0 = self.watch.pool("borealis", SESSIONS).await?.active;
-            left.1 = self.watch.pool("borealis", WORKERS).await?.active;
+            left.0 = self.counter.pool("borealis", SESSIONS).await?.active;
+            left.1 = self.counter.pool("borealis", WORKERS).await?.active;
         }
         let took = killed.elapsed().as_secs_f64();
         self.show_pool("borealis", SESSIONS).await?;
-        self.stage.check(
+        self.narrator.check(
             left == (before.active, 0),
             format_args!("its slots came back by themselves after {took:.1} s"),
             format_args!("{} streams and {} workers after {took:.1} s", left.0, left.1),
@@ -196,26 +200,26 @@ impl Play<'_> {
     }
 
     async fn the_server_is_killed(&mut self) -> Result<(), Failure> {
-        self.stage.begin("The server is killed and comes back")?;
+        self.narrator.begin("The server is killed and comes back")?;
         let before = (self.counted(SESSIONS).await?, self.counted(WORKERS).await?);
         let keys = self.keys();
-        self.cast.kill_server().await?;
-        self.stage.note(format_args!(
+        self.processes.kill_server().await?;
+        self.narrator.note(format_args!(
             "kill -9 with {} sessions and {} workers out there",
             before.0, before.1
         ))?;
-        self.stage.live("the server is down; the streams run on")?;
+        self.narrator.live("the server is down; the streams run on")?;
         tokio::time::sleep(Duration::from_millis(400)).await;
 
         let restarted = Instant::now();
-        self.cast.start_server(&self.address).await?;
+        self.processes.start_server(&self.address).await?;
         let took = restarted.elapsed().as_millis();
-        self.stage.note(format_args!("restarted on the same store, ready after {took} ms"))?;
+        self.narrator.note(format_args!("restarted on the same store, ready after {took} ms"))?;
         let after = (self.counted(SESSIONS).await?, self.counted(WORKERS).await?);
         for (organization, _) in STREAMS {
             self.show_pool(organization, SESSIONS).await?;
         }
-        self.stage.check(
+        self.narrator.check(
             after == before,
             format_args!("every lease is still there: {} sessions, {} workers", after.0, after.1),
             format_args!("{} sessions and {} workers", after.0, after.1),
@@ -223,7 +227,7 @@ impl Play<'_> {
         // A lease that its client did not find again is gone after one TTL.
         let accepted = Instant::now();
         while let Some(rest) = (TTL + SLACK).checked_sub(accepted.elapsed()) {
-            self.stage.live(format_args!(
+            self.narrator.live(format_args!(
                 "{} a whole TTL goes by, {:.1} s",
                 Bar::cells_of(rest.as_millis(), (TTL + SLACK).as_millis()),
                 rest.as_secs_f64()
@@ -231,12 +235,12 @@ impl Play<'_> {
             tokio::time::sleep(rest.min(LOOK)).await;
         }
         let later = (self.counted(SESSIONS).await?, self.counted(WORKERS).await?);
-        self.stage.check(
+        self.narrator.check(
             later == before,
             "a whole TTL later they are all alive: the clients found their server again",
             format_args!("{} sessions and {} workers", later.0, later.1),
         )?;
-        self.stage.check(
+        self.narrator.check(
             self.keys() == keys,
             "under the same keys: nothing was lost, so nothing was borrowed again",
             "some key changed",
@@ -245,12 +249,12 @@ impl Play<'_> {
     }
 
     async fn a_clean_close(&mut self) -> Result<(), Failure> {
-        self.stage.begin("A clean close")?;
+        self.narrator.begin("A clean close")?;
         for streamer in &self.streamers {
             let held = (streamer.sessions.len() + streamer.workers.len()) as u64;
             let report = streamer.pool.close(Duration::from_secs(5)).await;
             let organization = streamer.organization;
-            self.stage.check(
+            self.narrator.check(
                 report.returned == held && report.not_returned == 0,
                 format_args!("{organization} returned {held} of {held}"),
                 format_args!("{} returned, {} not", report.returned, report.not_returned),
@@ -260,19 +264,19 @@ impl Play<'_> {
             self.show_pool(organization, SESSIONS).await?;
         }
         let left = (self.counted(SESSIONS).await?, self.counted(WORKERS).await?);
-        self.stage.check(
+        self.narrator.check(
             left == (0, 0),
             "the server counts nothing any more",
             format_args!("{} sessions and {} workers are left", left.0, left.1),
         )?;
-        let status = self.cast.stop_server().await?;
-        self.stage.check(status.success(), "asked to stop, the server exits with 0", status)
+        let status = self.processes.stop_server().await?;
+        self.narrator.check(status.success(), "asked to stop, the server exits with 0", status)
     }
 
     async fn show_pool(&mut self, organization: &str, service: &str) -> Result<(), Failure> {
-        let pool = self.watch.pool(organization, service).await?;
-        self.stage.pool(organization, service, pool.active, pool.max)?;
-        self.stage.pause(BEAT).await;
+        let pool = self.counter.pool(organization, service).await?;
+        self.narrator.pool(organization, service, pool.active, pool.max)?;
+        self.narrator.pause(BEAT).await;
         Ok(())
     }
 
@@ -282,19 +286,19 @@ impl Play<'_> {
             | Error::WorkersLimitExceeded { scope, .. } => scope.as_str(),
             _ => "none",
         };
-        self.stage.refusal(organization, scope, &error.to_string())
+        self.narrator.refusal(organization, scope, &error.to_string())
     }
 
-    /// How many leases of `service` the server counts for all organizations of the story.
+    /// How many leases of `service` the server counts for all organizations of the demo.
     async fn counted(&mut self, service: &str) -> Result<u64, Failure> {
         let mut sum = 0;
         for (organization, _) in STREAMS {
-            sum += self.watch.pool(organization, service).await?.active;
+            sum += self.counter.pool(organization, service).await?.active;
         }
         Ok(sum)
     }
 
-    /// The keys that everyone holds now.
+    /// The keys of all leases that are held now.
     fn keys(&self) -> Vec<std::sync::Arc<str>> {
         let all = self.streamers.iter();
         all.flat_map(|streamer| {
@@ -315,7 +319,7 @@ impl Play<'_> {
             .map(Error::to_string)
             .collect();
         let seen = format!("{} ended: {}", ended.len(), ended.join("; "));
-        self.stage.check(ended.is_empty(), what, seen)
+        self.narrator.check(ended.is_empty(), what, seen)
     }
 }
 

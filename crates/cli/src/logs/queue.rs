@@ -1,8 +1,8 @@
-//! Log lines on their way to a writer that may be slow, or that nobody reads.
+//! A bounded queue of log lines in front of a writer that may block.
 //!
-//! Whoever logs never waits: what does not fit is dropped and counted, and how much that was is told
-//! once there is room. tracing-appender has such a queue, but it bounds lines and not bytes, tells
-//! nobody, and at its end reports a pipe that blocks by a write to that pipe.
+//! Logging never waits: lines that do not fit are dropped and counted, and the count is logged once there is
+//! room. tracing-appender has such a queue, but it bounds lines and not bytes, does not report what it drops,
+//! and at its end writes to a pipe that blocks.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -13,25 +13,25 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// The most lines that wait.
+/// The most lines in the queue.
 const MAX_LINES: usize = 8_192;
 
-/// The most bytes of lines that wait.
+/// The most bytes in the queue.
 const MAX_BYTES: usize = 1 << 20;
 
 /// The longest line.
 const MAX_LINE: usize = 64 << 10;
 
-/// The lines that wait. Clones share them.
+/// The queue. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Queue(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// A line came.
+    /// Signals that a line was added.
     work: Condvar,
-    /// Everything is written.
+    /// Signals that everything is written.
     done: Condvar,
     dropped: Arc<AtomicU64>,
 }
@@ -42,20 +42,20 @@ struct State {
     bytes: usize,
     /// Whether a line is being written.
     writing: bool,
-    /// How many lines were dropped since it was told.
-    untold: u64,
+    /// How many dropped lines are not yet reported.
+    unreported: u64,
 }
 
 impl Queue {
-    /// Starts a thread that writes lines to `to`. `tell` logs how many were dropped, once there is
-    /// room for it.
+    /// Starts a thread that writes lines to `to`. `report_dropped` logs how many were dropped, once there
+    /// is room for that line.
     ///
     /// # Errors
     ///
-    /// The system has no thread to give.
+    /// The thread cannot be started.
     pub(crate) fn start(
         to: impl Write + Send + 'static,
-        tell: impl Fn(u64) + Send + 'static,
+        report_dropped: impl Fn(u64) + Send + 'static,
     ) -> io::Result<Self> {
         let queue = Self(Arc::new(Shared {
             state: Mutex::default(),
@@ -64,7 +64,9 @@ impl Queue {
             dropped: Arc::default(),
         }));
         let lines = queue.clone();
-        thread::Builder::new().name("log".into()).spawn(move || lines.write_all(to, tell))?;
+        thread::Builder::new()
+            .name("log".into())
+            .spawn(move || lines.write_all(to, report_dropped))?;
         Ok(queue)
     }
 
@@ -73,7 +75,7 @@ impl Queue {
         self.0.dropped.clone()
     }
 
-    /// Takes a line, unless there is no room for it. Never waits for the writer.
+    /// Adds a line, or drops it when there is no room. Never waits for the writer.
     pub(crate) fn push(&self, line: &[u8]) {
         let mut state = self.state();
         if line.len() <= MAX_LINE && state.has_room(line.len()) {
@@ -85,12 +87,11 @@ impl Queue {
         }
     }
 
-    /// Takes a line that matters more than those before it, which make room for it. Never waits
-    /// for the writer.
+    /// Adds a line, and drops the oldest ones when there is no room. Never waits for the writer.
     pub(crate) fn push_last(&self, line: &[u8]) {
         let line = &line[..line.len().min(MAX_LINE)];
         let mut state = self.state();
-        while !state.has_room(line.len()) && state.take().is_some() {
+        while !state.has_room(line.len()) && state.pop().is_some() {
             self.count_dropped(&mut state);
         }
         state.add(line);
@@ -113,7 +114,7 @@ impl Queue {
     }
 
     fn count_dropped(&self, state: &mut State) {
-        state.untold += 1;
+        state.unreported += 1;
         self.0.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -122,26 +123,26 @@ impl Queue {
     }
 
     /// Writes line after line, for ever.
-    fn write_all(&self, mut to: impl Write, tell: impl Fn(u64)) {
+    fn write_all(&self, mut to: impl Write, report_dropped: impl Fn(u64)) {
         loop {
             let mut state = self.state();
             while state.lines.is_empty() {
                 self.0.done.notify_all();
                 state = self.0.work.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            let Some(line) = state.take() else { continue };
+            let Some(line) = state.pop() else { continue };
             state.writing = true;
-            // Told where it happened, and only when much more fits.
-            let untold = if state.bytes <= MAX_BYTES / 2 && state.lines.len() <= MAX_LINES / 2 {
-                std::mem::take(&mut state.untold)
+            // Reported in the place where lines are missing, and only when half of the queue is free.
+            let unreported = if state.bytes <= MAX_BYTES / 2 && state.lines.len() <= MAX_LINES / 2 {
+                std::mem::take(&mut state.unreported)
             } else {
                 0
             };
             drop(state);
-            // A log that nobody reads is no reason to stop.
+            // A closed standard error does not stop the server.
             let _ = to.write_all(&line).and_then(|()| to.flush());
-            if untold > 0 {
-                tell(untold);
+            if unreported > 0 {
+                report_dropped(unreported);
             }
             self.state().writing = false;
         }
@@ -158,7 +159,7 @@ impl State {
         self.lines.push_back(line.to_vec());
     }
 
-    fn take(&mut self) -> Option<Vec<u8>> {
+    fn pop(&mut self) -> Option<Vec<u8>> {
         let line = self.lines.pop_front()?;
         self.bytes -= line.len();
         Some(line)

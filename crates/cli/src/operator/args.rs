@@ -1,6 +1,6 @@
 //! Arguments that several commands of an operator take.
 
-use crate::operator::admin::{OfWhom, Subject};
+use crate::operator::admin::{Subject, Target};
 
 /// Why something is done, for the audit list.
 #[derive(Clone, Debug, clap::Args)]
@@ -23,13 +23,13 @@ pub(crate) struct Whom {
 }
 
 impl Whom {
-    /// It, for a call.
-    pub(crate) fn of(&self) -> OfWhom<'_> {
-        OfWhom { subject: self.subject, id: &self.id }
+    /// The target of a call.
+    pub(crate) fn target(&self) -> Target<'_> {
+        Target { subject: self.subject, id: &self.id }
     }
 }
 
-/// An id, on its way into a request.
+/// Checks an id that goes into a request.
 pub(super) fn id(text: &str) -> Result<String, String> {
     match text.len() {
         0 => Err("an id is not empty".into()),

@@ -7,7 +7,7 @@ use tgm_session_server::api;
 
 use crate::output::{GOOD, counted, plain, styled};
 
-/// What came of a change.
+/// The result of a change.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub(super) struct Changed(pub(super) api::Done);

@@ -59,14 +59,14 @@ pub(crate) struct Enable {
 /// Runs `disable`.
 pub(crate) fn disable(args: &Disable, mut output: Output) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
-    let done = admin.set_disabled(args.whom.of(), true, &args.note.note)?;
+    let done = admin.set_disabled(args.whom.target(), true, &args.note.note)?;
     output.show(&Changed(done))
 }
 
 /// Runs `enable`.
 pub(crate) fn enable(args: &Enable, mut output: Output) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
-    let (whom, note) = (args.whom.of(), &*args.note.note);
+    let (whom, note) = (args.whom.target(), &*args.note.note);
     let done = if args.clear {
         admin.clear_disabled(whom, note)?
     } else {

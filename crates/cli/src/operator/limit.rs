@@ -47,7 +47,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
-    let (whom, note) = (args.whom.of(), &*args.note.note);
+    let (whom, note) = (args.whom.target(), &*args.note.note);
     let done = match args.max {
         Some(max) => admin.set_limit(whom, &args.service, max, note)?,
         None => admin.clear_limit(whom, &args.service, note)?,

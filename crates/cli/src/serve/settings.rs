@@ -49,15 +49,15 @@ struct Own {
     print_config: bool,
 }
 
-/// The policy file, and who said where it is.
+/// The path of the policy file, and where the path was given.
 #[derive(Clone, Debug)]
-pub(super) struct PolicyAt {
+pub(super) struct PolicySource {
     path: PathBuf,
     source: Source,
     place: String,
 }
 
-impl PolicyAt {
+impl PolicySource {
     /// The policy in the folder that the service manager gives a service for its configuration, if
     /// there is one in it.
     fn configured() -> Option<Self> {
@@ -65,7 +65,7 @@ impl PolicyAt {
         let folders = std::env::var_os(variable)?;
         let folders = std::env::split_paths(&folders).filter(|folder| folder.is_absolute());
         let mut files = folders.map(|folder| folder.join("policy.toml"));
-        // One that cannot be looked at is there: reading it says what is wrong.
+        // A file whose existence cannot be checked counts: reading it reports the error.
         let path = files.find(|file| file.try_exists().unwrap_or(true))?;
         Some(Self { path, source: Source::Variable, place: variable.to_owned() })
     }
@@ -74,7 +74,7 @@ impl PolicyAt {
 /// The flags of `serve`: its own, and one for each setting of a server.
 #[derive(Debug)]
 pub(crate) struct Args {
-    config: Option<PolicyAt>,
+    config: Option<PolicySource>,
     pub(super) print_config: bool,
     /// The settings by flag and variable.
     flags: Flags,
@@ -95,7 +95,7 @@ impl FromArgMatches for Args {
         let Own { config, print_config } = Own::from_arg_matches(matches)?;
         let config = config.map(|path| {
             let source = source(matches, "config");
-            PolicyAt { path, place: place("config", &source), source }
+            PolicySource { path, place: place("config", &source), source }
         });
         Ok(Self { config, print_config, flags: Flags::of(matches) })
     }
@@ -140,9 +140,9 @@ fn source(matches: &ArgMatches, id: &str) -> Source {
 /// The settings by flag and variable.
 #[derive(Clone, Debug)]
 pub(crate) struct Flags {
-    /// Those that can be meant.
+    /// The valid ones.
     given: Given,
-    /// The names of the others, and what is wrong with each.
+    /// The names of the invalid ones, each with its error.
     wrong: Vec<(&'static str, Failure)>,
 }
 
@@ -172,12 +172,12 @@ fn place(flag: &str, source: &Source) -> String {
     }
 }
 
-/// Something for which a server does not start.
+/// A reason why a server does not start.
 #[derive(Debug)]
 pub(crate) struct Problem {
-    /// Where it stands, if in a file.
+    /// The place in a file, if there is one.
     pub(crate) place: Option<Place>,
-    /// What it is, without the place.
+    /// The message without the place.
     pub(crate) problem: String,
     pub(crate) failure: Failure,
 }
@@ -188,7 +188,7 @@ impl Problem {
         Self { place: None, problem, failure }
     }
 
-    /// What an error consists of.
+    /// The problems that an error is made of.
     fn each(error: Error) -> Vec<Self> {
         match error {
             Error::Policy(error) => error
@@ -216,16 +216,16 @@ pub(crate) struct Configured {
     pub(crate) config: Config,
     /// Where each part of it was given.
     pub(crate) given: Given,
-    /// What in the policy file is allowed but likely not meant.
+    /// What the policy file allows but probably does not intend.
     pub(crate) warnings: Vec<Warning>,
 }
 
 impl Configured {
-    /// Puts flags and variables, a policy with the settings beside it, and defaults together.
+    /// Merges flags and variables, the policy file with its settings, and the defaults.
     ///
     /// # Errors
     ///
-    /// Everything that cannot be meant.
+    /// Every invalid setting and every error of the policy.
     pub(crate) fn new(
         flags: Flags,
         loaded: Result<Loaded, NotLoaded>,
@@ -237,11 +237,11 @@ impl Configured {
             problems.extend(Problem::each(error));
             Loaded { policy: Policy::built_in(), server, warnings: Vec::new(), file: None }
         });
-        let configured = Self::put_together(flags.given, loaded, is_store_wrong);
+        let configured = Self::merge(flags.given, loaded, is_store_wrong);
         if problems.is_empty() {
             return configured;
         }
-        // What is right is judged beside what is wrong, but for who may call: that may be what is wrong.
+        // The valid settings are judged too, except for who may call: that may depend on an invalid one.
         let judged = configured.and_then(|mut configured| {
             configured.config.allow_anonymous = true;
             configured.judge()
@@ -250,11 +250,7 @@ impl Configured {
         Err(problems)
     }
 
-    fn put_together(
-        flags: Given,
-        loaded: Loaded,
-        is_store_wrong: bool,
-    ) -> Result<Self, Vec<Problem>> {
+    fn merge(flags: Given, loaded: Loaded, is_store_wrong: bool) -> Result<Self, Vec<Problem>> {
         let Loaded { policy, server, warnings, file, .. } = loaded;
         let mut config = Config::new(policy, StoreUrl::Memory);
         config.policy_file = file;
@@ -273,24 +269,26 @@ impl Configured {
         Ok(Self { config, given, warnings })
     }
 
-    /// Looks whether a server would start with it.
+    /// Checks whether a server would start with this configuration.
     ///
     /// # Errors
     ///
-    /// Everything for which it would not, as far as it can be known without a start.
+    /// Every reason against it that can be known without a start.
     pub(crate) fn judge(&mut self) -> Result<(), Vec<Problem>> {
         let problems: Vec<_> = self.config.judge().into_iter().flat_map(Problem::each).collect();
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
 }
 
-/// What `serve` was told: its configuration, the policy file, and in words which policy it is.
+/// Reads the configuration of `serve`, the source of the policy, and a description of the policy.
 ///
 /// # Errors
 ///
-/// Everything that cannot be meant.
-pub(super) fn configure(args: &Args) -> Result<(Configured, Option<PolicyAt>, String), Failure> {
-    let at = args.config.clone().or_else(PolicyAt::configured);
+/// Every invalid setting and every error of the policy.
+pub(super) fn configure(
+    args: &Args,
+) -> Result<(Configured, Option<PolicySource>, String), Failure> {
+    let at = args.config.clone().or_else(PolicySource::configured);
     let (loaded, words) = match &at {
         None => {
             let words = "built in: 10 sessions (t1r) and 100 workers (t2w) per organization; \
@@ -298,7 +296,7 @@ pub(super) fn configure(args: &Args) -> Result<(Configured, Option<PolicyAt>, St
             let (policy, server) = (Policy::built_in(), Given::default());
             (Ok(Loaded { policy, server, warnings: Vec::new(), file: None }), words.to_owned())
         }
-        Some(PolicyAt { path, .. }) => (Loaded::load(path), path.display().to_string()),
+        Some(PolicySource { path, .. }) => (Loaded::load(path), path.display().to_string()),
     };
     let configured = Configured::new(args.flags.clone(), loaded).map_err(Problem::failure)?;
     Ok((configured, at, words))
@@ -353,12 +351,12 @@ impl fmt::Display for Printed<'_> {
 pub(super) fn print(
     config: &mut Config,
     given: &Given,
-    file: Option<PolicyAt>,
+    file: Option<PolicySource>,
     output: &mut Output,
 ) -> Result<(), Failure> {
     let file = match file {
         None => Printed::new("config", "config", Shown::Nothing, None),
-        Some(PolicyAt { path, source, place }) => {
+        Some(PolicySource { path, source, place }) => {
             let path = Shown::Text(path.display().to_string());
             let printed = Printed::new("config", "config", path, Some(&source));
             Printed { place: Some(place), ..printed }

@@ -22,8 +22,8 @@ impl Signals {
     /// [`Failure::Failed`] when the system refuses. Needs a runtime.
     pub(crate) fn take() -> Result<Self, Failure> {
         Ok(Self {
-            interrupt: taken(signal(SignalKind::interrupt()))?,
-            terminate: taken(signal(SignalKind::terminate()))?,
+            interrupt: listening(signal(SignalKind::interrupt()))?,
+            terminate: listening(signal(SignalKind::terminate()))?,
             hangup: None,
         })
     }
@@ -34,7 +34,7 @@ impl Signals {
     ///
     /// As [`Signals::take`].
     pub(crate) fn take_with_hangup() -> Result<Self, Failure> {
-        Ok(Self { hangup: Some(taken(signal(SignalKind::hangup()))?), ..Self::take()? })
+        Ok(Self { hangup: Some(listening(signal(SignalKind::hangup()))?), ..Self::take()? })
     }
 
     /// Waits for the next one and returns its name. Cancellation safe.
@@ -64,7 +64,7 @@ impl Hangups {
     ///
     /// As [`Signals::take`].
     pub(crate) fn take() -> Result<Self, Failure> {
-        Ok(Self(taken(signal(SignalKind::hangup()))?))
+        Ok(Self(listening(signal(SignalKind::hangup()))?))
     }
 
     /// Waits for the next one; those that come before it is waited for count as one. Cancellation
@@ -74,6 +74,6 @@ impl Hangups {
     }
 }
 
-fn taken(signal: io::Result<Signal>) -> Result<Signal, Failure> {
+fn listening(signal: io::Result<Signal>) -> Result<Signal, Failure> {
     signal.map_err(|error| Failure::Failed(format!("cannot take over signals: {error}")))
 }

@@ -50,12 +50,12 @@ impl App {
         self.notice = None;
         match code {
             KeyCode::Char('q') => return Action::Quit,
-            KeyCode::Up | KeyCode::Char('k') => self.go(Move::By(-1)),
-            KeyCode::Down | KeyCode::Char('j') => self.go(Move::By(1)),
-            KeyCode::PageUp => self.go(Move::By(-PAGE)),
-            KeyCode::PageDown => self.go(Move::By(PAGE)),
-            KeyCode::Home | KeyCode::Char('g') => self.go(Move::First),
-            KeyCode::End | KeyCode::Char('G') => self.go(Move::Last),
+            KeyCode::Up | KeyCode::Char('k') => self.move_cursor(Move::By(-1)),
+            KeyCode::Down | KeyCode::Char('j') => self.move_cursor(Move::By(1)),
+            KeyCode::PageUp => self.move_cursor(Move::By(-PAGE)),
+            KeyCode::PageDown => self.move_cursor(Move::By(PAGE)),
+            KeyCode::Home | KeyCode::Char('g') => self.move_cursor(Move::First),
+            KeyCode::End | KeyCode::Char('G') => self.move_cursor(Move::Last),
             KeyCode::Enter => self.enter(),
             KeyCode::Esc | KeyCode::Backspace => self.back(),
             KeyCode::Char('/') => self.mode = Mode::Search,
@@ -63,7 +63,7 @@ impl App {
             KeyCode::Char('S') | KeyCode::Left => self.sort(false),
             KeyCode::Char('w') => {
                 if let Some(leases) = &mut self.leases {
-                    leases.turn_kinds();
+                    leases.next_kinds();
                 }
             }
             KeyCode::Char('r') => self.ask_to_revoke(),
@@ -90,8 +90,8 @@ impl App {
                 self.search_mut().push(char);
                 self.searched();
             }
-            KeyCode::Up => self.go(Move::By(-1)),
-            KeyCode::Down => self.go(Move::By(1)),
+            KeyCode::Up => self.move_cursor(Move::By(-1)),
+            KeyCode::Down => self.move_cursor(Move::By(1)),
             _ => {}
         }
         if goes_on {

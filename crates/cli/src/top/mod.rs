@@ -1,8 +1,8 @@
 //! `top`: who holds what, live.
 
 mod draw;
+mod fetch;
 mod keys;
-mod link;
 mod organizations;
 mod parts;
 mod plain;
@@ -21,8 +21,8 @@ use tgm_session_server::api::Done;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
+use self::fetch::Update;
 use self::keys::Action;
-use self::link::News;
 use self::screen::Screen;
 use self::state::App;
 use crate::failure::Failure;
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     output.show_live(&"asking the server…")?;
     let mut app = App::new(admin.place());
     // A server that cannot be had, or a wrong token, is an error and not an empty screen.
-    app.learn(link::look(&admin, app.want(), None)?, Instant::now());
+    app.update(fetch::fetch(&admin, app.want(), None)?, Instant::now());
     output.clear_live()?;
     let runtime = runtime::current_thread()?;
     let outcome = runtime.block_on(async {
@@ -90,7 +90,7 @@ async fn watch(
     let mut events = EventStream::new();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looking: Option<JoinHandle<Result<News, Failure>>> = None;
+    let mut looking: Option<JoinHandle<Result<Update, Failure>>> = None;
     let mut ending: Option<JoinHandle<Result<Done, Fault>>> = None;
     loop {
         screen.draw(app)?;
@@ -99,9 +99,9 @@ async fn watch(
             _ = signals.next() => return Ok(()),
             event = events.next() => match event {
                 Some(Ok(Event::Key(key))) => match app.press(key) {
-                    Action::Nothing => look = app.is_behind(),
+                    Action::Nothing => look = app.needs_list(),
                     Action::Quit => return Ok(()),
-                    Action::Revoke(_) if ending.is_some() => app.busy(),
+                    Action::Revoke(_) if ending.is_some() => app.refuse_second_revocation(),
                     Action::Revoke(lease) => {
                         let admin = admin.clone();
                         let revoke = move || admin.revoke(&lease, "from the terminal view");
@@ -117,10 +117,10 @@ async fn watch(
             _ = ticks.tick() => look = true,
             news = end_of(&mut looking) => {
                 match news? {
-                    Ok(news) => app.learn(news, Instant::now()),
-                    Err(failure) => app.lose(failure, Instant::now()),
+                    Ok(news) => app.update(news, Instant::now()),
+                    Err(failure) => app.mark_lost(failure, Instant::now()),
                 }
-                look = app.is_behind() && app.is_connected();
+                look = app.needs_list() && app.is_connected();
             }
             done = end_of(&mut ending) => {
                 app.ended(done?);
@@ -129,8 +129,8 @@ async fn watch(
         }
         if look && looking.is_none() {
             let (admin, want) = (admin.clone(), app.want());
-            let known = app.known(Instant::now(), OLDEST);
-            looking = Some(tokio::task::spawn_blocking(move || link::look(&admin, want, known)));
+            let known = app.known_revision(Instant::now(), OLDEST);
+            looking = Some(tokio::task::spawn_blocking(move || fetch::fetch(&admin, want, known)));
         }
     }
 }

@@ -8,7 +8,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, Widget as _};
 use tgm_session_server::api::{AgeOrder, LeaseKinds, Session};
 
-use super::link::Held;
+use super::fetch::OrganizationLeases;
 use super::parts::{FAINT, SELECTED, TITLE, WARN, bar, first_row, labelled, share, text};
 use super::state::Leases;
 use crate::operator::words::{budget, moment, refusals, span, used};
@@ -35,7 +35,7 @@ fn panel(leases: &Leases) -> Vec<Line<'static>> {
         first.push(Span::styled(format!("   {state}"), FAINT));
         return vec![Line::from(first)];
     };
-    let Held { organization, refusals: latest, .. } = &**held;
+    let OrganizationLeases { organization, refusals: latest, .. } = &**held;
     if let Some(plan) = &organization.plan {
         first.push(Span::styled(format!("   plan {}", plain(plan)), FAINT));
     }

@@ -7,7 +7,7 @@ use tgm_session_server::api::{
     Session,
 };
 
-use super::link::{Held, List, News, WINDOW, Want};
+use super::fetch::{List, OrganizationLeases, Query, Update, WINDOW};
 use crate::failure::Failure;
 use crate::operator::admin::Fault;
 use crate::output::counted;
@@ -26,7 +26,7 @@ pub(super) struct App {
     /// What came of the last thing that was done.
     pub(super) notice: Option<Notice>,
     /// What was asked for when the list came, at which revision and when.
-    seen: Option<(Want, u64, Instant)>,
+    seen: Option<(Query, u64, Instant)>,
 }
 
 /// Whether the server answers.
@@ -99,7 +99,7 @@ pub(super) struct Leases {
     pub(super) selected: usize,
     chosen: Option<String>,
     /// What is known about it, and since when; `None` before the first answer.
-    pub(super) held: Option<(Box<Held>, Instant)>,
+    pub(super) held: Option<(Box<OrganizationLeases>, Instant)>,
     /// Nobody knows this organization any more.
     pub(super) gone: bool,
 }
@@ -140,9 +140,9 @@ impl App {
     }
 
     /// The list to ask for.
-    pub(super) fn want(&self) -> Want {
+    pub(super) fn want(&self) -> Query {
         match &self.leases {
-            Some(leases) => Want::Leases {
+            Some(leases) => Query::Leases {
                 organization: leases.organization.clone(),
                 order: leases.order,
                 kinds: leases.kinds,
@@ -152,7 +152,7 @@ impl App {
     }
 
     /// Whether another list is wanted than the one that is known.
-    pub(super) fn is_behind(&self) -> bool {
+    pub(super) fn needs_list(&self) -> bool {
         self.seen.as_ref().is_none_or(|(want, ..)| *want != self.want())
     }
 
@@ -162,27 +162,27 @@ impl App {
     }
 
     /// The revision of the list, unless it is another that is wanted, or it is older than `oldest`.
-    pub(super) fn known(&self, now: Instant, oldest: Duration) -> Option<u64> {
+    pub(super) fn known_revision(&self, now: Instant, oldest: Duration) -> Option<u64> {
         let (want, revision, at) = self.seen.as_ref()?;
         (*want == self.want() && now.saturating_duration_since(*at) < oldest).then_some(*revision)
     }
 
     /// Takes what a look at the server brought.
-    pub(super) fn learn(&mut self, news: News, now: Instant) {
-        let News { want, overview, list } = news;
+    pub(super) fn update(&mut self, news: Update, now: Instant) {
+        let Update { want, overview, list } = news;
         self.link = Link::Connected;
         let revision = overview.revision;
         self.overview = Some(overview);
         let Some(list) = list else { return };
         let taken = match (list, &want, &mut self.leases) {
-            (List::Organizations(page), Want::Organizations { offset, .. }, _) => {
-                self.organizations.is_asked_by(&want) && {
+            (List::Organizations(page), Query::Organizations { offset, .. }, _) => {
+                self.organizations.matches(&want) && {
                     self.organizations.take(page, *offset as usize);
                     true
                 }
             }
             (List::Leases(held), _, Some(leases)) => {
-                leases.is_asked_by(&want) && {
+                leases.matches(&want) && {
                     leases.take(held, now);
                     true
                 }
@@ -195,7 +195,7 @@ impl App {
     }
 
     /// Notes that the server did not answer.
-    pub(super) fn lose(&mut self, failure: Failure, now: Instant) {
+    pub(super) fn mark_lost(&mut self, failure: Failure, now: Instant) {
         let why = failure.message().unwrap_or("no answer").to_owned();
         let since = match self.link {
             Link::Connected => now,
@@ -222,16 +222,16 @@ impl App {
     }
 
     /// Says that the revocation before is still under way.
-    pub(super) fn busy(&mut self) {
+    pub(super) fn refuse_second_revocation(&mut self) {
         let text = "not yet: the server has not answered the one before".to_owned();
         self.notice = Some(Notice { text, good: false });
     }
 
     /// Moves the cursor of the list on the screen.
-    pub(super) fn go(&mut self, to: Move) {
+    pub(super) fn move_cursor(&mut self, to: Move) {
         match &mut self.leases {
-            Some(leases) => leases.go(to),
-            None => self.organizations.go(to),
+            Some(leases) => leases.move_cursor(to),
+            None => self.organizations.move_cursor(to),
         }
     }
 
@@ -290,7 +290,7 @@ impl App {
                     AgeOrder::Oldest => AgeOrder::Newest,
                 };
             }
-            None => self.organizations.order = turned(self.organizations.order, forward),
+            None => self.organizations.order = next_order(self.organizations.order, forward),
         }
         self.searched();
     }
@@ -314,7 +314,7 @@ impl App {
 }
 
 /// The orders of organizations go round.
-const fn turned(order: OrganizationOrder, forward: bool) -> OrganizationOrder {
+const fn next_order(order: OrganizationOrder, forward: bool) -> OrganizationOrder {
     use OrganizationOrder::{Active, Fullest, Name, Refused};
     match (order, forward) {
         (Fullest, true) | (Refused, false) => Active,
@@ -326,18 +326,18 @@ const fn turned(order: OrganizationOrder, forward: bool) -> OrganizationOrder {
 
 impl Organizations {
     /// A window around the cursor that moves in steps, so that most moves need no question.
-    fn want(&self) -> Want {
+    fn want(&self) -> Query {
         let step = WINDOW as usize / 3;
         let offset = (self.selected / step).saturating_sub(1) * step;
-        Want::Organizations {
+        Query::Organizations {
             search: self.search.clone(),
             order: self.order,
             offset: u32::try_from(offset).unwrap_or(u32::MAX),
         }
     }
 
-    fn is_asked_by(&self, want: &Want) -> bool {
-        matches!(want, Want::Organizations { search, order, .. }
+    fn matches(&self, want: &Query) -> bool {
+        matches!(want, Query::Organizations { search, order, .. }
             if *search == self.search && *order == self.order)
     }
 
@@ -369,7 +369,7 @@ impl Organizations {
         self.row(self.selected)
     }
 
-    fn go(&mut self, to: Move) {
+    fn move_cursor(&mut self, to: Move) {
         self.selected = to.from(self.selected, self.count());
         self.chosen = self.selected_row().map(|row| row.organization.clone());
         if to == Move::First {
@@ -393,12 +393,12 @@ impl Leases {
         }
     }
 
-    fn is_asked_by(&self, want: &Want) -> bool {
-        matches!(want, Want::Leases { organization, order, kinds }
+    fn matches(&self, want: &Query) -> bool {
+        matches!(want, Query::Leases { organization, order, kinds }
             if *organization == self.organization && *order == self.order && *kinds == self.kinds)
     }
 
-    fn take(&mut self, held: Option<Box<Held>>, now: Instant) {
+    fn take(&mut self, held: Option<Box<OrganizationLeases>>, now: Instant) {
         self.gone = held.is_none();
         self.held = held.map(|held| (held, now));
         let visible = self.visible();
@@ -429,7 +429,7 @@ impl Leases {
     }
 
     /// Takes the next kind of leases.
-    pub(super) fn turn_kinds(&mut self) {
+    pub(super) fn next_kinds(&mut self) {
         self.kinds = match self.kinds {
             LeaseKinds::Session => LeaseKinds::Worker,
             LeaseKinds::Worker => LeaseKinds::Any,
@@ -438,7 +438,7 @@ impl Leases {
         (self.selected, self.chosen) = (0, None);
     }
 
-    fn go(&mut self, to: Move) {
+    fn move_cursor(&mut self, to: Move) {
         let visible = self.visible();
         let selected = to.from(self.selected, visible.len());
         let chosen = visible.get(selected).map(|row| row.lease.clone());

@@ -12,8 +12,8 @@ use tgm_session_server::api::{
 };
 
 use super::draw::draw;
+use super::fetch::{List, OrganizationLeases, Query, Update};
 use super::keys::Action;
-use super::link::{Held, List, News, Want};
 use super::state::App;
 use crate::failure::Failure;
 use crate::operator::admin::Fault;
@@ -109,25 +109,25 @@ impl Rig {
         let ids = ids.into_iter().map(|id| id.to_string()).collect();
         let app = App::new("http://h:9011");
         let mut rig = Self { app, now: Instant::now(), ids, leases: Vec::new(), revision: 0 };
-        rig.look();
+        rig.fetch();
         rig
     }
 
     /// Answers what the screen wants to know.
-    fn look(&mut self) {
+    fn fetch(&mut self) {
         self.revision += 1;
         let want = self.app.want();
         let list = match &want {
-            Want::Organizations { search, offset, .. } => {
+            Query::Organizations { search, offset, .. } => {
                 let ids = self.ids.iter().filter(|id| id.contains(search));
                 let total = ids.clone().count() as u64;
                 let rows = ids.skip(*offset as usize).take(300);
                 let organizations = rows.map(|id| organization(id, 3, Some(5))).collect();
                 List::Organizations(OrganizationPage { total, organizations })
             }
-            Want::Leases { organization: id, .. } => {
+            Query::Leases { organization: id, .. } => {
                 let (total, sessions) = (self.leases.len() as u64, self.leases.clone());
-                List::Leases(Some(Box::new(Held {
+                List::Leases(Some(Box::new(OrganizationLeases {
                     organization: organization(id, 3, Some(5)),
                     page: SessionPage { total, sessions, next: None },
                     refusals: vec![Refusal {
@@ -145,8 +145,8 @@ impl Rig {
                 })))
             }
         };
-        let news = News { want, overview: overview(self.revision), list: Some(list) };
-        self.app.learn(news, self.now);
+        let news = Update { want, overview: overview(self.revision), list: Some(list) };
+        self.app.update(news, self.now);
     }
 
     fn press(&mut self, code: KeyCode) -> Action {
@@ -157,7 +157,7 @@ impl Rig {
     fn type_keys(&mut self, text: &str) {
         for char in text.chars() {
             assert_eq!(self.press(KeyCode::Char(char)), Action::Nothing);
-            self.look();
+            self.fetch();
         }
     }
 
@@ -210,7 +210,7 @@ fn no_screen_is_too_small_to_draw_on() {
             rig.lines(width, height);
         }
         rig.press(KeyCode::Enter);
-        rig.look();
+        rig.fetch();
         rig.press(KeyCode::Char('r'));
     }
 }
@@ -229,8 +229,8 @@ fn the_cursor_moves_through_a_thousand_organizations_and_is_always_on_the_screen
     ] {
         for _ in 0..count {
             rig.press(key);
-            if rig.app.is_behind() {
-                rig.look();
+            if rig.app.needs_list() {
+                rig.fetch();
             }
         }
         assert_eq!(rig.selected(), selected);
@@ -242,16 +242,16 @@ fn the_cursor_moves_through_a_thousand_organizations_and_is_always_on_the_screen
 fn the_cursor_stays_on_an_organization_that_moves_and_on_the_top_when_nothing_was_chosen() {
     let mut rig = Rig::new(["a", "b", "c"]);
     rig.ids = ["c", "a", "b"].map(str::to_owned).into();
-    rig.look();
+    rig.fetch();
     assert_eq!(rig.selected(), "c");
     rig.press(KeyCode::Down);
     assert_eq!(rig.selected(), "a");
     rig.ids = ["b", "c", "a"].map(str::to_owned).into();
-    rig.look();
+    rig.fetch();
     assert_eq!(rig.selected(), "a");
     // One that is gone leaves the cursor where it was.
     rig.ids = ["b", "c"].map(str::to_owned).into();
-    rig.look();
+    rig.fetch();
     assert_eq!(rig.selected(), "c");
 }
 
@@ -261,13 +261,13 @@ fn the_search_is_asked_of_the_server_as_it_is_typed_and_can_be_taken_back() {
     rig.type_keys("/wesx");
     assert!(rig.picture().contains("0 of 0 organizations"), "{}", rig.picture());
     rig.press(KeyCode::Backspace);
-    rig.look();
+    rig.fetch();
     assert!(rig.picture().contains("1 of 2 organizations"), "{}", rig.picture());
     // Typed, `q` is a letter.
     rig.type_keys("q");
     rig.press(KeyCode::Esc);
-    assert!(rig.app.is_behind());
-    rig.look();
+    assert!(rig.app.needs_list());
+    rig.fetch();
     assert!(rig.picture().contains("1 of 3 organizations"), "{}", rig.picture());
     rig.type_keys("/south");
     rig.press(KeyCode::Enter);
@@ -281,8 +281,8 @@ fn the_orders_go_round_in_both_directions() {
     let mut forward = Vec::new();
     for _ in 0..4 {
         rig.press(KeyCode::Char('s'));
-        assert!(rig.app.is_behind());
-        rig.look();
+        assert!(rig.app.needs_list());
+        rig.fetch();
         forward.push(rig.app.organizations.order);
     }
     use OrganizationOrder::{Active, Fullest, Name, Refused};
@@ -298,9 +298,9 @@ fn enter_shows_the_sessions_of_an_organization_and_escape_leads_back() {
     let mut rig = Rig::new(["acme", "other"]);
     rig.leases = vec![lease(1, "trace-one"), lease(2, "trace-two")];
     rig.press(KeyCode::Enter);
-    assert!(rig.app.is_behind());
+    assert!(rig.app.needs_list());
     assert!(rig.picture().contains("asking the server…"));
-    rig.look();
+    rig.fetch();
     rig.now += Duration::from_secs(20);
     let picture = rig.picture();
     for part in [
@@ -321,7 +321,7 @@ fn enter_shows_the_sessions_of_an_organization_and_escape_leads_back() {
     rig.press(KeyCode::Esc);
     assert!(rig.picture().contains("trace-one"));
     rig.press(KeyCode::Esc);
-    rig.look();
+    rig.fetch();
     assert!(rig.picture().contains("1 of 2 organizations"), "{}", rig.picture());
 }
 
@@ -330,7 +330,7 @@ fn a_session_is_ended_only_after_a_yes_to_the_question_that_names_it() {
     let mut rig = Rig::new(["acme"]);
     rig.leases = vec![lease(1, "one"), lease(2, "two")];
     rig.press(KeyCode::Enter);
-    rig.look();
+    rig.fetch();
     rig.press(KeyCode::Down);
     for no in [KeyCode::Char('n'), KeyCode::Esc, KeyCode::Char('q')] {
         assert_eq!(rig.press(KeyCode::Char('r')), Action::Nothing);
@@ -342,14 +342,14 @@ fn a_session_is_ended_only_after_a_yes_to_the_question_that_names_it() {
     rig.press(KeyCode::Char('r'));
     // The question is about the lease it names, whatever the list does meanwhile.
     rig.leases.remove(1);
-    rig.look();
+    rig.fetch();
     let picture = rig.picture();
     assert!(picture.contains("000000000000000000000002") && picture.contains("4 workers"));
     assert_eq!(rig.press(KeyCode::Char('y')), Action::Revoke(lease(2, "").lease));
 
     rig.app.ended(Ok(Done { ended: 5, summary: "ended session 2".into() }));
     assert!(rig.picture().contains("ended session 2; 5 leases ended"));
-    assert_eq!(rig.app.known(rig.now, OLDEST), None);
+    assert_eq!(rig.app.known_revision(rig.now, OLDEST), None);
     rig.app.ended(Err(Fault::NotFound("there is no lease 2".into())));
     assert!(rig.picture().contains("there is no lease 2"));
 }
@@ -358,31 +358,31 @@ fn a_session_is_ended_only_after_a_yes_to_the_question_that_names_it() {
 fn a_lost_connection_is_shown_with_its_reason_over_what_was_known_last() {
     let mut rig = Rig::new(["acme"]);
     let lost = || Failure::Unavailable("nobody listens there".into());
-    rig.app.lose(lost(), rig.now);
+    rig.app.mark_lost(lost(), rig.now);
     rig.now += Duration::from_secs(61);
-    rig.app.lose(lost(), rig.now);
+    rig.app.mark_lost(lost(), rig.now);
     let picture = rig.picture();
     let told = "○ connection lost 1m01s ago, trying again: nobody listens there";
     assert!(picture.contains(told) && picture.contains("███░░ 3/5"), "{picture}");
     // Whoever answers then may be another server, whose revisions begin anew.
-    assert_eq!(rig.app.known(rig.now, OLDEST), None);
-    rig.look();
+    assert_eq!(rig.app.known_revision(rig.now, OLDEST), None);
+    rig.fetch();
     assert!(rig.picture().contains("● connected"), "{}", rig.picture());
 }
 
 #[test]
 fn an_unchanged_revision_needs_no_new_list_until_the_list_is_old() {
     let mut rig = Rig::new(["acme"]);
-    assert_eq!(rig.app.known(rig.now, OLDEST), Some(1));
-    assert_eq!(rig.app.known(rig.now + OLDEST, OLDEST), None);
+    assert_eq!(rig.app.known_revision(rig.now, OLDEST), Some(1));
+    assert_eq!(rig.app.known_revision(rig.now + OLDEST, OLDEST), None);
     rig.press(KeyCode::Char('s'));
-    assert_eq!(rig.app.known(rig.now, OLDEST), None);
+    assert_eq!(rig.app.known_revision(rig.now, OLDEST), None);
 }
 
 #[test]
 fn an_answer_to_an_older_question_is_not_shown_as_the_answer_to_the_new_one() {
     let mut rig = Rig::new(["acme", "other"]);
-    let late = News {
+    let late = Update {
         want: rig.app.want(),
         overview: overview(9),
         list: Some(List::Organizations(OrganizationPage {
@@ -391,12 +391,12 @@ fn an_answer_to_an_older_question_is_not_shown_as_the_answer_to_the_new_one() {
         })),
     };
     rig.type_keys("/oth");
-    rig.app.learn(late.clone(), rig.now);
+    rig.app.update(late.clone(), rig.now);
     assert_eq!(rig.selected(), "other");
     rig.press(KeyCode::Enter);
     rig.press(KeyCode::Enter);
-    rig.app.learn(late, rig.now);
-    assert!(rig.app.is_behind());
+    rig.app.update(late, rig.now);
+    assert!(rig.app.needs_list());
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn what_is_wrong_with_the_server_is_shown_before_anything_else() {
     let mut tell = |change: fn(&mut Overview)| {
         let mut overview = overview(2);
         change(&mut overview);
-        rig.app.learn(News { want: rig.app.want(), overview, list: None }, rig.now);
+        rig.app.update(Update { want: rig.app.want(), overview, list: None }, rig.now);
         rig.lines(140, 12)[3].clone()
     };
     assert_eq!(tell(|_| ()), "");
@@ -424,7 +424,7 @@ fn ids_from_elsewhere_cannot_move_the_cursor_of_the_terminal() {
     assert!(rig.picture().contains("a\\u{1b}[2Jb"), "{}", rig.picture());
     rig.leases = vec![lease(1, "t\nrace")];
     rig.press(KeyCode::Enter);
-    rig.look();
+    rig.fetch();
     assert!(rig.picture().contains("t\\nrace"), "{}", rig.picture());
 }
 

@@ -26,7 +26,7 @@ impl Subject {
 
 /// One organization or API key.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OfWhom<'a> {
+pub(crate) struct Target<'a> {
     /// Which of the two.
     pub(crate) subject: Subject,
     /// Its id.
@@ -72,7 +72,7 @@ impl Admin {
     /// Disables or enables whatever the policy file says.
     pub(crate) fn set_disabled(
         &self,
-        whom: OfWhom<'_>,
+        whom: Target<'_>,
         disabled: bool,
         note: &str,
     ) -> Result<api::Done, Fault> {
@@ -81,14 +81,14 @@ impl Admin {
     }
 
     /// Leaves it to the policy file again whether something is disabled.
-    pub(crate) fn clear_disabled(&self, whom: OfWhom<'_>, note: &str) -> Result<api::Done, Fault> {
+    pub(crate) fn clear_disabled(&self, whom: Target<'_>, note: &str) -> Result<api::Done, Fault> {
         self.delete(&[whom.subject.collection(), whom.id, "disabled"], &Why { note })
     }
 
     /// Sets a ceiling whatever the policy file says.
     pub(crate) fn set_limit(
         &self,
-        whom: OfWhom<'_>,
+        whom: Target<'_>,
         service: &str,
         max: u64,
         note: &str,
@@ -100,7 +100,7 @@ impl Admin {
     /// Leaves a ceiling to the policy file again.
     pub(crate) fn clear_limit(
         &self,
-        whom: OfWhom<'_>,
+        whom: Target<'_>,
         service: &str,
         note: &str,
     ) -> Result<api::Done, Fault> {

@@ -5,5 +5,5 @@ mod client;
 mod link;
 mod url;
 
-pub(crate) use self::calls::{OfWhom, Subject};
+pub(crate) use self::calls::{Subject, Target};
 pub(crate) use self::client::{Admin, AdminArgs, Fault};

@@ -17,7 +17,7 @@ const REFUSALS: u32 = 3;
 
 /// The list on the screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Want {
+pub(super) enum Query {
     /// Organizations, a window of them.
     Organizations { search: String, order: OrganizationOrder, offset: u32 },
     /// One organization and its leases.
@@ -26,8 +26,8 @@ pub(super) enum Want {
 
 /// What a look at the server brought.
 #[derive(Clone, Debug)]
-pub(super) struct News {
-    pub(super) want: Want,
+pub(super) struct Update {
+    pub(super) want: Query,
     pub(super) overview: Overview,
     /// The list; `None` when it is as it was.
     pub(super) list: Option<List>,
@@ -39,12 +39,12 @@ pub(super) enum List {
     /// Organizations from the wanted offset on.
     Organizations(OrganizationPage),
     /// One organization; `None` when nobody knows it any more.
-    Leases(Option<Box<Held>>),
+    Leases(Option<Box<OrganizationLeases>>),
 }
 
 /// One organization and what it holds.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct OrganizationLeases {
     pub(super) organization: Organization,
     pub(super) page: SessionPage,
     pub(super) refusals: Vec<Refusal>,
@@ -55,15 +55,15 @@ pub(super) struct Held {
 /// # Errors
 ///
 /// Those of the calls.
-pub(super) fn look(admin: &Admin, want: Want, known: Option<u64>) -> Result<News, Failure> {
+pub(super) fn fetch(admin: &Admin, want: Query, known: Option<u64>) -> Result<Update, Failure> {
     // First the overview: a change after it makes the list newer than its revision, and is looked
     // for again, while the other way round it would be missed.
     let overview = admin.overview()?;
     if known == Some(overview.revision) {
-        return Ok(News { want, overview, list: None });
+        return Ok(Update { want, overview, list: None });
     }
     let list = match &want {
-        Want::Organizations { search, order, offset } => {
+        Query::Organizations { search, order, offset } => {
             List::Organizations(admin.organizations(&OrganizationsQuery {
                 search: search.clone(),
                 sort: *order,
@@ -71,11 +71,11 @@ pub(super) fn look(admin: &Admin, want: Want, known: Option<u64>) -> Result<News
                 limit: Some(WINDOW),
             })?)
         }
-        Want::Leases { organization, order, kinds } => {
+        Query::Leases { organization, order, kinds } => {
             List::Leases(held(admin, organization, *order, *kinds)?.map(Box::new))
         }
     };
-    Ok(News { want, overview, list: Some(list) })
+    Ok(Update { want, overview, list: Some(list) })
 }
 
 fn held(
@@ -83,7 +83,7 @@ fn held(
     id: &str,
     order: AgeOrder,
     kinds: LeaseKinds,
-) -> Result<Option<Held>, Failure> {
+) -> Result<Option<OrganizationLeases>, Failure> {
     let organization = match admin.organization(id) {
         Ok(organization) => organization,
         Err(Fault::NotFound(_)) => return Ok(None),
@@ -98,5 +98,5 @@ fn held(
     })?;
     let query = RefusalsQuery { organization: Some(id.to_owned()), limit: Some(REFUSALS) };
     let refusals = admin.refusals(&query)?.refusals;
-    Ok(Some(Held { organization, page, refusals }))
+    Ok(Some(OrganizationLeases { organization, page, refusals }))
 }

@@ -1,4 +1,4 @@
-//! Log lines as they are shown: what callers wrote cannot start a line, nor change how one is shown.
+//! Escapes log lines: text of callers cannot start a line, nor change how one is shown.
 
 use std::io::{self, Write};
 
@@ -9,14 +9,14 @@ use super::format::LogFormat;
 
 /// Escapes what is not plain in each event before it is written.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shown<W> {
+pub(crate) struct Escape<W> {
     to: W,
     format: LogFormat,
     /// Whether events have colours, which are sequences of control characters.
     is_coloured: bool,
 }
 
-impl<W> Shown<W> {
+impl<W> Escape<W> {
     pub(crate) const fn new(to: W, format: LogFormat, is_coloured: bool) -> Self {
         Self { to, format, is_coloured }
     }
@@ -36,19 +36,19 @@ impl<W> Shown<W> {
     }
 }
 
-impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Shown<W> {
-    type Writer = Shown<W::Writer>;
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Escape<W> {
+    type Writer = Escape<W::Writer>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        Shown::new(self.to.make_writer(), self.format, self.is_coloured)
+        Escape::new(self.to.make_writer(), self.format, self.is_coloured)
     }
 
     fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Self::Writer {
-        Shown::new(self.to.make_writer_for(meta), self.format, self.is_coloured)
+        Escape::new(self.to.make_writer_for(meta), self.format, self.is_coloured)
     }
 }
 
-impl<W: Write> Write for Shown<W> {
+impl<W: Write> Write for Escape<W> {
     /// Takes one whole event.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = self.line(event);
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     fn line(format: LogFormat, is_coloured: bool, event: &str) -> String {
-        String::from_utf8(Shown::new((), format, is_coloured).line(event.as_bytes())).unwrap()
+        String::from_utf8(Escape::new((), format, is_coloured).line(event.as_bytes())).unwrap()
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The processes of the story: a server and a client, both this very binary.
+//! The processes of the demo: a server and a client, both run this binary.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -14,10 +14,10 @@ use tokio::time::timeout;
 
 use crate::failure::Failure;
 
-/// How long a process may take for anything it is asked.
+/// How long a process may take for one step.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The policy of the story. Times are short so that nobody has to wait for long.
+/// The policy of the demo. Its times are short, so that the demo is short.
 const POLICY: &str = r#"
 [services.t1r]
 max_per_organization = 4
@@ -42,33 +42,33 @@ limits = { t1r = 3 }
 /// The TTL of that policy.
 pub(super) const TTL: Duration = Duration::from_secs(3);
 
-/// Everything that runs outside of this process.
+/// The child processes.
 #[derive(Debug)]
-pub(super) struct Cast {
+pub(super) struct Processes {
     binary: PathBuf,
     home: PathBuf,
     server: Option<Process>,
     client: Option<Process>,
 }
 
-/// Where a started server listens, and what it keeps leases in.
+/// The addresses and the store of a started server.
 #[derive(Clone, Debug)]
 pub(super) struct Listening {
     pub(super) grpc: String,
     pub(super) store: String,
 }
 
-impl Cast {
-    /// Prepares a stage in the folder `home`, which has to be empty.
+impl Processes {
+    /// Prepares the processes, with their files in the folder `home`, which has to be empty.
     pub(super) fn new(home: &Path) -> Result<Self, Failure> {
         let binary = std::env::current_exe()
             .map_err(|error| Failure::Failed(format!("cannot find this program: {error}")))?;
-        let cast = Self { binary, home: home.to_owned(), server: None, client: None };
-        let policy = cast.policy();
+        let processes = Self { binary, home: home.to_owned(), server: None, client: None };
+        let policy = processes.policy();
         std::fs::write(&policy, POLICY).map_err(|error| {
             Failure::Failed(format!("cannot write {}: {error}", policy.display()))
         })?;
-        Ok(cast)
+        Ok(processes)
     }
 
     fn policy(&self) -> PathBuf {
@@ -88,7 +88,7 @@ impl Cast {
         Ok(Listening { grpc: text("grpc"), store: text("store") })
     }
 
-    /// Kills the server with SIGKILL: it can flush nothing and say nothing.
+    /// Kills the server with SIGKILL: it cannot flush anything.
     pub(super) async fn kill_server(&mut self) -> Result<(), Failure> {
         running(&mut self.server)?.kill().await
     }
@@ -112,7 +112,7 @@ impl Cast {
         Ok(())
     }
 
-    /// Kills the client with SIGKILL: it returns nothing.
+    /// Kills the client with SIGKILL: it cannot return anything.
     pub(super) async fn kill_client(&mut self) -> Result<(), Failure> {
         running(&mut self.client)?.kill().await
     }
@@ -120,12 +120,12 @@ impl Cast {
     /// Kills whatever still runs, and waits until it is gone.
     pub(super) async fn end_all(&mut self) {
         for process in [self.client.take(), self.server.take()].into_iter().flatten() {
-            // One that is gone already cannot be killed, and that is what was wanted.
+            // A process that has ended already cannot be killed, which is fine.
             let _ = process.kill().await;
         }
     }
 
-    /// A run of this binary that no variable of the environment changes.
+    /// A command that runs this binary without the variables of tgm-session.
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.binary);
         for (variable, _) in std::env::vars_os() {
@@ -142,11 +142,11 @@ fn running(process: &mut Option<Process>) -> Result<Process, Failure> {
     process.take().ok_or_else(|| Failure::Failed("a process of the demo does not run".into()))
 }
 
-/// One child process that reports what it does as lines of JSON.
+/// A child process that prints its events as lines of JSON.
 #[derive(Debug)]
 struct Process {
     child: Child,
-    /// Held open to the end: a process that prints into a closed pipe may stop.
+    /// Stays open until the process ends: a closed pipe may stop it.
     events: Lines<BufReader<ChildStdout>>,
     log: PathBuf,
 }
@@ -185,7 +185,7 @@ impl Process {
         }
     }
 
-    /// What went wrong, with the last words of the process.
+    /// The error `what`, with the last line of the log.
     fn failure(&self, what: &str) -> Failure {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let last = log.lines().last().unwrap_or("it said nothing").to_owned();

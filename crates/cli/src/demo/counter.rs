@@ -1,24 +1,24 @@
-//! What the server itself says it counts.
+//! Asks the server what it counts.
 
 use tgm_session::{Dsn, TgmPool};
 
 use crate::failure::Failure;
 
-/// Asks the server, beside the clients of the story.
+/// Asks the server, through a pool of its own.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Counter {
     server: TgmPool,
 }
 
-/// How many leases a pool has, and how many it may have.
+/// How many leases are active, and how many are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) active: u64,
     pub(super) max: Option<u64>,
 }
 
-impl Watch {
-    /// Watches the server at `url`.
+impl Counter {
+    /// Connects to the server at `url`.
     pub(super) fn new(url: &str) -> Result<Self, Failure> {
         Ok(Self { server: TgmPool::from_dsn(&Dsn::parse(url)?)? })
     }

@@ -1,4 +1,4 @@
-//! What the audience sees, and the count of what was checked.
+//! Prints the demo and counts the checks.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::output::{FAINT, GOOD, NAME, Output, TITLE, WARN, styled};
 /// How wide the names of organizations are shown.
 const NAME_WIDTH: usize = 10;
 
-/// Where the story is shown.
+/// Prints the demo.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct Narrator {
     output: Output,
     scene: u32,
     checks: u32,
@@ -77,23 +77,23 @@ impl fmt::Display for Event<'_> {
                     f,
                     "  tgm-session serve           a server of your own, no set-up needed"
                 )?;
-                write!(f, "  tgm-session borrow --help   hold a session and watch it")
+                write!(f, "  tgm-session borrow --help   hold a session and counter it")
             }
         }
     }
 }
 
-impl Stage {
+impl Narrator {
     pub(super) fn new(output: Output) -> Self {
         Self { output, scene: 0, checks: 0 }
     }
 
-    /// The number of the scene that plays.
+    /// The number of the current scene.
     pub(super) const fn scene(&self) -> u32 {
         self.scene
     }
 
-    /// Says what this is.
+    /// Prints the opening.
     pub(super) fn open(&mut self) -> Result<(), Failure> {
         self.show(&Event::Opening { version: env!("CARGO_PKG_VERSION") })
     }
@@ -104,12 +104,12 @@ impl Stage {
         self.show(&Event::Scene { number: self.scene, title })
     }
 
-    /// Tells what happens.
+    /// Prints what happens.
     pub(super) fn note(&mut self, text: impl fmt::Display) -> Result<(), Failure> {
         self.show(&Event::Note { text: &text.to_string() })
     }
 
-    /// Shows how full a pool is.
+    /// Prints how full a pool is.
     pub(super) fn pool(
         &mut self,
         organization: &str,
@@ -120,7 +120,7 @@ impl Stage {
         self.show(&Event::Pool { organization, service, active, max })
     }
 
-    /// Shows the words of a refusal.
+    /// Prints a refusal.
     pub(super) fn refusal(
         &mut self,
         organization: &str,
@@ -130,7 +130,7 @@ impl Stage {
         self.show(&Event::Refusal { organization, scope, message })
     }
 
-    /// Says that `what` is so, when it `holds`; else the story ends and `seen` says why.
+    /// Prints the check `what` if it `holds`. Otherwise the demo fails with what was `seen`.
     pub(super) fn check(
         &mut self,
         holds: bool,
@@ -147,27 +147,27 @@ impl Stage {
         self.show(&Event::Check { scene: self.scene, what: &what.to_string() })
     }
 
-    /// Shows on a terminal what is so right now; the next line takes its place.
+    /// Shows the current state on the last line of a terminal; the next line replaces it.
     pub(super) fn live(&mut self, text: impl fmt::Display) -> Result<(), Failure> {
         self.output.show_live(&format_args!("   {text}"))
     }
 
-    /// Gives people time to read what stands there. Programs need none.
+    /// Gives people time to read. JSON output does not pause.
     pub(super) async fn pause(&self, length: Duration) {
         if self.output.is_live() {
             tokio::time::sleep(length).await;
         }
     }
 
-    /// Ends a story that went well.
+    /// Prints the end of a demo that passed.
     pub(super) fn finish(&mut self, took: Duration) -> Result<(), Failure> {
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self.show(&Event::Finished { checks: self.checks, milliseconds })
     }
 
-    /// Leaves the terminal as an error line needs it.
+    /// Clears the last line of a terminal, so that an error line can follow.
     pub(super) fn abort(&mut self) {
-        // The failure that ends the story is worth more than one to tidy up.
+        // The failure that ends the demo matters more than this one.
         let _ = self.output.clear_live();
     }
 
