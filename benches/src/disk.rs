@@ -13,7 +13,7 @@ const WRITE_BYTES: usize = 256;
 const FILE_BYTES: usize = 1 << 20;
 
 /// Writes 256 bytes and calls fdatasync, one after another for `span`, in a preallocated file in
-/// `directory`; answers how many times a second that went.
+/// `directory`. Returns the writes per second.
 ///
 /// # Errors
 ///

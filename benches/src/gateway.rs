@@ -1,5 +1,5 @@
-//! A session server of the time before `SessionControl`, so that keep-alives go by unary calls: it
-//! answers `UNIMPLEMENTED` there and hands every other call to the server behind it.
+//! A proxy that answers `SessionControl` with `UNIMPLEMENTED`, as older servers do, and forwards every other
+//! call. Keep-alives through it are unary calls.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,7 @@ mod old;
 ///
 /// # Errors
 ///
-/// No port can be had, or nobody listens at `address`.
+/// No port is free, or the server at `address` refuses the connection.
 pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -27,13 +27,13 @@ pub struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Runs h2load on the load core and answers how many requests a second it got answers to.
+    /// Runs h2load on the load core and returns the answered requests per second.
     ///
-    /// h2load looks at the HTTP status only; the caller checks that the calls did something.
+    /// h2load checks the HTTP status only; the caller checks that the calls had an effect.
     ///
     /// # Errors
     ///
-    /// h2load is not there, fails, or one request did not succeed.
+    /// h2load is not installed or fails, or one request did not succeed.
     pub fn run(&self) -> anyhow::Result<f64> {
         let output = pinned(LOAD_CORE, Path::new("h2load"))
             .args(["-t", "1", "-c", &CONNECTIONS.to_string()])
@@ -68,7 +68,7 @@ fn summary(text: &str) -> Option<(f64, u64)> {
     Some((rate, succeeded))
 }
 
-/// `message` as it travels: not compressed, its length, its bytes.
+/// Frames `message` for gRPC: a zero byte (not compressed), its length, its bytes.
 pub fn framed(message: &impl Message) -> Vec<u8> {
     let bytes = message.encode_to_vec();
     let length = u32::try_from(bytes.len()).expect("a request is far below 4 GiB");

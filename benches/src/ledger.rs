@@ -85,10 +85,10 @@ fn organizations() -> Vec<(String, String)> {
 ///
 /// # Errors
 ///
-/// The ledger answered other than it must.
+/// The ledger gave a wrong answer.
 pub fn speed(live: usize, span: Duration) -> anyhow::Result<Speed> {
     let mut supply = Traces::new(1);
-    // One after another in memory, as good as in the buffer of a request that was just read.
+    // One after another in memory, like the buffer of a request that was just read.
     let traces: String = (0..TRACES).map(|_| supply.next_id()).collect();
     let traces: Vec<&str> = (0..TRACES).map(|n| &traces[n * 32..][..32]).collect();
     let mut bench = Bench::new(organizations());
@@ -104,7 +104,7 @@ pub fn speed(live: usize, span: Duration) -> anyhow::Result<Speed> {
     for _ in 0..live {
         held.push_back(bench.borrow(&more.next_id(), None)?);
     }
-    // Until every table has its lasting size.
+    // Until every table has its final size.
     for _ in 0..100_000 {
         pair(&mut bench, &mut held)?;
     }
@@ -124,7 +124,7 @@ pub fn speed(live: usize, span: Duration) -> anyhow::Result<Speed> {
     Ok(Speed { live, pairs, keep_alives: keep_alives.transpose()? })
 }
 
-/// How many times a second `operation` can be done, tried for `span`.
+/// Repeats `operation` for `span` and returns how many times per second it ran.
 fn per_second(
     span: Duration,
     mut operation: impl FnMut() -> anyhow::Result<()>,
@@ -145,7 +145,7 @@ fn per_second(
 ///
 /// # Errors
 ///
-/// The ledger answered other than it must.
+/// The ledger gave a wrong answer.
 pub fn memory(leases: usize, allocated: impl Fn() -> usize) -> anyhow::Result<Bytes> {
     let each = |with_borrow_id: bool| -> anyhow::Result<f64> {
         let mut traces = Traces::new(1);

@@ -31,7 +31,7 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// The longest latency the histogram tells apart, in nanoseconds: one minute.
 const LONGEST: u64 = 60_000_000_000;
 
-/// What stands for the key that the reference server does not give.
+/// The key that is sent to the reference server, which gives none.
 const STAND_IN_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// What one run of the load generator does.
@@ -40,7 +40,7 @@ pub struct Plan {
     /// Where the server is
     #[arg(long)]
     pub address: SocketAddr,
-    /// Callers, each with one call under way at a time
+    /// Callers, each with one call in flight
     #[arg(long)]
     pub callers: usize,
     /// Seconds of recording, after a short warm-up
@@ -138,11 +138,11 @@ impl Plan {
     }
 }
 
-/// A connection of its own to `address`.
+/// Opens a connection to `address`.
 ///
 /// # Errors
 ///
-/// Nobody listens there.
+/// The connection is refused.
 pub async fn connect(address: SocketAddr) -> anyhow::Result<Channel> {
     Endpoint::from_shared(format!("http://{address}"))?
         .tcp_nodelay(true)
@@ -151,7 +151,7 @@ pub async fn connect(address: SocketAddr) -> anyhow::Result<Channel> {
         .with_context(|| format!("cannot connect to {address}"))
 }
 
-/// One caller: one call under way at a time.
+/// A caller with one call in flight.
 struct Caller {
     client: WorkerPoolClient<Channel>,
     traces: Traces,
@@ -216,7 +216,7 @@ impl Caller {
     }
 }
 
-/// Borrows that are due at a fixed rate, whatever became of the earlier ones.
+/// Borrows that are due at a fixed rate, whether the earlier ones are answered or not.
 struct Arrivals {
     interval: Duration,
     due: RefCell<VecDeque<Instant>>,
@@ -255,7 +255,7 @@ impl Arrivals {
     }
 }
 
-/// What the callers saw.
+/// What the callers measured.
 struct Book {
     record_from: Instant,
     pairs: u64,

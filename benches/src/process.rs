@@ -1,4 +1,4 @@
-//! Servers as processes of their own, each tied to one core, and what they cost.
+//! Servers as processes, each pinned to one core, and their CPU time.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -23,7 +23,7 @@ const START: Duration = Duration::from_secs(20);
 /// Ticks per second of `/proc/PID/stat`, part of the interface of the Linux kernel.
 const USER_HZ: f64 = 100.0;
 
-/// Tells the parent process, on standard output, where this one serves.
+/// Prints the address of this server on standard output, for the parent process.
 ///
 /// # Errors
 ///
@@ -70,7 +70,7 @@ impl Server {
         match address_in(stdout) {
             Some(address) => Ok(Self { child, address }),
             None => {
-                // Whatever it is doing, it does not serve; its log says why.
+                // It does not serve; its log says why.
                 let _ = child.kill();
                 let _ = child.wait();
                 let said = fs::read_to_string(log).unwrap_or_default();
@@ -79,7 +79,7 @@ impl Server {
         }
     }
 
-    /// Where it serves.
+    /// Its gRPC address.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
@@ -112,7 +112,7 @@ pub fn cpu_of(process: u32) -> anyhow::Result<Duration> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Nothing of it is needed any more, its store neither.
+        // Nothing of it is needed any more, not even its store.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! What came of one attack, and whether that is as it should be.
+//! The result of one attack, and whether it passed.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub(crate) const WAIT_MS: f64 = 100.0;
 /// The longest that a fresh connection with 200 calls at once may take, in milliseconds.
 pub(crate) const RECONNECT_MS: f64 = 500.0;
 
-/// From when on a client that is woken late says more of the machine than of the server.
+/// If the client is woken later than this, the machine was busy and its waits do not count against the server.
 const LATE_MS: f64 = 20.0;
 
 /// Bytes as megabytes of 2^20.
@@ -23,7 +23,7 @@ pub(crate) fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// What came of one attack on one store.
+/// The result of one attack on one store.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Row {
     pub(crate) attack: &'static str,
@@ -39,25 +39,25 @@ pub(crate) struct Row {
     pub(crate) most_mb: f64,
     /// Resident memory once the attack was over.
     pub(crate) after_mb: f64,
-    /// When the server was as before, counted from the end of the attack; none after 2 s.
+    /// How long after the attack the server was as before; `None` if that took more than 2 s.
     pub(crate) recovered_ms: Option<f64>,
     /// The slowest answer of `/healthz`.
     pub(crate) probe_ms: f64,
     /// What the well-behaved client saw.
     pub(crate) client: Seen,
-    /// What is not as it should be.
+    /// Why it failed.
     pub(crate) faults: Vec<String>,
-    /// What else there is to say.
+    /// Remarks.
     pub(crate) notes: Vec<String>,
 }
 
 impl Row {
-    /// Of an attack that is still to come.
+    /// The row of an attack that has not begun.
     pub(crate) fn new(attack: &'static str, store: Store) -> Self {
         Self { attack, store: store.to_string(), ..Self::default() }
     }
 
-    /// Whether all is as it should be.
+    /// Whether the attack found no fault.
     pub(crate) const fn passed(&self) -> bool {
         self.faults.is_empty()
     }

@@ -117,7 +117,7 @@ impl Stage {
         self.server.admin()
     }
 
-    /// One who calls by the generated client, on a connection of its own.
+    /// A caller with the generated client and a connection of its own.
     pub(crate) fn caller(&self, key: &'static str) -> Caller {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.server.grpc()));
         let endpoint = endpoint.expect("an address makes a URL").timeout(Duration::from_secs(10));
@@ -133,7 +133,7 @@ impl Stage {
         self.server.kill_and_restart()
     }
 
-    /// The preparation is over: from now on everything counts.
+    /// Ends the preparation: from now on everything is measured.
     ///
     /// # Errors
     ///
@@ -146,12 +146,12 @@ impl Stage {
         Ok(())
     }
 
-    /// Something worth telling that is no fault.
+    /// Adds a remark.
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         self.row.notes.push(note.into());
     }
 
-    /// Something that the server must not do.
+    /// Adds a fault.
     pub(crate) fn fault(&mut self, fault: impl Into<String>) {
         self.row.faults.push(fault.into());
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What was seen of every lease: how many keep-alives, and when that last changed.
+/// Of every lease the number of keep-alives, and when it last changed.
 ///
 /// Counters are looked at now and then, so a gap is known to within the time between two looks.
 #[derive(Debug)]

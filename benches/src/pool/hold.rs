@@ -1,4 +1,4 @@
-//! Holding: keep-alives of very many leases from one process, for a while.
+//! Holds very many leases in one process, and measures their keep-alives.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use super::gaps::Gaps;
 use super::{Load, Stream, borrow_all, connect, on_one_thread, thread_cpu};
 use crate::process::cpu_of;
 
-/// How often the counters of all leases are looked at.
+/// How often the counters of all leases are read.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How long a new pool may take until its keep-alives go as they will go.
+/// How long a new pool may take until its keep-alives are steady.
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// What one run does.

@@ -1,5 +1,4 @@
-//! The client library under measurement: what a pool costs that holds very much, and what it adds
-//! to a call.
+//! Measures the client library: what a pool with very many leases costs, and what a pool adds to a call.
 
 mod borrow;
 mod gaps;

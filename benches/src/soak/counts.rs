@@ -1,4 +1,4 @@
-//! What the server counts, asked without anything in between.
+//! What the server counts, asked over a direct connection.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,12 +29,12 @@ pub(crate) fn policy() -> String {
     SERVICES.map(service).concat()
 }
 
-/// A direct way to the server.
+/// A direct connection to the server.
 #[derive(Clone, Debug)]
 pub(crate) struct Counts(WorkerPoolClient<Channel>);
 
 impl Counts {
-    /// Of the server at `address`.
+    /// Connects to the server at `address`.
     ///
     /// # Errors
     ///

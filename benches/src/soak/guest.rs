@@ -1,4 +1,4 @@
-//! One streaming service as a process: it borrows and returns, and tells what it holds when asked.
+//! One streaming service as a process: it borrows and returns, and reports what it holds when asked.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -28,15 +28,15 @@ pub(crate) struct Options {
     organizations: Vec<String>,
 }
 
-/// What a host is told, one word per line.
+/// The commands to a host, one word per line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Command {
-    /// Tell what you hold.
+    /// Report what it holds.
     Report,
-    /// Begin and end nothing more.
+    /// Neither borrow nor return any more.
     Rest,
-    /// Return everything, tell how that went, and end.
+    /// Return everything, report the result, and end.
     Close,
 }
 
@@ -69,11 +69,11 @@ const PAUSE: Duration = Duration::from_millis(60);
 /// How long a close may take.
 const CLOSE: Duration = Duration::from_secs(20);
 
-/// Runs a host until it is told to close, or nobody is left who could tell it.
+/// Runs a host until it gets the command to close, or its standard input ends.
 ///
 /// # Errors
 ///
-/// The pool cannot be made, or brought something that no fault may bring about.
+/// The pool cannot be made, or returned an error that no injected fault explains.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let url = format!("tgm://{}?plaintext=true&{}", options.server, options.parameters);
     let habits = Habits {

@@ -1,4 +1,4 @@
-//! The host processes, as the one who runs the soak sees them.
+//! The host processes, seen from the soak.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -25,7 +25,7 @@ pub(crate) struct HostProcess {
     child: Child,
     commands: ChildStdin,
     reports: Lines<BufReader<ChildStdout>>,
-    /// What it said when it was asked last.
+    /// Its latest report.
     pub(crate) last: Report,
 }
 
@@ -58,11 +58,11 @@ impl HostProcess {
         Ok(Self { name, child, commands, reports, last: Report::default() })
     }
 
-    /// Tells the host something, and returns what it answers.
+    /// Sends the host a command, and returns its report.
     ///
     /// # Errors
     ///
-    /// The host is gone, which it says more of in its log, or does not answer.
+    /// The host has ended (its log says why), or does not answer.
     pub(crate) async fn tell(&mut self, command: Command) -> anyhow::Result<&Report> {
         let told = timeout(ANSWER, self.exchange(command)).await;
         let report = told.map_err(|_| anyhow::anyhow!("it does not answer")).flatten();

@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Lets everything fail for a while, and counts what is left
+/// Injects faults for a while, then checks that every count is right
 #[derive(Debug, Parser)]
 #[command(name = "tgm-session-soak")]
 struct Arguments {
@@ -29,7 +29,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Part {
-    /// Run the whole
+    /// Run the soak
     Run(play::Options),
     /// Be one streaming service: commands on standard input, reports on standard output
     Host(guest::Options),

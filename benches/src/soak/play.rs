@@ -1,4 +1,4 @@
-//! The whole: trouble for a while, then calm, then the account.
+//! The soak: faults for a while, then none, then the final checks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,8 @@ use crate::weather;
 /// Hosts whose network fails, and who may be killed.
 const UNLUCKY: usize = 4;
 
-/// The longest the server is away: less than a TTL, so that nobody with a good network is lost.
+/// The longest outage of the server. It is shorter than a TTL, so that hosts with a good network lose no
+/// lease.
 const AWAY: Duration = Duration::from_secs(4);
 
 /// How often the server and the hosts are looked at.
@@ -37,7 +38,7 @@ pub(crate) struct Options {
     /// Where its store and the logs are made
     #[arg(long, value_name = "FOLDER")]
     folder: PathBuf,
-    /// Seconds of trouble; calm and the account of it come on top
+    /// Seconds of faults; the calm and the final checks come on top
     #[arg(long, default_value_t = 120)]
     seconds: u64,
 }
@@ -61,7 +62,7 @@ struct Toll {
     lost: u64,
 }
 
-/// The way to the server, wherever it was started last.
+/// The address at which the server was started last.
 type Place = Arc<Mutex<Option<std::net::SocketAddr>>>;
 
 struct Soak {
@@ -81,7 +82,7 @@ struct Soak {
 ///
 /// # Errors
 ///
-/// The server counts something else than what is held, or anything went wrong that may not.
+/// The server does not count what the hosts hold, or something failed that must not fail.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let mut soak = Soak::begin(options).await?;
     let played = soak.play().await;
@@ -155,7 +156,7 @@ impl Soak {
         let store = self.options.folder.join("leases");
         command.arg("--store").arg(format!("file:{}", store.display()));
         let log = self.options.folder.join("server.log");
-        // Away from this thread, which carries the hosts' connections meanwhile.
+        // On another thread: this one carries the connections of the hosts meanwhile.
         let started = tokio::task::spawn_blocking(move || Server::start(command, &log)).await?;
         let server = started?;
         *self.place.lock() = Some(server.address());
@@ -223,7 +224,7 @@ impl Soak {
         self.toll.lost += last.lost;
     }
 
-    /// Checks what holds at any time: the ceilings, and that luck is enough.
+    /// Checks what must hold at any time: the ceilings, and that hosts with a good network lose nothing.
     async fn look(&mut self) -> anyhow::Result<()> {
         if let Some(server) = &self.server {
             Counts::of(server.address())?.by_trace().await?;
@@ -255,7 +256,7 @@ impl Soak {
         ));
     }
 
-    /// Lets everything be calm until the server counts what the hosts hold, and stay so.
+    /// Waits, without faults, until the server counts what the hosts hold and continues to.
     async fn settle(&mut self) -> anyhow::Result<()> {
         for proxy in &self.proxies {
             proxy.clear();
@@ -270,7 +271,7 @@ impl Soak {
             let since = match (held == counted, agreed) {
                 (true, Some(since)) => since,
                 (true, None) => Instant::now(),
-                // Agreed once and no longer: something ended late, of which one side knew first.
+                // They agreed and then did not: a lease ended late, and one side knew it first.
                 (false, _) if start.elapsed() > 3 * TTL => {
                     bail!(
                         "the server does not count what is held:\n{}",
@@ -310,7 +311,7 @@ impl Soak {
         Ok((held, Counts::of(server.address())?.by_trace().await?))
     }
 
-    /// Closes every pool: the server holds nothing, and remembers that.
+    /// Closes every pool. After that the server holds nothing, also after a restart.
     async fn close(&mut self) -> anyhow::Result<()> {
         for host in self.hosts.drain(..).collect::<Vec<_>>() {
             self.count(&host.last);

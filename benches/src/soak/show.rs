@@ -1,12 +1,12 @@
-//! How the soak tells where it is.
+//! Shows the progress of the soak.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-/// How often a line is written where nobody looks at a terminal.
+/// How often a line is written when standard error is no terminal.
 const SELDOM: Duration = Duration::from_secs(10);
 
-/// One line that changes on a terminal, and a line now and then elsewhere.
+/// One line that changes on a terminal; elsewhere a line now and then.
 #[derive(Debug)]
 pub(crate) struct Progress {
     terminal: bool,
@@ -30,7 +30,7 @@ impl Progress {
         } else {
             Ok(())
         };
-        // Who closed standard error does not want to know.
+        // A closed standard error is no reason to stop.
         drop(shown);
     }
 
