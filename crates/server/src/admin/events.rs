@@ -16,10 +16,10 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Interval, MissedTickBehavior};
 
-use super::Admin;
 use super::api::edge::{Failure, json_of};
 use super::api::model::{AuditEntry, PolicyStatus, Refusal};
-use super::view::Picture;
+use super::picture::Picture;
+use super::state::Admin;
 use crate::operator::OperatorEvent;
 
 /// How often a listener looks for something new.

@@ -18,7 +18,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::admin::Admin;
+use crate::admin::state::Admin;
 use crate::blocking::blocking;
 use crate::metrics::format::Format;
 use crate::metrics::{Metrics, PREFIX};

@@ -6,97 +6,27 @@ mod events;
 mod guard;
 mod metrics_page;
 mod page;
+mod picture;
 mod port;
+mod state;
 mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use lease::WallTime;
-use store::Clock;
-use store::{Store, StoreUrl, Unavailable};
+use store::Unavailable;
 
 use crate::config::token_file::TokenInForce;
-use crate::live::Live;
-use crate::metrics::Metrics;
-use crate::operator::Operator;
-use crate::refusals::Refusals;
 use api::edge::{Failure, MAX_BODY};
 use guard::Guard;
 pub(crate) use port::serve;
-use view::View;
-
-/// What the admin port looks at and acts on.
-#[derive(Debug)]
-pub(crate) struct Admin {
-    store: Arc<Store>,
-    store_url: String,
-    live: Arc<ArcSwap<Live>>,
-    operator: Arc<Operator>,
-    metrics: Arc<Metrics>,
-    refusals: Arc<Refusals>,
-    clock: Arc<dyn Clock>,
-    started_at: WallTime,
-    /// Set while the server serves: not before, and not once it drains.
-    serving: Arc<AtomicBool>,
-    view: View,
-    dropped_log_lines: Arc<AtomicU64>,
-    certificate_not_after: Option<Arc<AtomicI64>>,
-}
-
-/// What the admin port is made of.
-pub(crate) struct Parts {
-    pub(crate) store: Arc<Store>,
-    pub(crate) store_url: StoreUrl,
-    pub(crate) live: Arc<ArcSwap<Live>>,
-    pub(crate) operator: Arc<Operator>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) refusals: Arc<Refusals>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) serving: Arc<AtomicBool>,
-    pub(crate) dropped_log_lines: Arc<AtomicU64>,
-    /// When the certificate of the gRPC port expires, in Unix time; `None` without TLS.
-    pub(crate) certificate_not_after: Option<Arc<AtomicI64>>,
-}
-
-impl Admin {
-    pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, store_url, live, operator, metrics, refusals, clock, serving, .. } =
-            parts;
-        let Parts { dropped_log_lines, certificate_not_after, .. } = parts;
-        Self {
-            store,
-            store_url: store_url.to_string(),
-            live,
-            operator,
-            metrics,
-            refusals,
-            started_at: clock.wall(),
-            view: View::new(clock.unix()),
-            clock,
-            serving,
-            dropped_log_lines,
-            certificate_not_after,
-        }
-    }
-
-    /// Whether the server takes changes.
-    fn ready(&self) -> Result<(), Unavailable> {
-        if self.serving.load(Ordering::Acquire) {
-            self.store.ready()
-        } else {
-            Err(Unavailable::Closing)
-        }
-    }
-}
+pub(crate) use state::{Admin, Parts};
 
 /// The pages of the admin port, which listens on `address`.
 ///

@@ -26,11 +26,12 @@ use crate::journal::Stamp;
 use crate::turns::Turns;
 
 mod committing;
+mod pending;
 mod shares;
 #[cfg(test)]
 mod tests;
 
-use committing::{Disk, Pending};
+use pending::{Disk, Pending};
 use shares::Shares;
 
 /// How often the clock is read and leases expire when nobody calls.

@@ -12,7 +12,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
 
 use super::model::Problem;
-use crate::admin::Admin;
+use crate::admin::state::Admin;
 
 /// Where the document is served.
 const PATH: &str = "/api/openapi.json";

@@ -17,14 +17,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use lease::{Budget, WallTime};
-use store::UsageCount;
 use utoipa_axum::router::OpenApiRouter;
 
-use super::Admin;
+use super::state::Admin;
 use edge::Failure;
-
-pub(super) use server::service_rows;
 
 /// The endpoints of the API. Whether they need a token is said in the document, and checked elsewhere.
 pub(super) fn router(needs_token: bool) -> Router<Arc<Admin>> {
@@ -35,14 +31,6 @@ pub(super) fn router(needs_token: bool) -> Router<Arc<Admin>> {
         .merge(records::routes());
     let (router, document) = routes.split_for_parts();
     document::serve(router, document, needs_token)
-}
-
-/// What was used of a budget in its current window, and the number of that window.
-pub(super) fn used(budget: &Budget, usage: &[UsageCount], at: WallTime) -> (f64, u32) {
-    let count = usage.iter().find(|count| count.metric == budget.metric);
-    let (window, used) =
-        count.map(|count| count.used).unwrap_or_default().in_window(budget.per, at);
-    (used, window)
 }
 
 /// Where a request comes from.

@@ -9,14 +9,14 @@ use policy::{DEFAULT_SERVICE, Policy, Source};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::Peer;
 use super::edge::{self, Body, Failure, Json, Path, Query};
 use super::model::{
     ApiKey, BudgetRow, Ceiling, Disabled, Done, NoteQuery, Organization, OrganizationPage,
     OrganizationService, OrganizationsQuery, Problem, ServiceCeiling, SetDisabled, SetLimit,
 };
-use super::{Peer, used};
-use crate::admin::Admin;
-use crate::admin::view::Shown;
+use crate::admin::picture::{Shown, used};
+use crate::admin::state::Admin;
 use crate::operator::By;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {

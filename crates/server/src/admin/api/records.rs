@@ -9,7 +9,8 @@ use utoipa_axum::routes;
 
 use super::edge::{self, Failure, Json, Query};
 use super::model::{AuditPage, AuditQuery, Event, Problem, RefusalPage, RefusalsQuery};
-use crate::admin::{Admin, events};
+use crate::admin::events;
+use crate::admin::state::Admin;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
     OpenApiRouter::new().routes(routes!(refusals)).routes(routes!(audit)).routes(routes!(listen))

@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use policy::overrides::{Override, OverrideKey};
-use policy::{PlanEntry, Policy, ServiceSummary};
-use store::PoolCount;
+use policy::{PlanEntry, Policy};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Peer;
 use super::edge::{Failure, Json, Query};
 use super::model::{
-    Done, EffectivePolicy, NoteQuery, Overview, Plan, PlanBudget, PlanLimit, Problem, ServiceRow,
+    Done, EffectivePolicy, NoteQuery, Overview, Plan, PlanBudget, PlanLimit, Problem,
 };
-use crate::admin::Admin;
+use crate::admin::state::Admin;
 use crate::operator::By;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
@@ -82,28 +81,6 @@ async fn reload_policy(
     let done = admin.operator.reload(By { from: &peer.to_string(), note: &note }).await;
     admin.view.changed();
     Ok(Json(done?.into()))
-}
-
-/// The service entries of the policy, with what is held of each. Leases of services without an entry
-/// go with the default.
-pub(in crate::admin) fn service_rows(policy: &Policy, pools: &[PoolCount]) -> Vec<ServiceRow> {
-    let row = |service: &ServiceSummary<'_>| ServiceRow {
-        service: service.name.to_owned(),
-        active: 0,
-        max_total: service.max_total,
-        max_per_organization: service.max_per_organization,
-        max_per_api_key: service.max_per_api_key,
-        ttl_seconds: service.ttl.as_secs_f64(),
-        minimal_life_seconds: service.minimal_life.as_secs_f64(),
-        observe: service.observe,
-    };
-    let mut rows: Vec<ServiceRow> = policy.summary().services.iter().map(row).collect();
-    for pool in pools {
-        if let Some(service) = policy.service(&pool.service) {
-            rows[service.index()].active += pool.leases;
-        }
-    }
-    rows
 }
 
 fn plan(plan: PlanEntry<'_>) -> Plan {

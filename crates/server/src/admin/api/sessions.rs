@@ -13,7 +13,7 @@ use super::edge::{self, Failure, Json, Path, Query, lease_number};
 use super::model::{
     AgeOrder, Done, LeaseKinds, NoteQuery, Problem, Session, SessionPage, SessionsQuery,
 };
-use crate::admin::Admin;
+use crate::admin::state::Admin;
 use crate::operator::By;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use lease::Change;
 use parking_lot::MutexGuard;
 
+use super::pending::Pending;
 use super::{Shared, State};
 use crate::attached::Push;
 use crate::commit::Batch;
@@ -29,49 +30,6 @@ const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
 /// How often the path of the file is looked at.
 const LOOK_AT_FILE_EVERY: Duration = Duration::from_secs(1);
-
-/// What one batch holds.
-#[derive(Debug, Default)]
-pub(crate) struct Pending {
-    pub(crate) changes: Vec<Change>,
-    pub(crate) operated: Vec<Operated>,
-    /// Revocations to tell of once the batch is durable.
-    pub(crate) pushes: Vec<Push>,
-    /// When the first of it came.
-    pub(crate) since: Option<Instant>,
-}
-
-impl Pending {
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.operated.is_empty()
-    }
-
-    pub(crate) const fn len(&self) -> usize {
-        self.changes.len() + self.operated.len()
-    }
-
-    /// What is in it; room for as many changes stays.
-    fn take(&mut self) -> Self {
-        let changes = Vec::with_capacity(self.changes.len());
-        std::mem::replace(self, Self { changes, ..Self::default() })
-    }
-}
-
-/// How long the disk has been taking. The clock thread counts, so that commits and those who wait
-/// for them need no timers.
-#[derive(Debug, Default)]
-pub(crate) struct Disk {
-    /// Monotonic time of the last look.
-    looked: Duration,
-    /// How many changes the commit under way holds.
-    changes: usize,
-    /// How long the commit under way has taken.
-    commit: Duration,
-    /// How long the first of those who wait for it has waited.
-    committing: Duration,
-    /// How long the first of those who wait for the gathering batch has waited.
-    gathering: Duration,
-}
 
 /// Lets nobody wait for a batch whose thread broke off.
 struct Unsettled(Arc<Batch>);
