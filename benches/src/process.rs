@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 /// The core that servers run on.
@@ -97,6 +98,12 @@ impl Server {
     pub fn id(&self) -> u32 {
         self.child.id()
     }
+}
+
+/// CPU time that this thread has used so far, user and system.
+pub fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.try_into().unwrap_or_default()
 }
 
 /// CPU time that a process has used so far, user and system, all threads.

@@ -17,9 +17,10 @@ use wire::worker::return_worker_response::Status;
 use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{BorrowWorkerRequest, ReturnWorkerRequest};
 
-use super::{ORGANIZATIONS, on_one_thread, request, thread_cpu};
+use super::{ORGANIZATIONS, on_one_thread, request};
 use crate::ids::{SESSIONS, Traces, api_key, organization};
 use crate::pairs::connect;
+use crate::process::thread_cpu;
 
 /// The longest latency the histogram tells apart, in nanoseconds: one minute.
 const LONGEST: u64 = 60_000_000_000;

@@ -9,8 +9,8 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::gaps::Gaps;
-use super::{Load, Stream, borrow_all, connect, on_one_thread, thread_cpu};
-use crate::process::cpu_of;
+use super::{Load, Stream, borrow_all, connect, on_one_thread};
+use crate::process::{cpu_of, thread_cpu};
 
 /// How often the counters of all leases are read.
 const LOOK: Duration = Duration::from_millis(250);

@@ -6,10 +6,8 @@ mod hold;
 mod memory;
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use rustix::time::{ClockId, clock_gettime};
 use tgm_session::{Dsn, Pool, Session, SessionRequest, TgmConfig, TgmPool, Worker};
 use tokio::task::LocalSet;
 
@@ -96,10 +94,4 @@ fn request(number: u64, traces: &mut Traces) -> SessionRequest {
 fn on_one_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(LocalSet::new().run_until(work))
-}
-
-/// CPU time that this thread has used so far, user and system.
-fn thread_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.try_into().unwrap_or_default()
 }
