@@ -22,9 +22,9 @@ pub const MAX_AMOUNTS: usize = 1 << 18;
 ///
 /// ```
 /// let mut report = lease::Report::builder();
-/// report.add("acme", &[("egress_bytes", 3.0)]).unwrap();
-/// report.add("acme", &[("egress_bytes", 4.0), ("processed_blocks", 0.0)]).unwrap();
-/// assert!(report.add("acme", &[("egress_bytes", f64::NAN)]).is_err());
+/// report.add("acme", "", &[("egress_bytes", 3.0)]).unwrap();
+/// report.add("acme", "", &[("egress_bytes", 4.0), ("processed_blocks", 0.0)]).unwrap();
+/// assert!(report.add("acme", "", &[("egress_bytes", f64::NAN)]).is_err());
 /// assert_eq!(report.build().len(), 1);
 /// ```
 #[derive(Clone, Debug)]
@@ -83,12 +83,19 @@ pub struct ReportBuilder {
 type Sums = BTreeMap<Arc<str>, (f64, u32)>;
 
 impl ReportBuilder {
-    /// Adds one event: what an organization used of each metric.
+    /// Adds one event: what an organization used of each metric, and the API key that came with it;
+    /// empty when there is none.
     ///
     /// # Errors
     ///
     /// Why the event cannot be counted. Nothing of it is, then, and the report is as it was.
-    pub fn add(&mut self, organization: &str, metrics: &[(&str, f64)]) -> Result<(), Uncountable> {
+    pub fn add(
+        &mut self,
+        organization: &str,
+        api_key: &str,
+        metrics: &[(&str, f64)],
+    ) -> Result<(), Uncountable> {
+        validate_id("api_key_id", api_key, false).map_err(|_| Uncountable::ApiKey)?;
         validate_id("organization_id", organization, true)
             .map_err(|_| Uncountable::Organization)?;
         if metrics.len() > MAX_METRICS {

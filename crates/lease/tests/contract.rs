@@ -47,7 +47,7 @@ fn report(ledger: &mut Ledger, value: f64, wall: WallTime) {
 fn report_of(ledger: &mut Ledger, egress: &[(&str, f64)], wall: WallTime) {
     let mut report = Report::builder();
     for &(organization, bytes) in egress {
-        report.add(organization, &[("egress_bytes", bytes)]).expect("it can be counted");
+        report.add(organization, "", &[("egress_bytes", bytes)]).expect("it can be counted");
     }
     let submission = Submission {
         caller: None,

@@ -34,7 +34,7 @@ fn ledger() -> Ledger {
 
 fn report(ledger: &mut Ledger, organization: &str, bytes: f64, now: Timestamp) {
     let mut report = Report::builder();
-    report.add(organization, &[("bytes", bytes)]).expect("it can be counted");
+    report.add(organization, "", &[("bytes", bytes)]).expect("it can be counted");
     let submission = Submission {
         caller: None,
         idempotency_key: None,

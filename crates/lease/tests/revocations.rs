@@ -204,7 +204,7 @@ fn a_spent_budget_is_told_with_the_metric_the_numbers_and_the_reset_after_the_re
     let session = borrow(&mut ledger, &SESSION, NOW).expect("no ceiling");
     let worker = borrow(&mut ledger, &WORKER, NOW).expect("no ceiling");
     let mut report = Report::builder();
-    report.add("acme", &[("egress_bytes", 12.0)]).expect("it can be counted");
+    report.add("acme", "", &[("egress_bytes", 12.0)]).expect("it can be counted");
     let (caller, idempotency_key, organizations) = (None, None, vec!["acme".into()]);
     let report = report.build();
     let submission = Submission { caller, idempotency_key, report, organizations };

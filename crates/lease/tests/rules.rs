@@ -362,7 +362,7 @@ impl Tested {
     ) -> Answer {
         let mut report = Report::builder();
         for &(organization, metric, value) in usages {
-            let added = report.add(organization, &[(metric, value)]);
+            let added = report.add(organization, "", &[(metric, value)]);
             assert_eq!(added.is_err(), value.is_nan());
         }
         let submission = Submission {

@@ -55,7 +55,7 @@ fn ledger(config: Config) -> Ledger {
 fn built(events: &[(&str, &str, f64)]) -> Report {
     let mut report = Report::builder();
     for &(organization, metric, value) in events {
-        report.add(organization, &[(metric, value)]).expect("it can be counted");
+        report.add(organization, "", &[(metric, value)]).expect("it can be counted");
     }
     report.build()
 }
@@ -113,10 +113,11 @@ fn an_event_that_cannot_be_counted_is_left_out_and_says_why() {
         ("acme", &[("m", -1.0)], Uncountable::Value),
         ("acme", &many, Uncountable::TooManyMetrics),
     ] {
-        assert_eq!(report.add(organization, metrics), Err(why));
+        assert_eq!(report.add(organization, "", metrics), Err(why));
     }
+    assert_eq!(report.add("acme", &long, &[("m", 1.0)]), Err(Uncountable::ApiKey));
     assert!(report.clone().build().is_empty(), "not even a part of one is counted");
-    report.add("acme", &many[..64]).expect("64 metrics are few enough");
+    report.add("acme", "", &many[..64]).expect("64 metrics are few enough");
     assert_eq!(report.build().len(), 1);
 }
 
@@ -126,11 +127,11 @@ fn a_report_has_so_many_amounts_and_goes_on_counting_those_it_has() {
     for number in 0..lease::MAX_AMOUNTS / 64 {
         let metrics: Vec<_> = (0..64).map(|metric| format!("metric-{metric}")).collect();
         let metrics: Vec<_> = metrics.iter().map(|metric| (&**metric, 1.0)).collect();
-        report.add(&format!("o{number}"), &metrics).expect("there is room");
+        report.add(&format!("o{number}"), "", &metrics).expect("there is room");
     }
-    assert_eq!(report.add("one-more", &[("m", 1.0)]), Err(Uncountable::NoRoom));
-    assert_eq!(report.add("o7", &[("metric-1", 1.0), ("n", 1.0)]), Err(Uncountable::NoRoom));
-    assert_eq!(report.add("o7", &[("metric-1", 1.0)]), Ok(()));
+    assert_eq!(report.add("one-more", "", &[("m", 1.0)]), Err(Uncountable::NoRoom));
+    assert_eq!(report.add("o7", "", &[("metric-1", 1.0), ("n", 1.0)]), Err(Uncountable::NoRoom));
+    assert_eq!(report.add("o7", "", &[("metric-1", 1.0)]), Ok(()));
     assert_eq!(report.build().len(), lease::MAX_AMOUNTS);
 }
 

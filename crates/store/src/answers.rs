@@ -129,7 +129,7 @@ impl UsageReport {
         let mut skipped = Skipped::default();
         let mut organizations = BTreeSet::new();
         for &Usage { organization, metric, value } in usages {
-            match report.add(organization, &[(metric, value)]) {
+            match report.add(organization, "", &[(metric, value)]) {
                 Err(why) => skipped[why as usize] += 1,
                 Ok(()) if policy.organization_budgets(organization).is_empty() => {}
                 Ok(()) => drop(organizations.insert(organization)),

@@ -7,9 +7,7 @@ use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
 use http::header::HeaderMap;
-use lease::{
-    BudgetSpent, MAX_METRICS, Reason, Report, ReportRefusal, Submission, Uncountable, validate_id,
-};
+use lease::{BudgetSpent, MAX_METRICS, Reason, Report, ReportRefusal, Submission, Uncountable};
 use prost::Message as _;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
@@ -163,6 +161,7 @@ impl Read {
         let mut unreadable = None;
         for event in Contents::of(message, EVENTS) {
             let event = event?;
+            // The report checks this again; here it bounds what the event takes up once it is decoded.
             let metrics = Contents::of(event, METRICS).take(MAX_METRICS + 1).count();
             if metrics > MAX_METRICS {
                 read.skipped[Uncountable::TooManyMetrics as usize] += 1;
@@ -180,9 +179,7 @@ impl Read {
                 event.metrics.iter().map(|metric| (&*metric.key, metric.value)).collect();
             // Without any it cannot be counted, as the report says itself.
             let organization = live.organization(&event.organization_id).unwrap_or_default();
-            let added = validate_id("api_key_id", &event.api_key_id, false)
-                .map_err(|_| Uncountable::ApiKey)
-                .and_then(|()| report.add(organization, &metrics));
+            let added = report.add(organization, &event.api_key_id, &metrics);
             if let Err(why) = added {
                 read.skipped[why as usize] += 1;
             } else if !seen.contains(organization) {

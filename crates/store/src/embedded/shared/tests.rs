@@ -252,7 +252,7 @@ fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
 /// Counts so many bytes that acme has used.
 fn use_up(shared: &Shared, bytes: f64) {
     let mut report = lease::Report::builder();
-    report.add("acme", &[("egress_bytes", bytes)]).unwrap();
+    report.add("acme", "", &[("egress_bytes", bytes)]).unwrap();
     let submission = lease::Submission {
         caller: None,
         idempotency_key: None,
