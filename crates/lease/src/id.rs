@@ -216,7 +216,7 @@ pub fn validate_id(field: &'static str, id: &str, required: bool) -> Result<(), 
     Ok(())
 }
 
-/// A field of a request that cannot be what it is.
+/// An invalid field of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct Invalid {

@@ -89,6 +89,6 @@ pub struct Lease {
 pub struct BorrowedAs {
     /// The caller's name for the borrow.
     pub id: BorrowId,
-    /// [`Request::fingerprint`] of the borrow.
+    /// [`Request::fingerprint`](crate::Request::fingerprint) of the borrow.
     pub fingerprint: u64,
 }

@@ -41,12 +41,12 @@ pub use reporting::{MAX_SPENT_TOLD, Reporting};
 
 /// Every lease of a server and every rule about them.
 ///
-/// Operations are total and deterministic. What has ended by `now` counts as ended for every answer,
-/// so none depends on a background task; a `now` before one already told counts as that one. A
-/// refused operation changes nothing, but that it may take out what has ended.
+/// Operations are total and deterministic. A lease that has ended by `now` counts as ended for every
+/// answer, so no answer depends on a background task. A `now` before the latest one counts as the
+/// latest one. A refused operation changes nothing, except that it may take out leases that have ended.
 ///
-/// What has ended is taken out of the table in parts, so that no operation takes long: until then it
-/// still fills its scopes. See [`Ledger::expire`] and [`Ledger::has_backlog`].
+/// Leases that have ended are taken out of the table in parts, so that no operation takes long. Until
+/// then they still fill their scopes. See [`Ledger::expire`] and [`Ledger::has_backlog`].
 ///
 /// See the [crate] for an example.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ pub struct Ledger {
     max_leases: u64,
     max_id_bytes: u64,
     secrets: ChaCha8Rng,
-    /// What each borrow id bought.
+    /// The lease of each borrow id.
     borrows: Memory<Bought>,
     /// Why leases were revoked.
     revoked: Memory<RevokedLease>,
@@ -70,14 +70,14 @@ pub struct Ledger {
     /// How many changes there were, collected or not.
     revision: u64,
     ends: Ends,
-    /// The number of the latest policy that was told.
+    /// The number of the policy in force; see [`Ledger::follow`].
     policy: u64,
     /// Traces that have ended and still have leases in the table, the first that ended first.
     ended: VecDeque<EndedTrace>,
     records_per_hold: usize,
-    /// When an operation last took out what has ended.
+    /// When an operation last took out leases that have ended.
     begun: Timestamp,
-    /// Whether what has ended stays in the table for now.
+    /// Whether leases that have ended stay in the table for now.
     paused: bool,
     /// Sessions that may still be looked at, at this point of time, to find out whether a worker
     /// has ended with them.
@@ -172,7 +172,7 @@ impl Ledger {
         self.changes.iter_mut().flat_map(|changes| changes.drain(..))
     }
 
-    /// The number of leases in the table: the live ones, and what has ended and is not taken out.
+    /// The number of leases in the table: the live ones, and those that have ended and are not taken out.
     pub fn len(&self) -> usize {
         self.table.leases.len()
     }
@@ -182,7 +182,7 @@ impl Ledger {
         self.len() == 0
     }
 
-    /// The latest time the ledger was told.
+    /// The latest `now` of any operation.
     pub const fn now(&self) -> Timestamp {
         self.now
     }

@@ -1,4 +1,4 @@
-//! Facts that are remembered for a while, so many for each indexer.
+//! Facts that are remembered for a while, with a bound for each indexer.
 
 use std::collections::BTreeSet;
 
@@ -12,17 +12,17 @@ use crate::slab::{NONE, RECORDS_PER_HOLD};
 /// How many facts of one indexer a memory holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bound {
-    /// So many of each indexer.
+    /// At most this many of each indexer.
     Each(usize),
-    /// So many of one indexer alone, and a fair part of that where several have some.
+    /// At most this many of one indexer alone, and an equal part where several have some.
     Shared(usize),
 }
 
 /// Facts by indexer and key, each until a time of its own.
 ///
-/// Nothing is forgotten before its time. Whoever would remember one more asks [`Memory::room`]
-/// first; what is put back after a restart is not asked about. What is past its time is not found,
-/// even while it waits to be taken out.
+/// No fact is forgotten before its time. A caller that adds one calls [`Memory::check_room`] first;
+/// facts that are restored after a restart need no room. A fact that is past its time is not found,
+/// even before it is taken out.
 #[derive(Debug)]
 pub(crate) struct Memory<R> {
     facts: Records<Fact<R>>,
@@ -33,7 +33,7 @@ pub(crate) struct Memory<R> {
     bound: Bound,
 }
 
-/// What is remembered, of whom and until when.
+/// A fact, its indexer and the time until which it is remembered.
 #[derive(Debug)]
 pub(crate) struct Fact<R> {
     pub(crate) indexer: u32,
@@ -64,14 +64,14 @@ impl<R: Record> Memory<R> {
     /// # Errors
     ///
     /// How many it may have, where it has as many.
-    pub(crate) fn room(&mut self, indexer: u32, now: Timestamp) -> Result<(), u64> {
-        if self.find_room(indexer).is_err() {
+    pub(crate) fn check_room(&mut self, indexer: u32, now: Timestamp) -> Result<(), u64> {
+        if self.look_for_room(indexer).is_err() {
             self.expire(now, RECORDS_PER_HOLD / 2);
         }
-        self.find_room(indexer)
+        self.look_for_room(indexer)
     }
 
-    fn find_room(&self, indexer: u32) -> Result<(), u64> {
+    fn look_for_room(&self, indexer: u32) -> Result<(), u64> {
         let fair = match self.bound {
             Bound::Each(most) => most,
             // There is one more that holds something, if this one holds nothing yet.
@@ -206,30 +206,34 @@ mod tests {
     fn a_full_memory_has_no_room_for_its_indexer_and_forgets_nothing_early() {
         let mut memory = memory(Bound::Each(2));
         for key in 1..=2 {
-            assert_eq!(memory.room(7, at(0)), Ok(()));
+            assert_eq!(memory.check_room(7, at(0)), Ok(()));
             memory.remember(7, key, at(100));
         }
-        assert_eq!((memory.room(7, at(0)), memory.room(8, at(0))), (Err(2), Ok(())));
+        assert_eq!((memory.check_room(7, at(0)), memory.check_room(8, at(0))), (Err(2), Ok(())));
         // What is put back is not asked about.
         memory.remember(7, 3, at(50));
         assert!((1..=3).all(|key| knows(&memory, 7, key, 49)));
-        assert_eq!(memory.room(7, at(50)), Err(2));
-        assert_eq!(memory.room(7, at(100)), Ok(()));
+        assert_eq!(memory.check_room(7, at(50)), Err(2));
+        assert_eq!(memory.check_room(7, at(100)), Ok(()));
     }
 
     #[test]
     fn a_shared_memory_is_one_indexers_alone_and_divided_among_several() {
         let mut memory = memory(Bound::Shared(4));
         for key in 0..4 {
-            assert_eq!(memory.room(7, at(0)), Ok(()));
+            assert_eq!(memory.check_room(7, at(0)), Ok(()));
             memory.remember(7, key, at(100));
         }
-        assert_eq!(memory.room(7, at(0)), Err(4));
+        assert_eq!(memory.check_room(7, at(0)), Err(4));
         for key in 0..2 {
-            assert_eq!(memory.room(8, at(0)), Ok(()), "what another filled is not in the way");
+            assert_eq!(
+                memory.check_room(8, at(0)),
+                Ok(()),
+                "what another filled is not in the way"
+            );
             memory.remember(8, key, at(100));
         }
-        assert_eq!((memory.room(8, at(0)), memory.room(7, at(0))), (Err(2), Err(2)));
+        assert_eq!((memory.check_room(8, at(0)), memory.check_room(7, at(0))), (Err(2), Err(2)));
     }
 
     #[test]

@@ -175,7 +175,7 @@ pub enum Uncountable {
     TooManyMetrics,
     /// There are as many counts as there may be.
     NoRoom,
-    /// It is no event, or one with a text that is none.
+    /// The event cannot be decoded.
     Unreadable,
 }
 
@@ -241,10 +241,10 @@ pub struct Reported {
     pub spent: Vec<(Box<str>, BudgetSpent)>,
 }
 
-/// A report of which nothing is counted.
+/// Why a report is refused. Nothing of it is counted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReportRefusal {
-    /// A field cannot be what it is.
+    /// The idempotency key is empty or too long.
     #[error(transparent)]
     Invalid(#[from] Invalid),
     /// The idempotency key names another report.

@@ -99,7 +99,7 @@ impl<'a> Request<'a> {
     /// # Errors
     ///
     /// [`Invalid`] names the field as the wire calls it: `service` or `organization_id` is empty,
-    /// an id is longer than [`MAX_ID_BYTES`], or the cap is negative.
+    /// an id is longer than [`MAX_ID_BYTES`](crate::MAX_ID_BYTES), or the cap is negative.
     pub fn validate(&self) -> Result<(), Invalid> {
         validate_id("service", self.service, true)?;
         validate_id("organization_id", self.organization, true)?;
@@ -112,7 +112,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What an organization without a name is called where nobody decided otherwise.
+/// The default name of an organization that has none.
 pub const ANONYMOUS: &str = "anonymous";
 
 /// The organization that a request counts for: the one it `named` or, where it named none, the `default`.

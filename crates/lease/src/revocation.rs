@@ -69,7 +69,8 @@ pub struct Revocation {
 pub(crate) struct RevokedLease {
     pub(crate) id: LeaseId,
     pub(crate) why: RevokedFor,
-    /// The number of what is remembered of its trace, which may be another's by now; or none.
+    /// The number of the fact about its trace, or [`NONE`](crate::slab::NONE). The number may have
+    /// been given to another fact since.
     pub(crate) trace_at: u32,
 }
 

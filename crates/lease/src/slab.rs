@@ -3,8 +3,7 @@
 /// The number that stands for no slot.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// Most records that one operation handles: whoever keeps the ledger behind a lock holds up nobody
-/// for longer than that takes.
+/// Most records that one operation handles. It bounds how long a lock around the ledger is held.
 pub const RECORDS_PER_HOLD: usize = 1_024;
 
 /// Slots of one chunk, which is what one hold of the ledger's lock may read.
@@ -42,7 +41,7 @@ impl<T> Slab<T> {
     }
 
     /// Puts a value back at the slot it had, growing the table up to it; gives it back when the
-    /// slot is taken. [`Slab::settle`] has to follow before anything is inserted.
+    /// slot is taken. [`Slab::find_free_slots`] has to follow before anything is inserted.
     pub(crate) fn insert_at(&mut self, slot: u32, value: T) -> Result<(), T> {
         while self.end() <= slot {
             self.push(None);
@@ -57,7 +56,7 @@ impl<T> Slab<T> {
     }
 
     /// Finds the free slots again after [`Slab::insert_at`]; the lowest is used first.
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn find_free_slots(&mut self) {
         self.free = (0..self.end()).rev().filter(|&slot| self.get(slot).is_none()).collect();
     }
 
@@ -154,7 +153,7 @@ mod tests {
         slab.insert_at(3, 'd').unwrap();
         slab.insert_at(1, 'b').unwrap();
         assert_eq!(slab.insert_at(3, 'x'), Err('x'));
-        slab.settle();
+        slab.find_free_slots();
         assert_eq!([slab.insert('a'), slab.insert('c'), slab.insert('e')], [0, 2, 4]);
         let all: String = slab.iter().map(|(_, value)| *value).collect();
         assert_eq!(all, "abcde");

@@ -110,7 +110,8 @@ impl Table {
         self.indexers.get(indexer as usize).map(|name| &**name)
     }
 
-    /// Whether `caller` may keep and return the lease: it holds it, or nobody in particular does.
+    /// Whether `caller` may keep and return the lease: it holds the lease, or the lease was borrowed
+    /// without an indexer.
     pub(crate) fn belongs_to(&self, entry: &Entry, caller: Option<&str>) -> bool {
         entry.indexer() == ANYBODY || self.indexer_name(entry.indexer()) == caller
     }
@@ -186,10 +187,10 @@ impl Table {
         if slot.is_some_and(|slot| self.leases.get(slot).is_some()) {
             return None;
         }
-        self.take_pool(request, place, new.kind);
+        self.count_in_pool(request, place, new.kind);
         let pool = place.pool;
-        let key = self.take_key(request, pool, place.key);
-        self.take_cell(request, indexer, place, new.kind);
+        let key = self.count_in_key(request, pool, place.key);
+        self.count_in_trace(request, indexer, place, new.kind);
         let cell = place.cell;
         let entry = Entry::new(new, indexer, pool, key, cell);
         let slot = match slot {
@@ -209,7 +210,7 @@ impl Table {
     pub(crate) fn remove(&mut self, slot: u32) -> Option<(Entry, Option<u32>)> {
         let entry = self.leases.remove(slot)?;
         self.unlink(&entry);
-        let left = self.leave_trace(&entry);
+        let left = self.count_out_trace(&entry);
         if entry.key != NONE {
             let key = &mut self.keys[entry.key];
             key.leases -= 1;
@@ -220,7 +221,7 @@ impl Table {
         if entry.is_unnamed() {
             self.unnamed.leave(entry.indexer(), self.pools[entry.pool].service);
         }
-        self.leave_pool(entry.pool, entry.kind());
+        self.count_out_pool(entry.pool, entry.kind());
         Some((entry, left))
     }
 }

@@ -50,7 +50,7 @@ pub struct Terms<'a> {
 /// How many services without an entry in the policy one indexer may hold leases of at once.
 #[derive(Clone, Copy, Debug)]
 pub struct UnnamedServices<'a> {
-    /// So many.
+    /// The most services.
     pub max: u64,
     /// Which services have an entry by now.
     pub names: &'a dyn ServiceNames,
@@ -126,7 +126,7 @@ pub enum Refusal {
         /// The most.
         max: u64,
     },
-    /// What has to be remembered of the borrow, or may have to be, has no room.
+    /// There is no room to remember the borrow id, or a revocation of the lease later.
     #[error(transparent)]
     MemoryFull(#[from] MemoryFull),
     /// Too much of the trace has ended and is not taken out of the table yet to tell what the borrow
@@ -153,9 +153,9 @@ pub enum Refusal {
     indexer.as_deref().map_or("callers without a name".to_owned(), |name| format!("indexer {name:?}"))
 )]
 pub struct MemoryFull {
-    /// What is remembered.
+    /// The kind of fact.
     pub memory: Remembers,
-    /// Of whom.
+    /// The indexer; `None` for callers without a name.
     pub indexer: Option<Box<str>>,
     /// How many that are.
     pub most: u64,

@@ -188,7 +188,7 @@ impl UsageBook {
             }
             // A report that counts nothing need not be remembered.
             None if report.is_empty() => Ok(0),
-            None => self.reports.room(indexer, now).map(|()| 0).map_err(Some),
+            None => self.reports.check_room(indexer, now).map(|()| 0).map_err(Some),
         }
     }
 
@@ -299,10 +299,10 @@ impl UsageBook {
         Ok(&mut self.counts[at].used)
     }
 
-    /// Sees to it that there is room for one more count, and answers what went for it.
+    /// Makes room for one more count, and answers the count that was removed for it.
     ///
-    /// Counts of organizations that neither the policy knows nor any lease go first. Whoever is
-    /// unknown itself makes nobody go.
+    /// Counts of organizations that neither the policy knows nor any lease go first. A
+    /// report of an unknown organization that holds no lease removes no count.
     fn make_room(
         &mut self,
         reporter: &Reporter<'_>,
@@ -381,7 +381,7 @@ impl UsageBook {
         self.reports.expire(now, most);
     }
 
-    /// Puts a count back. Who brought it about is not kept: it is nobody's until it has gone.
+    /// Restores a count. Stores do not keep which indexer caused it, so it is charged to none.
     pub(crate) fn restore_used(&mut self, organization: &str, metric: &str, used: Used) {
         if let Some(at) = self.find(organization, metric) {
             self.counts[at].used = used;

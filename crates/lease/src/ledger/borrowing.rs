@@ -43,12 +43,12 @@ impl Ledger {
             return Ok(replayed);
         }
         let mut place = self.find_place(request, indexer)?;
-        let observed = match self.admit(request, terms, place) {
+        let observed = match self.check_ceilings(request, terms, place) {
             Err(refusal) if terms.observe => Some(Box::new(refusal)),
             admitted => admitted.map(|()| None)?,
         };
-        self.has_session(request, indexer, place)?;
-        self.has_room_for(request, terms, indexer, place)?;
+        self.check_session(request, indexer, place)?;
+        self.check_bounds(request, terms, indexer, place)?;
         let (id, ttl) = self.grant(request, terms, indexer, &mut place);
         let pool = self.table.pool_state(place, terms.limits.organization);
         Ok(Grant { id, ttl, pool, replayed: false, observed })
@@ -75,7 +75,12 @@ impl Ledger {
     }
 
     /// Looks for what stands against a borrow, without changing anything.
-    fn admit(&self, request: &Request<'_>, terms: &Terms<'_>, place: Place) -> Result<(), Refusal> {
+    fn check_ceilings(
+        &self,
+        request: &Request<'_>,
+        terms: &Terms<'_>,
+        place: Place,
+    ) -> Result<(), Refusal> {
         if let Some(spent) = self.spent(request.organization, terms.budgets, terms.wall) {
             return Err(Refusal::BudgetSpent(spent));
         }
@@ -100,7 +105,7 @@ impl Ledger {
     }
 
     /// Looks for what stands against one more lease, whatever the policy allows.
-    fn has_room_for(
+    fn check_bounds(
         &mut self,
         request: &Request<'_>,
         terms: &Terms<'_>,
@@ -119,10 +124,10 @@ impl Ledger {
             return Err(Refusal::TooManyServices { max: unnamed.max });
         }
         // A revocation is never refused, so it has to have room before there is a lease to revoke.
-        let room = self.revoked.room(indexer, self.now);
+        let room = self.revoked.check_room(indexer, self.now);
         room.map_err(|most| self.memory_full(Remembers::Revocations, indexer, most))?;
         if request.borrow_id.is_some() {
-            let room = self.borrows.room(indexer, self.now);
+            let room = self.borrows.check_room(indexer, self.now);
             room.map_err(|most| self.memory_full(Remembers::BorrowIds, indexer, most))?;
         }
         Ok(())

@@ -1,26 +1,26 @@
-//! What is remembered of a borrow id.
+//! The lease of a borrow id, as it is remembered.
 
 use crate::id::{BorrowId, LeaseId};
 use crate::records::Record;
 use crate::slab::NONE;
 
-/// What a borrow id bought. The halves of the id stand apart, because 128 bits in one would take up
-/// more room.
+/// The lease of a borrow id. The id is kept in two halves, because a `u128` needs more alignment and
+/// so more memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bought {
     pub(super) id: [u64; 2],
-    /// The serial number of the lease; 0, which none has, when there is none any more.
+    /// The serial number of the lease; 0, which no lease has, once it has ended.
     pub(super) serial: u64,
-    /// The place of the lease.
+    /// The slot of the lease.
     pub(super) slot: u32,
-    /// Whether the borrow arrived before it was returned.
+    /// Whether the borrow arrived; it may have been returned before that.
     pub(super) arrived: bool,
-    /// [`Request::fingerprint`], if it arrived: whether a retry asks for the same.
+    /// [`Request::fingerprint`](crate::Request::fingerprint), if it arrived: a retry has to match it.
     pub(super) fingerprint: u64,
 }
 
 impl Bought {
-    /// A borrow id that buys nothing any more.
+    /// A borrow id without a live lease.
     pub(super) fn ended(id: BorrowId, fingerprint: Option<u64>) -> Self {
         Self {
             id: halves(id),

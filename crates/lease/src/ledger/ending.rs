@@ -1,8 +1,8 @@
-//! How a lease ends that nobody revokes: returned, expired, or with its session.
+//! How a lease ends without a revocation: it is returned, it expires, or its session ends.
 //!
 //! A lease that is past its end, or whose trace has ended, *counts as ended* for every answer at
 //! once. It is taken out of the table, and off the counts of its scopes, at most
-//! [`RECORDS_PER_HOLD`] at a time; whoever asks for it before that takes it out.
+//! [`RECORDS_PER_HOLD`] at a time. An operation that needs it before that takes it out.
 //!
 //! [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
 
@@ -28,7 +28,7 @@ const BORROW_ID_MEMORY: Duration = Duration::from_secs(60);
 
 /// Taking out what counts as ended.
 impl Ledger {
-    /// Takes out what has ended by `now`, in the order of the ends: at most [`RECORDS_PER_HOLD`]
+    /// Takes out leases that have ended by `now`, in the order of their ends: at most [`RECORDS_PER_HOLD`]
     /// leases. See [`Ledger::has_backlog`].
     ///
     /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
@@ -54,10 +54,10 @@ impl Ledger {
         !self.ended.is_empty() || self.timer.is_behind(self.now)
     }
 
-    /// Lets what has ended stay in the table, or be taken out again. It counts as ended all the same.
+    /// Leaves leases that have ended in the table, or takes them out again. They count as ended either way.
     ///
-    /// Every lease taken out is a change. Whoever keeps the changes pauses while too many of them
-    /// wait.
+    /// Every lease taken out is a change. A store pauses while too many changes wait for
+    /// the disk.
     pub fn pause_expiry(&mut self, paused: bool) {
         self.paused = paused;
     }
@@ -67,7 +67,7 @@ impl Ledger {
         if self.ended.is_empty() { self.timer.next() } else { Some(self.now) }
     }
 
-    /// Tells the ledger the time.
+    /// Moves the time of the ledger on to `now`.
     pub(super) fn advance(&mut self, now: Timestamp) {
         if now > self.now {
             self.now = now;
@@ -102,7 +102,7 @@ impl Ledger {
             let end_of = |slot| leases.get(slot).map(|entry| entry.ends_at);
             let Some(slot) = self.timer.pop(now, &mut allowance, end_of) else { break };
             let end = past_end(&self.table.leases[slot]);
-            self.end_one(slot, end);
+            self.end_lease(slot, end);
         }
         self.journal_ended_traces();
     }
@@ -119,7 +119,7 @@ impl Ledger {
                     Kind::Session => past_end(entry),
                     Kind::Worker => End::WithSession,
                 };
-                self.end_one(slot, end);
+                self.end_lease(slot, end);
             }
             if self.table.first_of_trace(trace).is_some() {
                 continue;
@@ -132,7 +132,7 @@ impl Ledger {
     }
 
     /// Takes one lease out of the table. With the last session of its trace the trace ends.
-    pub(super) fn end_one(&mut self, slot: u32, end: End) {
+    pub(super) fn end_lease(&mut self, slot: u32, end: End) {
         let Some((entry, orphaned)) = self.table.remove(slot) else { return };
         self.record_end(slot, &entry, end);
         if let Some(trace) = orphaned {
@@ -160,8 +160,8 @@ impl Ledger {
     }
 
     /// Ends a lease, and what goes with it as far as the hold of this operation allows.
-    pub(super) fn end(&mut self, slot: u32, end: End) {
-        self.end_one(slot, end);
+    pub(super) fn end_with_workers(&mut self, slot: u32, end: End) {
+        self.end_lease(slot, end);
         if !self.paused {
             let mut allowance = self.records_per_hold.div_ceil(2);
             self.take_out_with_traces(&mut allowance);
@@ -247,7 +247,7 @@ impl Ledger {
             && self.table.find(id).is_some()
             && let Some(end) = self.ended(id.slot)
         {
-            self.end_one(id.slot, end);
+            self.end_lease(id.slot, end);
             self.journal_ended_traces();
         }
         self.table.find_mut(id)
@@ -258,7 +258,7 @@ fn past_end(entry: &Entry) -> End {
     if entry.lingers() { End::Lingered } else { End::Expired }
 }
 
-/// Giving leases back.
+/// Returning leases.
 impl Ledger {
     /// Returns a lease, if `caller` holds it.
     ///
@@ -281,7 +281,7 @@ impl Ledger {
         let until = if entry.lingers() { asked.min(entry.ends_at) } else { asked };
         let as_before = entry.lingers() && until == entry.ends_at;
         if until <= now {
-            self.end(id.slot, End::Returned);
+            self.end_with_workers(id.slot, End::Returned);
             return Released::Returned;
         }
         if as_before {
@@ -321,7 +321,7 @@ impl Ledger {
                 id.map_or(Released::Missing, |id| self.release(id, caller, minimal_life, now))
             );
         }
-        let room = self.borrows.room(indexer, self.now);
+        let room = self.borrows.check_room(indexer, self.now);
         room.map_err(|most| self.memory_full(Remembers::BorrowIds, indexer, most))?;
         let until = self.now + BORROW_ID_MEMORY;
         self.borrows.remember(indexer, Bought::ended(borrow_id, None), until);
@@ -334,7 +334,7 @@ impl Ledger {
         Ok(Released::Missing)
     }
 
-    /// Takes back a grant whose answer could not be delivered: nobody holds the lease.
+    /// Takes back a grant whose answer could not be delivered, so that its lease has no holder.
     ///
     /// Its borrow id is free again, because the caller may retry. Answers whether there was
     /// anything to take back.
@@ -345,7 +345,7 @@ impl Ledger {
             let known = self.borrows.find(indexer, halves(borrow_id), self.now);
             self.borrows.forget(known.unwrap_or(NONE));
         }
-        self.end(id.slot, End::Returned);
+        self.end_with_workers(id.slot, End::Returned);
         true
     }
 

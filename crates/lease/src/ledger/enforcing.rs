@@ -1,8 +1,8 @@
 //! Ending every lease that a policy does not let live: of a disabled organization or API key, or of
 //! an organization that has spent a usage budget.
 //!
-//! It goes in parts of [`RECORDS_PER_HOLD`] at most, so that whoever keeps the ledger behind a lock
-//! can let go of it between two parts. Each part asks the policy again: another one may have come into
+//! It goes in parts of [`RECORDS_PER_HOLD`] at most, so that a lock around the ledger is free
+//! between two parts. Each part asks the policy again: another one may have come into
 //! force since.
 //!
 //! [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
@@ -33,8 +33,8 @@ pub struct Enforcement {
 
 /// How far the revocation of the leases of one organization has come.
 ///
-/// Workers come before sessions, so that a worker whose session goes too is told the reason and not
-/// just that it is gone.
+/// Workers are revoked before sessions, so that a worker whose session is revoked too learns the
+/// reason.
 #[derive(Debug, Default)]
 struct PoolWalk {
     workers_done: bool,

@@ -1,7 +1,7 @@
 //! What an operator reads: leases, pools and usage, without changing anything.
 //!
-//! A big table is read in *parts* of about a thousand records, so that whoever keeps the ledger
-//! behind a lock can let go of it between two parts. Records keep their place until they are gone:
+//! A big table is read in *parts* of about a thousand records, so that a lock around the ledger
+//! is free between two parts. Records keep their place until they are gone:
 //! a walk over all parts sees everything once that was there all the time.
 
 use std::time::Duration;

@@ -146,7 +146,7 @@ impl Ledger {
         self.now = now.max(last);
         self.forget_past(usize::MAX);
         self.skip_serial(next_serial.saturating_sub(1));
-        self.table.leases.settle();
+        self.table.leases.find_free_slots();
         self.timer.start_at(self.now);
         let leases = self.table.leases.iter();
         let mut slots: Vec<(u64, u32)> =

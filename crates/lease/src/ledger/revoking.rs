@@ -56,19 +56,19 @@ impl Ledger {
         let entry = self.table.leases.get(slot)?;
         let id = entry.id(slot);
         if let Some(end) = self.ended(slot) {
-            self.end_one(slot, end);
+            self.end_lease(slot, end);
             return None;
         }
         let end = End::Revoked(why.reason);
         self.remember_reason(slot, why);
-        self.end_one(slot, end);
+        self.end_lease(slot, end);
         Some(id)
     }
 
     fn revoke_slot(&mut self, slot: u32, why: RevokedFor) {
         let end = End::Revoked(why.reason);
         self.remember_reason(slot, why);
-        self.end(slot, end);
+        self.end_with_workers(slot, end);
     }
 
     fn remember_reason(&mut self, slot: u32, why: RevokedFor) {
@@ -108,7 +108,7 @@ impl Ledger {
 
     /// Refuses a worker after the revocation of its session: as long as that is remembered, and no
     /// other session of the trace is live.
-    pub(super) fn has_session(
+    pub(super) fn check_session(
         &self,
         request: &Request<'_>,
         indexer: u32,

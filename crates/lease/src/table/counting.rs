@@ -13,7 +13,7 @@ use super::scopes::{Cell, KeyScope, Organization, Pool, Rank, Service, Trace};
 
 /// Counting a lease in.
 impl Table {
-    pub(super) fn take_pool(&mut self, request: &Request<'_>, place: &mut Place, kind: Kind) {
+    pub(super) fn count_in_pool(&mut self, request: &Request<'_>, place: &mut Place, kind: Kind) {
         if place.service == NONE {
             let name = request.service.into();
             place.service = self.services.insert(Service { name, leases: 0 });
@@ -34,7 +34,7 @@ impl Table {
         pool.sessions += u32::from(kind == Kind::Session);
     }
 
-    pub(super) fn take_key(&mut self, request: &Request<'_>, pool: u32, key: u32) -> u32 {
+    pub(super) fn count_in_key(&mut self, request: &Request<'_>, pool: u32, key: u32) -> u32 {
         let name = request.api_key;
         if name.is_empty() {
             return NONE;
@@ -47,7 +47,7 @@ impl Table {
         key
     }
 
-    pub(super) fn take_cell(
+    pub(super) fn count_in_trace(
         &mut self,
         request: &Request<'_>,
         indexer: u32,
@@ -139,7 +139,7 @@ impl Table {
         }
     }
 
-    pub(super) fn leave_trace(&mut self, entry: &Entry) -> Option<u32> {
+    pub(super) fn count_out_trace(&mut self, entry: &Entry) -> Option<u32> {
         if entry.cell == NONE {
             return None;
         }
@@ -173,7 +173,7 @@ impl Table {
         orphaned.then_some(at)
     }
 
-    pub(super) fn leave_pool(&mut self, at: u32, kind: Kind) {
+    pub(super) fn count_out_pool(&mut self, at: u32, kind: Kind) {
         let pool = &mut self.pools[at];
         let (service, organization) = (pool.service, pool.organization);
         pool.leases -= 1;

@@ -24,8 +24,8 @@ pub(crate) struct Entry {
     pub(super) key: u32,
     /// Its (trace, pool) record, or [`NONE`] without a trace.
     pub(super) cell: u32,
-    /// The number of what is remembered of its borrow id, which may be another's by now; [`NONE`]
-    /// without a borrow id.
+    /// The number of the fact about its borrow id; [`NONE`] without a borrow id. The number may
+    /// have been given to another fact since.
     pub(crate) bought: u32,
     /// The indexer and, above it, the facts below: a table of a million leases feels 8 bytes.
     pub(super) flags_and_indexer: u32,

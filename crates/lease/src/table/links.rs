@@ -16,8 +16,8 @@ impl Links {
 
 /// The first of a list of sessions and of one of workers.
 ///
-/// They are apart, so that the workers of a pool are told of a revocation before the sessions they
-/// would end with, and a session of a trace is found without looking at workers.
+/// The two are apart, so that the workers of a pool can be revoked before its sessions, and a session
+/// of a trace is found without looking at workers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Heads {
     pub(super) sessions: u32,

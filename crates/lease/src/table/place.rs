@@ -1,6 +1,6 @@
 //! Where the scopes of a borrow stand, and what they hold.
 
-/// Where a request's scopes stand, [`NONE`] for those that hold no lease.
+/// Where a request's scopes stand, [`NONE`](crate::slab::NONE) for those that hold no lease.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(super) service: u32,
@@ -19,7 +19,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The trace that a lease would join, or [`NONE`].
+    /// The trace that a lease would join, or [`NONE`](crate::slab::NONE).
     pub(crate) const fn trace(&self) -> u32 {
         self.trace
     }

@@ -49,7 +49,7 @@ impl Table {
         pool.map_or((0, 0), |pool| (pool.leases, pool.traces))
     }
 
-    /// The counts of the pools of one part, as [`Slab::part`] cuts them.
+    /// The counts of the pools of one part, as [`Slab::part`](crate::slab::Slab::part) cuts them.
     pub(crate) fn pool_counts(&self, part: u32) -> Option<impl Iterator<Item = PoolCount<'_>>> {
         let pools = self.pools.part(part)?;
         Some(pools.map(|(_, pool)| PoolCount {
