@@ -1,18 +1,22 @@
 //! Where leases are kept: the ledger behind its lock, one atomic operation at a time.
 
 mod answers;
-mod aside;
 mod attached;
+mod batch;
+mod blocking;
 mod clock;
-mod commit;
 mod commits;
 mod delivery;
-mod embedded;
+mod enforcing;
 mod error;
 mod journal;
 pub mod lane;
 mod listing;
 mod operations;
+mod records;
+mod recovered;
+mod reporting;
+mod shared;
 mod store;
 mod turns;
 mod url;
@@ -27,11 +31,11 @@ pub use attached::{Attachment, Listener};
 pub use clock::{Clock, SystemClock};
 pub use commits::Commits;
 pub use delivery::{Borrowed, Delivery};
-pub use embedded::{Options, Recovered};
 pub use error::Error;
 pub use listing::{
     LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, RecordError, UsageCount,
 };
+pub use recovered::{Options, Recovered};
 pub use store::Store;
 pub use turns::Turns;
 pub use url::StoreUrl;

@@ -16,15 +16,15 @@ use crate::answers::{
     BorrowError, Enforced, KeptBatch, Noted, ReleaseError, ReportError, Reported, Unavailable,
     UsageReport,
 };
-use crate::aside::{aside, joined};
 use crate::attached::{Attachment, Listener};
+use crate::blocking::{aside, joined};
 use crate::delivery::Borrowed;
-use crate::embedded::enforcing::Enforcing;
-use crate::embedded::reporting::Reporting;
-use crate::embedded::shared::Wait;
+use crate::enforcing::Enforcing;
 use crate::listing::{
     LeaseFilter, LeasePage, ListedLease, Order, PoolCount, RecordError, UsageCount,
 };
+use crate::reporting::Reporting;
+use crate::shared::Wait;
 use crate::store::Store;
 
 /// How long the answer to a batch of keep-alives waits for the disk.

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 
 use crate::answers::Unavailable;
 use crate::commits::Commits;
-use crate::embedded::shared::Shared;
 use crate::error::Error;
+use crate::shared::Shared;
 use crate::turns::Turns;
 
 /// The store within the process, behind `memory:` and `file:PATH`.

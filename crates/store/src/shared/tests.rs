@@ -9,11 +9,11 @@ use redb::backends::InMemoryBackend;
 
 use super::*;
 use crate::clock::Clock;
-use crate::embedded::enforcing::Enforcing;
-use crate::embedded::reporting::Reporting;
+use crate::enforcing::Enforcing;
 use crate::journal::file::FileJournal;
 use crate::journal::rows::Rows;
 use crate::journal::{Journal as _, Operated, Restore};
+use crate::reporting::Reporting;
 
 /// A clock that goes only when it is told to.
 #[derive(Debug, Default)]

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
-use super::kept::Kept;
-use super::shared::{Shared, Wait};
+use super::{Shared, Wait};
 use crate::journal::Operated;
+use crate::records::Kept;
 use crate::{MAX_PAGE, RecordError, Unavailable};
 
 impl Shared {

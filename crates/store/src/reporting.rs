@@ -6,8 +6,8 @@ use lease::{RECORDS_PER_HOLD, Reported};
 use policy::Policy;
 use tokio::runtime::Handle;
 
-use super::shared::{Part, Shared, Wait};
 use crate::answers::{ReportError, Unavailable, UsageReport};
+use crate::shared::{Part, Shared, Wait};
 
 /// A report on its way into the ledger.
 #[derive(Debug)]

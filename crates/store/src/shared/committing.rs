@@ -11,7 +11,7 @@ use parking_lot::MutexGuard;
 use super::pending::Pending;
 use super::{Shared, State};
 use crate::attached::Push;
-use crate::commit::Batch;
+use crate::batch::Batch;
 use crate::error::Error;
 use crate::journal::file::Standing;
 use crate::journal::rows::Rows;

@@ -2,7 +2,7 @@
 
 use lease::{Holder, LeaseNumber, Ledger};
 
-use super::shared::Shared;
+use super::Shared;
 use crate::{
     LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, Unavailable, UsageCount,
 };

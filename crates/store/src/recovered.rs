@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use lease::{Change, Config, Invalid, Ledger};
 
-use super::kept::Kept;
-use super::shared::Shared;
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
 use crate::journal::file::{FileJournal, Standing};
 use crate::journal::{Journal, Operated, Restore, Stamp};
+use crate::records::Kept;
+use crate::shared::Shared;
 use crate::store::Store;
 use crate::url::StoreUrl;
 

@@ -7,9 +7,9 @@ use lease::Enforcement;
 use policy::Policy;
 use tokio::runtime::Handle;
 
-use super::shared::{Part, Shared, Wait, newest};
 use crate::answers::{Enforced, Unavailable};
-use crate::aside::aside_at_once;
+use crate::blocking::aside_at_once;
+use crate::shared::{Part, Shared, Wait, newest};
 
 /// Holds of the lock that are worth no thread of their own.
 const AT_ONCE: usize = 8;
