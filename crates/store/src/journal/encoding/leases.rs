@@ -1,0 +1,98 @@
+//! The rows of leases.
+
+use std::time::Duration;
+
+use lease::{BorrowId, BorrowedAs, Kind, Lease, Timestamp};
+use prost::Message;
+
+use super::{BadRow, lease_id, slot_and_secret};
+
+/// One lease, but for its serial number, which is its key, and the end of its lingering.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LeaseRow {
+    #[prost(uint32, tag = "1")]
+    slot: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    secret: Vec<u8>,
+    #[prost(bool, tag = "3")]
+    worker: bool,
+    #[prost(string, optional, tag = "4")]
+    indexer: Option<String>,
+    #[prost(string, tag = "5")]
+    service: String,
+    #[prost(string, tag = "6")]
+    organization: String,
+    #[prost(string, tag = "7")]
+    api_key: String,
+    #[prost(string, tag = "8")]
+    trace: String,
+    #[prost(fixed64, tag = "9")]
+    granted_at: u64,
+    #[prost(uint64, tag = "10")]
+    ttl_nanos: u64,
+    #[prost(message, optional, tag = "11")]
+    borrowed_as: Option<BorrowedAsRow>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct BorrowedAsRow {
+    #[prost(fixed64, tag = "1")]
+    id_high: u64,
+    #[prost(fixed64, tag = "2")]
+    id_low: u64,
+    #[prost(fixed64, tag = "3")]
+    fingerprint: u64,
+}
+
+impl From<Lease> for LeaseRow {
+    fn from(lease: Lease) -> Self {
+        let (slot, secret) = slot_and_secret(lease.id);
+        Self {
+            slot,
+            secret: secret.into(),
+            worker: lease.kind == Kind::Worker,
+            indexer: lease.indexer.map(String::from),
+            service: lease.service.into(),
+            organization: lease.organization.into(),
+            api_key: lease.api_key.into(),
+            trace: lease.trace.into(),
+            granted_at: lease.granted_at.as_nanos(),
+            ttl_nanos: u64::try_from(lease.ttl.as_nanos()).unwrap_or(u64::MAX),
+            borrowed_as: lease.borrowed_as.map(|BorrowedAs { id, fingerprint }| BorrowedAsRow {
+                id_high: (id.0 >> 64) as u64,
+                id_low: id.0 as u64,
+                fingerprint,
+            }),
+        }
+    }
+}
+
+impl LeaseRow {
+    /// Reads the lease kept under `serial`, which lingers until `lingers_until` if at all.
+    pub(crate) fn read(
+        serial: u64,
+        row: &[u8],
+        lingers_until: Option<u64>,
+    ) -> Result<Lease, BadRow> {
+        let bad = BadRow { table: "leases" };
+        let row = Self::decode(row).map_err(|_| bad)?;
+        Ok(Lease {
+            id: lease_id(serial, row.slot, &row.secret).ok_or(bad)?,
+            kind: if row.worker { Kind::Worker } else { Kind::Session },
+            indexer: row.indexer.map(Into::into),
+            service: row.service.into(),
+            organization: row.organization.into(),
+            api_key: row.api_key.into(),
+            trace: row.trace.into(),
+            granted_at: Timestamp::from_nanos(row.granted_at),
+            ttl: Duration::from_nanos(row.ttl_nanos),
+            lingers_until: lingers_until.map(Timestamp::from_nanos),
+            borrowed_as: row.borrowed_as.map(|borrowed_as| BorrowedAs {
+                id: BorrowId(
+                    u128::from(borrowed_as.id_high) << 64 | u128::from(borrowed_as.id_low),
+                ),
+                fingerprint: borrowed_as.fingerprint,
+            }),
+        })
+    }
+}
