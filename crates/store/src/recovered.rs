@@ -1,14 +1,14 @@
 //! A store on its way up: opened and read, not yet running.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use lease::{Change, Config, Invalid, Ledger};
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
-use crate::journal::file::{FileJournal, Standing};
-use crate::journal::{Journal, Operated, Restore, Stamp};
+use crate::journal::file::FileJournal;
+use crate::journal::{Opened, Operated, Restore, Stamp};
 use crate::records::Kept;
 use crate::shared::Shared;
 use crate::store::Store;
@@ -53,10 +53,8 @@ impl Options {
 pub struct Recovered {
     ledger: Ledger,
     kept: Kept,
-    journal: Option<Box<dyn Journal>>,
-    /// What errors call the store.
-    path: PathBuf,
-    standing: Option<Standing>,
+    /// `None` for a store that forgets everything with the process.
+    journal: Option<Opened>,
     stamp: Stamp,
     clock: Arc<dyn Clock>,
 }
@@ -83,8 +81,7 @@ impl Recovered {
     /// [`Error::System`] when the operating system has no random bytes.
     pub fn memory(options: Options) -> Result<Self, Error> {
         let (ledger, kept, stamp) = (options.ledger(false)?, Kept::default(), Stamp::default());
-        let (journal, path, standing) = (None, PathBuf::new(), None);
-        Ok(Self { ledger, kept, journal, path, standing, stamp, clock: options.clock })
+        Ok(Self { ledger, kept, journal: None, stamp, clock: options.clock })
     }
 
     /// Opens the store file at `path`, or makes it, and reads every lease in it.
@@ -94,7 +91,7 @@ impl Recovered {
     /// The file cannot be opened or made, is in use by another server, is damaged, has an unknown
     /// format, or is no store file. It is left as it is then, to the byte.
     pub fn file(path: &Path, options: Options) -> Result<Self, Error> {
-        Self::from_file(FileJournal::open(path, options.accept_older_state)?, options)
+        Self::load(FileJournal::open(path, options.accept_older_state)?.into(), options)
     }
 
     /// Opens the store kept on `backend`, or starts one there. This is how tests give a store a
@@ -105,24 +102,14 @@ impl Recovered {
     /// As [`Recovered::file`].
     pub fn on_backend(backend: impl redb::StorageBackend, options: Options) -> Result<Self, Error> {
         let path = Path::new("(custom backend)");
-        Self::from_file(FileJournal::on(backend, path, options.accept_older_state)?, options)
+        Self::load(FileJournal::on(backend, path, options.accept_older_state)?.into(), options)
     }
 
-    fn from_file(journal: FileJournal, options: Options) -> Result<Self, Error> {
-        let (path, standing) = (journal.path().to_owned(), journal.standing().cloned());
-        Self::load(Box::new(journal), path, standing, options)
-    }
-
-    fn load(
-        mut journal: Box<dyn Journal>,
-        path: PathBuf,
-        standing: Option<Standing>,
-        options: Options,
-    ) -> Result<Self, Error> {
+    fn load(mut opened: Opened, options: Options) -> Result<Self, Error> {
         let mut read = Read { ledger: options.ledger(true)?, kept: Kept::default() };
-        let stamp = journal.load(&mut read)?;
+        let stamp = opened.journal.load(&mut read)?;
         let (Read { ledger, kept }, clock) = (read, options.clock);
-        Ok(Self { ledger, kept, journal: Some(journal), path, standing, stamp, clock })
+        Ok(Self { ledger, kept, journal: Some(opened), stamp, clock })
     }
 
     /// How many leases were read.
@@ -138,17 +125,17 @@ impl Recovered {
     ///
     /// [`Error::System`] when a thread cannot be started.
     pub fn resume(self) -> Result<Store, Error> {
-        let Self { mut ledger, kept, journal, path, standing, stamp, clock } = self;
+        let Self { mut ledger, kept, journal, stamp, clock } = self;
         ledger.resume(stamp.time, stamp.next_serial, stamp.time);
         let shared = Shared::new(ledger, kept, journal.is_some(), stamp, clock);
+        let path = journal.as_ref().map(|opened| opened.path.clone()).unwrap_or_default();
         let store = Store::new(shared, path);
         store.spawn("store-clock", |shared| shared.keep_time())?;
-        if let Some(standing) = standing {
-            store.spawn("store-file", move |shared| shared.watch_file(&standing))?;
+        let Some(Opened { journal, path, watch }) = journal else { return Ok(store) };
+        if let Some(watch) = watch {
+            store.spawn("store-watch", move |shared| shared.watch_journal(&*watch, &path))?;
         }
-        if let Some(journal) = journal {
-            store.spawn("store-journal", |shared| shared.keep_journal(journal))?;
-        }
+        store.spawn("store-journal", |shared| shared.keep_journal(journal))?;
         Ok(store)
     }
 }

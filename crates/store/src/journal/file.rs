@@ -26,15 +26,14 @@ use redb::{
 
 pub(crate) use self::create::make_folders;
 use self::create::{create, remove_unfinished};
-use self::lock::Place;
-pub(crate) use self::lock::Standing;
+use self::lock::{Place, Standing};
 use self::note::Note;
 use self::preallocated::Preallocated;
 use self::staged::Staged;
 use self::tables::{AUDIT, LEASES, LINGERING, META, OVERRIDES, REMEMBERED, USAGE, create_tables};
 use super::encoding::{AuditRow, BadRow, LeaseRow, OverrideRow, RememberedRow, UsedRow};
 use super::rows::Rows;
-use super::{Journal, Operated, Restore, Stamp};
+use super::{Journal, Opened, Operated, Restore, Stamp, Watch};
 use crate::error::Error;
 
 /// The format this version writes.
@@ -135,16 +134,6 @@ impl FileJournal {
             journal.format = journal.known_format()?;
             Ok(journal)
         })
-    }
-
-    /// Where the file stands; `None` for a store on another backend.
-    pub(crate) const fn standing(&self) -> Option<&Standing> {
-        self.standing.as_ref()
-    }
-
-    /// What errors call it.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     fn close_file(self) -> Result<(), Error> {
@@ -297,6 +286,14 @@ impl FileJournal {
             bytes += transaction.open_untyped_table(table)?.stats()?.stored_bytes();
         }
         Ok(bytes)
+    }
+}
+
+impl From<FileJournal> for Opened {
+    fn from(journal: FileJournal) -> Self {
+        let path = journal.path.clone();
+        let watch = journal.standing.clone().map(|standing| Box::new(standing) as Box<dyn Watch>);
+        Self { journal: Box::new(journal), path, watch }
     }
 }
 

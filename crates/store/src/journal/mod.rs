@@ -8,11 +8,33 @@ pub(crate) mod file;
 pub(crate) mod rows;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use lease::{Change, Invalid, Timestamp};
 use policy::overrides::{AuditEntry, OverrideChange};
 
+use crate::answers::Unavailable;
 use crate::error::Error;
+
+/// A journal that an engine has opened, and what the store needs beside it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) journal: Box<dyn Journal>,
+    /// The path that errors and log lines name.
+    pub(crate) path: PathBuf,
+    /// Checks whether the journal is still this store's; `None` where nobody can take it away.
+    pub(crate) watch: Option<Box<dyn Watch>>,
+}
+
+/// A check whether an open journal is still this store's alone.
+pub(crate) trait Watch: fmt::Debug + Send {
+    /// Checks it once. The store calls this every second, after an error too.
+    ///
+    /// # Errors
+    ///
+    /// Why the store has to refuse changes from now on.
+    fn check(&self) -> Result<(), Unavailable>;
+}
 
 /// What a journal keeps beside the changes, as of one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! takes too long is noticed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,8 @@ use super::{Shared, State};
 use crate::attached::Push;
 use crate::batch::Batch;
 use crate::error::Error;
-use crate::journal::file::Standing;
 use crate::journal::rows::Rows;
-use crate::journal::{Journal, Operated, Stamp};
+use crate::journal::{Journal, Operated, Stamp, Watch};
 use crate::{LONGEST_WAIT, Unavailable};
 
 /// A commit that has been under way for longer makes the server not ready.
@@ -28,8 +28,8 @@ const WAKE_EVERY: Duration = Duration::from_millis(500);
 /// the disk may have been done all the while.
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
-/// How often the path of the file is looked at.
-const LOOK_AT_FILE_EVERY: Duration = Duration::from_secs(1);
+/// How often the store checks that the journal is still its own.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Lets nobody wait for a batch whose thread broke off.
 struct Unsettled(Arc<Batch>);
@@ -203,26 +203,25 @@ impl Shared {
         if state.disk.commit > READY_WITHIN { Err(Unavailable::Stalled) } else { Ok(()) }
     }
 
-    /// Looks from time to time whether the file is still at its path, until the store closes.
-    pub(crate) fn watch_file(&self, standing: &Standing) {
-        let mut told = false;
+    /// Checks from time to time that the journal is still this store's, until the store closes.
+    pub(crate) fn watch_journal(&self, watch: &dyn Watch, path: &Path) {
+        let mut is_lost = false;
         loop {
             let mut state = self.state.lock();
             if !state.closing {
-                self.closing.wait_for(&mut state, LOOK_AT_FILE_EVERY);
+                self.closing.wait_for(&mut state, WATCH_EVERY);
             }
             if state.closing {
                 return;
             }
-            // Not under the lock: a look at a file may take long too.
+            // Not under the lock: a check may take as long as the disk.
             drop(state);
-            if !standing.holds() && !told {
-                told = true;
-                tracing::error!(
-                    path = %standing.path().display(),
-                    "the file of the store was removed or replaced: changes are refused until a restart"
-                );
-                self.fail(Unavailable::FileLost);
+            if let Err(why) = watch.check()
+                && !is_lost
+            {
+                is_lost = true;
+                tracing::error!(path = %path.display(), "{why}");
+                self.fail(why);
             }
         }
     }

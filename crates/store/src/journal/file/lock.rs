@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
+use crate::answers::Unavailable;
 use crate::error::Error;
+use crate::journal::Watch;
 
 /// Tries to lock a lock file that others remove at the same time, before it gives up.
 const TRIES: usize = 100;
@@ -164,15 +166,10 @@ impl Standing {
         Ok(Self { place: std::sync::Arc::new(place), file: Identity::of(&file.metadata()?) })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        self.place.path()
-    }
-
-    /// Looks whether the path still leads to the file, and keeps the path locked. `false` when the
-    /// file is gone from there, or another one is there.
-    pub(crate) fn holds(&self) -> bool {
-        self.place.renew();
-        match std::fs::metadata(self.path()) {
+    /// Whether the path still leads to the file: `false` when the file is gone from there, or
+    /// another one is there.
+    fn is_in_place(&self) -> bool {
+        match std::fs::metadata(self.place.path()) {
             Ok(metadata) => Identity::of(&metadata) == self.file,
             // What cannot be looked at now, for whatever reason, may be there.
             Err(error) => !matches!(
@@ -182,6 +179,14 @@ impl Standing {
                     | io::ErrorKind::StaleNetworkFileHandle
             ),
         }
+    }
+}
+
+impl Watch for Standing {
+    /// Checks that the path still leads to the file, and keeps the path locked.
+    fn check(&self) -> Result<(), Unavailable> {
+        self.place.renew();
+        if self.is_in_place() { Ok(()) } else { Err(Unavailable::FileLost) }
     }
 }
 
@@ -227,16 +232,16 @@ mod tests {
     fn a_file_that_is_removed_replaced_or_put_back_is_told_from_the_one_that_is_open() {
         let (folder, path) = store();
         let standing = standing(&path);
-        assert!(standing.holds());
+        assert!(standing.check().is_ok());
         let aside = folder.path().join("aside");
         std::fs::rename(&path, &aside).unwrap();
-        assert!(!standing.holds());
+        assert!(standing.check().is_err());
         std::fs::write(&path, "another").unwrap();
-        assert!(!standing.holds());
+        assert!(standing.check().is_err());
         std::fs::rename(&aside, &path).unwrap();
-        assert!(standing.holds());
+        assert!(standing.check().is_ok());
         drop(folder);
-        assert!(!standing.holds());
+        assert!(standing.check().is_err());
     }
 
     #[test]
@@ -246,7 +251,7 @@ mod tests {
         for entry in std::fs::read_dir(folder.path()).unwrap() {
             std::fs::remove_file(entry.unwrap().path()).unwrap();
         }
-        assert!(!standing.holds());
+        assert!(standing.check().is_err());
         assert!(matches!(Place::take(&path), Err(Error::InUse { .. })));
     }
 }
