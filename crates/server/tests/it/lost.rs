@@ -37,7 +37,7 @@ async fn a_caller_that_cancels_before_the_answer_leaves_no_lease() {
     second.abort();
     // The journal is still held back: the slots are free at once, not when the disk comes back.
     eventually("the leases are returned", || async { server.live().await == 0 }).await;
-    assert!(disk.is_waiting());
+    eventually("the journal comes to the disk", || async { disk.is_waiting() }).await;
     disk.release();
     assert_eq!(server.client().count("t1r", "acme").await, 0);
 }
