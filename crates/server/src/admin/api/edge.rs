@@ -15,9 +15,10 @@ use serde::de::DeserializeOwned;
 use store::Unavailable;
 
 use super::model::{
-    AuditQuery, NoteQuery, OrganizationsQuery, Problem, RefusalsQuery, SessionsQuery,
+    AuditQuery, Done, NoteQuery, OrganizationsQuery, Problem, RefusalsQuery, SessionsQuery,
 };
-use crate::operator::{MAX_NOTE, OperatorError};
+use crate::admin::state::Admin;
+use crate::operator::{self, MAX_NOTE, OperatorError};
 use crate::text::plain_json;
 
 /// The longest body of a request.
@@ -79,6 +80,16 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         (self.status, Json(Problem { error: self.error })).into_response()
     }
+}
+
+/// Answers a request that changed something, or tried to. The next picture of the server shows the
+/// change.
+pub(super) fn answer_change(
+    admin: &Admin,
+    outcome: Result<operator::Done, OperatorError>,
+) -> Result<Json<Done>, Failure> {
+    admin.view.changed();
+    Ok(Json(outcome?.into()))
 }
 
 impl From<Unavailable> for Failure {

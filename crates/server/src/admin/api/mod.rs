@@ -7,6 +7,7 @@ mod document;
 pub(super) mod edge;
 pub mod model;
 mod organizations;
+mod overrides;
 mod records;
 mod server;
 mod sessions;
@@ -27,6 +28,7 @@ pub(super) fn router(needs_token: bool) -> Router<Arc<Admin>> {
     let routes = OpenApiRouter::with_openapi(document::empty())
         .merge(server::routes())
         .merge(organizations::routes())
+        .merge(overrides::routes())
         .merge(sessions::routes())
         .merge(records::routes());
     let (router, document) = routes.split_for_parts();

@@ -1,33 +1,26 @@
-//! Organizations and API keys: what they may, what they hold, and changing what they may.
+//! Organizations and API keys: their limits, their leases and their usage.
 
 use std::sync::Arc;
 
 use axum::extract::State;
 use lease::{WallTime, validate_id};
-use policy::overrides::Subject;
 use policy::{DEFAULT_SERVICE, Policy, Source};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::Peer;
-use super::edge::{self, Body, Failure, Json, Path, Query};
+use super::edge::{self, Failure, Json, Path, Query};
 use super::model::{
-    ApiKey, BudgetRow, Ceiling, Disabled, Done, NoteQuery, Organization, OrganizationPage,
-    OrganizationService, OrganizationsQuery, Problem, ServiceCeiling, SetDisabled, SetLimit,
+    ApiKey, BudgetRow, Ceiling, Disabled, Organization, OrganizationPage, OrganizationService,
+    OrganizationsQuery, Problem, ServiceCeiling,
 };
 use crate::admin::picture::{Shown, used};
 use crate::admin::state::Admin;
-use crate::operator::By;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
     OpenApiRouter::new()
         .routes(routes!(organizations))
         .routes(routes!(organization))
-        .routes(routes!(disable_organization, clear_disabled_organization))
-        .routes(routes!(limit_organization, clear_limit_of_organization))
         .routes(routes!(api_key))
-        .routes(routes!(disable_api_key, clear_disabled_api_key))
-        .routes(routes!(limit_api_key, clear_limit_of_api_key))
 }
 
 /// Organizations, page by page.
@@ -84,110 +77,6 @@ async fn organization(
     Ok(Json(told(&admin.operator.policy(), &shown, picture.at)))
 }
 
-/// Disables or enables an organization, whatever the policy file says.
-///
-/// Disabling ends its sessions and workers at once. It is an override: it wins over the file until it
-/// is cleared, across restarts.
-#[utoipa::path(
-    put,
-    path = "/api/organizations/{organization}/disabled",
-    tag = "organizations",
-    params(("organization" = String, Path, description = "Its id", min_length = 1, max_length = 256)),
-    request_body = SetDisabled,
-    responses(
-        (status = 200, description = "Done, durably", body = Done),
-        (status = 409, description = "There are as many overrides as may be", body = Problem),
-        (status = 503, description = "The store cannot make changes", body = Problem),
-    ),
-)]
-async fn disable_organization(
-    admin: State<Arc<Admin>>,
-    peer: Peer,
-    Path(name): Path<String>,
-    Body(body): Body<SetDisabled>,
-) -> Result<Json<Done>, Failure> {
-    let SetDisabled { disabled, note } = body;
-    set_disabled(admin, peer, Subject::Organization, &name, Some(disabled), &note).await
-}
-
-/// Leaves it to the policy file again whether an organization is disabled.
-#[utoipa::path(
-    delete,
-    path = "/api/organizations/{organization}/disabled",
-    tag = "organizations",
-    params(
-        ("organization" = String, Path, description = "Its id", min_length = 1, max_length = 256),
-        NoteQuery,
-    ),
-    responses(
-        (status = 200, description = "Done, durably", body = Done),
-        (status = 404, description = "No operator disabled or enabled it", body = Problem),
-        (status = 503, description = "The store cannot make changes", body = Problem),
-    ),
-)]
-async fn clear_disabled_organization(
-    admin: State<Arc<Admin>>,
-    peer: Peer,
-    Path(name): Path<String>,
-    Query(NoteQuery { note }): Query<NoteQuery>,
-) -> Result<Json<Done>, Failure> {
-    set_disabled(admin, peer, Subject::Organization, &name, None, &note).await
-}
-
-/// Sets how many leases of a service an organization may hold, whatever the policy file says.
-///
-/// It holds for the next borrow and ends nobody. It is an override: it wins over the file until it is
-/// cleared, across restarts.
-#[utoipa::path(
-    put,
-    path = "/api/organizations/{organization}/limits/{service}",
-    tag = "organizations",
-    params(
-        ("organization" = String, Path, description = "Its id", min_length = 1, max_length = 256),
-        ("service" = String, Path, description = "A service entry of the policy", min_length = 1, max_length = 256),
-    ),
-    request_body = SetLimit,
-    responses(
-        (status = 200, description = "Done, durably", body = Done),
-        (status = 404, description = "The policy has no such service", body = Problem),
-        (status = 409, description = "There are as many overrides as may be", body = Problem),
-        (status = 503, description = "The store cannot make changes", body = Problem),
-    ),
-)]
-async fn limit_organization(
-    admin: State<Arc<Admin>>,
-    peer: Peer,
-    Path((name, service)): Path<(String, String)>,
-    Body(SetLimit { max, note }): Body<SetLimit>,
-) -> Result<Json<Done>, Failure> {
-    set_limit(admin, peer, (Subject::Organization, &name, &service), Some(max), &note).await
-}
-
-/// Leaves a limit of an organization to the policy file again.
-#[utoipa::path(
-    delete,
-    path = "/api/organizations/{organization}/limits/{service}",
-    tag = "organizations",
-    params(
-        ("organization" = String, Path, description = "Its id", min_length = 1, max_length = 256),
-        ("service" = String, Path, description = "A service entry", min_length = 1, max_length = 256),
-        NoteQuery,
-    ),
-    responses(
-        (status = 200, description = "Done, durably", body = Done),
-        (status = 404, description = "No operator set that limit", body = Problem),
-        (status = 503, description = "The store cannot make changes", body = Problem),
-    ),
-)]
-async fn clear_limit_of_organization(
-    admin: State<Arc<Admin>>,
-    peer: Peer,
-    Path((name, service)): Path<(String, String)>,
-    Query(NoteQuery { note }): Query<NoteQuery>,
-) -> Result<Json<Done>, Failure> {
-    set_limit(admin, peer, (Subject::Organization, &name, &service), None, &note).await
-}
-
 /// One API key.
 #[utoipa::path(
     get,
@@ -216,138 +105,6 @@ async fn api_key(
     });
     let limits = limits.collect();
     Ok(Json(ApiKey { disabled: switch(policy.api_key_disabled(&name)), limits, api_key: name }))
-}
-
-/// Disables or enables an API key, whatever the policy file says.
-///
-/// Disabling ends the sessions and workers that were borrowed with it at once. It is an override: it
-/// wins over the file until it is cleared, across restarts.
-#[utoipa::path(
-    put,
-    path = "/api/api-keys/{api_key}/disabled",
-    tag = "organizations",
-    params(("api_key" = String, Path, description = "Its id", min_length = 1, max_length = 256)),
-    request_body = SetDisabled,
-    responses(
-        (status = 200, description = "Done, durably", body = Done),
-        (status = 409, description = "There are as many overrides as may be", body = Problem),
-        (status = 503, description = "The store cannot make changes", body = Problem),
-    ),
-)]
-async fn disable_api_key(
-    admin: State<Arc<Admin>>,
-    peer: Peer,
-    Path(name): Path<String>,
-    Body(SetDisabled { disabled, note }): Body<SetDisabled>,
-) -> Result<Json<Done>, Failure> {
-    set_disabled(admin, peer, Subject::ApiKey, &name, Some(disabled), &note).await
-}
-
-/// Leaves it to the policy file again whether an API key is disabled.
-#[utoipa::path(
-    delete,
-    path = "/api/api-keys/{api_key}/disabled",
-    tag = "organizations",
-    params(
-        ("api_key" = String, Path, description = "Its id", min_length = 1, max_length = 256),
-        NoteQuery,
-    ),
-    responses(
-        (status = 200, description = "Done, durably", body = Done),
-        (status = 404, description = "No operator disabled or enabled it", body = Problem),
-        (status = 503, description = "The store cannot make changes", body = Problem),
-    ),
-)]
-async fn clear_disabled_api_key(
-    admin: State<Arc<Admin>>,
-    peer: Peer,
-    Path(name): Path<String>,
-    Query(NoteQuery { note }): Query<NoteQuery>,
-) -> Result<Json<Done>, Failure> {
-    set_disabled(admin, peer, Subject::ApiKey, &name, None, &note).await
-}
-
-/// Sets how many leases of a service an organization may hold with an API key, whatever the policy
-/// file says.
-///
-/// It holds for the next borrow and ends nobody. It is an override: it wins over the file until it is
-/// cleared, across restarts.
-#[utoipa::path(
-    put,
-    path = "/api/api-keys/{api_key}/limits/{service}",
-    tag = "organizations",
-    params(
-        ("api_key" = String, Path, description = "Its id", min_length = 1, max_length = 256),
-        ("service" = String, Path, description = "A service entry of the policy", min_length = 1, max_length = 256),
-    ),
-    request_body = SetLimit,
-    responses(
-        (status = 200, description = "Done, durably", body = Done),
-        (status = 404, description = "The policy has no such service", body = Problem),
-        (status = 409, description = "There are as many overrides as may be", body = Problem),
-        (status = 503, description = "The store cannot make changes", body = Problem),
-    ),
-)]
-async fn limit_api_key(
-    admin: State<Arc<Admin>>,
-    peer: Peer,
-    Path((name, service)): Path<(String, String)>,
-    Body(SetLimit { max, note }): Body<SetLimit>,
-) -> Result<Json<Done>, Failure> {
-    set_limit(admin, peer, (Subject::ApiKey, &name, &service), Some(max), &note).await
-}
-
-/// Leaves a limit of an API key to the policy file again.
-#[utoipa::path(
-    delete,
-    path = "/api/api-keys/{api_key}/limits/{service}",
-    tag = "organizations",
-    params(
-        ("api_key" = String, Path, description = "Its id", min_length = 1, max_length = 256),
-        ("service" = String, Path, description = "A service entry", min_length = 1, max_length = 256),
-        NoteQuery,
-    ),
-    responses(
-        (status = 200, description = "Done, durably", body = Done),
-        (status = 404, description = "No operator set that limit", body = Problem),
-        (status = 503, description = "The store cannot make changes", body = Problem),
-    ),
-)]
-async fn clear_limit_of_api_key(
-    admin: State<Arc<Admin>>,
-    peer: Peer,
-    Path((name, service)): Path<(String, String)>,
-    Query(NoteQuery { note }): Query<NoteQuery>,
-) -> Result<Json<Done>, Failure> {
-    set_limit(admin, peer, (Subject::ApiKey, &name, &service), None, &note).await
-}
-
-async fn set_disabled(
-    State(admin): State<Arc<Admin>>,
-    Peer(peer): Peer,
-    subject: Subject,
-    id: &str,
-    disabled: Option<bool>,
-    note: &str,
-) -> Result<Json<Done>, Failure> {
-    let by = By { from: &peer.to_string(), note };
-    let done = admin.operator.set_disabled(subject, id, disabled, by).await;
-    admin.view.changed();
-    Ok(Json(done?.into()))
-}
-
-async fn set_limit(
-    State(admin): State<Arc<Admin>>,
-    Peer(peer): Peer,
-    (subject, id, service): (Subject, &str, &str),
-    max: Option<u64>,
-    note: &str,
-) -> Result<Json<Done>, Failure> {
-    validate_id("service", service, true)?;
-    let by = By { from: &peer.to_string(), note };
-    let done = admin.operator.set_limit(subject, id, service, max, by).await;
-    admin.view.changed();
-    Ok(Json(done?.into()))
 }
 
 /// What the policy says about an organization, and what it holds and used.

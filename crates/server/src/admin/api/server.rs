@@ -9,7 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Peer;
-use super::edge::{Failure, Json, Query};
+use super::edge::{Failure, Json, Query, answer_change};
 use super::model::{
     Done, EffectivePolicy, NoteQuery, Overview, Plan, PlanBudget, PlanLimit, Problem,
 };
@@ -78,9 +78,8 @@ async fn reload_policy(
     Peer(peer): Peer,
     Query(NoteQuery { note }): Query<NoteQuery>,
 ) -> Result<Json<Done>, Failure> {
-    let done = admin.operator.reload(By { from: &peer.to_string(), note: &note }).await;
-    admin.view.changed();
-    Ok(Json(done?.into()))
+    let by = By { from: &peer.to_string(), note: &note };
+    answer_change(&admin, admin.operator.reload(by).await)
 }
 
 fn plan(plan: PlanEntry<'_>) -> Plan {

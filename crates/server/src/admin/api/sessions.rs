@@ -9,7 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Peer;
-use super::edge::{self, Failure, Json, Path, Query, lease_number};
+use super::edge::{self, Failure, Json, Path, Query, answer_change, lease_number};
 use super::model::{
     AgeOrder, Done, LeaseKinds, NoteQuery, Problem, Session, SessionPage, SessionsQuery,
 };
@@ -109,9 +109,7 @@ async fn revoke(
     Query(NoteQuery { note }): Query<NoteQuery>,
 ) -> Result<Json<Done>, Failure> {
     let by = By { from: &peer.to_string(), note: &note };
-    let done = admin.operator.revoke(lease_number(&lease)?, by).await;
-    admin.view.changed();
-    Ok(Json(done?.into()))
+    answer_change(&admin, admin.operator.revoke(lease_number(&lease)?, by).await)
 }
 
 fn told(lease: ListedLease) -> Session {
