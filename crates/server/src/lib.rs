@@ -33,6 +33,7 @@
 //! # }
 //! ```
 
+mod accept;
 mod admin;
 mod blocking;
 mod bounds;

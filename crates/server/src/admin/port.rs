@@ -8,7 +8,6 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -23,53 +22,30 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::api::Peer;
-use crate::repeated::Repeated;
+use crate::accept::Acceptor;
 use places::{Connection, Places};
 use stream::{Impatient, Noted};
 
 /// The most bytes of the headers of a request, and of an answer under way.
 const BUFFER: usize = 64 * 1024;
 
-/// How long to wait when the system has no file descriptors left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+static ACCEPTOR: Acceptor = Acceptor::new("the admin port");
 
-static CANNOT_ACCEPT: Repeated = Repeated::new();
-
-/// Serves `router` until the server stops, and lets go of every connection then.
+/// Serves `router` until the server stops, then drops every connection.
 pub(crate) async fn serve(listener: TcpListener, router: Router, stopped: CancellationToken) {
     let places = Places::new();
-    let accept = async {
-        loop {
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    if let Some(times) = CANNOT_ACCEPT.count() {
-                        tracing::warn!(%error, times, "the admin port cannot accept a connection");
-                    }
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                    continue;
-                }
-            };
-            let (router, stopped) = (router.clone(), stopped.clone());
-            let connection = places.admit();
-            tokio::spawn(async move {
-                // Answers are small and awaited. A stream that cannot be told is gone already.
-                if stream.set_nodelay(true).is_err() {
-                    return;
-                }
-                tokio::select! {
-                    () = drive(stream, Peer(peer), router, connection) => {}
-                    () = stopped.cancelled() => {}
-                }
-            });
-            // A request that is there already is answered before its connection can be cut.
-            tokio::task::yield_now().await;
-        }
+    let serve = |stream, peer| {
+        let (router, stopped) = (router.clone(), stopped.clone());
+        let connection = places.admit();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = drive(stream, Peer(peer), router, connection) => {}
+                () = stopped.cancelled() => {}
+            }
+        });
+        std::future::ready(())
     };
-    tokio::select! {
-        () = accept => {}
-        () = stopped.cancelled() => {}
-    }
+    ACCEPTOR.run(listener, &stopped, serve).await;
 }
 
 /// Serves one connection until it ends, is too slow or has to make room.

@@ -1,6 +1,6 @@
 //! The connections of one serving thread: accepted, driven, closed when idle, drained at the end.
 
-use std::net::{IpAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::opening::{Opening, opening};
 use super::tls::{self, Tls};
+use crate::accept::Acceptor;
 use crate::bounds::connection::Connection;
 use crate::bounds::memory::MemoryBudget;
 use crate::bounds::places::{Place, Places};
@@ -27,7 +28,6 @@ use crate::bounds::{Call, Calls};
 use crate::config::PortLimits;
 use crate::grpc::Gateway;
 use crate::metrics::Held;
-use crate::repeated::Repeated;
 
 /// Bytes that a caller may send ahead on one call, and on a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -40,13 +40,10 @@ const HTTP1_IDLE: Duration = Duration::from_secs(60);
 /// The least that hyper reads HTTP/1.1 into.
 const HTTP1_BUFFER: usize = 8 * 1024;
 
-/// How long to wait when the system has no file descriptors left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
-
 /// What a TLS handshake counts as, in units of [`Rounds`].
 const HANDSHAKE: u32 = 300;
 
-static CANNOT_ACCEPT: Repeated = Repeated::new();
+static ACCEPTOR: Acceptor = Acceptor::new("the gRPC port");
 
 /// What the serving threads of a server share.
 #[derive(Debug)]
@@ -73,13 +70,16 @@ impl Port {
         let turning = rounds.clone();
         // A task of its own, so that it comes after what is ready.
         let turning = tokio::spawn(async move { turning.turn().await });
+        let (port, connections, rounds) = (&self, &connections, &rounds);
+        let serve = |stream, peer: SocketAddr| async move {
+            let connection = port.connection(Some(peer.ip()), rounds);
+            let place = port.places.take(connection.clone()).await;
+            connections.spawn(port.clone(), stream, connection, place);
+        };
         tokio::select! {
-            () = self.stopped.cancelled() => return Ok(()),
-            () = self.draining.cancelled() => {}
             () = connections.close_idle(self.limits.idle_timeout) => {}
-            () = self.accept(&listener, &connections, &rounds) => {}
+            () = ACCEPTOR.run(listener, &self.draining, serve) => {}
         }
-        drop(listener);
         connections.close_all();
         tokio::select! {
             () = self.stopped.cancelled() => {}
@@ -88,33 +88,6 @@ impl Port {
         }
         turning.abort();
         Ok(())
-    }
-
-    async fn accept(
-        self: &Arc<Self>,
-        listener: &TcpListener,
-        connections: &Connections,
-        rounds: &Arc<Rounds>,
-    ) {
-        loop {
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    if !is_about_one_connection(&error) {
-                        if let Some(times) = CANNOT_ACCEPT.count() {
-                            tracing::warn!(%error, times, "cannot accept a connection");
-                        }
-                        tokio::time::sleep(ACCEPT_AGAIN).await;
-                    }
-                    continue;
-                }
-            };
-            let connection = self.connection(Some(peer.ip()), rounds);
-            let place = self.places.take(connection.clone()).await;
-            connections.spawn(self.clone(), stream, connection, place);
-            // Lets the other threads have their share of connections that come at once.
-            tokio::task::yield_now().await;
-        }
     }
 
     fn connection(&self, peer: Option<IpAddr>, rounds: &Arc<Rounds>) -> Arc<Connection> {
@@ -147,11 +120,6 @@ impl Port {
 
     /// Serves one connection from the socket, under TLS if that is what the port has.
     async fn greet(self: Arc<Self>, stream: TcpStream, connection: Arc<Connection>) {
-        // Answers are small and awaited; without it they would wait for acknowledgements. A stream
-        // that cannot be told is gone already.
-        if stream.set_nodelay(true).is_err() {
-            return;
-        }
         let by = Instant::now() + self.limits.handshake_timeout;
         match self.tls.clone() {
             None => self.drive(stream, connection, by).await,
@@ -270,11 +238,6 @@ fn http(limits: &PortLimits, connection: &Arc<Connection>) -> auto::Builder<Call
         // gRPC has no use for a date.
         .auto_date_header(false);
     builder
-}
-
-fn is_about_one_connection(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
 /// The connections of one serving thread.
