@@ -5,6 +5,7 @@
 
 mod document;
 pub(super) mod edge;
+mod mapping;
 pub mod model;
 mod organizations;
 mod overrides;

@@ -3,17 +3,13 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use lease::{WallTime, validate_id};
-use policy::{DEFAULT_SERVICE, Policy, Source};
+use lease::validate_id;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::edge::{self, Failure, Json, Path, Query};
-use super::model::{
-    ApiKey, BudgetRow, Ceiling, Disabled, Organization, OrganizationPage, OrganizationService,
-    OrganizationsQuery, Problem, ServiceCeiling,
-};
-use crate::admin::picture::{Shown, used};
+use super::mapping;
+use super::model::{ApiKey, Organization, OrganizationPage, OrganizationsQuery, Problem};
 use crate::admin::state::Admin;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
@@ -48,7 +44,8 @@ async fn organizations(
         let limit = edge::organizations(limit);
         let (total, shown) = picture.page(&search, sort, offset as usize, limit);
         let policy = admin.operator.policy();
-        let organizations = shown.iter().map(|shown| told(&policy, shown, picture.at)).collect();
+        let organizations =
+            shown.iter().map(|shown| mapping::organization(&policy, shown, picture.at)).collect();
         OrganizationPage { total, organizations }
     });
     Ok(Json(page.await))
@@ -74,7 +71,7 @@ async fn organization(
     let picture = admin.picture().await?;
     let unknown = || Failure::not_found(format!("nobody knows an organization {name:?}"));
     let shown = picture.organization(&name).ok_or_else(unknown)?;
-    Ok(Json(told(&admin.operator.policy(), &shown, picture.at)))
+    Ok(Json(mapping::organization(&admin.operator.policy(), &shown, picture.at)))
 }
 
 /// One API key.
@@ -99,59 +96,5 @@ async fn api_key(
             format!("neither the policy nor an operator says anything of API key {name:?}");
         return Err(Failure::not_found(problem));
     }
-    let limits = policy.services().map(|service| ServiceCeiling {
-        service: service.into(),
-        ceiling: ceiling(policy.api_key_ceiling(&name, service)),
-    });
-    let limits = limits.collect();
-    Ok(Json(ApiKey { disabled: switch(policy.api_key_disabled(&name)), limits, api_key: name }))
-}
-
-/// What the policy says about an organization, and what it holds and used.
-fn told(policy: &Policy, shown: &Shown<'_>, at: WallTime) -> Organization {
-    let Shown { name, pools, usage, refusals } = *shown;
-    let service = |service: &str, active| OrganizationService {
-        service: service.into(),
-        active,
-        ceiling: ceiling(policy.ceiling(name, service)),
-    };
-    // What the entry `default` says shows at each service that it speaks for.
-    let entries = policy.services().filter(|entry| *entry != DEFAULT_SERVICE);
-    let mut services: Vec<_> = entries
-        .map(|entry| {
-            let held = pools.iter().find(|pool| *pool.service == *entry);
-            service(entry, held.map_or(0, |pool| pool.leases))
-        })
-        .collect();
-    let others = pools
-        .iter()
-        .filter(|pool| *pool.service == *DEFAULT_SERVICE || !policy.has_entry(&pool.service));
-    services.extend(others.map(|pool| service(&pool.service, pool.leases)));
-    let budgets = policy.organization_budgets(name).iter().map(|budget| {
-        let (used, window) = used(budget, usage, at);
-        BudgetRow {
-            metric: budget.metric.to_string(),
-            used,
-            amount: budget.amount,
-            per: budget.per.to_string(),
-            resets_at: budget.per.end(window).as_unix(),
-            spent: budget.is_spent_by(used),
-        }
-    });
-    Organization {
-        organization: name.into(),
-        plan: policy.plan_of(name).map(Into::into),
-        disabled: switch(policy.organization_disabled(name)),
-        services,
-        budgets: budgets.collect(),
-        refusals,
-    }
-}
-
-fn ceiling((max, source): (Option<u64>, Source)) -> Ceiling {
-    Ceiling { max, source: source.into() }
-}
-
-fn switch((disabled, source): (bool, Source)) -> Disabled {
-    Disabled { disabled, source: source.into() }
+    Ok(Json(mapping::api_key(&policy, name)))
 }

@@ -75,16 +75,3 @@ async fn audit(
 async fn listen(State(admin): State<Arc<Admin>>) -> Result<Response, Failure> {
     events::listen(admin).await
 }
-
-impl From<policy::overrides::AuditEntry> for super::model::AuditEntry {
-    fn from(entry: policy::overrides::AuditEntry) -> Self {
-        Self {
-            number: entry.number,
-            at: entry.at.as_unix(),
-            from: entry.from.into(),
-            action: entry.action.into(),
-            note: entry.note.into(),
-            ended: entry.ended,
-        }
-    }
-}

@@ -3,16 +3,13 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use policy::overrides::{Override, OverrideKey};
-use policy::{PlanEntry, Policy};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Peer;
 use super::edge::{Failure, Json, Query, answer_change};
-use super::model::{
-    Done, EffectivePolicy, NoteQuery, Overview, Plan, PlanBudget, PlanLimit, Problem,
-};
+use super::mapping::override_row;
+use super::model::{Done, EffectivePolicy, NoteQuery, Overview, Problem};
 use crate::admin::state::Admin;
 use crate::operator::By;
 
@@ -54,9 +51,9 @@ async fn policy(State(admin): State<Arc<Admin>>) -> Result<Json<EffectivePolicy>
     Ok(Json(EffectivePolicy {
         status: status.into(),
         services,
-        plans: policy.plans().map(plan).collect(),
+        plans: policy.plans().map(Into::into).collect(),
         indexers: policy.indexers().map(Into::into).collect(),
-        overrides: overrides.iter().map(|(key, set)| override_of(&policy, key, set)).collect(),
+        overrides: overrides.iter().map(|(key, set)| override_row(&policy, key, set)).collect(),
     }))
 }
 
@@ -80,29 +77,4 @@ async fn reload_policy(
 ) -> Result<Json<Done>, Failure> {
     let by = By { from: &peer.to_string(), note: &note };
     answer_change(&admin, admin.operator.reload(by).await)
-}
-
-fn plan(plan: PlanEntry<'_>) -> Plan {
-    let limits =
-        plan.limits.iter().map(|&(service, max)| PlanLimit { service: service.into(), max });
-    let budgets = plan.budgets.iter().map(|budget| PlanBudget {
-        metric: budget.metric.to_string(),
-        amount: budget.amount,
-        per: budget.per.to_string(),
-    });
-    Plan { plan: plan.name.into(), limits: limits.collect(), budgets: budgets.collect() }
-}
-
-fn override_of(policy: &Policy, key: &OverrideKey, set: &Override) -> super::model::Override {
-    let is_limit = key.service.is_some();
-    super::model::Override {
-        subject: key.subject.as_str().to_owned(),
-        id: key.id.to_string(),
-        disabled: (!is_limit).then_some(set.value != 0),
-        service: key.service.as_deref().map(Into::into),
-        max: is_limit.then_some(set.value),
-        effective: policy.is_effective(key),
-        set_at: set.set_at.as_unix(),
-        note: set.note.to_string(),
-    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use lease::Kind;
-use store::{LeaseFilter, ListedLease, Order};
+use store::{LeaseFilter, Order};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -59,7 +59,7 @@ async fn sessions(
     let page = admin.store.leases(filter, order, after, edge::entries(query.limit)).await?;
     Ok(Json(SessionPage {
         total: page.total,
-        sessions: page.leases.into_iter().map(told).collect(),
+        sessions: page.leases.into_iter().map(Into::into).collect(),
         next: page.next.map(|number| number.to_string()),
     }))
 }
@@ -82,7 +82,7 @@ async fn session(
 ) -> Result<Json<Session>, Failure> {
     let number = lease_number(&lease)?;
     let gone = || Failure::not_found(format!("there is no lease {number}"));
-    Ok(Json(told(admin.store.find(number).await?.ok_or_else(gone)?)))
+    Ok(Json(admin.store.find(number).await?.ok_or_else(gone)?.into()))
 }
 
 /// Ends a lease at once, and with the last session of a trace its workers.
@@ -110,25 +110,4 @@ async fn revoke(
 ) -> Result<Json<Done>, Failure> {
     let by = By { from: &peer.to_string(), note: &note };
     answer_change(&admin, admin.operator.revoke(lease_number(&lease)?, by).await)
-}
-
-fn told(lease: ListedLease) -> Session {
-    let kind = match lease.kind {
-        Kind::Session => "session",
-        Kind::Worker => "worker",
-    };
-    Session {
-        lease: lease.number.to_string(),
-        kind: kind.to_owned(),
-        service: lease.service.into(),
-        organization: lease.organization.into(),
-        api_key: lease.api_key.into(),
-        trace: lease.trace.into(),
-        indexer: lease.indexer.map(Into::into),
-        age_seconds: lease.age.as_secs_f64(),
-        ttl_seconds: lease.ttl.as_secs_f64(),
-        ends_in_seconds: lease.ends_in.as_secs_f64(),
-        lingers: lease.lingers,
-        workers: lease.workers,
-    }
 }

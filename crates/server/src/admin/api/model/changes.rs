@@ -1,0 +1,62 @@
+//! Changes by operators, and their outcome.
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Disables or enables an organization or an API key, whatever the policy file says.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetDisabled {
+    /// Whether borrows are refused and leases end.
+    pub disabled: bool,
+    /// Why, for the audit list.
+    #[serde(default)]
+    #[schema(max_length = 512)]
+    pub note: String,
+}
+
+/// Sets a ceiling over an organization or an API key, whatever the policy file says.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetLimit {
+    /// The most leases at once; 0 admits nobody.
+    #[serde(deserialize_with = "whole")]
+    #[schema(maximum = 1_000_000_000_000_u64)]
+    pub max: u64,
+    /// Why, for the audit list.
+    #[serde(default)]
+    #[schema(max_length = 512)]
+    pub note: String,
+}
+
+/// Reads a number without a fraction: to JSON 40.0 is the same as 40.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let whole =
+        number.as_f64().filter(|number| (0.0..=1e15).contains(number) && number.fract() == 0.0);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+    number
+        .as_u64()
+        .or_else(|| whole.map(|number| number as u64))
+        .ok_or_else(|| D::Error::custom(format!("{number} is no whole number from 0")))
+}
+
+/// Why something is done that needs no body to say what.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct NoteQuery {
+    /// Why, for the audit list.
+    #[param(max_length = 512)]
+    pub note: String,
+}
+
+/// What an operator did to something, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Done {
+    /// How many leases ended by it.
+    pub ended: u64,
+    /// What was done, in words.
+    pub summary: String,
+}

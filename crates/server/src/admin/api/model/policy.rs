@@ -1,0 +1,107 @@
+//! The policy in force.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The policy in force, with the source of each number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EffectivePolicy {
+    /// Where it comes from.
+    pub status: PolicyStatus,
+    /// The service entries.
+    pub services: Vec<ServiceRow>,
+    /// The plans.
+    pub plans: Vec<Plan>,
+    /// The names of the indexers; with none, callers show no key.
+    pub indexers: Vec<String>,
+    /// What operators set through the API.
+    pub overrides: Vec<Override>,
+}
+
+/// Where the policy comes from and how its last reload went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyStatus {
+    /// The policy file; `null` for the built-in policy, or one set by a program.
+    pub file: Option<String>,
+    /// When the policy in force was loaded.
+    pub loaded_at: i64,
+    /// Why the file as it is now is not in force: file, line, column and reason. `null` when it is.
+    pub refused: Option<String>,
+    /// What in the file is allowed but likely not meant.
+    pub warnings: Vec<String>,
+    /// How many overrides by operators are in force.
+    pub overrides: u64,
+}
+
+/// One service entry of the policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceRow {
+    /// Its name; `default` stands for services without an entry.
+    pub service: String,
+    /// Live leases.
+    pub active: u64,
+    /// The ceiling over all organizations.
+    pub max_total: Option<u64>,
+    /// The ceiling over an organization that has none of its own.
+    pub max_per_organization: Option<u64>,
+    /// The ceiling over an API key that has none of its own.
+    pub max_per_api_key: Option<u64>,
+    /// How long a lease lives without a keep-alive, in seconds.
+    pub ttl_seconds: f64,
+    /// What clients are told about how long a lease counts at least, in seconds.
+    pub minimal_life_seconds: f64,
+    /// Whether ceilings and budgets are counted but refuse nobody.
+    pub observe: bool,
+}
+
+/// A plan of the policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Plan {
+    /// Its name.
+    pub plan: String,
+    /// Its ceilings over an organization.
+    pub limits: Vec<PlanLimit>,
+    /// Its usage budgets.
+    pub budgets: Vec<PlanBudget>,
+}
+
+/// A ceiling of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlanLimit {
+    /// The service entry.
+    pub service: String,
+    /// The most leases at once.
+    pub max: u64,
+}
+
+/// A usage budget of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlanBudget {
+    /// The metric.
+    pub metric: String,
+    /// The amount at which it is spent.
+    pub amount: f64,
+    /// `day` or `month`, UTC.
+    pub per: String,
+}
+
+/// Something an operator set through the API, which wins over the policy file until it is cleared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Override {
+    /// `organization` or `api_key`.
+    pub subject: String,
+    /// Which one.
+    pub id: String,
+    /// Whether it is disabled; `null` when this is about a limit.
+    pub disabled: Option<bool>,
+    /// The service entry whose limit it is; `null` when this is about being disabled.
+    pub service: Option<String>,
+    /// The limit; `null` when this is about being disabled.
+    pub max: Option<u64>,
+    /// Whether it applies: a limit over a service that the policy no longer has does not.
+    pub effective: bool,
+    /// When it was set.
+    pub set_at: i64,
+    /// Why, as the operator wrote it.
+    pub note: String,
+}

@@ -1,0 +1,112 @@
+//! Refused borrows, and the audit list.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Refused borrows, by what refused them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Refusals {
+    /// The ceiling over the whole service.
+    pub service: u64,
+    /// The ceiling over the organization.
+    pub organization: u64,
+    /// The ceiling over the API key.
+    pub api_key: u64,
+    /// The cap of workers under one trace.
+    pub trace: u64,
+    /// A spent usage budget.
+    pub budget: u64,
+    /// A disabled organization or API key, a service the indexer may not use, or a worker after its
+    /// session was revoked.
+    pub disabled: u64,
+}
+
+impl Refusals {
+    /// All of them.
+    pub const fn total(&self) -> u64 {
+        let Self { service, organization, api_key, trace, budget, disabled } = *self;
+        service + organization + api_key + trace + budget + disabled
+    }
+}
+
+/// How to list refusals.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct RefusalsQuery {
+    /// Only of this organization.
+    #[param(max_length = 256)]
+    pub organization: Option<String>,
+    /// How many to list at most; 100 by default.
+    #[param(minimum = 1, maximum = 1000)]
+    pub limit: Option<u32>,
+}
+
+/// The latest refused borrows, the latest first. The server keeps 1,000 of them, in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RefusalPage {
+    /// The refusals.
+    pub refusals: Vec<Refusal>,
+}
+
+/// A refused borrow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Refusal {
+    /// When.
+    pub at: i64,
+    /// The organization that asked.
+    pub organization: String,
+    /// The service it asked for.
+    pub service: String,
+    /// The API key id it came with.
+    pub api_key: String,
+    /// The trace id it came with.
+    pub trace: String,
+    /// What refused it: `service`, `organization`, `api_key`, `trace`, `budget` or `disabled`.
+    pub scope: String,
+    /// Why, in words, as the caller was told.
+    pub reason: String,
+    /// How many leases counted against the ceiling; `null` when it was no ceiling.
+    pub active: Option<u64>,
+    /// The ceiling; `null` when it was none.
+    pub max: Option<u64>,
+    /// Whether it was granted nevertheless, because the service is only observed.
+    pub observed: bool,
+}
+
+/// How to list what operators did.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct AuditQuery {
+    /// Only entries with a lower number: the lowest of the page before.
+    #[param(maximum = 9_007_199_254_740_991_u64)]
+    pub before: Option<u64>,
+    /// How many to list at most; 100 by default.
+    #[param(minimum = 1, maximum = 1000)]
+    pub limit: Option<u32>,
+}
+
+/// What operators did, the latest first. The server keeps 10,000 entries, durably.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditPage {
+    /// The entries.
+    pub entries: Vec<AuditEntry>,
+}
+
+/// One thing an operator did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditEntry {
+    /// Its number; they rise.
+    pub number: u64,
+    /// When.
+    pub at: i64,
+    /// From where: the address of the caller, or `signal` or `file` for a reload.
+    pub from: String,
+    /// What was done, in words.
+    pub action: String,
+    /// Why, as the operator wrote it.
+    pub note: String,
+    /// How many leases ended by it.
+    pub ended: u64,
+}
