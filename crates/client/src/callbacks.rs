@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 
 use crate::error::Error;
-use crate::held::{Ids, OnError};
+use crate::request::{Ids, OnError};
 
 /// The most threads of one pool. Another one is made only while all others call something.
 const MOST_THREADS: usize = 8;

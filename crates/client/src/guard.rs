@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::callbacks::Kept;
 use crate::error::Error;
-use crate::held::{Ids, Lease, Release};
-use crate::id::Id;
-use crate::pool::{SessionPool, WorkerRequest};
+use crate::held::{Lease, Release};
+use crate::plugin::SessionPool;
+use crate::request::{Id, Ids, WorkerRequest};
 
 /// What [`Session`] and [`Worker`] have in common: who it is for, and how it ends.
 ///

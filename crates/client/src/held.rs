@@ -11,32 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::error::Error;
-use crate::pool::{SessionRequest, WorkerRequest};
-
-/// What is called when a session ends before its holder released it.
-pub type OnError = Box<dyn FnOnce(Error) + Send>;
-
-/// Who a lease is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Ids {
-    /// The service, as the server's policy names it.
-    pub service: Arc<str>,
-    /// The organization that pays.
-    pub organization: Arc<str>,
-    /// The id of the API key the stream came with; empty when there is none.
-    pub api_key: Arc<str>,
-    /// The trace id that ties workers to their session: the one that was asked for, or the random one
-    /// that the library made.
-    pub trace: Arc<str>,
-}
-
-impl Ids {
-    /// Returns the ids of a worker of `service` under the session of these.
-    pub(crate) fn with_service(&self, service: Arc<str>) -> Self {
-        Self { service, ..self.clone() }
-    }
-}
+use crate::request::{Ids, OnError, SessionRequest, WorkerRequest};
 
 /// One session or worker that a pool granted: the part that pool and guard share.
 ///

@@ -149,12 +149,13 @@ mod guard;
 #[cfg(feature = "tgm")]
 mod heartbeat;
 mod held;
-mod id;
 #[cfg(feature = "tgm")]
 mod link;
 mod local;
+mod plugin;
 mod pool;
 mod registry;
+mod request;
 mod secret;
 mod stats;
 #[cfg(feature = "tgm")]
@@ -166,11 +167,12 @@ pub use dsn::{Dsn, Parameters};
 pub use duration::{InvalidDuration, parse_duration};
 pub use error::{Cause, Error, Scope};
 pub use guard::{Guard, Session, Worker};
-pub use held::{Ids, Lease, OnError, Release, Released};
-pub use id::Id;
+pub use held::{Lease, Release, Released};
 pub use local::{LocalConfig, LocalPool};
-pub use pool::{BoxFuture, CloseReport, Pool, SessionPool, SessionRequest, WorkerRequest};
+pub use plugin::{BoxFuture, CloseReport, SessionPool};
+pub use pool::Pool;
 pub use registry::Registry;
+pub use request::{Id, Ids, OnError, SessionRequest, WorkerRequest};
 pub use secret::Secret;
 pub use stats::{Denied, PoolStats};
 #[cfg(feature = "tgm")]

@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 
 use crate::dsn::Dsn;
 use crate::error::{Error, Scope};
-use crate::held::{Ids, Lease, OnError, Release, Released};
-use crate::pool::{BoxFuture, CloseReport, SessionPool, SessionRequest, WorkerRequest};
+use crate::held::{Lease, Release, Released};
+use crate::plugin::{BoxFuture, CloseReport, SessionPool};
+use crate::request::{Ids, OnError, SessionRequest, WorkerRequest};
 use crate::stats::PoolStats;
 
 /// The ledger counts by service; here all services count together.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::dsn::Dsn;
 use crate::error::Error;
 use crate::local::LocalPool;
-use crate::pool::{BoxFuture, Pool, SessionPool};
+use crate::plugin::{BoxFuture, SessionPool};
+use crate::pool::Pool;
 #[cfg(feature = "tgm")]
 use crate::tgm::TgmPool;
 

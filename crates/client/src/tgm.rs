@@ -38,7 +38,8 @@ use self::remote::Remote;
 use crate::dsn::Dsn;
 use crate::error::Error;
 use crate::held::{Lease, Release};
-use crate::pool::{BoxFuture, CloseReport, SessionPool, SessionRequest, WorkerRequest};
+use crate::plugin::{BoxFuture, CloseReport, SessionPool};
+use crate::request::{SessionRequest, WorkerRequest};
 use crate::stats::PoolStats;
 
 /// A pool of sessions and workers that a session server counts.

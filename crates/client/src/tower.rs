@@ -12,16 +12,17 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
-use tonic::Code;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use self::body::HeldSession;
 pub use self::body::SessionBody;
-use self::protocol::Protocol;
+use self::protocol::{Protocol, told};
 use crate::error::Error;
 use crate::guard::Session;
-use crate::id::Id;
-use crate::pool::{BoxFuture, Pool, SessionRequest};
+use crate::plugin::BoxFuture;
+use crate::pool::Pool;
+use crate::request::{Id, SessionRequest};
 
 type Identify = dyn Fn(&Parts) -> Result<SessionRequest, Error> + Send + Sync;
 
@@ -149,14 +150,14 @@ impl SessionLayer {
         let protocol = Protocol::of(request.headers());
         let (mut parts, body) = request.into_parts();
         let held = match self.admit(&parts).await {
-            Ok(session) => Held(Arc::new(session)),
-            Err(error) => return Ok(protocol.refuse(error)),
+            Ok(session) => HeldSession(Arc::new(session)),
+            Err(error) => return Ok(protocol.refuse(error).map(SessionBody::text)),
         };
         parts.extensions.insert(held.0.clone());
         let mut ended: BoxFuture<'static, Error> = Box::pin(held.0.ended());
         let response = tokio::select! {
             biased;
-            reason = &mut ended => return Ok(protocol.refuse(told(reason))),
+            reason = &mut ended => return Ok(protocol.refuse(told(reason)).map(SessionBody::text)),
             response = inner.call(Request::from_parts(parts, body)) => response?,
         };
         Ok(response.map(|body| SessionBody::held(body, protocol, ended, held)))
@@ -219,24 +220,4 @@ where
         let gate = self.gate.clone();
         Box::pin(async move { gate.serve(inner, request).await })
     }
-}
-
-/// The session of one response, returned when this is dropped, whoever else has the guard.
-struct Held(Arc<Session>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        drop(self.0.give_back(None));
-    }
-}
-
-/// Returns what the caller of the service is told about an error of the pool.
-///
-/// Whom the session server does not accept is this service, and not its caller.
-fn told(error: Error) -> Error {
-    if error.code() != Code::Unauthenticated {
-        return error;
-    }
-    tracing::error!(%error, "the session server does not accept this service");
-    Error::unavailable("this service has no access to it")
 }

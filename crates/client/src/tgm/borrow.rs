@@ -15,7 +15,8 @@ use super::driver::{Shared, in_runtime, within};
 use super::keeper::{Asked, Keeper};
 use super::returns::Target;
 use crate::error::Error;
-use crate::held::{Lease, OnError};
+use crate::held::Lease;
+use crate::request::OnError;
 
 /// The pauses between the tries of one borrow double from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

@@ -9,7 +9,7 @@ use http::Uri;
 use super::config::TgmConfig;
 use crate::dsn::GivenFile;
 use crate::error::Error;
-use crate::pool::BoxFuture;
+use crate::plugin::BoxFuture;
 
 /// What makes connections to one server.
 #[derive(Clone)]

@@ -27,8 +27,9 @@ use super::attachment::Attachment;
 use super::returns::{Return, Returns, Settled, Target};
 use crate::error::{Error, Scope};
 use crate::heartbeat::Heartbeat;
-use crate::held::{Ids, Lease, OnError};
+use crate::held::Lease;
 use crate::link::Link;
+use crate::request::{Ids, OnError};
 use crate::stats::PoolStats;
 
 /// Most leases without a known key that may wait for their return at once.

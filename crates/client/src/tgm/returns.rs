@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 use crate::held::Released;
 use crate::link::Link;
-use crate::pool::CloseReport;
+use crate::plugin::CloseReport;
 
 /// Most calls under way at once.
 const MOST_CALLS: usize = 64;

@@ -17,7 +17,7 @@ use super::driver::{Shared, within};
 use super::keeper::BatchCall;
 use super::streaming::NoRoom;
 use crate::error::Error;
-use crate::pool::BoxFuture;
+use crate::plugin::BoxFuture;
 
 /// How long a server may take to accept a stream.
 const DEADLINE: Duration = Duration::from_secs(5);

@@ -7,17 +7,16 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderName, Request, Response};
 use http_body::{Body as HttpBody, Frame};
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode, percent_encode};
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
 use tower_service::Service;
 
 use super::connection::{Connection, UnderWay};
-use super::unary::broken;
-use crate::pool::BoxFuture;
+use super::unary::{broken, make_status_readable};
+use crate::plugin::BoxFuture;
 
 /// The least room of a server, in calls at once, in which a stream may stand beside other calls.
 const LEAST_ROOM: usize = 2;
@@ -34,7 +33,6 @@ impl From<NoRoom> for Status {
 }
 
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 impl Service<Request<Body>> for Connection {
     type Response = Response<BothWays>;
@@ -170,22 +168,6 @@ impl HttpBody for BothWays {
             Ok(Frame::trailers(trailers))
         }))
     }
-}
-
-/// Makes a gRPC status among `headers` one that tonic reads with its own code. tonic panics at
-/// details that are not base64, which nobody reads here, and takes a status whose message is not
-/// UTF-8 for one of code 2. What such a message says in UTF-8 is kept.
-pub(super) fn make_status_readable(headers: &mut HeaderMap) {
-    headers.remove("grpc-status-details-bin");
-    let Some(message) = headers.get(GRPC_MESSAGE) else { return };
-    let decoded = percent_decode(message.as_bytes());
-    if decoded.clone().decode_utf8().is_ok() {
-        return;
-    }
-    let readable = decoded.decode_utf8_lossy();
-    let encoded = percent_encode(readable.as_bytes(), NON_ALPHANUMERIC).to_string();
-    let message = HeaderValue::try_from(encoded).expect("percent-encoded text is ASCII");
-    headers.insert(GRPC_MESSAGE, message);
 }
 
 #[cfg(test)]

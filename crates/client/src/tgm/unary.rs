@@ -6,14 +6,14 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
-use http::header::{HeaderMap, HeaderName};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response as HttpResponse, StatusCode};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode, percent_encode};
 use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Response, Status};
 
 use super::connection::Connection;
-use super::streaming::make_status_readable;
 
 /// The flag and the length in front of every message.
 const PREFIX_BYTES: usize = 5;
@@ -22,6 +22,7 @@ const PREFIX_BYTES: usize = 5;
 const MOST_BYTES: usize = 4 << 20;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Makes the call that `request` begins. Takes as long as the server does.
 ///
@@ -123,6 +124,22 @@ fn nonsense(what: impl Into<String>) -> Status {
 /// The status of a call that HTTP/2 did not bring to an end.
 pub(crate) fn broken(error: h2::Error) -> Status {
     Status::from_error(error.into())
+}
+
+/// Makes a gRPC status among `headers` one that tonic reads with its own code. tonic panics at
+/// details that are not base64, which nobody reads here, and takes a status whose message is not
+/// UTF-8 for one of code 2. What such a message says in UTF-8 is kept.
+pub(super) fn make_status_readable(headers: &mut HeaderMap) {
+    headers.remove("grpc-status-details-bin");
+    let Some(message) = headers.get(GRPC_MESSAGE) else { return };
+    let decoded = percent_decode(message.as_bytes());
+    if decoded.clone().decode_utf8().is_ok() {
+        return;
+    }
+    let readable = decoded.decode_utf8_lossy();
+    let encoded = percent_encode(readable.as_bytes(), NON_ALPHANUMERIC).to_string();
+    let message = HeaderValue::try_from(encoded).expect("percent-encoded text is ASCII");
+    headers.insert(GRPC_MESSAGE, message);
 }
 
 #[cfg(test)]

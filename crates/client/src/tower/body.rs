@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::Held;
-use super::protocol::Protocol;
+use super::protocol::{Protocol, told};
 use crate::error::Error;
-use crate::pool::BoxFuture;
+use crate::guard::Session;
+use crate::plugin::BoxFuture;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -36,11 +37,20 @@ pin_project! {
             #[pin] body: B,
             protocol: Protocol,
             ended: BoxFuture<'static, Error>,
-            held: Held,
+            held: HeldSession,
         },
         /// The words of a refusal.
         Text { text: Bytes },
         Over,
+    }
+}
+
+/// The session of one response, returned when this is dropped, whoever else has the guard.
+pub(super) struct HeldSession(pub(super) Arc<Session>);
+
+impl Drop for HeldSession {
+    fn drop(&mut self) {
+        drop(self.0.give_back(None));
     }
 }
 
@@ -53,7 +63,7 @@ impl<B> SessionBody<B> {
         body: B,
         protocol: Protocol,
         ended: BoxFuture<'static, Error>,
-        held: Held,
+        held: HeldSession,
     ) -> Self {
         Self { state: State::Held { body, protocol, ended, held } }
     }
@@ -84,7 +94,7 @@ where
             // The session first: a body that always has a frame must not outrun its revocation.
             StateProjection::Held { mut body, protocol, ended, .. } => {
                 match ended.as_mut().poll(cx) {
-                    Poll::Ready(reason) => (Some(protocol.break_off(super::told(reason))), true),
+                    Poll::Ready(reason) => (Some(protocol.break_off(told(reason))), true),
                     Poll::Pending => {
                         let frame = ready!(body.as_mut().poll_frame(cx));
                         let over = match &frame {

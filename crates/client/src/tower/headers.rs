@@ -3,8 +3,7 @@
 use http::HeaderMap;
 
 use crate::error::Error;
-use crate::id::Id;
-use crate::pool::SessionRequest;
+use crate::request::{Id, SessionRequest};
 
 impl SessionRequest {
     /// Asks for a session of `service` for whom the headers of a request name.

@@ -6,7 +6,6 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::Frame;
 use tonic::{Code, Status};
 
-use super::body::SessionBody;
 use crate::error::Error;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -33,10 +32,10 @@ impl Protocol {
     }
 
     /// The whole response to a request that gets no session, or that lost it before its answer.
-    pub(super) fn refuse<B>(self, error: Error) -> Response<SessionBody<B>> {
+    pub(super) fn refuse(self, error: Error) -> Response<Bytes> {
         if self == Self::Http {
             let status = http_status(error.code());
-            let mut response = Response::new(SessionBody::text(error.to_string().into()));
+            let mut response = Response::new(Bytes::from(error.to_string()));
             *response.status_mut() = status;
             let kind = HeaderValue::from_static("text/plain; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, kind);
@@ -44,7 +43,7 @@ impl Protocol {
         }
         // Trailers only, which every kind of gRPC reads from the headers.
         let response = Status::from(error).into_http::<()>();
-        let mut response = response.map(|()| SessionBody::text(Bytes::new()));
+        let mut response = response.map(|()| Bytes::new());
         if let Self::GrpcWeb(kind) = self {
             response.headers_mut().insert(CONTENT_TYPE, kind);
         }
@@ -66,6 +65,17 @@ impl Protocol {
         // An early end of gRPC is a good end, with trailers: it must not fall short of a promise.
         *self != Self::Grpc
     }
+}
+
+/// Returns what the caller of the service is told about an error of the pool.
+///
+/// Whom the session server does not accept is this service, and not its caller.
+pub(super) fn told(error: Error) -> Error {
+    if error.code() != Code::Unauthenticated {
+        return error;
+    }
+    tracing::error!(%error, "the session server does not accept this service");
+    Error::unavailable("this service has no access to it")
 }
 
 fn http_status(code: Code) -> StatusCode {
@@ -111,7 +121,7 @@ mod tests {
             (Error::unavailable(message()), 503),
             (Error::Closed, 503),
         ] {
-            let response = Protocol::Http.refuse::<()>(error);
+            let response = Protocol::Http.refuse(error);
             assert_eq!(response.status(), status);
         }
     }
@@ -119,7 +129,7 @@ mod tests {
     #[test]
     fn a_refusal_of_grpc_web_keeps_its_content_type() {
         let kind = HeaderValue::from_static("application/grpc-web+proto");
-        let response = Protocol::GrpcWeb(kind.clone()).refuse::<()>(Error::Closed);
+        let response = Protocol::GrpcWeb(kind.clone()).refuse(Error::Closed);
         assert_eq!((response.status(), &response.headers()[CONTENT_TYPE]), (StatusCode::OK, &kind));
         let status = Status::from_header_map(response.headers()).map(|status| status.code());
         assert_eq!(status, Some(Code::Unavailable));

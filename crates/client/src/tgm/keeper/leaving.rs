@@ -8,7 +8,7 @@ use super::{Attachment, Held, Keeper, Role};
 use crate::error::Error;
 use crate::heartbeat::Heartbeat;
 use crate::held::{Release, Released};
-use crate::pool::CloseReport;
+use crate::plugin::CloseReport;
 use crate::tgm::returns::{Return, Target};
 
 /// The minimal life of a session when neither the URL nor the server says one.

@@ -7,7 +7,8 @@ use lease::BorrowId;
 
 use super::{Asked, Keeper, Role};
 use crate::error::{Error, Scope};
-use crate::held::{Lease, OnError};
+use crate::held::Lease;
+use crate::request::OnError;
 use crate::tgm::answer::{Grant, UNTOLD_TTL};
 
 /// Most sessions of one organization and service that are admitted when the URL says nothing.

@@ -1,7 +1,7 @@
 //! Returns, closes and what bounds them.
 
 use super::*;
-use crate::pool::CloseReport;
+use crate::plugin::CloseReport;
 
 #[test]
 fn a_return_waits_for_the_keep_alive_in_flight_on_the_same_key() {
