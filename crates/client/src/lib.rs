@@ -146,11 +146,7 @@ mod duration;
 mod error;
 mod expand;
 mod guard;
-#[cfg(feature = "tgm")]
-mod heartbeat;
 mod held;
-#[cfg(feature = "tgm")]
-mod link;
 mod local;
 mod plugin;
 mod pool;

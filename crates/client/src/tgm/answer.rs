@@ -5,8 +5,10 @@
 //! borrow: a refused HTTP/2 stream must not look like a spent budget.
 
 use std::error::Error as _;
+use std::io;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use lease::MAX_TTL;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
@@ -16,77 +18,12 @@ use wire::worker::{
 };
 
 use super::connection::NotConnected;
-use super::keeper::Asked;
+use super::core::{Asked, BorrowAnswer, Grant, KeepAliveAnswer, ReturnAnswer, UNTOLD_TTL};
 use crate::error::{Error, Scope};
 use crate::held::Released;
 
-/// The TTL of a server that tells none.
-pub(crate) const UNTOLD_TTL: Duration = Duration::from_secs(60);
-
 /// Most bytes of a server's message that are kept.
 const LONGEST_MESSAGE: usize = 1024;
-
-/// A granted borrow.
-#[derive(Clone, Debug)]
-pub(crate) struct Grant {
-    pub(crate) key: String,
-    pub(crate) ttl: Duration,
-    pub(crate) minimal_life: Option<Duration>,
-}
-
-/// What came of one try to borrow.
-#[derive(Clone, Debug)]
-pub(crate) enum BorrowAnswer {
-    Granted(Grant),
-    /// The server said no. A `key` that came along nevertheless has to be given back.
-    Refused {
-        error: Error,
-        key: Option<String>,
-    },
-    /// Nobody knows whether the server holds something, unless the call never left: not `sent`.
-    Fault {
-        error: Error,
-        sent: bool,
-    },
-    /// The server grants nothing more under the name of this borrow.
-    Spent(Error),
-    /// The answer contradicts itself; `key`, if any, has to be given back.
-    Nonsense {
-        error: Error,
-        key: Option<String>,
-    },
-}
-
-impl BorrowAnswer {
-    /// Takes the key that the server told without granting anything: it has to be given back.
-    pub(crate) fn take_key(&mut self) -> Option<String> {
-        match self {
-            Self::Refused { key, .. } | Self::Nonsense { key, .. } => key.take(),
-            Self::Granted(_) | Self::Fault { .. } | Self::Spent(_) => None,
-        }
-    }
-}
-
-/// What came of one keep-alive.
-#[derive(Clone, Debug)]
-pub(crate) enum KeepAliveAnswer {
-    /// The lease has its full TTL again, and that TTL if the server told it.
-    Extended(Option<Duration>),
-    /// The server holds no such lease.
-    Forgotten,
-    /// The session has to end.
-    Revoked(Error),
-    Fault(Error),
-}
-
-/// What came of one try to return, and whether another try may help.
-#[derive(Clone, Debug)]
-pub(crate) struct ReturnAnswer {
-    pub(crate) outcome: Result<Released, Error>,
-    pub(crate) again: bool,
-    /// Whether the server answered at all.
-    pub(crate) answered: bool,
-}
 
 /// Reads the answer to a borrow of what was `asked`.
 pub(crate) fn borrow(
@@ -114,7 +51,7 @@ pub(crate) fn borrow(
     match (status, key) {
         (BorrowStatus::Borrowed, Some(key)) => BorrowAnswer::Granted(Grant {
             key,
-            ttl: told_ttl(&metadata).unwrap_or(UNTOLD_TTL),
+            ttl: read_ttl(&metadata).unwrap_or(UNTOLD_TTL),
             minimal_life: body.minimal_worker_life_duration.and_then(|life| life.try_into().ok()),
         }),
         // What a session is told by UNAVAILABLE: it says nothing of the ceilings, and not for sure that
@@ -147,7 +84,7 @@ pub(crate) fn keep_alive(answer: Result<Response<KeepAliveResponse>, Status>) ->
             keep_alive_response::Status::Failed => KeepAliveAnswer::Forgotten,
             // Some servers answer OK and nothing more; a status that is not known here reads as unset.
             keep_alive_response::Status::TtlExtended | keep_alive_response::Status::Unset => {
-                KeepAliveAnswer::Extended(told_ttl(response.metadata()))
+                KeepAliveAnswer::Extended(read_ttl(response.metadata()))
             }
         },
         Err(status) => match Failure::of(&status) {
@@ -199,10 +136,19 @@ pub(crate) fn error(status: &Status) -> Error {
     Failure::of(status).error
 }
 
+/// Waits for an answer until the deadline, which looks like a fault of the transport.
+pub(crate) fn within<T>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<T, Status>>,
+) -> impl Future<Output = Result<T, Status>> {
+    let answer = tokio::time::timeout(deadline, answer);
+    answer.map(move |answer| answer.unwrap_or_else(|_| Err(late(deadline))))
+}
+
 /// The status of a call whose deadline passed here.
-pub(crate) fn late(deadline: Duration) -> Status {
+fn late(deadline: Duration) -> Status {
     let message = format!("no answer within {deadline:.1?}");
-    Status::from_error(Box::new(std::io::Error::new(std::io::ErrorKind::TimedOut, message)))
+    Status::from_error(Box::new(io::Error::new(io::ErrorKind::TimedOut, message)))
 }
 
 /// What a gRPC status means.
@@ -258,11 +204,11 @@ fn is_fault(code: Code) -> bool {
 /// The ceiling that an answer of status `resource_exhausted` names.
 fn ceiling(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error {
     let number = |name| metadata.get(name)?.to_str().ok()?.parse::<u64>().ok();
-    let told = number("x-denied-active").zip(number("x-denied-max"));
+    let stated = number("x-denied-active").zip(number("x-denied-max"));
     let scope =
         metadata.get("x-denied-scope").and_then(|name| Scope::from_wire(name.to_str().ok()?));
     // A server without the metadata leaves it to the client to see which ceiling it was.
-    let of_trace = state.worker_count_per_trace_id.get(&*asked.trace).copied().unwrap_or(0);
+    let of_trace = state.worker_count_per_trace_id.get(&*asked.ids.trace).copied().unwrap_or(0);
     let (seen, counts) = if asked.is_worker() && of_trace >= asked.max_workers {
         (Scope::Trace, (of_trace, asked.max_workers))
     } else {
@@ -270,7 +216,7 @@ fn ceiling(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error
     };
     let counted = |count| u64::try_from(count).unwrap_or(0);
     let seen_counts = || (counts.1 > 0).then(|| (counted(counts.0), counted(counts.1)));
-    let (scope, (active, max)) = match told.or_else(seen_counts) {
+    let (scope, (active, max)) = match stated.or_else(seen_counts) {
         Some(counts) => (scope.unwrap_or(seen), counts),
         None => (Scope::Unknown, (0, 0)),
     };
@@ -282,7 +228,7 @@ fn ceiling(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error
 }
 
 /// The TTL a server told, if it makes sense.
-fn told_ttl(metadata: &MetadataMap) -> Option<Duration> {
+fn read_ttl(metadata: &MetadataMap) -> Option<Duration> {
     let millis =
         metadata.get("x-lease-ttl-ms")?.to_str().ok()?.parse().ok().filter(|ms| *ms > 0)?;
     Some(Duration::from_millis(millis).min(MAX_TTL))

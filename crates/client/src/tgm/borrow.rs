@@ -10,10 +10,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use super::answer::{self, BorrowAnswer, UNTOLD_TTL};
-use super::driver::{Shared, in_runtime, within};
-use super::keeper::{Asked, Keeper};
-use super::returns::Target;
+use super::answer;
+use super::core::{Asked, BorrowAnswer, Core, Target, UNTOLD_TTL};
+use super::driver::{Shared, in_runtime};
 use crate::error::Error;
 use crate::held::Lease;
 use crate::request::OnError;
@@ -78,7 +77,7 @@ pub(crate) async fn borrow(
         Err(error) => {
             span.record("error", tracing::field::display(error));
             span.record("rpc.grpc.status_code", i32::from(error.code()));
-            shared.note(|keeper| keeper.denied(error));
+            shared.note(|core| core.count_denied(error));
         }
     }
     borrowed
@@ -107,7 +106,7 @@ async fn until_patience_ends(
     }
 }
 
-/// One borrow that the keeper counts as under way, until this is dropped.
+/// One borrow that the core counts as under way, until this is dropped.
 struct UnderWay<'a> {
     shared: &'a Arc<Shared>,
     asked: Asked,
@@ -122,19 +121,19 @@ impl<'a> UnderWay<'a> {
     fn begin(shared: &'a Arc<Shared>, wanted: &Wanted) -> Result<Self, Error> {
         let (asked, session) = match wanted {
             Wanted::Session { asked, .. } => {
-                shared.note(|keeper| keeper.begin_session(asked))?;
+                shared.note(|core| core.begin_session(asked))?;
                 (asked.clone(), None)
             }
             Wanted::Worker { session, service, max_per_session } => {
-                let asked = shared
-                    .note(|keeper| keeper.begin_worker(*session, service, *max_per_session))?;
+                let asked =
+                    shared.note(|core| core.begin_worker(*session, service, *max_per_session))?;
                 (asked, Some(*session))
             }
         };
         let span = Span::current();
-        span.record("service", &*asked.service);
-        span.record("organization", &*asked.organization);
-        span.record("trace", &*asked.trace);
+        span.record("service", &*asked.ids.service);
+        span.record("organization", &*asked.ids.organization);
+        span.record("trace", &*asked.ids.trace);
         let id = BorrowId(rand::random());
         Ok(Self { shared, asked, session, id, doubt: false, over: false })
     }
@@ -150,7 +149,7 @@ impl<'a> UnderWay<'a> {
         let mut pause = Pause::default();
         let mut fault = None;
         loop {
-            if fail_open && self.shared.tell(|keeper, now| keeper.fails_open(timeout, now)) {
+            if fail_open && self.shared.tell(|core, now| core.fails_open(timeout, now)) {
                 return self.admit(wanted);
             }
             let error = match self.attempt(wanted, deadline).await {
@@ -161,7 +160,7 @@ impl<'a> UnderWay<'a> {
                     fault.take().filter(|_| Instant::now() >= deadline).unwrap_or(error)
                 }
             };
-            if self.shared.note(|keeper| keeper.is_closing()) {
+            if self.shared.note(|core| core.is_closing()) {
                 return Err(Error::Closed);
             }
             let again = Instant::now() + pause.next();
@@ -169,7 +168,7 @@ impl<'a> UnderWay<'a> {
                 return if fail_open { self.admit(wanted) } else { Err(error) };
             }
             tracing::debug!(%error, "a borrow failed and is tried again");
-            self.shared.note(Keeper::retries);
+            self.shared.note(Core::count_retry);
             fault = Some(error);
             sleep_until(again).await;
         }
@@ -180,9 +179,8 @@ impl<'a> UnderWay<'a> {
         let (asked, session) = (&self.asked, self.session);
         let borrowing = self.doubt.then_some(self.id);
         let on_error = wanted.take_callback();
-        let lease = self
-            .shared
-            .tell(|keeper, now| keeper.admitted(asked, session, on_error, borrowing, now))?;
+        let lease =
+            self.shared.tell(|core, now| core.admit(asked, session, on_error, borrowing, now))?;
         self.over = true;
         Ok(lease)
     }
@@ -192,11 +190,11 @@ impl<'a> UnderWay<'a> {
         let doubted = std::mem::replace(&mut self.doubt, true);
         let left = deadline.saturating_duration_since(sent);
         let sent = sent.into_std();
-        let answer = within(left, self.shared.remote.borrow(&self.asked, self.id)).await;
+        let answer = answer::within(left, self.shared.remote.borrow(&self.asked, self.id)).await;
         let mut answer = answer::borrow(answer, &self.asked);
         if let Some(key) = answer.take_key() {
             let target = Target::Key(key.into());
-            self.shared.tell(|keeper, now| keeper.stray(target, UNTOLD_TTL, now));
+            self.shared.tell(|core, now| core.stray(target, UNTOLD_TTL, now));
         }
         match answer {
             BorrowAnswer::Granted(grant) => {
@@ -206,12 +204,12 @@ impl<'a> UnderWay<'a> {
                 let on_error = wanted.take_callback();
                 let (asked, session) = (&self.asked, self.session);
                 self.shared
-                    .tell(|keeper, now| keeper.granted(asked, session, on_error, grant, sent, now))
+                    .tell(|core, now| core.handle_grant(asked, session, on_error, grant, sent, now))
                     .map_err(Try::Over)
             }
             BorrowAnswer::Refused { error, .. } => {
                 self.doubt = doubted;
-                self.shared.tell(|keeper, now| keeper.saw_link(true, now));
+                self.shared.tell(|core, now| core.handle_link(true, now));
                 Err(Try::Over(error))
             }
             BorrowAnswer::Nonsense { error, .. } => {
@@ -222,9 +220,9 @@ impl<'a> UnderWay<'a> {
                 // What the name took, if anything, is given back by it.
                 let spent = std::mem::replace(&mut self.id, BorrowId(rand::random()));
                 self.doubt = false;
-                self.shared.tell(|keeper, now| {
-                    keeper.saw_link(true, now);
-                    keeper.stray(Target::Borrow(spent), UNTOLD_TTL, now);
+                self.shared.tell(|core, now| {
+                    core.handle_link(true, now);
+                    core.stray(Target::Borrow(spent), UNTOLD_TTL, now);
                 });
                 Err(Try::Fault(error))
             }
@@ -235,7 +233,7 @@ impl<'a> UnderWay<'a> {
             }
             BorrowAnswer::Fault { error, sent } => {
                 self.doubt = doubted || sent;
-                self.shared.tell(|keeper, now| keeper.saw_link(false, now));
+                self.shared.tell(|core, now| core.handle_link(false, now));
                 Err(Try::Fault(error))
             }
         }
@@ -247,11 +245,11 @@ impl Drop for UnderWay<'_> {
         if self.over {
             return;
         }
-        self.shared.tell(|keeper, now| {
+        self.shared.tell(|core, now| {
             if self.doubt {
-                keeper.stray(Target::Borrow(self.id), UNTOLD_TTL, now);
+                core.stray(Target::Borrow(self.id), UNTOLD_TTL, now);
             }
-            keeper.borrow_over(&self.asked);
+            core.end_borrow(&self.asked);
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The one task of a remote pool: makes the calls the keeper asks for and tells it the answers.
+//! The one task of a remote pool: does the I/O that the core asks for, and tells it what came.
 
 use std::future::poll_fn;
 #[cfg(feature = "metrics")]
@@ -8,16 +8,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tonic::Status;
 
 use super::answer;
-use super::attachment::{Detached, Wish};
-use super::keeper::{BatchCall, Call, Keeper};
+use super::core::{Call, Core, Detached, Notice, Output, StreamEvent};
 #[cfg(feature = "metrics")]
 use super::metered::Metered;
 use super::remote::Remote;
@@ -35,21 +32,14 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Wakes the task when something is due earlier than it planned.
     earlier: Notify,
-    pub(crate) remote: Remote,
+    pub(crate) remote: Arc<Remote>,
 }
 
 #[derive(Debug)]
 struct State {
-    keeper: Keeper,
+    core: Core,
     /// When the task looks again by itself; `None` when it waits for answers only.
     planned: Option<Instant>,
-}
-
-impl State {
-    fn next_time(&mut self, now: Instant) -> Option<Instant> {
-        let times = [self.keeper.next_time(now), self.keeper.attaches_at(now)];
-        times.into_iter().flatten().min()
-    }
 }
 
 /// The present, as the runtime tells it: tests may pause it.
@@ -58,17 +48,17 @@ pub(crate) fn now() -> Instant {
 }
 
 impl Shared {
-    pub(crate) fn new(keeper: Keeper, remote: Remote) -> Self {
-        let state = Mutex::new(State { keeper, planned: None });
-        Self { state, earlier: Notify::new(), remote }
+    pub(crate) fn new(core: Core, remote: Remote) -> Self {
+        let state = Mutex::new(State { core, planned: None });
+        Self { state, earlier: Notify::new(), remote: Arc::new(remote) }
     }
 
-    /// Tells the keeper something. What others have to hear of it is told when the lock is free.
-    pub(crate) fn tell<R>(&self, what: impl FnOnce(&mut Keeper, Instant) -> R) -> R {
+    /// Tells the core something. What others have to hear of it is delivered when the lock is free.
+    pub(crate) fn tell<R>(&self, what: impl FnOnce(&mut Core, Instant) -> R) -> R {
         let now = now();
         let mut state = self.state.lock();
-        let result = what(&mut state.keeper, now);
-        let next = state.next_time(now);
+        let result = what(&mut state.core, now);
+        let next = state.core.poll_timeout(now);
         let earlier = match (next, state.planned) {
             (Some(next), Some(planned)) => next < planned,
             (next, None) => next.is_some(),
@@ -77,50 +67,41 @@ impl Shared {
         if earlier {
             state.planned = next;
         }
-        let wake = earlier || state.keeper.is_drained();
-        let news = state.keeper.take_news();
+        let wake = earlier || state.core.is_drained();
+        let notices: Vec<Notice> = std::iter::from_fn(|| state.core.poll_notice()).collect();
         drop(state);
         if wake {
             self.earlier.notify_one();
         }
-        news.tell();
+        notices.into_iter().for_each(Notice::deliver);
         result
     }
 
-    /// Tells the keeper something that makes nothing due and nobody hear anything, or asks it.
-    pub(crate) fn note<R>(&self, what: impl FnOnce(&mut Keeper) -> R) -> R {
-        what(&mut self.state.lock().keeper)
+    /// Tells the core something that makes nothing due and nobody hear anything, or asks it.
+    pub(crate) fn note<R>(&self, what: impl FnOnce(&mut Core) -> R) -> R {
+        what(&mut self.state.lock().core)
     }
 
     async fn call(&self, call: Call) {
         let sent = now();
         match call {
             Call::KeepAlive { number, key, api_key, deadline } => {
-                let answer = within(deadline, self.remote.keep_alive(&key, &api_key)).await;
+                let answer = answer::within(deadline, self.remote.keep_alive(&key, &api_key)).await;
                 let answer = answer::keep_alive(answer);
-                self.tell(|keeper, now| keeper.kept_alive(number, answer, sent, now));
+                self.tell(|core, now| core.handle_keep_alive(number, answer, sent, now));
             }
             Call::Borrow { number, asked, id, deadline } => {
-                let answer = within(deadline, self.remote.borrow(&asked, id)).await;
+                let answer = answer::within(deadline, self.remote.borrow(&asked, id)).await;
                 let answer = answer::borrow(answer, &asked);
-                self.tell(|keeper, now| keeper.borrowed_again(number, answer, sent, now));
+                self.tell(|core, now| core.handle_borrow(number, answer, sent, now));
             }
             Call::Return { number, target, minimal_life } => {
                 let answer = self.remote.give_back(&target, minimal_life);
-                let answer = answer::give_back(within(RETURN_DEADLINE, answer).await);
-                self.tell(|keeper, now| keeper.returned(number, answer, now));
+                let answer = answer::give_back(answer::within(RETURN_DEADLINE, answer).await);
+                self.tell(|core, now| core.handle_return(number, answer, now));
             }
         }
     }
-}
-
-/// Waits for an answer until the deadline, which looks like a fault of the transport.
-pub(crate) fn within<T>(
-    deadline: Duration,
-    answer: impl Future<Output = Result<T, Status>>,
-) -> impl Future<Output = Result<T, Status>> {
-    let answer = tokio::time::timeout(deadline, answer);
-    answer.map(move |answer| answer.unwrap_or_else(|_| Err(answer::late(deadline))))
 }
 
 /// The runtime that this is called in.
@@ -145,11 +126,9 @@ pub(crate) fn in_runtime<T>(
     })
 }
 
-/// What one look at the keeper brought to do.
+/// What one look at the core brought to do.
 struct Turn {
-    calls: Vec<Call>,
-    batches: Vec<BatchCall>,
-    wish: Wish,
+    outputs: Vec<Output>,
     planned: Option<Instant>,
     over: bool,
     #[cfg(feature = "metrics")]
@@ -160,18 +139,14 @@ impl Shared {
     fn turn(&self) -> Turn {
         let now = now();
         let mut state = self.state.lock();
-        let batches = std::iter::from_fn(|| state.keeper.next_batch(now)).collect();
-        let calls = std::iter::from_fn(|| state.keeper.next_call(now)).collect();
-        let wish = state.keeper.stream(now);
-        state.planned = state.next_time(now);
+        let outputs = std::iter::from_fn(|| state.core.poll_output(now)).collect();
+        state.planned = state.core.poll_timeout(now);
         Turn {
-            calls,
-            batches,
-            wish,
+            outputs,
             planned: state.planned,
-            over: state.keeper.is_drained(),
+            over: state.core.is_drained(),
             #[cfg(feature = "metrics")]
-            stats: state.keeper.stats(),
+            stats: state.core.stats(),
         }
     }
 }
@@ -196,11 +171,11 @@ impl Caretaker {
 
 impl Drop for Caretaker {
     fn drop(&mut self) {
-        self.shared.tell(|keeper, _| keeper.abandon());
+        self.shared.tell(Core::abandon);
         // Gauges must not tell for ever what is no longer held. It may be the recorder that panicked.
         #[cfg(feature = "metrics")]
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            self.metered.tell(self.shared.note(|keeper| keeper.stats()), true, now())
+            self.metered.tell(self.shared.note(|core| core.stats()), true, now())
         }));
     }
 }
@@ -214,7 +189,7 @@ pub(crate) async fn run(
 ) {
     let shared = caretaker.shared.clone();
     let mut calls = FuturesUnordered::new();
-    let mut stream = None;
+    let mut stream: Option<Stream> = None;
     loop {
         #[cfg_attr(not(feature = "metrics"), expect(unused_mut, reason = "nothing is metered"))]
         let mut turn = shared.turn();
@@ -223,20 +198,20 @@ pub(crate) async fn run(
             let again = caretaker.metered.tell(turn.stats, turn.over, now());
             turn.planned = turn.planned.into_iter().chain(again).min();
         }
-        match turn.wish {
-            Wish::Open => stream = Some(Stream::open(shared.clone())),
-            Wish::Keep => {}
-            Wish::Drop => stream = None,
-        }
-        for batch in turn.batches {
-            if !stream.as_ref().is_some_and(|stream| stream.send(batch)) {
-                shared.tell(|keeper, now| keeper.detached(Detached::Broken, now));
-                break;
+        for output in turn.outputs {
+            match output {
+                Output::Notice(notice) => notice.deliver(),
+                Output::Call(call) => calls.push(shared.call(call)),
+                Output::OpenStream => stream = Some(Stream::open(shared.remote.clone())),
+                Output::CloseStream => stream = None,
+                Output::Batch(batch) => {
+                    if stream.take_if(|stream| !stream.send(batch)).is_some() {
+                        let over = StreamEvent::Over(Detached::Broken);
+                        shared.tell(|core, now| core.handle_stream(over, now));
+                    }
+                }
             }
         }
-        calls.extend(turn.calls.into_iter().map(|call| shared.call(call)));
-        // Leases may have been lost just now.
-        shared.tell(|_, _| ());
         if turn.over {
             return;
         }
@@ -249,13 +224,18 @@ pub(crate) async fn run(
         };
         let streaming = async {
             match &mut stream {
-                Some(stream) => stream.over().await,
+                Some(stream) => stream.next().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             Some(()) = calls.next(), if !calls.is_empty() => {}
-            () = streaming => stream = None,
+            event = streaming => {
+                if matches!(event, StreamEvent::Over(_)) {
+                    stream = None;
+                }
+                shared.tell(|core, now| core.handle_stream(event, now));
+            }
             () = shared.earlier.notified() => {}
             () = time => {}
         }

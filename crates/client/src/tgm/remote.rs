@@ -16,8 +16,7 @@ use wire::worker::{
 
 use super::api_key::{ApiKey, Shown};
 use super::connection::Connection;
-use super::keeper::Asked;
-use super::returns::Target;
+use super::core::{Asked, Target};
 use super::unary;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -75,10 +74,10 @@ impl Remote {
         id: BorrowId,
     ) -> Result<Response<BorrowWorkerResponse>, Status> {
         let message = BorrowWorkerRequest {
-            service: asked.service.to_string(),
-            organization_id: asked.organization.to_string(),
-            api_key_id: asked.api_key.to_string(),
-            trace_id: asked.trace.to_string(),
+            service: asked.ids.service.to_string(),
+            organization_id: asked.ids.organization.to_string(),
+            api_key_id: asked.ids.api_key.to_string(),
+            trace_id: asked.ids.trace.to_string(),
             max_worker_for_trace_id: asked.max_workers,
         };
         self.call(&self.borrow, Some(id), &message).await

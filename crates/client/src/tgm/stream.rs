@@ -5,19 +5,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::poll_fn;
+use futures_util::StreamExt as _;
+use futures_util::stream::{BoxStream, poll_fn, unfold};
 use tokio::sync::mpsc;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 use wire::control::attach_response::Event;
 use wire::control::{AttachRequest, AttachResponse, BatchAnswer, Reason};
 
-use super::answer::{self, KeepAliveAnswer};
-use super::attachment::{Detached, MOST_BATCHES};
-use super::driver::{Shared, within};
-use super::keeper::BatchCall;
+use super::answer;
+use super::core::{Batch, Detached, KeepAliveAnswer, MOST_BATCHES, StreamEvent};
+use super::remote::Remote;
 use super::streaming::NoRoom;
 use crate::error::Error;
-use crate::plugin::BoxFuture;
 
 /// How long a server may take to accept a stream.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -25,25 +24,26 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// One stream, from its opening until it breaks. Dropping it ends it without a word.
 pub(crate) struct Stream {
     outgoing: mpsc::Sender<AttachRequest>,
-    incoming: BoxFuture<'static, ()>,
+    events: BoxStream<'static, StreamEvent>,
 }
 
 impl Stream {
-    /// Opens a stream, which tells the keeper what it hears as it is polled.
-    pub(crate) fn open(shared: Arc<Shared>) -> Self {
+    /// Opens a stream, as it is polled.
+    pub(crate) fn open(remote: Arc<Remote>) -> Self {
         let (outgoing, batches) = mpsc::channel(MOST_BATCHES);
-        Self { outgoing, incoming: Box::pin(run(shared, batches)) }
+        let events = unfold(Incoming::Opening(remote, batches), Incoming::next);
+        Self { outgoing, events: events.boxed() }
     }
 
     /// Sends a batch; false when the stream takes no more.
-    pub(crate) fn send(&self, batch: BatchCall) -> bool {
-        let BatchCall { batch, keys } = batch;
-        self.outgoing.try_send(AttachRequest { batch, worker_keys: keys }).is_ok()
+    pub(crate) fn send(&self, batch: Batch) -> bool {
+        let Batch { number, keys } = batch;
+        self.outgoing.try_send(AttachRequest { batch: number, worker_keys: keys }).is_ok()
     }
 
-    /// Waits until the stream is over; the keeper knows by then. Cancellation safe.
-    pub(crate) async fn over(&mut self) {
-        self.incoming.as_mut().await;
+    /// Waits for the next event; the last one is [`StreamEvent::Over`]. Cancellation safe.
+    pub(crate) async fn next(&mut self) -> StreamEvent {
+        self.events.next().await.unwrap_or(StreamEvent::Over(Detached::Broken))
     }
 }
 
@@ -53,49 +53,50 @@ impl fmt::Debug for Stream {
     }
 }
 
-async fn run(shared: Arc<Shared>, mut batches: mpsc::Receiver<AttachRequest>) {
-    let request = shared.remote.stream(poll_fn(move |cx| batches.poll_recv(cx))).await;
-    let mut control = shared.remote.control();
-    let why = match within(DEADLINE, control.attach(request)).await {
-        Ok(response) => {
-            shared.tell(|keeper, now| keeper.attached(now));
-            let mut events = response.into_inner();
-            loop {
-                match events.message().await {
-                    Ok(Some(AttachResponse { event })) => {
-                        if let Err(why) = hear(&shared, event) {
-                            break why;
-                        }
-                    }
-                    Ok(None) => break Detached::Broken,
-                    Err(status) => break refused(&status),
-                }
-            }
-        }
-        Err(status) => refused(&status),
-    };
-    shared.tell(|keeper, now| keeper.detached(why, now));
+/// What comes over a stream.
+enum Incoming {
+    Opening(Arc<Remote>, mpsc::Receiver<AttachRequest>),
+    Open(Box<Streaming<AttachResponse>>),
+    Over,
 }
 
-fn hear(shared: &Shared, event: Option<Event>) -> Result<(), Detached> {
-    match event {
-        Some(Event::Answer(answer)) => {
-            let batch = answer.batch;
-            let places = places(answer);
-            if !shared.tell(|keeper, now| keeper.batch_answered(batch, places, now)) {
-                tracing::warn!("the server answered a batch that does not exist; attaching again");
-                return Err(Detached::Broken);
+impl Incoming {
+    async fn next(self) -> Option<(StreamEvent, Self)> {
+        let mut events = match self {
+            Self::Opening(remote, mut batches) => {
+                let request = remote.stream(poll_fn(move |cx| batches.poll_recv(cx))).await;
+                let mut control = remote.control();
+                return Some(match answer::within(DEADLINE, control.attach(request)).await {
+                    Ok(response) => (StreamEvent::Opened, Self::Open(Box::new(response.into_inner()))),
+                    Err(status) => (StreamEvent::Over(refused(&status)), Self::Over),
+                });
             }
+            Self::Open(events) => events,
+            Self::Over => return None,
+        };
+        loop {
+            let why = match events.message().await {
+                Ok(Some(AttachResponse { event })) => match event {
+                    Some(Event::Answer(answer)) => {
+                        let batch = answer.batch;
+                        let event = StreamEvent::Answer { batch, places: places(answer) };
+                        return Some((event, Self::Open(events)));
+                    }
+                    Some(Event::Revoked(revoked)) => {
+                        let reason = reason(revoked.reason(), &revoked.message);
+                        let event = StreamEvent::Revoked { key: revoked.worker_key, reason };
+                        return Some((event, Self::Open(events)));
+                    }
+                    Some(Event::Draining(_)) => Detached::Draining,
+                    // A server newer than this client has more to say.
+                    None => continue,
+                },
+                Ok(None) => Detached::Broken,
+                Err(status) => refused(&status),
+            };
+            return Some((StreamEvent::Over(why), Self::Over));
         }
-        Some(Event::Revoked(revoked)) => {
-            let reason = reason(revoked.reason(), &revoked.message);
-            shared.tell(|keeper, _| keeper.pushed(&revoked.worker_key, &reason));
-        }
-        Some(Event::Draining(_)) => return Err(Detached::Draining),
-        // A server newer than this client has more to say.
-        None => {}
     }
-    Ok(())
 }
 
 /// Reads what became of the keys that do not simply have their full TTL again.

@@ -1,19 +1,20 @@
 use tonic::metadata::MetadataValue;
 
 use super::*;
+use crate::request::Ids;
 
 fn session() -> Asked {
-    Asked {
+    let ids = Ids {
         service: "t1r".into(),
         organization: "acme".into(),
         api_key: "".into(),
         trace: "t".into(),
-        max_workers: 0,
-    }
+    };
+    Asked { ids, max_workers: 0 }
 }
 
 fn worker(max_workers: i64) -> Asked {
-    Asked { service: "t2w".into(), max_workers, ..session() }
+    Asked { ids: session().ids.with_service("t2w".into()), max_workers }
 }
 
 fn response(status: BorrowStatus, key: &str) -> Response<BorrowWorkerResponse> {

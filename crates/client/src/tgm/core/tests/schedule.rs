@@ -1,15 +1,16 @@
+//! When leases are due, whatever happens to them.
+
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 
 use super::*;
+use crate::tgm::core::schedule::{Due, LONGEST_GAP, RETRY, SHORTEST};
 
-const DELAY: Duration = Duration::from_secs(20);
-const TTL: Duration = Duration::from_secs(60);
-
-/// A schedule, its link, its dice and the time, which only the test moves.
+/// A schedule, its leases, its link, its dice and the time, which only the test moves.
 struct Bench {
-    heartbeat: Heartbeat,
+    schedule: Schedule,
+    leases: Leases,
     link: Link,
     rng: StdRng,
     start: Instant,
@@ -19,42 +20,119 @@ struct Bench {
 impl Bench {
     fn new(seed: u64) -> Self {
         let now = Instant::now();
-        let (heartbeat, link) = (Heartbeat::new(DELAY, false), Link::default());
-        Self { heartbeat, link, rng: StdRng::seed_from_u64(seed), start: now, now }
+        Self {
+            schedule: Schedule::new(DELAY, false),
+            leases: Leases::default(),
+            link: Link::default(),
+            rng: StdRng::seed_from_u64(seed),
+            start: now,
+            now,
+        }
+    }
+
+    fn insert_new(&mut self, number: u64, is_worker: bool, ttl: Duration) {
+        let key: Arc<str> = "key".into();
+        let role = if is_worker {
+            Role::Worker { session: u64::MAX, max_workers: 1 }
+        } else {
+            Role::Session(Workers::default())
+        };
+        let held = Held {
+            lease: Arc::new(Lease::new(number, key.clone(), Ids::default(), None)),
+            key,
+            role,
+            ttl,
+            minimal_life: None,
+            proven: self.now,
+            lost_at: self.schedule.lost_at(self.now, ttl),
+            lapse: Lapse::None,
+            state: State::New,
+        };
+        self.leases.hold(number, held);
     }
 
     fn insert(&mut self, number: u64, ttl: Duration) {
-        self.heartbeat.insert(number, false, ttl, self.now, self.now, &mut self.rng);
+        self.insert_new(number, false, ttl);
+        self.line_up_new(number);
     }
 
     fn insert_worker(&mut self, number: u64) {
-        self.heartbeat.insert(number, true, TTL, self.now, self.now, &mut self.rng);
+        self.insert_new(number, true, TTL);
+        self.line_up_new(number);
+    }
+
+    /// Does something about a lease, if there is one of that number.
+    fn with<R>(
+        &mut self,
+        number: u64,
+        what: impl FnOnce(&mut Schedule, &mut Held, Instant, &mut StdRng) -> R,
+    ) -> Option<R> {
+        let held = self.leases.held_mut(number)?;
+        Some(what(&mut self.schedule, held, self.now, &mut self.rng))
+    }
+
+    fn line_up_new(&mut self, number: u64) {
+        self.with(number, |schedule, held, now, rng| schedule.line_up_new(number, held, now, rng));
+    }
+
+    fn forget(&mut self, number: u64) {
+        self.with(number, |schedule, held, now, _| schedule.forgotten(number, held, now));
+    }
+
+    fn aside(&mut self, number: u64) {
+        self.with(number, |schedule, held, now, _| schedule.aside(number, held, now));
+    }
+
+    fn hurry(&mut self, number: u64) {
+        self.with(number, |schedule, held, now, _| schedule.hurry(number, held, now));
+    }
+
+    fn take(&mut self, number: u64) -> bool {
+        self.with(number, |schedule, held, _, _| schedule.take(number, held)).unwrap_or(false)
+    }
+
+    /// Removes a lease, and returns whether a call for it is in flight.
+    fn remove(&mut self, number: u64) -> bool {
+        let Some(held) = self.leases.take_held(number) else { return false };
+        self.schedule.remove(number, &held);
+        held.is_in_flight()
     }
 
     /// Moves the time to the next beat or loss and returns it.
     fn step(&mut self) -> Due {
         loop {
-            self.now = self.now.max(self.heartbeat.next().expect("something is scheduled"));
-            if let Some(due) = self.heartbeat.due(self.now, &mut self.link, &mut self.rng) {
+            self.now = self.now.max(self.schedule.next().expect("something is scheduled"));
+            if let Some(due) = self.due() {
                 return due;
             }
         }
     }
 
     fn due(&mut self) -> Option<Due> {
-        self.heartbeat.due(self.now, &mut self.link, &mut self.rng)
+        let Self { leases, now, link, rng, .. } = self;
+        let due = self.schedule.due(leases, *now, link, rng);
+        if let Some(Due::Lost(number)) = due {
+            self.remove(number);
+        }
+        due
     }
 
     fn due_borrow(&mut self) -> Option<Due> {
-        self.heartbeat.due_borrow(self.now, &mut self.link, &mut self.rng)
+        self.schedule.due_borrow(&mut self.leases, self.now, &mut self.link, &mut self.rng)
     }
 
     fn succeed(&mut self, number: u64) {
-        self.heartbeat.succeeded(number, None, self.now, self.now, &mut self.rng);
+        self.succeed_with(number, None, self.now);
+    }
+
+    fn succeed_with(&mut self, number: u64, ttl: Option<Duration>, sent: Instant) {
+        self.with(number, |schedule, held, now, rng| {
+            schedule.succeeded(number, held, ttl, sent, now, rng);
+        });
     }
 
     fn fail(&mut self, number: u64) {
-        self.heartbeat.failed(number, self.now, &mut self.rng);
+        self.with(number, |schedule, held, now, rng| schedule.failed(number, held, None, now, rng));
     }
 
     fn passed(&self) -> Duration {
@@ -98,7 +176,7 @@ fn a_short_ttl_makes_a_lease_beat_three_times_within_it() {
     bench.step();
     assert!(bench.passed() <= Duration::from_secs(2));
     // The TTL of an extension counts from then on.
-    bench.heartbeat.succeeded(1, Some(TTL), bench.now, bench.now, &mut bench.rng);
+    bench.succeed_with(1, Some(TTL), bench.now);
     let before = bench.now;
     bench.step();
     assert!(bench.now - before >= DELAY.mul_f64(0.94));
@@ -140,7 +218,7 @@ fn a_lease_is_lost_exactly_one_ttl_after_the_last_success_was_sent() {
     let sent = bench.now;
     // The answer took a while; the TTL of the server began no later than when it was sent.
     bench.now += Duration::from_secs(3);
-    bench.heartbeat.succeeded(1, None, sent, bench.now, &mut bench.rng);
+    bench.succeed_with(1, None, sent);
     let lost = loop {
         match bench.step() {
             Due::KeepAlive(number) => bench.fail(number),
@@ -149,7 +227,7 @@ fn a_lease_is_lost_exactly_one_ttl_after_the_last_success_was_sent() {
     };
     assert_eq!(lost, Due::Lost(1));
     assert_eq!(bench.now - sent, TTL);
-    assert_eq!(bench.heartbeat.next(), None);
+    assert_eq!(bench.schedule.next(), None);
 }
 
 #[test]
@@ -159,7 +237,7 @@ fn a_process_that_slept_through_a_ttl_asks_before_it_gives_up() {
     bench.now += 3 * TTL;
     assert_eq!(bench.step(), Due::KeepAlive(1));
     // The server forgot it: it is borrowed again, not lost.
-    bench.heartbeat.forgotten(1, bench.now);
+    bench.forget(1);
     assert_eq!(bench.due(), None);
     assert_eq!(bench.due_borrow(), Some(Due::Borrow(1)));
 }
@@ -170,9 +248,9 @@ fn forgotten_leases_are_borrowed_again_sessions_first_and_paced_over_one_interva
     for number in 0..2000 {
         if number < 1500 { bench.insert_worker(number) } else { bench.insert(number, TTL) }
     }
-    (0..2000).for_each(|number| bench.heartbeat.forgotten(number, bench.now));
+    (0..2000).for_each(|number| bench.forget(number));
     let mut order = Vec::new();
-    while let Some(at) = bench.heartbeat.next_borrow(bench.now) {
+    while let Some(at) = bench.schedule.next_borrow(bench.now) {
         bench.now = bench.now.max(at);
         if let Some(Due::Borrow(number)) = bench.due_borrow() {
             bench.succeed(number);
@@ -189,9 +267,9 @@ fn forgotten_leases_are_borrowed_again_sessions_first_and_paced_over_one_interva
 fn a_few_forgotten_leases_do_not_wait_for_a_whole_interval() {
     let mut bench = Bench::new(9);
     (0..3).for_each(|number| bench.insert(number, TTL));
-    (0..3).for_each(|number| bench.heartbeat.forgotten(number, bench.now));
+    (0..3).for_each(|number| bench.forget(number));
     for number in 0..3 {
-        bench.now = bench.now.max(bench.heartbeat.next_borrow(bench.now).unwrap());
+        bench.now = bench.now.max(bench.schedule.next_borrow(bench.now).unwrap());
         assert_eq!(bench.due_borrow(), Some(Due::Borrow(number)));
     }
     assert!(bench.passed() <= 3 * LONGEST_GAP);
@@ -201,7 +279,7 @@ fn a_few_forgotten_leases_do_not_wait_for_a_whole_interval() {
 fn a_forgotten_lease_that_cannot_be_had_again_is_tried_every_second_and_then_lost() {
     let mut bench = Bench::new(10);
     bench.insert(1, TTL);
-    bench.heartbeat.forgotten(1, bench.now);
+    bench.forget(1);
     let mut tries = 0;
     let lost = loop {
         if let Some(due) = bench.due_borrow() {
@@ -209,7 +287,7 @@ fn a_forgotten_lease_that_cannot_be_had_again_is_tried_every_second_and_then_los
             tries += 1;
             bench.fail(1);
         }
-        let next = [bench.heartbeat.next(), bench.heartbeat.next_borrow(bench.now)];
+        let next = [bench.schedule.next(), bench.schedule.next_borrow(bench.now)];
         bench.now = bench.now.max(next.into_iter().flatten().min().unwrap());
         if let Some(due) = bench.due() {
             break due;
@@ -224,10 +302,10 @@ fn a_lease_taken_aside_waits_until_it_is_lined_up_or_lost() {
     let mut bench = Bench::new(11);
     bench.insert_worker(1);
     bench.insert_worker(2);
-    bench.heartbeat.aside(1, bench.now);
-    bench.heartbeat.aside(2, bench.now);
+    bench.aside(1);
+    bench.aside(2);
     assert_eq!((bench.due(), bench.due_borrow()), (None, None));
-    bench.heartbeat.forgotten(1, bench.now);
+    bench.forget(1);
     assert_eq!(bench.due_borrow(), Some(Due::Borrow(1)));
     assert_eq!(bench.step(), Due::Lost(2));
     assert_eq!(bench.passed(), TTL);
@@ -239,7 +317,7 @@ fn while_the_link_is_down_few_calls_go_out_and_every_lease_is_still_lost_in_time
     (0..5000).for_each(|number| bench.insert(number, TTL));
     bench.link.failed(bench.now);
     let (mut calls, mut lost) = (0, 0);
-    while bench.heartbeat.next().is_some() {
+    while bench.schedule.next().is_some() {
         match bench.step() {
             Due::KeepAlive(number) => {
                 calls += 1;
@@ -260,23 +338,23 @@ fn while_the_link_is_down_few_calls_go_out_and_every_lease_is_still_lost_in_time
 fn a_removed_lease_is_never_due_again() {
     let mut bench = Bench::new(13);
     (0..3).for_each(|number| bench.insert(number, TTL));
-    assert!(!bench.heartbeat.remove(0));
+    assert!(!bench.remove(0));
     let Due::KeepAlive(calling) = bench.step() else { panic!("a keep-alive comes first") };
-    assert!(bench.heartbeat.remove(calling));
+    assert!(bench.remove(calling));
     bench.succeed(calling);
     bench.fail(calling);
     let other = 3 - calling;
     assert_eq!(bench.step(), Due::KeepAlive(other));
-    assert_eq!(bench.heartbeat.next(), None);
+    assert_eq!(bench.schedule.next(), None);
 }
 
 #[test]
 fn a_hurried_lease_is_due_at_once_unless_a_call_is_under_way() {
     let mut bench = Bench::new(14);
     bench.insert(1, TTL);
-    bench.heartbeat.hurry(1, bench.now);
+    bench.hurry(1);
     assert_eq!(bench.due(), Some(Due::KeepAlive(1)));
-    bench.heartbeat.hurry(1, bench.now);
+    bench.hurry(1);
     assert_eq!(bench.due(), None);
 }
 
@@ -284,23 +362,23 @@ fn a_hurried_lease_is_due_at_once_unless_a_call_is_under_way() {
 fn a_new_lease_is_due_when_it_is_lined_up_and_not_once_it_was_taken() {
     let mut bench = Bench::new(15);
     for number in 0..100 {
-        bench.heartbeat.insert_new(number, false, TTL, bench.now);
-        assert_eq!(bench.heartbeat.next(), None);
-        bench.heartbeat.line_up_new(number, bench.now, &mut bench.rng);
-        assert!(bench.heartbeat.next().unwrap() <= bench.now + DELAY);
+        bench.insert_new(number, false, TTL);
+        assert_eq!(bench.schedule.next(), None);
+        bench.line_up_new(number);
+        assert!(bench.schedule.next().unwrap() <= bench.now + DELAY);
         // It has a place of its own now.
-        bench.heartbeat.line_up_new(number, bench.now, &mut bench.rng);
-        assert!(!bench.heartbeat.remove(number));
-        assert_eq!(bench.heartbeat.next(), None);
+        bench.line_up_new(number);
+        assert!(!bench.remove(number));
+        assert_eq!(bench.schedule.next(), None);
     }
-    bench.heartbeat.insert_new(7, false, TTL, bench.now);
-    assert!(bench.heartbeat.take(7) && !bench.heartbeat.take(7));
-    bench.heartbeat.line_up_new(7, bench.now, &mut bench.rng);
-    assert_eq!(bench.heartbeat.next(), None);
+    bench.insert_new(7, false, TTL);
+    assert!(bench.take(7) && !bench.take(7));
+    bench.line_up_new(7);
+    assert_eq!(bench.schedule.next(), None);
     bench.succeed(7);
-    assert!(bench.heartbeat.next().unwrap() <= bench.now + DELAY);
-    bench.heartbeat.insert_new(8, false, TTL, bench.now);
-    assert!(!bench.heartbeat.remove(8), "no call is under way");
+    assert!(bench.schedule.next().unwrap() <= bench.now + DELAY);
+    bench.insert_new(8, false, TTL);
+    assert!(!bench.remove(8), "no call is under way");
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -327,10 +405,10 @@ proptest! {
         let mut held = 4;
         for (answer, took) in answers {
             if held == 0 {
-                prop_assert_eq!(bench.heartbeat.next(), None);
+                prop_assert_eq!(bench.schedule.next(), None);
                 break;
             }
-            let next = [bench.heartbeat.next(), bench.heartbeat.next_borrow(bench.now)];
+            let next = [bench.schedule.next(), bench.schedule.next_borrow(bench.now)];
             bench.now = bench.now.max(next.into_iter().flatten().min().expect("nothing is forgotten by accident"));
             let sent = bench.now;
             let Some(due) = bench.due_borrow().or_else(|| bench.due()) else { continue };
@@ -341,10 +419,10 @@ proptest! {
                     held -= 1;
                 }
                 (Due::Borrow(number) | Due::KeepAlive(number), Answer::Extended) => {
-                    bench.heartbeat.succeeded(number, None, sent, bench.now, &mut bench.rng);
+                    bench.succeed_with(number, None, sent);
                     proven[usize::try_from(number).unwrap()] = sent;
                 }
-                (Due::KeepAlive(number), Answer::Forgotten) => bench.heartbeat.forgotten(number, bench.now),
+                (Due::KeepAlive(number), Answer::Forgotten) => bench.forget(number),
                 (Due::Borrow(number) | Due::KeepAlive(number), _) => bench.fail(number),
             }
         }
@@ -362,24 +440,24 @@ proptest! {
             bench.now += Duration::from_millis(pause);
             match what {
                 // A number is never used again while its lease is there.
-                0 | 1 if !bench.heartbeat.beats.contains_key(&number) => bench.insert(number, TTL),
-                10 if !bench.heartbeat.beats.contains_key(&number) => {
-                    bench.heartbeat.insert_new(number, false, TTL, bench.now);
+                0 | 1 if bench.leases.held(number).is_none() => bench.insert(number, TTL),
+                10 if bench.leases.held(number).is_none() => {
+                    bench.insert_new(number, false, TTL);
                 }
                 0 | 1 | 10 => {}
-                11 => bench.heartbeat.line_up_new(number, bench.now, &mut bench.rng),
-                2 => drop(bench.heartbeat.remove(number)),
+                11 => bench.line_up_new(number),
+                2 => drop(bench.remove(number)),
                 3 => bench.succeed(number),
                 4 => bench.fail(number),
-                5 => bench.heartbeat.forgotten(number, bench.now),
-                6 => bench.heartbeat.aside(number, bench.now),
-                7 => bench.heartbeat.hurry(number, bench.now),
-                8 => drop(bench.heartbeat.take(number)),
+                5 => bench.forget(number),
+                6 => bench.aside(number),
+                7 => bench.hurry(number),
+                8 => drop(bench.take(number)),
                 _ => drop(bench.due_borrow().or_else(|| bench.due())),
             }
-            let heartbeat = &bench.heartbeat;
-            let waiting = heartbeat.beats.iter().filter_map(|(n, beat)| beat.due.map(|due| (due, *n)));
-            prop_assert_eq!(waiting.collect::<BTreeSet<_>>(), heartbeat.queue.clone());
+            let held = bench.leases.all_held();
+            let waiting = held.filter_map(|(number, held)| Some((held.state.due()?, number)));
+            prop_assert_eq!(waiting.collect::<BTreeSet<_>>(), bench.schedule.queue.clone());
         }
     }
 }

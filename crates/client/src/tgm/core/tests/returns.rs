@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::plugin::CloseReport;
+use crate::tgm::core::lease::Record;
 
 #[test]
 fn a_return_waits_for_the_keep_alive_in_flight_on_the_same_key() {
@@ -9,7 +10,7 @@ fn a_return_waits_for_the_keep_alive_in_flight_on_the_same_key() {
     let session = bench.session(None);
     bench.beat(session.number());
     let outcome = bench.release(&session);
-    assert!(bench.keeper.next_call(bench.now).is_none());
+    assert!(bench.poll_call().is_none());
     bench.answer(session.number(), KeepAliveAnswer::Extended(None));
     assert_eq!(bench.take_back(), key("session#1"));
     assert_eq!(outcome.now_or_never(), Some(Ok(Released::Returned)));
@@ -33,8 +34,8 @@ fn a_session_released_while_it_is_borrowed_again_gives_back_what_the_borrow_brin
         bench.answer(session.number(), KeepAliveAnswer::Forgotten);
         assert!(matches!(bench.call(), Some(Call::Borrow { .. })));
         let outcome = bench.release(&session);
-        assert!(bench.keeper.next_call(bench.now).is_none());
-        bench.keeper.borrowed_again(session.number(), answer, bench.now, bench.now);
+        assert!(bench.poll_call().is_none());
+        bench.core.handle_borrow(session.number(), answer, bench.now, bench.now);
         bench.tell();
         match expected {
             Some(expected) => assert_eq!(bench.take_back(), key(expected)),
@@ -63,9 +64,11 @@ fn a_key_that_comes_with_a_refusal_or_after_the_end_is_given_back() {
         bench.answer(session.number(), KeepAliveAnswer::Forgotten);
         assert!(matches!(bench.call(), Some(Call::Borrow { .. })));
         if ends_before {
-            bench.keeper.pushed(&session.key(), &denied());
+            let key = session.key().to_string();
+            let event = StreamEvent::Revoked { key, reason: denied() };
+            bench.core.handle_stream(event, bench.now);
         }
-        bench.keeper.borrowed_again(session.number(), answer, bench.now, bench.now);
+        bench.core.handle_borrow(session.number(), answer, bench.now, bench.now);
         bench.tell();
         assert_eq!(bench.take_back(), key(expected));
         // Nothing more is known to be held for it.
@@ -87,7 +90,7 @@ fn a_borrow_again_that_nobody_answered_is_given_back_by_its_id() {
         let Some(Call::Borrow { id, .. }) = bench.call() else { panic!("not a borrow") };
         ids.push(id);
         let answer = BorrowAnswer::Fault { error: away(), sent: true };
-        bench.keeper.borrowed_again(session.number(), answer, bench.now, bench.now);
+        bench.core.handle_borrow(session.number(), answer, bench.now, bench.now);
     }
     assert!(ids.iter().all(|id| *id == ids[0]), "one id through all retries");
     bench.release(&session).now_or_never();
@@ -105,10 +108,10 @@ fn workers_go_back_before_their_session_and_a_busy_worker_is_waited_for() {
     assert_eq!(one.end_reason(), Some(&Error::SessionNotFound));
     assert_eq!(two.end_reason(), Some(&Error::SessionNotFound));
     let mut order = Vec::new();
-    while let Some(Call::Return { number, target, .. }) = bench.keeper.next_call(bench.now) {
+    while let Some(Call::Return { number, target, .. }) = bench.poll_call() {
         order.push(target);
         let answer = ReturnAnswer { outcome: Err(away()), again: true, answered: true };
-        bench.keeper.returned(number, answer, bench.now);
+        bench.core.handle_return(number, answer, bench.now);
     }
     // Whichever was busy with its keep-alive is still missing, and the session waits.
     assert!(!order.contains(&key(&bench_key(number))));
@@ -148,13 +151,13 @@ fn a_session_carries_the_minimal_life_of_the_url_then_the_servers_then_five_seco
         (Some(second(9)), Some(second(7)), Some(second(1)), second(1)),
     ] {
         let mut bench = Bench::new(Rules { minimal_life: url, ..RULES });
-        bench.keeper.begin_session(&asked()).unwrap();
+        bench.core.begin_session(&asked()).unwrap();
         let grant = Grant { key: "s".into(), ttl: TTL, minimal_life: server };
         let session =
-            bench.keeper.granted(&asked(), None, None, grant, bench.now, bench.now).unwrap();
+            bench.core.handle_grant(&asked(), None, None, grant, bench.now, bench.now).unwrap();
         let worker = bench.worker(&session);
-        bench.keeper.release(worker.number(), None, bench.now).now_or_never();
-        bench.keeper.release(session.number(), asked_for, bench.now).now_or_never();
+        bench.core.release(worker.number(), None, bench.now).now_or_never();
+        bench.core.release(session.number(), asked_for, bench.now).now_or_never();
         for expected in [None, Some(sent)] {
             let Some(Call::Return { number, minimal_life, .. }) = bench.call() else {
                 panic!("not a return")
@@ -162,7 +165,7 @@ fn a_session_carries_the_minimal_life_of_the_url_then_the_servers_then_five_seco
             assert_eq!(minimal_life, expected);
             let outcome = Ok(Released::Returned);
             let answer = ReturnAnswer { outcome, again: true, answered: true };
-            bench.keeper.returned(number, answer, bench.now);
+            bench.core.handle_return(number, answer, bench.now);
         }
     }
 }
@@ -171,19 +174,19 @@ fn a_session_carries_the_minimal_life_of_the_url_then_the_servers_then_five_seco
 fn the_pools_own_ceiling_counts_sessions_held_and_under_way_per_organization_and_service() {
     let mut bench = Bench::new(Rules { most_sessions: Some(2), ..RULES });
     let held = bench.session(None);
-    bench.keeper.begin_session(&asked()).unwrap();
+    bench.core.begin_session(&asked()).unwrap();
     let full = Error::ConcurrentStreamLimitExceeded { active: 2, max: 2, scope: Scope::Pool };
-    assert_eq!(bench.keeper.begin_session(&asked()).unwrap_err(), full);
-    let elsewhere = Asked { organization: "umbra".into(), ..asked() };
-    assert!(bench.keeper.begin_session(&elsewhere).is_ok());
-    let otherwise = Asked { service: "t3x".into(), ..asked() };
-    assert!(bench.keeper.begin_session(&otherwise).is_ok());
+    assert_eq!(bench.core.begin_session(&asked()).unwrap_err(), full);
+    let elsewhere = Asked { ids: Ids { organization: "umbra".into(), ..asked().ids }, ..asked() };
+    assert!(bench.core.begin_session(&elsewhere).is_ok());
+    let otherwise = Asked { ids: Ids { service: "t3x".into(), ..asked().ids }, ..asked() };
+    assert!(bench.core.begin_session(&otherwise).is_ok());
     // A borrow that failed leaves the count, and so does a released session.
-    bench.keeper.borrow_over(&asked());
-    assert!(bench.keeper.begin_session(&asked()).is_ok());
-    assert!(bench.keeper.begin_session(&asked()).is_err());
+    bench.core.end_borrow(&asked());
+    assert!(bench.core.begin_session(&asked()).is_ok());
+    assert!(bench.core.begin_session(&asked()).is_err());
     bench.release(&held).now_or_never();
-    assert!(bench.keeper.begin_session(&asked()).is_ok());
+    assert!(bench.core.begin_session(&asked()).is_ok());
     // Workers are not sessions.
     let mut bench = Bench::new(Rules { most_sessions: Some(1), ..RULES });
     let session = bench.session(None);
@@ -194,7 +197,7 @@ fn the_pools_own_ceiling_counts_sessions_held_and_under_way_per_organization_and
 fn a_cap_of_zero_admits_no_worker_instead_of_asking_for_a_session() {
     let mut bench = Bench::new(RULES);
     let session = bench.session(None);
-    let refused = bench.keeper.begin_worker(session.number(), &"t2w".into(), 0).unwrap_err();
+    let refused = bench.core.begin_worker(session.number(), &"t2w".into(), 0).unwrap_err();
     assert_eq!(refused, Error::WorkersLimitExceeded { active: 0, max: 0, scope: Scope::Trace });
 }
 
@@ -202,24 +205,24 @@ fn a_cap_of_zero_admits_no_worker_instead_of_asking_for_a_session() {
 fn a_grant_that_comes_after_the_close_or_after_its_session_is_given_back() {
     let mut bench = Bench::new(RULES);
     let session = bench.session(None);
-    let asked = bench.keeper.begin_worker(session.number(), &"t2w".into(), 9).unwrap();
+    let asked = bench.core.begin_worker(session.number(), &"t2w".into(), 9).unwrap();
     bench.release(&session).now_or_never();
     let (grant, now) = (bench.grant("late"), bench.now);
     let refused =
-        bench.keeper.granted(&asked, Some(session.number()), None, grant, now, now).unwrap_err();
+        bench.core.handle_grant(&asked, Some(session.number()), None, grant, now, now).unwrap_err();
     assert_eq!(refused, Error::SessionNotFound);
     let back = [bench.take_back(), bench.take_back()];
     assert!(back.contains(&key("session#1")) && back.contains(&key("late#2")));
 
-    bench.keeper.begin_session(&self::asked()).unwrap();
-    let mut closed = bench.keeper.close(bench.now);
+    bench.core.begin_session(&self::asked()).unwrap();
+    let mut closed = bench.core.close(bench.now);
     let grant = bench.grant("late");
-    let refused = bench.keeper.granted(&self::asked(), None, None, grant, now, now).unwrap_err();
+    let refused = bench.core.handle_grant(&self::asked(), None, None, grant, now, now).unwrap_err();
     assert_eq!(refused, Error::Closed);
     assert!(closed.try_recv().is_err());
     assert_eq!(bench.take_back(), key("late#3"));
     assert!(closed.try_recv().is_ok());
-    assert_eq!(bench.keeper.begin_session(&self::asked()).unwrap_err(), Error::Closed);
+    assert_eq!(bench.core.begin_session(&self::asked()).unwrap_err(), Error::Closed);
 }
 
 #[test]
@@ -228,7 +231,7 @@ fn a_close_returns_everything_at_once_with_no_minimal_life_workers_first() {
     let (calls, on_error) = recorded();
     let session = bench.session(on_error);
     let worker = bench.worker(&session);
-    let mut closed = bench.keeper.close(bench.now);
+    let mut closed = bench.core.close(bench.now);
     bench.tell();
     assert_eq!(*calls.lock(), [Error::Closed]);
     assert_eq!(worker.end_reason(), Some(&Error::Closed));
@@ -238,12 +241,12 @@ fn a_close_returns_everything_at_once_with_no_minimal_life_workers_first() {
         order.push(target);
         let outcome = Ok(Released::Returned);
         let answer = ReturnAnswer { outcome, again: true, answered: true };
-        bench.keeper.returned(number, answer, bench.now);
+        bench.core.handle_return(number, answer, bench.now);
     }
     assert_eq!(order, [key("worker#2"), key("session#1")]);
     bench.tell();
-    assert!(closed.try_recv().is_ok() && bench.keeper.is_drained());
-    assert_eq!(bench.keeper.report(), CloseReport { returned: 2, not_returned: 0 });
+    assert!(closed.try_recv().is_ok() && bench.core.is_drained());
+    assert_eq!(bench.core.report(), CloseReport { returned: 2, not_returned: 0 });
 }
 
 #[test]
@@ -251,20 +254,20 @@ fn a_close_that_gives_up_counts_what_could_not_be_returned() {
     let mut bench = Bench::new(RULES);
     let session = bench.session(None);
     drop(bench.worker(&session));
-    drop(bench.keeper.close(bench.now));
-    assert_eq!(bench.keeper.report(), CloseReport { returned: 0, not_returned: 2 });
-    bench.keeper.give_up();
-    assert_eq!(bench.keeper.report(), CloseReport { returned: 0, not_returned: 2 });
-    assert!(bench.keeper.is_drained());
+    drop(bench.core.close(bench.now));
+    assert_eq!(bench.core.report(), CloseReport { returned: 0, not_returned: 2 });
+    bench.core.give_up(bench.now);
+    assert_eq!(bench.core.report(), CloseReport { returned: 0, not_returned: 2 });
+    assert!(bench.core.is_drained());
 }
 
 #[test]
 fn unanswered_borrows_waiting_for_their_return_are_bounded() {
     let mut bench = Bench::new(RULES);
     for id in 0..MOST_STRAYS as u128 + 10 {
-        bench.keeper.stray(Target::Borrow(BorrowId(id)), TTL, bench.now);
+        bench.core.stray(Target::Borrow(BorrowId(id)), TTL, bench.now);
     }
-    assert_eq!(bench.keeper.returns.len(), MOST_STRAYS);
+    assert_eq!(bench.core.leases.returning_count(), MOST_STRAYS);
 }
 
 #[test]
@@ -273,22 +276,24 @@ fn many_keep_alives_are_under_way_at_once_and_no_more_than_the_bound() {
     let sessions: Vec<_> = (0..1000).map(|_| bench.session(None)).collect();
     bench.now += DELAY;
     let mut calls = 0;
-    while bench.keeper.next_call(bench.now).is_some() {
+    while bench.poll_call().is_some() {
         calls += 1;
     }
     assert_eq!(calls, 256);
-    assert_eq!(bench.keeper.next_time(bench.now), None, "only an answer makes room");
+    assert_eq!(bench.core.poll_timeout(bench.now), None, "only an answer makes room");
     drop(sessions);
 }
 
 #[test]
-fn a_held_lease_costs_less_than_a_kibibyte() {
-    // Everything of one lease but its texts: hash tables are at least 7/16 full, heaps half full.
-    let table = (size_of::<(u64, Box<Held>)>() + 1) * 16 / 7 + size_of::<Held>();
-    let table = table + (size_of::<(Arc<str>, u64)>() + 1) * 16 / 7;
-    let schedule = Heartbeat::BYTES_PER_LEASE;
+fn a_held_lease_costs_less_than_three_quarters_of_a_kibibyte() {
+    // Everything of one lease but its texts: hash tables are at least 7/16 full, the nodes of trees
+    // half full.
+    let table = (size_of::<(u64, Box<Record>)>() + 1) * 16 / 7 + size_of::<Record>();
+    let keys = (size_of::<(Arc<str>, u64)>() + 1) * 16 / 7;
+    let schedule = 3 * size_of::<(Instant, u64)>();
     let shared = size_of::<Lease>() + 2 * size_of::<usize>();
     let texts = 64;
     let allocator = 3 * 16;
-    assert!(table + schedule + shared + texts + allocator < 1024);
+    let bytes = table + keys + schedule + shared + texts + allocator;
+    assert!(bytes < 768, "{bytes}");
 }

@@ -1,11 +1,11 @@
-//! The keeper behind its one mutex, raced by real threads under schedules that shuttle chooses,
+//! The core behind its one mutex, raced by real threads under schedules that shuttle chooses,
 //! against the rules of the real server.
 //!
 //! In between two locks anything may happen: that is all the concurrency the pool has. So guards,
 //! callers, the clock and two hands of the pool's task are threads here, and a call is on its way
-//! from the moment the keeper gives it out until the ledger has answered and the keeper knows.
+//! from the moment the core gives it out until the ledger has answered and the core knows.
 
-use lease::{KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, Terms, Timestamp};
+use ::lease::{KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, Terms, Timestamp};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::sync::Mutex;
 use shuttle::{Config, Runner, thread};
@@ -25,7 +25,7 @@ struct Pool {
 }
 
 struct State {
-    keeper: Keeper,
+    core: Core,
     now: Instant,
     borrows: u128,
 }
@@ -37,34 +37,29 @@ struct Server {
     returned: Vec<LeaseId>,
 }
 
-enum Next {
-    Batch(BatchCall),
-    Call(Call),
-    Nothing,
-    Over,
-}
-
 impl Pool {
     fn new() -> Self {
         let rules = Rules { minimal_life: Some(Duration::ZERO), most_sessions: Some(9), ..RULES };
         let now = Instant::now();
-        let keeper = Keeper::new(rules, StdRng::seed_from_u64(7));
-        let ledger = Ledger::new(lease::Config::default());
+        let core = Core::new(rules, StdRng::seed_from_u64(7));
+        let ledger = Ledger::new(::lease::Config::default());
         Self {
-            state: Mutex::new(State { keeper, now, borrows: 0 }),
+            state: Mutex::new(State { core, now, borrows: 0 }),
             server: Mutex::new(Server { ledger, granted: 0, returned: Vec::new() }),
             start: now,
         }
     }
 
-    /// As the pool's own `tell`: one turn under the lock, and the news when it is free again.
-    fn tell<R>(&self, what: impl FnOnce(&mut Keeper, Instant) -> R) -> R {
-        let (result, news) = {
+    /// As the pool's own `tell`: one turn under the lock, and the notices when it is free again.
+    fn tell<R>(&self, what: impl FnOnce(&mut Core, Instant) -> R) -> R {
+        let (result, notices) = {
             let mut state = self.state.lock().unwrap();
             let now = state.now;
-            (what(&mut state.keeper, now), state.keeper.take_news())
+            let result = what(&mut state.core, now);
+            let notices = std::iter::from_fn(|| state.core.poll_notice());
+            (result, notices.collect::<Vec<_>>())
         };
-        news.tell();
+        notices.into_iter().for_each(Notice::deliver);
         result
     }
 
@@ -72,7 +67,7 @@ impl Pool {
     fn clock_moves(&self) {
         let mut state = self.state.lock().unwrap();
         let now = state.now;
-        let next = state.keeper.next_time(now).filter(|next| *next <= self.start + DELAY);
+        let next = state.core.poll_timeout(now).filter(|next| *next <= self.start + DELAY);
         if let Some(next) = next {
             state.now = now.max(next);
         }
@@ -82,25 +77,20 @@ impl Pool {
 
     fn task(&self) {
         loop {
-            let next = self.tell(|keeper, now| match keeper.next_batch(now) {
-                Some(batch) => Next::Batch(batch),
-                None => match keeper.next_call(now) {
-                    Some(call) => Next::Call(call),
-                    None if keeper.is_drained() => Next::Over,
-                    None => Next::Nothing,
-                },
-            });
-            match next {
-                Next::Batch(batch) => self.send(batch),
-                Next::Call(call) => self.make(call),
-                Next::Nothing => thread::yield_now(),
-                Next::Over => return,
+            let (output, over) = self.tell(|core, now| (core.poll_output(now), core.is_drained()));
+            match output {
+                Some(Output::Batch(batch)) => self.send(batch),
+                Some(Output::Call(call)) => self.make(call),
+                Some(Output::Notice(notice)) => notice.deliver(),
+                Some(Output::OpenStream | Output::CloseStream) => {}
+                None if over => return,
+                None => thread::yield_now(),
             }
         }
     }
 
     /// Sends a batch over the stream, which answers each key at its place.
-    fn send(&self, batch: BatchCall) {
+    fn send(&self, batch: Batch) {
         let mut places = HashMap::new();
         for (place, key) in (0..).zip(&batch.keys) {
             match self.heard_keep_alive(key) {
@@ -108,7 +98,9 @@ impl Pool {
                 answer => drop(places.insert(place, answer)),
             }
         }
-        assert!(self.tell(|keeper, now| keeper.batch_answered(batch.batch, places, now)));
+        let event = StreamEvent::Answer { batch: batch.number, places };
+        self.tell(|core, now| core.handle_stream(event, now));
+        assert!(self.tell(|core, _| core.stream.is_open()));
     }
 
     fn make(&self, call: Call) {
@@ -116,17 +108,17 @@ impl Pool {
         match call {
             Call::KeepAlive { number, key, .. } => {
                 let answer = self.heard_keep_alive(&key);
-                self.tell(|keeper, now| keeper.kept_alive(number, answer, sent, now));
+                self.tell(|core, now| core.handle_keep_alive(number, answer, sent, now));
             }
             Call::Borrow { number, asked, id, .. } => {
                 let grant = self.heard_borrow(&asked, id).unwrap();
                 let answer = BorrowAnswer::Granted(grant);
-                self.tell(|keeper, now| keeper.borrowed_again(number, answer, sent, now));
+                self.tell(|core, now| core.handle_borrow(number, answer, sent, now));
             }
             Call::Return { number, target, .. } => {
                 let outcome = Ok(self.heard_return(&target));
                 let answer = ReturnAnswer { outcome, again: true, answered: true };
-                self.tell(|keeper, now| keeper.returned(number, answer, now));
+                self.tell(|core, now| core.handle_return(number, answer, now));
             }
         }
     }
@@ -142,8 +134,12 @@ impl Pool {
     }
 
     fn heard_borrow(&self, asked: &Asked, id: BorrowId) -> Result<Grant, Refusal> {
-        let request =
-            Request::worker(&asked.service, &asked.organization, &asked.trace, asked.max_workers);
+        let request = Request::worker(
+            &asked.ids.service,
+            &asked.ids.organization,
+            &asked.ids.trace,
+            asked.max_workers,
+        );
         let terms = Terms { ttl: TTL, ..Terms::default() };
         self.heard(|server, now| {
             let grant = server.ledger.borrow(&request.borrow_id(id), &terms, now)?;
@@ -177,18 +173,18 @@ impl Pool {
             }
         });
         match released {
-            lease::Released::Returned => Released::Returned,
-            lease::Released::Missing => Released::Missing,
-            lease::Released::Lingers { .. } => panic!("no minimal life was asked for"),
+            ::lease::Released::Returned => Released::Returned,
+            ::lease::Released::Missing => Released::Missing,
+            ::lease::Released::Lingers { .. } => panic!("no minimal life was asked for"),
         }
     }
 
     // ---- guards and callers ----
 
     fn begin(&self, session: Option<&Lease>) -> Result<(Asked, BorrowId), Error> {
-        let asked = self.tell(|keeper, _| match session {
-            None => keeper.begin_session(&asked()).map(|()| asked()),
-            Some(session) => keeper.begin_worker(session.number(), &"t2w".into(), 9),
+        let asked = self.tell(|core, _| match session {
+            None => core.begin_session(&asked()).map(|()| asked()),
+            Some(session) => core.begin_worker(session.number(), &"t2w".into(), 9),
         })?;
         let mut state = self.state.lock().unwrap();
         state.borrows += 1;
@@ -204,16 +200,16 @@ impl Pool {
         let sent = self.tell(|_, now| now);
         let grant = self.heard_borrow(&asked, id).unwrap();
         let session = session.map(Lease::number);
-        self.tell(|keeper, now| keeper.granted(&asked, session, on_error, grant, sent, now))
+        self.tell(|core, now| core.handle_grant(&asked, session, on_error, grant, sent, now))
     }
 
     fn release(&self, lease: &Lease) -> Release {
-        self.tell(|keeper, now| keeper.release(lease.number(), None, now))
+        self.tell(|core, now| core.release(lease.number(), None, now))
     }
 
     /// Closes the pool and waits until it is drained: then the server holds nothing.
     fn close(&self) {
-        let mut drained = self.tell(Keeper::close);
+        let mut drained = self.tell(Core::close);
         while drained.try_recv().is_err() {
             thread::yield_now();
         }
@@ -234,8 +230,8 @@ impl Pool {
             outcome
         });
         let state = self.state.lock().unwrap();
-        assert!(state.keeper.held.is_empty() && state.keeper.sessions.is_empty());
-        assert_eq!(state.keeper.report().not_returned, 0);
+        assert!(state.core.leases.held_count() == 0 && state.core.sessions.is_empty());
+        assert_eq!(state.core.report().not_returned, 0);
         outcome
     }
 }
@@ -304,9 +300,9 @@ fn a_borrow_whose_caller_left_before_the_answer_leaves_nothing_beside_a_close() 
     explore(|pool| {
         let Ok((asked, id)) = pool.begin(None) else { panic!("the pool is open") };
         let leaves = || {
-            pool.tell(|keeper, now| {
-                keeper.stray(Target::Borrow(id), TTL, now);
-                keeper.borrow_over(&asked);
+            pool.tell(|core, now| {
+                core.stray(Target::Borrow(id), TTL, now);
+                core.end_borrow(&asked);
             });
             pool.close();
         };
@@ -367,7 +363,7 @@ fn a_release_that_races_a_batch_waits_for_it_and_returns_the_lease_once() {
     explore(|pool| {
         let session = pool.borrow(None, None).unwrap();
         let worker = pool.borrow(Some(&session), None).unwrap();
-        pool.tell(|keeper, now| keeper.attached(now));
+        pool.tell(|core, now| core.handle_stream(StreamEvent::Opened, now));
         let (release, _) = pool.race(|| pool.release(&session), || pool.release(&worker));
         assert_eq!(known(release), Released::Returned);
         let returned = [worker.key(), session.key()].map(|key| key.parse().unwrap());
@@ -381,12 +377,13 @@ fn a_pushed_revocation_that_races_a_release_and_a_batch_is_told_at_most_once() {
     explore(|pool| {
         let (calls, on_error) = recorded();
         let session = pool.borrow(None, on_error).unwrap();
-        pool.tell(|keeper, now| keeper.attached(now));
+        pool.tell(|core, now| core.handle_stream(StreamEvent::Opened, now));
         let key = session.key();
         let push = || {
             let id = key.parse().unwrap();
             if pool.heard(|server, now| server.ledger.revoke(id, Reason::Operator, now)) {
-                pool.tell(|keeper, _| keeper.pushed(&key, &denied()));
+                let event = StreamEvent::Revoked { key: key.to_string(), reason: denied() };
+                pool.tell(|core, now| core.handle_stream(event, now));
             }
         };
         let (_, ()) = pool.race(|| pool.release(&session), push);

@@ -1,40 +1,54 @@
 use super::*;
-use crate::tgm::attachment::{Detached, Wish};
 
 impl Bench {
     fn attach(&mut self) {
-        assert_eq!(self.keeper.stream(self.now), Wish::Open);
-        self.keeper.attached(self.now);
+        assert!(matches!(self.output(), Some(Output::OpenStream)));
+        self.core.handle_stream(StreamEvent::Opened, self.now);
+    }
+
+    /// Takes what is due and is not a notice.
+    fn output(&mut self) -> Option<Output> {
+        self.tell();
+        self.core.poll_output(self.now)
     }
 
     /// Moves the time to the next batch and returns it.
-    fn batch(&mut self) -> BatchCall {
+    fn batch(&mut self) -> Batch {
         loop {
-            if let Some(batch) = self.keeper.next_batch(self.now) {
-                return batch;
+            match self.output() {
+                Some(Output::Batch(batch)) => return batch,
+                Some(output) => panic!("not a batch: {output:?}"),
+                None => {
+                    let next = self.core.poll_timeout(self.now).expect("something is due");
+                    self.now = self.now.max(next);
+                }
             }
-            self.now = self.now.max(self.keeper.next_time(self.now).expect("something is due"));
         }
     }
 
     fn extend(&mut self, batch: u64) {
-        assert!(self.keeper.batch_answered(batch, HashMap::new(), self.now));
+        let event = StreamEvent::Answer { batch, places: HashMap::new() };
+        self.core.handle_stream(event, self.now);
+        assert!(self.core.stream.is_open());
         self.tell();
+    }
+
+    fn break_stream(&mut self) {
+        self.core.handle_stream(StreamEvent::Over(Detached::Broken), self.now);
     }
 }
 
 #[test]
 fn a_pool_without_leases_opens_no_stream_and_a_closed_one_lets_go_of_it() {
     let mut bench = Bench::new(RULES);
-    assert_eq!(bench.keeper.stream(bench.now), Wish::Drop);
-    assert_eq!(bench.keeper.attaches_at(bench.now), None);
+    assert!(bench.output().is_none());
+    assert_eq!(bench.core.poll_timeout(bench.now), None);
     let session = bench.session(None);
-    assert_eq!(bench.keeper.attaches_at(bench.now), Some(bench.now));
+    assert_eq!(bench.core.poll_timeout(bench.now), Some(bench.now));
     bench.attach();
-    assert_eq!(bench.keeper.stream(bench.now), Wish::Keep);
-    let _drained = bench.keeper.close(bench.now);
+    let _drained = bench.core.close(bench.now);
     assert_eq!(bench.take_back(), key(&session.key()));
-    assert!(bench.keeper.is_drained());
+    assert!(bench.core.is_drained());
 }
 
 #[test]
@@ -43,11 +57,11 @@ fn a_batch_without_an_answer_fails_its_keys_and_the_stream_after_the_deadline() 
     let session = bench.session(None);
     bench.attach();
     assert_eq!(bench.batch().keys, [&*session.key()]);
-    bench.now = bench.keeper.next_time(bench.now).unwrap();
+    bench.now = bench.core.poll_timeout(bench.now).unwrap();
     assert_eq!(bench.passed(), Duration::from_secs(5));
-    assert!(bench.keeper.next_batch(bench.now).is_none());
-    assert_eq!(bench.keeper.stream(bench.now), Wish::Drop);
-    assert_eq!(bench.keeper.stats().keep_alives_failed, 1);
+    assert!(matches!(bench.output(), Some(Output::CloseStream)));
+    assert!(bench.output().is_none());
+    assert_eq!(bench.core.stats().keep_alives_failed, 1);
     bench.beat(session.number());
     assert!(bench.passed() >= Duration::from_millis(5900) && bench.passed() < TTL);
 }
@@ -58,10 +72,10 @@ fn a_lease_whose_stream_breaks_lives_on_and_is_lost_only_one_ttl_after_its_last_
     let session = bench.session(None);
     bench.attach();
     let batch = bench.batch();
-    bench.extend(batch.batch);
+    bench.extend(batch.number);
     let proven = bench.now;
     bench.batch();
-    bench.keeper.detached(Detached::Broken, bench.now);
+    bench.break_stream();
     // By a call of its own at once, and every second from then on.
     let broken = bench.now;
     bench.beat(session.number());
@@ -87,9 +101,10 @@ fn leases_granted_over_a_stream_that_breaks_before_it_names_them_are_kept_alive_
         let granted = bench.now;
         let new: Vec<_> = (0..9).map(|_| bench.session(None)).collect();
         if late {
-            assert!(bench.keeper.next_batch(bench.now).is_none(), "the stream owes an answer");
+            let output = bench.output();
+            assert!(matches!(output, Some(Output::CloseStream)), "the stream owes an answer");
         } else {
-            bench.keeper.detached(Detached::Broken, bench.now);
+            bench.break_stream();
         }
         let mut beaten = HashMap::new();
         while beaten.len() < 9 {
@@ -112,14 +127,14 @@ fn a_new_lease_that_is_released_before_it_is_named_is_neither_named_nor_waited_f
     let first = bench.session(None);
     bench.attach();
     let batch = bench.batch();
-    bench.extend(batch.batch);
+    bench.extend(batch.number);
     let new = bench.session(None);
     let _released = bench.release(&new);
     assert_eq!(bench.take_back(), key(&new.key()));
     while bench.passed() < 2 * DELAY {
         let batch = bench.batch();
         assert_eq!(batch.keys, [&*first.key()]);
-        bench.extend(batch.batch);
+        bench.extend(batch.number);
     }
 }
 
@@ -131,11 +146,11 @@ fn a_release_waits_for_its_batch_or_the_end_of_the_stream() {
         bench.attach();
         let batch = bench.batch();
         let release = bench.release(&session);
-        assert!(bench.keeper.next_call(bench.now).is_none());
+        assert!(bench.poll_call().is_none());
         if answered {
-            bench.extend(batch.batch);
+            bench.extend(batch.number);
         } else {
-            bench.keeper.detached(Detached::Broken, bench.now);
+            bench.break_stream();
         }
         assert_eq!(bench.take_back(), key(&session.key()));
         assert_eq!(release.now_or_never().unwrap(), Ok(Released::Returned));
@@ -160,7 +175,7 @@ fn twenty_thousand_leases_go_in_about_ten_batches_a_second_with_no_gap_over_the_
                 longest = longest.max(bench.now - before);
             }
         }
-        bench.extend(batch.batch);
+        bench.extend(batch.number);
     }
     assert_eq!(last.len(), HELD);
     assert!(longest <= DELAY.mul_f64(1.06), "{longest:?}");

@@ -1,36 +1,55 @@
-use rand::SeedableRng;
-use rand::rngs::StdRng;
+//! When returns are tried, tried again and given up.
 
 use super::*;
+use crate::plugin::CloseReport;
+use crate::tgm::core::returns::{
+    FIRST_PAUSE, LONGEST_PAUSE, MOST_CALLS, Returning, SESSION_PATIENCE,
+};
 
-const TTL: Duration = Duration::from_secs(60);
-
+/// Leases on their way back, and the time, which only the test moves.
 struct Bench {
-    returns: Returns,
-    link: Link,
-    rng: StdRng,
+    core: Core,
     now: Instant,
 }
 
 impl Bench {
     fn new() -> Self {
-        let rng = StdRng::seed_from_u64(1);
-        Self { returns: Returns::default(), link: Link::default(), rng, now: Instant::now() }
+        Self { core: Core::new(RULES, StdRng::seed_from_u64(1)), now: Instant::now() }
     }
 
     fn add(&mut self, number: u64, holds: usize, session: Option<u64>) {
         let target = Some(Target::Key(format!("key-{number}").into()));
-        let give_up = self.now + TTL;
-        let order = Return { target, minimal_life: None, give_up, holds, session };
-        self.returns.add(number, order, self.now);
+        let returning = Returning::new(target, None, self.now + TTL).held_by(holds);
+        let returning = match session {
+            Some(session) => returning.before(session),
+            None => returning,
+        };
+        self.core.add_return(number, returning, self.now);
     }
 
     fn due(&mut self) -> Option<u64> {
-        self.returns.due(self.now, &mut self.link).map(|attempt| attempt.number)
+        match self.core.due_return(self.now)? {
+            Call::Return { number, .. } => Some(number),
+            call => panic!("not a return: {call:?}"),
+        }
     }
 
     fn answer(&mut self, number: u64, outcome: Result<Released, Error>) {
-        self.returns.answered(number, outcome, true, self.now, &mut self.rng);
+        self.answer_with(number, outcome, true);
+    }
+
+    fn answer_with(&mut self, number: u64, outcome: Result<Released, Error>, again: bool) {
+        let answer = ReturnAnswer { outcome, again, answered: true };
+        self.core.handle_return(number, answer, self.now);
+    }
+
+    /// How many things a return waits for.
+    fn holds(&mut self, number: u64) -> usize {
+        self.core.leases.returning_mut(number).unwrap().holds
+    }
+
+    fn len(&self) -> usize {
+        self.core.leases.returning_count()
     }
 }
 
@@ -43,9 +62,9 @@ fn a_lost_return_is_tried_again_with_growing_pauses_for_one_ttl() {
     let mut bench = Bench::new();
     let start = bench.now;
     bench.add(1, 0, None);
-    let mut outcome = bench.returns.watch(1).unwrap();
+    let mut outcome = bench.core.watch(1).unwrap();
     let mut pauses = Vec::new();
-    while let Some(at) = bench.returns.next() {
+    while let Some(at) = bench.core.returns.next() {
         pauses.push(at - bench.now);
         bench.now = at;
         match bench.due() {
@@ -57,11 +76,9 @@ fn a_lost_return_is_tried_again_with_growing_pauses_for_one_ttl() {
     assert!(pauses[1] <= FIRST_PAUSE && pauses[1] >= FIRST_PAUSE / 2);
     assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
     assert!(pauses.len() > 12, "{pauses:?}");
-    for (waiters, outcome) in bench.returns.take_settled() {
-        waiters.into_iter().for_each(|waiter| waiter.send(outcome.clone()).unwrap());
-    }
+    std::iter::from_fn(|| bench.core.poll_notice()).for_each(Notice::deliver);
     assert_eq!(outcome.try_recv().unwrap(), fault());
-    assert_eq!(bench.returns.tally(), CloseReport { returned: 0, not_returned: 1 });
+    assert_eq!(bench.core.returns.tally, CloseReport { returned: 0, not_returned: 1 });
 }
 
 #[test]
@@ -69,51 +86,52 @@ fn a_return_that_is_held_up_waits_for_everything_that_holds_it() {
     let mut bench = Bench::new();
     bench.add(10, 2, None);
     assert_eq!(bench.due(), None);
-    bench.returns.unhold(10, bench.now);
+    bench.core.unhold(10, bench.now);
     assert_eq!(bench.due(), None);
-    bench.returns.unhold(10, bench.now);
+    bench.core.unhold(10, bench.now);
     assert_eq!([bench.due(), bench.due()], [Some(10), None]);
-    bench.returns.unhold(10, bench.now);
+    bench.core.unhold(10, bench.now);
     assert_eq!(bench.due(), None);
 }
 
 #[test]
 fn the_first_try_of_a_worker_is_told_once_whether_it_worked_or_not() {
     let mut bench = Bench::new();
+    bench.add(10, 9, None);
     bench.add(1, 0, Some(10));
     assert_eq!(bench.due(), Some(1));
-    assert!(bench.returns.take_tried().is_empty());
+    assert_eq!(bench.holds(10), 9);
     bench.answer(1, fault());
-    assert_eq!(bench.returns.take_tried(), [10]);
+    assert_eq!(bench.holds(10), 8);
     bench.now += LONGEST_PAUSE;
     assert_eq!(bench.due(), Some(1));
     bench.answer(1, Ok(Released::Returned));
-    assert!(bench.returns.take_tried().is_empty());
+    assert_eq!(bench.holds(10), 8);
     // What the server no longer holds needs no try.
     bench.add(2, 1, Some(10));
-    bench.returns.retarget(2, None);
-    bench.returns.unhold(2, bench.now);
-    assert_eq!((bench.returns.take_tried(), bench.returns.len()), (vec![10], 0));
+    bench.core.retarget(2, None);
+    bench.core.unhold(2, bench.now);
+    assert_eq!((bench.holds(10), bench.len()), (7, 1));
 }
 
 #[test]
 fn a_session_waits_a_moment_for_the_first_try_of_a_worker_and_no_longer() {
     let mut bench = Bench::new();
+    bench.add(10, 9, None);
     for number in 1..=3 {
         bench.add(number, 0, Some(10));
         assert_eq!(bench.due(), Some(number));
     }
     let (until, end) = (bench.now + SESSION_PATIENCE, bench.now + TTL);
     bench.answer(2, Ok(Released::Returned));
-    assert_eq!((bench.returns.take_tried(), bench.returns.next()), (vec![10], Some(until)));
+    assert_eq!((bench.holds(10), bench.core.returns.next()), (8, Some(until)));
     bench.now = until;
     assert_eq!(bench.due(), None);
-    assert_eq!((bench.returns.take_tried(), bench.returns.next()), (vec![10, 10], Some(end)));
+    assert_eq!((bench.holds(10), bench.core.returns.next()), (6, Some(end)));
     // What they are told now, nobody waits for; and all they are told is heard.
     bench.answer(1, fault());
     bench.answer(3, Ok(Released::Returned));
-    assert!(bench.returns.take_tried().is_empty());
-    assert_eq!(bench.returns.len(), 1);
+    assert_eq!((bench.holds(10), bench.len()), (6, 2));
 }
 
 #[test]
@@ -121,8 +139,8 @@ fn an_answer_that_no_try_can_change_ends_the_return() {
     let mut bench = Bench::new();
     bench.add(1, 0, None);
     assert_eq!(bench.due(), Some(1));
-    bench.returns.answered(1, fault(), false, bench.now, &mut bench.rng);
-    assert_eq!((bench.returns.len(), bench.returns.next()), (0, None));
+    bench.answer_with(1, fault(), false);
+    assert_eq!((bench.len(), bench.core.returns.next()), (0, None));
 }
 
 #[test]
@@ -130,13 +148,13 @@ fn few_returns_are_under_way_at_once_and_fewer_while_the_link_is_down() {
     let mut bench = Bench::new();
     (0..200).for_each(|number| bench.add(number, 0, None));
     let first: Vec<u64> = std::iter::from_fn(|| bench.due()).collect();
-    assert_eq!((first.len(), bench.returns.next()), (MOST_CALLS, Some(bench.now + TTL)));
+    assert_eq!((first.len(), bench.core.returns.next()), (MOST_CALLS, Some(bench.now + TTL)));
     for number in first {
         bench.answer(number, Ok(Released::Returned));
     }
-    bench.link.failed(bench.now);
+    bench.core.link.failed(bench.now);
     assert_eq!(std::iter::from_fn(|| bench.due()).count(), 16);
-    assert!(bench.returns.next().is_some_and(|at| at > bench.now));
+    assert!(bench.core.returns.next().is_some_and(|at| at > bench.now));
 }
 
 #[test]
@@ -151,21 +169,25 @@ fn a_return_ends_with_its_ttl_whatever_it_waits_for() {
     while bench.due().is_some() {}
     bench.now += TTL / 2;
     bench.add(3, 0, Some(4));
+    let later = Duration::from_millis(1);
+    bench.now += later;
     bench.add(4, 1, None);
-    assert_eq!((bench.due(), bench.returns.next()), (None, Some(start + TTL)));
-    for (after, left) in [(TTL, 2), (TTL + TTL / 2, 0)] {
+    assert_eq!((bench.due(), bench.core.returns.next()), (None, Some(start + TTL)));
+    for (after, left) in [(TTL, 2), (TTL + TTL / 2, 1), (TTL + TTL / 2 + later, 0)] {
         bench.now = start + after;
-        bench.link.failed(bench.now);
+        bench.core.link.failed(bench.now);
         while bench.due().is_some() {}
-        assert_eq!(bench.returns.len(), left);
+        assert_eq!(bench.len(), left);
+        if left == 1 {
+            assert_eq!(bench.holds(4), 0, "its session does not wait for it any more");
+        }
     }
-    assert_eq!(bench.returns.next(), None);
-    assert_eq!(bench.returns.take_tried(), [4], "its session does not wait for it any more");
+    assert_eq!(bench.core.returns.next(), None);
     let settled = CloseReport { returned: 0, not_returned: 3 + MOST_CALLS as u64 + 1 };
-    assert_eq!(bench.returns.tally(), settled);
+    assert_eq!(bench.core.returns.tally, settled);
     // An answer that comes now finds nobody, and makes room.
     bench.answer(2, Ok(Released::Returned));
-    assert_eq!(bench.returns.tally(), settled);
+    assert_eq!(bench.core.returns.tally, settled);
 }
 
 #[test]
@@ -174,8 +196,8 @@ fn giving_up_settles_everything_and_late_answers_change_nothing() {
     bench.add(1, 0, None);
     bench.add(2, 1, None);
     assert_eq!(bench.due(), Some(1));
-    bench.returns.give_up(&Error::Closed);
+    bench.core.give_up(bench.now);
     bench.answer(1, Ok(Released::Returned));
-    assert_eq!((bench.returns.len(), bench.due()), (0, None));
-    assert_eq!(bench.returns.tally(), CloseReport { returned: 0, not_returned: 2 });
+    assert_eq!((bench.len(), bench.due()), (0, None));
+    assert_eq!(bench.core.returns.tally, CloseReport { returned: 0, not_returned: 2 });
 }

@@ -75,10 +75,10 @@ struct World {
 impl World {
     fn borrow(&mut self, session: Option<usize>) {
         let asked = match session {
-            None => self.bench.keeper.begin_session(&asked()).map(|()| asked()),
+            None => self.bench.core.begin_session(&asked()).map(|()| asked()),
             Some(at) => {
                 let number = self.guards[at].0.number();
-                self.bench.keeper.begin_worker(number, &"t2w".into(), 9)
+                self.bench.core.begin_worker(number, &"t2w".into(), 9)
             }
         };
         let Ok(asked) = asked else { return };
@@ -89,7 +89,7 @@ impl World {
         };
         let now = self.bench.now;
         let number = session.map(|at| self.guards[at].0.number());
-        let lease = self.bench.keeper.granted(&asked, number, None, grant, now, now);
+        let lease = self.bench.core.handle_grant(&asked, number, None, grant, now, now);
         match (lease, session) {
             (Ok(lease), None) => self.guards.push((lease, Vec::new())),
             (Ok(lease), Some(at)) => self.guards[at].1.push(lease),
@@ -100,11 +100,11 @@ impl World {
     /// Lets `passed` go by and sends everything that is due.
     fn pass(&mut self, passed: Duration) {
         self.bench.now += passed;
-        for target in self.bench.keeper.returns.past(self.bench.now) {
+        for target in self.past() {
             // Given up after one TTL: the server's own TTL has ended the lease.
             self.server.give_back(&target);
         }
-        while let Some(call) = self.bench.keeper.next_call(self.bench.now) {
+        while let Some(call) = self.bench.poll_call() {
             match &call {
                 Call::KeepAlive { number, key, .. } => {
                     assert!(!self.sent_back.contains(&**key), "kept alive after its return");
@@ -125,6 +125,13 @@ impl World {
         self.bench.tell();
     }
 
+    /// Returns what is given up by now.
+    fn past(&mut self) -> Vec<Target> {
+        let core = &mut self.bench.core;
+        let past = core.returns.ends.iter().take_while(|(end, _)| *end <= self.bench.now);
+        past.filter_map(|(_, number)| core.leases.returning_mut(*number)?.target.clone()).collect()
+    }
+
     fn is_busy(&self, lease: u64) -> bool {
         self.calls.iter().any(|call| {
             let (Call::KeepAlive { number, .. }
@@ -137,12 +144,12 @@ impl World {
     /// Answers a call: in earnest, or with a fault before or after the server heard it.
     fn answer(&mut self, at: usize, heard: bool, answered: bool) {
         let now = self.bench.now;
-        let keeper = &mut self.bench.keeper;
+        let core = &mut self.bench.core;
         match self.calls.swap_remove(at) {
             Call::KeepAlive { number, key, .. } => {
                 let answer = if heard { Some(self.server.keep_alive(&key)) } else { None };
                 let answer = answer.filter(|_| answered);
-                keeper.kept_alive(
+                core.handle_keep_alive(
                     number,
                     answer.unwrap_or(KeepAliveAnswer::Fault(away())),
                     now,
@@ -152,21 +159,16 @@ impl World {
             Call::Borrow { number, id, asked, .. } => {
                 let answer = heard.then(|| self.server.borrow(id, asked.is_worker()));
                 let fault = BorrowAnswer::Fault { error: away(), sent: true };
-                keeper.borrowed_again(
-                    number,
-                    answer.filter(|_| answered).unwrap_or(fault),
-                    now,
-                    now,
-                );
+                core.handle_borrow(number, answer.filter(|_| answered).unwrap_or(fault), now, now);
             }
             Call::Return { number, target, .. } => {
                 let outcome = heard.then(|| self.server.give_back(&target)).filter(|_| answered);
                 let outcome = outcome.ok_or_else(away);
                 let failed = outcome.is_err();
                 let answer = ReturnAnswer { outcome, again: true, answered };
-                let waiting = keeper.returns.len();
-                keeper.returned(number, answer, now);
-                if failed && keeper.returns.len() < waiting {
+                let waiting = core.leases.returning_count();
+                core.handle_return(number, answer, now);
+                if failed && core.leases.returning_count() < waiting {
                     // Given up after one TTL: the server's own TTL has ended the lease.
                     self.server.give_back(&target);
                 }
@@ -210,9 +212,10 @@ impl World {
             let keys = if lease.end_reason().is_none() { &mut alive } else { &mut ended };
             keys.insert(lease.key().to_string());
             // What a lost lease may have borrowed again goes back with its guard.
-            let borrowing = self.bench.keeper.held[&lease.number()].borrowing;
-            let doubtful = borrowing.and_then(|id| self.server.by_borrow.get(&id).cloned());
-            ended.extend(doubtful.flatten());
+            let held = self.bench.core.leases.held(lease.number()).unwrap();
+            if let Some(Target::Borrow(id)) = held.target() {
+                ended.extend(self.server.by_borrow.get(&id).cloned().flatten());
+            }
         }
         (alive, ended)
     }
@@ -262,8 +265,8 @@ proptest! {
         }
         world.settle();
         prop_assert!(world.server.live.is_empty(), "left: {:?}", world.server.live);
-        prop_assert!(world.bench.keeper.held.is_empty() && world.bench.keeper.sessions.is_empty());
-        drop(world.bench.keeper.close(world.bench.now));
-        prop_assert!(world.bench.keeper.is_drained());
+        prop_assert!(world.bench.core.leases.held_count() == 0 && world.bench.core.sessions.is_empty());
+        drop(world.bench.core.close(world.bench.now));
+        prop_assert!(world.bench.core.is_drained());
     }
 }

@@ -2,17 +2,15 @@
 
 mod answer;
 mod api_key;
-mod attachment;
 mod borrow;
 mod config;
 mod connect;
 mod connection;
+mod core;
 mod driver;
-mod keeper;
 #[cfg(feature = "metrics")]
 mod metered;
 mod remote;
-mod returns;
 mod stream;
 mod streaming;
 mod unary;
@@ -32,8 +30,8 @@ use self::borrow::{Patience, Wanted};
 pub use self::config::{OnUnavailable, TgmConfig};
 use self::connect::Connect;
 use self::connection::Connection;
+use self::core::{Asked, Core, Rules};
 use self::driver::{Caretaker, Shared};
-use self::keeper::{Asked, Keeper, Rules};
 use self::remote::Remote;
 use crate::dsn::Dsn;
 use crate::error::Error;
@@ -121,9 +119,9 @@ impl TgmPool {
             most_sessions: config.max_sessions_per_organization,
             fail_open,
         };
-        let keeper = Keeper::new(rules, rand::make_rng());
+        let core = Core::new(rules, rand::make_rng());
         let remote = Remote::new(Connection::new(connect), connect::origin(config)?, key);
-        let shared = Arc::new(Shared::new(keeper, remote));
+        let shared = Arc::new(Shared::new(core, remote));
         runtime.spawn(driver::run(Caretaker::new(shared.clone())));
         let (timeout, wait) = (config.borrow_timeout, config.borrow_wait);
         let patience = Patience { timeout, wait, fail_open };
@@ -140,7 +138,7 @@ impl TgmPool {
     pub async fn state(&self, service: &str, organization: &str) -> Result<PoolState, Error> {
         let answer = async {
             let answer = self.shared.remote.state(service, organization);
-            let answer = driver::within(self.patience.timeout, answer).await;
+            let answer = answer::within(self.patience.timeout, answer).await;
             answer.map_err(|status| answer::error(&status))
         };
         let answer = driver::in_runtime(pin!(answer)).await?;
@@ -195,13 +193,7 @@ impl SessionPool for TgmPool {
                 .trace(&request.trace)
                 .validate()
                 .map_err(Error::of_request)?;
-            let asked = Asked {
-                service: request.service,
-                organization: request.organization,
-                api_key: request.api_key,
-                trace: request.trace,
-                max_workers: 0,
-            };
+            let asked = Asked { ids: request.ids(), max_workers: 0 };
             let wanted = Wanted::Session { asked, on_error: request.on_error };
             borrow::borrow(&self.shared, wanted, self.patience).await
         })
@@ -224,37 +216,37 @@ impl SessionPool for TgmPool {
     }
 
     fn release_session(&self, session: &Lease, minimal_life: Option<Duration>) -> Release {
-        self.shared.tell(|keeper, now| keeper.release(session.number(), minimal_life, now))
+        self.shared.tell(|core, now| core.release(session.number(), minimal_life, now))
     }
 
     fn release_worker(&self, worker: &Lease, minimal_life: Option<Duration>) -> Release {
-        self.shared.tell(|keeper, now| keeper.release(worker.number(), minimal_life, now))
+        self.shared.tell(|core, now| core.release(worker.number(), minimal_life, now))
     }
 
     fn close(&self, deadline: Duration) -> BoxFuture<'_, CloseReport> {
         Box::pin(async move {
-            let drained = self.shared.tell(Keeper::close);
+            let drained = self.shared.tell(Core::close);
             if driver::runtime().is_err() {
                 tracing::warn!("a close outside of a tokio runtime has no clock and does not wait");
             } else if tokio::time::timeout(deadline, drained).await.is_err() {
-                return self.shared.tell(|keeper, _| {
-                    let report = keeper.report();
-                    keeper.give_up();
+                return self.shared.tell(|core, now| {
+                    let report = core.report();
+                    core.give_up(now);
                     report
                 });
             }
-            self.shared.tell(|keeper, _| keeper.report())
+            self.shared.tell(|core, _| core.report())
         })
     }
 
     fn stats(&self) -> PoolStats {
-        self.shared.note(|keeper| keeper.stats())
+        self.shared.note(|core| core.stats())
     }
 }
 
 impl Drop for TgmPool {
     fn drop(&mut self) {
         // Nobody waits; the task goes on until everything is returned.
-        drop(self.shared.tell(Keeper::close));
+        drop(self.shared.tell(Core::close));
     }
 }

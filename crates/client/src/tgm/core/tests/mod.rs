@@ -1,14 +1,18 @@
 use futures_util::FutureExt;
 use rand::SeedableRng;
 
+use super::returns::MOST_STRAYS;
 use super::*;
-use crate::held::{Release, Released};
-use crate::tgm::answer::{BorrowAnswer, KeepAliveAnswer, ReturnAnswer};
+use crate::held::Release;
 
 mod batches;
+mod link;
 mod model;
 mod races;
 mod returns;
+mod schedule;
+mod stream;
+mod tries;
 
 const TTL: Duration = Duration::from_secs(60);
 const DELAY: Duration = Duration::from_secs(20);
@@ -16,9 +20,9 @@ const DELAY: Duration = Duration::from_secs(20);
 const RULES: Rules =
     Rules { delay: DELAY, minimal_life: None, most_sessions: None, fail_open: false };
 
-/// A keeper and the time, which only the test moves.
+/// A core and the time, which only the test moves.
 struct Bench {
-    keeper: Keeper,
+    core: Core,
     start: Instant,
     now: Instant,
     grants: u64,
@@ -27,8 +31,8 @@ struct Bench {
 impl Bench {
     fn new(rules: Rules) -> Self {
         let now = Instant::now();
-        let keeper = Keeper::new(rules, StdRng::seed_from_u64(7));
-        Self { keeper, start: now, now, grants: 0 }
+        let core = Core::new(rules, StdRng::seed_from_u64(7));
+        Self { core, start: now, now, grants: 0 }
     }
 
     fn grant(&mut self, name: &str) -> Grant {
@@ -38,27 +42,37 @@ impl Bench {
 
     fn session(&mut self, on_error: Option<OnError>) -> Arc<Lease> {
         let asked = asked();
-        self.keeper.begin_session(&asked).unwrap();
+        self.core.begin_session(&asked).unwrap();
         let grant = self.grant("session");
-        self.keeper.granted(&asked, None, on_error, grant, self.now, self.now).unwrap()
+        self.core.handle_grant(&asked, None, on_error, grant, self.now, self.now).unwrap()
     }
 
     fn worker(&mut self, session: &Lease) -> Arc<Lease> {
         let session = session.number();
-        let asked = self.keeper.begin_worker(session, &"t2w".into(), 9).unwrap();
+        let asked = self.core.begin_worker(session, &"t2w".into(), 9).unwrap();
         let grant = self.grant("worker");
-        self.keeper.granted(&asked, Some(session), None, grant, self.now, self.now).unwrap()
+        self.core.handle_grant(&asked, Some(session), None, grant, self.now, self.now).unwrap()
+    }
+
+    /// Takes the next call that is due. Nobody opens a stream, and nobody has to hear a thing later.
+    fn poll_call(&mut self) -> Option<Call> {
+        loop {
+            match self.core.poll_output(self.now)? {
+                Output::Call(call) => return Some(call),
+                Output::Notice(notice) => notice.deliver(),
+                Output::OpenStream | Output::CloseStream => {}
+                Output::Batch(batch) => panic!("a batch instead of calls: {batch:?}"),
+            }
+        }
     }
 
     /// Moves the time to the next call and returns it; `None` when nothing is left to do.
     fn call(&mut self) -> Option<Call> {
         loop {
-            if let Some(call) = self.keeper.next_call(self.now) {
-                self.tell();
+            if let Some(call) = self.poll_call() {
                 return Some(call);
             }
-            self.tell();
-            self.now = self.now.max(self.keeper.next_time(self.now)?);
+            self.now = self.now.max(self.core.poll_timeout(self.now)?);
         }
     }
 
@@ -71,7 +85,7 @@ impl Bench {
     }
 
     fn answer(&mut self, number: u64, answer: KeepAliveAnswer) {
-        self.keeper.kept_alive(number, answer, self.now, self.now);
+        self.core.handle_keep_alive(number, answer, self.now, self.now);
         self.tell();
     }
 
@@ -81,13 +95,13 @@ impl Bench {
         let grant = self.grant("again");
         let key = grant.key.clone();
         let answer = BorrowAnswer::Granted(grant);
-        self.keeper.borrowed_again(number, answer, self.now, self.now);
+        self.core.handle_borrow(number, answer, self.now, self.now);
         self.tell();
         key
     }
 
     fn release(&mut self, lease: &Lease) -> Release {
-        self.keeper.release(lease.number(), None, self.now)
+        self.core.release(lease.number(), None, self.now)
     }
 
     /// Takes the next call, which has to be a return; answers it and returns what it gave back.
@@ -96,7 +110,7 @@ impl Bench {
             Some(Call::Return { number, target, .. }) => {
                 let outcome = Ok(Released::Returned);
                 let answer = ReturnAnswer { outcome, again: true, answered: true };
-                self.keeper.returned(number, answer, self.now);
+                self.core.handle_return(number, answer, self.now);
                 self.tell();
                 target
             }
@@ -105,7 +119,7 @@ impl Bench {
     }
 
     fn tell(&mut self) {
-        self.keeper.take_news().tell();
+        std::iter::from_fn(|| self.core.poll_notice()).for_each(Notice::deliver);
     }
 
     fn passed(&self) -> Duration {
@@ -114,13 +128,13 @@ impl Bench {
 }
 
 fn asked() -> Asked {
-    Asked {
+    let ids = Ids {
         service: "t1r".into(),
         organization: "acme".into(),
         api_key: "key-1".into(),
         trace: "t".into(),
-        max_workers: 0,
-    }
+    };
+    Asked { ids, max_workers: 0 }
 }
 
 fn key(key: &str) -> Target {
@@ -154,7 +168,7 @@ fn a_revoked_keep_alive_ends_the_session_and_its_workers_once_and_borrows_nothin
     assert_eq!((session.end_reason(), worker.end_reason()), (Some(&denied()), Some(&denied())));
     // Nothing more is due for it: no keep-alive, no borrow.
     assert!(bench.call().is_none());
-    let refused = bench.keeper.begin_worker(session.number(), &"t2w".into(), 9).unwrap_err();
+    let refused = bench.core.begin_worker(session.number(), &"t2w".into(), 9).unwrap_err();
     assert_eq!(refused, denied());
     // Its slots go back when the guards go.
     bench.release(&session).now_or_never();
@@ -182,8 +196,8 @@ fn a_forgotten_session_is_borrowed_again_for_the_same_ids_under_the_same_handle(
     bench.answer(session.number(), KeepAliveAnswer::Forgotten);
     let call = bench.call();
     let Some(Call::Borrow { asked, .. }) = &call else { panic!("not a borrow: {call:?}") };
-    assert_eq!((&*asked.service, &*asked.organization), ("t1r", "acme"));
-    assert_eq!((&*asked.api_key, &*asked.trace, asked.max_workers), ("key-1", "t", 0));
+    assert_eq!((&*asked.ids.service, &*asked.ids.organization), ("t1r", "acme"));
+    assert_eq!((&*asked.ids.api_key, &*asked.ids.trace, asked.max_workers), ("key-1", "t", 0));
     let new = bench.regrant(call);
     assert_eq!((&*session.key(), session.end_reason()), (&*new, None));
     bench.beat(session.number());
@@ -214,7 +228,7 @@ fn a_forgotten_worker_waits_until_its_session_is_known_to_live() {
     let sessions = bench.call();
     assert!(matches!(&sessions, Some(Call::Borrow { number, .. }) if *number == session.number()));
     // While nobody knows about the session, the worker is not borrowed.
-    assert!(bench.keeper.next_call(bench.now).is_none());
+    assert!(bench.poll_call().is_none());
     bench.regrant(sessions);
     let workers = bench.call();
     assert!(matches!(
@@ -242,7 +256,7 @@ fn a_session_that_is_refused_when_borrowed_again_is_lost_with_its_workers() {
     let full =
         Error::ConcurrentStreamLimitExceeded { active: 3, max: 3, scope: Scope::Organization };
     let answer = BorrowAnswer::Refused { error: full.clone(), key: None };
-    bench.keeper.borrowed_again(session.number(), answer, bench.now, bench.now);
+    bench.core.handle_borrow(session.number(), answer, bench.now, bench.now);
     bench.tell();
     assert_eq!(*calls.lock(), [full.clone().lost()]);
     assert_eq!(worker.end_reason(), Some(&full.lost()));
@@ -265,7 +279,7 @@ fn a_worker_that_is_refused_when_borrowed_again_is_lost_alone() {
                 assert_eq!(number, worker.number());
                 let full = Error::WorkersLimitExceeded { active: 9, max: 9, scope: Scope::Trace };
                 let answer = BorrowAnswer::Refused { error: full.clone(), key: None };
-                bench.keeper.borrowed_again(number, answer, bench.now, bench.now);
+                bench.core.handle_borrow(number, answer, bench.now, bench.now);
                 bench.tell();
                 assert_eq!(worker.end_reason(), Some(&full.lost()));
                 break;
@@ -286,7 +300,7 @@ fn nothing_is_borrowed_again_once_the_borrow_was_denied() {
     bench.answer(session.number(), KeepAliveAnswer::Forgotten);
     assert!(matches!(bench.call(), Some(Call::Borrow { .. })));
     let answer = BorrowAnswer::Refused { error: denied(), key: None };
-    bench.keeper.borrowed_again(session.number(), answer, bench.now, bench.now);
+    bench.core.handle_borrow(session.number(), answer, bench.now, bench.now);
     bench.tell();
     assert_eq!(session.end_reason(), Some(&denied()));
     assert!(bench.call().is_none());

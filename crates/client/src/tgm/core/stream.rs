@@ -1,0 +1,376 @@
+//! The one stream that carries keep-alives in batches: when to open it, what is in flight on it,
+//! and what it has to name.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use rand::{Rng, RngExt};
+
+use super::lease::{Answered, KeepAliveAnswer};
+use super::schedule::Due;
+use super::{Core, Output, Phase};
+use crate::error::Error;
+
+/// Most keys of one batch, by the wire's contract.
+pub(crate) const MOST_KEYS: usize = 1000;
+
+/// Most batches that wait for their answers at once.
+pub(crate) const MOST_BATCHES: usize = 32;
+
+/// How long the answer to a batch may take before the stream counts as broken.
+pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How much too early a keep-alive may go along with one that is due.
+const EARLY: Duration = Duration::from_millis(100);
+
+/// How long a new lease may wait for others to be named together with it.
+pub(super) const NAME_WITHIN: Duration = Duration::from_millis(50);
+
+/// Most leases that may wait to be named and for nothing else: ten batches, a fifth of a second.
+const MOST_UNNAMED: usize = 10 * MOST_KEYS;
+
+/// The pause between two batches of names, when a stream begins with many leases held.
+const NAME_PAUSE: Duration = Duration::from_millis(20);
+
+/// The pauses between attempts to attach double from the first to the longest.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a server that has no room for the stream beside other calls is left alone with it.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a server that does not know the stream is left alone with it.
+pub(super) const NOT_KNOWN_PAUSE: Duration = Duration::from_secs(300);
+
+/// Why a stream is over, or never began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detached {
+    /// The server does not know the stream.
+    Unknown,
+    /// The server, or what is in front of it, has no room for other calls beside it.
+    NoRoom,
+    /// The server is about to stop.
+    Draining,
+    /// It broke.
+    Broken,
+}
+
+/// What came over the stream, or of it.
+#[derive(Debug)]
+pub(crate) enum StreamEvent {
+    /// The server has accepted it.
+    Opened,
+    /// What became of the keys at some places of a batch; all others have their full TTL again.
+    Answer { batch: u64, places: HashMap<u32, KeepAliveAnswer> },
+    /// The lease of that key was revoked just now.
+    Revoked { key: String, reason: Error },
+    /// It ended by itself, or never began.
+    Over(Detached),
+}
+
+/// Keep-alives that share one message.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) number: u64,
+    pub(crate) keys: Vec<String>,
+}
+
+/// A batch that waits for its answer.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    /// The leases in it, in the order of their keys.
+    pub(super) numbers: Vec<u64>,
+    /// When it was given out to be sent.
+    sent: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There is none, and none is tried before that time.
+    Off {
+        until: Option<Instant>,
+    },
+    /// The driver has to drop it: it was given up here.
+    GivenUp {
+        until: Instant,
+    },
+    Opening,
+    Open,
+}
+
+/// The stream of one pool, without its I/O.
+#[derive(Debug)]
+pub(super) struct Stream {
+    state: State,
+    pause: Duration,
+    /// In the order they were sent, which is the order of their deadlines.
+    batches: BTreeMap<u64, InFlight>,
+    last: u64,
+    /// Leases that this stream has not named yet, so that nothing is pushed about them.
+    unnamed: VecDeque<u64>,
+    name_at: Option<Instant>,
+}
+
+impl Stream {
+    /// Makes one that is not open.
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Off { until: None },
+            pause: FIRST_PAUSE,
+            batches: BTreeMap::new(),
+            last: 0,
+            unnamed: VecDeque::new(),
+            name_at: None,
+        }
+    }
+
+    /// Whether keep-alives go over the stream.
+    pub(super) fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// Returns when to open a stream; `None` while there is one.
+    pub(super) fn opens_at(&self, now: Instant) -> Option<Instant> {
+        match self.state {
+            State::Off { until } => Some(until.unwrap_or(now)),
+            State::GivenUp { until } => Some(until),
+            State::Opening | State::Open => None,
+        }
+    }
+
+    /// Returns what the driver has to do about the stream, and counts on it being done.
+    pub(super) fn poll_output(&mut self, wanted: bool, now: Instant) -> Option<Output> {
+        match self.state {
+            State::GivenUp { until } => {
+                self.state = State::Off { until: Some(until) };
+                Some(Output::CloseStream)
+            }
+            State::Off { until } if wanted && until.is_none_or(|until| until <= now) => {
+                self.state = State::Opening;
+                Some(Output::OpenStream)
+            }
+            State::Off { .. } | State::Opening | State::Open => None,
+        }
+    }
+
+    /// Notes that the server has accepted the stream. All of `held` is yet to be named on it.
+    pub(super) fn opened(&mut self, held: impl Iterator<Item = u64>, now: Instant) {
+        self.state = State::Open;
+        self.unnamed = held.collect();
+        self.name_at = Some(now);
+    }
+
+    /// Notes that the stream is over, and returns the batches that nobody will answer.
+    pub(super) fn over(
+        &mut self,
+        why: Detached,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Vec<InFlight> {
+        let pause = match why {
+            Detached::Unknown => NOT_KNOWN_PAUSE,
+            Detached::NoRoom => NO_ROOM_PAUSE,
+            Detached::Draining | Detached::Broken => {
+                let pause = self.pause;
+                self.pause = (pause * 2).min(LONGEST_PAUSE);
+                pause
+            }
+        };
+        // Every client of the server that went away comes back at a moment of its own.
+        let pause = pause.mul_f64(rng.random_range(0.5..=1.0));
+        self.state = State::Off { until: Some(now + pause) };
+        self.unnamed = VecDeque::new();
+        std::mem::take(&mut self.batches).into_values().collect()
+    }
+
+    /// Has the driver drop a stream that is over for the core only.
+    fn give_up(&mut self) {
+        if let State::Off { until: Some(until) } = self.state {
+            self.state = State::GivenUp { until };
+        }
+    }
+
+    /// Whether one more batch may be sent.
+    pub(super) fn has_room(&self) -> bool {
+        self.is_open() && self.batches.len() < MOST_BATCHES
+    }
+
+    /// Whether a batch waits for its answer.
+    pub(super) fn has_batches(&self) -> bool {
+        !self.batches.is_empty()
+    }
+
+    /// Returns when the answer that is waited for longest is too late, or names are due.
+    pub(super) fn next_time(&self) -> Option<Instant> {
+        let late = self.batches.values().next().map(|batch| batch.sent + ANSWER_DEADLINE);
+        let naming = self.name_at.filter(|_| self.has_room() && !self.unnamed.is_empty());
+        late.into_iter().chain(naming).min()
+    }
+
+    /// Whether an answer is too late.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        self.batches.values().next().is_some_and(|batch| now >= batch.sent + ANSWER_DEADLINE)
+    }
+
+    /// Whether names are due for themselves. They go along with any other batch.
+    pub(super) fn naming_is_due(&self, now: Instant) -> bool {
+        !self.unnamed.is_empty() && self.name_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether a lease that is granted now is named long before `interval` is over.
+    pub(super) fn names_within(&self, interval: Duration) -> bool {
+        self.is_open() && interval >= NAME_WITHIN * 10 && self.unnamed.len() < MOST_UNNAMED
+    }
+
+    /// Has a new lease named soon.
+    pub(super) fn name(&mut self, number: u64, now: Instant) {
+        if !self.is_open() {
+            return;
+        }
+        if self.unnamed.is_empty() {
+            self.name_at = Some(now + NAME_WITHIN);
+        }
+        self.unnamed.push_back(number);
+    }
+
+    /// Takes a lease that is yet to be named.
+    pub(super) fn next_unnamed(&mut self, now: Instant) -> Option<u64> {
+        self.name_at = Some(now + NAME_PAUSE);
+        self.unnamed.pop_front()
+    }
+
+    /// Notes that a batch is sent now, and returns its number.
+    pub(super) fn sends(&mut self, numbers: Vec<u64>, now: Instant) -> u64 {
+        self.last += 1;
+        self.batches.insert(self.last, InFlight { numbers, sent: now });
+        self.last
+    }
+
+    /// Takes the batch that an answer names. An answered batch shows that the stream works.
+    pub(super) fn answered(&mut self, batch: u64) -> Option<InFlight> {
+        let batch = self.batches.remove(&batch)?;
+        self.pause = FIRST_PAUSE;
+        Some(batch)
+    }
+}
+
+impl Core {
+    pub(super) fn wants_stream(&self) -> bool {
+        self.phase == Phase::Open && self.leases.held_count() > 0
+    }
+
+    /// Takes what came over the stream, or of it.
+    pub(crate) fn handle_stream(&mut self, event: StreamEvent, now: Instant) {
+        match event {
+            StreamEvent::Opened => {
+                tracing::debug!("keep-alives go over one stream");
+                self.handle_link(true, now);
+                // Everything held is named on it, so that a revocation is pushed.
+                self.stream.opened(self.leases.all_held().map(|(number, _)| number), now);
+            }
+            StreamEvent::Answer { batch, places } => {
+                if !self.handle_batch(batch, places, now) {
+                    tracing::warn!(
+                        "the server answered a batch that does not exist; attaching again"
+                    );
+                    self.stream_over(Detached::Broken, now);
+                    self.stream.give_up();
+                }
+            }
+            StreamEvent::Revoked { key, reason } => {
+                if let Some(number) = self.keys.get(key.as_str()).copied() {
+                    self.revoke(number, &reason);
+                }
+            }
+            StreamEvent::Over(why) => self.stream_over(why, now),
+        }
+    }
+
+    /// Notes that the stream is over. No lease ends with it: what was in flight is due at once, by
+    /// calls of its own.
+    fn stream_over(&mut self, why: Detached, now: Instant) {
+        let batches = self.close_stream(why, now);
+        tracing::debug!(?why, batches = batches.len(), "keep-alives go by calls of their own");
+        for number in batches.into_iter().flat_map(|batch| batch.numbers) {
+            match self.leases.call_over(number) {
+                Answered::Held(held) => self.schedule.interrupted(number, held, now),
+                Answered::Ended(_) => {}
+                Answered::Returning => self.unhold(number, now),
+            }
+        }
+    }
+
+    /// Returns the batches that nobody will answer. What was to be named is kept alive in its turn.
+    fn close_stream(&mut self, why: Detached, now: Instant) -> Vec<InFlight> {
+        for number in std::mem::take(&mut self.stream.unnamed) {
+            if let Some(held) = self.leases.held_mut(number) {
+                self.schedule.line_up_new(number, held, now, &mut self.rng);
+            }
+        }
+        self.stream.over(why, now, &mut self.rng)
+    }
+
+    /// Returns the next batch that is due at `now`, over the stream that is open.
+    pub(super) fn poll_batch(&mut self, now: Instant) -> Option<Batch> {
+        if self.stream.is_late(now) {
+            self.give_late_stream_up(now);
+        }
+        let beats = self.schedule.next().is_some_and(|at| at <= now);
+        if !self.stream.has_room() || !(beats || self.stream.naming_is_due(now)) {
+            return None;
+        }
+        let mut numbers = Vec::new();
+        let mut keys = Vec::new();
+        let until = now + EARLY.min(self.rules.delay / 8);
+        // What is due, what soon will be, and then what is yet to be named.
+        while beats && numbers.len() < MOST_KEYS {
+            match self.schedule.due_together(&mut self.leases, now, until, &mut self.rng) {
+                Some(Due::KeepAlive(number)) => numbers.push(number),
+                Some(Due::Lost(number)) => self.lose(number),
+                Some(Due::Borrow(_)) | None => break,
+            }
+        }
+        while numbers.len() < MOST_KEYS {
+            let Some(number) = self.stream.next_unnamed(now) else { break };
+            if let Some(held) = self.leases.held_mut(number)
+                && self.schedule.take(number, held)
+            {
+                numbers.push(number);
+            }
+        }
+        if numbers.is_empty() {
+            return None;
+        }
+        keys.reserve_exact(numbers.len());
+        keys.extend(numbers.iter().filter_map(|n| Some(self.leases.held(*n)?.key.to_string())));
+        Some(Batch { number: self.stream.sends(numbers, now), keys })
+    }
+
+    /// Gives the stream up: it owes an answer for too long.
+    fn give_late_stream_up(&mut self, now: Instant) {
+        let error = Error::unavailable("keep-alives over the stream were not answered in time");
+        for batch in self.close_stream(Detached::Broken, now) {
+            for number in batch.numbers {
+                let fault = KeepAliveAnswer::Fault(error.clone());
+                self.handle_one_keep_alive(number, fault, batch.sent, now);
+            }
+        }
+        self.stream.give_up();
+    }
+
+    /// Takes the answer to a batch, and returns whether it makes sense.
+    fn handle_batch(
+        &mut self,
+        batch: u64,
+        mut places: HashMap<u32, KeepAliveAnswer>,
+        now: Instant,
+    ) -> bool {
+        let Some(batch) = self.stream.answered(batch) else { return false };
+        self.handle_link(true, now);
+        for (place, number) in (0..).zip(batch.numbers) {
+            let answer = places.remove(&place).unwrap_or(KeepAliveAnswer::Extended(None));
+            self.handle_one_keep_alive(number, answer, batch.sent, now);
+        }
+        places.is_empty()
+    }
+}
