@@ -67,7 +67,9 @@ impl Incoming {
                 let request = remote.stream(poll_fn(move |cx| batches.poll_recv(cx))).await;
                 let mut control = remote.control();
                 return Some(match answer::within(DEADLINE, control.attach(request)).await {
-                    Ok(response) => (StreamEvent::Opened, Self::Open(Box::new(response.into_inner()))),
+                    Ok(response) => {
+                        (StreamEvent::Opened, Self::Open(Box::new(response.into_inner())))
+                    }
                     Err(status) => (StreamEvent::Over(refused(&status)), Self::Over),
                 });
             }

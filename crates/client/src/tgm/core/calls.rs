@@ -212,6 +212,21 @@ impl Core {
         }
     }
 
+    /// Notes whether a call found the server.
+    pub(crate) fn handle_link(&mut self, answered: bool, now: Instant) {
+        if !answered {
+            self.link.failed(now);
+        } else if self.link.answered(now) {
+            self.schedule.line_up_sessions(&mut self.leases);
+        }
+    }
+
+    /// Whether the server is known to be away, and has been for `outage`: then nobody waits to see
+    /// it once more.
+    pub(crate) fn fails_open(&self, outage: Duration, now: Instant) -> bool {
+        self.link.is_down_since(outage, now)
+    }
+
     /// Has a forgotten lease borrowed again: a worker not before its session is known to live.
     pub(super) fn line_up_forgotten(&mut self, number: u64, sent: Instant, now: Instant) {
         let Some(held) = self.leases.held(number) else { return };

@@ -402,21 +402,6 @@ impl Core {
         self.phase != Phase::Open
     }
 
-    /// Notes whether a call found the server.
-    pub(crate) fn handle_link(&mut self, answered: bool, now: Instant) {
-        if !answered {
-            self.link.failed(now);
-        } else if self.link.answered(now) {
-            self.schedule.line_up_sessions(&mut self.leases);
-        }
-    }
-
-    /// Whether the server is known to be away, and has been for `outage`: then nobody waits to see
-    /// it once more.
-    pub(crate) fn fails_open(&self, outage: Duration, now: Instant) -> bool {
-        self.link.is_down_since(outage, now)
-    }
-
     fn check_own_ceiling(&self, asked: &Asked, session: Option<u64>) -> Result<(), Error> {
         let Some(session) = session else {
             let pool = (asked.ids.organization.clone(), asked.ids.service.clone());
