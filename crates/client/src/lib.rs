@@ -140,6 +140,8 @@
     allow(dead_code, unused_imports, reason = "shared modules have helpers for tgm:// alone")
 )]
 
+#[cfg(feature = "tgm")]
+mod api_key;
 mod callbacks;
 mod dsn;
 mod duration;
@@ -148,6 +150,8 @@ mod expand;
 mod guard;
 mod held;
 mod local;
+#[cfg(feature = "metrics")]
+mod metered;
 mod plugin;
 mod pool;
 mod registry;

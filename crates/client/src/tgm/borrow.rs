@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use super::answer;
 use super::core::{Asked, BorrowAnswer, Core, Target, UNTOLD_TTL};
 use super::driver::{Shared, in_runtime};
+use super::wire;
 use crate::error::Error;
 use crate::held::Lease;
 use crate::request::OnError;
@@ -190,8 +190,8 @@ impl<'a> UnderWay<'a> {
         let doubted = std::mem::replace(&mut self.doubt, true);
         let left = deadline.saturating_duration_since(sent);
         let sent = sent.into_std();
-        let answer = answer::within(left, self.shared.remote.borrow(&self.asked, self.id)).await;
-        let mut answer = answer::borrow(answer, &self.asked);
+        let answer = wire::within(left, self.shared.remote.borrow(&self.asked, self.id)).await;
+        let mut answer = wire::borrow(answer, &self.asked);
         if let Some(key) = answer.take_key() {
             let target = Target::Key(key.into());
             self.shared.tell(|core, now| core.stray(target, UNTOLD_TTL, now));

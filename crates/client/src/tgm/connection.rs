@@ -3,8 +3,6 @@
 //! The calls of a pool are many and small. A channel for all kinds of calls makes each of them cost
 //! two thirds more, so they go to HTTP/2 without one.
 
-mod signs;
-
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -24,9 +22,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::Status;
 
-pub(crate) use self::signs::UnderWay;
-use self::signs::{Heard, Signs, UNTOLD};
-use super::connect::Connect;
+use super::tls::{Connect, Heard, Signs, UNTOLD, UnderWay};
 
 /// How long one attempt to connect may take, so that a borrow has time for another.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);

@@ -1,5 +1,7 @@
 //! The one task of a remote pool: does the I/O that the core asks for, and tells it what came.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::future::poll_fn;
 #[cfg(feature = "metrics")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,18 +10,22 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use ::wire::control::attach_response::Event;
+use ::wire::control::{AttachRequest, AttachResponse, BatchAnswer, Reason};
+use futures_util::stream::{self, BoxStream, FuturesUnordered, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use tonic::{Code, Status, Streaming};
 
-use super::answer;
-use super::core::{Call, Core, Detached, Notice, Output, StreamEvent};
-#[cfg(feature = "metrics")]
-use super::metered::Metered;
-use super::remote::Remote;
-use super::stream::Stream;
+use super::core::{
+    Batch, Call, Core, Detached, KeepAliveAnswer, MOST_BATCHES, Notice, Output, StreamEvent,
+};
+use super::grpc::NoRoom;
+use super::wire::{self, Remote};
 use crate::error::Error;
+#[cfg(feature = "metrics")]
+use crate::metered::Metered;
 #[cfg(feature = "metrics")]
 use crate::stats::PoolStats;
 
@@ -86,18 +92,18 @@ impl Shared {
         let sent = now();
         match call {
             Call::KeepAlive { number, key, api_key, deadline } => {
-                let answer = answer::within(deadline, self.remote.keep_alive(&key, &api_key)).await;
-                let answer = answer::keep_alive(answer);
+                let answer = wire::within(deadline, self.remote.keep_alive(&key, &api_key)).await;
+                let answer = wire::keep_alive(answer);
                 self.tell(|core, now| core.handle_keep_alive(number, answer, sent, now));
             }
             Call::Borrow { number, asked, id, deadline } => {
-                let answer = answer::within(deadline, self.remote.borrow(&asked, id)).await;
-                let answer = answer::borrow(answer, &asked);
+                let answer = wire::within(deadline, self.remote.borrow(&asked, id)).await;
+                let answer = wire::borrow(answer, &asked);
                 self.tell(|core, now| core.handle_borrow(number, answer, sent, now));
             }
             Call::Return { number, target, minimal_life } => {
                 let answer = self.remote.give_back(&target, minimal_life);
-                let answer = answer::give_back(answer::within(RETURN_DEADLINE, answer).await);
+                let answer = wire::give_back(wire::within(RETURN_DEADLINE, answer).await);
                 self.tell(|core, now| core.handle_return(number, answer, now));
             }
         }
@@ -241,3 +247,136 @@ pub(crate) async fn run(
         }
     }
 }
+
+// ---- the stream of keep-alives ----
+
+/// How long a server may take to accept a stream.
+const ACCEPT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// One stream, from its opening until it breaks. Dropping it ends it without a word.
+pub(crate) struct Stream {
+    outgoing: mpsc::Sender<AttachRequest>,
+    events: BoxStream<'static, StreamEvent>,
+}
+
+impl Stream {
+    /// Opens a stream, as it is polled.
+    pub(crate) fn open(remote: Arc<Remote>) -> Self {
+        let (outgoing, batches) = mpsc::channel(MOST_BATCHES);
+        let events = stream::unfold(Incoming::Opening(remote, batches), Incoming::next);
+        Self { outgoing, events: events.boxed() }
+    }
+
+    /// Sends a batch; false when the stream takes no more.
+    pub(crate) fn send(&self, batch: Batch) -> bool {
+        let Batch { number, keys } = batch;
+        self.outgoing.try_send(AttachRequest { batch: number, worker_keys: keys }).is_ok()
+    }
+
+    /// Waits for the next event; the last one is [`StreamEvent::Over`]. Cancellation safe.
+    pub(crate) async fn next(&mut self) -> StreamEvent {
+        self.events.next().await.unwrap_or(StreamEvent::Over(Detached::Broken))
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").finish_non_exhaustive()
+    }
+}
+
+/// What comes over a stream.
+enum Incoming {
+    Opening(Arc<Remote>, mpsc::Receiver<AttachRequest>),
+    Open(Box<Streaming<AttachResponse>>),
+    Over,
+}
+
+impl Incoming {
+    async fn next(self) -> Option<(StreamEvent, Self)> {
+        let mut events = match self {
+            Self::Opening(remote, mut batches) => {
+                let request = remote.stream(stream::poll_fn(move |cx| batches.poll_recv(cx))).await;
+                let mut control = remote.control();
+                return Some(match wire::within(ACCEPT_DEADLINE, control.attach(request)).await {
+                    Ok(response) => {
+                        (StreamEvent::Opened, Self::Open(Box::new(response.into_inner())))
+                    }
+                    Err(status) => (StreamEvent::Over(refused(&status)), Self::Over),
+                });
+            }
+            Self::Open(events) => events,
+            Self::Over => return None,
+        };
+        loop {
+            let why = match events.message().await {
+                Ok(Some(AttachResponse { event })) => match event {
+                    Some(Event::Answer(answer)) => {
+                        let batch = answer.batch;
+                        let event = StreamEvent::Answer { batch, places: places(answer) };
+                        return Some((event, Self::Open(events)));
+                    }
+                    Some(Event::Revoked(revoked)) => {
+                        let reason = reason(revoked.reason(), &revoked.message);
+                        let event = StreamEvent::Revoked { key: revoked.worker_key, reason };
+                        return Some((event, Self::Open(events)));
+                    }
+                    Some(Event::Draining(_)) => Detached::Draining,
+                    // A server newer than this client has more to say.
+                    None => continue,
+                },
+                Ok(None) => Detached::Broken,
+                Err(status) => refused(&status),
+            };
+            return Some((StreamEvent::Over(why), Self::Over));
+        }
+    }
+}
+
+/// Reads what became of the keys that do not simply have their full TTL again.
+fn places(answer: BatchAnswer) -> HashMap<u32, KeepAliveAnswer> {
+    let unknown = || Error::unavailable("the server cannot look leases up now");
+    let unavailable = answer.unavailable.into_iter();
+    let failed = answer.failed.into_iter();
+    let revoked = answer.revoked.into_iter();
+    unavailable
+        .map(|place| (place, KeepAliveAnswer::Fault(unknown())))
+        .chain(failed.map(|place| (place, KeepAliveAnswer::Forgotten)))
+        .chain(revoked.map(|revoked| {
+            let reason = reason(revoked.reason(), &revoked.message);
+            (revoked.place, KeepAliveAnswer::Revoked(reason))
+        }))
+        .collect()
+}
+
+fn reason(reason: Reason, message: &str) -> Error {
+    let message = wire::clip(match (message, reason) {
+        ("", Reason::OrganizationDisabled) => "the organization is disabled",
+        ("", Reason::ApiKeyDisabled) => "the API key is disabled",
+        ("", Reason::BudgetSpent) => "a usage budget is spent",
+        ("", Reason::Operator | Reason::Unspecified) => "the session was revoked",
+        (message, _) => message,
+    });
+    match reason {
+        Reason::BudgetSpent => Error::QuotaExceeded { message },
+        // A reason that this client does not know ends the session just the same.
+        _ => Error::PermissionDenied { message },
+    }
+}
+
+fn refused(status: &Status) -> Detached {
+    if wire::cause::<NoRoom>(status).is_some() {
+        tracing::debug!("the server has room for one call at a time, and none for a stream");
+        return Detached::NoRoom;
+    }
+    if status.code() == Code::Unimplemented && std::error::Error::source(status).is_none() {
+        tracing::debug!("the server has no stream for keep-alives");
+        return Detached::Unknown;
+    }
+    let error = wire::error(status);
+    tracing::debug!(%error, "the stream for keep-alives is over");
+    Detached::Broken
+}
+
+#[cfg(test)]
+mod tests;

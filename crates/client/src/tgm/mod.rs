@@ -1,19 +1,13 @@
 //! The remote plugin, `tgm://`: sessions and workers counted by a session server.
 
-mod answer;
-mod api_key;
 mod borrow;
 mod config;
-mod connect;
 mod connection;
 mod core;
 mod driver;
-#[cfg(feature = "metrics")]
-mod metered;
-mod remote;
-mod stream;
-mod streaming;
-mod unary;
+mod grpc;
+mod tls;
+mod wire;
 
 use std::io;
 use std::pin::pin;
@@ -21,18 +15,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::connect::Bytestream;
+use ::wire::worker::WorkersState;
 use lease::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
-use wire::worker::WorkersState;
 
-use self::api_key::ApiKey;
 use self::borrow::{Patience, Wanted};
 pub use self::config::{OnUnavailable, TgmConfig};
-use self::connect::Connect;
 use self::connection::Connection;
 use self::core::{Asked, Core, Rules};
 use self::driver::{Caretaker, Shared};
-use self::remote::Remote;
+use self::tls::Connect;
+use self::wire::Remote;
+use crate::api_key::ApiKey;
 use crate::dsn::Dsn;
 use crate::error::Error;
 use crate::held::{Lease, Release};
@@ -72,7 +66,7 @@ impl TgmPool {
     /// [`Error::InvalidArgument`] when the host, the key or a certificate file cannot be used, and
     /// outside of a tokio runtime.
     pub fn connect(config: &TgmConfig) -> Result<Self, Error> {
-        Self::over(config, connect::connect(config)?)
+        Self::over(config, tls::connect(config)?)
     }
 
     /// As [`TgmPool::connect`], over streams of bytes that the application makes by its own means:
@@ -111,7 +105,8 @@ impl TgmPool {
     fn over(config: &TgmConfig, connect: Connect) -> Result<Self, Error> {
         let runtime = driver::runtime()?;
         config.check()?;
-        let key = ApiKey::new(config)?;
+        let key =
+            ApiKey::new(config.indexer_api_key.as_ref(), config.indexer_api_key_file.as_ref())?;
         let fail_open = config.on_unavailable == OnUnavailable::Allow;
         let rules = Rules {
             delay: config.keep_alive_delay,
@@ -120,7 +115,7 @@ impl TgmPool {
             fail_open,
         };
         let core = Core::new(rules, rand::make_rng());
-        let remote = Remote::new(Connection::new(connect), connect::origin(config)?, key);
+        let remote = Remote::new(Connection::new(connect), tls::origin(config)?, key);
         let shared = Arc::new(Shared::new(core, remote));
         runtime.spawn(driver::run(Caretaker::new(shared.clone())));
         let (timeout, wait) = (config.borrow_timeout, config.borrow_wait);
@@ -138,8 +133,8 @@ impl TgmPool {
     pub async fn state(&self, service: &str, organization: &str) -> Result<PoolState, Error> {
         let answer = async {
             let answer = self.shared.remote.state(service, organization);
-            let answer = answer::within(self.patience.timeout, answer).await;
-            answer.map_err(|status| answer::error(&status))
+            let answer = wire::within(self.patience.timeout, answer).await;
+            answer.map_err(|status| wire::error(&status))
         };
         let answer = driver::in_runtime(pin!(answer)).await?;
         let state = answer.into_inner().worker_state.map(PoolState::from_wire);

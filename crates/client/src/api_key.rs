@@ -11,9 +11,9 @@ use http::HeaderValue;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use super::config::TgmConfig;
 use crate::dsn::GivenFile;
 use crate::error::Error;
+use crate::secret::Secret;
 
 /// The most bytes of a file with a key.
 const MOST_BYTES: u64 = 8 * 1024;
@@ -51,13 +51,13 @@ struct Reader {
 }
 
 impl ApiKey {
-    /// The key that `config` names, whose file has to be sound this time.
+    /// The key that is given, or that is in `file`, which has to be sound this time.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] when there is none in the file, or it cannot be sent.
-    pub(crate) fn new(config: &TgmConfig) -> Result<Self, Error> {
-        if let Some(file) = &config.indexer_api_key_file {
+    pub(crate) fn new(key: Option<&Secret>, file: Option<&GivenFile>) -> Result<Self, Error> {
+        if let Some(file) = file {
             let wrong =
                 |problem| Error::invalid(format!("`indexer-api-key-file={file}`: {problem}"));
             let key = read(file.path().to_owned()).map_err(|problem| match problem {
@@ -70,7 +70,7 @@ impl ApiKey {
                 reader: Arc::new(Mutex::new(Reader { read_at: Instant::now(), told: None })),
             })));
         }
-        let key = config.indexer_api_key.as_ref().map(|key| header(key.expose().as_bytes()));
+        let key = key.map(|key| header(key.expose().as_bytes()));
         let wrong = |problem| Error::invalid(format!("`indexer-api-key` {problem}"));
         Ok(Self::Fixed(key.transpose().map_err(wrong)?))
     }

@@ -26,7 +26,7 @@ async fn a_body_goes_out_as_fast_as_the_other_side_makes_room_and_while_answers_
         let mut server = builder.handshake::<_, Bytes>(made.recv().await.unwrap()).await.unwrap();
         let (request, mut respond) = server.accept().await.unwrap().unwrap();
         let driven = tokio::spawn(async move { while server.accept().await.is_some() {} });
-        let mut answer = respond.send_response(Response::new(()), false).unwrap();
+        let mut answer = respond.send_response(HttpResponse::new(()), false).unwrap();
         let (mut body, mut heard) = (request.into_body(), 0);
         while let Some(piece) = body.data().await {
             let piece = piece.unwrap();
@@ -74,7 +74,7 @@ async fn details_of_a_status_do_not_reach_who_panics_at_nonsense() {
         let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
         let (_, mut respond) = server.accept().await.unwrap().unwrap();
         let nonsense =
-            Response::builder().header("grpc-status-details-bin", "%$!").body(()).unwrap();
+            HttpResponse::builder().header("grpc-status-details-bin", "%$!").body(()).unwrap();
         let mut body = respond.send_response(nonsense.clone(), false).unwrap();
         let _: &mut SendStream<Bytes> = &mut body;
         body.send_trailers(nonsense.into_parts().0.headers).unwrap();
@@ -92,7 +92,7 @@ async fn a_stream_that_says_it_is_compressed_is_read_as_far_as_it_is_not() {
     tokio::spawn(async move {
         let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
         let (_, mut respond) = server.accept().await.unwrap().unwrap();
-        let head = Response::builder().header("grpc-encoding", "gzip").body(()).unwrap();
+        let head = HttpResponse::builder().header("grpc-encoding", "gzip").body(()).unwrap();
         let mut body = respond.send_response(head, false).unwrap();
         body.send_data(Bytes::from_static(b"\0\0\0\0\0\x01\0\0\0\x01x"), false).unwrap();
         while server.accept().await.is_some() {}
