@@ -12,6 +12,7 @@ use tracing::{Instrument, Span};
 
 use super::core::{Asked, BorrowAnswer, Core, Target, UNTOLD_TTL};
 use super::driver::{Shared, in_runtime};
+use super::grpc;
 use super::wire;
 use crate::error::Error;
 use crate::held::Lease;
@@ -190,7 +191,7 @@ impl<'a> UnderWay<'a> {
         let doubted = std::mem::replace(&mut self.doubt, true);
         let left = deadline.saturating_duration_since(sent);
         let sent = sent.into_std();
-        let answer = wire::within(left, self.shared.remote.borrow(&self.asked, self.id)).await;
+        let answer = grpc::within(left, self.shared.remote.borrow(&self.asked, self.id)).await;
         let mut answer = wire::borrow(answer, &self.asked);
         if let Some(key) = answer.take_key() {
             let target = Target::Key(key.into());

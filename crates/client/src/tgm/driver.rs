@@ -21,7 +21,7 @@ use tonic::{Code, Status, Streaming};
 use super::core::{
     Batch, Call, Core, Detached, KeepAliveAnswer, MOST_BATCHES, Notice, Output, StreamEvent,
 };
-use super::grpc::NoRoom;
+use super::grpc::{self, NoRoom};
 use super::wire::{self, Remote};
 use crate::error::Error;
 #[cfg(feature = "metrics")]
@@ -92,18 +92,18 @@ impl Shared {
         let sent = now();
         match call {
             Call::KeepAlive { number, key, api_key, deadline } => {
-                let answer = wire::within(deadline, self.remote.keep_alive(&key, &api_key)).await;
+                let answer = grpc::within(deadline, self.remote.keep_alive(&key, &api_key)).await;
                 let answer = wire::keep_alive(answer);
                 self.tell(|core, now| core.handle_keep_alive(number, answer, sent, now));
             }
             Call::Borrow { number, asked, id, deadline } => {
-                let answer = wire::within(deadline, self.remote.borrow(&asked, id)).await;
+                let answer = grpc::within(deadline, self.remote.borrow(&asked, id)).await;
                 let answer = wire::borrow(answer, &asked);
                 self.tell(|core, now| core.handle_borrow(number, answer, sent, now));
             }
             Call::Return { number, target, minimal_life } => {
                 let answer = self.remote.give_back(&target, minimal_life);
-                let answer = wire::give_back(wire::within(RETURN_DEADLINE, answer).await);
+                let answer = wire::give_back(grpc::within(RETURN_DEADLINE, answer).await);
                 self.tell(|core, now| core.handle_return(number, answer, now));
             }
         }
@@ -298,7 +298,7 @@ impl Incoming {
             Self::Opening(remote, mut batches) => {
                 let request = remote.stream(stream::poll_fn(move |cx| batches.poll_recv(cx))).await;
                 let mut control = remote.control();
-                return Some(match wire::within(ACCEPT_DEADLINE, control.attach(request)).await {
+                return Some(match grpc::within(ACCEPT_DEADLINE, control.attach(request)).await {
                     Ok(response) => {
                         (StreamEvent::Opened, Self::Open(Box::new(response.into_inner())))
                     }

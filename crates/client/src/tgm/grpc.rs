@@ -5,8 +5,10 @@
 //! the wire is the same. Streams are for the clients that tonic generates.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::FutureExt as _;
@@ -152,6 +154,21 @@ pub(super) fn make_status_readable(headers: &mut HeaderMap) {
     let encoded = percent_encode(readable.as_bytes(), NON_ALPHANUMERIC).to_string();
     let message = HeaderValue::try_from(encoded).expect("percent-encoded text is ASCII");
     headers.insert(GRPC_MESSAGE, message);
+}
+
+/// Waits for an answer until the deadline, which looks like a fault of the transport.
+pub(crate) fn within<T>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<T, Status>>,
+) -> impl Future<Output = Result<T, Status>> {
+    let answer = tokio::time::timeout(deadline, answer);
+    answer.map(move |answer| answer.unwrap_or_else(|_| Err(late(deadline))))
+}
+
+/// The status of a call whose deadline passed here.
+pub(super) fn late(deadline: Duration) -> Status {
+    let message = format!("no answer within {deadline:.1?}");
+    Status::from_error(Box::new(io::Error::new(io::ErrorKind::TimedOut, message)))
 }
 
 // ---- streams ----

@@ -133,7 +133,7 @@ impl TgmPool {
     pub async fn state(&self, service: &str, organization: &str) -> Result<PoolState, Error> {
         let answer = async {
             let answer = self.shared.remote.state(service, organization);
-            let answer = wire::within(self.patience.timeout, answer).await;
+            let answer = grpc::within(self.patience.timeout, answer).await;
             answer.map_err(|status| wire::error(&status))
         };
         let answer = driver::in_runtime(pin!(answer)).await?;

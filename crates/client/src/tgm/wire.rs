@@ -6,7 +6,6 @@
 
 use std::error::Error as _;
 use std::fmt;
-use std::io;
 use std::time::Duration;
 
 use ::wire::control::session_control_client::SessionControlClient;
@@ -16,7 +15,6 @@ use ::wire::worker::{
     WorkersStateResponse, borrow_worker_response::BorrowStatus, keep_alive_response,
     return_worker_response,
 };
-use futures_util::FutureExt as _;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
 use http::{Method, Request, Uri, Version};
 use lease::{BorrowId, MAX_TTL};
@@ -317,21 +315,6 @@ pub(crate) fn give_back(answer: Result<Response<ReturnWorkerResponse>, Status>) 
 /// Reads a status that answers a question.
 pub(crate) fn error(status: &Status) -> Error {
     Failure::of(status).error
-}
-
-/// Waits for an answer until the deadline, which looks like a fault of the transport.
-pub(crate) fn within<T>(
-    deadline: Duration,
-    answer: impl Future<Output = Result<T, Status>>,
-) -> impl Future<Output = Result<T, Status>> {
-    let answer = tokio::time::timeout(deadline, answer);
-    answer.map(move |answer| answer.unwrap_or_else(|_| Err(late(deadline))))
-}
-
-/// The status of a call whose deadline passed here.
-fn late(deadline: Duration) -> Status {
-    let message = format!("no answer within {deadline:.1?}");
-    Status::from_error(Box::new(io::Error::new(io::ErrorKind::TimedOut, message)))
 }
 
 /// What a gRPC status means.

@@ -1,31 +1,22 @@
-//! Keep-alives of held leases, borrows of forgotten ones, and what their answers change.
+//! Keep-alives of held leases, alone and in batches, borrows of forgotten ones, and what their
+//! answers change.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use lease::BorrowId;
-
 use super::lease::{
-    Answered, Asked, BorrowAnswer, Grant, KeepAliveAnswer, Left, Place, Role, State, Target,
-    UNTOLD_TTL,
+    Answered, BorrowAnswer, Grant, KeepAliveAnswer, Left, Place, Role, State, Target, UNTOLD_TTL,
 };
 use super::schedule::{Due, patience};
-use super::{Core, Notice};
+use super::state::{Call, Core, MOST_CALLS, Notice, Phase};
+use super::stream::{Batch, Detached, InFlight, MOST_KEYS, StreamEvent};
 use crate::error::Error;
-
-/// Most keep-alives and borrows of the driver in flight at once.
-pub(super) const MOST_CALLS: usize = 256;
 
 /// The longest a keep-alive or a borrow of the driver may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A call the driver has to make.
-#[derive(Debug)]
-pub(crate) enum Call {
-    KeepAlive { number: u64, key: Arc<str>, api_key: Arc<str>, deadline: Duration },
-    Borrow { number: u64, asked: Asked, id: BorrowId, deadline: Duration },
-    Return { number: u64, target: Target, minimal_life: Option<Duration> },
-}
+/// How much too early a keep-alive may go along with one that is due.
+const EARLY: Duration = Duration::from_millis(100);
 
 impl Core {
     /// Returns the next call that is due at `now`.
@@ -303,5 +294,126 @@ impl Core {
                 self.end(worker, reason);
             }
         }
+    }
+
+    // ---- keep-alives that share one stream ----
+
+    pub(super) fn wants_stream(&self) -> bool {
+        self.phase == Phase::Open && self.leases.held_count() > 0
+    }
+
+    /// Takes what came over the stream, or of it.
+    pub(crate) fn handle_stream(&mut self, event: StreamEvent, now: Instant) {
+        match event {
+            StreamEvent::Opened => {
+                tracing::debug!("keep-alives go over one stream");
+                self.handle_link(true, now);
+                // Everything held is named on it, so that a revocation is pushed.
+                self.stream.opened(self.leases.all_held().map(|(number, _)| number), now);
+            }
+            StreamEvent::Answer { batch, places } => {
+                if !self.handle_batch(batch, places, now) {
+                    tracing::warn!(
+                        "the server answered a batch that does not exist; attaching again"
+                    );
+                    self.stream_over(Detached::Broken, now);
+                    self.stream.give_up();
+                }
+            }
+            StreamEvent::Revoked { key, reason } => {
+                if let Some(number) = self.keys.get(key.as_str()).copied() {
+                    self.revoke(number, &reason);
+                }
+            }
+            StreamEvent::Over(why) => self.stream_over(why, now),
+        }
+    }
+
+    /// Notes that the stream is over. No lease ends with it: what was in flight is due at once, by
+    /// calls of its own.
+    fn stream_over(&mut self, why: Detached, now: Instant) {
+        let batches = self.close_stream(why, now);
+        tracing::debug!(?why, batches = batches.len(), "keep-alives go by calls of their own");
+        for number in batches.into_iter().flat_map(|batch| batch.numbers) {
+            match self.leases.call_over(number) {
+                Answered::Held(held) => self.schedule.interrupted(number, held, now),
+                Answered::Ended(_) => {}
+                Answered::Returning => self.unhold(number, now),
+            }
+        }
+    }
+
+    /// Returns the batches that nobody will answer. What was to be named is kept alive in its turn.
+    fn close_stream(&mut self, why: Detached, now: Instant) -> Vec<InFlight> {
+        for number in std::mem::take(&mut self.stream.unnamed) {
+            if let Some(held) = self.leases.held_mut(number) {
+                self.schedule.line_up_new(number, held, now, &mut self.rng);
+            }
+        }
+        self.stream.over(why, now, &mut self.rng)
+    }
+
+    /// Returns the next batch that is due at `now`, over the stream that is open.
+    pub(super) fn poll_batch(&mut self, now: Instant) -> Option<Batch> {
+        if self.stream.is_late(now) {
+            self.give_late_stream_up(now);
+        }
+        let beats = self.schedule.next().is_some_and(|at| at <= now);
+        if !self.stream.has_room() || !(beats || self.stream.naming_is_due(now)) {
+            return None;
+        }
+        let mut numbers = Vec::new();
+        let mut keys = Vec::new();
+        let until = now + EARLY.min(self.rules.delay / 8);
+        // What is due, what soon will be, and then what is yet to be named.
+        while beats && numbers.len() < MOST_KEYS {
+            match self.schedule.due_together(&mut self.leases, now, until, &mut self.rng) {
+                Some(Due::KeepAlive(number)) => numbers.push(number),
+                Some(Due::Lost(number)) => self.lose(number),
+                Some(Due::Borrow(_)) | None => break,
+            }
+        }
+        while numbers.len() < MOST_KEYS {
+            let Some(number) = self.stream.next_unnamed(now) else { break };
+            if let Some(held) = self.leases.held_mut(number)
+                && self.schedule.take(number, held)
+            {
+                numbers.push(number);
+            }
+        }
+        if numbers.is_empty() {
+            return None;
+        }
+        keys.reserve_exact(numbers.len());
+        keys.extend(numbers.iter().filter_map(|n| Some(self.leases.held(*n)?.key.to_string())));
+        Some(Batch { number: self.stream.sends(numbers, now), keys })
+    }
+
+    /// Gives the stream up: it owes an answer for too long.
+    fn give_late_stream_up(&mut self, now: Instant) {
+        let error = Error::unavailable("keep-alives over the stream were not answered in time");
+        for batch in self.close_stream(Detached::Broken, now) {
+            for number in batch.numbers {
+                let fault = KeepAliveAnswer::Fault(error.clone());
+                self.handle_one_keep_alive(number, fault, batch.sent, now);
+            }
+        }
+        self.stream.give_up();
+    }
+
+    /// Takes the answer to a batch, and returns whether it makes sense.
+    fn handle_batch(
+        &mut self,
+        batch: u64,
+        mut places: HashMap<u32, KeepAliveAnswer>,
+        now: Instant,
+    ) -> bool {
+        let Some(batch) = self.stream.answered(batch) else { return false };
+        self.handle_link(true, now);
+        for (place, number) in (0..).zip(batch.numbers) {
+            let answer = places.remove(&place).unwrap_or(KeepAliveAnswer::Extended(None));
+            self.handle_one_keep_alive(number, answer, batch.sent, now);
+        }
+        places.is_empty()
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use lease::BorrowId;
+use tokio::sync::oneshot;
 
-use super::returns::Returning;
 use crate::error::Error;
 use crate::held::{Lease, Released};
 use crate::request::Ids;
@@ -136,6 +136,43 @@ pub(super) struct Held {
     pub(super) lost_at: Instant,
     pub(super) lapse: Lapse,
     pub(super) state: State,
+}
+
+/// One lease on its way back.
+#[derive(Debug)]
+pub(super) struct Returning {
+    /// `None` when the server holds nothing: it only keeps the order.
+    pub(super) target: Option<Target>,
+    pub(super) minimal_life: Option<Duration>,
+    /// When to stop trying: the lease's own TTL has freed the slot by then.
+    pub(super) give_up: Instant,
+    /// How many things it waits for before its first try: a call of its own in flight, workers.
+    pub(super) holds: usize,
+    /// The session of a worker: it waits until this was tried once.
+    pub(super) session: Option<u64>,
+    pub(super) tries: u32,
+    /// Why the last try failed.
+    pub(super) fault: Option<Box<Error>>,
+    pub(super) waiters: Vec<oneshot::Sender<Result<Released, Error>>>,
+}
+
+impl Returning {
+    pub(super) fn new(
+        target: Option<Target>,
+        minimal_life: Option<Duration>,
+        give_up: Instant,
+    ) -> Self {
+        let (tries, fault, waiters) = (0, None, Vec::new());
+        Self { target, minimal_life, give_up, holds: 0, session: None, tries, fault, waiters }
+    }
+
+    pub(super) fn held_by(self, holds: usize) -> Self {
+        Self { holds, ..self }
+    }
+
+    pub(super) fn before(self, session: u64) -> Self {
+        Self { session: Some(session), ..self }
+    }
 }
 
 /// Where a held lease stands.

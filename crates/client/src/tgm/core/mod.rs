@@ -9,155 +9,33 @@ mod calls;
 mod lease;
 mod returns;
 mod schedule;
+mod state;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ::lease::BorrowId;
-use foldhash::fast::RandomState;
-use rand::rngs::StdRng;
-use tokio::sync::oneshot;
 
-pub(crate) use self::calls::Call;
 pub(crate) use self::lease::{
     Asked, BorrowAnswer, Grant, KeepAliveAnswer, ReturnAnswer, Target, UNTOLD_TTL,
 };
-use self::lease::{Held, Lapse, Leases, Role, State, Workers};
-use self::returns::Returns;
-use self::schedule::{Link, Schedule};
-use self::stream::Stream;
+use self::lease::{Held, Lapse, Role, State, Workers};
+pub(crate) use self::state::{Call, Core, Notice, Output, Rules};
+use self::state::{MOST_CALLS, Phase};
+use self::stream::Wish;
 pub(crate) use self::stream::{Batch, Detached, MOST_BATCHES, StreamEvent};
 use crate::error::{Error, Scope};
-use crate::held::{Lease, Released};
+use crate::held::Lease;
 use crate::request::{Ids, OnError};
 use crate::stats::PoolStats;
 
 /// Most sessions of one organization and service that are admitted when the URL says nothing.
 const MOST_SESSIONS: u64 = 10;
 
-/// What never changes in the life of a pool.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
-    /// The longest time between two keep-alives of one lease.
-    pub(crate) delay: Duration,
-    /// The minimal life sent when a session is released, instead of the server's.
-    pub(crate) minimal_life: Option<Duration>,
-    /// Most sessions of one organization and service that the pool admits by itself.
-    pub(crate) most_sessions: Option<u64>,
-    /// Whether leases go on, and borrows are admitted, while the server is away.
-    pub(crate) fail_open: bool,
-}
-
-impl Rules {
-    fn counts_sessions(self) -> bool {
-        self.most_sessions.is_some() || self.fail_open
-    }
-}
-
-/// What the driver has to do.
-#[derive(Debug)]
-pub(crate) enum Output {
-    /// Tell somebody, with the lock of the core free.
-    Notice(Notice),
-    /// Open a stream, and tell [`Core::handle_stream`] what comes of it.
-    OpenStream,
-    /// Drop the stream.
-    CloseStream,
-    /// Send a batch over the stream.
-    Batch(Batch),
-    /// Make a call, and tell what it brought to [`Core::handle_keep_alive`],
-    /// [`Core::handle_borrow`] or [`Core::handle_return`].
-    Call(Call),
-}
-
-/// What somebody has to hear once the lock is free.
-#[derive(Debug)]
-pub(crate) enum Notice {
-    /// A lease ended.
-    Ended(Arc<Lease>, Error),
-    /// A return is over, and so is the wait of these.
-    Settled(Vec<oneshot::Sender<Result<Released, Error>>>, Result<Released, Error>),
-    /// The pool is closed and nothing is left to do.
-    Drained(oneshot::Sender<()>),
-}
-
-impl Notice {
-    /// Ends the lease, with its callback, or answers everyone who waits. Takes no lock of the pool.
-    pub(crate) fn deliver(self) {
-        match self {
-            Self::Ended(lease, reason) => drop(lease.end(reason)),
-            Self::Settled(waiters, outcome) => {
-                for waiter in waiters {
-                    // Who no longer waits does not want to know.
-                    let _ = waiter.send(outcome.clone());
-                }
-            }
-            Self::Drained(closer) => drop(closer.send(())),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// No borrow may bring anything any more.
-    Closing,
-    /// The driver is gone, so that nobody acts on what is due.
-    Gone,
-}
-
-/// The state of one remote pool.
-#[derive(Debug)]
-pub(crate) struct Core {
-    rules: Rules,
-    rng: StdRng,
-    numbers: u64,
-    leases: Leases,
-    /// The numbers of the leases held, by key: a revocation is pushed by key.
-    keys: HashMap<Arc<str>, u64, RandomState>,
-    schedule: Schedule,
-    returns: Returns,
-    link: Link,
-    stream: Stream,
-    /// Keep-alives and borrows of the driver in flight, batches apart.
-    calls: usize,
-    /// Borrows of callers in flight.
-    borrows: usize,
-    /// Sessions per organization and service, while there may be a ceiling on them.
-    sessions: HashMap<(Arc<str>, Arc<str>), u64, RandomState>,
-    phase: Phase,
-    closers: Vec<oneshot::Sender<()>>,
-    notices: VecDeque<Notice>,
-    stats: PoolStats,
-}
-
 impl Core {
-    /// Makes a core that holds nothing; `rng` spreads beats and retries.
-    pub(crate) fn new(rules: Rules, rng: StdRng) -> Self {
-        Self {
-            rules,
-            rng,
-            numbers: 0,
-            leases: Leases::default(),
-            keys: HashMap::default(),
-            schedule: Schedule::new(rules.delay, rules.fail_open),
-            returns: Returns::default(),
-            link: Link::default(),
-            stream: Stream::new(),
-            calls: 0,
-            borrows: 0,
-            sessions: HashMap::default(),
-            phase: Phase::Open,
-            closers: Vec::new(),
-            notices: VecDeque::new(),
-            stats: PoolStats::default(),
-        }
-    }
-
     // ---- what to do, and when ----
 
     /// Returns the next thing to do at `now`; `None` until [`Core::poll_timeout`] or until something
@@ -173,10 +51,12 @@ impl Core {
             return Some(Output::Call(call));
         }
         let wanted = self.wants_stream();
-        if let Some(output) = self.stream.poll_output(wanted, now) {
-            return Some(output);
+        match self.stream.poll_wish(wanted, now) {
+            Some(Wish::Open) => return Some(Output::OpenStream),
+            Some(Wish::Close) => return Some(Output::CloseStream),
+            // Leases may have been lost just now.
+            None => {}
         }
-        // Leases may have been lost just now.
         self.poll_notice().map(Output::Notice)
     }
 
@@ -194,7 +74,7 @@ impl Core {
 
     /// Returns when to ask [`Core::poll_output`] again if nothing is told before.
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let room = self.calls < calls::MOST_CALLS;
+        let room = self.calls < MOST_CALLS;
         let beats = if self.stream.is_open() { self.stream.has_room() } else { room };
         let beat = beats.then(|| self.schedule.next()).flatten();
         let borrow = room.then(|| self.schedule.next_borrow(now)).flatten();

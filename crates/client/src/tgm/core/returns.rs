@@ -1,22 +1,18 @@
 //! How leases leave the pool: by a release, by a close, workers before their session.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use tokio::sync::oneshot;
 
-use super::lease::{ReturnAnswer, Role, Target};
+use super::lease::{ReturnAnswer, Returning, Role, Target};
 use super::schedule::Schedule;
+use super::state::{Call, Core, Notice, Phase};
 use super::stream::Stream;
-use super::{Call, Core, Notice, Phase};
 use crate::error::Error;
 use crate::held::{Release, Released};
 use crate::plugin::CloseReport;
-
-/// Most returns in flight at once.
-pub(super) const MOST_CALLS: usize = 64;
 
 /// Most leases without a known key that may wait for their return at once.
 pub(super) const MOST_STRAYS: usize = 65_536;
@@ -34,81 +30,6 @@ const LINK_PAUSE: Duration = Duration::from_secs(1);
 
 /// The minimal life of a session when neither the URL nor the server says one.
 const MINIMAL_LIFE: Duration = Duration::from_secs(5);
-
-/// One lease on its way back.
-#[derive(Debug)]
-pub(super) struct Returning {
-    /// `None` when the server holds nothing: it only keeps the order.
-    pub(super) target: Option<Target>,
-    minimal_life: Option<Duration>,
-    /// When to stop trying: the lease's own TTL has freed the slot by then.
-    give_up: Instant,
-    /// How many things it waits for before its first try: a call of its own in flight, workers.
-    pub(super) holds: usize,
-    /// The session of a worker: it waits until this was tried once.
-    session: Option<u64>,
-    tries: u32,
-    /// Why the last try failed.
-    fault: Option<Box<Error>>,
-    waiters: Vec<oneshot::Sender<Result<Released, Error>>>,
-}
-
-impl Returning {
-    pub(super) fn new(
-        target: Option<Target>,
-        minimal_life: Option<Duration>,
-        give_up: Instant,
-    ) -> Self {
-        let (tries, fault, waiters) = (0, None, Vec::new());
-        Self { target, minimal_life, give_up, holds: 0, session: None, tries, fault, waiters }
-    }
-
-    pub(super) fn held_by(self, holds: usize) -> Self {
-        Self { holds, ..self }
-    }
-
-    pub(super) fn before(self, session: u64) -> Self {
-        Self { session: Some(session), ..self }
-    }
-}
-
-/// The order in which leases are returned, and what became of them.
-#[derive(Debug, Default)]
-pub(super) struct Returns {
-    queue: BinaryHeap<Reverse<(Instant, u64)>>,
-    /// When each of them is given up, whatever it waits for then.
-    pub(super) ends: BTreeSet<(Instant, u64)>,
-    /// Tries in flight.
-    calls: usize,
-    /// The workers that their sessions wait for, in the order in which that ends.
-    awaited: VecDeque<(Instant, u64)>,
-    /// Since the close began.
-    pub(super) tally: CloseReport,
-    /// Since the pool was made.
-    pub(super) returned: u64,
-    pub(super) not_returned: u64,
-    pub(super) retried: u64,
-}
-
-impl Returns {
-    /// Returns when to ask [`Core::due_return`] again; `None` when only an answer can change that.
-    pub(super) fn next(&self) -> Option<Instant> {
-        let awaited = self.awaited.front().map(|(until, _)| *until);
-        let end = self.ends.first().map(|(at, _)| *at);
-        self.next_try().into_iter().chain(awaited).chain(end).min()
-    }
-
-    fn next_try(&self) -> Option<Instant> {
-        let Reverse((at, _)) = self.queue.peek()?;
-        (self.calls < MOST_CALLS).then_some(*at)
-    }
-
-    /// Counts leases that nobody can return any more.
-    fn lose(&mut self, leases: u64) {
-        self.tally.not_returned += leases;
-        self.not_returned += leases;
-    }
-}
 
 impl Core {
     /// Queues the return of a lease, its workers first. Unknown and returned leases are no error.

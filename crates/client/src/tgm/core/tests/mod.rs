@@ -1,9 +1,16 @@
+use std::collections::HashMap;
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use rand::SeedableRng;
+use rand::rngs::StdRng;
 
+use super::lease::Leases;
 use super::returns::MOST_STRAYS;
+use super::schedule::{Link, Schedule};
+use super::stream::Stream;
 use super::*;
-use crate::held::Release;
+use crate::held::{Release, Released};
 
 mod batches;
 mod link;

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::plugin::CloseReport;
-use crate::tgm::core::returns::{
-    FIRST_PAUSE, LONGEST_PAUSE, MOST_CALLS, Returning, SESSION_PATIENCE,
-};
+use crate::tgm::core::lease::Returning;
+use crate::tgm::core::returns::{FIRST_PAUSE, LONGEST_PAUSE, SESSION_PATIENCE};
+use crate::tgm::core::state::MOST_RETURNS;
 
 /// Leases on their way back, and the time, which only the test moves.
 struct Bench {
@@ -148,7 +148,7 @@ fn few_returns_are_under_way_at_once_and_fewer_while_the_link_is_down() {
     let mut bench = Bench::new();
     (0..200).for_each(|number| bench.add(number, 0, None));
     let first: Vec<u64> = std::iter::from_fn(|| bench.due()).collect();
-    assert_eq!((first.len(), bench.core.returns.next()), (MOST_CALLS, Some(bench.now + TTL)));
+    assert_eq!((first.len(), bench.core.returns.next()), (MOST_RETURNS, Some(bench.now + TTL)));
     for number in first {
         bench.answer(number, Ok(Released::Returned));
     }
@@ -165,7 +165,7 @@ fn a_return_ends_with_its_ttl_whatever_it_waits_for() {
     bench.add(1, 1, None);
     bench.add(2, 0, None);
     assert_eq!(bench.due(), Some(2));
-    (10..10 + MOST_CALLS as u64).for_each(|number| bench.add(number, 0, None));
+    (10..10 + MOST_RETURNS as u64).for_each(|number| bench.add(number, 0, None));
     while bench.due().is_some() {}
     bench.now += TTL / 2;
     bench.add(3, 0, Some(4));
@@ -183,7 +183,7 @@ fn a_return_ends_with_its_ttl_whatever_it_waits_for() {
         }
     }
     assert_eq!(bench.core.returns.next(), None);
-    let settled = CloseReport { returned: 0, not_returned: 3 + MOST_CALLS as u64 + 1 };
+    let settled = CloseReport { returned: 0, not_returned: 3 + MOST_RETURNS as u64 + 1 };
     assert_eq!(bench.core.returns.tally, settled);
     // An answer that comes now finds nobody, and makes room.
     bench.answer(2, Ok(Released::Returned));
