@@ -1,4 +1,4 @@
-//! What operations of a store take and answer.
+//! Arguments and answers of the operations of a store.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -9,27 +9,27 @@ pub use lease::{Reported, Skipped, Submission};
 use policy::Policy;
 use policy::overrides::AuditEntry;
 
-/// Which entry of the audit list tells how many leases an operation ended.
+/// The entry of the audit list that counts the leases that an operation ended.
 #[derive(Clone, Debug)]
 pub enum Noted {
-    /// None: no operator asked for it.
+    /// No entry: the operation was not requested by an operator.
     Nowhere,
-    /// A new one, which is recorded before the first of them ends.
+    /// A new entry, which is recorded before the first lease ends.
     Anew(AuditEntry),
-    /// The one of this number, which is there already.
+    /// The existing entry of this number.
     At(u64),
 }
 
-/// What came of enforcing a policy.
+/// The result of enforcing a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Enforced {
     /// How many leases were ended.
     pub ended: usize,
-    /// The number of the entry of the audit list that says so.
+    /// The number of the entry of the audit list that counts them.
     pub entry: Option<u64>,
 }
 
-/// A store that cannot answer now. Nothing is known to have changed, and it may have.
+/// The store cannot answer now. The change may have been made or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unavailable {
@@ -43,11 +43,11 @@ pub enum Unavailable {
          restarted"
     )]
     FileLost,
-    /// The disk takes too long to confirm changes. One that was waited for may still become durable;
-    /// a borrow is taken back.
+    /// The disk takes too long to confirm changes. The change may still become durable; a borrow is
+    /// taken back.
     #[error("the disk takes too long to confirm changes")]
     Stalled,
-    /// More changes wait for the disk than the server is ready to hold.
+    /// Too many changes wait for the disk.
     #[error("too many changes wait for the disk")]
     Overloaded,
     /// The store is being closed.
@@ -55,7 +55,7 @@ pub enum Unavailable {
     Closing,
 }
 
-/// A borrow that got no lease.
+/// Why a borrow was not granted.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BorrowError {
     /// The rules refuse it.
@@ -66,27 +66,29 @@ pub enum BorrowError {
     Unavailable(#[from] Unavailable),
 }
 
-/// What became of the leases of one batch of keep-alives, by their places in it, in rising order.
+/// The result of one batch of keep-alives: the places in the batch that were not extended, in rising
+/// order.
 ///
-/// A place that is not listed has its full TTL again.
+/// The lease at a place that is not listed has its full TTL again.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KeptBatch {
-    /// Unknown, ended, returned, or not the caller's.
+    /// The lease is unknown, has ended, was returned, or is not the caller's.
     pub failed: Vec<u32>,
-    /// Revoked, and why.
+    /// The lease was revoked, and why.
     pub revoked: Vec<(u32, RevokedFor)>,
-    /// The store cannot say; the leases are as they were.
+    /// The store cannot answer now; the leases are unchanged.
     pub unavailable: Vec<u32>,
 }
 
 impl KeptBatch {
-    /// How many places are listed, and so were not extended.
+    /// How many places are listed: their leases were not extended.
     pub fn listed(&self) -> usize {
         self.failed.len() + self.revoked.len() + self.unavailable.len()
     }
 
-    /// The same batch, when the changes it reveals could not be made durable.
-    pub(crate) fn unsure(mut self) -> Self {
+    /// Moves all listed places to `unavailable`, because the changes that they reveal are not
+    /// durable.
+    pub(crate) fn into_unavailable(mut self) -> Self {
         self.unavailable.append(&mut self.failed);
         self.unavailable.extend(self.revoked.drain(..).map(|(place, _)| place));
         self.unavailable.sort_unstable();
@@ -94,10 +96,10 @@ impl KeptBatch {
     }
 }
 
-/// A borrow that could not be returned by its id.
+/// Why a borrow was not returned by its id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReleaseError {
-    /// The borrow has not arrived, and its id cannot be remembered.
+    /// The borrow has not arrived, and the store has no room to remember its id.
     #[error(transparent)]
     MemoryFull(#[from] MemoryFull),
     /// The store cannot answer.
@@ -112,13 +114,13 @@ pub struct UsageReport {
     pub submission: Submission,
     /// The policy that has the budgets.
     pub policy: Arc<Policy>,
-    /// What is dropped once the report is counted, or refused.
+    /// A value that is dropped once the report is counted or refused.
     pub until_counted: Option<Box<dyn Any + Send>>,
 }
 
 impl UsageReport {
-    /// The report of `usages`, of which the answer tells about every organization with a budget, in
-    /// the order of their names; and what of them cannot be counted.
+    /// Returns the report of `usages`, and how many of them cannot be counted. The answer to the
+    /// report names each organization with a budget, in the order of their names.
     pub fn of(
         caller: Option<&str>,
         idempotency_key: Option<&str>,
@@ -145,7 +147,7 @@ impl UsageReport {
     }
 }
 
-/// A report of usage that was not counted whole.
+/// Why a report of usage was not counted, or only in part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReportError {
     /// The rules refuse it.

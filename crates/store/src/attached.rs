@@ -1,4 +1,4 @@
-//! Who is told at once when a lease is revoked.
+//! Listeners, which learn at once that a lease was revoked.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,35 +6,35 @@ use std::sync::Arc;
 
 use lease::{LeaseId, RevokedFor};
 
-/// Hears of revocations.
+/// Receives revocations.
 ///
-/// It is told after the revocation is as durable as the store makes it, from whatever thread made
-/// it so, and must neither block nor call the store.
+/// A listener is called after the revocation is as durable as the store makes it, on the thread that
+/// made it so. It must neither block nor call the store.
 pub trait Listener: fmt::Debug + Send + Sync + 'static {
     /// The lease was revoked.
     fn revoked(&self, id: LeaseId, why: RevokedFor);
 }
 
-/// The promise that a [`Listener`] hears of the leases it named; dropped, it hears nothing more.
+/// Keeps a [`Listener`] attached to a store. Dropping the attachment detaches the listener.
 #[must_use = "dropping it detaches the listener"]
 pub struct Attachment {
     number: u64,
     store: Arc<dyn Detach>,
 }
 
-/// What a store does about a listener that is gone.
+/// Detaches listeners; implemented by the store.
 pub(crate) trait Detach: Send + Sync {
-    /// Forgets the listener.
+    /// Detaches the listener of that number.
     fn detach(&self, number: u64);
 }
 
 impl Attachment {
-    /// The attachment that `store` knows by `number`.
+    /// Returns the attachment of the listener that `store` knows by `number`.
     pub(crate) fn new(store: Arc<dyn Detach>, number: u64) -> Self {
         Self { number, store }
     }
 
-    /// Its number.
+    /// The number of the listener.
     pub(crate) const fn number(&self) -> u64 {
         self.number
     }
@@ -52,53 +52,53 @@ impl fmt::Debug for Attachment {
     }
 }
 
-/// Which listener named which lease last.
+/// The listeners, and which of them subscribed last to each lease.
 ///
-/// There is one entry for each place of the table, so entries need no cleaning: one whose lease has
-/// ended is overwritten with the place, or found to be about another serial number, and one whose
-/// listener is gone finds nobody under its number. Numbers are never used again.
+/// There is one entry for each slot of the lease table, so entries need no cleaning. When a lease has
+/// ended, its entry has another serial number than the next lease of the slot. When a listener was
+/// detached, its number leads to no listener, because numbers are never used again.
 #[derive(Debug, Default)]
-pub(crate) struct Attached {
+pub(crate) struct Attachments {
     listeners: HashMap<u64, Arc<dyn Listener>>,
-    attached: u64,
-    places: Vec<Named>,
+    last_number: u64,
+    by_slot: Vec<Subscription>,
 }
 
-/// A lease by its serial number, and the listener that named it; 0 for either is none.
+/// The serial number of a lease and the number of its listener; 0 means none.
 #[derive(Clone, Copy, Debug, Default)]
-struct Named {
+struct Subscription {
     serial: u64,
     listener: u64,
 }
 
-impl Attached {
-    /// Takes a listener in and answers its number.
+impl Attachments {
+    /// Adds a listener and returns its number.
     pub(crate) fn attach(&mut self, listener: Arc<dyn Listener>) -> u64 {
-        self.attached += 1;
-        self.listeners.insert(self.attached, listener);
-        self.attached
+        self.last_number += 1;
+        self.listeners.insert(self.last_number, listener);
+        self.last_number
     }
 
     pub(crate) fn detach(&mut self, number: u64) {
         self.listeners.remove(&number);
     }
 
-    /// The listener called `number` is told about the lease from now on, and nobody else.
-    pub(crate) fn name(&mut self, id: LeaseId, number: u64) {
+    /// Makes the listener of that number the only one that learns of the lease's revocation.
+    pub(crate) fn subscribe(&mut self, id: LeaseId, number: u64) {
         let place = id.slot() as usize;
-        if self.places.len() <= place {
-            self.places.resize(place + 1, Named::default());
+        if self.by_slot.len() <= place {
+            self.by_slot.resize(place + 1, Subscription::default());
         }
-        self.places[place] = Named { serial: id.serial(), listener: number };
+        self.by_slot[place] = Subscription { serial: id.serial(), listener: number };
     }
 
-    /// Who is to be told about the lease.
+    /// The listener that subscribed to the lease last.
     pub(crate) fn listener(&self, id: LeaseId) -> Option<Arc<dyn Listener>> {
-        let named = self.places.get(id.slot() as usize)?;
-        if named.serial != id.serial() {
+        let subscription = self.by_slot.get(id.slot() as usize)?;
+        if subscription.serial != id.serial() {
             return None;
         }
-        self.listeners.get(&named.listener).cloned()
+        self.listeners.get(&subscription.listener).cloned()
     }
 }
 
@@ -133,26 +133,26 @@ mod tests {
 
     #[test]
     fn the_listener_that_named_a_lease_last_is_told() {
-        let mut attached = Attached::default();
+        let mut attachments = Attachments::default();
         let listeners: [Arc<dyn Listener>; 2] = [Arc::new(Nobody), Arc::new(Nobody)];
-        let [first, second] = listeners.clone().map(|listener| attached.attach(listener));
-        attached.name(lease(3, 9), first);
-        assert!(Arc::ptr_eq(&attached.listener(lease(3, 9)).unwrap(), &listeners[0]));
-        attached.name(lease(3, 9), second);
-        assert!(Arc::ptr_eq(&attached.listener(lease(3, 9)).unwrap(), &listeners[1]));
-        attached.detach(second);
-        assert!(attached.listener(lease(3, 9)).is_none(), "nobody is told for somebody else");
+        let [first, second] = listeners.clone().map(|listener| attachments.attach(listener));
+        attachments.subscribe(lease(3, 9), first);
+        assert!(Arc::ptr_eq(&attachments.listener(lease(3, 9)).unwrap(), &listeners[0]));
+        attachments.subscribe(lease(3, 9), second);
+        assert!(Arc::ptr_eq(&attachments.listener(lease(3, 9)).unwrap(), &listeners[1]));
+        attachments.detach(second);
+        assert!(attachments.listener(lease(3, 9)).is_none(), "nobody is told for somebody else");
     }
 
     #[test]
     fn a_lease_that_took_the_place_of_a_named_one_is_nobodys_until_it_is_named() {
-        let mut attached = Attached::default();
-        let number = attached.attach(Arc::new(Nobody));
-        attached.name(lease(0, 1), number);
-        assert!(attached.listener(lease(0, 2)).is_none());
-        attached.name(lease(0, 2), number);
-        assert!(attached.listener(lease(0, 2)).is_some());
-        assert!(attached.listener(lease(0, 1)).is_none());
-        assert_eq!(attached.places.len(), 1, "one entry for each place, whoever stood there");
+        let mut attachments = Attachments::default();
+        let number = attachments.attach(Arc::new(Nobody));
+        attachments.subscribe(lease(0, 1), number);
+        assert!(attachments.listener(lease(0, 2)).is_none());
+        attachments.subscribe(lease(0, 2), number);
+        assert!(attachments.listener(lease(0, 2)).is_some());
+        assert!(attachments.listener(lease(0, 1)).is_none());
+        assert_eq!(attachments.by_slot.len(), 1, "one entry for each place, whoever stood there");
     }
 }

@@ -1,8 +1,8 @@
 //! Group commit: calls that wait for the same batch share one flush and one notice.
 //!
-//! Waking a task of another thread's runtime costs a system call, so the journal wakes one waiter
-//! per serving thread, and that one wakes the others where it runs. They answer in one go, which
-//! lets a connection send what it has in one write.
+//! Waking a task of another thread's runtime costs a system call. So the journal thread wakes one
+//! waiter per serving thread, and that waiter wakes the others on its thread. All of them answer at
+//! the same time, which lets a connection send their answers in one write.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -12,16 +12,16 @@ use crate::answers::Unavailable;
 use crate::lane::{self, LANES};
 
 const GATHERING: u8 = 0;
-/// The disk took too long: nobody waits for this batch any more, which may still become durable.
+/// The disk took too long: calls wait for this batch no longer. It may still become durable.
 const STALLED: u8 = 1;
 const DURABLE: u8 = 2;
 const FAILED: u8 = 3;
 const FILE_LOST: u8 = 4;
 
-/// A batch of changes, shared by everybody who waits for it. A waiter costs no allocation.
+/// A batch of changes, shared by all calls that wait for it. A waiter costs no allocation.
 ///
-/// It is settled once: it is durable, or it failed. Before that it may stall, which answers those
-/// who wait for it; the batch itself goes on.
+/// A batch is settled once: it became durable, or it failed. Before that it may stall: then the
+/// calls that wait are answered, and the batch itself goes on.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     state: AtomicU8,
@@ -29,8 +29,8 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Tells every waiter, and whoever asks later, how it went. Only the first call counts: a batch
-    /// that failed is not durable later.
+    /// Settles the batch and wakes all waiters. Only the first call counts: a batch that failed does
+    /// not become durable later.
     pub(crate) fn settle(&self, outcome: Result<(), Unavailable>) {
         let settled = match outcome {
             Ok(()) => DURABLE,
@@ -45,7 +45,7 @@ impl Batch {
         }
     }
 
-    /// Answers whoever waits for the batch, now or later, that the disk takes too long.
+    /// Answers all calls that wait for the batch, now or later, that the disk takes too long.
     pub(crate) fn stall(&self) {
         let stalled =
             self.state.compare_exchange(GATHERING, STALLED, Ordering::AcqRel, Ordering::Acquire);
@@ -54,13 +54,13 @@ impl Batch {
         }
     }
 
-    /// Whether nobody waits for it any more.
+    /// Whether calls wait for the batch no longer.
     pub(crate) fn is_stalled(&self) -> bool {
         self.state.load(Ordering::Acquire) == STALLED
     }
 
-    /// Wakes every waiter, so that calls look at their own deadlines. This costs a system call for
-    /// each serving thread, so it is for a disk that is slow already.
+    /// Wakes all waiters, so that calls check their own deadlines. This costs a system call for
+    /// each serving thread, so it is done only while the disk is slow.
     pub(crate) fn wake(&self) {
         for lane in &self.lanes {
             lane.notify_waiters();
@@ -69,8 +69,8 @@ impl Batch {
 
     /// Waits until the batch is durable, has failed or has stalled.
     ///
-    /// Cancellation safe: a batch is committed whether anybody waits or not, and a waiter that
-    /// goes away hands the notice on.
+    /// Cancellation safe: a batch is committed whether calls wait for it or not, and a waiter that
+    /// is dropped passes its notice on.
     pub(crate) async fn durable(&self) -> Result<(), Unavailable> {
         self.until(Self::answer).await
     }
@@ -84,17 +84,17 @@ impl Batch {
 
     async fn until(
         &self,
-        look: impl Fn(&Self) -> Option<Result<(), Unavailable>>,
+        state: impl Fn(&Self) -> Option<Result<(), Unavailable>>,
     ) -> Result<(), Unavailable> {
-        let lane = &self.lanes[lane::own()];
+        let lane = &self.lanes[lane::current()];
         loop {
-            // Made before the state is read, so that a notice between the two is not lost.
+            // Created before the state is read, so that a notice between the two is not lost.
             let notice = lane.notified();
-            if let Some(outcome) = look(self) {
+            if let Some(outcome) = state(self) {
                 return outcome;
             }
             notice.await;
-            // Only of a settled batch was one waiter of the lane told for all.
+            // Settling a batch wakes one waiter of each lane; that waiter wakes the others.
             if self.outcome().is_some() {
                 lane.notify_waiters();
             }

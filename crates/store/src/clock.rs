@@ -1,4 +1,4 @@
-//! Where the server reads the time.
+//! The clocks that the store reads.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
@@ -7,16 +7,16 @@ use lease::WallTime;
 
 /// The two clocks of a machine.
 ///
-/// The rules never read a clock: the store reads one and hands them the time. Another clock than
-/// [`SystemClock`] is for tests, which turn it by hand.
+/// The rules never read a clock: the store reads one and passes the time on. Tests use a clock of
+/// their own, which they set by hand.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// Time since some fixed point. It never goes back and ignores changes of the wall clock.
+    /// Time since a fixed point. It never goes back and ignores changes of the wall clock.
     fn monotonic(&self) -> Duration;
 
     /// Time since the start of 1970, UTC, as the wall clock shows it. It may go back.
     fn unix(&self) -> Duration;
 
-    /// The wall clock as budget windows need it.
+    /// The wall clock in the form that budget windows need.
     fn wall(&self) -> WallTime {
         WallTime::from_unix(i64::try_from(self.unix().as_secs()).unwrap_or(i64::MAX))
     }
@@ -47,7 +47,7 @@ impl Clock for SystemClock {
     }
 
     fn unix(&self) -> Duration {
-        // A wall clock before 1970 is a machine without one.
+        // A time before 1970 means that the machine has no wall clock.
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! What the journal of a store does, as its thread counts it.
+//! Metrics of the commits of a store, which the journal thread counts.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,14 +6,15 @@ use std::time::Duration;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// The upper bounds of times, in seconds: from a fast flash disk to one that is stuck.
+/// The upper bounds of the time buckets, in seconds: from a fast flash disk to one that hangs.
 const SECONDS: [f64; 13] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0];
 
-/// The upper bounds of batches, in changes.
+/// The upper bounds of the size buckets, in changes.
 const CHANGES: [f64; 9] = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 10_000.0, 100_000.0];
 
-/// The commits of one store. One thread counts, so the lock in a histogram is always free.
+/// The metrics of the commits of one store. Only one thread counts, so the lock in a histogram is
+/// always free.
 #[derive(Clone)]
 pub struct Commits {
     duration: Histogram,
@@ -38,7 +39,7 @@ impl fmt::Debug for Commits {
 }
 
 impl Commits {
-    /// Adds them to a registry, which answers what was counted from now on.
+    /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_with_unit(
             "store_commit",
@@ -59,8 +60,8 @@ impl Commits {
         );
     }
 
-    /// Counts a commit that went well. `batch` is what it held, and how long the first of it waited;
-    /// a commit of nothing but the time of the store has none.
+    /// Counts a commit that succeeded. `batch` is the number of changes and how long the first of
+    /// them waited; it is `None` for a commit that only wrote the store time.
     pub fn count(&self, took: Duration, batch: Option<(usize, Duration)>) {
         self.duration.observe(took.as_secs_f64());
         if let Some((changes, waited)) = batch {

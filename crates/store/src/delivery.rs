@@ -1,25 +1,24 @@
-//! The promise that a borrow nobody hears of takes no slot.
+//! Takes leases back when their answers are lost.
 
 use std::fmt;
 use std::sync::Arc;
 
 use lease::{BorrowId, Grant, LeaseId};
 
-/// A granted borrow on its way to the caller.
+/// A granted borrow whose answer is not sent yet.
 #[derive(Debug)]
 pub struct Borrowed {
     /// What was granted.
     pub grant: Grant,
-    /// Takes the lease back unless the answer gets away.
+    /// Takes the lease back if the answer is lost.
     pub delivery: Delivery,
 }
 
-/// The promise that a borrow nobody hears of takes no slot.
+/// Takes a lease back if its answer is lost, so that it occupies no slot.
 ///
-/// It travels with the answer. Dropped before [`Delivery::complete`], it returns the lease at
-/// once: the caller was gone before the answer was handed to the transport, so nobody knows the
-/// key. A lease that several tries of one borrow were granted is returned when the last of their
-/// answers is lost, and never once one of them got away.
+/// It travels with the answer. When it is dropped before [`Delivery::complete`], it returns the lease
+/// at once: the answer was not handed to the transport, so no client knows the key. A lease that was
+/// granted to several tries of one borrow is returned when the answers of all of them are lost.
 #[must_use = "dropping it takes the lease back"]
 pub struct Delivery {
     pending: Option<Pending>,
@@ -31,7 +30,7 @@ struct Pending {
     borrow_id: Option<BorrowId>,
 }
 
-/// What a store does about the answers of its grants. Neither method waits.
+/// Learns whether the answers of grants were sent; implemented by the store. Neither method waits.
 pub(crate) trait TakeBack: Send + Sync {
     /// The answer was handed to the transport.
     fn delivered(&self, id: LeaseId, borrow_id: Option<BorrowId>);
@@ -41,7 +40,7 @@ pub(crate) trait TakeBack: Send + Sync {
 }
 
 impl Delivery {
-    /// The promise for the lease `id` of `store`.
+    /// Takes the lease `id` of `store` back when it is dropped.
     pub(crate) fn pending(
         store: Arc<dyn TakeBack>,
         id: LeaseId,
@@ -50,12 +49,12 @@ impl Delivery {
         Self { pending: Some(Pending { store, id, borrow_id }) }
     }
 
-    /// A promise that is kept already: an earlier answer with the same lease got away.
+    /// Does nothing when it is dropped: an earlier answer with the same lease was sent.
     pub(crate) const fn done() -> Self {
         Self { pending: None }
     }
 
-    /// Says that the answer was handed to the transport: the lease is the caller's now.
+    /// Says that the answer was handed to the transport: the lease belongs to the caller now.
     pub fn complete(mut self) {
         if let Some(Pending { store, id, borrow_id }) = self.pending.take() {
             store.delivered(id, borrow_id);

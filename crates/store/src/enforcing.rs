@@ -1,4 +1,4 @@
-//! Enforcing a policy part by part, with the lock free in between.
+//! Enforcing a policy: it ends leases part by part, and releases the lock after each part.
 
 use std::sync::Arc;
 
@@ -8,18 +8,18 @@ use policy::Policy;
 use tokio::runtime::Handle;
 
 use crate::answers::{Enforced, Unavailable};
-use crate::blocking::aside_at_once;
+use crate::blocking::spawn_blocking_work;
 use crate::shared::{Part, Shared, Wait, newest};
 
-/// Holds of the lock that are worth no thread of their own.
+/// The number of parts that are done on the calling thread before a thread of their own is used.
 const AT_ONCE: usize = 8;
 
-/// The end of all leases that a policy does not let live.
+/// Ends all leases that a policy no longer allows.
 #[derive(Debug)]
 pub(crate) struct Enforcing {
-    /// The policy at the beginning: the one in force counts, once there is a later one.
+    /// The policy at the start. A later policy that comes into force replaces it.
     policy: Policy,
-    /// The number of the audit entry that tells of it.
+    /// The number of the audit entry that counts the leases that ended.
     entry: Option<u64>,
     enforcement: Enforcement,
     revoked: usize,
@@ -27,8 +27,8 @@ pub(crate) struct Enforcing {
 }
 
 impl Enforcing {
-    /// Ends every lease that `policy` does not let live.
-    /// The audit entry of that number, which that batch makes durable, tells of it.
+    /// Prepares to end all leases that `policy` no longer allows. `entry` is the number of the audit
+    /// entry that counts them, and the batch that makes this entry durable.
     pub(crate) fn new(policy: Policy, entry: Option<(u64, Wait)>) -> Self {
         let enforcement =
             Enforcement::of_policy(&policy, policy.organizations(), policy.api_keys());
@@ -36,10 +36,10 @@ impl Enforcing {
         Self { policy, entry, enforcement, revoked: 0, wait: wait.flatten() }
     }
 
-    /// Does what takes a few holds of the lock, and the rest on a thread for what blocks. It is on its
-    /// way when this returns, and does not stop when the future is dropped.
+    /// Does the first parts on this thread, and the rest on a thread that may block. The work has
+    /// started when this returns, and goes on when the future is dropped.
     ///
-    /// Answers how many leases were revoked, once that is durable.
+    /// The future returns how many leases were revoked, once that is durable.
     pub(crate) fn start(
         mut self,
         shared: &Arc<Shared>,
@@ -59,7 +59,7 @@ impl Enforcing {
         let rest = match begun {
             Ok(()) if !self.is_done() => {
                 let shared = shared.clone();
-                Either::Left(aside_at_once(move || self.run(&shared)))
+                Either::Left(spawn_blocking_work(move || self.run(&shared)))
             }
             begun => Either::Right(ready(begun.map(|()| (self.revoked, self.wait)))),
         };
@@ -84,7 +84,7 @@ impl Enforcing {
         self.revoked
     }
 
-    /// Goes on to the end. Blocks while too many changes wait for the disk.
+    /// Does all parts that are left. Blocks while too many changes wait for the disk.
     fn run(mut self, shared: &Shared) -> Result<(usize, Wait), Unavailable> {
         while !self.is_done() {
             if let Part::Busy(batch) = self.step(shared)? {
@@ -94,7 +94,7 @@ impl Enforcing {
         Ok((self.revoked, self.wait))
     }
 
-    /// Takes one hold of the lock, if anything is left to do.
+    /// Does the next part, if one is left. Takes the lock once.
     pub(crate) fn step(&mut self, shared: &Shared) -> Result<Part<()>, Unavailable> {
         if self.is_done() {
             return Ok(Part::Done(()));

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A store URL that no store understands.
+    /// An invalid store URL.
     #[error("{url:?} is not a store: {problem}; the stores are memory: and file:PATH")]
     Url {
         /// The URL.
@@ -16,7 +16,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The folder a store file should be in is not there.
+    /// The folder of a store file does not exist.
     #[error("cannot make the store {}: the folder {} does not exist", path.display(), parent.display())]
     FolderMissing {
         /// The store file.
@@ -24,10 +24,10 @@ pub enum Error {
         /// The folder.
         parent: PathBuf,
     },
-    /// A store file cannot be opened, made, read or written.
+    /// A store file cannot be opened, created, read or written.
     #[error("cannot {action} the store {}: {source}", path.display())]
     File {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
         /// The store file.
         path: PathBuf,
@@ -40,15 +40,15 @@ pub enum Error {
         /// The store file.
         path: PathBuf,
     },
-    /// A store file that is damaged, or no store file. It was left as it is.
+    /// The file is damaged, or is no store file. It was not changed.
     #[error("the store {} is damaged or not a session store: {problem}; it was left as it is", path.display())]
     Damaged {
         /// The store file.
         path: PathBuf,
-        /// What was found.
+        /// What is wrong with it.
         problem: String,
     },
-    /// A store file of a format that this version does not know. It was left as it is.
+    /// The store file has a format that this version does not know. It was not changed.
     #[error("the store {} has format {found}, and this version knows format {known}", path.display())]
     Format {
         /// The store file.
@@ -58,7 +58,7 @@ pub enum Error {
         /// The format this version writes.
         known: u64,
     },
-    /// A store file that reads well and lacks changes that were acknowledged. It was left as it is.
+    /// The store file can be read but lacks changes that were acknowledged. It was not changed.
     #[error(
         "the store {} is damaged: batch {acknowledged} of changes was acknowledged, and the newest that \
          can be read is batch {found}, older by {older_by:?}; it was left as it is. Restore a copy, or \
@@ -75,8 +75,8 @@ pub enum Error {
         /// The store time between the two.
         older_by: std::time::Duration,
     },
-    /// The store closed before the disk confirmed its last changes. Nobody was told that they are
-    /// durable, and they may be.
+    /// The store closed before the disk confirmed its last changes. No caller was told that they are
+    /// durable; they may be.
     #[error(
         "the store {} was closed with {changes} changes that the disk has not confirmed within {waited:?}",
         path.display()
@@ -84,9 +84,9 @@ pub enum Error {
     Unconfirmed {
         /// The store file.
         path: PathBuf,
-        /// How many changes those were.
+        /// The number of changes without confirmation.
         changes: usize,
-        /// How long the disk had for them.
+        /// How long the store waited.
         waited: std::time::Duration,
     },
     /// The store failed while it ran, or the last changes could not be made durable.
@@ -98,7 +98,7 @@ pub enum Error {
     /// The operating system refused a thread, a timer or random bytes.
     #[error("cannot {action}: {source}")]
     System {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
         /// Why.
         source: io::Error,
@@ -106,7 +106,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether opening the store may work later, without anybody changing the configuration.
+    /// Whether opening the store may succeed later with the same configuration.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
@@ -117,7 +117,7 @@ impl Error {
         )
     }
 
-    /// Whether the configuration is at fault: a URL of no store.
+    /// Whether the configuration is wrong: the store URL is invalid.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Url { .. })
     }

@@ -1,4 +1,7 @@
-//! Where leases are kept: the ledger behind its lock, one atomic operation at a time.
+//! The store of leases: the ledger behind its lock, group commit, and the journal.
+//!
+//! [`Recovered`] opens a store and reads its journal. [`Store`] is an open store; each of its methods
+//! is one atomic operation.
 
 mod answers;
 mod attached;
@@ -16,9 +19,9 @@ mod operations;
 mod records;
 mod recovered;
 mod reporting;
+mod serving_threads;
 mod shared;
 mod store;
-mod turns;
 mod url;
 
 use std::time::Duration;
@@ -36,9 +39,9 @@ pub use listing::{
     LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, RecordError, UsageCount,
 };
 pub use recovered::{Options, Recovered};
+pub use serving_threads::ServingThreads;
 pub use store::Store;
-pub use turns::Turns;
 pub use url::StoreUrl;
 
-/// Nobody waits longer than this for the disk.
+/// The longest time that a call waits for the disk.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(10);

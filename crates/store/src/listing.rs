@@ -1,4 +1,4 @@
-//! What an operator asks a store for, and what it answers: leases, pools, usage.
+//! Queries of operators and their answers: leases, pools, usage.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::answers::Unavailable;
 /// The most leases of one page.
 pub const MAX_PAGE: usize = 1_000;
 
-/// Which leases to list: those that match everything that is said.
+/// Which leases to list: those that match all fields that are set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseFilter {
     /// Only of this organization.
@@ -27,8 +27,8 @@ pub struct LeaseFilter {
 }
 
 impl LeaseFilter {
-    /// Whether the filter lets the lease through.
-    pub fn admits(&self, lease: &Holder<'_>) -> bool {
+    /// Whether the lease matches the filter.
+    pub fn matches(&self, lease: &Holder<'_>) -> bool {
         let same = |asked: &Option<Box<str>>, name| {
             asked.as_deref().is_none_or(|asked: &str| Some(asked) == name)
         };
@@ -53,23 +53,23 @@ pub enum Order {
 
 /// One page of leases.
 ///
-/// A walk from page to page neither misses nor repeats a lease that lives all the while, whatever
-/// else comes and goes.
+/// Reading page after page neither misses nor repeats a lease that lives the whole time, whatever
+/// leases are granted or end in the meantime.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeasePage {
-    /// How many leases match the filter altogether.
+    /// How many leases match the filter in total.
     pub total: u64,
-    /// The leases, in the order asked for. A page that is not the last may be short by what ended
-    /// while it was put together.
+    /// The leases, in the requested order. A page that is not the last has fewer leases than the
+    /// limit when some ended while the page was read.
     pub leases: Vec<ListedLease>,
-    /// What to go on after for the next page; `None` when this is the last.
+    /// The lease after which the next page starts; `None` when this page is the last.
     pub next: Option<LeaseNumber>,
 }
 
 /// A live lease, without its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedLease {
-    /// What names it; no key.
+    /// Its number, which is not its key.
     pub number: LeaseNumber,
     /// Session or worker.
     pub kind: Kind,
@@ -89,7 +89,7 @@ pub struct ListedLease {
     pub ttl: Duration,
     /// How long until it ends unless it is kept alive.
     pub ends_in: Duration,
-    /// Whether it was returned young and only lasts out its minimal life.
+    /// Whether it was returned before its minimal life was over, and is lingering.
     pub lingers: bool,
     /// How many workers of its indexer run under its trace; 0 for a worker.
     pub workers: u64,
@@ -119,13 +119,13 @@ pub struct UsageCount {
     pub used: Used,
 }
 
-/// What an operator did that was not recorded. Nothing changed.
+/// Why an operator's action was not recorded. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// There are as many overrides as the store keeps.
+    /// The store has the most overrides that it keeps.
     #[error("there are {max} overrides, which is all that the server keeps: clear some first")]
     Full {
-        /// How many that is.
+        /// The most overrides that the store keeps.
         max: usize,
     },
     /// The store cannot answer.

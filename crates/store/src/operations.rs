@@ -17,7 +17,7 @@ use crate::answers::{
     UsageReport,
 };
 use crate::attached::{Attachment, Listener};
-use crate::blocking::{aside, joined};
+use crate::blocking::{join, run_blocking};
 use crate::delivery::Borrowed;
 use crate::enforcing::Enforcing;
 use crate::listing::{
@@ -27,15 +27,15 @@ use crate::reporting::Reporting;
 use crate::shared::Wait;
 use crate::store::Store;
 
-/// How long the answer to a batch of keep-alives waits for the disk.
+/// The longest time that the answer to a batch of keep-alives waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Waits for the batch that an answer depends on, and gives the answer.
+/// Waits until the batch that an answer depends on is durable, and returns the answer.
 ///
-/// The answer is looked at where it lies while the batch is waited for: moved, it would be stored
-/// a second time in the future of every call.
+/// The answer is not moved while the batch is waited for. Moved, it would be stored a second time in
+/// the future of every call.
 #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
-fn answered<R>(
+fn when_durable<R>(
     applied: Result<(R, Wait), Unavailable>,
 ) -> impl Future<Output = Result<R, Unavailable>> {
     async move {
@@ -46,8 +46,8 @@ fn answered<R>(
     }
 }
 
-/// As [`answered`], and waits for as long as the disk takes: for what must not be left half done.
-async fn answered_in_the_end<R>(applied: Result<(R, Wait), Unavailable>) -> Result<R, Unavailable> {
+/// As [`when_durable`], but waits as long as the disk takes.
+async fn when_settled<R>(applied: Result<(R, Wait), Unavailable>) -> Result<R, Unavailable> {
     let (answer, wait) = applied?;
     if let Some(batch) = wait {
         batch.settled().await?;
@@ -55,50 +55,49 @@ async fn answered_in_the_end<R>(applied: Result<(R, Wait), Unavailable>) -> Resu
     Ok(answer)
 }
 
-/// One method is one whole lease operation, never a read or a write of a value, so the rules are
-/// applied atomically. The operation is on its way when the method returns; the future only waits
-/// for the answer, and borrows nothing. It resolves once every change that the answer reveals is
-/// durable, as far as the journal makes it so; only an extended TTL waits for nothing.
+/// Each method is one atomic lease operation. The operation is applied, or has started, when the
+/// method returns; the future only waits for the answer, and borrows nothing. It resolves once every
+/// change that the answer reveals is durable in the journal. Only an extended TTL waits for nothing.
 impl Store {
-    /// Grants one lease, or says what stands against it. The request must be valid.
+    /// Grants one lease, or returns why it is refused. The request must be valid.
     ///
-    /// Cancellation: when the future is dropped before the answer, or the answer with its
-    /// [`Delivery`] pending, the lease is taken back.
+    /// Cancellation: the lease is taken back when the future is dropped before the answer, or when
+    /// the answer is dropped before [`Delivery::complete`].
     pub fn borrow(
         &self,
         request: &Request<'_>,
         terms: &Terms<'_>,
     ) -> impl Future<Output = Result<Borrowed, BorrowError>> + Send + use<> {
-        // The promise to take the lease back is part of the answer already: whoever stops waiting
-        // for the batch keeps it.
-        answered(self.shared.grant(request, terms)).map(|answer| {
+        // The delivery is part of the answer already: a caller that stops waiting for the batch drops
+        // it, which takes the lease back.
+        when_durable(self.shared.grant(request, terms)).map(|answer| {
             let (grant, delivery) = answer??;
             Ok(Borrowed { grant, delivery })
         })
     }
 
-    /// Gives a lease that `caller` holds its full TTL again.
+    /// Extends a lease that `caller` holds to its full TTL.
     pub fn keep_alive(
         &self,
         id: LeaseId,
         caller: Option<&str>,
     ) -> impl Future<Output = Result<KeptAlive, Unavailable>> + Send + use<> {
-        answered(self.shared.keep_alive(id, caller))
+        when_durable(self.shared.keep_alive(id, caller))
     }
 
-    /// Takes in a listener, which is told when a lease is revoked that it was the last to name in
-    /// [`Store::keep_alive_batch`], until the attachment is dropped.
+    /// Attaches a listener until the attachment is dropped. It learns of the revocation of each lease
+    /// that it was the last to keep alive by [`Store::keep_alive_batch`].
     pub fn attach(&self, listener: Arc<dyn Listener>) -> Attachment {
         self.shared.attach(listener)
     }
 
-    /// Gives each lease of a batch that `caller` holds its full TTL again, as
-    /// [`Store::keep_alive`] does for one, and tells `attachment` if it is revoked from now on.
-    /// `None` stands for a text that never was a key.
+    /// Extends each lease of a batch that `caller` holds to its full TTL, as [`Store::keep_alive`] does
+    /// for one, and subscribes the listener of `attachment` to its revocation. `None` stands for a
+    /// text that is no key.
     ///
-    /// All of them are applied when the method returns. The future waits for the changes that the
-    /// answer reveals, but not for long: past a second those leases count as unavailable, so that
-    /// a slow disk does not keep the answer for all the others.
+    /// All keep-alives are applied when the method returns. The future waits up to a second for the
+    /// changes that the answer reveals. After that, the leases that were not extended count as
+    /// unavailable, so that a slow disk does not delay the answer for all the others.
     pub fn keep_alive_batch(
         &self,
         ids: &[Option<LeaseId>],
@@ -110,7 +109,7 @@ impl Store {
             let Some(batch) = wait else { return kept };
             match tokio::time::timeout(PATIENCE, batch.durable()).await {
                 Ok(Ok(())) => kept,
-                Ok(Err(_)) | Err(_) => kept.unsure(),
+                Ok(Err(_)) | Err(_) => kept.into_unavailable(),
             }
         }
     }
@@ -124,19 +123,19 @@ impl Store {
         caller: Option<&str>,
         minimal_life: Duration,
     ) -> impl Future<Output = Result<Released, Unavailable>> + Send + use<> {
-        answered(
+        when_durable(
             self.shared.change(caller, |ledger, now| ledger.release(id, caller, minimal_life, now)),
         )
     }
 
-    /// Returns whatever the borrow that `caller` named `borrow_id` took, as [`Store::release`] does.
+    /// Returns the lease of the borrow that `caller` named `borrow_id`, as [`Store::release`] does.
     pub fn release_borrow(
         &self,
         borrow_id: BorrowId,
         caller: Option<&str>,
         minimal_life: Duration,
     ) -> impl Future<Output = Result<Released, ReleaseError>> + Send + use<> {
-        answered(self.shared.change(caller, |ledger, now| {
+        when_durable(self.shared.change(caller, |ledger, now| {
             ledger.release_borrow(borrow_id, caller, minimal_life, now)
         }))
         .map(|answer| Ok(answer??))
@@ -156,56 +155,56 @@ impl Store {
         let (service, organization) = (Box::<str>::from(service), Box::<str>::from(organization));
         async move {
             while !reading.is_done() && part.is_ok() {
-                // Other calls of this thread come between the parts.
+                // Other calls of this thread run between the parts.
                 tokio::task::yield_now().await;
                 part = shared.change(None, |ledger, now| {
                     ledger.read_pool(&service, &organization, &mut reading, now);
                 });
             }
-            answered(part.map(|((), wait)| (reading.finish(), wait))).await
+            when_durable(part.map(|((), wait)| (reading.finish(), wait))).await
         }
     }
 
-    /// Ends one lease at once and remembers why. Answers whether there was such a lease.
+    /// Ends one lease at once and remembers why. Returns whether there was such a lease.
     pub fn revoke(
         &self,
         id: LeaseId,
         reason: Reason,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send + use<> {
-        answered(self.shared.revoke(|ledger, now, revoked| {
+        when_durable(self.shared.revoke(|ledger, now, revoked| {
             let found = ledger.revoke(id, reason, now);
             revoked.extend(found.then_some((id, reason.into())));
             found
         }))
     }
 
-    /// Ends the lease of that number at once, remembers why, and records in `entry` that an operator
-    /// did it: both, or neither.
+    /// Ends the lease of that number at once, remembers why, and records the audit entry of the
+    /// operator: both, or neither.
     ///
-    /// Answers the entry with its number and how many leases ended: the lease, and with the last
-    /// session of a trace the trace's workers. `None`, and nothing is recorded, when there is no such
-    /// lease. It waits for the disk as long as that takes.
+    /// Returns the entry with its number and how many leases ended: the lease, and with the last
+    /// session of a trace the trace's workers. Returns `None`, and records nothing, when there is no
+    /// such lease. It waits for the disk as long as that takes.
     pub fn revoke_number(
         &self,
         number: LeaseNumber,
         reason: Reason,
         entry: AuditEntry,
     ) -> impl Future<Output = Result<Option<AuditEntry>, Unavailable>> + Send + use<> {
-        answered_in_the_end(self.shared.revoke_number(number, reason, entry))
+        when_settled(self.shared.revoke_number(number, reason, entry))
     }
 
-    /// Takes `policy` for the one in force from now on: a borrow under the terms of one with a lower
-    /// number is refused, and what goes on in parts goes on under this one. Waits for nothing.
-    pub fn follow(&self, policy: &Policy) {
-        self.shared.follow(policy);
+    /// Puts `policy` into force: a borrow under the terms of a policy with a lower number is refused,
+    /// and operations that run part by part continue under this one. Waits for nothing.
+    pub fn set_policy(&self, policy: &Policy) {
+        self.shared.set_policy(policy);
     }
 
-    /// Ends every lease that `policy` no longer allows to live: of a disabled organization or API
-    /// key, or of an organization with a spent budget.
+    /// Ends every lease that `policy` no longer allows: of a disabled organization or API key, or of an
+    /// organization with a spent budget.
     ///
-    /// Lowered ceilings end nobody. The entry of the audit list that `noted` names tells at every
-    /// moment how many of them ended durably, through a kill too; where there is one, the answer waits
-    /// for the disk as long as that takes.
+    /// A lowered ceiling ends no lease. The entry of the audit list that `noted` names counts at any
+    /// time the leases that ended durably, also after a kill. Where there is an entry, the answer
+    /// waits for the disk as long as that takes.
     pub fn enforce(
         &self,
         policy: &Policy,
@@ -214,7 +213,7 @@ impl Store {
         let noted = match noted {
             Noted::Nowhere => Ok(None),
             Noted::At(number) => Ok(Some((number, None))),
-            Noted::Anew(entry) => self.shared.note_alone(entry).map(Some),
+            Noted::Anew(entry) => self.shared.record_entry(entry).map(Some),
         };
         let policy = policy.clone();
         let begun = noted.map(|noted| Enforcing::new(policy, noted).start(&self.shared));
@@ -224,12 +223,12 @@ impl Store {
     /// Counts a report of usage and revokes the leases of each organization of which it spends a
     /// budget; leases of observed services live on.
     ///
-    /// A large one is counted by parts, between which other calls go on, on a thread for what
-    /// blocks; the method has to be called within a runtime. Once begun it goes on until it is
-    /// counted whole, whether anybody waits or not.
+    /// A large report is counted part by part on a thread that may block; other calls run between
+    /// the parts. The method has to be called within a runtime. Once started, counting goes on to the
+    /// end of the report, also when the future is dropped.
     ///
-    /// The same idempotency key from the same caller counts once in ten minutes. One that a failure
-    /// or a stop cut short goes on where it stopped when it is sent again.
+    /// Reports with the same idempotency key from the same caller count once in ten minutes. A report
+    /// that a failure or a stop interrupted continues where it stopped when it is sent again.
     pub fn report(
         &self,
         report: UsageReport,
@@ -243,8 +242,8 @@ impl Store {
             if reporting.is_done() {
                 Either::Left(ready(Ok(reporting.finish())))
             } else {
-                // On its way now: it goes on if nobody waits for it any more.
-                Either::Right(joined(tokio::task::spawn_blocking(move || reporting.run())))
+                // Started now, so that it goes on when the future is dropped.
+                Either::Right(join(tokio::task::spawn_blocking(move || reporting.run())))
             }
         });
         async move {
@@ -275,8 +274,8 @@ impl Store {
         self.shared.ready()
     }
 
-    /// Rises with every change of leases, usage, overrides and the audit list; keep-alives change
-    /// nothing. It costs nothing to ask, and starts anew with the process.
+    /// A number that rises with every change of leases, usage, overrides and the audit list.
+    /// Keep-alives do not change it. Reading it takes no lock. It restarts with the process.
     pub fn revision(&self) -> u64 {
         self.shared.revision()
     }
@@ -284,17 +283,17 @@ impl Store {
     /// The counts of every pool that holds a lease, ordered by organization and then by service.
     ///
     /// This and the other reading methods below show what is applied, which may not be durable yet,
-    /// and wait for nothing. Those that read whole tables do it on a thread for what blocks, by
-    /// parts, between which calls go on: what changes meanwhile may show or not.
+    /// and do not wait for the disk. Those that read whole tables do it part by part on a thread that
+    /// may block; a change that is made in the meantime may show or not.
     pub fn pools(
         &self,
     ) -> impl Future<Output = Result<Vec<PoolCount>, Unavailable>> + Send + use<> {
         let shared = self.shared.clone();
-        aside(move || shared.pools())
+        run_blocking(move || shared.pools())
     }
 
-    /// One page of the leases that match `filter`: at most `limit` (and [`MAX_PAGE`]) of those that
-    /// follow `after` in that order.
+    /// One page of the leases that match `filter`: at most `limit` (and [`MAX_PAGE`]) of those after
+    /// `after` in that order.
     pub fn leases(
         &self,
         filter: LeaseFilter,
@@ -303,7 +302,7 @@ impl Store {
         limit: usize,
     ) -> impl Future<Output = Result<LeasePage, Unavailable>> + Send + use<> {
         let shared = self.shared.clone();
-        aside(move || shared.leases(&filter, order, after, limit))
+        run_blocking(move || shared.leases(&filter, order, after, limit))
     }
 
     /// The live lease of that number.
@@ -314,7 +313,7 @@ impl Store {
         std::future::ready(self.shared.find(number))
     }
 
-    /// What the organization used, by metric, in no particular order.
+    /// The usage of the organization by metric, in no particular order.
     pub fn used(
         &self,
         organization: &str,
@@ -324,30 +323,30 @@ impl Store {
         }))
     }
 
-    /// What every organization used that used anything, ordered by organization and metric.
+    /// The usage of every organization that used anything, ordered by organization and metric.
     pub fn usage(
         &self,
     ) -> impl Future<Output = Result<Vec<UsageCount>, Unavailable>> + Send + use<> {
         let shared = self.shared.clone();
-        aside(move || shared.usage())
+        run_blocking(move || shared.usage())
     }
 
-    /// What operators set.
+    /// The overrides.
     pub fn overrides(&self) -> Arc<Overrides> {
         self.shared.overrides()
     }
 
-    /// The latest things operators did, the latest first: at most `limit` (and [`MAX_PAGE`]) of
-    /// those with a number below `before`.
+    /// The audit list, the latest entry first: at most `limit` (and [`MAX_PAGE`]) entries with a
+    /// number below `before`.
     pub fn audit(&self, before: Option<u64>, limit: usize) -> Vec<AuditEntry> {
         self.shared.audit(before, limit)
     }
 
-    /// Records what an operator did, and the change of the overrides that it was: both, or neither.
+    /// Records an audit entry and the change of an override: both, or neither.
     ///
-    /// Answers the number of the entry; [`AuditEntry::number`] is not looked at. The oldest entries
-    /// are forgotten past [`MAX_AUDIT`]. Durable when it answers. Cancellation: dropped, it may have
-    /// been recorded.
+    /// Returns the number of the entry; [`AuditEntry::number`] is ignored. The oldest entries beyond
+    /// [`MAX_AUDIT`] are removed. The records are durable when the future resolves. Cancellation: when
+    /// the future is dropped, they may have been recorded.
     ///
     /// [`MAX_AUDIT`]: policy::overrides::MAX_AUDIT
     pub fn record(
@@ -358,7 +357,7 @@ impl Store {
         let recorded = self.shared.record(change, entry);
         async move {
             match recorded {
-                Ok(recorded) => Ok(answered_in_the_end(Ok(recorded)).await?),
+                Ok(recorded) => Ok(when_settled(Ok(recorded)).await?),
                 Err(refused) => Err(refused),
             }
         }

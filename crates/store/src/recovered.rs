@@ -1,4 +1,6 @@
-//! A store on its way up: opened and read, not yet running.
+//! Opening a store: its journal is read before it runs.
+//!
+//! This module knows which journal belongs to which URL. Another engine is added here and in `url.rs`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,20 +10,20 @@ use lease::{Change, Config, Invalid, Ledger};
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
 use crate::journal::file::FileJournal;
-use crate::journal::{Opened, Operated, Restore, Stamp};
-use crate::records::Kept;
+use crate::journal::{Opened, OperatorRecord, Restore, Stamp};
+use crate::records::OperatorRecords;
 use crate::shared::Shared;
 use crate::store::Store;
 use crate::url::StoreUrl;
 
-/// What a store within the process is made with.
+/// The options of a store.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The most leases it holds at once, whatever the policy allows.
     pub max_leases: u64,
     /// The most bytes that the ids of all leases take up at once.
     pub max_id_bytes: u64,
-    /// Where it reads the time.
+    /// The clock of the store.
     pub clock: Arc<dyn Clock>,
     /// Whether a damaged file is opened in an older state, without changes that were acknowledged.
     pub accept_older_state: bool,
@@ -37,8 +39,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// An empty ledger.
-    fn ledger(&self, journal: bool) -> Result<Ledger, Error> {
+    /// Returns an empty ledger.
+    fn empty_ledger(&self, journal: bool) -> Result<Ledger, Error> {
         let Self { max_leases, max_id_bytes, .. } = *self;
         let seed = random_seed()?;
         let config = Config { max_leases, max_id_bytes, seed, journal, ..Config::default() };
@@ -46,14 +48,14 @@ impl Options {
     }
 }
 
-/// A store that has read what it kept and waits for the port to open.
+/// A store that has read its journal and is not running yet.
 ///
 /// [`Recovered::resume`] starts it: from that moment every lease has its full TTL.
 #[derive(Debug)]
 pub struct Recovered {
     ledger: Ledger,
-    kept: Kept,
-    /// `None` for a store that forgets everything with the process.
+    records: OperatorRecords,
+    /// `None` for a store without a journal.
     journal: Option<Opened>,
     stamp: Stamp,
     clock: Arc<dyn Clock>,
@@ -74,28 +76,29 @@ impl Recovered {
         }
     }
 
-    /// A store that forgets everything with the process.
+    /// Returns an empty store without a journal: its leases end with the process.
     ///
     /// # Errors
     ///
     /// [`Error::System`] when the operating system has no random bytes.
     pub fn memory(options: Options) -> Result<Self, Error> {
-        let (ledger, kept, stamp) = (options.ledger(false)?, Kept::default(), Stamp::default());
-        Ok(Self { ledger, kept, journal: None, stamp, clock: options.clock })
+        let (ledger, records, stamp) =
+            (options.empty_ledger(false)?, OperatorRecords::default(), Stamp::default());
+        Ok(Self { ledger, records, journal: None, stamp, clock: options.clock })
     }
 
-    /// Opens the store file at `path`, or makes it, and reads every lease in it.
+    /// Opens the store file at `path`, or creates it, and reads every lease in it.
     ///
     /// # Errors
     ///
-    /// The file cannot be opened or made, is in use by another server, is damaged, has an unknown
-    /// format, or is no store file. It is left as it is then, to the byte.
+    /// The file cannot be opened or created, is in use by another server, is damaged, has an unknown
+    /// format, or is no store file. Then not one byte of it was changed.
     pub fn file(path: &Path, options: Options) -> Result<Self, Error> {
         Self::load(FileJournal::open(path, options.accept_older_state)?.into(), options)
     }
 
-    /// Opens the store kept on `backend`, or starts one there. This is how tests give a store a
-    /// disk that fails or stalls.
+    /// Opens the store file on `backend`, or creates it there. Tests use this for a disk that fails or
+    /// stalls.
     ///
     /// # Errors
     ///
@@ -106,10 +109,11 @@ impl Recovered {
     }
 
     fn load(mut opened: Opened, options: Options) -> Result<Self, Error> {
-        let mut read = Read { ledger: options.ledger(true)?, kept: Kept::default() };
+        let mut read =
+            Restored { ledger: options.empty_ledger(true)?, records: OperatorRecords::default() };
         let stamp = opened.journal.load(&mut read)?;
-        let (Read { ledger, kept }, clock) = (read, options.clock);
-        Ok(Self { ledger, kept, journal: Some(opened), stamp, clock })
+        let (Restored { ledger, records }, clock) = (read, options.clock);
+        Ok(Self { ledger, records, journal: Some(opened), stamp, clock })
     }
 
     /// How many leases were read.
@@ -117,42 +121,43 @@ impl Recovered {
         self.ledger.len()
     }
 
-    /// Starts the store: every lease has its full TTL from now, a lingering one what was left.
+    /// Starts the store: every lease has its full TTL from now, a lingering lease the time that was
+    /// left.
     ///
-    /// Store time goes on where it stood when the store was written to last.
+    /// Store time continues from the last stamp in the journal.
     ///
     /// # Errors
     ///
     /// [`Error::System`] when a thread cannot be started.
     pub fn resume(self) -> Result<Store, Error> {
-        let Self { mut ledger, kept, journal, stamp, clock } = self;
+        let Self { mut ledger, records, journal, stamp, clock } = self;
         ledger.resume(stamp.time, stamp.next_serial, stamp.time);
-        let shared = Shared::new(ledger, kept, journal.is_some(), stamp, clock);
+        let shared = Shared::new(ledger, records, journal.is_some(), stamp, clock);
         let path = journal.as_ref().map(|opened| opened.path.clone()).unwrap_or_default();
         let store = Store::new(shared, path);
-        store.spawn("store-clock", |shared| shared.keep_time())?;
+        store.spawn("store-clock", |shared| shared.run_clock())?;
         let Some(Opened { journal, path, watch }) = journal else { return Ok(store) };
         if let Some(watch) = watch {
             store.spawn("store-watch", move |shared| shared.watch_journal(&*watch, &path))?;
         }
-        store.spawn("store-journal", |shared| shared.keep_journal(journal))?;
+        store.spawn("store-journal", |shared| shared.run_journal(journal))?;
         Ok(store)
     }
 }
 
-/// What a journal gave back.
-struct Read {
+/// Collects what a journal restores.
+struct Restored {
     ledger: Ledger,
-    kept: Kept,
+    records: OperatorRecords,
 }
 
-impl Restore for Read {
+impl Restore for Restored {
     fn change(&mut self, change: Change) -> Result<(), Invalid> {
         self.ledger.restore(change)
     }
 
-    fn operated(&mut self, operated: Operated) {
-        self.kept.apply(operated);
+    fn operator_record(&mut self, record: OperatorRecord) {
+        self.records.apply(record);
     }
 }
 

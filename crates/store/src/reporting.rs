@@ -1,4 +1,4 @@
-//! Reports of usage, part by part with the lock free in between.
+//! Counting a report of usage part by part; the lock is released after each part.
 
 use std::sync::Arc;
 
@@ -9,16 +9,16 @@ use tokio::runtime::Handle;
 use crate::answers::{ReportError, Unavailable, UsageReport};
 use crate::shared::{Part, Shared, Wait};
 
-/// A report on its way into the ledger.
+/// A report that is being counted.
 #[derive(Debug)]
 pub(crate) struct Reporting {
     shared: Arc<Shared>,
-    /// The policy at the beginning: the one in force counts, once there is a later one.
+    /// The policy at the start. A later policy that comes into force replaces it.
     policy: Arc<Policy>,
     reporting: lease::Reporting,
     /// The last batch that the answer depends on.
     wait: Wait,
-    /// What is dropped once the report is counted.
+    /// A value that is dropped once the report is counted.
     _until_counted: Option<Box<dyn std::any::Any + Send>>,
 }
 
@@ -29,12 +29,12 @@ impl Reporting {
         Self { shared, policy, reporting, wait: None, _until_counted: until_counted }
     }
 
-    /// Whether nothing is left to do.
+    /// Whether the report is counted.
     pub(crate) fn is_done(&self) -> bool {
         self.reporting.is_done()
     }
 
-    /// Whether what is left is little enough to be done where calls are served.
+    /// Whether the rest takes little time, so that it can be done on a thread that serves calls.
     pub(crate) fn is_short(&self) -> bool {
         let submission = self.reporting.submission();
         submission.report.len() <= RECORDS_PER_HOLD
@@ -42,21 +42,21 @@ impl Reporting {
             && !self.reporting.ends_leases()
     }
 
-    /// What came of it, and what the answer has to wait for.
+    /// The result, and the batch that the answer has to wait for.
     pub(crate) fn finish(self) -> (Reported, Wait) {
         (self.reporting.finish(), self.wait)
     }
 
-    /// Does all that is left. Blocks: where too much waits for the disk, it waits for that, since
-    /// half a report is of no use to anybody.
+    /// Does all parts that are left. Blocks while too many changes wait for the disk: a report that
+    /// is counted in part is of no use.
     pub(crate) fn run(mut self) -> Result<(Reported, Wait), ReportError> {
         while !self.is_done() {
-            if let Some(batch) = self.shared.busy() {
+            if let Some(batch) = self.shared.batch_if_busy() {
                 Handle::current().block_on(batch.settled())?;
             }
             match self.step() {
                 Err(ReportError::Unavailable(Unavailable::Overloaded)) => {
-                    if let Some(batch) = self.shared.gathering() {
+                    if let Some(batch) = self.shared.gathering_batch() {
                         Handle::current().block_on(batch.settled())?;
                     }
                 }
@@ -66,7 +66,7 @@ impl Reporting {
         Ok(self.finish())
     }
 
-    /// Takes the lock once.
+    /// Does the next part. Takes the lock once.
     pub(crate) fn step(&mut self) -> Result<(), ReportError> {
         match self.shared.report_part(&self.policy, &mut self.reporting)? {
             Part::Busy(_) => Err(Unavailable::Overloaded.into()),

@@ -1,10 +1,10 @@
-//! The store within the process: one ledger behind one mutex, with a journal or without.
+//! The store: one ledger behind one mutex, with a journal or without.
 //!
-//! An operation takes the lock, reads the clock, applies itself to the ledger and hands what
-//! changed to the batch that is gathering; then it lets go of the lock and waits for that batch.
-//! One thread commits batches, one after another: while one is being flushed, the next gathers,
-//! so calls at the same time share a flush. Which batch a call waits for is decided under the
-//! lock, so batches hold changes in the order applied.
+//! An operation takes the lock, reads the clock, changes the ledger and adds the changes to the
+//! gathering batch. Then it releases the lock and waits for that batch. One thread commits batches,
+//! one after another. While one batch is flushed, the next one gathers, so concurrent calls share a
+//! flush. Which batch a call waits for is decided under the lock, so batches hold changes in the order
+//! in which they were applied.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -17,26 +17,26 @@ use parking_lot::Mutex;
 use crate::answers::Unavailable;
 use crate::commits::Commits;
 use crate::error::Error;
+use crate::serving_threads::ServingThreads;
 use crate::shared::Shared;
-use crate::turns::Turns;
 
-/// The store within the process, behind `memory:` and `file:PATH`.
+/// An open store.
 ///
 /// After the first write or flush that fails, every change is refused until a restart, while
-/// keep-alives of leases go on; see [`Unavailable::Failed`]. So it is when a thread of the store
-/// panics, and when its file is removed or replaced.
+/// keep-alives of leases continue; see [`Unavailable::Failed`]. The same happens when a thread of the
+/// store panics, and when the file of the store is removed or replaced.
 ///
-/// [`Store::close`] commits what is pending and says how it went. Dropping the store does the
-/// same and says nothing.
+/// [`Store::close`] commits the pending changes and returns whether that succeeded. Dropping the
+/// store does the same and logs a failure.
 #[derive(Debug)]
 pub struct Store {
     pub(crate) shared: Arc<Shared>,
-    /// What errors call the file.
+    /// The path that errors name.
     path: PathBuf,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// How long a store has to close where nobody says how long.
+/// How long [`Store::close`] waits.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 impl Store {
@@ -75,35 +75,34 @@ impl Store {
         self.shared.stalled()
     }
 
-    /// What the journal counts.
+    /// The metrics of the commits.
     pub fn commits(&self) -> &Commits {
         &self.shared.commits
     }
 
-    /// Reads the clock and takes out what has ended, as the store's own thread does many times a
-    /// second.
+    /// Reads the clock and removes leases that have ended, as the clock thread of the store does many
+    /// times a second.
     ///
-    /// It says that whatever had arrived was heard: store time goes at most half a second beyond
-    /// that while threads serve calls.
+    /// The caller says that all calls that had arrived were handled. Otherwise store time advances
+    /// at most half a second beyond the last answered probe of the [`ServingThreads`].
     pub fn tick(&self) {
         self.shared.tick_heard();
     }
 
-    /// Whether the threads that serve calls of this store keep up.
-    pub fn turns(&self) -> Arc<Turns> {
-        self.shared.turns.clone()
+    /// The threads that serve calls of this store.
+    pub fn serving_threads(&self) -> Arc<ServingThreads> {
+        self.shared.serving_threads.clone()
     }
 
-    /// Lets no call wait for the disk any longer: whoever waits is answered as if it took too long, and
-    /// a borrow is taken back.
+    /// Answers all calls that wait for the disk with [`Unavailable::Stalled`]. Their borrows are taken
+    /// back.
     pub fn stop_waiting(&self) {
         self.shared.stop_waiting();
     }
 
-    /// Refuses further changes, commits what is pending and lets go of the file. Blocks until then,
-    /// for 10 s at most.
+    /// Refuses further changes, commits the pending ones and closes the file. Blocks for 10 s at most.
     ///
-    /// It says once how that went: a store that is closed already closes well.
+    /// The outcome is returned once: closing a closed store succeeds.
     ///
     /// # Errors
     ///
@@ -116,9 +115,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Failed`] when the store failed, now or earlier. [`Error::Unconfirmed`] when
-    /// the time is over: the thread that waits for the disk is left alone and holds the file until
-    /// the disk answers or the process ends.
+    /// [`Error::Failed`] when the store failed, now or earlier. [`Error::Unconfirmed`] when the time is
+    /// over: the journal thread goes on waiting for the disk, and keeps the file open until the disk
+    /// answers or the process ends.
     pub fn close_within(&self, time: Duration) -> Result<(), Error> {
         self.shared.close();
         let threads = std::mem::take(&mut *self.threads.lock());
@@ -130,7 +129,7 @@ impl Store {
             return Err(Error::Unconfirmed { path, changes, waited: time });
         }
         for thread in threads {
-            // Panics were caught and have failed the store.
+            // A panic of the thread was caught and has failed the store.
             drop(thread.join());
         }
         match self.shared.failure() {

@@ -1,4 +1,4 @@
-//! Which store a URL names.
+//! The URLs of stores.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// The name of the file that is made where a store URL names a folder.
+/// The name of the store file where a store URL names a folder.
 const FILE_NAME: &str = "sessions.redb";
 
 /// The URL of a store.
@@ -22,20 +22,19 @@ const FILE_NAME: &str = "sessions.redb";
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreUrl {
-    /// `memory:`, gone with the process.
+    /// `memory:`, without a journal: leases end with the process.
     Memory,
     /// `file:PATH`, durable, for one server.
     File {
         /// The file; an existing folder, or a path that ends in `/`, gets a file within.
         path: PathBuf,
-        /// Whether missing folders above it are made. Otherwise its parent has to exist.
+        /// Whether missing parent folders are created. Otherwise the parent has to exist.
         make_folders: bool,
     },
 }
 
 impl StoreUrl {
-    /// The store of a server that was given none: a file in the state folder of the user, whose
-    /// folders are made as needed.
+    /// The default store: a file in the state folder of the user. Missing folders are created.
     ///
     /// That is `$XDG_STATE_HOME/tgm-session`, else `$HOME/.local/state/tgm-session`; `None` when
     /// neither is set to an absolute path.
@@ -46,21 +45,21 @@ impl StoreUrl {
         Some(Self::File { path: state.join("tgm-session").join(FILE_NAME), make_folders: true })
     }
 
-    /// Looks whether a store may be there, and makes nothing.
+    /// Checks that a store can be at this URL. Creates nothing.
     ///
     /// # Errors
     ///
     /// [`Error::FolderMissing`].
-    pub fn look(&self) -> Result<(), Error> {
+    pub fn check(&self) -> Result<(), Error> {
         match self {
             Self::Memory => Ok(()),
-            Self::File { path, make_folders } => Self::place(path, *make_folders).map(drop),
+            Self::File { path, make_folders } => Self::resolve(path, *make_folders).map(drop),
         }
     }
 
-    /// Finds the file that `path` means and makes the folder it needs, where that is allowed.
+    /// Returns the file that `path` means, and creates its folder where that is allowed.
     pub(crate) fn prepare(path: &Path, make_folders: bool) -> Result<PathBuf, Error> {
-        let (file, folder) = Self::place(path, make_folders)?;
+        let (file, folder) = Self::resolve(path, make_folders)?;
         if let Some(folder) = folder {
             crate::journal::file::make_folders(&folder).map_err(|source| Error::File {
                 action: "make the folder of",
@@ -71,8 +70,8 @@ impl StoreUrl {
         Ok(file)
     }
 
-    /// The file that `path` means, and the folder that has to be made for it.
-    fn place(path: &Path, make_folders: bool) -> Result<(PathBuf, Option<PathBuf>), Error> {
+    /// Returns the file that `path` means, and the folder that has to be created for it.
+    fn resolve(path: &Path, make_folders: bool) -> Result<(PathBuf, Option<PathBuf>), Error> {
         let names_a_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
         let file = if names_a_folder || path.is_dir() { path.join(FILE_NAME) } else { path.into() };
         let missing = || Error::FolderMissing {
@@ -123,7 +122,7 @@ impl FromStr for StoreUrl {
     }
 }
 
-/// The URL as it may be shown: without the name and password of `scheme://name:password@host`.
+/// Returns the URL without the name and password of `scheme://name:password@host`.
 fn without_secrets(url: &str) -> String {
     match (url.split_once("//"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}//…@{host}"),

@@ -23,7 +23,7 @@ impl Config {
     /// ```
     pub fn judge(&mut self) -> Vec<Error> {
         let mut wrong = self.judge_ports();
-        wrong.extend(self.store.look().err().map(Error::from));
+        wrong.extend(self.store.check().err().map(Error::from));
         wrong
     }
 

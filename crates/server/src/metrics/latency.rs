@@ -38,7 +38,7 @@ impl Latency {
     pub(crate) fn observe(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.partition_point(|bound| bound * 1_000 < nanos);
-        let lane = &self.0[lane::own()];
+        let lane = &self.0[lane::current()];
         lane.counts[bucket].fetch_add(1, Ordering::Relaxed);
         lane.nanos.fetch_add(nanos, Ordering::Relaxed);
     }

@@ -291,7 +291,7 @@ impl Operator {
         let (old, metrics) = (before.clone(), self.metrics.clone());
         let live = Arc::new(blocking(move || old.under(policy, &metrics)).await);
         self.live.store(live.clone());
-        self.store.follow(&live.policy);
+        self.store.set_policy(&live.policy);
         tokio::spawn(let_go(before));
         live
     }

@@ -347,7 +347,7 @@ impl Running {
                 .build()
                 .map_err(failed)?;
             self.runtimes.push(runtime.handle().clone());
-            runtime.spawn(self.store.turns().take_part());
+            runtime.spawn(self.store.serving_threads().answer_probes());
             let (port, listener) = (port.clone(), listener.try_clone().map_err(failed)?);
             let thread = std::thread::Builder::new()
                 .name(format!("grpc-{number}"))

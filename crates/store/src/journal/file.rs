@@ -1,9 +1,9 @@
-//! The file that outlives the process: redb tables that say what a ledger's changes said.
+//! The journal in a file of redb tables.
 //!
 //! One batch of changes is one write transaction, flushed before it is acknowledged. redb keeps a
-//! checksum of every page; all of them are checked when the file is opened. Which batch was the last
-//! to be acknowledged is noted beside redb's pages, so that a damaged file is not taken for one of
-//! which a commit was cut short. Nothing is written before the file was read whole.
+//! checksum of every page and checks all of them when the file is opened. The number of the last
+//! acknowledged batch is noted outside of redb's pages, to distinguish a damaged file from a file
+//! whose last commit was interrupted. Nothing is written before the whole file was read.
 
 mod create;
 mod lock;
@@ -26,57 +26,56 @@ use redb::{
 
 pub(crate) use self::create::make_folders;
 use self::create::{create, remove_unfinished};
-use self::lock::{Place, Standing};
+use self::lock::{FileWatch, StorePath};
 use self::note::Note;
 use self::preallocated::Preallocated;
 use self::staged::Staged;
 use self::tables::{AUDIT, LEASES, LINGERING, META, OVERRIDES, REMEMBERED, USAGE, create_tables};
 use super::encoding::{AuditRow, BadRow, LeaseRow, OverrideRow, RememberedRow, UsedRow};
 use super::rows::Rows;
-use super::{Journal, Opened, Operated, Restore, Stamp, Watch};
+use super::{Journal, Opened, OperatorRecord, Restore, Stamp, Watch};
 use crate::error::Error;
 
 /// The format this version writes.
 const FORMAT: u64 = 3;
 
-/// The oldest format this version reads. Format 1 kept nothing of operators, format 2 nothing of borrow
-/// ids and traces that had ended.
+/// The oldest format this version reads. Format 1 has no overrides and no audit list; format 2 has no
+/// borrow ids and traces that have ended.
 const OLDEST_FORMAT: u64 = 1;
 
-/// Keeps the pages that are in use by a hundred thousand leases; more than that is read again.
+/// The size of redb's cache. It holds the pages of a hundred thousand leases.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// A file is compacted at start when it is larger than this and mostly empty.
+/// A file is compacted at the start when it is larger than this and mostly empty.
 const WORTH_COMPACTING: u64 = 64 << 20;
 
-/// The open file of a durable store. Nobody else can open it meanwhile.
+/// An open store file. It is locked, so that no other server can open it.
 #[derive(Debug)]
 pub(crate) struct FileJournal {
     database: Database,
-    /// What the database is kept on.
+    /// The backend of the database.
     backend: Staged,
     path: PathBuf,
-    /// Where the file stands, which is this store's as long as the journal lives. None for a store
-    /// on another backend.
-    standing: Option<Standing>,
-    /// The format of the file as it was found.
+    /// Keeps the path locked as long as the journal lives. `None` for a store on another backend.
+    watch: Option<FileWatch>,
+    /// The format of the file.
     format: u64,
     /// The number of the last batch.
     batch: u64,
-    /// Whether it goes on from an older state where batches are missing that were acknowledged.
+    /// Whether an older state is accepted when acknowledged batches are missing.
     accept_older_state: bool,
 }
 
 impl FileJournal {
-    /// Opens the file at `path`, or makes it.
+    /// Opens the file at `path`, or creates it.
     ///
     /// # Errors
     ///
-    /// Whatever is there and is not a sound store file is left as it is: an empty file too, since
-    /// this version never leaves one behind.
+    /// A file that is no valid store file is not changed. This includes an empty file: the server
+    /// never leaves one behind.
     pub(crate) fn open(path: &Path, accept_older_state: bool) -> Result<Self, Error> {
         let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
-        let place = Place::take(path)?;
+        let place = StorePath::take(path)?;
         remove_unfinished(&place);
         let open = || OpenOptions::new().read(true).write(true).open(path);
         let file = match open() {
@@ -91,16 +90,16 @@ impl FileJournal {
             let problem = "it is empty; remove it to start without leases".to_owned();
             return Err(Error::Damaged { path: path.to_owned(), problem });
         }
-        let standing = Standing::of(place, &file).map_err(failed)?;
+        let watch = FileWatch::of(place, &file).map_err(failed)?;
         let backend =
             FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
         let journal = Self::on(Preallocated(backend), path, accept_older_state)?;
-        Ok(Self { standing: Some(standing), ..journal })
+        Ok(Self { watch: Some(watch), ..journal })
     }
 
-    /// Opens the journal kept on `backend`, or starts one there; `path` is what errors call it.
+    /// Opens the journal on `backend`, or creates it there; `path` is the name of it in errors.
     ///
-    /// What is there is not written to before [`Journal::load`] has read it.
+    /// An existing journal is not written to before [`Journal::load`] has read it.
     pub(crate) fn on(
         backend: impl StorageBackend,
         path: &Path,
@@ -110,9 +109,9 @@ impl FileJournal {
         let backend = Staged::new(backend);
         let fresh = backend.len().map_err(failed)? == 0;
         if !fresh {
-            backend.hold().map_err(failed)?;
+            backend.hold_back().map_err(failed)?;
         }
-        guarded(path, || {
+        catch_panics(path, || {
             let database = Builder::new()
                 .set_cache_size(CACHE_BYTES)
                 .set_check_integrity_on_open(true)
@@ -122,7 +121,7 @@ impl FileJournal {
                 database,
                 backend,
                 path: path.to_owned(),
-                standing: None,
+                watch: None,
                 format: FORMAT,
                 batch: 0,
                 accept_older_state,
@@ -168,13 +167,13 @@ impl FileJournal {
         Error::Damaged { path: self.path.clone(), problem: problem.into() }
     }
 
-    /// Looks whether the newest batch in the file is the last one that was acknowledged, and
-    /// answers the stamp to go on from.
+    /// Checks that the newest batch in the file is the last one that was acknowledged, and returns
+    /// the stamp to continue from.
     fn compare_with_note(&mut self, stamp: Stamp) -> Result<Stamp, Error> {
         let note =
             Note::read(&self.backend).map_err(|error| explain(&self.path, "read", error.into()))?;
         let (found, _) = self.read("batch")?.unwrap_or_default();
-        // Numbers go on from the later one, so that what is committed next is newer than the note.
+        // Numbers continue from the later one, so that the next batch is newer than the note.
         self.batch = found.max(note.batch);
         if found >= note.batch {
             return Ok(stamp);
@@ -191,7 +190,7 @@ impl FileJournal {
             "the store is damaged and goes on from an older state, as it was told to: the last \
              changes that were acknowledged are lost"
         );
-        // Keys are never used again, those of the lost leases either.
+        // Keys are never used again, also not those of the lost leases.
         Ok(Stamp {
             time: stamp.time.max(note.time),
             next_serial: stamp.next_serial.max(note.next_serial),
@@ -209,7 +208,7 @@ impl FileJournal {
         let (time, next_serial) = self.read("stamp")?.unwrap_or_default();
         let stamp = Stamp { time: Timestamp::from_nanos(time), next_serial };
         if stamp.time > StoreClock::LATEST_START {
-            // Every lease would be past its end at once.
+            // Every lease would expire at once.
             return Err(self.damaged("its store time is centuries ahead"));
         }
         let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
@@ -245,7 +244,7 @@ impl FileJournal {
         Ok(stamp)
     }
 
-    fn read_operated(&self, restore: &mut dyn Restore) -> Result<(), Error> {
+    fn read_operator_records(&self, restore: &mut dyn Restore) -> Result<(), Error> {
         let explain = |error| explain(&self.path, "read", error);
         let bad_row = |error: BadRow| self.damaged(error.to_string());
         let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
@@ -253,21 +252,21 @@ impl FileJournal {
         for row in overrides.iter().map_err(|error| explain(error.into()))? {
             let (key, row) = row.map_err(|error| explain(error.into()))?;
             let change = OverrideRow::read(key.value(), row.value()).map_err(bad_row)?;
-            restore.operated(Operated::Override(change));
+            restore.operator_record(OperatorRecord::Override(change));
         }
         let audit = transaction.open_table(AUDIT).map_err(|error| explain(error.into()))?;
         for row in audit.iter().map_err(|error| explain(error.into()))? {
             let (number, row) = row.map_err(|error| explain(error.into()))?;
             let entry = AuditRow::read(number.value(), row.value()).map_err(bad_row)?;
-            restore.operated(Operated::Audit(entry));
+            restore.operator_record(OperatorRecord::Audit(entry));
         }
         Ok(())
     }
 
-    /// Makes a file small that is larger than `worth` and whose rows would fit into an eighth of it.
+    /// Compacts a file that is larger than `worth` and whose rows fit into an eighth of it.
     fn compact_if_mostly_empty(&mut self, worth: u64) -> Result<(), Error> {
         let Ok(size) = std::fs::metadata(&self.path).map(|metadata| metadata.len()) else {
-            return Ok(()); // not a file: a store on another backend
+            return Ok(()); // no file: the store is on another backend
         };
         let explain = |error| explain(&self.path, "compact", error);
         if size <= worth || self.bytes_in_rows().map_err(explain)? >= size / 8 {
@@ -278,7 +277,7 @@ impl FileJournal {
         Ok(())
     }
 
-    /// What the rows of every table take up, their keys included.
+    /// The bytes of the rows of all tables, keys included.
     fn bytes_in_rows(&self) -> Result<u64, redb::Error> {
         let transaction = self.database.begin_read()?;
         let mut bytes = 0;
@@ -292,13 +291,13 @@ impl FileJournal {
 impl From<FileJournal> for Opened {
     fn from(journal: FileJournal) -> Self {
         let path = journal.path.clone();
-        let watch = journal.standing.clone().map(|standing| Box::new(standing) as Box<dyn Watch>);
+        let watch = journal.watch.clone().map(|watch| Box::new(watch) as Box<dyn Watch>);
         Self { journal: Box::new(journal), path, watch }
     }
 }
 
 impl Journal for FileJournal {
-    /// A file of an older format has this one afterwards; one that cannot be read stays as it was.
+    /// A file of an older format is upgraded. A file that cannot be read is not changed.
     ///
     /// # Errors
     ///
@@ -306,15 +305,17 @@ impl Journal for FileJournal {
     /// a batch is missing that was acknowledged, unless an older state is accepted.
     fn load(&mut self, restore: &mut dyn Restore) -> Result<Stamp, Error> {
         let path = self.path.clone();
-        let stamp = guarded(&path, || {
+        let stamp = catch_panics(&path, || {
             let read = self.read_all(restore)?;
             if self.format >= 2 {
-                self.read_operated(restore)?;
+                self.read_operator_records(restore)?;
             }
             Ok(read)
         })?;
         let stamp = self.compare_with_note(stamp)?;
-        self.backend.let_go().map_err(|error| explain(&self.path, "open", error.into()))?;
+        self.backend
+            .write_held_back()
+            .map_err(|error| explain(&self.path, "open", error.into()))?;
         if self.format < FORMAT {
             create_tables(&self.database, FORMAT)
                 .map_err(|error| explain(&self.path, "upgrade", error))?;
@@ -330,7 +331,7 @@ impl Journal for FileJournal {
         let note = Note { batch: self.batch + 1, time, next_serial };
         tables::write(batch, &self.database, stamp, note.batch)
             .map_err(|error| explain(&self.path, "write", error))?;
-        // Only now, when the batch is on the disk, and before anybody hears of it.
+        // After the batch is on the disk, and before it is acknowledged.
         note.write(&self.backend).map_err(|error| explain(&self.path, "write", error.into()))?;
         self.batch = note.batch;
         Ok(())
@@ -341,8 +342,8 @@ impl Journal for FileJournal {
     }
 }
 
-/// Runs what reads a file that may be damaged: redb may panic on pages that make no sense.
-fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+/// Runs `read` on a file that may be damaged. A panic of redb on invalid pages becomes an error.
+fn catch_panics<T>(path: &Path, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
         Err(Error::Damaged {
             path: path.to_owned(),
@@ -351,7 +352,7 @@ fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, Error>) -> Result<T,
     })
 }
 
-/// Says what a database error means for the one who started the server.
+/// Turns an error of redb into an error that the operator understands.
 fn explain(path: &Path, action: &'static str, error: redb::Error) -> Error {
     let path = path.to_owned();
     match error {

@@ -1,7 +1,7 @@
-//! Where the changes of a ledger outlive the process.
+//! The journal, which keeps the changes of a ledger across restarts.
 //!
 //! Batches, group commit, recovery and listing are written once, above [`Journal`]. An engine opens
-//! or makes a journal, reads it back, and makes one batch after another durable.
+//! or creates a journal, restores its content, and makes one batch after another durable.
 
 pub(crate) mod encoding;
 pub(crate) mod file;
@@ -36,7 +36,7 @@ pub(crate) trait Watch: fmt::Debug + Send {
     fn check(&self) -> Result<(), Unavailable>;
 }
 
-/// What a journal keeps beside the changes, as of one batch.
+/// The counters that a journal writes with each batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stamp {
     /// Store time.
@@ -45,31 +45,31 @@ pub(crate) struct Stamp {
     pub(crate) next_serial: u64,
 }
 
-/// What an operator did, as it goes into a batch.
+/// A record of an operator in a batch.
 #[derive(Clone, Debug)]
-pub(crate) enum Operated {
-    /// An override was set or cleared.
+pub(crate) enum OperatorRecord {
+    /// The change of an override.
     Override(OverrideChange),
-    /// An entry of the audit list, new or amended.
+    /// An entry of the audit list, new or with another count.
     Audit(AuditEntry),
 }
 
-/// Takes what a journal kept.
+/// Receives the content of a journal.
 pub(crate) trait Restore {
-    /// Takes what is kept of leases, of what is remembered and of usage.
+    /// Restores a lease, a remembered fact or a usage count.
     ///
     /// # Errors
     ///
-    /// It contradicts what was taken before.
+    /// It contradicts what was restored before.
     fn change(&mut self, change: Change) -> Result<(), Invalid>;
 
-    /// Takes what is kept of operators.
-    fn operated(&mut self, operated: Operated);
+    /// Restores an override or an audit entry.
+    fn operator_record(&mut self, record: OperatorRecord);
 }
 
-/// An open journal. Nobody else writes to it meanwhile.
+/// An open journal. No other process writes to it.
 pub(crate) trait Journal: fmt::Debug + Send {
-    /// Gives back everything that was committed, and returns the stamp of the last batch.
+    /// Restores everything that was committed, and returns the stamp of the last batch.
     ///
     /// # Errors
     ///
@@ -80,11 +80,11 @@ pub(crate) trait Journal: fmt::Debug + Send {
     ///
     /// # Errors
     ///
-    /// The journal must not be used after an error: nobody knows what is durable.
+    /// The journal must not be used after an error: it is unknown what is durable.
     fn commit(&mut self, batch: &rows::Rows, stamp: Stamp) -> Result<(), Error>;
 
-    /// Closes the journal. What was committed is durable already; this only says that nothing has to
-    /// be repaired at the next start.
+    /// Closes the journal. All batches are durable already; after this the next start has nothing to
+    /// repair.
     ///
     /// # Errors
     ///

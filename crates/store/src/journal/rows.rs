@@ -1,28 +1,28 @@
-//! From the changes of one batch to the rows that a journal writes.
+//! Turns the changes of one batch into the rows that a journal writes.
 
 use std::collections::BTreeMap;
 
 use lease::Change;
 
-use super::Operated;
+use super::OperatorRecord;
 use super::encoding::{LeaseRow, RememberedRow, UsedRow};
 
-/// The rows one batch comes to. A lease granted and gone within the batch leaves no trace.
+/// The rows of one batch. A lease that was granted and ended within the batch has no row.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
     pub(crate) granted: BTreeMap<u64, LeaseRow>,
     pub(crate) lingering: BTreeMap<u64, u64>,
     pub(crate) ended: Vec<u64>,
-    /// None for what is kept no longer.
+    /// `None` removes the row.
     pub(crate) remembered: BTreeMap<Vec<u8>, Option<RememberedRow>>,
-    /// None for what is kept no longer.
+    /// `None` removes the row.
     pub(crate) used: BTreeMap<(Box<str>, Box<str>), Option<UsedRow>>,
-    pub(crate) operated: Vec<Operated>,
+    pub(crate) operator_records: Vec<OperatorRecord>,
 }
 
 impl Rows {
-    pub(crate) fn collect(changes: Vec<Change>, operated: Vec<Operated>) -> Self {
-        let mut rows = Self { operated, ..Self::default() };
+    pub(crate) fn collect(changes: Vec<Change>, operator_records: Vec<OperatorRecord>) -> Self {
+        let mut rows = Self { operator_records, ..Self::default() };
         for change in changes {
             rows.add(change);
         }

@@ -1,5 +1,4 @@
-//! Batches on their way to the disk: one gathers while the one before is flushed, and a disk that
-//! takes too long is noticed.
+//! The journal thread, which commits batch after batch, and the checks of how long the disk takes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -15,61 +14,61 @@ use crate::attached::Push;
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::journal::rows::Rows;
-use crate::journal::{Journal, Operated, Stamp, Watch};
+use crate::journal::{Journal, OperatorRecord, Stamp, Watch};
 use crate::{LONGEST_WAIT, Unavailable};
 
-/// A commit that has been under way for longer makes the server not ready.
+/// A commit that takes longer than this makes the server not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
 
-/// How often calls look at their own deadlines while a commit takes longer than this.
+/// While a commit takes longer than this, calls are woken this often to check their deadlines.
 const WAKE_EVERY: Duration = Duration::from_millis(500);
 
-/// A longer time between two looks at the disk counts as this much: the process stood still, and
-/// the disk may have been done all the while.
-const LONGEST_LOOK: Duration = Duration::from_millis(500);
+/// A longer time between two checks of the disk counts as this much: the process was stopped, and
+/// the disk may have finished long ago.
+const LONGEST_CHECK: Duration = Duration::from_millis(500);
 
 /// How often the store checks that the journal is still its own.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-/// Lets nobody wait for a batch whose thread broke off.
+/// Fails a batch when it is dropped before it is settled, so that no call waits for it for ever.
 struct Unsettled(Arc<Batch>);
 
 impl Drop for Unsettled {
     fn drop(&mut self) {
-        // Nothing happens to one that is settled.
+        // This does nothing to a batch that is settled.
         self.0.settle(Err(Unavailable::Failed));
     }
 }
 
-/// A batch that is taken to the disk.
-struct Taken {
+/// A batch that is about to be committed.
+struct NextBatch {
     batch: Unsettled,
     pending: Pending,
     stamp: Stamp,
 }
 
 impl State {
-    /// Notes that no commit is under way.
-    fn committed(&mut self) {
+    /// Resets the state after a commit.
+    fn clear_committing(&mut self) {
         self.committing = None;
         (self.disk.changes, self.disk.commit) = (0, Duration::ZERO);
         if self.pending.is_empty() && self.gathering.is_stalled() {
-            // Nothing is in it, and it would refuse whoever comes next.
+            // The batch is empty, and would refuse the next call.
             self.gathering = Arc::default();
         }
     }
 }
 
 impl Shared {
-    /// Commits batch after batch until the store closes and nothing is left to commit.
-    pub(crate) fn keep_journal(&self, mut journal: Box<dyn Journal>) {
-        while let Some(Taken { batch, pending, stamp }) = self.next_batch() {
+    /// Runs the journal thread: commits batches until the store closes and nothing is left to commit.
+    pub(crate) fn run_journal(&self, mut journal: Box<dyn Journal>) {
+        while let Some(NextBatch { batch, pending, stamp }) = self.next_batch() {
             let (length, began) = (pending.len(), Instant::now());
-            let Pending { changes, operated, pushes, since } = pending;
-            let outcome = commit(&mut *journal, changes, operated, stamp);
+            let Pending { changes, operator_records, pushes, since } = pending;
+            let outcome = commit(&mut *journal, changes, operator_records, stamp);
             let took = began.elapsed();
             let mut state = self.state.lock();
-            state.committed();
+            state.clear_committing();
             if let Err(error) = outcome {
                 drop(state);
                 tracing::error!(%error, "the store failed: changes are refused until a restart");
@@ -77,29 +76,30 @@ impl Shared {
                 break;
             }
             if state.failed.is_some() {
-                // While it was under way: whoever waited for it was told, and nobody is told more.
+                // The store failed during the commit, and the calls that waited were answered.
                 break;
             }
             state.stamped = stamp.time;
             drop(state);
-            // First, so that whoever hears of the batch finds it counted.
+            // First, so that a caller that is answered finds the commit in the metrics.
             self.commits.count(took, since.map(|since| (length, since.elapsed())));
             batch.0.settle(Ok(()));
             pushes.into_iter().for_each(Push::deliver);
         }
-        self.finish(journal);
+        self.close_journal(journal);
     }
 
-    /// Keeps the file until the store closes, and closes it.
-    fn finish(&self, mut journal: Box<dyn Journal>) {
+    /// Keeps the journal open until the store closes, writes a last stamp if it is due, and closes the
+    /// journal.
+    fn close_journal(&self, mut journal: Box<dyn Journal>) {
         let mut state = self.state.lock();
-        // Even a file that cannot be written to stays this server's until it stops.
+        // The file stays locked until the server stops, also when it cannot be written to.
         while !state.closing {
             self.work.wait(&mut state);
         }
         let is_due = state.failed.is_none() && state.stamped < state.ledger.now();
         let stamp = state.stamp();
-        // Not under the lock: the disk may hang.
+        // The lock is released first: the disk may hang.
         drop(state);
         if is_due && let Err(error) = commit(&mut *journal, Vec::new(), Vec::new(), stamp) {
             tracing::error!(%error, "the last commit failed");
@@ -110,8 +110,8 @@ impl Shared {
         }
     }
 
-    /// Waits for something to commit and takes it; `None` when there will be nothing.
-    fn next_batch(&self) -> Option<Taken> {
+    /// Waits for the next batch; `None` when the store closes.
+    fn next_batch(&self) -> Option<NextBatch> {
         let mut state = self.state.lock();
         while state.pending.is_empty() && (state.closing || !state.stamp_is_due()) {
             if state.closing {
@@ -119,9 +119,8 @@ impl Shared {
             }
             self.work.wait(&mut state);
         }
-        // Calls that are ready to run join this batch instead of waiting for the next: the thread
-        // that serves them may share a core with this one and have been interrupted for it. Where
-        // it does not, this costs nothing.
+        // Calls that are ready to run join this batch instead of waiting for the next one: their
+        // thread may share a core with this one. Where it does not, this costs nothing.
         MutexGuard::unlocked(&mut state, std::thread::yield_now);
         let pending = state.pending.take();
         state.shares.clear();
@@ -131,10 +130,11 @@ impl Shared {
         state.disk.commit = Duration::ZERO;
         state.disk.committing = std::mem::take(&mut state.disk.gathering);
         let stamp = state.stamp();
-        Some(Taken { batch: Unsettled(batch), pending, stamp })
+        Some(NextBatch { batch: Unsettled(batch), pending, stamp })
     }
 
-    /// Refuses changes from now on, and answers whoever waits for one. Only the first reason counts.
+    /// Refuses changes from now on, and answers all calls that wait for one. Only the first reason
+    /// counts.
     pub(crate) fn fail(&self, why: Unavailable) {
         let mut state = self.state.lock();
         let why = *state.failed.get_or_insert(why);
@@ -147,11 +147,11 @@ impl Shared {
         }
     }
 
-    /// Counts how long the disk has been taking, and answers those who have waited for too long.
-    pub(super) fn look_at_disk(&self, state: &mut State) {
+    /// Measures how long the disk takes, and answers the calls that have waited too long.
+    pub(super) fn check_disk(&self, state: &mut State) {
         let now = self.clock.monotonic();
-        let step = now.saturating_sub(state.disk.looked).min(LONGEST_LOOK);
-        state.disk.looked = now;
+        let step = now.saturating_sub(state.disk.checked_at).min(LONGEST_CHECK);
+        state.disk.checked_at = now;
         let State { disk, committing, gathering, pending, .. } = state;
         let before = disk.commit;
         if committing.is_some() {
@@ -182,7 +182,7 @@ impl Shared {
         }
     }
 
-    /// Answers those who wait for the disk, whether they have for long or not.
+    /// Answers all calls that wait for the disk, however long they have waited.
     pub(crate) fn stop_waiting(&self) {
         let state = self.state.lock();
         state.gathering.stall();
@@ -196,10 +196,10 @@ impl Shared {
         self.state.lock().disk.commit
     }
 
-    /// Whether changes can be made, and are confirmed in time.
+    /// Checks that changes can be made and are confirmed in time.
     pub(crate) fn ready(&self) -> Result<(), Unavailable> {
         let state = self.state.lock();
-        state.sound()?;
+        state.check_writable()?;
         if state.disk.commit > READY_WITHIN { Err(Unavailable::Stalled) } else { Ok(()) }
     }
 
@@ -214,7 +214,7 @@ impl Shared {
             if state.closing {
                 return;
             }
-            // Not under the lock: a check may take as long as the disk.
+            // The lock is released first: the check may take as long as the disk.
             drop(state);
             if let Err(why) = watch.check()
                 && !is_lost
@@ -226,12 +226,12 @@ impl Shared {
         }
     }
 
-    /// Counts one more thread of the store.
+    /// Counts a thread of the store that starts.
     pub(crate) fn thread_begins(&self) {
         self.state.lock().threads += 1;
     }
 
-    /// Counts one thread less.
+    /// Counts a thread of the store that has ended.
     pub(crate) fn thread_ended(&self) {
         self.state.lock().threads -= 1;
         self.ended.notify_all();
@@ -254,13 +254,15 @@ impl Shared {
     }
 }
 
-/// Commits one batch. A panic on the way is a failure like any other: waiters must be told.
+/// Commits one batch. A panic counts as a failure, so that all waiters are answered.
 fn commit(
     journal: &mut dyn Journal,
     changes: Vec<Change>,
-    operated: Vec<Operated>,
+    operator_records: Vec<OperatorRecord>,
     stamp: Stamp,
 ) -> Result<(), Error> {
-    catch_unwind(AssertUnwindSafe(|| journal.commit(&Rows::collect(changes, operated), stamp)))
-        .unwrap_or_else(|_| Err(Error::Failed { problem: "a commit panicked".to_owned() }))
+    catch_unwind(AssertUnwindSafe(|| {
+        journal.commit(&Rows::collect(changes, operator_records), stamp)
+    }))
+    .unwrap_or_else(|_| Err(Error::Failed { problem: "a commit panicked".to_owned() }))
 }

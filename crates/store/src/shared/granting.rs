@@ -1,4 +1,4 @@
-//! Grants, and leases that are taken back because their answer was lost.
+//! Granting leases, and taking those back whose answers are lost.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::Unavailable;
 use crate::delivery::{Delivery, TakeBack};
 
 impl Shared {
-    /// Grants a lease, and promises that it is taken back if its answer is lost.
+    /// Grants a lease. The delivery takes it back if its answer is lost.
     #[expect(clippy::type_complexity, reason = "an answer, and what it waits for")]
     pub(crate) fn grant(
         self: &Arc<Self>,
@@ -21,14 +21,14 @@ impl Shared {
         let (outcome, mut wait) =
             self.apply(&mut state, |ledger, now| ledger.borrow(request, terms, now));
         if outcome == Err(Refusal::OldTerms) {
-            // It is decided on again at once, and tells nothing of what the disk does.
+            // The borrow is decided again at once, and this outcome reveals no change.
             wait = None;
         }
         if outcome.is_ok() {
             state.charge(request.indexer, 1);
         }
         let outcome = outcome.map(|grant| {
-            let delivery = match (request.borrow_id, grant.replayed) {
+            let takes_back = match (request.borrow_id, grant.replayed) {
                 (None, _) => true,
                 (Some(_), false) => state.undelivered.insert(grant.id.serial(), 1).is_none(),
                 (Some(_), true) => match state.undelivered.get_mut(&grant.id.serial()) {
@@ -39,7 +39,7 @@ impl Shared {
                     None => false,
                 },
             };
-            let delivery = if delivery {
+            let delivery = if takes_back {
                 Delivery::pending(self.clone(), grant.id, request.borrow_id)
             } else {
                 Delivery::done()
@@ -61,7 +61,7 @@ impl TakeBack for Shared {
         let mut state = self.state.lock();
         if borrow_id.is_some() {
             match state.undelivered.get_mut(&id.serial()) {
-                None => return, // an answer of another try got away
+                None => return, // an answer to another try was sent
                 Some(1) => {
                     state.undelivered.remove(&id.serial());
                 }
@@ -71,7 +71,7 @@ impl TakeBack for Shared {
                 }
             }
         }
-        if state.sound().is_ok() {
+        if state.check_writable().is_ok() {
             self.apply(&mut state, |ledger, now| ledger.undo(id, borrow_id, now));
         }
     }

@@ -1,4 +1,4 @@
-//! Keep-alives, and the listeners that they name.
+//! Keep-alives, and the listeners that subscribe by them.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::answers::{KeptBatch, Unavailable};
 use crate::attached::{Attachment, Detach, Listener};
 
 impl Shared {
-    /// Keeps a lease alive. An extended TTL is told whatever the disk does.
+    /// Keeps a lease alive. The answer about an extended TTL does not wait for the disk.
     pub(crate) fn keep_alive(
         &self,
         id: LeaseId,
@@ -21,13 +21,13 @@ impl Shared {
         }
         match self.apply(&mut state, |ledger, now| ledger.keep_alive(id, caller, now)) {
             (extended @ KeptAlive::Extended { .. }, _) => Ok((extended, None)),
-            // What ended may not be known to the disk: the caller had better ask again.
-            ended => state.sound().map(|()| ended),
+            // The end of the lease may not be durable: the caller has to try again.
+            ended => state.check_writable().map(|()| ended),
         }
     }
 
-    /// Keeps the leases of a batch alive under one lock; the listener called `number` names those
-    /// that it extends.
+    /// Keeps the leases of a batch alive under one lock. The listener of that number is subscribed to
+    /// those that were extended.
     pub(crate) fn keep_alive_batch(
         &self,
         ids: &[Option<LeaseId>],
@@ -38,10 +38,10 @@ impl Shared {
         let mut state = self.state.lock();
         if state.applying {
             kept.failed = (0..).take(ids.len()).collect();
-            return (kept.unsure(), None);
+            return (kept.into_unavailable(), None);
         }
-        // Taken out of the state while the ledger in it is at work.
-        let mut attached = std::mem::take(&mut state.attached);
+        // Moved out of the state, because `apply` borrows the state.
+        let mut attachments = std::mem::take(&mut state.attachments);
         let ((), wait) = self.apply(&mut state, |ledger, now| {
             for (place, id) in (0..).zip(ids) {
                 let Some(id) = *id else {
@@ -49,29 +49,29 @@ impl Shared {
                     continue;
                 };
                 match ledger.keep_alive(id, caller, now) {
-                    KeptAlive::Extended { .. } => attached.name(id, number),
+                    KeptAlive::Extended { .. } => attachments.subscribe(id, number),
                     KeptAlive::Failed => kept.failed.push(place),
                     KeptAlive::Revoked(why) => kept.revoked.push((place, why)),
                 }
             }
         });
-        state.attached = attached;
+        state.attachments = attachments;
         if kept.listed() == 0 {
             return (kept, None);
         }
-        // What ended may not be known to the disk: the caller had better ask again.
-        if state.sound().is_ok() { (kept, wait) } else { (kept.unsure(), None) }
+        // The ends of the leases may not be durable: the caller has to try again.
+        if state.check_writable().is_ok() { (kept, wait) } else { (kept.into_unavailable(), None) }
     }
 
-    /// Takes a listener in.
+    /// Attaches a listener.
     pub(crate) fn attach(self: &Arc<Self>, listener: Arc<dyn Listener>) -> Attachment {
-        let number = self.state.lock().attached.attach(listener);
+        let number = self.state.lock().attachments.attach(listener);
         Attachment::new(self.clone(), number)
     }
 }
 
 impl Detach for Shared {
     fn detach(&self, number: u64) {
-        self.state.lock().attached.detach(number);
+        self.state.lock().attachments.detach(number);
     }
 }

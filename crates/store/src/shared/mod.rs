@@ -1,4 +1,5 @@
-//! The ledger behind its lock, and what the store's threads do with it.
+//! The state that calls and the threads of the store share: the ledger behind its lock, and the batch
+//! that is gathering.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,13 +11,13 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use policy::Policy;
 
 use crate::answers::Unavailable;
-use crate::attached::Attached;
+use crate::attached::Attachments;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::commits::Commits;
-use crate::journal::{Operated, Stamp};
-use crate::records::Kept;
-use crate::turns::Turns;
+use crate::journal::{OperatorRecord, Stamp};
+use crate::records::OperatorRecords;
+use crate::serving_threads::ServingThreads;
 
 mod committing;
 mod granting;
@@ -33,45 +34,46 @@ mod ticking;
 use pending::{Disk, Pending};
 use shares::Shares;
 
-/// How far store time may run ahead of the journal while there are leases: this well is known,
-/// after a restart, what a lingering lease has left.
+/// How far store time may run ahead of the journal while there are leases. After a restart the time
+/// that a lingering lease has left is known with this precision.
 const STAMP_EVERY: Duration = Duration::from_secs(1);
 
-/// While more changes than that wait for the disk, operations take nothing out that has ended, and
-/// mass revocations and large reports wait for the next batch: all of that is work in stock, and
-/// whoever waits for a small change is not to wait for a large batch.
+/// The disk is busy while more changes than this wait for it. Then operations do not remove leases
+/// that have ended, and mass revocations and large reports wait for the next batch: this work can
+/// wait, and a call with a small change should not wait for a large batch.
 const BUSY_PENDING: usize = 2_048;
 
-/// While more changes than that wait for the disk, nothing that has ended is taken out at all. Below
-/// it the clock takes out one part at each of its ticks, however busy the disk is.
+/// While more changes than this wait for the disk, no lease that has ended is removed. Below it the
+/// clock thread removes one part at each tick, also while the disk is busy.
 const FULL_PENDING: usize = shares::MAX_PENDING / 2;
 
 /// The batch that an answer has to wait for, if any.
 pub(crate) type Wait = Option<Arc<Batch>>;
 
-/// What came of one part of a long operation.
+/// The outcome of one part of a long operation.
 #[derive(Debug)]
 pub(crate) enum Part<R> {
     Done(R),
-    /// Nothing was done: the part comes when this batch is durable.
+    /// The disk is busy and nothing was done. Try again when this batch is settled.
     Busy(Arc<Batch>),
 }
 
+/// The state of a store.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
-    /// What operators set and did. Its lock is taken before that of the state.
-    pub(crate) kept: Mutex<Kept>,
+    /// The overrides and the audit list. This lock is taken before that of `state`.
+    pub(crate) records: Mutex<OperatorRecords>,
     revision: AtomicU64,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) commits: Commits,
     /// Whether the threads that serve calls keep up.
-    pub(crate) turns: Arc<Turns>,
-    /// Wakes the journal: there is something to commit, or nothing ever again.
+    pub(crate) serving_threads: Arc<ServingThreads>,
+    /// Wakes the journal thread: there is something to commit, or the store is closing.
     work: Condvar,
-    /// Wakes the clock: the store is closing.
+    /// Wakes the other threads of the store: the store is closing.
     closing: Condvar,
-    /// Wakes whoever closes the store: one of its threads has ended.
+    /// Wakes the thread that closes the store: one of its threads has ended.
     ended: Condvar,
 }
 
@@ -79,46 +81,47 @@ pub(crate) struct Shared {
 struct State {
     ledger: Ledger,
     time: StoreClock,
-    /// When the threads that serve calls were last asked whether they keep up.
-    asked_at: Timestamp,
+    /// Store time of the last probe of the threads that serve calls.
+    probed_at: Timestamp,
     journaled: bool,
-    /// The revision of the ledger that [`Shared::revision`] counts in already.
+    /// The part of [`Shared::revision`] that comes from the ledger.
     counted: u64,
-    /// What the next batch holds.
+    /// The content of the next batch.
     pending: Pending,
-    /// Whose changes those are.
+    /// How many of these changes each caller has.
     shares: Shares,
     /// The next batch.
     gathering: Arc<Batch>,
     /// The batch that is being flushed.
     committing: Wait,
-    /// How long the disk has been taking.
+    /// How long calls have been waiting for the disk.
     disk: Disk,
-    /// The store time that the journal knows.
+    /// The store time of the last stamp in the journal.
     stamped: Timestamp,
     /// Why changes are refused until a restart.
     failed: Option<Unavailable>,
     closing: bool,
     /// How many threads of the store run.
     threads: usize,
-    /// Set while the ledger is at work. Found set, that work panicked: nobody knows what holds.
+    /// Set while the ledger runs. If it is set already, an operation panicked and the store is
+    /// poisoned.
     applying: bool,
-    /// For leases with a borrow id, by serial number: how many answers are on their way, as long
-    /// as none got away.
+    /// For leases with a borrow id, by serial number: how many answers are not sent yet. A lease is
+    /// removed when one of its answers was sent.
     undelivered: HashMap<u64, u32>,
-    attached: Attached,
-    /// The policy in force, as far as the store was told.
+    attachments: Attachments,
+    /// The policy in force.
     policy: Policy,
 }
 
-/// The one of two policies that came into force later.
+/// Returns the policy that came into force later.
 pub(crate) fn newest<'p>(one: &'p Policy, other: &'p Policy) -> &'p Policy {
     if other.number() > one.number() { other } else { one }
 }
 
 impl State {
-    /// Whether changes can be made.
-    fn sound(&self) -> Result<(), Unavailable> {
+    /// Checks that changes can be made.
+    fn check_writable(&self) -> Result<(), Unavailable> {
         if let Some(why) = self.failed {
             Err(why)
         } else if self.applying {
@@ -130,9 +133,9 @@ impl State {
         }
     }
 
-    /// Whether one more change of a caller can be made.
+    /// Checks that one more change of a caller can be made.
     fn has_room(&self, caller: Option<&str>) -> Result<(), Unavailable> {
-        self.sound()?;
+        self.check_writable()?;
         if self.gathering.is_stalled() {
             return Err(Unavailable::Stalled);
         }
@@ -140,21 +143,21 @@ impl State {
         if has_room { Ok(()) } else { Err(Unavailable::Overloaded) }
     }
 
-    /// Counts changes of a caller among what waits.
+    /// Adds pending changes to the share of a caller.
     fn charge(&mut self, caller: Option<&str>, changes: usize) {
         if self.journaled && !self.pending.is_empty() {
             self.shares.add(caller, changes);
         }
     }
 
-    /// Moves what changed into the gathering batch, and answers what to wait for so that every
-    /// change up to now is durable.
+    /// Moves the changes of the ledger into the gathering batch. Returns the batch to wait for so that
+    /// every change up to now is durable.
     fn gather(&mut self) -> Wait {
         if !self.journaled {
             return None;
         }
         if self.failed.is_some() || self.closing {
-            // Nobody commits these any more, and no answer reveals them.
+            // They are committed no more, and no answer reveals them.
             self.ledger.drain_changes().for_each(drop);
             return None;
         }
@@ -166,8 +169,8 @@ impl State {
         Some(self.gathering.clone())
     }
 
-    /// The batch to wait for before work in stock goes on, while the disk is busy.
-    fn busy(&self) -> Wait {
+    /// While the disk is busy, the batch to wait for before work that can wait continues.
+    fn batch_if_busy(&self) -> Wait {
         let batch = self.committing.as_ref().unwrap_or(&self.gathering);
         (self.pending.len() > BUSY_PENDING).then(|| batch.clone())
     }
@@ -187,7 +190,7 @@ impl State {
 impl Shared {
     pub(crate) fn new(
         ledger: Ledger,
-        kept: Kept,
+        records: OperatorRecords,
         journaled: bool,
         stamp: Stamp,
         clock: Arc<dyn Clock>,
@@ -196,7 +199,7 @@ impl Shared {
             counted: ledger.revision(),
             ledger,
             time: StoreClock::starting_at(stamp.time, clock.monotonic()),
-            asked_at: stamp.time,
+            probed_at: stamp.time,
             journaled,
             pending: Pending::default(),
             shares: Shares::default(),
@@ -209,23 +212,23 @@ impl Shared {
             threads: 0,
             applying: false,
             undelivered: HashMap::new(),
-            attached: Attached::default(),
+            attachments: Attachments::default(),
             policy: Policy::default(),
         };
         Self {
             state: Mutex::new(state),
-            kept: Mutex::new(kept),
+            records: Mutex::new(records),
             revision: AtomicU64::new(0),
             clock,
             commits: Commits::default(),
-            turns: Arc::default(),
+            serving_threads: Arc::default(),
             work: Condvar::new(),
             closing: Condvar::new(),
             ended: Condvar::new(),
         }
     }
 
-    /// Applies one operation to the ledger, at the present.
+    /// Applies one operation to the ledger at the current time.
     fn apply<R>(
         &self,
         state: &mut State,
@@ -234,7 +237,7 @@ impl Shared {
         self.apply_below(BUSY_PENDING, state, operation)
     }
 
-    /// As [`Shared::apply`]; what has ended is taken out while at most `most` changes wait.
+    /// As [`Shared::apply`]; leases that have ended are removed while at most `most` changes wait.
     fn apply_below<R>(
         &self,
         most: usize,
@@ -256,8 +259,8 @@ impl Shared {
 
     fn now(&self, state: &mut State) -> Timestamp {
         let now = state.time.read(self.clock.monotonic());
-        if !self.turns.has_threads() {
-            // Nobody serves calls from sockets: whoever calls was heard.
+        if !self.serving_threads.has_threads() {
+            // No thread reads calls from sockets, so no call waits there.
             state.time.heard(now);
         }
         now
@@ -271,29 +274,32 @@ impl Shared {
         wait
     }
 
-    /// Puts what an operator did into the gathering batch, however much waits there.
-    pub(crate) fn keep(&self, operated: &[Operated]) -> Result<Wait, Unavailable> {
+    /// Adds records of operators to the gathering batch, whatever waits there.
+    pub(crate) fn gather_records(
+        &self,
+        new_records: &[OperatorRecord],
+    ) -> Result<Wait, Unavailable> {
         let mut state = self.state.lock();
-        state.sound()?;
-        Ok(self.keep_locked(&mut state, operated))
+        state.check_writable()?;
+        Ok(self.gather_records_locked(&mut state, new_records))
     }
 
-    fn keep_locked(&self, state: &mut State, operated: &[Operated]) -> Wait {
-        self.revision.fetch_add(operated.len() as u64, Ordering::Relaxed);
+    fn gather_records_locked(&self, state: &mut State, new_records: &[OperatorRecord]) -> Wait {
+        self.revision.fetch_add(new_records.len() as u64, Ordering::Relaxed);
         if state.journaled {
-            state.pending.operated.extend_from_slice(operated);
+            state.pending.operator_records.extend_from_slice(new_records);
         }
         self.gather(state)
     }
 
-    /// Takes in the policy that is in force from now on: no borrow is decided on under one before it,
-    /// and what goes on in parts goes on under it.
-    pub(crate) fn follow(&self, policy: &Policy) {
+    /// Puts a policy into force: no borrow is decided under an earlier one, and operations that run
+    /// part by part continue under it.
+    pub(crate) fn set_policy(&self, policy: &Policy) {
         let mut state = self.state.lock();
         state.ledger.follow(policy.number());
         let newest = newest(policy, &state.policy).clone();
         let before = std::mem::replace(&mut state.policy, newest);
-        // A large one takes a while to be let go of.
+        // Dropping a large policy takes time, so it is done without the lock.
         drop(state);
         drop(before);
     }
@@ -302,7 +308,7 @@ impl Shared {
         self.revision.load(Ordering::Relaxed)
     }
 
-    /// Applies an operation of a caller that changes something or tells of changes.
+    /// Applies an operation of a caller that makes or reveals changes.
     pub(crate) fn change<R>(
         &self,
         caller: Option<&str>,
@@ -315,21 +321,21 @@ impl Shared {
         Ok(applied)
     }
 
-    /// The batch that makes room where too much waits for the disk.
-    pub(crate) fn gathering(&self) -> Wait {
+    /// The gathering batch. There is room for more changes when it is settled.
+    pub(crate) fn gathering_batch(&self) -> Wait {
         let state = self.state.lock();
         state.journaled.then(|| state.gathering.clone())
     }
 
-    /// The batch to wait for before work in stock goes on, while the disk is busy.
-    pub(crate) fn busy(&self) -> Wait {
-        self.state.lock().busy()
+    /// While the disk is busy, the batch to wait for before work that can wait continues.
+    pub(crate) fn batch_if_busy(&self) -> Wait {
+        self.state.lock().batch_if_busy()
     }
 
-    /// Reads something that no answer on the wire depends on.
+    /// Reads the ledger for an answer that may show changes before they are durable.
     ///
-    /// Who waits for the lock meanwhile gets it next, so that a walk of many reads holds up nobody
-    /// for longer than one of them takes.
+    /// A thread that waits for the lock gets it next. So a series of many reads delays a call by one of
+    /// them at most.
     pub(crate) fn read<R>(&self, at: impl FnOnce(&Ledger) -> R) -> Result<R, Unavailable> {
         let state = self.state.lock();
         if state.applying {
@@ -346,7 +352,7 @@ impl Shared {
         state.failed.or(state.applying.then_some(Unavailable::Failed))
     }
 
-    /// Refuses what comes from now on, and lets the threads finish.
+    /// Refuses changes from now on, and lets the threads of the store finish.
     pub(crate) fn close(&self) {
         self.state.lock().closing = true;
         self.closing.notify_all();

@@ -1,4 +1,4 @@
-//! Reading a big ledger while it serves: part by part, with the lock free in between.
+//! Listing leases, pools and usage part by part; the lock is released after each part.
 
 use lease::{Holder, LeaseNumber, Ledger};
 
@@ -7,17 +7,17 @@ use crate::{
     LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, Unavailable, UsageCount,
 };
 
-/// Leases that are copied under the lock at once.
+/// The most leases that are copied while the lock is held once.
 const COPY_AT_ONCE: usize = 250;
 
-/// The first few leases of those offered, in one of the two orders.
+/// Selects the first leases in one of the two orders.
 struct Selection {
     order: Order,
     limit: usize,
     /// How many were offered.
     offered: usize,
-    /// Those that may be among the first, with their rank: up to twice as many as asked for. Serial
-    /// numbers are unique among leases, so what stands beside the rank is never compared.
+    /// The leases that may be among the first, with their rank: up to twice as many as asked for.
+    /// Serial numbers are unique, so the rank alone decides every comparison.
     kept: Vec<(u64, LeaseNumber)>,
     /// The highest rank that may still be among the first.
     bound: u64,
@@ -43,7 +43,7 @@ impl Selection {
             return;
         }
         self.kept.push((rank, number));
-        // Half of them are let go at once: a heap would take longer over each.
+        // Half of them are dropped at a time. A heap would take longer for each lease.
         if self.kept.len() == 2 * self.limit {
             let (_, &mut (last, _), _) = self.kept.select_nth_unstable(self.limit - 1);
             self.kept.truncate(self.limit);
@@ -51,7 +51,7 @@ impl Selection {
         }
     }
 
-    /// The first ones, in the order, and whether something was left out.
+    /// Returns the first leases in order, and whether there are more.
     fn finish(mut self) -> (Vec<LeaseNumber>, bool) {
         self.kept.sort_unstable();
         self.kept.truncate(self.limit);
@@ -61,9 +61,8 @@ impl Selection {
 }
 
 impl Shared {
-    /// Reads part after part; `read` answers what there is in one, `None` past the last.
-    ///
-    /// What is read is collected while the lock is free.
+    /// Reads part after part. `read` returns the content of one part, or `None` after the last one.
+    /// `collect` runs without the lock.
     fn walk<R>(
         &self,
         read: impl Fn(&Ledger, u32) -> Option<R>,
@@ -89,7 +88,7 @@ impl Shared {
         let mut selection = Selection::new(order, limit.min(MAX_PAGE));
         let mut total = 0;
         let read = |ledger: &Ledger, part| {
-            let matching = ledger.holders(part)?.filter(|holder| filter.admits(holder));
+            let matching = ledger.holders(part)?.filter(|holder| filter.matches(holder));
             Some(matching.map(|holder| holder.id.number()).collect::<Vec<_>>())
         };
         self.walk(read, |matching| {
@@ -151,8 +150,8 @@ impl Shared {
     }
 }
 
-/// Keeps the last of those that follow each other and are the same: what was gone and came back
-/// during a walk may have been met at both its places.
+/// Removes duplicates from a sorted list and keeps the last of each: an entry that was removed and
+/// added again during the walk may have been read at both places.
 fn keep_latest<T>(sorted: &mut Vec<T>, same: impl Fn(&T, &T) -> bool) {
     sorted.dedup_by(|later, earlier| {
         let same = same(later, earlier);

@@ -1,29 +1,29 @@
-//! What operators set and did, kept beside the ledger.
+//! Recording overrides and audit entries.
 //!
-//! It has a lock of its own, so that no call waits while a hundred thousand overrides are copied.
-//! That lock is taken before the ledger's, never after it: what is applied here and what goes into
-//! the gathering batch have the same order.
+//! They have a lock of their own, so that no call waits while a hundred thousand overrides are
+//! copied. This lock is always taken before that of the ledger. So records are applied and added to
+//! the gathering batch in the same order.
 
 use std::sync::Arc;
 
 use policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
 use super::{Shared, Wait};
-use crate::journal::Operated;
-use crate::records::Kept;
+use crate::journal::OperatorRecord;
+use crate::records::OperatorRecords;
 use crate::{MAX_PAGE, RecordError, Unavailable};
 
 impl Shared {
     pub(crate) fn overrides(&self) -> Arc<Overrides> {
-        self.kept.lock().overrides.clone()
+        self.records.lock().overrides.clone()
     }
 
     pub(crate) fn audit(&self, before: Option<u64>, limit: usize) -> Vec<AuditEntry> {
-        let kept = self.kept.lock();
-        let end = before.map_or(kept.audit.len(), |before| match kept.place(before) {
+        let records = self.records.lock();
+        let end = before.map_or(records.audit.len(), |before| match records.position(before) {
             Ok(at) | Err(at) => at,
         });
-        kept.audit.range(..end).rev().take(limit.min(MAX_PAGE)).cloned().collect()
+        records.audit.range(..end).rev().take(limit.min(MAX_PAGE)).cloned().collect()
     }
 
     pub(crate) fn record(
@@ -31,30 +31,31 @@ impl Shared {
         change: Option<OverrideChange>,
         entry: AuditEntry,
     ) -> Result<(u64, Wait), RecordError> {
-        let mut kept = self.kept.lock();
+        let mut records = self.records.lock();
         if let Some(change) = &change {
-            kept.has_room_for(change)?;
+            records.has_room_for(change)?;
         }
-        Ok(self.note(&mut kept, change, entry)?)
+        Ok(self.append(&mut records, change, entry)?)
     }
 
-    /// Writes down what an operator does that changes no override.
-    pub(crate) fn note_alone(&self, entry: AuditEntry) -> Result<(u64, Wait), Unavailable> {
-        self.note(&mut self.kept.lock(), None, entry)
+    /// Records an audit entry without a change of an override.
+    pub(crate) fn record_entry(&self, entry: AuditEntry) -> Result<(u64, Wait), Unavailable> {
+        self.append(&mut self.records.lock(), None, entry)
     }
 
-    fn note(
+    fn append(
         &self,
-        kept: &mut Kept,
+        records: &mut OperatorRecords,
         change: Option<OverrideChange>,
         mut entry: AuditEntry,
     ) -> Result<(u64, Wait), Unavailable> {
-        let number = kept.next_number();
+        let number = records.next_number();
         entry.number = number;
-        let operated = change.map(Operated::Override).into_iter().chain([Operated::Audit(entry)]);
-        let operated: Vec<Operated> = operated.collect();
-        let wait = self.keep(&operated)?;
-        operated.into_iter().for_each(|operated| kept.apply(operated));
+        let new_records =
+            change.map(OperatorRecord::Override).into_iter().chain([OperatorRecord::Audit(entry)]);
+        let new_records: Vec<OperatorRecord> = new_records.collect();
+        let wait = self.gather_records(&new_records)?;
+        new_records.into_iter().for_each(|record| records.apply(record));
         Ok((number, wait))
     }
 }

@@ -1,4 +1,4 @@
-//! Operations that revoke leases, and the pushes to the listeners that named those.
+//! Operations that revoke leases, and the pushes to the listeners that subscribed to them.
 
 use lease::{LeaseId, LeaseNumber, Ledger, Reason, Reporting, RevokedFor, Timestamp};
 use parking_lot::MutexGuard;
@@ -8,91 +8,93 @@ use policy::overrides::AuditEntry;
 use super::{Part, Shared, State, Wait, newest};
 use crate::answers::{ReportError, Unavailable};
 use crate::attached::Push;
-use crate::journal::Operated;
+use crate::journal::OperatorRecord;
 
 /// The leases that one operation revoked.
 type Revoked = Vec<(LeaseId, RevokedFor)>;
 
 impl Shared {
-    /// Applies an operation that ends leases for a reason, and sees to it that whoever named them
-    /// is told once that is durable. The operation adds what it revoked to its last argument. It is
-    /// the operator's, or what a policy demands, and waits for no room.
+    /// Applies an operation that revokes leases, and pushes the revocations to listeners once they are
+    /// durable. The operation adds the leases that it revoked to its last argument. It is made
+    /// whether there is room for its changes or not, because an operator or a policy demands it.
     pub(crate) fn revoke<R>(
         &self,
         operation: impl FnOnce(&mut Ledger, Timestamp, &mut Revoked) -> R,
     ) -> Result<(R, Wait), Unavailable> {
         let mut revoked = Revoked::new();
         let mut state = self.state.lock();
-        state.sound()?;
+        state.check_writable()?;
         let (answer, wait) =
             self.apply(&mut state, |ledger, now| operation(ledger, now, &mut revoked));
-        self.tell(state, revoked);
+        self.push_revocations(state, revoked);
         Ok((answer, wait))
     }
 
     /// As [`Shared::revoke`], for one part of an operation that has many, unless the disk is busy.
-    /// Answers how many leases the part revoked.
+    /// Returns how many leases the part revoked.
     ///
-    /// The operation is told the policy in force, and answers what it revoked. The audit entry of that
-    /// number, if there is one, counts that from the moment at which it is durable.
+    /// The operation gets the policy in force, and returns the leases that it revoked. The audit entry
+    /// of that number, if there is one, counts them in the same batch.
     pub(crate) fn revoke_part(
         &self,
         entry: Option<u64>,
         operation: impl FnOnce(&mut Ledger, Timestamp, &Policy) -> Revoked,
     ) -> Result<Part<(usize, Wait)>, Unavailable> {
-        let mut kept = entry.map(|number| (number, self.kept.lock()));
+        let mut records = entry.map(|number| (number, self.records.lock()));
         let mut state = self.state.lock();
-        state.sound()?;
-        if let Some(batch) = state.busy() {
+        state.check_writable()?;
+        if let Some(batch) = state.batch_if_busy() {
             return Ok(Part::Busy(batch));
         }
         let policy = state.policy.clone();
         let (revoked, mut wait) =
             self.apply(&mut state, |ledger, now| operation(ledger, now, &policy));
         let count = revoked.len();
-        if let Some((number, kept)) = &mut kept
-            && let Some(operated) = kept.ended_more(*number, count)
+        if let Some((number, records)) = &mut records
+            && let Some(record) = records.count_ended(*number, count)
         {
-            wait = self.keep_locked(&mut state, std::slice::from_ref(&operated));
-            kept.apply(operated);
+            wait = self.gather_records_locked(&mut state, std::slice::from_ref(&record));
+            records.apply(record);
         }
-        self.tell(state, revoked);
+        self.push_revocations(state, revoked);
         Ok(Part::Done((count, wait)))
     }
 
-    /// Ends the lease of that number, and writes down in the same batch that an operator did it, and
-    /// how many leases ended. Answers the entry; `None`, and nothing is written down, when there is
-    /// no such lease.
+    /// Ends the lease of that number, and records in the same batch the audit entry of the operator
+    /// with the number of leases that ended. Returns the entry, or `None` when there is no such lease;
+    /// then nothing is recorded.
     pub(crate) fn revoke_number(
         &self,
         number: LeaseNumber,
         reason: Reason,
         entry: AuditEntry,
     ) -> Result<(Option<AuditEntry>, Wait), Unavailable> {
-        let mut kept = self.kept.lock();
+        let mut records = self.records.lock();
         let mut state = self.state.lock();
-        state.sound()?;
+        state.check_writable()?;
         let (revoked, wait) =
             self.apply(&mut state, |ledger, now| ledger.revoke_number(number, reason, now));
         let Some((id, ended)) = revoked else { return Ok((None, wait)) };
-        let entry = AuditEntry { number: kept.next_number(), ended, ..entry };
-        let operated = Operated::Audit(entry.clone());
-        let wait = self.keep_locked(&mut state, std::slice::from_ref(&operated));
-        kept.apply(operated);
-        drop(kept);
-        self.tell(state, vec![(id, reason.into())]);
+        let entry = AuditEntry { number: records.next_number(), ended, ..entry };
+        let record = OperatorRecord::Audit(entry.clone());
+        let wait = self.gather_records_locked(&mut state, std::slice::from_ref(&record));
+        records.apply(record);
+        drop(records);
+        self.push_revocations(state, vec![(id, reason.into())]);
         Ok((Some(entry), wait))
     }
 
-    /// Sees to it that whoever named revoked leases is told, and lets go of the lock, to those first
-    /// who wait for it.
-    fn tell(&self, mut state: MutexGuard<'_, State>, revoked: Revoked) {
+    /// Pushes revocations to the listeners once they are durable. Releases the lock fairly: a thread
+    /// that waits for it gets it next.
+    fn push_revocations(&self, mut state: MutexGuard<'_, State>, revoked: Revoked) {
         let pushes: Vec<Push> = revoked
             .into_iter()
-            .filter_map(|(id, why)| Some(Push { listener: state.attached.listener(id)?, id, why }))
+            .filter_map(|(id, why)| {
+                Some(Push { listener: state.attachments.listener(id)?, id, why })
+            })
             .collect();
         if state.journaled {
-            // Their changes are in the gathering batch.
+            // The changes are in the gathering batch, and the pushes follow it.
             state.pending.pushes.extend(pushes);
             MutexGuard::unlock_fair(state);
         } else {
@@ -103,8 +105,8 @@ impl Shared {
 
     /// Does the next part of a report of usage, under the later of `policy` and the policy in force.
     ///
-    /// Counting needs room for its changes. Ending leases waits for no room, and for the disk while that
-    /// is busy. Reading needs neither. Who waits for the lock meanwhile gets it before the next part.
+    /// Counting needs room for its changes. Ending leases needs no room, but waits while the disk is
+    /// busy. Reading needs neither. A thread that waits for the lock gets it before the next part.
     pub(crate) fn report_part(
         &self,
         policy: &Policy,
@@ -115,10 +117,10 @@ impl Shared {
         if amounts > 0 {
             state.has_room(reporting.submission().caller.as_deref())?;
         } else {
-            state.sound()?;
+            state.check_writable()?;
         }
         if reporting.ends_leases()
-            && let Some(batch) = state.busy()
+            && let Some(batch) = state.batch_if_busy()
         {
             return Ok(Part::Busy(batch));
         }
@@ -126,7 +128,7 @@ impl Shared {
         let (ended, wait) =
             self.apply(&mut state, |ledger, now| ledger.report(&policy, wall, reporting, now));
         state.charge(reporting.submission().caller.as_deref(), amounts);
-        self.tell(state, ended?);
+        self.push_revocations(state, ended?);
         Ok(Part::Done(wait))
     }
 }

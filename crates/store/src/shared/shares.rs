@@ -1,26 +1,26 @@
-//! Who has how much of what waits for the disk.
+//! Fair shares of the room for changes that wait for the disk.
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-/// Changes that may wait for the disk for one caller alone. Past half of it, several callers share
-/// it, so that each finds room whatever the others wait for.
+/// The most changes of one caller that may wait for the disk while no other caller waits. When more
+/// than half of this waits, the callers share it, so that each of them has room.
 pub(crate) const MAX_PENDING: usize = 100_000;
 
-/// What each caller has left at least, however many they are.
+/// The least share of a caller, however many callers there are.
 const LEAST_SHARE: usize = 2_048;
 
 /// How many changes of each caller the gathering batch holds.
 ///
-/// What nobody asked for, such as the end of a lease that was not kept alive, is nobody's.
+/// A change that no caller asked for, such as an expiry, counts for no caller.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
-    /// Who has how many. The name of no indexer is empty.
+    /// The callers and their changes. The empty name stands for calls without an indexer.
     held: Vec<(Box<str>, usize)>,
     places: HashMap<Box<str>, usize, RandomState>,
-    /// The place of the caller that came last: most calls come from whom one came just now.
+    /// The place of the last caller: the next call is most likely from the same caller.
     last: usize,
-    /// How many callers have any.
+    /// How many callers have changes.
     callers: usize,
 }
 
@@ -59,7 +59,7 @@ impl Shares {
         held < (MAX_PENDING / callers).max(LEAST_SHARE)
     }
 
-    /// Begins with another batch. Names stay: the policy bounds them, and a batch goes by many times
+    /// Starts a new batch. The names stay: the policy bounds their number, and there are many batches
     /// a second.
     pub(crate) fn clear(&mut self) {
         self.callers = 0;

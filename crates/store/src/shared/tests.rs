@@ -1,4 +1,4 @@
-//! What one hold of the lock does, counted.
+//! Tests that count what an operation does while it holds the lock once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::clock::Clock;
 use crate::enforcing::Enforcing;
 use crate::journal::file::FileJournal;
 use crate::journal::rows::Rows;
-use crate::journal::{Journal as _, Operated, Restore};
+use crate::journal::{Journal as _, OperatorRecord, Restore};
 use crate::reporting::Reporting;
 
-/// A clock that goes only when it is told to.
+/// A clock that is set by hand.
 #[derive(Debug, Default)]
 struct Hands(Mutex<Duration>);
 
@@ -29,13 +29,13 @@ impl Clock for Hands {
     }
 }
 
-/// A store that no thread of its own looks after.
+/// A store without threads.
 fn shared(journaled: bool) -> (Arc<Shared>, Arc<Hands>) {
     let clock = Arc::<Hands>::default();
     let mut ledger = Ledger::new(Config { journal: journaled, ..Config::default() });
     ledger.resume(Timestamp::ZERO, 1, Timestamp::ZERO);
     let stamp = Stamp::default();
-    let shared = Shared::new(ledger, Kept::default(), journaled, stamp, clock.clone());
+    let shared = Shared::new(ledger, OperatorRecords::default(), journaled, stamp, clock.clone());
     (Arc::new(shared), clock)
 }
 
@@ -48,7 +48,7 @@ fn borrow(shared: &Shared, leases: usize) {
     }
 }
 
-/// Lets a TTL pass, without taking anything out.
+/// Lets a TTL pass without removing a lease.
 fn pass(shared: &Shared, clock: &Hands) {
     for _ in 0..121 {
         *clock.0.lock() += Duration::from_millis(500);
@@ -99,7 +99,7 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
     assert_eq!(held(&shared), FULL_PENDING + 1_001, "a borrow takes nothing out in passing");
     let busy = Enforcing::new(selling(1, 100, true), None).step(&shared);
     assert!(matches!(busy, Ok(Part::Busy(_))));
-    // The batch that they wait for is durable.
+    // The batch that they wait for is committed.
     drop(std::mem::take(&mut shared.state.lock().pending));
     while shared.read(Ledger::has_backlog).unwrap() {
         let pending = shared.state.lock().pending.len();
@@ -116,7 +116,7 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
 fn nothing_expires_while_a_thread_that_serves_calls_is_stuck() {
     let (shared, clock) = shared(false);
     let serving = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    serving.spawn(shared.turns.clone().take_part());
+    serving.spawn(shared.serving_threads.clone().answer_probes());
     let turn = || serving.block_on(async { tokio::time::sleep(Duration::from_millis(120)).await });
     turn();
     borrow(&shared, 1);
@@ -130,26 +130,26 @@ fn nothing_expires_while_a_thread_that_serves_calls_is_stuck() {
         tick();
         turn();
     }
-    assert_eq!(now(), Timestamp::ZERO + 3 * step, "a thread that turns holds nothing up");
-    // The thread does not turn, for ten minutes, and the clock is read all the while.
+    assert_eq!(now(), Timestamp::ZERO + 3 * step, "a thread that answers holds nothing up");
+    // The thread does nothing for ten minutes, while the clock is read.
     (0..6_000).for_each(|_| tick());
     assert!(now() <= Timestamp::ZERO + 3 * step + lease::LONGEST_STEP);
     assert_eq!(held(&shared), 1);
-    // It turns again, and time goes on.
+    // The thread runs again, and time advances.
     let before = now();
     for _ in 0..5 {
         turn();
         tick();
     }
     assert!(now() >= before + 3 * step);
-    // It is gone: nobody is waited for.
+    // The thread has ended, and no probe waits for it.
     drop(serving);
     let before = now();
     (0..50).for_each(|_| tick());
     assert_eq!(now(), before + 50 * step);
 }
 
-/// What a journal gave back: the leases, and how many traces whose end goes on.
+/// What a journal restored: the leases, and how many traces are still ending.
 struct Restored {
     ledger: Ledger,
     traces: usize,
@@ -161,7 +161,7 @@ impl Restore for Restored {
         self.ledger.restore(change)
     }
 
-    fn operated(&mut self, _: Operated) {}
+    fn operator_record(&mut self, _: OperatorRecord) {}
 }
 
 fn in_memory() -> FileJournal {
@@ -233,7 +233,7 @@ fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
         let (shared, _) = shared(false);
         borrow(&shared, 3 * RECORDS_PER_HOLD);
         use_up(&shared, 50.0);
-        shared.follow(&by);
+        shared.set_policy(&by);
         let mut enforcing = Enforcing::new(by, None);
         while held(&shared) == 3 * RECORDS_PER_HOLD {
             enforcing.step(&shared).unwrap();
@@ -241,7 +241,7 @@ fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
         let left = held(&shared);
         let gone = 3 * RECORDS_PER_HOLD - left;
         assert!(gone <= RECORDS_PER_HOLD, "{gone} are more than one part");
-        shared.follow(&again);
+        shared.set_policy(&again);
         while !enforcing.is_done() {
             enforcing.step(&shared).unwrap();
         }
@@ -249,7 +249,7 @@ fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
     }
 }
 
-/// Counts so many bytes that acme has used.
+/// Reports that acme used so many bytes.
 fn use_up(shared: &Shared, bytes: f64) {
     let mut report = lease::Report::builder();
     report.add("acme", "", &[("egress_bytes", bytes)]).unwrap();
@@ -273,10 +273,10 @@ fn a_report_that_is_under_way_ends_what_a_later_policy_forbids() {
     let usage = |organization| lease::Usage { organization, metric: "egress_bytes", value: 50.0 };
     let usages: Vec<_> = organizations.map(usage).collect();
     let (report, _) = crate::UsageReport::of(None, None, &usages, Arc::new(own.clone()));
-    shared.follow(&own);
+    shared.set_policy(&own);
     let mut reporting = Reporting::new(shared.clone(), report);
     reporting.step().unwrap();
-    shared.follow(&lowered);
+    shared.set_policy(&lowered);
     while !reporting.is_done() {
         reporting.step().unwrap();
     }

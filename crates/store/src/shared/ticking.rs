@@ -1,4 +1,4 @@
-//! The clock's thread: it advances store time and takes out what has ended.
+//! The clock thread: it advances store time and removes leases that have ended.
 
 use std::time::Duration;
 
@@ -6,28 +6,28 @@ use parking_lot::MutexGuard;
 
 use super::{BUSY_PENDING, FULL_PENDING, Shared, State};
 
-/// How often the clock is read and leases expire when nobody calls.
+/// How often the clock thread reads the clock and removes leases that have ended.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How often to look whether a busy disk has taken what waits, while there is more to take out.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How often to check whether the disk is still busy, while leases wait to be removed.
+const CHECK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 impl Shared {
-    /// Reads the clock and takes out what has ended, over and over until the store closes.
-    pub(crate) fn keep_time(&self) {
+    /// Runs the clock thread until the store closes.
+    pub(crate) fn run_clock(&self) {
         let mut state = self.state.lock();
         while !state.closing {
             self.tick_locked(&mut state);
             if state.ledger.has_backlog() && !state.applying {
-                // The next part comes as soon as the disk has taken what waits, and a tick later at
+                // The next part follows as soon as the disk is no longer busy, and a tick later at
                 // the latest.
-                for _ in 0..TICK.as_millis() / LOOK_AGAIN.as_millis() {
+                for _ in 0..TICK.as_millis() / CHECK_AGAIN_AFTER.as_millis() {
                     if state.pending.len() <= BUSY_PENDING || state.closing {
                         break;
                     }
-                    self.closing.wait_for(&mut state, LOOK_AGAIN);
+                    self.closing.wait_for(&mut state, CHECK_AGAIN_AFTER);
                 }
-                // Whoever waits for the lock gets it first.
+                // A thread that waits for the lock gets it first.
                 MutexGuard::bump(&mut state);
             } else {
                 self.closing.wait_for(&mut state, TICK);
@@ -39,7 +39,7 @@ impl Shared {
         self.tick_locked(&mut self.state.lock());
     }
 
-    /// Says that whatever arrived until now was heard, and ticks until nothing that has ended is left.
+    /// Ticks until no lease that has ended is left. All calls that arrived until now count as handled.
     pub(crate) fn tick_heard(&self) {
         let mut state = self.state.lock();
         loop {
@@ -54,14 +54,14 @@ impl Shared {
     }
 
     fn tick_locked(&self, state: &mut State) {
-        self.look_at_disk(state);
+        self.check_disk(state);
         if state.applying {
             return;
         }
         let now = self.now(state);
-        if self.turns.all_answered() {
-            state.time.heard(state.asked_at);
-            state.asked_at = now;
+        if self.serving_threads.probe() {
+            state.time.heard(state.probed_at);
+            state.probed_at = now;
         }
         self.apply_below(FULL_PENDING, state, |ledger, now| ledger.expire(now));
         if state.stamp_is_due() {

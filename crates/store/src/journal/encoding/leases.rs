@@ -7,7 +7,8 @@ use prost::Message;
 
 use super::{BadRow, lease_id, slot_and_secret};
 
-/// One lease, but for its serial number, which is its key, and the end of its lingering.
+/// One lease without its serial number, which is the key of the row, and without the end of its
+/// lingering.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LeaseRow {
     #[prost(uint32, tag = "1")]
@@ -68,7 +69,7 @@ impl From<Lease> for LeaseRow {
 }
 
 impl LeaseRow {
-    /// Reads the lease kept under `serial`, which lingers until `lingers_until` if at all.
+    /// Reads the lease with the key `serial`. `lingers_until` is the end of its lingering, if any.
     pub(crate) fn read(
         serial: u64,
         row: &[u8],

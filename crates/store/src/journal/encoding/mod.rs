@@ -1,7 +1,7 @@
-//! How leases and what is remembered beside them are written down.
+//! The encoding of the rows of a journal.
 //!
-//! The rows are protobuf messages, so a later version can add to them and still read these. They
-//! say what a [`Change`](lease::Change) says, under the serial number of the lease.
+//! The rows are protobuf messages, so that a later version can add fields and still read old rows.
+//! Each row has the content of a [`Change`](lease::Change).
 
 mod leases;
 mod operators;
@@ -15,7 +15,7 @@ pub(crate) use operators::{AuditRow, OverrideRow, subject_number};
 pub(crate) use remembered::RememberedRow;
 pub(crate) use usage::UsedRow;
 
-/// A row that says nothing sensible.
+/// A row that cannot be decoded, or has an invalid value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a row of {table:?} cannot be read")]
 pub(crate) struct BadRow {

@@ -1,4 +1,4 @@
-//! The rows of what operators set and did.
+//! The rows of overrides and of the audit list.
 
 use lease::WallTime;
 use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::BadRow;
 
-/// What an override says.
+/// The value of an override.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct OverrideRow {
     #[prost(uint64, tag = "1")]
@@ -25,7 +25,7 @@ impl From<&Override> for OverrideRow {
 }
 
 impl OverrideRow {
-    /// Reads the override kept under that key.
+    /// Reads the override with this key.
     pub(crate) fn read(
         (subject, id, service): (u8, &str, Option<&str>),
         row: &[u8],
@@ -39,7 +39,7 @@ impl OverrideRow {
     }
 }
 
-/// One thing an operator did, but for its number, which is its key.
+/// One audit entry without its number, which is the key of the row.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct AuditRow {
     #[prost(int64, tag = "1")]
@@ -71,7 +71,7 @@ impl AuditRow {
     }
 }
 
-/// The number a subject is kept as. Numbers never change their meaning.
+/// The number of a subject in rows. Numbers never change their meaning.
 pub(crate) const fn subject_number(subject: Subject) -> u8 {
     match subject {
         Subject::Organization => 1,

@@ -1,4 +1,4 @@
-//! The rows of what is remembered for a time, and the keys that put them in the order of their ends.
+//! The rows of facts that are remembered for a time. Their keys sort them by the end of this time.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use prost::{Message, Oneof};
 
 use super::{BadRow, lease_id, slot_and_secret};
 
-/// A fact that is known until its time has passed. The time leads the key it is kept under.
+/// A fact that is remembered until a time. The key of the row starts with this time.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct RememberedRow {
     #[prost(oneof = "Remembered", tags = "1, 2, 3, 4")]
@@ -41,10 +41,10 @@ struct RevokedRow {
     indexer: Option<String>,
     #[prost(uint32, tag = "5")]
     reason: u32,
-    /// The trace of a session; 16 bytes. Absent in rows of earlier versions, as what follows is.
+    /// The trace of a session; 16 bytes. Rows of earlier versions lack this and the next field.
     #[prost(bytes = "vec", optional, tag = "6")]
     trace: Option<Vec<u8>>,
-    /// The budget, where one that was spent is the reason.
+    /// The budget, if the reason is a spent budget.
     #[prost(message, optional, tag = "7")]
     spent: Option<SpentRow>,
 }
@@ -103,7 +103,7 @@ struct ReportedRow {
     indexer: Option<String>,
     #[prost(string, tag = "2")]
     key: String,
-    /// Absent in rows of earlier versions, which counted reports whole.
+    /// Rows of earlier versions, which counted a report in one part, lack it.
     #[prost(fixed64, optional, tag = "3")]
     fingerprint: Option<u64>,
     #[prost(uint64, tag = "4")]
@@ -135,12 +135,12 @@ struct TraceEndedRow {
 }
 
 impl RememberedRow {
-    /// The row of the end of a trace, and the key it is kept under: for as long as store time lasts,
-    /// or until it is removed.
+    /// The key and the row of the end of a trace. It has no end of its own: it is kept until it is
+    /// removed.
     pub(crate) fn trace_ended(end: TraceEnd) -> (Vec<u8>, Self) {
         let mut key = Self::keys_up_to(Timestamp::from_nanos(u64::MAX));
         let TraceEnd { indexer, organization, trace, before } = end;
-        // As below: bytes that no UTF-8 text contains.
+        // UTF-8 text contains neither 0xfe nor 0xff; see `reported`.
         key.push(0xfe);
         key.extend(before.to_be_bytes());
         for text in [indexer.as_deref().unwrap_or_default(), &organization, &trace] {
@@ -156,7 +156,7 @@ impl RememberedRow {
         (key, Self { fact: Some(Remembered::TraceEnded(row)) })
     }
 
-    /// The row of a revocation, and the key it is kept under.
+    /// The key and the row of a revocation.
     pub(crate) fn revoked(revocation: Revocation) -> (Vec<u8>, Self) {
         let Revocation { id, indexer, why, trace, until } = revocation;
         let mut key = Self::keys_up_to(until);
@@ -174,7 +174,7 @@ impl RememberedRow {
         (key, Self { fact: Some(fact) })
     }
 
-    /// The row of a counted report, and the key it is kept under.
+    /// The key and the row of a counted report.
     pub(crate) fn reported(
         indexer: Option<Box<str>>,
         report: Box<str>,
@@ -183,8 +183,8 @@ impl RememberedRow {
         applied: u64,
     ) -> (Vec<u8>, Self) {
         let mut key = Self::keys_up_to(until);
-        // A byte that no UTF-8 text contains keeps the two texts apart, and reports from serials
-        // by what comes first: serials that begin with it are 2^63 grants away.
+        // 0xff is in no UTF-8 text, so it separates the two texts. At the start it separates reports
+        // from serial numbers: the first serial number that begins with it is 2^63 grants away.
         key.push(0xff);
         key.extend(indexer.as_deref().unwrap_or_default().as_bytes());
         key.push(0xff);
@@ -194,7 +194,7 @@ impl RememberedRow {
         (key, Self { fact: Some(Remembered::Reported(row)) })
     }
 
-    /// The row of a borrow id that buys nothing any more, and the key it is kept under.
+    /// The key and the row of a borrow id that grants nothing any more.
     pub(crate) fn borrow_ended(
         indexer: Option<Box<str>>,
         BorrowId(id): BorrowId,
@@ -202,7 +202,7 @@ impl RememberedRow {
         until: Timestamp,
     ) -> (Vec<u8>, Self) {
         let mut key = Self::keys_up_to(until);
-        // Another byte that no text contains and no serial begins with.
+        // 0xfe is in no UTF-8 text either, and no serial number begins with it.
         key.push(0xfe);
         key.extend(indexer.as_deref().unwrap_or_default().as_bytes());
         key.push(0xff);
@@ -216,14 +216,14 @@ impl RememberedRow {
         (key, Self { fact: Some(Remembered::BorrowEnded(row)) })
     }
 
-    /// The key that everything past at `time` sorts before, or equal to.
+    /// The greatest key of facts that need not be remembered at `time`.
     pub(crate) fn keys_up_to(time: Timestamp) -> Vec<u8> {
         let mut key = Vec::with_capacity(24);
         key.extend(time.as_nanos().to_be_bytes());
         key
     }
 
-    /// Reads back what is kept under `key`.
+    /// Reads the fact with this key, and until when it is remembered.
     pub(crate) fn read(key: &[u8], row: &[u8]) -> Result<(Timestamp, Change), BadRow> {
         let bad = BadRow { table: "remembered" };
         let until = key.first_chunk().ok_or(bad)?;
@@ -254,7 +254,7 @@ impl RememberedRow {
     }
 }
 
-/// The number a period is kept as. Numbers never change their meaning.
+/// The number of a period in rows. Numbers never change their meaning.
 const fn period_number(per: Period) -> u32 {
     match per {
         Period::Day => 1,
@@ -270,7 +270,7 @@ const fn period(number: u32) -> Option<Period> {
     }
 }
 
-/// The number a reason is kept as. Numbers never change their meaning.
+/// The number of a reason in rows. Numbers never change their meaning.
 fn reason_number(reason: Reason) -> u32 {
     match reason {
         Reason::Operator => 1,

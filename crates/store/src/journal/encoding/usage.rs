@@ -5,7 +5,7 @@ use prost::Message;
 
 use super::BadRow;
 
-/// What an organization used of one metric.
+/// The usage of one organization and metric.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub(crate) struct UsedRow {
     #[prost(uint32, tag = "1")]

@@ -1,4 +1,4 @@
-//! A new store file, complete before it appears under its name.
+//! Creating a store file: it is complete before it gets its name.
 
 use std::fs::File;
 use std::io;
@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 
-use super::lock::Place;
+use super::lock::StorePath;
 use super::preallocated::Preallocated;
 use crate::error::Error;
 
-/// Behind the name of the store, in front of random letters and digits.
+/// The part of an unfinished file's name between the name of the store and the random characters.
 const UNFINISHED: &str = ".unfinished-";
 
-/// The end of the name of a file that is not finished.
+/// The end of the name of an unfinished file.
 const NEW: &str = ".new";
 
-/// Makes a store file without leases, complete before it appears under its name.
+/// Creates a store file without leases. It is complete before it gets its name.
 ///
-/// `fill` writes what a new file holds, and closes it. A crash on the way leaves no file at `path`, so an empty file there is always damage. An error on
-/// the way leaves no file at all.
+/// `fill` writes the content of a new file, and closes it. A crash leaves no file at `path`, so an
+/// empty file there is always damage. An error leaves no file at all.
 pub(crate) fn create(
     path: &Path,
     fill: impl FnOnce(Preallocated) -> Result<(), Error>,
@@ -27,20 +27,20 @@ pub(crate) fn create(
     let failed = |source| Error::File { action: "make", path: path.to_owned(), source };
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(UNFINISHED);
-    // Removed when it is dropped.
+    // Dropping it removes the file.
     let unfinished = tempfile::Builder::new()
         .prefix(&name)
         .suffix(NEW)
         .tempfile_in(folder_of(path))
         .map_err(failed)?;
-    for_the_owner_only(unfinished.path(), 0o600).map_err(failed)?;
+    set_mode(unfinished.path(), 0o600).map_err(failed)?;
     let file = unfinished.reopen().map_err(failed)?;
     let backend = FileBackend::new(file).map_err(|error| failed(io::Error::other(error)))?;
     fill(Preallocated(backend)).map_err(|error| match error {
         Error::File { source, .. } => failed(source),
         other => other,
     })?;
-    // Never over a file that somebody else put there meanwhile: that one is opened then.
+    // Never replaces a file that was created there in the meantime: that one is opened then.
     match unfinished.persist_noclobber(path) {
         Ok(_) => {}
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -49,10 +49,10 @@ pub(crate) fn create(
     File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
-/// Removes what servers left beside `place` that were killed while they made a file there.
+/// Removes unfinished files beside `place`, left by servers that were killed while they created them.
 ///
-/// Only while the place is locked, and never a file that another server has open.
-pub(crate) fn remove_unfinished(place: &Place) {
+/// This is done only while the path is locked, and never to a file that another server has open.
+pub(crate) fn remove_unfinished(place: &StorePath) {
     if !place.is_locked() {
         return;
     }
@@ -75,8 +75,8 @@ pub(crate) fn remove_unfinished(place: &Place) {
     }
 }
 
-/// Whether a file of that name is an unfinished store of `path`: of this version, or of the first
-/// one, which put the number of its process between the names.
+/// Whether a file of that name is an unfinished store of `path`. The first version put the process id
+/// in the middle of the name; later versions put random characters there.
 fn is_unfinished(path: &Path, name: &str) -> bool {
     let store = path.file_name().unwrap_or_default().to_string_lossy();
     let Some(middle) = name.strip_prefix(&*store).and_then(|rest| rest.strip_suffix(NEW)) else {
@@ -89,16 +89,16 @@ fn is_unfinished(path: &Path, name: &str) -> bool {
     !mark.is_empty() && mark.chars().all(is_known)
 }
 
-/// The folder that `path` is in.
+/// The folder of `path`.
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes `folder`, and those above it that are missing, for nobody else but their owner.
+/// Creates `folder` and its missing parents, with access for the owner only.
 ///
 /// # Errors
 ///
-/// One of them cannot be made.
+/// A folder cannot be created.
 pub(crate) fn make_folders(folder: &Path) -> io::Result<()> {
     let missing: Vec<PathBuf> = folder
         .ancestors()
@@ -111,7 +111,7 @@ pub(crate) fn make_folders(folder: &Path) -> io::Result<()> {
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         match builder.create(folder) {
-            Ok(()) => for_the_owner_only(folder, 0o700)?,
+            Ok(()) => set_mode(folder, 0o700)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
             Err(error) => return Err(error),
         }
@@ -119,15 +119,15 @@ pub(crate) fn make_folders(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives what was just made exactly this mode: a umask takes bits away.
+/// Sets exactly this mode on a new file or folder, whatever the umask is.
 #[cfg(unix)]
-fn for_the_owner_only(path: &Path, mode: u32) -> io::Result<()> {
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 #[cfg(not(unix))]
-fn for_the_owner_only(_: &Path, _: u32) -> io::Result<()> {
+fn set_mode(_: &Path, _: u32) -> io::Result<()> {
     Ok(())
 }
 
@@ -166,7 +166,7 @@ mod tests {
         // Another server is at it: one of a version that takes no lock beside the store.
         let open = File::open(folder.path().join(names[2])).unwrap();
         open.lock().unwrap();
-        remove_unfinished(&Place::take(&path).unwrap());
+        remove_unfinished(&StorePath::take(&path).unwrap());
         let mut left: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();

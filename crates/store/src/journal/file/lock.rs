@@ -1,9 +1,8 @@
-//! Who has a store file: the lock of its path, and whether the path still leads to it.
+//! The lock of the path of a store file, and the check whether the path still leads to the file.
 //!
-//! redb locks the file that it has open. That does not protect the path: once the file is removed,
-//! or another one is moved over it, the path leads to a file that nobody has locked. So the path has
-//! a lock of its own, a file beside the store. The kernel releases it when the process ends, however
-//! it ends.
+//! redb locks the file that it has open. That does not protect the path: after the file was removed or
+//! replaced, the path leads to a file without a lock. So the path has a lock of its own, a file beside
+//! the store. The kernel releases the lock when the process ends, also after a kill.
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
@@ -15,10 +14,10 @@ use crate::answers::Unavailable;
 use crate::error::Error;
 use crate::journal::Watch;
 
-/// Tries to lock a lock file that others remove at the same time, before it gives up.
+/// How often to try to lock a lock file that other servers remove at the same time.
 const TRIES: usize = 100;
 
-/// Which file it is, whatever its name.
+/// The identity of a file, whatever its name is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity(u64, u64);
 
@@ -30,7 +29,7 @@ impl Identity {
         Self(metadata.dev(), metadata.ino())
     }
 
-    /// Elsewhere a file that is open is neither removed nor replaced.
+    /// Other systems do not let an open file be removed or replaced.
     #[cfg(not(unix))]
     fn of(_: &Metadata) -> Self {
         Self(0, 0)
@@ -44,7 +43,7 @@ impl Identity {
     }
 }
 
-/// The lock of a path. Dropped, it is free again and leaves no file behind.
+/// The lock of a path. Dropping it releases the lock and removes the lock file.
 #[derive(Debug)]
 struct PathLock {
     path: PathBuf,
@@ -52,7 +51,7 @@ struct PathLock {
 }
 
 impl PathLock {
-    /// Locks the path of `store`; `None` when another server has it.
+    /// Locks the path of `store`; `None` when another server has locked it.
     fn take(store: &Path) -> io::Result<Option<Self>> {
         let path = Self::path(store)?;
         for _ in 0..TRIES {
@@ -61,7 +60,7 @@ impl PathLock {
             #[cfg(unix)]
             std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
             let file = options.open(&path)?;
-            // Whatever the umask, so that the next server can open one that was left behind.
+            // Set whatever the umask is, so that the next server can open a file that was left behind.
             #[cfg(unix)]
             file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
             match file.try_lock() {
@@ -69,7 +68,7 @@ impl PathLock {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // Who had it before may have removed the file after it was opened here.
+            // The server that had the lock before may have removed the file after it was opened here.
             if Identity::is_at(&path, &file) {
                 return Ok(Some(Self { path, file }));
             }
@@ -77,7 +76,7 @@ impl PathLock {
         Err(io::Error::other("its lock file is removed again and again"))
     }
 
-    /// Beside the file itself, wherever links lead to it from.
+    /// The lock file is beside the store file itself, not beside a link to it.
     fn path(store: &Path) -> io::Result<PathBuf> {
         let mut path = match std::fs::canonicalize(store) {
             Ok(path) => path,
@@ -95,30 +94,30 @@ impl PathLock {
 
 impl Drop for PathLock {
     fn drop(&mut self) {
-        // While it is locked, so that nobody removes the lock file of another server. One that
-        // cannot be removed is taken by the next server all the same.
+        // The lock is still held, so that this does not remove the lock file of another server. A
+        // lock file that cannot be removed does not keep the next server from locking it.
         if Identity::is_at(&self.path, &self.file) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// The place of a store file: its path, which is locked as long as this lives.
+/// The path of a store file, locked as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct StorePath {
     path: PathBuf,
     lock: Mutex<Option<PathLock>>,
 }
 
-impl Place {
+impl StorePath {
     /// Locks `path` for one store.
     ///
-    /// Where no lock file can be made, in a folder that cannot be written to or on a full disk, the
-    /// path is not locked: whoever has no right to write there cannot replace the file either.
+    /// Where no lock file can be created, in a read-only folder or on a full disk, the path is not
+    /// locked: a process that cannot write there cannot replace the store file either.
     ///
     /// # Errors
     ///
-    /// [`Error::InUse`] when another server has it.
+    /// [`Error::InUse`] when another server has locked it.
     pub(crate) fn take(path: &Path) -> Result<Self, Error> {
         let lock = match PathLock::take(path) {
             Ok(Some(lock)) => Some(lock),
@@ -140,38 +139,42 @@ impl Place {
         &self.path
     }
 
-    /// Takes the lock again if its file was removed, as when a folder is emptied.
+    /// Locks the path again if the lock file was removed, as when a folder is emptied.
     fn renew(&self) {
         let mut lock = self.lock.lock();
         if lock.as_ref().is_some_and(|lock| Identity::is_at(&lock.path, &lock.file)) {
             return;
         }
-        // A server that has the path meanwhile, or a folder that is gone: the file tells.
+        // This fails when another server has locked the path, or the folder is gone. The check of the
+        // store file notices both.
         if let Ok(Some(taken)) = PathLock::take(&self.path) {
             *lock = Some(taken);
         }
     }
 }
 
-/// A store file that is open, and where it stands.
+/// An open store file and its path.
 #[derive(Clone, Debug)]
-pub(crate) struct Standing {
-    place: std::sync::Arc<Place>,
+pub(crate) struct FileWatch {
+    store_path: std::sync::Arc<StorePath>,
     file: Identity,
 }
 
-impl Standing {
-    /// Remembers which file is at the place.
-    pub(crate) fn of(place: Place, file: &File) -> io::Result<Self> {
-        Ok(Self { place: std::sync::Arc::new(place), file: Identity::of(&file.metadata()?) })
+impl FileWatch {
+    /// Remembers which file is at the path.
+    pub(crate) fn of(store_path: StorePath, file: &File) -> io::Result<Self> {
+        Ok(Self {
+            store_path: std::sync::Arc::new(store_path),
+            file: Identity::of(&file.metadata()?),
+        })
     }
 
     /// Whether the path still leads to the file: `false` when the file is gone from there, or
     /// another one is there.
     fn is_in_place(&self) -> bool {
-        match std::fs::metadata(self.place.path()) {
+        match std::fs::metadata(self.store_path.path()) {
             Ok(metadata) => Identity::of(&metadata) == self.file,
-            // What cannot be looked at now, for whatever reason, may be there.
+            // After any other error the file may still be there.
             Err(error) => !matches!(
                 error.kind(),
                 io::ErrorKind::NotFound
@@ -182,10 +185,10 @@ impl Standing {
     }
 }
 
-impl Watch for Standing {
+impl Watch for FileWatch {
     /// Checks that the path still leads to the file, and keeps the path locked.
     fn check(&self) -> Result<(), Unavailable> {
-        self.place.renew();
+        self.store_path.renew();
         if self.is_in_place() { Ok(()) } else { Err(Unavailable::FileLost) }
     }
 }
@@ -202,22 +205,22 @@ mod tests {
         (folder, path)
     }
 
-    fn standing(path: &Path) -> Standing {
-        Standing::of(Place::take(path).unwrap(), &File::open(path).unwrap()).unwrap()
+    fn watch(path: &Path) -> FileWatch {
+        FileWatch::of(StorePath::take(path).unwrap(), &File::open(path).unwrap()).unwrap()
     }
 
     #[test]
     fn one_place_is_taken_once_and_others_beside_it_are_free() {
         let (folder, path) = store();
-        let place = Place::take(&path).unwrap();
-        assert!(place.is_locked());
-        assert!(matches!(Place::take(&path), Err(Error::InUse { .. })));
+        let store_path = StorePath::take(&path).unwrap();
+        assert!(store_path.is_locked());
+        assert!(matches!(StorePath::take(&path), Err(Error::InUse { .. })));
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(matches!(Place::take(&link), Err(Error::InUse { .. })));
-        assert!(Place::take(&folder.path().join("t.redb")).unwrap().is_locked());
-        drop(place);
-        assert!(Place::take(&path).unwrap().is_locked());
+        assert!(matches!(StorePath::take(&link), Err(Error::InUse { .. })));
+        assert!(StorePath::take(&folder.path().join("t.redb")).unwrap().is_locked());
+        drop(store_path);
+        assert!(StorePath::take(&path).unwrap().is_locked());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no lock file is left");
     }
 
@@ -225,33 +228,33 @@ mod tests {
     fn a_lock_file_that_a_killed_server_left_is_taken() {
         let (folder, path) = store();
         std::fs::write(folder.path().join("s.redb.lock"), "").unwrap();
-        assert!(Place::take(&path).unwrap().is_locked());
+        assert!(StorePath::take(&path).unwrap().is_locked());
     }
 
     #[test]
     fn a_file_that_is_removed_replaced_or_put_back_is_told_from_the_one_that_is_open() {
         let (folder, path) = store();
-        let standing = standing(&path);
-        assert!(standing.check().is_ok());
+        let watch = watch(&path);
+        assert!(watch.check().is_ok());
         let aside = folder.path().join("aside");
         std::fs::rename(&path, &aside).unwrap();
-        assert!(standing.check().is_err());
+        assert!(watch.check().is_err());
         std::fs::write(&path, "another").unwrap();
-        assert!(standing.check().is_err());
+        assert!(watch.check().is_err());
         std::fs::rename(&aside, &path).unwrap();
-        assert!(standing.check().is_ok());
+        assert!(watch.check().is_ok());
         drop(folder);
-        assert!(standing.check().is_err());
+        assert!(watch.check().is_err());
     }
 
     #[test]
     fn a_place_stays_locked_when_its_folder_is_emptied() {
         let (folder, path) = store();
-        let standing = standing(&path);
+        let watch = watch(&path);
         for entry in std::fs::read_dir(folder.path()).unwrap() {
             std::fs::remove_file(entry.unwrap().path()).unwrap();
         }
-        assert!(standing.check().is_err());
-        assert!(matches!(Place::take(&path), Err(Error::InUse { .. })));
+        assert!(watch.check().is_err());
+        assert!(matches!(StorePath::take(&path), Err(Error::InUse { .. })));
     }
 }

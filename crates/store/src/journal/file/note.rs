@@ -1,17 +1,17 @@
 //! The note of the last acknowledged batch, kept in the file outside of redb's own pages.
 //!
-//! redb keeps two commits and starts from the older one when the newer one is not whole. After a
-//! loss of power in the middle of a commit that is right: nobody was told of the newer one. When a
-//! page of a commit is damaged that was acknowledged, it is not, and redb cannot know. So every batch
-//! carries a number, and once it is flushed, and before anybody hears of it, its number is noted
-//! here. A file whose newest readable batch is older than the note lost what was acknowledged.
+//! redb keeps two commits and starts from the older one when the newer one is incomplete. After a
+//! power loss during a commit that is right: the newer commit was not acknowledged. It is wrong when a
+//! page of an acknowledged commit is damaged, and redb cannot distinguish the two. So every batch has
+//! a number. After a batch is flushed and before it is acknowledged, its number is noted here. If the
+//! newest readable batch of a file is older than the note, acknowledged changes are lost.
 //!
-//! The note is written after the flush, so it is never ahead of what is on the disk, whenever the
-//! power goes. It is flushed with the next batch: that costs no flush of its own. Until then, for a
-//! second at most while there are leases, a loss of power takes the note with it.
+//! The note is written after the flush, so it is never ahead of the disk. It is flushed with the next
+//! batch, and needs no flush of its own. A power loss before that, within a second at most while there
+//! are leases, loses the note.
 //!
-//! It stands in the first page of the file, of which redb uses the first 320 bytes and leaves the
-//! rest alone. Two places take turns, so that a note that is torn leaves the one before.
+//! The note is in the first page of the file, of which redb uses the first 320 bytes only. It is
+//! written to two places in turn, so that a torn write leaves the note before it.
 
 use std::io;
 use std::time::Duration;
@@ -20,15 +20,15 @@ use lease::Timestamp;
 use redb::StorageBackend;
 use sha2::{Digest as _, Sha256};
 
-/// The places of the note: in sectors of their own, behind what redb uses of the first page.
+/// The offsets of the two places: in sectors of their own, behind the bytes that redb uses.
 const PLACES: [u64; 2] = [1_024, 2_048];
 
 const MAGIC: [u8; 8] = *b"tgm-note";
 
-/// The magic, three numbers and the start of their digest.
+/// The length of a note: the magic, three numbers, and the first half of their digest.
 const BYTES: usize = 48;
 
-/// What is noted of a batch.
+/// The note of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Note {
     /// The number of the batch.
@@ -40,7 +40,7 @@ pub(crate) struct Note {
 }
 
 impl Note {
-    /// The note in the file; batch 0 when there is none, as in files of earlier versions.
+    /// Reads the latest note of the file; batch 0 when there is none, as in files of earlier versions.
     pub(crate) fn read(backend: &impl StorageBackend) -> io::Result<Self> {
         let mut latest = Self::default();
         for place in PLACES {
@@ -62,7 +62,7 @@ impl Note {
         backend.write(PLACES[(self.batch % 2) as usize], &self.to_bytes())
     }
 
-    /// How much store time passed from `earlier` until this batch.
+    /// The store time from `earlier` until this batch.
     pub(crate) fn since(&self, earlier: Timestamp) -> Duration {
         self.time.since(earlier)
     }
@@ -78,7 +78,7 @@ impl Note {
         bytes
     }
 
-    /// `None` for what was never written, is torn, or is damaged.
+    /// `None` for bytes that are no complete note.
     fn from_bytes(bytes: &[u8; BYTES]) -> Option<Self> {
         let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).ok();
         let note = Self {

@@ -1,4 +1,4 @@
-//! The file under the journal, with room that is really there.
+//! A file backend that allocates the blocks of a file when the file grows.
 
 use std::io;
 use std::ops::Bound;
@@ -6,17 +6,17 @@ use std::ops::Bound;
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
-/// Room that is written ahead in one go; a file that grows by more gets the rest when it is used.
+/// The most bytes that are written ahead when a file grows.
 const WRITE_AHEAD: u64 = 32 << 20;
 
-/// Zeros are written this many at a time.
+/// How many zeros are written at a time.
 const CHUNK: usize = 256 << 10;
 
-/// A file that is grown by writing zeros.
+/// A file that grows by writing zeros.
 ///
-/// A file that only had its length set has no blocks yet: every flush that touches new pages would
-/// have to make the blocks and the file's own entry durable too, one after the other. Written
-/// once, the blocks are there, and a flush is one write.
+/// If only the length of a file is set, its blocks are not allocated. Then each flush of new pages has
+/// to write the blocks and the metadata of the file, one after the other. After the blocks were
+/// written once, a flush is one write.
 #[derive(Debug)]
 pub(crate) struct Preallocated(pub(crate) FileBackend);
 

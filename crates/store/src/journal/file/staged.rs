@@ -1,10 +1,9 @@
-//! Writes that are held back until a store file was read whole.
+//! A backend that holds writes back until the whole store file was read.
 //!
-//! redb repairs what it opens: it writes to the file before anybody knows whether the file is sound,
-//! of a known format, or complete. So what it writes while a file is opened and read is kept in
-//! memory. A file that is refused was not changed by a byte; for one that is accepted, the writes
-//! and flushes are done as they were asked for, in their order, which keeps them as safe against a
-//! loss of power as redb made them.
+//! redb repairs a file when it opens it: it writes before the server knows whether the file is valid,
+//! of a known format, and complete. So writes are kept in memory while a file is opened and read. If
+//! the file is refused, not one byte of it was changed. If it is accepted, the writes and flushes are
+//! done in their original order, so a power loss is as safe as redb makes it.
 
 use std::io;
 use std::ops::Bound;
@@ -14,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use redb::{BackendError, StorageBackend};
 
-/// The most that is held back: opening writes a few headers, whatever the size of the file.
+/// The most bytes that are held back. Opening a file writes only a few headers.
 const MOST_HELD_BACK: usize = 64 << 20;
 
-/// A backend that can hold writes back. Clones are the same one.
+/// A backend that can hold writes back. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Staged(Arc<Inner>);
 
@@ -25,12 +24,12 @@ pub(crate) struct Staged(Arc<Inner>);
 struct Inner {
     backend: Box<dyn StorageBackend>,
     is_holding: AtomicBool,
-    held: Mutex<Held>,
+    held: Mutex<HeldBack>,
 }
 
-/// What is held back.
+/// The operations that are held back.
 #[derive(Debug, Default)]
-struct Held {
+struct HeldBack {
     operations: Vec<Operation>,
     bytes: usize,
     len: u64,
@@ -44,29 +43,29 @@ enum Operation {
 }
 
 impl Staged {
-    /// `backend`, which is written to directly until [`Staged::hold`].
+    /// Wraps `backend`. Writes go to it directly until [`Staged::hold_back`].
     pub(crate) fn new(backend: impl StorageBackend) -> Self {
         let (is_holding, held) = (AtomicBool::new(false), Mutex::default());
         Self(Arc::new(Inner { backend: Box::new(backend), is_holding, held }))
     }
 
-    /// Holds back what is written from now on.
+    /// Holds back writes from now on.
     ///
     /// # Errors
     ///
     /// The length of the file cannot be read.
-    pub(crate) fn hold(&self) -> io::Result<()> {
+    pub(crate) fn hold_back(&self) -> io::Result<()> {
         self.0.held.lock().len = self.0.backend.len()?;
         self.0.is_holding.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Does what was held back, and holds back nothing more.
+    /// Does the operations that were held back, and holds back no more.
     ///
     /// # Errors
     ///
-    /// As writing to the file. It was written to in part then, and is as after a crash.
-    pub(crate) fn let_go(&self) -> io::Result<()> {
+    /// The file cannot be written to. Some writes may have been done, as after a crash.
+    pub(crate) fn write_held_back(&self) -> io::Result<()> {
         let mut held = self.0.held.lock();
         for operation in std::mem::take(&mut held.operations) {
             match operation {
@@ -79,14 +78,14 @@ impl Staged {
         Ok(())
     }
 
-    /// What is held back, while something may be.
-    fn held(&self) -> Option<parking_lot::MutexGuard<'_, Held>> {
+    /// The operations that are held back; `None` while writes go to the backend directly.
+    fn held(&self) -> Option<parking_lot::MutexGuard<'_, HeldBack>> {
         let is_holding = self.0.is_holding.load(Ordering::Acquire);
         is_holding.then(|| self.0.held.lock())
     }
 }
 
-impl Held {
+impl HeldBack {
     fn keep(&mut self, operation: Operation) -> io::Result<()> {
         if let Operation::Write(_, data) = &operation {
             self.bytes += data.len();
@@ -98,7 +97,7 @@ impl Held {
         Ok(())
     }
 
-    /// Puts what is held back over what was read from the file.
+    /// Applies the writes that are held back to bytes that were read from the file.
     fn lay_over(&self, offset: u64, out: &mut [u8]) {
         let end = offset + out.len() as u64;
         for operation in &self.operations {
@@ -110,7 +109,7 @@ impl Held {
                         out[within(into)].copy_from_slice(&data[within(source)]);
                     }
                 }
-                // What is cut off and grown again is zero.
+                // Bytes that are cut off and added again are zero.
                 Operation::SetLen(len) if *len < end => {
                     out[within((*len).max(offset) - offset..end - offset)].fill(0);
                 }
@@ -120,7 +119,7 @@ impl Held {
     }
 }
 
-/// A range within a buffer in memory.
+/// Converts a range of offsets within a buffer.
 fn within(range: std::ops::Range<u64>) -> std::ops::Range<usize> {
     let index = |place| usize::try_from(place).expect("a place in a buffer");
     index(range.start)..index(range.end)
@@ -225,7 +224,7 @@ mod tests {
                 backend.set_len(200).unwrap();
                 backend.write(50, &[7; 60]).unwrap();
             }
-            staged.hold().unwrap();
+            staged.hold_back().unwrap();
             for (step, place, byte, length) in steps {
                 for backend in [&plain as &dyn StorageBackend, &staged] {
                     let offset = place.min(backend.len().unwrap());
@@ -238,7 +237,7 @@ mod tests {
                 }
                 prop_assert_eq!(contents(&staged), contents(&plain));
             }
-            staged.let_go().unwrap();
+            staged.write_held_back().unwrap();
             prop_assert_eq!(contents(&staged), contents(&plain));
         }
     }
@@ -250,7 +249,7 @@ mod tests {
         std::fs::write(&path, [3; 100]).unwrap();
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let staged = Staged::new(redb::backends::FileBackend::new(file).unwrap());
-        staged.hold().unwrap();
+        staged.hold_back().unwrap();
         staged.write(10, &[9; 10]).unwrap();
         staged.set_len(500).unwrap();
         assert_eq!(contents(&staged)[..30], [[3; 10], [9; 10], [3; 10]].concat());

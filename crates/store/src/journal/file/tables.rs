@@ -9,9 +9,9 @@ use redb::{
 
 use crate::journal::encoding::{AuditRow, OverrideRow, RememberedRow, subject_number};
 use crate::journal::rows::Rows;
-use crate::journal::{Operated, Stamp};
+use crate::journal::{OperatorRecord, Stamp};
 
-/// Facts past their time that one commit forgets: enough to keep up, bounded per commit.
+/// The most expired facts that one commit removes: enough to keep up, bounded per commit.
 const FORGET_AT_ONCE: usize = 1_000;
 
 /// `format`: the format and 0. `stamp`: store time and the serial number of the next grant. `batch`:
@@ -24,7 +24,7 @@ pub(crate) const LEASES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(
 /// When lingering leases end, by serial number.
 pub(crate) const LINGERING: TableDefinition<'_, u64, u64> = TableDefinition::new("lingering");
 
-/// Facts with a time limit, in the order they may be forgotten.
+/// Facts that are remembered for a time, in the order in which they may be removed.
 pub(crate) const REMEMBERED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("remembered");
 
 /// Usage counts by organization and metric.
@@ -34,10 +34,10 @@ pub(crate) const USAGE: TableDefinition<'_, (&str, &str), &[u8]> = TableDefiniti
 pub(crate) const OVERRIDES: TableDefinition<'_, (u8, &str, Option<&str>), &[u8]> =
     TableDefinition::new("overrides");
 
-/// What operators did, by number. Since format 2.
+/// Audit entries by number. Since format 2.
 pub(crate) const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
 
-/// Makes every table that is not there, and says that the database has this format.
+/// Creates all missing tables, and writes the format of the database.
 pub(crate) fn create_tables(database: &Database, format: u64) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
@@ -65,7 +65,7 @@ pub(crate) fn write(
     write_lingering(rows, &transaction)?;
     write_remembered(rows, &transaction, stamp.time)?;
     write_used(rows, &transaction)?;
-    write_operated(rows, &transaction)?;
+    write_operator_records(rows, &transaction)?;
     {
         let mut meta = transaction.open_table(META)?;
         meta.insert("stamp", (stamp.time.as_nanos(), stamp.next_serial))?;
@@ -152,15 +152,15 @@ fn write_used(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb::E
     Ok(())
 }
 
-fn write_operated(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb::Error> {
-    if rows.operated.is_empty() {
+fn write_operator_records(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    if rows.operator_records.is_empty() {
         return Ok(());
     }
     let mut overrides = transaction.open_table(OVERRIDES)?;
     let mut audit = transaction.open_table(AUDIT)?;
-    for operated in &rows.operated {
-        match operated {
-            Operated::Override(OverrideChange { key, value }) => {
+    for record in &rows.operator_records {
+        match record {
+            OperatorRecord::Override(OverrideChange { key, value }) => {
                 let key = (subject_number(key.subject), &*key.id, key.service.as_deref());
                 match value {
                     Some(value) => {
@@ -170,7 +170,7 @@ fn write_operated(rows: &Rows, transaction: &WriteTransaction) -> Result<(), red
                     None => drop(overrides.remove(key)?),
                 }
             }
-            Operated::Audit(entry) => {
+            OperatorRecord::Audit(entry) => {
                 let row = AuditRow::from(entry).encode_to_vec();
                 audit.insert(entry.number, row.as_slice())?;
                 if audit.len()? > MAX_AUDIT as u64 {

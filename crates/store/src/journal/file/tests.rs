@@ -11,8 +11,8 @@ const WORTH: u64 = 512 << 10;
 /// What fills one table, and what empties it again.
 struct Case {
     table: &'static str,
-    full: (Vec<Change>, Vec<Operated>),
-    empty: (Vec<Change>, Vec<Operated>),
+    full: (Vec<Change>, Vec<OperatorRecord>),
+    empty: (Vec<Change>, Vec<OperatorRecord>),
 }
 
 const NUMBER: u64 = 3_000;
@@ -30,7 +30,7 @@ impl Restore for Nothing {
         Ok(())
     }
 
-    fn operated(&mut self, _: Operated) {}
+    fn operator_record(&mut self, _: OperatorRecord) {}
 }
 
 /// A journal without rows that writes to its file.
@@ -62,7 +62,7 @@ fn usage() -> Case {
 fn overrides() -> Case {
     let change = |number, value| {
         let key = OverrideKey { subject: Subject::Organization, id: long(number), service: None };
-        Operated::Override(OverrideChange { key, value })
+        OperatorRecord::Override(OverrideChange { key, value })
     };
     let set = || Override { value: 1, set_at: WallTime::default(), note: "".into() };
     Case {
@@ -142,7 +142,7 @@ fn what_operators_did_counts_among_the_rows() {
         note: long(3),
         ended: 0,
     };
-    let rows = Rows::collect(Vec::new(), vec![Operated::Audit(entry)]);
+    let rows = Rows::collect(Vec::new(), vec![OperatorRecord::Audit(entry)]);
     journal.commit(&rows, Stamp::default()).unwrap();
     assert!(journal.bytes_in_rows().unwrap() - before > 600);
 }
