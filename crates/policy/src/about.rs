@@ -1,13 +1,13 @@
-//! Which of several entries decides, and so where each number comes from.
+//! The precedence of overrides and entries: which of them sets a number, and so its source.
 //!
-//! Calls and explanations use the same functions: a number and its source cannot disagree.
+//! Decisions and explanations use the same functions, so a number and its source always agree.
 
 use crate::entries::{ApiKey, Entries, Organization, Plan};
 use crate::overlay::Set;
 use crate::service_id::ServiceId;
 use crate::source::Source;
 
-/// All that is said about one organization or API key: what was set, and its own entry.
+/// The overrides and the entry of one organization or API key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct About<'p, E> {
     pub(crate) entries: &'p Entries,
@@ -17,7 +17,7 @@ pub(crate) struct About<'p, E> {
 
 impl<'p> About<'p, Organization> {
     pub(crate) fn is_disabled(&self) -> (bool, Source) {
-        switch(self.set, self.own.is_some_and(|own| own.disabled))
+        disabled_by(self.set, self.own.is_some_and(|own| own.disabled))
     }
 
     pub(crate) fn plan(&self) -> Option<&'p Plan> {
@@ -44,7 +44,7 @@ impl<'p> About<'p, Organization> {
 
 impl About<'_, ApiKey> {
     pub(crate) fn is_disabled(&self) -> (bool, Source) {
-        switch(self.set, self.own.is_some_and(|own| own.disabled))
+        disabled_by(self.set, self.own.is_some_and(|own| own.disabled))
     }
 
     pub(crate) fn ceiling(&self, service: ServiceId) -> (Option<u64>, Source) {
@@ -58,14 +58,14 @@ impl About<'_, ApiKey> {
     }
 }
 
-fn switch(set: Option<&Set>, own: bool) -> (bool, Source) {
+fn disabled_by(set: Option<&Set>, own: bool) -> (bool, Source) {
     match set.and_then(|set| set.disabled) {
         Some(disabled) => (disabled, Source::Override),
         None => (own, if own { Source::Own } else { Source::Nothing }),
     }
 }
 
-/// A number of the entry of a service, and where it comes from.
+/// A limit of the entry of a service, and its source.
 fn of_service(entries: &Entries, service: ServiceId, max: Option<u64>) -> (Option<u64>, Source) {
     let source = match max {
         None => Source::Nothing,

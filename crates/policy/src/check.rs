@@ -1,4 +1,4 @@
-//! From the shape of a policy file to a policy: what names point to, and what values make sense.
+//! Checks the content of a policy file: resolves names, checks values, and builds the policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -18,22 +18,23 @@ use crate::indexers::Indexer;
 use crate::nearest::nearest;
 use crate::outside::{Nothing, Outside, SettingError};
 use crate::policy::{DEFAULT_SERVICE, Policy};
-use crate::reading::{self, Shape, TakenOut};
+use crate::reading::{self, Removed, Shape};
 use crate::service_id::ServiceId;
 
 /// The setting of the `[server]` section that names an organization.
 const DEFAULT_ORGANIZATION: &str = "default_organization";
 
-/// Clients in the field beat every 20 s, one lease after another: a shorter TTL loses leases.
+/// The default TTL. Deployed clients send a keep-alive every 20 s, one lease after another, and lose
+/// leases with a shorter TTL.
 const SHORT_TTL: Duration = Duration::from_secs(60);
 
-/// The most services that an error names.
+/// The most services that an error message lists.
 const MAX_NAMED: usize = 20;
 
-/// How many services without an entry one indexer may hold leases of, unless the file says more.
+/// The default for the most services without an entry of which one indexer may hold leases.
 const MAX_UNNAMED_SERVICES: u64 = 64;
 
-/// The metrics that services in the field report.
+/// The metrics that deployed services report.
 const KNOWN_METRICS: [&str; 5] = [
     "egress_bytes",
     "processed_blocks",
@@ -42,30 +43,30 @@ const KNOWN_METRICS: [&str; 5] = [
     "file_compressed_read_bytes",
 ];
 
-/// A policy that was read, and what to think about.
+/// A policy that was read, and warnings about it.
 #[derive(Debug)]
 pub struct Parsed {
     /// The policy.
     pub policy: Policy,
-    /// What is allowed but likely not meant.
+    /// Entries that are allowed but probably mistakes.
     pub warnings: Vec<Warning>,
 }
 
-/// Reads `text`, checks it as a whole and builds the policy; `name` is what errors call the file.
+/// Reads `text`, checks all of it and builds the policy. `name` is the name of the file in errors.
 ///
 /// Files of keys that the text names are read from `outside`; a relative path starts at the folder
 /// of `name`. Settings in its `[server]` section go to `outside`.
 ///
 /// # Errors
 ///
-/// [`PolicyError`] with everything that is wrong: invalid TOML, an unknown name, an invalid value,
-/// a name that points nowhere, or a file of keys that cannot be used.
+/// [`PolicyError`] with all problems: invalid TOML, an unknown name, an invalid value, a name without
+/// an entry, or a file of keys that cannot be used.
 pub fn parse(text: &str, name: &Path, outside: &mut dyn Outside) -> Result<Parsed, PolicyError> {
     let source = Source::new(text, name);
     let mut findings = Findings::default();
-    let Shape { file, taken_out } = reading::read(&source, text, &mut findings);
+    let Shape { file, removed } = reading::read(&source, text, &mut findings);
     let entries = Entries::default();
-    let mut check = Check { source: &source, taken_out, findings, entries };
+    let mut check = Check { source: &source, removed, findings, entries };
     let default_organization = check.server(file.server, outside);
     check.services(file.services);
     let plans = check.plans(file.plans);
@@ -79,13 +80,12 @@ pub fn parse(text: &str, name: &Path, outside: &mut dyn Outside) -> Result<Parse
     if entries.services.is_empty() {
         findings.warn(|| source.warning(0, "no [services] at all: every borrow will be refused"));
     }
-    let warnings = findings.told(&source)?;
+    let warnings = findings.into_result(&source)?;
     Ok(Parsed { policy: Policy::from(entries), warnings })
 }
 
 impl Policy {
-    /// Reads a policy that refers to nothing outside of itself: it names no files, and has no
-    /// `[server]` section. [`parse`] reads any policy.
+    /// Reads a policy that names no files and has no `[server]` section. [`parse`] reads any policy.
     ///
     /// # Errors
     ///
@@ -94,10 +94,11 @@ impl Policy {
         parse(text, name.as_ref(), &mut Nothing)
     }
 
-    /// The policy of a server that was given none: `t1r` sessions 10 per organization, `t2w`
+    /// The policy of a server without a policy file: `t1r` sessions 10 per organization, `t2w`
     /// workers 100 per organization, any other service 10 per organization, no indexers.
     ///
-    /// Whoever names no organization is `anonymous` under it. Without indexers a server listens on loopback only, unless it is told otherwise.
+    /// A caller that names no organization is `anonymous` under it. Without indexers a server listens
+    /// on loopback only, unless it is configured otherwise.
     pub fn built_in() -> Self {
         const FILE: &str = "
             [services.default]
@@ -107,15 +108,16 @@ impl Policy {
             [services.t2w]
             max_per_organization = 100
         ";
-        let parsed = Self::parse(FILE, "built-in policy").expect("the built-in policy is sound");
-        let mut entries = Arc::into_inner(parsed.policy.entries).expect("nobody else has them");
+        let parsed = Self::parse(FILE, "built-in policy").expect("the built-in policy is valid");
+        let mut entries =
+            Arc::into_inner(parsed.policy.entries).expect("the entries are not shared yet");
         entries.is_built_in = true;
         Self::from(entries)
     }
 }
 
 impl Warning {
-    /// The same warning in the words of a caller that knows that no report has carried the metric.
+    /// The same warning for a caller that knows that no report has contained the metric.
     #[must_use]
     pub fn of_unreported(&self, metric: &str) -> Self {
         let nearest = nearest(metric, KNOWN_METRICS);
@@ -125,10 +127,10 @@ impl Warning {
     }
 }
 
-/// A file while it is checked. Each part is looked at, whatever was wrong with those before it.
+/// A file that is being checked. All parts are checked, also after errors.
 struct Check<'s> {
     source: &'s Source<'s>,
-    taken_out: TakenOut,
+    removed: Removed,
     findings: Findings,
     entries: Entries,
 }
@@ -139,11 +141,11 @@ impl Check<'_> {
     }
 
     fn name(&mut self, name: &Spanned<String>) -> Option<Box<str>> {
-        self.findings.take(self.source.name(name))
+        self.findings.ok_or_record(self.source.name(name))
     }
 
-    /// Passes the settings beside the policy on to `outside`, and returns the default organization
-    /// and where it stands.
+    /// Passes the settings of the `[server]` section to `outside`, and returns the default organization
+    /// and its place.
     fn server(
         &mut self,
         written: file::Server,
@@ -214,7 +216,7 @@ impl Check<'_> {
         }
     }
 
-    /// The TTL of a service, in whole milliseconds, as leases are granted.
+    /// Checks the TTL of a service, and rounds it up to whole milliseconds.
     fn ttl(&mut self, service: &str, written: Option<&Spanned<file::Span>>) -> Duration {
         let Some(ttl) = written else { return SHORT_TTL };
         let file::Span(value) = *ttl.get_ref();
@@ -237,12 +239,12 @@ impl Check<'_> {
         Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX))
     }
 
-    /// Finds the entry a name points to; nothing is passed on to the default here, or a misspelt name
-    /// would set a limit on something else.
+    /// Finds the entry of a name. The default entry does not count here, or a misspelt name would set a
+    /// limit on the default.
     fn service(&mut self, name: &Spanned<String>) -> Option<ServiceId> {
         let named = name.get_ref();
         let found = self.entries.services_by_name.get(named.as_str()).copied();
-        if found.is_none() && !self.taken_out.has(named) && !self.taken_out.has("services") {
+        if found.is_none() && !self.removed.has(named) && !self.removed.has("services") {
             let services = &self.entries.services;
             let names = || services.iter().map(|service| &*service.name);
             let known: Vec<_> = names().take(MAX_NAMED).collect();
@@ -284,7 +286,7 @@ impl Check<'_> {
         indexes
     }
 
-    /// A budget on a metric that nobody reports is never spent.
+    /// Warns about a budget on a metric that no service reports: it is never spent.
     fn warn_of_metric(&mut self, at: usize, metric: &str) {
         if KNOWN_METRICS.contains(&metric) {
             return;
@@ -320,7 +322,7 @@ impl Check<'_> {
     fn plan(&mut self, plan: &Spanned<String>, plans: &BTreeMap<String, usize>) -> Option<usize> {
         let named = plan.get_ref();
         let found = plans.get(named).copied();
-        if found.is_none() && !self.taken_out.has(named) && !self.taken_out.has("plans") {
+        if found.is_none() && !self.removed.has(named) && !self.removed.has("plans") {
             let nearest = nearest(named, plans.keys().map(String::as_str));
             self.error(plan.span(), format!("there is no plan {named:?}{nearest}"));
         }
@@ -377,7 +379,7 @@ impl Check<'_> {
         }
     }
 
-    /// The digests of the keys of one indexer, those of its file each with where it stands there.
+    /// The digests of the keys of one indexer; a digest from a file has its place there.
     fn keys(
         &mut self,
         written: &file::Indexer,
@@ -388,13 +390,13 @@ impl Check<'_> {
         if let Some(path) = &written.key_sha256_file {
             let source = self.source;
             let place = || source.place(path.span().start);
-            // What a policy names stands where the policy stands.
+            // A relative path starts at the folder of the policy file.
             let folder = source.name.parent().unwrap_or(Path::new(""));
             let digests = read_digests(outside, &folder.join(path.get_ref()), place);
-            let digests = self.findings.take(digests).unwrap_or_default();
+            let digests = self.findings.ok_or_record(digests).unwrap_or_default();
             keys.extend(digests.into_iter().map(|(digest, place)| (digest, Some(place))));
         } else if written.key_sha256.is_none()
-            && !["key_sha256", "key_sha256_file"].iter().any(|key| self.taken_out.has(key))
+            && !["key_sha256", "key_sha256_file"].iter().any(|key| self.removed.has(key))
         {
             let problem = "an indexer without a key: add key_sha256 or key_sha256_file";
             self.error(written.name.span(), problem);

@@ -1,4 +1,4 @@
-//! The digests of indexers' keys: in the policy file itself, and in files that it names.
+//! The digests of indexers' keys, in the policy file and in files that it names.
 
 use std::path::Path;
 
@@ -7,10 +7,9 @@ use sha2::{Digest as _, Sha256};
 use crate::error::{Place, PolicyError};
 use crate::outside::Outside;
 
-/// Texts that scripts take a digest of when there is no key, and what each of them is.
+/// Texts that scripts hash by mistake when there is no key, and a description of each.
 ///
-/// Such a digest would let in whoever shows an empty key, or it is the digest of a key that no
-/// header can carry.
+/// Such a digest would admit a caller with an empty key, or no header can carry its key.
 const NO_KEYS: [(&str, &str); 6] = [
     ("", "the empty text, as of a variable that is not set"),
     ("\n", "a lone newline, as `echo` prints it for a variable that is not set"),
@@ -29,7 +28,7 @@ impl Digest {
     ///
     /// # Errors
     ///
-    /// What is wrong with them. The text itself stays out of it: it may be a key by mistake.
+    /// What is wrong with the text. The message does not contain the text: it may be a key.
     pub(crate) fn read(text: &str) -> Result<Self, String> {
         let mut digest = [0; 32];
         hex::decode_to_slice(text, &mut digest)
@@ -45,12 +44,13 @@ impl Digest {
     }
 }
 
-/// Reads the file at `path`, which is named at `place`: one digest on each line. Blank lines and
-/// text after a `#` are ignored.
+/// Reads the file at `path`, one digest on each line. Blank lines and text after a `#` are ignored.
+/// `place` is where the policy names the file.
 ///
 /// # Errors
 ///
-/// The file cannot be read or names no digest, at `place`; a line is wrong, at that line.
+/// The file cannot be read or has no digest: the error has the place `place`. A line is invalid: the
+/// error has the place of the line.
 pub(crate) fn read_digests(
     outside: &mut dyn Outside,
     path: &Path,

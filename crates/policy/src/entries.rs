@@ -1,4 +1,4 @@
-//! What a policy file says, with every name that points somewhere resolved.
+//! The entries of a policy file, with all names resolved.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use lease::{Budget, Limits};
 use crate::indexers::Indexers;
 use crate::service_id::ServiceId;
 
-/// A table that is filled by operators only: nobody outside chooses its keys.
+/// A table with a fast hash. Only operators choose its keys, never callers.
 pub(crate) type Table<T> = HashMap<Box<str>, T, RandomState>;
 
-/// All entries of a file. They never change; another file makes other entries.
+/// All entries of a file. They never change; a changed file has new entries.
 #[derive(Debug, Default)]
 pub(crate) struct Entries {
     pub(crate) is_built_in: bool,
     pub(crate) services: Vec<Service>,
     pub(crate) services_by_name: Table<ServiceId>,
     pub(crate) default_service: Option<ServiceId>,
-    /// Most services that the default speaks for of which one indexer may hold leases at once.
+    /// The most services without an entry of which one indexer may hold leases at once.
     pub(crate) max_unnamed_services: u64,
     pub(crate) plans: Vec<Plan>,
     pub(crate) organizations: Table<Organization>,
@@ -51,7 +51,7 @@ impl ServiceLimits {
     }
 }
 
-/// Each service is there once; the order does not matter.
+/// Each service may occur once, in any order.
 impl FromIterator<(ServiceId, u64)> for ServiceLimits {
     fn from_iter<I: IntoIterator<Item = (ServiceId, u64)>>(limits: I) -> Self {
         let mut limits: Box<[_]> = limits.into_iter().collect();

@@ -1,17 +1,17 @@
-//! What is wrong in a policy file, or likely not meant, and where.
+//! Errors and warnings about a policy file, and their places.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// What is wrong with a policy file, and where: the first thing, and what else there is.
+/// The errors in a policy file: the first one, and all others.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub struct PolicyError {
-    /// Where it stands.
+    /// Its place in the file.
     pub place: Place,
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub problem: String,
-    /// What else is wrong, in the order in which it stands in the file.
+    /// All other errors, in the order of the file.
     pub others: Vec<Self>,
 }
 
@@ -20,14 +20,14 @@ impl PolicyError {
         Self { place, problem: problem.into(), others: Vec::new() }
     }
 
-    /// Everything that is wrong, each for itself.
+    /// Returns each error separately.
     pub fn each(self) -> impl Iterator<Item = Self> {
         let Self { place, problem, others } = self;
         std::iter::once(Self::new(place, problem)).chain(others)
     }
 }
 
-/// Writes the first thing, and how many there are beside it.
+/// Writes the first error and the number of the others.
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.problem)?;
@@ -39,15 +39,15 @@ impl fmt::Display for PolicyError {
     }
 }
 
-/// Something in a policy file that is allowed but likely not meant.
+/// Something in a policy file that is allowed but probably a mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// Where it stands.
+    /// Its place in the file.
     pub place: Place,
-    /// What to think about, in one line.
+    /// The problem, in one line.
     pub problem: String,
-    /// The metric it is about, where a budget is on one that no service is known to report. Whoever
-    /// knows which metrics were reported need not believe it.
+    /// The metric of a budget, if no known service reports this metric. A caller that knows which
+    /// metrics were reported can drop the warning.
     pub unheard_of: Option<Box<str>>,
 }
 

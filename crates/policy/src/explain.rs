@@ -1,4 +1,4 @@
-//! What a policy says, and why.
+//! Explains a policy: its numbers and their sources.
 
 use lease::Budget;
 
@@ -21,9 +21,9 @@ pub struct PlanEntry<'p> {
     pub budgets: &'p [Budget],
 }
 
-/// What the policy says, and why: for whoever explains it. Calls get [`Policy::terms`].
+/// The numbers of a policy and their sources, for explanations. Decisions use [`Policy::terms`].
 impl Policy {
-    /// The ceiling over the pool of `organization` in `service`, and where it comes from.
+    /// The ceiling over the pool of `organization` in `service`, and its source.
     ///
     /// ```
     /// use policy::Policy;
@@ -40,8 +40,7 @@ impl Policy {
         }
     }
 
-    /// The ceiling over the leases of one organization with `api_key` in `service`, and where it
-    /// comes from.
+    /// The ceiling over the leases of one organization with `api_key` in `service`, and its source.
     pub fn api_key_ceiling(&self, api_key: &str, service: &str) -> (Option<u64>, Source) {
         match self.service(service) {
             Some(service) => self.api_key(api_key).ceiling(service),
@@ -49,12 +48,12 @@ impl Policy {
         }
     }
 
-    /// Whether `organization` is disabled, and where that comes from.
+    /// Whether `organization` is disabled, and the source of that.
     pub fn organization_disabled(&self, organization: &str) -> (bool, Source) {
         self.organization(organization).is_disabled()
     }
 
-    /// Whether `api_key` is disabled, and where that comes from.
+    /// Whether `api_key` is disabled, and the source of that.
     pub fn api_key_disabled(&self, api_key: &str) -> (bool, Source) {
         self.api_key(api_key).is_disabled()
     }
@@ -64,26 +63,26 @@ impl Policy {
         self.organization(organization).plan().map(|plan| &*plan.name)
     }
 
-    /// Whether the file or an operator says something about `organization`.
+    /// Whether `organization` has an entry or an override.
     pub fn knows_organization(&self, organization: &str) -> bool {
         let About { set, own, .. } = self.organization(organization);
         set.is_some() || own.is_some()
     }
 
-    /// Whether the file or an operator says something about `api_key`.
+    /// Whether `api_key` has an entry or an override.
     pub fn knows_api_key(&self, api_key: &str) -> bool {
         let About { set, own, .. } = self.api_key(api_key);
         set.is_some() || own.is_some()
     }
 
-    /// The organizations that the file or an operator says something about, each once, in no order.
+    /// The organizations with an entry or an override, each once, in no order.
     pub fn organizations(&self) -> impl Iterator<Item = &str> {
         let own = &self.entries.organizations;
         let set = self.overlay.organizations.keys().filter(|name| !own.contains_key(*name));
         own.keys().chain(set).map(|name| &**name)
     }
 
-    /// The API keys that the file or an operator says something about, each once, in no order.
+    /// The API keys with an entry or an override, each once, in no order.
     pub fn api_keys(&self) -> impl Iterator<Item = &str> {
         let own = &self.entries.api_keys;
         let set = self.overlay.api_keys.keys().filter(|name| !own.contains_key(*name));
@@ -104,23 +103,23 @@ impl Policy {
         self.entries.indexers.iter().map(Indexer::name)
     }
 
-    /// How many overrides lie over the file, those too that say nothing now.
+    /// The number of overrides, including those that have no effect now.
     pub fn overrides(&self) -> usize {
         self.overlay.overrides
     }
 
-    /// Whether an override says something: a limit over a service without an entry does not, until
-    /// a file has the entry again.
+    /// Whether an override has an effect. A limit for a service without an entry has none until the
+    /// file has this entry again.
     pub fn is_effective(&self, key: &OverrideKey) -> bool {
         key.service.as_deref().is_none_or(|service| self.has_entry(service))
     }
 
-    /// Whether `service` has an entry of its own, or is `default` and there is one.
+    /// Whether there is an entry named `service`.
     pub fn has_entry(&self, service: &str) -> bool {
         self.entries.services_by_name.contains_key(service)
     }
 
-    /// What is set for `subject` called `id` over `service` now, and where it comes from.
+    /// The ceiling of the subject `id` in `service`, and its source.
     pub fn ceiling_of(&self, subject: Subject, id: &str, service: &str) -> (Option<u64>, Source) {
         match subject {
             Subject::Organization => self.ceiling(id, service),
@@ -128,7 +127,7 @@ impl Policy {
         }
     }
 
-    /// Whether `subject` called `id` is disabled.
+    /// Whether the subject `id` is disabled.
     pub fn is_disabled(&self, subject: Subject, id: &str) -> bool {
         match subject {
             Subject::Organization => self.organization_disabled(id).0,

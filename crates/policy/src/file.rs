@@ -1,4 +1,4 @@
-//! The shape of a policy file, as it is written.
+//! The types that a policy file is deserialized into.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use toml::Spanned;
 
 use crate::digests::Digest;
 
-/// A whole file. Every name in it keeps its place, for errors that say where.
+/// A whole file. Each name keeps its place for error messages.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct File {
@@ -29,13 +29,13 @@ pub(crate) struct File {
     pub(crate) indexers: Vec<Indexer>,
 }
 
-/// The settings of the server, which have a table of their own and are read by it.
+/// The `[server]` section, which the server reads.
 pub(crate) type Server = BTreeMap<Spanned<String>, Spanned<toml::Value>>;
 
-/// A table of tables: what each is called, where that stands, and what it says.
+/// A table of tables, by their names and the places of the names.
 pub(crate) type Named<T> = BTreeMap<Spanned<String>, T>;
 
-/// Ceilings by the name of the service they stand over.
+/// Ceilings by the name of the service.
 pub(crate) type ServiceLimits = BTreeMap<Spanned<String>, Limit>;
 
 #[derive(Debug, Deserialize)]
@@ -53,7 +53,7 @@ pub(crate) struct Service {
     pub(crate) minimal_life: Option<Spanned<Span>>,
     #[serde(default)]
     pub(crate) observe: bool,
-    /// Of the default alone.
+    /// Only the entry `default` has it.
     #[serde(default)]
     pub(crate) max_unnamed_services: Option<Spanned<Limit>>,
 }

@@ -1,4 +1,4 @@
-//! What is found wrong in a file while it is read, and where that stands.
+//! Collects errors and warnings about a file while it is read, and finds their places.
 
 #[cfg(test)]
 use std::cell::Cell;
@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use crate::error::{Place, PolicyError, Warning};
 
-/// The most warnings about one file: each of them is a line in the log, at every load.
+/// The most warnings about one file. Each of them is a line in the log at each load.
 pub(crate) const MAX_WARNINGS: usize = 100;
 
 /// The most errors about one file.
@@ -18,11 +18,11 @@ const MAX_ERRORS: usize = 100;
 
 #[cfg(test)]
 thread_local! {
-    /// How many bytes were looked at to find places.
+    /// How many bytes were scanned to find places.
     pub(crate) static SCANNED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What to tell about a file: so many errors and warnings, and how many more there are.
+/// The errors and warnings about a file, up to a limit, and how many more there are.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     errors: Vec<PolicyError>,
@@ -40,20 +40,20 @@ impl Findings {
         }
     }
 
-    /// Adds an error, unless the one before stands on the same line.
+    /// Adds an error, unless the error before is on the same line.
     pub(crate) fn error_on_a_new_line(&mut self, error: PolicyError) {
         if self.errors.last().is_none_or(|last| last.place.line != error.place.line) {
             self.error(error);
         }
     }
 
-    /// Whether there is no room for a further error.
+    /// Whether there is no room for another error.
     pub(crate) fn are_full(&self) -> bool {
         self.errors.len() >= MAX_ERRORS
     }
 
-    /// What came out of a check, or nothing, with its error.
-    pub(crate) fn take<T>(&mut self, checked: Result<T, PolicyError>) -> Option<T> {
+    /// Returns the value of a check, or records its error and returns `None`.
+    pub(crate) fn ok_or_record<T>(&mut self, checked: Result<T, PolicyError>) -> Option<T> {
         checked.map_err(|error| self.error(error)).ok()
     }
 
@@ -65,8 +65,8 @@ impl Findings {
         }
     }
 
-    /// The warnings, or all errors as one, in the order in which they stand in the file.
-    pub(crate) fn told(mut self, source: &Source<'_>) -> Result<Vec<Warning>, PolicyError> {
+    /// Returns the warnings, or all errors as one, in the order of the file.
+    pub(crate) fn into_result(mut self, source: &Source<'_>) -> Result<Vec<Warning>, PolicyError> {
         if self.errors_left_out > 0 {
             let problem = format!("{} more errors are left out", self.errors_left_out);
             self.errors.push(source.error(source.text.len()..source.text.len(), problem));
@@ -88,7 +88,7 @@ impl Findings {
     }
 }
 
-/// The text of a file, for saying where in it something stands.
+/// The text of a file, to find places in it.
 pub(crate) struct Source<'a> {
     text: &'a str,
     pub(crate) name: &'a Path,
@@ -104,7 +104,7 @@ impl<'a> Source<'a> {
 }
 
 impl Source<'_> {
-    /// Takes as long as the line is, however long the file.
+    /// The place at an offset. The time depends on the length of the line, not of the file.
     pub(crate) fn place(&self, offset: usize) -> Place {
         let offset = if self.text.is_char_boundary(offset) { offset } else { self.text.len() };
         let line = self.lines.partition_point(|start| *start <= offset);
@@ -122,14 +122,14 @@ impl Source<'_> {
         PolicyError::new(self.place(span.start), problem)
     }
 
-    /// What the reader of TOML says, with the place in front and in one line.
+    /// The error of the TOML parser, with its place and in one line.
     pub(crate) fn of_toml(&self, error: &toml::de::Error) -> PolicyError {
         let span = error.span().unwrap_or(0..0);
-        // toml adds a drawing of the place on further lines; ours is in front already.
+        // toml shows the place on further lines of the message; the error has the place already.
         self.error(span, error.message().lines().collect::<Vec<_>>().join("; "))
     }
 
-    /// Takes a name that ids of requests are compared with.
+    /// Checks a name that is compared with ids of requests.
     pub(crate) fn name(&self, name: &Spanned<String>) -> Result<Box<str>, PolicyError> {
         match name.get_ref().len() {
             0 => Err(self.error(name.span(), "a name is empty")),

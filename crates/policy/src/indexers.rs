@@ -1,4 +1,4 @@
-//! Who may call: indexers, known by the SHA-256 of their keys.
+//! Indexers, identified by the SHA-256 of their keys.
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -12,12 +12,12 @@ use crate::service_id::ServiceId;
 #[derive(Debug)]
 pub struct Indexer {
     name: Box<str>,
-    /// In the order of their ids, to be found without looking at each.
+    /// Sorted, for a binary search.
     services: Option<Box<[ServiceId]>>,
 }
 
 impl Indexer {
-    /// An indexer called `name` that may use `services`, or all of them.
+    /// An indexer that may use `services`, or all services.
     pub(crate) fn new(name: Box<str>, mut services: Option<Box<[ServiceId]>>) -> Self {
         if let Some(services) = &mut services {
             services.sort_unstable();
@@ -25,7 +25,7 @@ impl Indexer {
         Self { name, services }
     }
 
-    /// Its name, which its leases belong to. Keys may change, the name stays.
+    /// Its name, which owns its leases. Keys may change; the name does not.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -44,15 +44,16 @@ pub(crate) struct Indexers {
 }
 
 impl Indexers {
-    /// Adds an indexer, and answers its number.
+    /// Adds an indexer and returns its number.
     pub(crate) fn add(&mut self, indexer: Indexer) -> usize {
         self.indexers.push(indexer);
         self.indexers.len() - 1
     }
 
-    /// Gives a key to the indexer of that number. `Err` with the number of the one that has it.
+    /// Adds a key of the indexer of that number. If another indexer has the key already, returns its
+    /// number as the error.
     pub(crate) fn add_key(&mut self, indexer: usize, digest: Digest) -> Result<(), usize> {
-        // Two digests that agree in 64 bits are the same key for every practical purpose.
+        // In practice two digests with the same first 64 bits belong to the same key.
         match self.by_digest.insert(head(&digest.0), (digest, indexer)) {
             Some((_, other)) => Err(other),
             None => Ok(()),
@@ -71,11 +72,11 @@ impl Indexers {
         if self.indexers.is_empty() {
             return Ok(None);
         }
-        // A key of blanks is what an unset variable leaves in a header.
+        // An unset variable in a script sends a key of blanks.
         let key = key.filter(|key| !key.trim_ascii().is_empty()).ok_or(Unauthenticated::NoKey)?;
         let shown: [u8; 32] = Sha256::digest(key).into();
-        // The table is looked up by a part of the digest, whose timing tells nothing about a key
-        // that is not known already; the whole digest is compared in constant time.
+        // The table is looked up by a part of the digest. The timing reveals nothing about an unknown
+        // key, since the whole digest is compared in constant time.
         match self.by_digest.get(&head(&shown)) {
             Some((digest, index)) if bool::from(digest.0.ct_eq(&shown)) => {
                 Ok(Some(&self.indexers[*index]))
@@ -90,13 +91,13 @@ fn head(digest: &[u8; 32]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// A call that shows no key of an indexer.
+/// Why a call is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthenticated {
-    /// There is no key at all.
+    /// The call has no key.
     #[error("an indexer key is needed, in x-api-key or as authorization: Bearer")]
     NoKey,
-    /// The key is nobody's.
+    /// The key belongs to no indexer.
     #[error("the indexer key is not known")]
     UnknownKey,
 }

@@ -1,9 +1,8 @@
-//! The policy: from a text to the terms of each borrow, and what operators set on top of it. Pure:
-//! no I/O, no clock, no async.
+//! The policy: it turns a text into the terms of each borrow. Pure: no I/O, no clock, no async.
 //!
-//! [`parse`] reads a text and checks it as a whole. [`Policy::terms`] turns a request into the terms
-//! of its borrow; `ceiling` and its neighbours say where each number comes from. [`overrides`] lie
-//! on top of a policy and never change it.
+//! [`parse`] reads a text and checks all of it. [`Policy::terms`] turns a request into the terms of its
+//! borrow. [`Policy::ceiling`] and its neighbours explain numbers with their sources. [`overrides`] are
+//! set by operators; they take precedence over the text and never change it.
 
 mod about;
 mod check;

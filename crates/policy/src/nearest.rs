@@ -1,9 +1,9 @@
-//! What a misspelt name may have been meant to be.
+//! Suggestions for misspelt names.
 
-/// The name among `known` that is nearest to `wrong`, as the part of a sentence; empty where none is
-/// near.
+/// Returns a suggestion for the misspelt name `wrong`: ` (did you mean "NAME"?)` with the most similar
+/// name among `known`. Empty if none is similar.
 pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    // Comparing takes as long as both are, and the names may be many and long.
+    // Bounded, since there may be many long names.
     let near = known.into_iter().take(10_000).filter(|name| {
         let (one, other) = (name.len(), wrong.len());
         one.abs_diff(other) <= 3 && one <= 64 && other <= 64

@@ -1,11 +1,11 @@
-//! What a policy file refers to outside of itself.
+//! What a policy file needs from outside: files of keys, and the settings of a server.
 
 use std::io;
 use std::path::Path;
 
 use crate::error::Place;
 
-/// What a policy file refers to outside of itself: files of keys, and the settings of a server.
+/// Reads the files that a policy file names, and receives the settings of its `[server]` section.
 pub trait Outside {
     /// Reads a whole file.
     ///
@@ -14,7 +14,7 @@ pub trait Outside {
     /// The file cannot be read.
     fn read(&mut self, path: &Path) -> io::Result<Vec<u8>>;
 
-    /// Takes the setting `name` of the `[server]` section.
+    /// Receives the setting `name` of the `[server]` section.
     ///
     /// # Errors
     ///
@@ -22,7 +22,7 @@ pub trait Outside {
     fn set(&mut self, name: &str, value: toml::Value, place: Place) -> Result<(), SettingError>;
 }
 
-/// Why a setting is not taken, in one line.
+/// Why a setting is refused, in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingError {
     /// There is no setting of that name.
@@ -31,7 +31,7 @@ pub enum SettingError {
     Invalid(String),
 }
 
-/// Nothing is outside: the policy names no file, and has no `[server]` section.
+/// For a policy that may name no files and have no `[server]` section.
 pub(crate) struct Nothing;
 
 impl Outside for Nothing {

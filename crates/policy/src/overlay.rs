@@ -1,4 +1,4 @@
-//! What operators set, made ready to be looked up beside the entries of the file.
+//! The overrides of operators, indexed like the entries of the file.
 
 use crate::entries::{Entries, ServiceLimits, Table};
 use crate::overrides::{Override, OverrideKey, Overrides, Subject};
@@ -11,7 +11,7 @@ pub(crate) struct Overlay {
     pub(crate) overrides: usize,
 }
 
-/// What was set for one organization or API key.
+/// The overrides of one organization or API key.
 #[derive(Debug, Default)]
 pub(crate) struct Set {
     pub(crate) limits: ServiceLimits,
@@ -19,12 +19,12 @@ pub(crate) struct Set {
 }
 
 impl Overlay {
-    /// Lays `overrides` over `entries`. A limit over a service that has no entry waits until it has
-    /// one again.
+    /// Indexes `overrides` for `entries`. A limit for a service without an entry has no effect until
+    /// the file has this entry again.
     pub(crate) fn new(overrides: &Overrides, entries: &Entries) -> Self {
         let mut overlay = Self { overrides: overrides.len(), ..Self::default() };
         let overrides: Vec<(&OverrideKey, &Override)> = overrides.iter().collect();
-        // They are in the order of what they are about.
+        // They are sorted by subject and id.
         for about in overrides
             .chunk_by(|(one, _), (next, _)| (one.subject, &one.id) == (next.subject, &next.id))
         {

@@ -1,10 +1,11 @@
-//! What operators set while the server runs: it wins over the policy file until it is cleared.
+//! Overrides: what operators set while the server runs. An override takes precedence over the policy
+//! file until it is cleared.
 
 use std::collections::BTreeMap;
 
 use lease::WallTime;
 
-/// What an override is about.
+/// The kind of subject of an override.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
     /// An organization.
@@ -23,59 +24,59 @@ impl Subject {
     }
 }
 
-/// Names one override. There is at most one of each name; setting it again replaces it.
+/// The key of an override. There is at most one override of each key; setting it again replaces it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OverrideKey {
-    /// What it is about.
+    /// The kind of subject.
     pub subject: Subject,
-    /// Which organization or API key.
+    /// The organization or API key.
     pub id: Box<str>,
-    /// The service entry whose limit it sets; `None` when it disables or enables.
+    /// The service entry whose limit it sets; `None` for an override that disables or enables.
     pub service: Option<Box<str>>,
 }
 
-/// What an override says.
+/// The value of an override.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
-    /// 0 or 1 for enabled or disabled; the ceiling where the key names a service.
+    /// The ceiling if the key has a service; otherwise 0 for enabled and 1 for disabled.
     pub value: u64,
     /// When it was set.
     pub set_at: WallTime,
-    /// Why, as the operator wrote it.
+    /// The reason, as the operator wrote it.
     pub note: Box<str>,
 }
 
-/// All overrides, by name.
+/// All overrides, by key.
 pub type Overrides = BTreeMap<OverrideKey, Override>;
 
-/// Most overrides at once.
+/// The most overrides at once.
 pub const MAX_OVERRIDES: usize = 100_000;
 
 /// One change of the overrides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverrideChange {
-    /// Which override.
+    /// The key of the override.
     pub key: OverrideKey,
-    /// What it says from now on; `None` clears it.
+    /// The new value; `None` clears the override.
     pub value: Option<Override>,
 }
 
-/// One thing an operator did.
+/// One entry of the audit list: an action of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
-    /// Its number; they rise, across restarts too.
+    /// Its number. Numbers rise, also across restarts.
     pub number: u64,
-    /// When.
+    /// The time of the action.
     pub at: WallTime,
-    /// From where: the address of the caller, or `signal` or `file` for a reload.
+    /// The address of the caller, or `signal` or `file` for a reload.
     pub from: Box<str>,
-    /// What was done, in words.
+    /// The action in words.
     pub action: Box<str>,
-    /// Why, as the operator wrote it.
+    /// The reason, as the operator wrote it.
     pub note: Box<str>,
-    /// How many leases ended by it.
+    /// How many leases ended because of it.
     pub ended: u64,
 }
 
-/// Most audit entries kept; the oldest are forgotten first.
+/// The most audit entries that are kept; the oldest are removed first.
 pub const MAX_AUDIT: usize = 10_000;

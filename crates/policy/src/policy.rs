@@ -1,8 +1,7 @@
-//! The policy: which terms a borrow gets, and who may ask.
+//! The policy: it identifies callers and decides the terms of borrows.
 //!
-//! A policy is read from a TOML file once, checked as a whole and never changed after that; a
-//! changed file is another policy, and so is the same file under other overrides. Looking up the
-//! terms of a request allocates nothing.
+//! A policy is read from a TOML file, checked, and never changed after that. A changed file makes a
+//! new policy, and so do changed overrides. Looking up the terms of a request allocates nothing.
 
 use std::sync::Arc;
 
@@ -15,10 +14,10 @@ use crate::overlay::Overlay;
 use crate::overrides::Overrides;
 use crate::service_id::ServiceId;
 
-/// The name of the entry that stands for every service without an entry of its own.
+/// The name of the entry for all services without an entry of their own.
 pub const DEFAULT_SERVICE: &str = "default";
 
-/// Everything an operator decided: services, plans, organizations, API keys and indexers.
+/// The decisions of the operator: services, plans, organizations, API keys and indexers.
 ///
 /// ```
 /// use lease::{Request, WallTime};
@@ -32,7 +31,7 @@ pub const DEFAULT_SERVICE: &str = "default";
 ///     [organizations.acme]
 ///     plan = "pro"
 /// "#;
-/// let policy = Policy::parse(file, "policy.toml").expect("a sound policy").policy;
+/// let policy = Policy::parse(file, "policy.toml").expect("a valid policy").policy;
 ///
 /// let ruling = policy.terms(None, &Request::session("t1r", "acme"), WallTime::default).expect("terms");
 /// assert_eq!(ruling.terms.limits.organization, Some(30));
@@ -40,26 +39,26 @@ pub const DEFAULT_SERVICE: &str = "default";
 /// assert_eq!(refused.to_string(), "the policy knows no service \"t9\" and no default");
 /// ```
 ///
-/// A clone costs nothing: it shares everything.
+/// Clones are cheap: they share all data.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    /// What the file says. Policies that differ in their overrides alone share it.
+    /// The entries of the file. Policies that differ only in their overrides share them.
     pub(crate) entries: Arc<Entries>,
     pub(crate) overlay: Arc<Overlay>,
-    /// Policies that a server puts into force have rising numbers.
+    /// The policies that a server puts into force have rising numbers.
     number: u64,
 }
 
-/// What the policy says about one borrow.
+/// The decision of the policy about one borrow.
 #[derive(Clone, Copy, Debug)]
 pub struct Ruling<'p> {
-    /// The entry that speaks for the service.
+    /// The entry that applies to the service.
     pub service: ServiceId,
     /// The terms.
     pub terms: Terms<'p>,
 }
 
-/// A request the policy refuses whatever is free.
+/// Why the policy refuses a request, whatever is in use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The policy has neither an entry for the service nor a default.
@@ -79,40 +78,40 @@ pub enum Refused {
 }
 
 impl Policy {
-    /// Whether this is [`Policy::built_in`], under whatever overrides.
+    /// Whether this is [`Policy::built_in`], with any overrides.
     pub fn is_built_in(&self) -> bool {
         self.entries.is_built_in
     }
 
-    /// The same policy under other overrides, which win over the file.
+    /// The same policy with other overrides, which take precedence over the file.
     ///
-    /// It shares what the file says; its cost follows the number of overrides. An override may be
-    /// about an organization or an API key that the file does not know.
+    /// It shares the entries of the file, so its cost depends on the number of overrides only. The
+    /// subject of an override may have no entry in the file.
     pub fn with_overrides(&self, overrides: &Overrides) -> Self {
         let overlay = Arc::new(Overlay::new(overrides, &self.entries));
         Self { overlay, ..self.clone() }
     }
 
-    /// The same policy under another number.
+    /// The same policy with another number.
     #[must_use]
     pub fn numbered(self, number: u64) -> Self {
         Self { number, ..self }
     }
 
-    /// Where it stands among the policies that a server puts into force, one after another.
+    /// Its number. A policy that comes into force later has a higher number.
     pub const fn number(&self) -> u64 {
         self.number
     }
 
-    /// The terms of `request`, which came from `caller`; `wall` is asked where budgets need it.
+    /// The terms of `request` by `caller`; `wall` is called only where budgets need the time.
     ///
-    /// A ceiling over an organization is the one an operator set, else the organization's own, else
-    /// its plan's, else the service's; one over an API key is the one that was set, else the key's
-    /// own, else the service's.
+    /// The ceiling over an organization comes from an override, else from its own entry, else from its
+    /// plan, else from the service. The ceiling over an API key comes from an override, else from its
+    /// own entry, else from the service.
     ///
     /// # Errors
     ///
-    /// [`Refused`], in the order of the contract: unknown service, a service the indexer may not
+    /// [`Refused`], checked in the order of the contract: unknown service, a service the indexer may not
     /// use, a disabled organization, a disabled API key.
     pub fn terms(
         &self,
@@ -148,11 +147,11 @@ impl Policy {
         Ok(Ruling { service: id, terms })
     }
 
-    /// The ceiling over the pool of `organization` in `service`; a disabled organization has one too.
+    /// The ceiling over the pool of `organization` in `service`, also of a disabled organization.
     ///
     /// # Errors
     ///
-    /// [`Refused`] for an unknown service, or one that `caller` may not use.
+    /// [`Refused`] for an unknown service, or a service that `caller` may not use.
     pub fn pool_limit(
         &self,
         caller: Option<&Indexer>,
@@ -163,7 +162,7 @@ impl Policy {
         Ok(self.organization(organization).ceiling(id).0)
     }
 
-    /// Why leases of `organization` and `api_key` may not live, if one of them is disabled.
+    /// The reason to end leases of `organization` and `api_key`, if one of them is disabled.
     pub fn disabled(&self, organization: &str, api_key: &str) -> Option<Reason> {
         let organization = self.organization_disabled(organization).0;
         Reason::of_disabled(organization, self.api_key_disabled(api_key).0)
@@ -174,36 +173,36 @@ impl Policy {
         self.organization(organization).plan().map_or(&[], |plan| &plan.budgets)
     }
 
-    /// The names of the service entries, the default's too, in the order of their ids.
+    /// The names of the service entries, including `default`, in the order of their ids.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &str> {
         self.entries.services.iter().map(|service| &*service.name)
     }
 
-    /// The entry that speaks for the service called `name`.
+    /// The entry that applies to the service `name`.
     pub fn service(&self, name: &str) -> Option<ServiceId> {
         self.entries.services_by_name.get(name).copied().or(self.entries.default_service)
     }
 
-    /// Whether any indexer is configured, so that every call has to show a key.
+    /// Whether indexers are configured, so that every call needs a key.
     pub fn has_indexers(&self) -> bool {
         !self.entries.indexers.is_empty()
     }
 
-    /// The indexer whose key `key` is; `None` while no indexers are configured.
+    /// The indexer with the key `key`; `None` while no indexers are configured.
     ///
-    /// Only the SHA-256 of a key is known here, and it is compared in constant time.
+    /// The policy has only the SHA-256 of each key, and compares it in constant time.
     ///
     /// # Errors
     ///
-    /// [`Unauthenticated`] when indexers are configured and `key` is missing or nobody's.
+    /// [`Unauthenticated`] when indexers are configured and `key` is missing or unknown.
     pub fn identify(&self, key: Option<&[u8]>) -> Result<Option<&Indexer>, Unauthenticated> {
         self.entries.indexers.identify(key)
     }
 
-    /// The bound that `service`, for which the default speaks, counts against.
+    /// The bound for services without an entry, which applies to `service`.
     fn unnamed(&self, service: &str) -> Option<UnnamedServices<'_>> {
         let max = self.entries.max_unnamed_services;
-        // A service may be called what the entry is called.
+        // A service may itself have the name of the default entry.
         (service != DEFAULT_SERVICE).then_some(UnnamedServices { max, names: self })
     }
 
@@ -234,7 +233,7 @@ impl Policy {
 }
 
 impl lease::Policy for Policy {
-    /// Whether the file has an entry for the organization, or an operator set something for it.
+    /// Whether the organization has an entry or an override.
     fn knows(&self, organization: &str) -> bool {
         self.entries.organizations.contains_key(organization)
             || self.overlay.organizations.contains_key(organization)

@@ -1,4 +1,4 @@
-//! Reading the shape of a policy file, and telling everything in it that has another shape.
+//! Deserializes a policy file, and finds all errors in it, not only the first one.
 
 use std::ops::Range;
 
@@ -9,62 +9,62 @@ use toml::de::{DeArray, DeTable, DeValue};
 use crate::file::File;
 use crate::findings::{Findings, Source};
 
-/// A file as far as it could be read.
+/// A file, as far as it could be read.
 #[derive(Debug, Default)]
 pub(crate) struct Shape {
     pub(crate) file: File,
-    pub(crate) taken_out: TakenOut,
+    pub(crate) removed: Removed,
 }
 
-/// What was taken out of a file because it is wrong: keys and the names of entries. What is missed
-/// because of that is no further error.
+/// The keys and the names of entries that were removed from a file because they are invalid. That
+/// other parts of the file need them is no further error.
 #[derive(Debug, Default)]
-pub(crate) struct TakenOut(Vec<String>);
+pub(crate) struct Removed(Vec<String>);
 
-impl TakenOut {
+impl Removed {
     pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|taken| taken == name)
     }
 }
 
-/// Reads `text`. After an error, what is wrong is taken out and the rest is read again, as often as
-/// there is room for errors; after an error of the syntax nothing can be said about the rest.
+/// Reads `text`. After an error, the invalid entry is removed and the rest is read again, until there
+/// is no room for more errors. After a syntax error the rest is not checked.
 pub(crate) fn read(source: &Source<'_>, text: &str, findings: &mut Findings) -> Shape {
     let (mut root, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
-        // One slip may be several errors where it stands: the first one says it.
+        // One mistake may cause several errors on a line; only the first one is useful.
         findings.error_on_a_new_line(source.of_toml(error));
     }
     if !errors.is_empty() {
         return Shape::default();
     }
-    let mut taken_out = TakenOut::default();
+    let mut removed = Removed::default();
     loop {
         let error = match File::deserialize(Deserializer::from(root.clone())) {
-            Ok(file) => return Shape { file, taken_out },
+            Ok(file) => return Shape { file, removed },
             Err(error) => error,
         };
         let missed = error.message().strip_prefix("missing field `");
         let missed = missed.and_then(|rest| rest.split_once('`'));
-        if !missed.is_some_and(|(field, _)| taken_out.has(field)) {
+        if !missed.is_some_and(|(field, _)| removed.has(field)) {
             findings.error(source.of_toml(&error));
         }
         let span = error.span().unwrap_or(0..0);
-        if findings.are_full() || !take_out(root.get_mut(), &span, &mut taken_out) {
-            return Shape { file: File::default(), taken_out };
+        if findings.are_full() || !remove_entry(root.get_mut(), &span, &mut removed) {
+            return Shape { file: File::default(), removed };
         }
     }
 }
 
-/// Takes the innermost entry that stands at `span` out of `table`, and answers whether there was one.
-fn take_out(table: &mut DeTable<'_>, span: &Range<usize>, taken_out: &mut TakenOut) -> bool {
+/// Removes the innermost entry at `span` from `table`, and returns whether there was one.
+fn remove_entry(table: &mut DeTable<'_>, span: &Range<usize>, removed: &mut Removed) -> bool {
     let is_there = |range: Range<usize>| range.start <= span.start && span.start < range.end;
     let mut found = None;
     for (key, value) in table.iter_mut() {
         let at = value.span();
         let within = match value.get_mut() {
-            DeValue::Table(table) => take_out(table, span, taken_out),
-            DeValue::Array(list) => take_out_of_list(list, span, taken_out),
+            DeValue::Table(table) => remove_entry(table, span, removed),
+            DeValue::Array(list) => remove_from_list(list, span, removed),
             _ => false,
         };
         if within {
@@ -77,17 +77,17 @@ fn take_out(table: &mut DeTable<'_>, span: &Range<usize>, taken_out: &mut TakenO
     }
     let Some(found) = found else { return false };
     table.remove(found.as_str());
-    taken_out.0.push(found);
+    removed.0.push(found);
     true
 }
 
-/// As [`take_out`], of the tables in a list, or one of them.
-fn take_out_of_list(list: &mut DeArray<'_>, span: &Range<usize>, taken_out: &mut TakenOut) -> bool {
+/// As [`remove_entry`], for the tables in a list, or removes one of these tables.
+fn remove_from_list(list: &mut DeArray<'_>, span: &Range<usize>, removed: &mut Removed) -> bool {
     let mut found = None;
     for (place, item) in list.iter_mut().enumerate() {
         let at = item.span();
         let DeValue::Table(table) = item.get_mut() else { continue };
-        if take_out(table, span, taken_out) {
+        if remove_entry(table, span, removed) {
             return true;
         }
         if at.start <= span.start && span.start < at.end {

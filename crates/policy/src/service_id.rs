@@ -1,6 +1,6 @@
-//! The names of service entries.
+//! The ids of service entries.
 
-/// Names one service entry of one policy file.
+/// The id of one service entry of one policy file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId(pub(crate) u32);
 

@@ -1,6 +1,6 @@
-//! Where a number or a switch comes from.
+//! The source of a number of the policy.
 
-/// Where a number or a switch of the policy in force comes from. The first that says something wins.
+/// The source of a limit, or of being disabled. The first source that has a value wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// An operator set it through the API.
@@ -13,12 +13,12 @@ pub enum Source {
     Service,
     /// The entry `default`, for a service without one of its own.
     Default,
-    /// Nothing says anything.
+    /// No source has a value.
     Nothing,
 }
 
 impl Source {
-    /// What sets it, in words: `40 by its own entry`.
+    /// The source in words, as in `40 by its own entry`.
     pub const fn in_words(self) -> &'static str {
         match self {
             Self::Override => "an override",

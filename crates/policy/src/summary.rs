@@ -1,11 +1,11 @@
-//! A policy at a glance, for whoever wrote the file.
+//! A summary of a policy file.
 
 use std::time::Duration;
 
 use crate::entries::Service;
 use crate::policy::Policy;
 
-/// What a policy says, counted and without the names of organizations and keys.
+/// The services of a policy and the numbers of its other entries, without their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Summary<'p> {
@@ -21,7 +21,7 @@ pub struct Summary<'p> {
     pub api_keys: usize,
     /// How many of those are disabled.
     pub disabled_api_keys: usize,
-    /// How many indexers there are; with none, callers show no key.
+    /// How many indexers there are; without any, callers need no key.
     pub indexers: usize,
 }
 
@@ -39,7 +39,7 @@ pub struct ServiceSummary<'p> {
     pub max_total: Option<u64>,
     /// How long a lease lives without a keep-alive.
     pub ttl: Duration,
-    /// What clients are told about how long a lease counts at least.
+    /// The minimal life that clients are told.
     pub minimal_life: Duration,
     /// Whether ceilings and budgets are counted but refuse nobody.
     pub observe: bool,
@@ -60,7 +60,7 @@ impl<'p> From<&'p Service> for ServiceSummary<'p> {
 }
 
 impl Policy {
-    /// What the file says, at a glance, without what operators set since.
+    /// A summary of the file, without overrides.
     ///
     /// ```
     /// use policy::Policy;
