@@ -1,10 +1,12 @@
-//! Generated messages and services of the wire contract; nothing here is written by hand.
+//! Generated messages and services of the wire contract, and the frame of a message in a unary call.
 //!
 //! The contract itself, with its comments, is `proto/`. Names and numbers there are fixed by the
 //! clients in production.
 
 // Generated code carries the comments of the .proto files, which document what needs it.
 #![allow(missing_docs, unreachable_pub, clippy::all)]
+
+pub mod framing;
 
 /// `sf.worker.v1`: sessions and workers.
 pub mod worker {
