@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -23,13 +23,11 @@ use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Response, Status};
 use tower_service::Service;
+use wire::framing::{self, NotOne};
 
 use super::connection::Connection;
 use super::tls::UnderWay;
 use crate::plugin::BoxFuture;
-
-/// The flag and the length in front of every message.
-const PREFIX_BYTES: usize = 5;
 
 /// The most bytes of an answer: gRPC's usual bound.
 const MOST_BYTES: usize = 4 << 20;
@@ -51,22 +49,13 @@ pub(crate) async fn call<A: Message + Default>(
     request: Request<()>,
     message: &impl Message,
 ) -> Result<Response<A>, Status> {
-    let message = framed(message);
+    let message = framing::frame(message);
     let mut ready = connection.ready().await?;
     let (answer, mut body) = ready.requests.send_request(request, false).map_err(broken)?;
     body.send_data(message, true).map_err(broken)?;
     let answer = answer.await.map_err(broken)?;
     ready.call.answered();
     read(answer).await
-}
-
-fn framed(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut frame = BytesMut::with_capacity(PREFIX_BYTES + length);
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(length).expect("ids are short"));
-    message.encode(&mut frame).expect("there is room");
-    frame.freeze()
 }
 
 /// Reads an answer to its end.
@@ -115,19 +104,14 @@ fn refusal(mut headers: HeaderMap, status: StatusCode) -> Status {
     }
 }
 
-fn unframed<A: Message + Default>(mut body: Bytes) -> Result<A, Status> {
-    if body.len() < PREFIX_BYTES {
-        return Err(nonsense("an answer without a message"));
-    }
-    let compressed = body.get_u8() != 0;
-    let length = body.get_u32() as usize;
-    if compressed {
-        return Err(nonsense("a compressed message, which nobody asked for"));
-    }
-    if length != body.len() {
-        return Err(nonsense("an answer that is not exactly one message"));
-    }
-    A::decode(body).map_err(|error| nonsense(format!("a message that cannot be read: {error}")))
+fn unframed<A: Message + Default>(body: Bytes) -> Result<A, Status> {
+    let message = match framing::unframe(body) {
+        Ok((false, message)) => message,
+        Ok((true, _)) => return Err(nonsense("a compressed message, which nobody asked for")),
+        Err(NotOne::Missing) => return Err(nonsense("an answer without a message")),
+        Err(NotOne::Other) => return Err(nonsense("an answer that is not exactly one message")),
+    };
+    A::decode(message).map_err(|error| nonsense(format!("a message that cannot be read: {error}")))
 }
 
 /// Something came that is no answer of gRPC.

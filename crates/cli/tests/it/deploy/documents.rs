@@ -231,3 +231,19 @@ fn links_between_the_documents_lead_somewhere() {
     }
     assert!(found > 10, "only {found} links");
 }
+
+#[test]
+fn every_step_of_the_architecture_is_a_function_of_that_file() {
+    let mut found = 0;
+    let document = text("ARCHITECTURE.md");
+    for step in document.split('`').skip(1).step_by(2) {
+        let Some((file, function)) = step.split_once(".rs: ") else { continue };
+        let file = root().join(format!("crates/{file}.rs"));
+        let code = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{step}: {error}"));
+        let is_there =
+            code.contains(&format!("fn {function}(")) || code.contains(&format!("fn {function}<"));
+        assert!(is_there, "there is no function of the step {step}");
+        found += 1;
+    }
+    assert!(found > 25, "only {found} steps");
+}
