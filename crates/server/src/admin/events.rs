@@ -1,7 +1,7 @@
-//! What happens, as server-sent events.
+//! The stream of server-sent events.
 //!
-//! Each listener looks for itself four times a second and at what it was told last, so one that is
-//! slow misses events and holds up nobody. The picture that they look at is one for all.
+//! Each listener polls the server four times a second, and sends what changed since its last poll. A slow
+//! listener misses events and delays nobody else. All listeners share one snapshot.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,50 +18,51 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use super::api::edge::{Failure, json_of};
 use super::api::model::{AuditEntry, PolicyStatus, Refusal};
-use super::picture::Picture;
+use super::snapshot::Snapshot;
 use super::state::Admin;
 use crate::operator::OperatorEvent;
 
-/// How often a listener looks for something new.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often a listener polls for changes.
+const POLL_EVERY: Duration = Duration::from_millis(250);
 
-/// The most refusals that are told at a look.
-const REFUSALS_AT_A_LOOK: usize = 5;
+/// The most refusals that a listener sends after one poll.
+const REFUSALS_PER_POLL: usize = 5;
 
-/// How often a silent stream says that the server is there.
+/// How often an idle stream sends a comment, to show that the server is there.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// How soon a client that lost the stream may come back.
-const COME_BACK_AFTER: Duration = Duration::from_secs(1);
+/// How long a client that lost the stream waits before it reconnects.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
-/// Proxies that gather answers would hold back events.
-const NO_GATHERING: (HeaderName, HeaderValue) =
+/// Tells proxies not to buffer the stream: events would arrive late.
+const NO_BUFFERING: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
 
-/// One who listens.
+/// One open stream of events.
 struct Listener {
     admin: Arc<Admin>,
-    done: Receiver<OperatorEvent>,
-    looks: Interval,
-    /// What was told last.
-    picture: Arc<Picture>,
-    /// The number of the latest refusal at the last look.
+    operator_events: Receiver<OperatorEvent>,
+    polls: Interval,
+    /// The snapshot that was sent last.
+    snapshot: Arc<Snapshot>,
+    /// The number of the latest refusal at the last poll.
     refusals: u64,
-    /// Found at a look, and still to be told, the first last.
+    /// Events that are still to be sent, in reverse order.
     waiting: Vec<sse::Event>,
 }
 
 /// Answers with a stream of events.
 pub(super) async fn listen(admin: Arc<Admin>) -> Result<Response, Failure> {
-    // Subscribed before the first look: what happens in between is told twice and never missed.
-    let (done, refusals) = (admin.operator.subscribe(), admin.refusals.noted());
-    let picture = admin.picture().await?;
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let first = event("overview", &picture.overview).retry(COME_BACK_AFTER);
-    let listener = Listener { admin, done, looks, picture, refusals, waiting: vec![first] };
+    // Subscribes before the first snapshot: an event in between is sent twice, and none is missed.
+    let (operator_events, refusals) = (admin.operator.subscribe(), admin.refusals.noted());
+    let snapshot = admin.snapshot().await?;
+    let mut polls = tokio::time::interval(POLL_EVERY);
+    polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let first = event("overview", &snapshot.overview).retry(RECONNECT_AFTER);
+    let listener =
+        Listener { admin, operator_events, polls, snapshot, refusals, waiting: vec![first] };
     let heartbeat = KeepAlive::new().interval(HEARTBEAT).text("the server is there");
-    Ok(([NO_GATHERING], Sse::new(listener.events()).keep_alive(heartbeat)).into_response())
+    Ok(([NO_BUFFERING], Sse::new(listener.events()).keep_alive(heartbeat)).into_response())
 }
 
 impl Listener {
@@ -78,14 +79,14 @@ impl Listener {
             if let Some(event) = self.waiting.pop() {
                 return Some(event);
             }
-            let done = tokio::select! {
-                done = self.done.recv() => done,
-                _ = self.looks.tick() => {
-                    self.look().await;
+            let received = tokio::select! {
+                received = self.operator_events.recv() => received,
+                _ = self.polls.tick() => {
+                    self.poll().await;
                     continue;
                 }
             };
-            match done {
+            match received {
                 Ok(OperatorEvent::Audit(entry)) => {
                     return Some(event("audit", &AuditEntry::from(entry)));
                 }
@@ -98,19 +99,19 @@ impl Listener {
         }
     }
 
-    /// Collects what there is to be told.
-    async fn look(&mut self) {
-        if self.admin.is_news(&self.picture)
-            // A store that cannot be read shows nothing new; that it cannot, it showed before.
-            && let Ok(picture) = self.admin.picture().await
-            && picture.overview.revision != self.picture.overview.revision
+    /// Collects the events since the last poll.
+    async fn poll(&mut self) {
+        if self.admin.is_outdated(&self.snapshot)
+            // While the store cannot be read there is no new snapshot. The one before said so already.
+            && let Ok(snapshot) = self.admin.snapshot().await
+            && snapshot.overview.revision != self.snapshot.overview.revision
         {
-            self.waiting.push(event("overview", &picture.overview));
-            self.picture = picture;
+            self.waiting.push(event("overview", &snapshot.overview));
+            self.snapshot = snapshot;
         }
         let noted = self.admin.refusals.noted();
         if noted != self.refusals {
-            let news = self.admin.refusals.since(self.refusals, REFUSALS_AT_A_LOOK);
+            let news = self.admin.refusals.since(self.refusals, REFUSALS_PER_POLL);
             self.refusals = noted;
             self.waiting
                 .extend(news.iter().rev().map(|noted| event("refusal", &Refusal::from(&**noted))));

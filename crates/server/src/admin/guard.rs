@@ -1,9 +1,9 @@
-//! Who may ask the admin port: its token, and nobody's page but its own.
+//! Access control of the admin port: the token, and protection against pages of other sites.
 //!
-//! A browser sends requests for any page to any address, this machine's too. So that no page on the
-//! web acts as the operator, a request says whose page sent it (`Sec-Fetch-Site`, `Origin`), and,
-//! where no token protects the port, has to call it by an address and not by a name that somebody
-//! else may point here.
+//! A browser sends requests of any page to any address, also to this machine. So that no page on the web
+//! acts as the operator, requests whose `Sec-Fetch-Site` or `Origin` names another site are refused. A
+//! port without a token also refuses host names that somebody else could resolve to this machine
+//! (DNS rebinding): it answers only to addresses and to `localhost`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::config::token_file::TokenInForce;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// What a browser may do with anything from this port.
+/// The security headers of every answer.
 const HEADERS: [(HeaderName, HeaderValue); 6] = [
     (
         CONTENT_SECURITY_POLICY,
@@ -47,7 +47,7 @@ const HEADERS: [(HeaderName, HeaderValue); 6] = [
     ),
 ];
 
-/// Who may ask.
+/// Decides which requests are answered.
 #[derive(Debug)]
 pub(super) struct Guard {
     token: Option<Arc<TokenInForce>>,
@@ -64,7 +64,7 @@ impl Guard {
         self.token.is_some()
     }
 
-    fn knows_token(&self, headers: &HeaderMap) -> bool {
+    fn is_authorized(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
         let shown = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let shown = shown
@@ -73,13 +73,14 @@ impl Guard {
         shown.is_some_and(|(_, shown)| token.matches(shown))
     }
 
-    fn refuses(&self, request: &Request) -> Option<String> {
+    /// Returns why the request is refused, if it is.
+    fn refusal(&self, request: &Request) -> Option<String> {
         let headers = request.headers();
         let host = match host(request) {
             Ok(host) => host,
             Err(problem) => return Some(problem.to_owned()),
         };
-        if self.token.is_none() && !host.as_ref().is_some_and(|host| self.is_here(host)) {
+        if self.token.is_none() && !host.as_ref().is_some_and(|host| self.is_this_machine(host)) {
             let problem = "without a token this port answers only to the address it listens on \
                            and to names of this machine's loopback, such as localhost";
             return Some(problem.to_owned());
@@ -92,7 +93,9 @@ impl Guard {
             return Some("this port answers no page of another site".to_owned());
         }
         let is_own = |origin: &HeaderValue| {
-            origin.to_str().is_ok_and(|origin| host.as_ref().is_some_and(|host| same(origin, host)))
+            origin
+                .to_str()
+                .is_ok_and(|origin| host.as_ref().is_some_and(|host| is_origin_of(origin, host)))
         };
         if !headers.get_all(ORIGIN).iter().all(is_own) {
             return Some("this port answers no page of another origin".to_owned());
@@ -100,8 +103,8 @@ impl Guard {
         None
     }
 
-    /// Whether that is a name of this machine that nobody else can point here.
-    fn is_here(&self, host: &Authority) -> bool {
+    /// Whether `host` is an address of this machine, or a name that always means it.
+    fn is_this_machine(&self, host: &Authority) -> bool {
         let name = host.host();
         let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
         match address.unwrap_or(name).parse::<IpAddr>() {
@@ -114,9 +117,9 @@ impl Guard {
     }
 }
 
-/// The host that the request names, which it may do once.
+/// The host that the request names. A request that names two hosts is invalid.
 fn host(request: &Request) -> Result<Option<Authority>, &'static str> {
-    const BAD: &str = "the host of the request is none";
+    const INVALID: &str = "the host of the request is none";
     let mut hosts = request.headers().get_all(HOST).iter();
     let (named, more) = (hosts.next(), hosts.next());
     if more.is_some() {
@@ -124,15 +127,15 @@ fn host(request: &Request) -> Result<Option<Authority>, &'static str> {
     }
     let named = match (request.uri().authority(), named) {
         (Some(authority), _) => authority.clone(),
-        (None, Some(named)) => Authority::try_from(named.as_bytes()).map_err(|_| BAD)?,
+        (None, Some(named)) => Authority::try_from(named.as_bytes()).map_err(|_| INVALID)?,
         (None, None) => return Ok(None),
     };
-    // What stands before an @ is no host.
-    if named.as_str().contains('@') { Err(BAD) } else { Ok(Some(named)) }
+    // User information before an @ is not allowed.
+    if named.as_str().contains('@') { Err(INVALID) } else { Ok(Some(named)) }
 }
 
-/// Whether `origin` is that of the pages of `host`.
-fn same(origin: &str, host: &Authority) -> bool {
+/// Whether `origin` is the origin of the pages of `host`.
+fn is_origin_of(origin: &str, host: &Authority) -> bool {
     let (rest, default_port) = match origin.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (rest, 80),
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (rest, 443),
@@ -144,13 +147,13 @@ fn same(origin: &str, host: &Authority) -> bool {
     })
 }
 
-/// Lets only those pass who show the token, where there is one.
-pub(super) async fn token(
+/// Refuses requests without the token, if the port has one.
+pub(super) async fn require_token(
     State(guard): State<Arc<Guard>>,
     request: Request,
     next: Next,
 ) -> Response {
-    if guard.knows_token(request.headers()) {
+    if guard.is_authorized(request.headers()) {
         return next.run(request).await;
     }
     let problem = "the admin token is needed, as authorization: Bearer";
@@ -159,20 +162,20 @@ pub(super) async fn token(
         .into_response()
 }
 
-/// Lets no page of another site pass.
-pub(super) async fn site(
+/// Refuses requests of pages of other sites.
+pub(super) async fn refuse_other_sites(
     State(guard): State<Arc<Guard>>,
     request: Request,
     next: Next,
 ) -> Response {
-    match guard.refuses(&request) {
+    match guard.refusal(&request) {
         None => next.run(request).await,
         Some(problem) => Failure::new(StatusCode::FORBIDDEN, problem).into_response(),
     }
 }
 
-/// Says what a browser may do with the answer.
-pub(super) async fn headers(request: Request, next: Next) -> Response {
+/// Adds the security headers to the answer.
+pub(super) async fn add_headers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.extend(HEADERS);
@@ -186,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    const ANYBODY: Option<&str> = None;
+    const NO_TOKEN: Option<&str> = None;
 
     fn guard(token: Option<&str>) -> Arc<Guard> {
         let token = token.map(|token| Arc::new(TokenInForce::given(token)));
@@ -198,12 +201,12 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        guard.refuses(&request.body(Body::empty()).unwrap()).is_none()
+        guard.refusal(&request.body(Body::empty()).unwrap()).is_none()
     }
 
     #[test]
     fn without_a_token_only_names_of_this_machine_are_answered_to() {
-        let open = guard(ANYBODY);
+        let open = guard(NO_TOKEN);
         for host in [
             "localhost",
             "LOCALHOST:9011",
@@ -233,13 +236,13 @@ mod tests {
         assert!(!asks(&open, "/api/overview", &[]), "no host at all");
         assert!(!asks(&open, "/api/overview", &[("host", "localhost"), ("host", "evil.example")]));
         assert!(!asks(&open, "http://evil.example/api/overview", &[("host", "localhost")]));
-        // With a token a name is no secret's substitute, and any will do.
+        // With a token any host name is accepted.
         assert!(asks(&guard(Some("sesame")), "/api/overview", &[("host", "admin.example")]));
     }
 
     #[test]
     fn a_page_of_another_site_is_refused_whatever_it_asks_for() {
-        for guard in [guard(ANYBODY), guard(Some("sesame"))] {
+        for guard in [guard(NO_TOKEN), guard(Some("sesame"))] {
             let with = |path, header: &[(&str, &str)]| {
                 asks(&guard, path, &[&[("host", "localhost:9011")], header].concat())
             };
@@ -280,12 +283,12 @@ mod tests {
         let guard = guard(Some("sesame"));
         let knows = |value: &str| {
             let value = HeaderValue::from_str(value).unwrap();
-            guard.knows_token(&[(AUTHORIZATION, value)].into_iter().collect())
+            guard.is_authorized(&[(AUTHORIZATION, value)].into_iter().collect())
         };
         assert!(knows("Bearer sesame") && knows("bearer sesame"));
         for wrong in ["Bearer Sesame", "Bearer sesame ", "Bearer ", "Basic sesame", "sesame", ""] {
             assert!(!knows(wrong), "{wrong:?}");
         }
-        assert!(!guard.knows_token(&HeaderMap::new()));
+        assert!(!guard.is_authorized(&HeaderMap::new()));
     }
 }

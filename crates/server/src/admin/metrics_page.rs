@@ -1,4 +1,4 @@
-//! The page that Prometheus reads.
+//! The metrics page, which Prometheus reads.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,37 +40,37 @@ struct EndLabels {
     reason: &'static str,
 }
 
-/// What is looked up when somebody asks, and not counted on the way.
-pub(super) struct Present<'a> {
+/// Values that are read when the page is requested, and not counted before.
+pub(super) struct CurrentValues<'a> {
     pub(super) policy: &'a Policy,
     pub(super) ready: bool,
     pub(super) dropped_log_lines: u64,
-    /// How long the commit under way has taken.
+    /// How long the commit in flight has taken.
     pub(super) stalled: Duration,
     /// When the certificate of the gRPC port expires, in Unix time.
     pub(super) certificate_not_after: Option<i64>,
-    /// Of a store that can tell.
+    /// `None` when the store cannot be read.
     pub(super) leases: Option<Leases>,
 }
 
-/// What the store says of its leases.
+/// The leases of the store.
 pub(super) struct Leases {
     live_by_service: Vec<(Box<str>, u64)>,
     ends: Ends,
 }
 
-/// Answers all metrics, also while the store has failed: that is one of them.
+/// Answers with all metrics, also while the store has failed.
 pub(super) async fn page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
     let format = Format::accepted(&headers);
     let leases = match (admin.store.live().await, admin.store.ends().await) {
         (Ok(live_by_service), Ok(ends)) => Some(Leases { live_by_service, ends }),
         _ => None,
     };
-    // A policy of many services has a long page.
+    // The page is long when the policy has many services.
     let encoded = blocking(move || {
         let live = admin.live.load();
         let not_after = admin.certificate_not_after.as_deref();
-        let page = admin.metrics.encode(Present {
+        let page = admin.metrics.encode(CurrentValues {
             policy: &live.policy,
             ready: admin.store.ready().is_ok(),
             dropped_log_lines: admin.dropped_log_lines.load(Ordering::Relaxed),
@@ -78,7 +78,7 @@ pub(super) async fn page(State(admin): State<Arc<Admin>>, headers: HeaderMap) ->
             certificate_not_after: not_after.map(|time| time.load(Ordering::Relaxed)),
             leases,
         });
-        page.map(|page| format.of_open_metrics(page))
+        page.map(|page| format.convert(page))
     });
     match encoded.await {
         Ok(page) => {
@@ -90,18 +90,18 @@ pub(super) async fn page(State(admin): State<Arc<Admin>>, headers: HeaderMap) ->
 }
 
 impl Metrics {
-    /// Everything, in the text format of OpenMetrics.
-    pub(super) fn encode(&self, present: Present<'_>) -> Result<String, fmt::Error> {
+    /// Encodes all metrics in the text format of OpenMetrics.
+    pub(super) fn encode(&self, values: CurrentValues<'_>) -> Result<String, fmt::Error> {
         let mut page = String::new();
         text::encode_registry(&mut page, &self.registry)?;
-        text::encode_registry(&mut page, &present.registry())?;
+        text::encode_registry(&mut page, &values.registry())?;
         text::encode_eof(&mut page)?;
         Ok(page)
     }
 }
 
-impl Present<'_> {
-    /// The present in metrics that are made for one page, so that what is no more leaves no value
+impl CurrentValues<'_> {
+    /// Registers the values for one page only, so that a service that is removed leaves no value
     /// behind.
     fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix(PREFIX);
@@ -138,15 +138,15 @@ impl Present<'_> {
         );
         if let Some(Leases { live_by_service, ends }) = &self.leases {
             let help = "Leases that count now, by service";
-            registry.register("live_leases", help, by_service(self.policy, live_by_service));
+            registry.register("live_leases", help, live_leases(self.policy, live_by_service));
             let help = "Leases that ended, by how and, for revoked ones, why";
-            registry.register("leases_ended", help, ended(ends));
+            registry.register("leases_ended", help, leases_ended(ends));
         }
         registry
     }
 }
 
-/// A limit that is absent has no value.
+/// The limits of the services. A limit that is absent has no value.
 fn limits(services: &[ServiceSummary<'_>]) -> Family<LimitLabels, Gauge> {
     let family = Family::<LimitLabels, Gauge>::default();
     for service in services {
@@ -158,14 +158,14 @@ fn limits(services: &[ServiceSummary<'_>]) -> Family<LimitLabels, Gauge> {
         for (kind, limit) in kinds {
             let Some(limit) = limit else { continue };
             let labels = LimitLabels { service: service.name.to_string(), kind };
-            family.get_or_create(&labels).set(gauged(limit));
+            family.get_or_create(&labels).set(gauge_value(limit));
         }
     }
     family
 }
 
-/// Services without an entry go with the default.
-fn by_service(policy: &Policy, live: &[(Box<str>, u64)]) -> Family<ServiceLabel, Gauge> {
+/// Live leases by service entry. The entry `default` has those of services without an entry.
+fn live_leases(policy: &Policy, live: &[(Box<str>, u64)]) -> Family<ServiceLabel, Gauge> {
     let mut by_label: BTreeMap<&str, u64> = policy.services().map(|name| (name, 0)).collect();
     for (service, leases) in live {
         let label = if policy.has_entry(service) { service } else { DEFAULT_SERVICE };
@@ -174,20 +174,20 @@ fn by_service(policy: &Policy, live: &[(Box<str>, u64)]) -> Family<ServiceLabel,
     let family = Family::<ServiceLabel, Gauge>::default();
     for (service, leases) in by_label {
         let label = ServiceLabel { service: service.to_owned() };
-        family.get_or_create(&label).set(gauged(leases));
+        family.get_or_create(&label).set(gauge_value(leases));
     }
     family
 }
 
-fn ended(ends: &Ends) -> Family<EndLabels, Counter> {
+fn leases_ended(ends: &Ends) -> Family<EndLabels, Counter> {
     let family = Family::<EndLabels, Counter>::default();
     for end in End::ALL {
-        family.get_or_create(&labels(end)).inc_by(ends.of(end));
+        family.get_or_create(&end_labels(end)).inc_by(ends.of(end));
     }
     family
 }
 
-const fn labels(end: End) -> EndLabels {
+const fn end_labels(end: End) -> EndLabels {
     let (how, reason) = match end {
         End::Returned => ("returned", ""),
         End::Lingered => ("lingered", ""),
@@ -206,6 +206,6 @@ const fn labels(end: End) -> EndLabels {
     EndLabels { how, reason }
 }
 
-fn gauged(count: u64) -> i64 {
+fn gauge_value(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -1,15 +1,14 @@
-//! The admin port: is the server alive, is it ready, what has it counted, who holds what, and
-//! what operators do about it.
+//! The admin port: health probes, metrics, the API for operators and the operator's page.
 
 pub(crate) mod api;
+mod cache;
 mod events;
 mod guard;
 mod metrics_page;
 mod page;
-mod picture;
 mod port;
+mod snapshot;
 mod state;
-mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,8 +29,8 @@ pub(crate) use state::{Admin, Parts};
 
 /// The pages of the admin port, which listens on `address`.
 ///
-/// Probes are open to all and answered whatever else is full, and the page, which has no data in it, to all but pages of other sites;
-/// the rest needs the token where there is one.
+/// Probes need no token and no place. The page contains no data, so it needs no token; pages of other
+/// sites may not read it. Everything else needs the token, if there is one.
 pub(crate) fn router(
     admin: Admin,
     token: Option<Arc<TokenInForce>>,
@@ -41,32 +40,32 @@ pub(crate) fn router(
     Router::new()
         .merge(api::router(guard.needs_token()))
         .route("/metrics", get(metrics_page::page))
-        .fallback(nothing)
-        .method_not_allowed_fallback(no_such_method)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        // Whoever has no token takes no place.
-        .layer(from_fn(port::places::place))
-        .layer(from_fn_with_state(guard.clone(), guard::token))
-        .merge(page::router().layer(from_fn(port::places::place)))
-        .layer(from_fn_with_state(guard, guard::site))
+        // A request without a valid token takes no place.
+        .layer(from_fn(port::places::take_place))
+        .layer(from_fn_with_state(guard.clone(), guard::require_token))
+        .merge(page::router().layer(from_fn(port::places::take_place)))
+        .layer(from_fn_with_state(guard, guard::refuse_other_sites))
         .route("/healthz", get(alive))
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
-        .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn(guard::headers))
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn(guard::add_headers))
         .with_state(Arc::new(admin))
 }
 
-async fn nothing(request: Request) -> Failure {
+async fn not_found(request: Request) -> Failure {
     Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", request.uri().path()))
 }
 
-async fn no_such_method(request: Request) -> Failure {
+async fn method_not_allowed(request: Request) -> Failure {
     let (method, path) = (request.method(), request.uri().path());
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, format!("there is no {method} of {path}"))
 }
 
-/// The process answers. The store is not asked: restarting does not mend a disk.
+/// Answers while the process runs. It does not ask the store: a restart does not repair a disk.
 async fn alive() -> &'static str {
     "ok\n"
 }

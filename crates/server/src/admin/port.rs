@@ -1,8 +1,8 @@
-//! The connections of the admin port: none that is silent, idle or stuck for long, none that keeps
-//! others from being answered, and none that outlives the server.
+//! The connections of the admin port. Each has time limits for headers, idleness and writes; none keeps
+//! others from being answered; none outlives the server.
 
 pub(super) mod places;
-mod stream;
+mod streams;
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -24,9 +24,9 @@ use tower::ServiceExt as _;
 use super::api::Peer;
 use crate::accept::Acceptor;
 use places::{Connection, Places};
-use stream::{Impatient, Noted};
+use streams::{Tracked, WriteTimeout};
 
-/// The most bytes of the headers of a request, and of an answer under way.
+/// The most bytes of the headers of a request, and of an answer in the write buffer.
 const BUFFER: usize = 64 * 1024;
 
 static ACCEPTOR: Acceptor = Acceptor::new("the admin port");
@@ -48,38 +48,38 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stopped: Cancel
     ACCEPTOR.run(listener, &stopped, serve).await;
 }
 
-/// Serves one connection until it ends, is too slow or has to make room.
+/// Serves one connection until it ends, misses a deadline or is evicted.
 async fn drive<I>(stream: I, peer: Peer, router: Router, connection: Arc<Connection>)
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let own = connection.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let answering = own.asked();
+        let in_flight = own.request_started();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(own.clone());
         let answer = router.clone().oneshot(request);
-        async move { Ok::<_, Infallible>(answer.await?.map(|body| answering.with(body))) }
+        async move { Ok::<_, Infallible>(answer.await?.map(|body| in_flight.with(body))) }
     });
-    let stream = Noted::new(Impatient::new(stream), connection.clone());
+    let stream = Tracked::new(WriteTimeout::new(stream), connection.clone());
     let mut http = http1::Builder::new();
     http.max_buf_size(BUFFER);
     let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut late = pin!(tokio::time::sleep_until(Instant::now()));
+    let mut timer = pin!(tokio::time::sleep_until(Instant::now()));
     let served = std::future::poll_fn(|context| {
         if let Poll::Ready(served) = http.as_mut().poll(context) {
             return Poll::Ready(served.map_err(|error| error.to_string()));
         }
-        let Some(by) = connection.by() else { return Poll::Pending };
-        if late.deadline() != by {
-            late.as_mut().reset(by);
+        let Some(deadline) = connection.deadline() else { return Poll::Pending };
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
         }
-        late.as_mut().poll(context).map(|()| Err("it took too long".into()))
+        timer.as_mut().poll(context).map(|()| Err("it took too long".into()))
     });
     let served = tokio::select! {
         served = served => served,
-        () = connection.cut().cancelled() => Err("it waited longest when there were too many".into()),
+        () = connection.evicted().cancelled() => Err("it was evicted: there were too many connections".into()),
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection to the admin port broke");

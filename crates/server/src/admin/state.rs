@@ -1,4 +1,4 @@
-//! What the admin port looks at and acts on, and the pictures it takes of it.
+//! The state behind the admin port, and its snapshots.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -10,21 +10,21 @@ use lease::WallTime;
 use store::{Clock, Store, StoreUrl, Unavailable};
 
 use super::api::model::Overview;
-use super::picture::{Key, Picture, rows, service_rows};
-use super::view::View;
+use super::cache::Cache;
+use super::snapshot::{Key, Snapshot, rows, service_rows};
 use crate::blocking::blocking;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::refusals::Refusals;
 
-/// How old a picture is at least before another is taken, unless an operator changed something.
-const PAUSE: Duration = Duration::from_millis(250);
+/// The least time between two snapshots, unless an operator changed something.
+const MIN_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Taking pictures takes at most this part of the time, however long one takes.
-const SHARE: u32 = 4;
+/// The least time between two snapshots, as a multiple of the time that one takes.
+const COST_FACTOR: u32 = 4;
 
-/// What the admin port looks at and acts on.
+/// The state behind the admin port.
 #[derive(Debug)]
 pub(crate) struct Admin {
     pub(super) store: Arc<Store>,
@@ -35,14 +35,14 @@ pub(crate) struct Admin {
     pub(super) refusals: Arc<Refusals>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) started_at: WallTime,
-    /// Set while the server serves: not before, and not once it drains.
+    /// Set while the server serves: after its start and before it drains.
     pub(super) serving: Arc<AtomicBool>,
-    pub(super) view: View,
+    pub(super) cache: Cache,
     pub(super) dropped_log_lines: Arc<AtomicU64>,
     pub(super) certificate_not_after: Option<Arc<AtomicI64>>,
 }
 
-/// What the admin port is made of.
+/// The parts of an [`Admin`].
 pub(crate) struct Parts {
     pub(crate) store: Arc<Store>,
     pub(crate) store_url: StoreUrl,
@@ -70,7 +70,7 @@ impl Admin {
             metrics,
             refusals,
             started_at: clock.wall(),
-            view: View::new(clock.unix()),
+            cache: Cache::new(clock.unix()),
             clock,
             serving,
             dropped_log_lines,
@@ -78,7 +78,7 @@ impl Admin {
         }
     }
 
-    /// Whether the server takes changes.
+    /// Whether the server accepts changes.
     pub(super) fn ready(&self) -> Result<(), Unavailable> {
         if self.serving.load(Ordering::Acquire) {
             self.store.ready()
@@ -87,42 +87,42 @@ impl Admin {
         }
     }
 
-    /// The server as it is, or was a moment ago: at most four pictures are taken in a second, and
-    /// none when nothing changed.
-    pub(super) async fn picture(&self) -> Result<Arc<Picture>, Unavailable> {
-        let view = &self.view;
-        let latest = || view.picture.load_full().filter(|latest| self.shows_enough(latest));
+    /// Returns the latest snapshot, or takes a new one: at most four in a second, and none while
+    /// nothing changed.
+    pub(super) async fn snapshot(&self) -> Result<Arc<Snapshot>, Unavailable> {
+        let cache = &self.cache;
+        let latest = || cache.snapshot.load_full().filter(|latest| self.is_fresh(latest));
         if let Some(latest) = latest() {
             return Ok(latest);
         }
-        let _taking = view.taking.lock().await;
+        let _taking = cache.taking.lock().await;
         if let Some(latest) = latest() {
             return Ok(latest);
         }
-        let revision = match &*view.picture.load() {
+        let revision = match &*cache.snapshot.load() {
             Some(latest) => latest.overview.revision + 1,
-            None => view.base,
+            None => cache.base,
         };
-        let picture = Arc::new(self.take(revision).await?);
-        view.picture.store(Some(picture.clone()));
-        Ok(picture)
+        let snapshot = Arc::new(self.take_snapshot(revision).await?);
+        cache.snapshot.store(Some(snapshot.clone()));
+        Ok(snapshot)
     }
 
-    /// Whether something changed since the picture was taken.
-    pub(super) fn is_news(&self, picture: &Picture) -> bool {
-        !std::ptr::eq(picture.live.as_ptr(), Arc::as_ptr(&self.live.load()))
-            || picture.key != self.key()
+    /// Whether something has changed since the snapshot was taken.
+    pub(super) fn is_outdated(&self, snapshot: &Snapshot) -> bool {
+        !std::ptr::eq(snapshot.live.as_ptr(), Arc::as_ptr(&self.live.load()))
+            || snapshot.key != self.key()
     }
 
-    fn shows_enough(&self, picture: &Picture) -> bool {
-        let pause = PAUSE.max(picture.cost * SHARE);
-        let seen = picture.key.changes == self.view.changes.load(Ordering::Acquire);
-        (seen && picture.taken.elapsed() < pause) || !self.is_news(picture)
+    fn is_fresh(&self, snapshot: &Snapshot) -> bool {
+        let interval = MIN_INTERVAL.max(snapshot.cost * COST_FACTOR);
+        let has_changes = snapshot.key.changes == self.cache.changes.load(Ordering::Acquire);
+        (has_changes && snapshot.taken.elapsed() < interval) || !self.is_outdated(snapshot)
     }
 
     fn key(&self) -> Key {
         Key {
-            changes: self.view.changes.load(Ordering::Acquire),
+            changes: self.cache.changes.load(Ordering::Acquire),
             store: self.store.revision(),
             refusals: self.refusals.noted(),
             streams: self.metrics.streams.attached.get(),
@@ -132,7 +132,7 @@ impl Admin {
         }
     }
 
-    async fn take(&self, revision: u64) -> Result<Picture, Unavailable> {
+    async fn take_snapshot(&self, revision: u64) -> Result<Snapshot, Unavailable> {
         let (began, live, key) = (Instant::now(), Arc::downgrade(&self.live.load()), self.key());
         let (pools, usage) = (self.store.pools().await?, self.store.usage().await?);
         let (total, refused) = self.refusals.counts();
@@ -162,7 +162,7 @@ impl Admin {
             services: service_rows(&self.live.load().policy, &pools),
             policy: key.status.clone().into(),
         };
-        Ok(Picture {
+        Ok(Snapshot {
             key,
             live,
             taken: Instant::now(),
@@ -172,7 +172,7 @@ impl Admin {
             organizations,
             pools,
             usage,
-            by_fullness: OnceLock::new(),
+            by_utilization: OnceLock::new(),
             by_active: OnceLock::new(),
             by_refused: OnceLock::new(),
         })

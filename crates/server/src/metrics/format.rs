@@ -1,5 +1,5 @@
-//! The two text formats of metrics: OpenMetrics for whoever asks for it, and else the older one of
-//! Prometheus, which every tool reads.
+//! The two text formats of metrics: OpenMetrics for requests that accept it, and otherwise the older
+//! format of Prometheus, which every tool reads.
 
 use axum::http::HeaderMap;
 use axum::http::header::ACCEPT;
@@ -16,16 +16,17 @@ impl Format {
     pub(crate) fn accepted(headers: &HeaderMap) -> Self {
         let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let mut ranges = accepts.flat_map(|value| value.split(','));
-        let is_wanted = |range: &str| {
+        let accepts_open_metrics = |range: &str| {
             let mut parts = range.split(';').map(str::trim);
-            let is_it = parts.next().is_some_and(|name| name == "application/openmetrics-text");
-            let is_none = |part: &str| {
+            let is_open_metrics =
+                parts.next().is_some_and(|name| name == "application/openmetrics-text");
+            let has_zero_quality = |part: &str| {
                 let quality = part.strip_prefix("q=").and_then(|quality| quality.parse().ok());
                 quality == Some(0.0)
             };
-            is_it && !parts.any(is_none)
+            is_open_metrics && !parts.any(has_zero_quality)
         };
-        if ranges.any(is_wanted) { Self::OpenMetrics } else { Self::Prometheus }
+        if ranges.any(accepts_open_metrics) { Self::OpenMetrics } else { Self::Prometheus }
     }
 
     pub(crate) const fn media_type(self) -> &'static str {
@@ -35,17 +36,18 @@ impl Format {
         }
     }
 
-    /// Turns a page of OpenMetrics into this format.
-    pub(crate) fn of_open_metrics(self, page: String) -> String {
+    /// Converts a page of OpenMetrics into this format.
+    pub(crate) fn convert(self, page: String) -> String {
         match self {
             Self::OpenMetrics => page,
-            Self::Prometheus => older(&page),
+            Self::Prometheus => prometheus_of(&page),
         }
     }
 }
 
-/// The older format names a family as its samples are named, and has neither units nor an end.
-fn older(page: &str) -> String {
+/// Converts a page of OpenMetrics into the older format. It names a family as its samples, and has
+/// neither `UNIT` lines nor an `EOF` line.
+fn prometheus_of(page: &str) -> String {
     let mut written = String::with_capacity(page.len());
     let mut help = None;
     for line in page.split_inclusive('\n') {
@@ -102,7 +104,7 @@ mod tests {
         let older = "# HELP a_b_total Some of them.\n# TYPE a_b_total counter\na_b_total{x=\"# y\"} 1\n\
                      # HELP c_seconds How long.\n# TYPE c_seconds histogram\nc_seconds_sum 0.5\n\
                      # HELP d_info What.\n# TYPE d_info gauge\nd_info{v=\"1\"} 1\n";
-        assert_eq!(Format::Prometheus.of_open_metrics(page.to_owned()), older);
-        assert_eq!(Format::OpenMetrics.of_open_metrics(page.to_owned()), page);
+        assert_eq!(Format::Prometheus.convert(page.to_owned()), older);
+        assert_eq!(Format::OpenMetrics.convert(page.to_owned()), page);
     }
 }

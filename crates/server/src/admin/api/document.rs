@@ -1,4 +1,4 @@
-//! The OpenAPI document, made of what the handlers say about themselves.
+//! The OpenAPI document, generated from the annotations of the handlers.
 
 use std::sync::Arc;
 
@@ -17,36 +17,36 @@ use crate::admin::state::Admin;
 /// Where the document is served.
 const PATH: &str = "/api/openapi.json";
 
-/// The name of the way to show the token.
+/// The name of the security scheme.
 const TOKEN: &str = "token";
 
 #[derive(Debug, utoipa::OpenApi)]
 #[openapi(
     info(
         title = "tgm-session admin API",
-        description = "What the operator of a session server sees and does. Times are seconds since \
+        description = "Operators read and change the state of a session server. Times are seconds since \
                        1970, UTC; ages and durations are seconds; a limit that is absent is null, \
-                       one of 0 admits nobody. Ids are at most 256 bytes of UTF-8. A lease is named by its \
+                       and a limit of 0 admits nobody. Ids are at most 256 bytes of UTF-8. A lease is named by its \
                        number, never by its key.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     tags(
         (name = "server", description = "The server as a whole, and its policy"),
-        (name = "organizations", description = "Organizations and API keys: what they may and hold"),
+        (name = "organizations", description = "Organizations and API keys: their limits, leases and usage"),
         (name = "sessions", description = "Live leases"),
-        (name = "records", description = "What was refused, and what operators did"),
+        (name = "records", description = "Refused borrows, and the audit list"),
     ),
     components(schemas(Problem)),
     paths(openapi)
 )]
 struct Document;
 
-/// The document without the endpoints that are still to be added.
+/// The document without the endpoints.
 pub(super) fn empty() -> OpenApi {
     Document::openapi()
 }
 
-/// Completes the document with what holds for every endpoint, and serves it beside them.
+/// Adds to the document what applies to every endpoint, and serves it.
 pub(super) fn serve(
     router: Router<Arc<Admin>>,
     mut document: OpenApi,
@@ -75,7 +75,7 @@ pub(super) fn serve(
     )
 }
 
-/// Adds what is checked before any handler is asked.
+/// Documents the checks that come before the handler.
 fn complete(operation: &mut Operation, needs_token: bool) {
     let takes_body = operation.request_body.is_some();
     let takes_parameters = operation.parameters.as_ref().is_some_and(|given| !given.is_empty());
@@ -89,16 +89,16 @@ fn complete(operation: &mut Operation, needs_token: bool) {
         operation.responses.responses.insert(status.to_owned(), response.into());
     };
     if !has_own_503 {
-        answer("503", "Too many requests are being answered already");
+        answer("503", "Too many requests are in flight");
     }
     answer("403", "The request comes from a page of another site, or names another host");
     if takes_body {
         answer("408", "The body took longer than 10 s");
         answer("413", "The body is longer than 64 KiB");
-        answer("415", "The body is not said to be application/json");
+        answer("415", "The content type of the body is not application/json");
     }
     if takes_body || takes_parameters {
-        answer("400", "A parameter or a field cannot be what it is");
+        answer("400", "A parameter or a field is invalid");
     }
     if needs_token {
         answer("401", "The token is missing or wrong");
@@ -112,5 +112,5 @@ fn complete(operation: &mut Operation, needs_token: bool) {
     tag = "server",
     responses((status = 200, description = "The document", body = serde_json::Value)),
 )]
-#[allow(dead_code, reason = "it stands for the route, which has the text of the document")]
+#[allow(dead_code, reason = "only its annotation is used: the route serves the finished text")]
 fn openapi() {}

@@ -1,5 +1,4 @@
-//! The edge of the API: what a request says is checked here, and what is refused becomes a
-//! [`Problem`].
+//! The HTTP side of the API: checks the parts of a request, and turns errors into a [`Problem`].
 
 use std::time::Duration;
 
@@ -25,21 +24,21 @@ use crate::text::plain_json;
 pub(crate) const MAX_BODY: usize = 64 * 1024;
 
 /// How long a body may take to arrive.
-const BODY_WITHIN: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most organizations of one page, and how many it has by default.
+/// The most organizations of one page, and the default.
 const ORGANIZATIONS: (u32, u32) = (500, 50);
 
-/// The most entries of any other page, and how many it has by default.
+/// The most entries of any other page, and the default.
 const ENTRIES: (u32, u32) = (1_000, 100);
 
 /// The most organizations to skip.
 const MAX_OFFSET: u32 = 10_000_000;
 
-/// The highest number that every reader of JSON can tell from the next.
+/// The highest integer that every JSON reader represents exactly.
 const MAX_NUMBER: u64 = 9_007_199_254_740_991;
 
-/// A request that is answered with a [`Problem`].
+/// An error that is answered with a [`Problem`].
 #[derive(Debug)]
 pub(crate) struct Failure {
     status: StatusCode,
@@ -51,7 +50,7 @@ impl Failure {
         Self { status, error: error.into() }
     }
 
-    fn bad(error: impl Into<String>) -> Self {
+    fn invalid(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error)
     }
 
@@ -60,7 +59,7 @@ impl Failure {
     }
 }
 
-/// An answer in JSON that a terminal shows as it is, whatever ids are in it.
+/// An answer in JSON, in which characters that change how text is shown are escaped.
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
 
@@ -70,9 +69,9 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// A thing of the API as JSON.
-pub(crate) fn json_of(thing: &impl Serialize) -> String {
-    let json = serde_json::to_string(thing).expect("the types of the API are plain data");
+/// A value of the API as JSON.
+pub(crate) fn json_of(value: &impl Serialize) -> String {
+    let json = serde_json::to_string(value).expect("the types of the API are plain data");
     plain_json(&json).into_owned()
 }
 
@@ -82,13 +81,13 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Answers a request that changed something, or tried to. The next picture of the server shows the
+/// Answers a request that changed something, or tried to. The next snapshot of the server shows the
 /// change.
 pub(super) fn answer_change(
     admin: &Admin,
     outcome: Result<operator::Done, OperatorError>,
 ) -> Result<Json<Done>, Failure> {
-    admin.view.changed();
+    admin.cache.invalidate();
     Ok(Json(outcome?.into()))
 }
 
@@ -100,7 +99,7 @@ impl From<Unavailable> for Failure {
 
 impl From<Invalid> for Failure {
     fn from(invalid: Invalid) -> Self {
-        Self::bad(invalid.to_string())
+        Self::invalid(invalid.to_string())
     }
 }
 
@@ -118,20 +117,20 @@ impl From<OperatorError> for Failure {
 
 impl From<PathRejection> for Failure {
     fn from(rejection: PathRejection) -> Self {
-        Self::bad(rejection.body_text())
+        Self::invalid(rejection.body_text())
     }
 }
 
 impl From<QueryRejection> for Failure {
     fn from(rejection: QueryRejection) -> Self {
-        Self::bad(rejection.body_text())
+        Self::invalid(rejection.body_text())
     }
 }
 
 impl From<JsonRejection> for Failure {
     fn from(rejection: JsonRejection) -> Self {
         let status = match rejection.status() {
-            // Whether it is no JSON or no JSON of this kind makes no difference to anybody.
+            // Both invalid JSON and JSON of another type are a bad request.
             StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
             status => status,
         };
@@ -139,7 +138,7 @@ impl From<JsonRejection> for Failure {
     }
 }
 
-/// The query of a request, with every field in its bounds.
+/// The query of a request. Every field is within its bounds.
 #[derive(Debug)]
 pub(super) struct Query<T>(pub(super) T);
 
@@ -153,7 +152,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Bounded> FromRequestParts<S> for Quer
     }
 }
 
-/// The parts of a path that are names.
+/// The parameters in the path of a request.
 #[derive(Debug)]
 pub(super) struct Path<T>(pub(super) T);
 
@@ -161,8 +160,9 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        let extract::Path(names) = extract::Path::<T>::from_request_parts(parts, state).await?;
-        Ok(Self(names))
+        let extract::Path(parameters) =
+            extract::Path::<T>::from_request_parts(parts, state).await?;
+        Ok(Self(parameters))
     }
 }
 
@@ -175,33 +175,34 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let body = axum::Json::<T>::from_request(request, state);
-        match tokio::time::timeout(BODY_WITHIN, body).await {
+        match tokio::time::timeout(BODY_TIMEOUT, body).await {
             Ok(body) => Ok(Self(body?.0)),
             Err(_) => {
-                let error = format!("the body took longer than {} s", BODY_WITHIN.as_secs());
+                let error = format!("the body took longer than {} s", BODY_TIMEOUT.as_secs());
                 Err(Failure::new(StatusCode::REQUEST_TIMEOUT, error))
             }
         }
     }
 }
 
-/// The number of a lease, as a path or a query names it.
+/// Parses the number of a lease in a path or a query.
 pub(super) fn lease_number(text: &str) -> Result<LeaseNumber, Failure> {
-    text.parse().map_err(|error| Failure::bad(format!("{text:?} is {error}")))
+    text.parse().map_err(|error| Failure::invalid(format!("{text:?} is {error}")))
 }
 
-/// How many entries a page has that may have so many.
-pub(super) fn entries(limit: Option<u32>) -> usize {
+/// The size of a page of anything but organizations, with this limit.
+pub(super) fn entries_per_page(limit: Option<u32>) -> usize {
     limit.unwrap_or(ENTRIES.1) as usize
 }
 
-/// How many organizations a page has.
-pub(super) fn organizations(limit: Option<u32>) -> usize {
+/// The size of a page of organizations, with this limit.
+pub(super) fn organizations_per_page(limit: Option<u32>) -> usize {
     limit.unwrap_or(ORGANIZATIONS.1) as usize
 }
 
-/// A query that says what its fields may be.
+/// A query whose fields have bounds.
 pub(super) trait Bounded {
+    /// Refuses a field outside of its bounds.
     fn check(&self) -> Result<(), Failure>;
 }
 
@@ -209,9 +210,9 @@ impl Bounded for OrganizationsQuery {
     fn check(&self) -> Result<(), Failure> {
         validate_id("search", &self.search, false)?;
         if self.offset > MAX_OFFSET {
-            return Err(Failure::bad(format!("offset is above {MAX_OFFSET}")));
+            return Err(Failure::invalid(format!("offset is above {MAX_OFFSET}")));
         }
-        page(self.limit, ORGANIZATIONS.0)
+        check_limit(self.limit, ORGANIZATIONS.0)
     }
 }
 
@@ -226,39 +227,39 @@ impl Bounded for SessionsQuery {
         ] {
             validate_id(field, id.as_deref().unwrap_or_default(), false)?;
         }
-        page(self.limit, ENTRIES.0)
+        check_limit(self.limit, ENTRIES.0)
     }
 }
 
 impl Bounded for RefusalsQuery {
     fn check(&self) -> Result<(), Failure> {
         validate_id("organization", self.organization.as_deref().unwrap_or_default(), false)?;
-        page(self.limit, ENTRIES.0)
+        check_limit(self.limit, ENTRIES.0)
     }
 }
 
 impl Bounded for AuditQuery {
     fn check(&self) -> Result<(), Failure> {
         if self.before.is_some_and(|before| before > MAX_NUMBER) {
-            return Err(Failure::bad(format!("before is above {MAX_NUMBER}")));
+            return Err(Failure::invalid(format!("before is above {MAX_NUMBER}")));
         }
-        page(self.limit, ENTRIES.0)
+        check_limit(self.limit, ENTRIES.0)
     }
 }
 
 impl Bounded for NoteQuery {
     fn check(&self) -> Result<(), Failure> {
         if self.note.chars().count() > MAX_NOTE {
-            return Err(Failure::bad(format!("the note is longer than {MAX_NOTE} characters")));
+            return Err(Failure::invalid(format!("the note is longer than {MAX_NOTE} characters")));
         }
         Ok(())
     }
 }
 
-fn page(limit: Option<u32>, most: u32) -> Result<(), Failure> {
+fn check_limit(limit: Option<u32>, most: u32) -> Result<(), Failure> {
     match limit {
         Some(limit) if limit == 0 || limit > most => {
-            Err(Failure::bad(format!("limit is {limit}, and may be 1 to {most}")))
+            Err(Failure::invalid(format!("limit is {limit}, and may be 1 to {most}")))
         }
         _ => Ok(()),
     }

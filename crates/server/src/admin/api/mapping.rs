@@ -10,7 +10,7 @@ use super::model::{
     Override, Plan, PlanBudget, PlanLimit, PolicyStatus, Refusal, Refusals, ServiceCeiling,
     Session, Source,
 };
-use crate::admin::picture::{Shown, used};
+use crate::admin::snapshot::{OrganizationData, usage_of};
 use crate::{operator, refusals};
 
 impl From<policy::Source> for Source {
@@ -134,8 +134,12 @@ pub(super) fn override_row(
 }
 
 /// One organization, under the `policy` in force.
-pub(super) fn organization(policy: &Policy, shown: &Shown<'_>, at: WallTime) -> Organization {
-    let Shown { name, pools, usage, refusals } = *shown;
+pub(super) fn organization(
+    policy: &Policy,
+    data: &OrganizationData<'_>,
+    at: WallTime,
+) -> Organization {
+    let OrganizationData { name, pools, usage, refusals } = *data;
     let row = |service: &str, active| OrganizationService {
         service: service.into(),
         active,
@@ -154,7 +158,7 @@ pub(super) fn organization(policy: &Policy, shown: &Shown<'_>, at: WallTime) -> 
         .filter(|pool| *pool.service == *DEFAULT_SERVICE || !policy.has_entry(&pool.service));
     services.extend(others.map(|pool| row(&pool.service, pool.leases)));
     let budgets = policy.organization_budgets(name).iter().map(|budget| {
-        let (used, window) = used(budget, usage, at);
+        let (used, window) = usage_of(budget, usage, at);
         BudgetRow {
             metric: budget.metric.to_string(),
             used,

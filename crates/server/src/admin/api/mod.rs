@@ -1,7 +1,7 @@
-//! The admin API: what an operator sees and does, as JSON.
+//! The admin API: operators read and change the state of the server, as JSON.
 //!
-//! Each handler reads or changes one thing and says in its annotation all that it may answer; the
-//! OpenAPI document is made of those.
+//! The annotation of each handler lists all its answers. The OpenAPI document is generated from the
+//! annotations.
 
 mod document;
 pub(super) mod edge;
@@ -24,7 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::state::Admin;
 use edge::Failure;
 
-/// The endpoints of the API. Whether they need a token is said in the document, and checked elsewhere.
+/// The endpoints of the API. The document says whether they need a token; the guard checks it.
 pub(super) fn router(needs_token: bool) -> Router<Arc<Admin>> {
     let routes = OpenApiRouter::with_openapi(document::empty())
         .merge(server::routes())
@@ -36,7 +36,7 @@ pub(super) fn router(needs_token: bool) -> Router<Arc<Admin>> {
     document::serve(router, document, needs_token)
 }
 
-/// Where a request comes from.
+/// The address that a request comes from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) SocketAddr);
 

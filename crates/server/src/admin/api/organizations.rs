@@ -21,8 +21,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
 
 /// Organizations, page by page.
 ///
-/// Known are those of the policy, those that operators set something for, and those with leases,
-/// usage, or refusals in the last hour.
+/// An organization is known if it is in the policy, has an override, a lease or usage, or had a
+/// refusal in the last hour.
 #[utoipa::path(
     get,
     path = "/api/organizations",
@@ -37,15 +37,15 @@ async fn organizations(
     State(admin): State<Arc<Admin>>,
     Query(query): Query<OrganizationsQuery>,
 ) -> Result<Json<OrganizationPage>, Failure> {
-    let picture = admin.picture().await?;
-    // A million organizations take a while to be looked through.
+    let snapshot = admin.snapshot().await?;
+    // A search through a million organizations takes a while.
     let page = crate::blocking::blocking(move || {
         let OrganizationsQuery { search, sort, offset, limit } = query;
-        let limit = edge::organizations(limit);
-        let (total, shown) = picture.page(&search, sort, offset as usize, limit);
+        let limit = edge::organizations_per_page(limit);
+        let (total, found) = snapshot.page(&search, sort, offset as usize, limit);
         let policy = admin.operator.policy();
         let organizations =
-            shown.iter().map(|shown| mapping::organization(&policy, shown, picture.at)).collect();
+            found.iter().map(|data| mapping::organization(&policy, data, snapshot.at)).collect();
         OrganizationPage { total, organizations }
     });
     Ok(Json(page.await))
@@ -68,10 +68,10 @@ async fn organization(
     Path(name): Path<String>,
 ) -> Result<Json<Organization>, Failure> {
     validate_id("organization", &name, true)?;
-    let picture = admin.picture().await?;
+    let snapshot = admin.snapshot().await?;
     let unknown = || Failure::not_found(format!("nobody knows an organization {name:?}"));
-    let shown = picture.organization(&name).ok_or_else(unknown)?;
-    Ok(Json(mapping::organization(&admin.operator.policy(), &shown, picture.at)))
+    let shown = snapshot.organization(&name).ok_or_else(unknown)?;
+    Ok(Json(mapping::organization(&admin.operator.policy(), &shown, snapshot.at)))
 }
 
 /// One API key.

@@ -40,7 +40,7 @@ fn routes_of(subject: Subject) -> OpenApiRouter<Arc<Admin>> {
 }
 
 /// Adds to the documentation of an endpoint what depends on the kind of subject: the parameter of the
-/// path, and an operation id that no other endpoint has.
+/// path, and the end of the operation id.
 fn describe(operation: &mut Operation, subject: Subject) {
     let id = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
     let id = ParameterBuilder::new()
@@ -50,8 +50,8 @@ fn describe(operation: &mut Operation, subject: Subject) {
         .description(Some("Its id"))
         .schema(Some(id.max_length(Some(256))));
     operation.parameters.get_or_insert_default().insert(0, id.build());
-    let name = operation.operation_id.take().unwrap_or_default();
-    operation.operation_id = Some(format!("{name}_of_{}", subject.as_str()));
+    let prefix = operation.operation_id.take().unwrap_or_default();
+    operation.operation_id = Some(format!("{prefix}_{}", subject.as_str()));
 }
 
 /// Disables or enables an organization or an API key, whatever the policy file says.
@@ -62,6 +62,7 @@ fn describe(operation: &mut Operation, subject: Subject) {
     put,
     path = "/disabled",
     tag = "organizations",
+    operation_id = "disable",
     request_body = SetDisabled,
     responses(
         (status = 200, description = "Done, durably", body = Done),
@@ -86,6 +87,7 @@ async fn set_disabled(
     delete,
     path = "/disabled",
     tag = "organizations",
+    operation_id = "clear_disabled",
     params(NoteQuery),
     responses(
         (status = 200, description = "Done, durably", body = Done),
@@ -112,6 +114,7 @@ async fn clear_disabled(
     put,
     path = "/limits/{service}",
     tag = "organizations",
+    operation_id = "limit",
     params(
         ("service" = String, Path, description = "A service entry of the policy", min_length = 1, max_length = 256),
     ),
@@ -140,6 +143,7 @@ async fn set_limit(
     delete,
     path = "/limits/{service}",
     tag = "organizations",
+    operation_id = "clear_limit_of",
     params(
         ("service" = String, Path, description = "A service entry", min_length = 1, max_length = 256),
         NoteQuery,

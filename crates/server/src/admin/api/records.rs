@@ -1,4 +1,4 @@
-//! What was refused, what operators did, and both as they happen.
+//! Refused borrows, the audit list, and the stream of events.
 
 use std::sync::Arc;
 
@@ -30,11 +30,11 @@ async fn refusals(
     State(admin): State<Arc<Admin>>,
     Query(RefusalsQuery { organization, limit }): Query<RefusalsQuery>,
 ) -> Json<RefusalPage> {
-    let refusals = admin.refusals.latest(organization.as_deref(), edge::entries(limit));
+    let refusals = admin.refusals.latest(organization.as_deref(), edge::entries_per_page(limit));
     Json(RefusalPage { refusals: refusals.iter().map(|noted| (&**noted).into()).collect() })
 }
 
-/// What operators did, the latest first.
+/// The audit list: what operators did, the latest first.
 #[utoipa::path(
     get,
     path = "/api/audit",
@@ -48,15 +48,15 @@ async fn audit(
     State(admin): State<Arc<Admin>>,
     Query(AuditQuery { before, limit }): Query<AuditQuery>,
 ) -> Json<AuditPage> {
-    let entries = admin.store.audit(before, edge::entries(limit));
+    let entries = admin.store.audit(before, edge::entries_per_page(limit));
     Json(AuditPage { entries: entries.into_iter().map(Into::into).collect() })
 }
 
-/// What happens, as server-sent events: `overview`, `refusal`, `audit` and `policy`.
+/// Server-sent events: `overview`, `refusal`, `audit` and `policy`.
 ///
-/// `overview` comes first, and then at most four times a second when something changed; at most 20
-/// refusals are told in a second, the latest. A comment every 10 seconds says that the server is
-/// there. Who falls behind misses events, and reads what they are about from the other endpoints.
+/// `overview` is sent first, and then at most four times a second, when something changed. At most 20
+/// refusals are sent in a second, the latest. A comment every 10 seconds shows that the server is
+/// there. A slow reader misses events; the other endpoints have the same data.
 #[utoipa::path(
     get,
     path = "/api/events",

@@ -1,4 +1,4 @@
-//! The server as a whole: totals, services, the policy and its file.
+//! The server as a whole: its totals and its policy.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
         .routes(routes!(reload_policy))
 }
 
-/// The server at a glance.
+/// The totals of the server.
 #[utoipa::path(
     get,
     path = "/api/overview",
@@ -31,10 +31,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
     ),
 )]
 async fn overview(State(admin): State<Arc<Admin>>) -> Result<Json<Overview>, Failure> {
-    Ok(Json(admin.picture().await?.overview.clone()))
+    Ok(Json(admin.snapshot().await?.overview.clone()))
 }
 
-/// The policy in force, with what operators set.
+/// The policy in force, with the overrides of operators.
 #[utoipa::path(
     get,
     path = "/api/policy",
@@ -45,7 +45,7 @@ async fn overview(State(admin): State<Arc<Admin>>) -> Result<Json<Overview>, Fai
     ),
 )]
 async fn policy(State(admin): State<Arc<Admin>>) -> Result<Json<EffectivePolicy>, Failure> {
-    let services = admin.picture().await?.overview.services.clone();
+    let services = admin.snapshot().await?.overview.services.clone();
     let (status, overrides) = (admin.operator.policy_status(), admin.store.overrides());
     let policy = admin.operator.policy();
     Ok(Json(EffectivePolicy {
@@ -57,7 +57,7 @@ async fn policy(State(admin): State<Arc<Admin>>) -> Result<Json<EffectivePolicy>
     }))
 }
 
-/// Loads the policy file again, whether it changed or not.
+/// Loads the policy file again, even if it has not changed.
 #[utoipa::path(
     post,
     path = "/api/policy/reload",

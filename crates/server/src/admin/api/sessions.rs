@@ -1,4 +1,4 @@
-//! Live leases: listed, looked at, ended.
+//! Live leases: list them, read one, end one.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
 
 /// Live leases, page by page.
 ///
-/// A walk along `next` neither misses nor repeats a lease that lives all the while.
+/// Pages that are read along `next` neither miss nor repeat a lease that lives the whole time.
 #[utoipa::path(
     get,
     path = "/api/sessions",
@@ -56,7 +56,8 @@ async fn sessions(
         AgeOrder::Oldest => Order::Oldest,
     };
     let after = query.after.as_deref().map(lease_number).transpose()?;
-    let page = admin.store.leases(filter, order, after, edge::entries(query.limit)).await?;
+    let page =
+        admin.store.leases(filter, order, after, edge::entries_per_page(query.limit)).await?;
     Ok(Json(SessionPage {
         total: page.total,
         sessions: page.leases.into_iter().map(Into::into).collect(),
@@ -72,7 +73,7 @@ async fn sessions(
     params(("lease" = String, Path, description = "Its number", pattern = "^[0-9a-fA-F]{24}$")),
     responses(
         (status = 200, description = "The lease", body = Session),
-        (status = 404, description = "There is no such lease, or no more", body = Problem),
+        (status = 404, description = "There is no such lease, or it has ended", body = Problem),
         (status = 503, description = "The store cannot be read", body = Problem),
     ),
 )]
@@ -87,7 +88,7 @@ async fn session(
 
 /// Ends a lease at once, and with the last session of a trace its workers.
 ///
-/// Its holder hears of it at once where it is attached, and with its next keep-alive otherwise.
+/// An attached holder is notified at once, any other holder with its next keep-alive.
 #[utoipa::path(
     delete,
     path = "/api/sessions/{lease}",
@@ -98,7 +99,7 @@ async fn session(
     ),
     responses(
         (status = 200, description = "Done, durably", body = Done),
-        (status = 404, description = "There is no such lease, or no more", body = Problem),
+        (status = 404, description = "There is no such lease, or it has ended", body = Problem),
         (status = 503, description = "The store cannot make changes", body = Problem),
     ),
 )]

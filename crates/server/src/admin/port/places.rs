@@ -1,9 +1,10 @@
-//! Places of the admin port: who may have one, and who has to go when there are none.
+//! Places of the admin port: how many requests are answered at once, and how many connections may be
+//! open without a request.
 //!
-//! A connection without a request costs little and says nothing about what it is for, so all are let
-//! in, each for a short time, and the one that waited longest is cut when there are too many. Only
-//! a request that may be asked takes a place, which it has until its answer is in the hands of the
-//! system. Probes take none: they are answered at once, whatever else is full.
+//! A connection without a request costs little, and nobody knows yet what it will ask for. So every
+//! connection is accepted, for a short time, and the one that has waited longest is evicted when there
+//! are too many. A request takes a place once it is authorized, and holds it until its answer is
+//! written to the socket. Probes take no place: they are answered at once, whatever else is full.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -27,20 +28,20 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::api::edge::Failure;
 use crate::config::limits::ADMIN_CONNECTIONS;
 
-/// The most connections without a place at once: silent ones, idle ones, probes and refused ones.
+/// The most connections without a place at once: new ones, idle ones, probes and refused requests.
 pub(super) const MAX_WAITING: usize = 512;
 
-/// How long a connection may take to the end of its first headers, and to that of later headers
-/// once they began.
-pub(super) const HEADERS_WITHIN: Duration = Duration::from_secs(2);
+/// How long the headers of a request may take: those of the first request from the start of the
+/// connection, those of later requests from their first byte.
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a connection may be silent between two requests.
-pub(super) const IDLE: Duration = Duration::from_secs(60);
+/// How long a connection may be idle between two requests.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a request without a place may take, until its answer is sent.
-const PLACELESS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a request without a place may take until its answer is sent.
+const PLACELESS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a request that needs a place is for.
+/// The kinds of requests that need a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The metrics.
@@ -73,17 +74,17 @@ impl Kind {
         }
     }
 
-    /// How long a request may take, from its headers until its answer is sent.
-    const fn within(self) -> Option<Duration> {
+    /// How long a request may take from its headers until its answer is sent.
+    const fn timeout(self) -> Option<Duration> {
         match self {
             Self::Metrics | Self::Page => Some(Duration::from_secs(30)),
             Self::Api => Some(Duration::from_secs(60)),
-            // It ends when its reader stops to read.
+            // The stream ends when its reader stops reading.
             Self::Events => None,
         }
     }
 
-    fn full(self) -> String {
+    fn no_place_message(self) -> String {
         let places = self.places();
         match self {
             Self::Metrics => format!("{places} read the metrics already"),
@@ -105,7 +106,7 @@ const MAX_CONNECTIONS: usize = {
     most
 };
 
-/// What is said about open files counts with as many.
+/// The estimate of open files counts with this number.
 const _: () = assert!(MAX_CONNECTIONS == ADMIN_CONNECTIONS);
 
 /// The places of one admin port.
@@ -115,7 +116,7 @@ pub(super) struct Places {
     kinds: [Arc<Semaphore>; Kind::ALL.len()],
 }
 
-/// The connections without a place, the one that waits longest first.
+/// The connections without a place, by number: the first has waited longest.
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
@@ -128,23 +129,24 @@ impl Places {
         Arc::new(Self { waiting: Mutex::default(), kinds })
     }
 
-    /// Lets a connection in, and cuts the one that waits longest if there are too many.
+    /// Registers a new connection, and evicts the one that has waited longest if there are too many.
     pub(super) fn admit(self: &Arc<Self>) -> Arc<Connection> {
-        let cut = CancellationToken::new();
+        let evicted = CancellationToken::new();
         let state = State {
-            stage: Stage::Silent,
-            by: Some(Instant::now() + HEADERS_WITHIN),
-            waits: Some(self.wait(&cut)),
+            stage: Stage::Idle,
+            deadline: Some(Instant::now() + HEADER_TIMEOUT),
+            waiting_number: Some(self.wait(&evicted)),
             place: None,
         };
-        Arc::new(Connection { places: self.clone(), cut, state: Mutex::new(state) })
+        Arc::new(Connection { places: self.clone(), evicted, state: Mutex::new(state) })
     }
 
-    fn wait(&self, cut: &CancellationToken) -> u64 {
+    /// Adds a connection to those without a place, and returns its number among them.
+    fn wait(&self, evicted: &CancellationToken) -> u64 {
         let mut waiting = self.waiting.lock();
         let number = waiting.next;
         waiting.next += 1;
-        waiting.connections.insert(number, cut.clone());
+        waiting.connections.insert(number, evicted.clone());
         if waiting.connections.len() > MAX_WAITING
             && let Some((_, oldest)) = waiting.connections.pop_first()
         {
@@ -161,112 +163,112 @@ impl Places {
     }
 }
 
-/// One connection, as its own parts and the places see it.
+/// The state of one connection, shared by its stream, its requests and the places.
 #[derive(Debug)]
 pub(super) struct Connection {
     places: Arc<Places>,
-    cut: CancellationToken,
+    evicted: CancellationToken,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     stage: Stage,
-    /// When it has to be further.
-    by: Option<Instant>,
-    /// Its number among those without a place.
-    waits: Option<u64>,
+    /// When the connection is closed, unless it makes progress before.
+    deadline: Option<Instant>,
+    /// Its number among the connections without a place.
+    waiting_number: Option<u64>,
     place: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Nothing of a request is there.
-    Silent,
-    /// A part of the headers is there.
-    Heard,
-    /// There is a request.
-    Asked,
-    /// The whole answer was made, and may wait to be sent.
+    /// No byte of a request has arrived.
+    Idle,
+    /// A part of the headers has arrived.
+    ReadingHeaders,
+    /// A request is in flight.
+    InFlight,
+    /// The whole answer was produced. A part of it may not be sent yet.
     Answered,
 }
 
 impl Connection {
-    /// Cancelled when the connection has to go.
-    pub(super) const fn cut(&self) -> &CancellationToken {
-        &self.cut
+    /// Cancelled when the connection is evicted.
+    pub(super) const fn evicted(&self) -> &CancellationToken {
+        &self.evicted
     }
 
-    /// When the connection has to be further than it is now, if there is such a time.
-    pub(super) fn by(&self) -> Option<Instant> {
-        self.state.lock().by
+    /// When the connection is closed unless it makes progress before; `None` when it has no limit.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.state.lock().deadline
     }
 
-    /// Bytes arrived.
-    pub(super) fn heard(&self) {
+    /// Starts the header timeout at the first bytes of a request.
+    pub(super) fn bytes_received(&self) {
         let mut state = self.state.lock();
-        if state.stage == Stage::Silent {
-            state.stage = Stage::Heard;
-            let by = Instant::now() + HEADERS_WITHIN;
-            state.by = Some(state.by.map_or(by, |before| before.min(by)));
+        if state.stage == Stage::Idle {
+            state.stage = Stage::ReadingHeaders;
+            let deadline = Instant::now() + HEADER_TIMEOUT;
+            state.deadline = Some(state.deadline.map_or(deadline, |before| before.min(deadline)));
         }
     }
 
-    /// A request is there. Its answer has to be kept in what this returns.
-    pub(super) fn asked(self: &Arc<Self>) -> Answering {
+    /// Marks a request as in flight until the returned guard is dropped, which its answer holds.
+    pub(super) fn request_started(self: &Arc<Self>) -> InFlight {
         let mut state = self.state.lock();
-        state.stage = Stage::Asked;
-        state.by = Some(Instant::now() + PLACELESS_WITHIN);
-        // Requests may be sent ahead: the answer before may not be sent yet.
+        state.stage = Stage::InFlight;
+        state.deadline = Some(Instant::now() + PLACELESS_TIMEOUT);
+        // With pipelined requests, the answer before may not be sent yet.
         if state.place.take().is_some() {
-            state.waits = Some(self.places.wait(&self.cut));
+            state.waiting_number = Some(self.places.wait(&self.evicted));
         }
-        Answering(self.clone())
+        InFlight(self.clone())
     }
 
-    /// Takes a place for the request. False when there is none.
+    /// Takes a place for the request. Returns false when there is none.
     fn take_place(&self, kind: Kind) -> bool {
         let Ok(place) = self.places.kinds[kind as usize].clone().try_acquire_owned() else {
             return false;
         };
         let mut state = self.state.lock();
-        state.by = kind.within().map(|within| Instant::now() + within);
+        state.deadline = kind.timeout().map(|timeout| Instant::now() + timeout);
         state.place = Some(place);
-        self.places.stop_waiting(state.waits.take());
+        self.places.stop_waiting(state.waiting_number.take());
         true
     }
 
-    /// All that there was to send is in the hands of the system.
+    /// Frees the place once everything is written to the socket and the answer is complete.
     pub(super) fn flushed(&self) {
         let mut state = self.state.lock();
         if state.stage == Stage::Answered {
-            state.stage = Stage::Silent;
-            state.by = Some(Instant::now() + IDLE);
+            state.stage = Stage::Idle;
+            state.deadline = Some(Instant::now() + IDLE_TIMEOUT);
             state.place = None;
-            self.places.stop_waiting(state.waits.take());
-            state.waits = Some(self.places.wait(&self.cut));
+            self.places.stop_waiting(state.waiting_number.take());
+            state.waiting_number = Some(self.places.wait(&self.evicted));
         }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.places.stop_waiting(self.state.get_mut().waits);
+        self.places.stop_waiting(self.state.get_mut().waiting_number);
     }
 }
 
-/// A request that is not answered to the end.
+/// Marks a request whose answer is not complete.
 #[derive(Debug)]
-pub(super) struct Answering(Arc<Connection>);
+pub(super) struct InFlight(Arc<Connection>);
 
-impl Answering {
-    /// The same answer, which counts as made when `body` is at its end.
+impl InFlight {
+    /// An answer with this `body`. The answer is complete when the body ends.
     pub(super) fn with(self, body: Body) -> Answer {
-        Answer { body, _answering: self }
+        Answer { body, _in_flight: self }
     }
 }
 
-impl Drop for Answering {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.state.lock().stage = Stage::Answered;
     }
@@ -276,7 +278,7 @@ impl Drop for Answering {
 #[derive(Debug)]
 pub(super) struct Answer {
     body: Body,
-    _answering: Answering,
+    _in_flight: InFlight,
 }
 
 impl HttpBody for Answer {
@@ -299,15 +301,15 @@ impl HttpBody for Answer {
     }
 }
 
-/// Lets a request pass that finds a place, and answers 503 to one that does not.
-pub(in crate::admin) async fn place(request: Request, next: Next) -> Response {
+/// Takes a place for each request, and answers 503 when there is none.
+pub(in crate::admin) async fn take_place(request: Request, next: Next) -> Response {
     let kind = Kind::of(request.uri().path());
     let connection = request.extensions().get::<Arc<Connection>>();
     if connection.expect("the port puts it into every request").take_place(kind) {
         return next.run(request).await;
     }
     let close = [(CONNECTION, HeaderValue::from_static("close"))];
-    (close, Failure::new(StatusCode::SERVICE_UNAVAILABLE, kind.full())).into_response()
+    (close, Failure::new(StatusCode::SERVICE_UNAVAILABLE, kind.no_place_message())).into_response()
 }
 
 #[cfg(test)]
@@ -315,40 +317,40 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_connection_that_waits_longest_is_cut_and_one_with_a_place_is_not() {
+    async fn the_connection_that_waits_longest_is_evicted_and_one_with_a_place_is_not() {
         let places = Places::new();
         let works = places.admit();
-        let answering = works.asked();
+        let in_flight = works.request_started();
         assert!(works.take_place(Kind::Api));
         let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| places.admit()).collect();
-        assert!(!waiting[0].cut().is_cancelled());
+        assert!(!waiting[0].evicted().is_cancelled());
         let newest = places.admit();
-        assert!(waiting[0].cut().is_cancelled() && !waiting[1].cut().is_cancelled());
-        // Once it is answered it waits like all others, as the newest of them.
-        drop(answering);
+        assert!(waiting[0].evicted().is_cancelled() && !waiting[1].evicted().is_cancelled());
+        // Once it is answered, it is the newest of the waiting connections.
+        drop(in_flight);
         works.flushed();
-        assert!(waiting[1].cut().is_cancelled() && !waiting[2].cut().is_cancelled());
-        assert!(!works.cut().is_cancelled() && !newest.cut().is_cancelled());
-        // Whoever goes makes room.
+        assert!(waiting[1].evicted().is_cancelled() && !waiting[2].evicted().is_cancelled());
+        assert!(!works.evicted().is_cancelled() && !newest.evicted().is_cancelled());
+        // A connection that ends makes room.
         waiting.truncate(10);
         let more: Vec<_> = (0..MAX_WAITING - 10).map(|_| places.admit()).collect();
-        assert!(!waiting[2].cut().is_cancelled() && !more[0].cut().is_cancelled());
+        assert!(!waiting[2].evicted().is_cancelled() && !more[0].evicted().is_cancelled());
     }
 
     #[tokio::test]
     async fn a_place_is_held_until_the_answer_is_sent_and_not_until_it_is_made() {
         let places = Places::new();
         let held: Vec<_> = (0..Kind::Metrics.places()).map(|_| places.admit()).collect();
-        let answering: Vec<_> = held.iter().map(Connection::asked).collect();
+        let in_flight: Vec<_> = held.iter().map(Connection::request_started).collect();
         assert!(held.iter().all(|connection| connection.take_place(Kind::Metrics)));
         let next = places.admit();
-        let _asked = next.asked();
+        let _in_flight = next.request_started();
         assert!(!next.take_place(Kind::Metrics));
         assert!(next.take_place(Kind::Api), "kinds do not share their places");
         // Bytes that are flushed before the end of the answer do not end it.
         held[0].flushed();
         assert!(!next.take_place(Kind::Metrics));
-        drop(answering);
+        drop(in_flight);
         assert!(!next.take_place(Kind::Metrics));
         held[0].flushed();
         assert!(next.take_place(Kind::Metrics));

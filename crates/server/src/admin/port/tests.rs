@@ -4,7 +4,7 @@ use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
-use super::places::{HEADERS_WITHIN, IDLE, place};
+use super::places::{HEADER_TIMEOUT, IDLE_TIMEOUT, take_place};
 use super::*;
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -14,7 +14,7 @@ fn connect(places: &Arc<Places>, room: usize) -> (DuplexStream, JoinHandle<()>) 
     let router = Router::new()
         .route("/api/long", get(|| async { "long ".repeat(10_000) }))
         .route("/api/body", post(|body: String| async move { body }))
-        .layer(axum::middleware::from_fn(place))
+        .layer(axum::middleware::from_fn(take_place))
         .route("/healthz", get(|| async { "ok" }));
     let (here, there) = duplex(room);
     let peer = Peer(([127, 0, 0, 1], 1).into());
@@ -43,7 +43,7 @@ async fn ends_after(connection: JoinHandle<()>) -> Duration {
 async fn headers_have_to_be_whole_two_seconds_after_they_began() {
     let places = Places::new();
     let (_silent, connection) = connect(&places, 1024);
-    assert_eq!(ends_after(connection).await, HEADERS_WITHIN);
+    assert_eq!(ends_after(connection).await, HEADER_TIMEOUT);
 
     // A byte now and then gives nobody more time.
     let (mut drips, connection) = connect(&places, 1024);
@@ -55,7 +55,7 @@ async fn headers_have_to_be_whole_two_seconds_after_they_began() {
             tokio::time::sleep(SHORT).await;
         }
     });
-    assert_eq!(ends_after(connection).await, HEADERS_WITHIN);
+    assert_eq!(ends_after(connection).await, HEADER_TIMEOUT);
     dripping.await.unwrap();
 
     // Between two requests there is a minute, and two seconds once the next one began.
@@ -63,16 +63,16 @@ async fn headers_have_to_be_whole_two_seconds_after_they_began() {
     for _ in 0..3 {
         idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
         assert!(answer(&mut idle, 2).await.ends_with("ok"));
-        tokio::time::sleep(IDLE - SHORT).await;
+        tokio::time::sleep(IDLE_TIMEOUT - SHORT).await;
     }
     idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
     answer(&mut idle, 2).await;
     idle.write_all(b"G").await.unwrap();
-    assert_eq!(ends_after(connection).await, HEADERS_WITHIN);
+    assert_eq!(ends_after(connection).await, HEADER_TIMEOUT);
     let (mut idle, connection) = connect(&places, 1024);
     idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
     answer(&mut idle, 2).await;
-    assert_eq!(ends_after(connection).await, IDLE);
+    assert_eq!(ends_after(connection).await, IDLE_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]

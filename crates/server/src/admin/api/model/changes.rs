@@ -21,7 +21,7 @@ pub struct SetDisabled {
 #[serde(deny_unknown_fields)]
 pub struct SetLimit {
     /// The most leases at once; 0 admits nobody.
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "whole_number")]
     #[schema(maximum = 1_000_000_000_000_u64)]
     pub max: u64,
     /// Why, for the audit list.
@@ -30,8 +30,8 @@ pub struct SetLimit {
     pub note: String,
 }
 
-/// Reads a number without a fraction: to JSON 40.0 is the same as 40.
-fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+/// Reads a whole number. `40.0` is valid: in JSON it is the same number as `40`.
+fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let number = serde_json::Number::deserialize(deserializer)?;
     let whole =
         number.as_f64().filter(|number| (0.0..=1e15).contains(number) && number.fract() == 0.0);
@@ -42,7 +42,7 @@ fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         .ok_or_else(|| D::Error::custom(format!("{number} is no whole number from 0")))
 }
 
-/// Why something is done that needs no body to say what.
+/// The note of a request without a body.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -52,10 +52,10 @@ pub struct NoteQuery {
     pub note: String,
 }
 
-/// What an operator did to something, and what came of it.
+/// The outcome of a change by an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Done {
-    /// How many leases ended by it.
+    /// How many leases it ended.
     pub ended: u64,
     /// What was done, in words.
     pub summary: String,

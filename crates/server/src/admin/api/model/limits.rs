@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Where a number or a switch of the policy in force comes from. The first that says something wins.
+/// Where a limit or a switch of the policy in force comes from. The first source that sets it wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
@@ -15,9 +15,9 @@ pub enum Source {
     Plan,
     /// The entry of the service.
     Service,
-    /// The entry `default`, for a service without one of its own.
+    /// The entry `default`, for a service without an entry.
     Default,
-    /// Nothing says anything.
+    /// No source sets it.
     Nothing,
 }
 
@@ -34,7 +34,7 @@ impl Source {
         }
     }
 
-    /// What sets it, in words: `40 by its own entry`.
+    /// The source in words, as in `40 by its own entry`.
     pub const fn in_words(self) -> &'static str {
         match self {
             Self::Override => policy::Source::Override,

@@ -29,7 +29,7 @@ pub struct OrganizationsQuery {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OrganizationOrder {
-    /// Closest to a ceiling or a budget first.
+    /// Highest utilization of a ceiling or a budget first.
     #[default]
     Fullest,
     /// Most leases first.
@@ -49,7 +49,7 @@ pub struct OrganizationPage {
     pub organizations: Vec<Organization>,
 }
 
-/// An organization: what it may, what it holds, what it used.
+/// An organization: its limits, its leases and its usage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Organization {
     /// Its id.
@@ -58,7 +58,7 @@ pub struct Organization {
     pub plan: Option<String>,
     /// Whether it is disabled.
     pub disabled: Disabled,
-    /// What it holds of each service, those of the policy too of which it holds nothing.
+    /// Its leases of each service, also of services of the policy of which it has none.
     pub services: Vec<OrganizationService>,
     /// Its usage budgets.
     pub budgets: Vec<BudgetRow>,
@@ -77,12 +77,12 @@ pub struct OrganizationService {
     pub ceiling: Ceiling,
 }
 
-/// A usage budget and what is left of it.
+/// A usage budget and its usage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BudgetRow {
     /// The metric.
     pub metric: String,
-    /// What was used in the current window.
+    /// The usage in the current window.
     pub used: f64,
     /// The amount at which it is spent.
     pub amount: f64,
@@ -90,11 +90,11 @@ pub struct BudgetRow {
     pub per: String,
     /// When the window ends.
     pub resets_at: i64,
-    /// Whether nothing is left.
+    /// Whether the usage has reached the amount.
     pub spent: bool,
 }
 
-/// An API key that the policy or an operator says something about.
+/// An API key that has an entry in the policy or an override.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ApiKey {
     /// Its id.

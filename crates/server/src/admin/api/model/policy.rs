@@ -6,28 +6,28 @@ use utoipa::ToSchema;
 /// The policy in force, with the source of each number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EffectivePolicy {
-    /// Where it comes from.
+    /// Its file and its last reload.
     pub status: PolicyStatus,
     /// The service entries.
     pub services: Vec<ServiceRow>,
     /// The plans.
     pub plans: Vec<Plan>,
-    /// The names of the indexers; with none, callers show no key.
+    /// The names of the indexers. Without any, callers need no key.
     pub indexers: Vec<String>,
-    /// What operators set through the API.
+    /// The overrides that operators set.
     pub overrides: Vec<Override>,
 }
 
-/// Where the policy comes from and how its last reload went.
+/// The file of the policy, and the outcome of its last reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PolicyStatus {
     /// The policy file; `null` for the built-in policy, or one set by a program.
     pub file: Option<String>,
     /// When the policy in force was loaded.
     pub loaded_at: i64,
-    /// Why the file as it is now is not in force: file, line, column and reason. `null` when it is.
+    /// Why the current file is not in force: file, line, column and reason. `null` when it is.
     pub refused: Option<String>,
-    /// What in the file is allowed but likely not meant.
+    /// Warnings about entries of the file that are valid but likely a mistake.
     pub warnings: Vec<String>,
     /// How many overrides by operators are in force.
     pub overrides: u64,
@@ -48,7 +48,7 @@ pub struct ServiceRow {
     pub max_per_api_key: Option<u64>,
     /// How long a lease lives without a keep-alive, in seconds.
     pub ttl_seconds: f64,
-    /// What clients are told about how long a lease counts at least, in seconds.
+    /// The minimal life that clients are told, in seconds.
     pub minimal_life_seconds: f64,
     /// Whether ceilings and budgets are counted but refuse nobody.
     pub observe: bool,
@@ -85,23 +85,23 @@ pub struct PlanBudget {
     pub per: String,
 }
 
-/// Something an operator set through the API, which wins over the policy file until it is cleared.
+/// An override: set by an operator, it wins over the policy file until it is cleared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Override {
     /// `organization` or `api_key`.
     pub subject: String,
-    /// Which one.
+    /// The id of the subject.
     pub id: String,
-    /// Whether it is disabled; `null` when this is about a limit.
+    /// Whether it is disabled; `null` for a limit.
     pub disabled: Option<bool>,
-    /// The service entry whose limit it is; `null` when this is about being disabled.
+    /// The service entry of the limit; `null` for a switch.
     pub service: Option<String>,
-    /// The limit; `null` when this is about being disabled.
+    /// The limit; `null` for a switch.
     pub max: Option<u64>,
-    /// Whether it applies: a limit over a service that the policy no longer has does not.
+    /// Whether it applies. A limit on a service that the policy no longer has does not.
     pub effective: bool,
     /// When it was set.
     pub set_at: i64,
-    /// Why, as the operator wrote it.
+    /// The reason that the operator gave.
     pub note: String,
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// Refused borrows, by what refused them.
+/// Refused borrows, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Refusals {
     /// The ceiling over the whole service.
@@ -22,7 +22,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// All of them.
+    /// The sum over all causes.
     pub const fn total(&self) -> u64 {
         let Self { service, organization, api_key, trace, budget, disabled } = *self;
         service + organization + api_key + trace + budget + disabled
@@ -54,32 +54,32 @@ pub struct RefusalPage {
 pub struct Refusal {
     /// When.
     pub at: i64,
-    /// The organization that asked.
+    /// The organization of the borrow.
     pub organization: String,
-    /// The service it asked for.
+    /// The service of the borrow.
     pub service: String,
-    /// The API key id it came with.
+    /// The API key id of the borrow.
     pub api_key: String,
-    /// The trace id it came with.
+    /// The trace id of the borrow.
     pub trace: String,
-    /// What refused it: `service`, `organization`, `api_key`, `trace`, `budget` or `disabled`.
+    /// The cause: `service`, `organization`, `api_key`, `trace`, `budget` or `disabled`.
     pub scope: String,
-    /// Why, in words, as the caller was told.
+    /// The reason in words, as in the answer to the caller.
     pub reason: String,
-    /// How many leases counted against the ceiling; `null` when it was no ceiling.
+    /// How many leases counted against the ceiling; `null` when no ceiling refused it.
     pub active: Option<u64>,
-    /// The ceiling; `null` when it was none.
+    /// The ceiling; `null` when no ceiling refused it.
     pub max: Option<u64>,
-    /// Whether it was granted nevertheless, because the service is only observed.
+    /// Whether it was granted all the same, because the service is only observed.
     pub observed: bool,
 }
 
-/// How to list what operators did.
+/// How to list the audit entries.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct AuditQuery {
-    /// Only entries with a lower number: the lowest of the page before.
+    /// Only entries with a lower number than this: the lowest number of the page before.
     #[param(maximum = 9_007_199_254_740_991_u64)]
     pub before: Option<u64>,
     /// How many to list at most; 100 by default.
@@ -87,26 +87,26 @@ pub struct AuditQuery {
     pub limit: Option<u32>,
 }
 
-/// What operators did, the latest first. The server keeps 10,000 entries, durably.
+/// Audit entries, the latest first. The server keeps 10,000 of them, durably.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditPage {
     /// The entries.
     pub entries: Vec<AuditEntry>,
 }
 
-/// One thing an operator did.
+/// One act of an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditEntry {
-    /// Its number; they rise.
+    /// Its number. Later entries have higher numbers.
     pub number: u64,
     /// When.
     pub at: i64,
-    /// From where: the address of the caller, or `signal` or `file` for a reload.
+    /// Where it came from: the address of the caller, or `signal` or `file` for a reload.
     pub from: String,
     /// What was done, in words.
     pub action: String,
     /// Why, as the operator wrote it.
     pub note: String,
-    /// How many leases ended by it.
+    /// How many leases it ended.
     pub ended: u64,
 }

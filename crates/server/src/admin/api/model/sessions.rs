@@ -29,7 +29,7 @@ pub struct SessionsQuery {
     /// In which order.
     #[param(inline)]
     pub order: AgeOrder,
-    /// Only what follows this lease in that order: `next` of the page before.
+    /// Only leases after this one in the order: `next` of the page before.
     #[param(pattern = "^[0-9a-fA-F]{24}$")]
     pub after: Option<String>,
     /// How many to list at most; 100 by default.
@@ -68,14 +68,14 @@ pub struct SessionPage {
     pub total: u64,
     /// The leases of this page.
     pub sessions: Vec<Session>,
-    /// What to give as `after` for the next page; `null` when there is none.
+    /// The `after` of the next page; `null` on the last page.
     pub next: Option<String>,
 }
 
 /// A live lease.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Session {
-    /// Its number: 24 hex digits that name it here and are no key.
+    /// Its number: 24 hex digits that name it in this API. It is not the key.
     pub lease: String,
     /// `session` or `worker`.
     pub kind: String,
@@ -87,15 +87,15 @@ pub struct Session {
     pub api_key: String,
     /// The trace id; empty when there is none.
     pub trace: String,
-    /// The indexer that holds it; `null` for one borrowed while no indexer was configured.
+    /// The indexer that holds it; `null` if no indexer was configured when it was borrowed.
     pub indexer: Option<String>,
     /// How long it has lived, in seconds.
     pub age_seconds: f64,
     /// How long it lives without a keep-alive, in seconds.
     pub ttl_seconds: f64,
-    /// How long until it ends unless it is kept alive, in seconds.
+    /// How long until it ends without a keep-alive, in seconds.
     pub ends_in_seconds: f64,
-    /// Whether it was returned young and only lasts out its minimal life.
+    /// Whether it was returned before the end of its minimal life, and counts until then.
     pub lingers: bool,
     /// How many workers of its indexer run under its trace; 0 for a worker.
     pub workers: u64,

@@ -1,4 +1,4 @@
-//! The server at one moment, as the API and the page show it.
+//! A snapshot of the server, which the API shows.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
@@ -14,7 +14,7 @@ use crate::live::Live;
 use crate::operator::PolicyStatus;
 use crate::refusals::Counts;
 
-/// Everything that a picture shows comes from what this names.
+/// The versions of everything that a snapshot shows. While they are equal, nothing has changed.
 #[derive(Debug, PartialEq)]
 pub(super) struct Key {
     pub(super) changes: u64,
@@ -23,15 +23,15 @@ pub(super) struct Key {
     pub(super) streams: i64,
     pub(super) problem: Option<Unavailable>,
     pub(super) status: PolicyStatus,
-    /// Refusals fall out of the last hour, and budgets start anew.
+    /// With each minute, refusals leave the last hour and windows of budgets end.
     pub(super) minute: u64,
 }
 
 /// The server at one moment.
 #[derive(Debug)]
-pub(super) struct Picture {
+pub(super) struct Snapshot {
     pub(super) key: Key,
-    /// The policy it was taken under. Weak: whoever replaces a policy waits until it is let go of.
+    /// The policy in force when it was taken. Weak, because an old policy is freed once nobody holds it.
     pub(super) live: Weak<Live>,
     pub(super) taken: Instant,
     pub(super) cost: Duration,
@@ -40,12 +40,12 @@ pub(super) struct Picture {
     pub(super) organizations: Vec<Row>,
     pub(super) pools: Vec<PoolCount>,
     pub(super) usage: Vec<UsageCount>,
-    pub(super) by_fullness: OnceLock<Vec<u32>>,
+    pub(super) by_utilization: OnceLock<Vec<u32>>,
     pub(super) by_active: OnceLock<Vec<u32>>,
     pub(super) by_refused: OnceLock<Vec<u32>>,
 }
 
-/// One organization of a picture; they are ordered by name.
+/// One organization of a snapshot. The rows are ordered by name.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) name: Box<str>,
@@ -53,34 +53,34 @@ pub(super) struct Row {
     pub(super) usage: Range<usize>,
     pub(super) refusals: Refusals,
     pub(super) active: u64,
-    /// How much of a ceiling or budget is in use, of that of which it is most; 1 is all.
-    pub(super) fullness: f64,
+    /// The highest utilization of its limits and budgets; 1 means that one is used up.
+    pub(super) utilization: f64,
 }
 
-/// What a picture shows of one organization.
+/// The data of one organization in a snapshot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shown<'p> {
+pub(super) struct OrganizationData<'p> {
     pub(super) name: &'p str,
     pub(super) pools: &'p [PoolCount],
     pub(super) usage: &'p [UsageCount],
     pub(super) refusals: Refusals,
 }
 
-impl Picture {
-    /// One organization, if anybody knows it.
-    pub(super) fn organization(&self, name: &str) -> Option<Shown<'_>> {
+impl Snapshot {
+    /// One organization, if it is known.
+    pub(super) fn organization(&self, name: &str) -> Option<OrganizationData<'_>> {
         let at = self.organizations.binary_search_by(|row| (*row.name).cmp(name)).ok()?;
-        Some(self.shown(&self.organizations[at]))
+        Some(self.data_of(&self.organizations[at]))
     }
 
-    /// How many organizations have `search` in their name, and `limit` of those past `offset`.
+    /// Counts the organizations with `search` in their name, and lists `limit` of them from `offset` on.
     pub(super) fn page(
         &self,
         search: &str,
         order: OrganizationOrder,
         offset: usize,
         limit: usize,
-    ) -> (u64, Vec<Shown<'_>>) {
+    ) -> (u64, Vec<OrganizationData<'_>>) {
         let ordered: Box<dyn Iterator<Item = &Row>> = match self.ordered(order) {
             Some(places) => {
                 Box::new(places.iter().map(|&place| &self.organizations[place as usize]))
@@ -91,14 +91,14 @@ impl Picture {
         let mut page = Vec::new();
         for row in ordered.filter(|row| contains(&row.name, search)) {
             if matching >= offset && page.len() < limit {
-                page.push(self.shown(row));
+                page.push(self.data_of(row));
             }
             matching += 1;
         }
         (matching as u64, page)
     }
 
-    /// The places of the organizations in that order; `None` when they are in it already.
+    /// The indices of the organizations in this order; `None` for the order that the rows have already.
     fn ordered(&self, order: OrganizationOrder) -> Option<&[u32]> {
         let rows = &self.organizations;
         let by = |rank: fn(&Row, &Row) -> std::cmp::Ordering| {
@@ -109,9 +109,9 @@ impl Picture {
         };
         Some(match order {
             OrganizationOrder::Name => return None,
-            OrganizationOrder::Fullest => {
-                self.by_fullness.get_or_init(|| by(|a, b| a.fullness.total_cmp(&b.fullness)))
-            }
+            OrganizationOrder::Fullest => self
+                .by_utilization
+                .get_or_init(|| by(|a, b| a.utilization.total_cmp(&b.utilization))),
             OrganizationOrder::Active => {
                 self.by_active.get_or_init(|| by(|a, b| a.active.cmp(&b.active)))
             }
@@ -121,8 +121,8 @@ impl Picture {
         })
     }
 
-    fn shown<'p>(&'p self, row: &'p Row) -> Shown<'p> {
-        Shown {
+    fn data_of<'p>(&'p self, row: &'p Row) -> OrganizationData<'p> {
+        OrganizationData {
             name: &row.name,
             pools: &self.pools[row.pools.clone()],
             usage: &self.usage[row.usage.clone()],
@@ -131,13 +131,13 @@ impl Picture {
     }
 }
 
-/// Whether `name` has `part` in it, whatever the case of ASCII letters.
+/// Whether `name` contains `part`, ignoring the case of ASCII letters.
 fn contains(name: &str, part: &str) -> bool {
     let (name, part) = (name.as_bytes(), part.as_bytes());
     part.is_empty() || name.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part))
 }
 
-/// Every organization that somebody knows: the policy, an operator, a lease, usage or a refusal.
+/// Every known organization: those of the policy, of overrides, of leases, of usage and of refusals.
 pub(super) fn rows(
     live: &ArcSwap<Live>,
     pools: &[PoolCount],
@@ -156,13 +156,13 @@ pub(super) fn rows(
     names.dedup();
     let (mut next_pool, mut next_usage, mut next_refused) = (0, 0, 0);
     let row = |name: &str| {
-        let held = run(pools, &mut next_pool, |pool| &*pool.organization == name);
-        let used = run(usage, &mut next_usage, |count| &*count.organization == name);
-        let refusals = run(&refused, &mut next_refused, |(refused, _)| **refused == *name);
+        let held = take_range(pools, &mut next_pool, |pool| &*pool.organization == name);
+        let used = take_range(usage, &mut next_usage, |count| &*count.organization == name);
+        let refusals = take_range(&refused, &mut next_refused, |(refused, _)| **refused == *name);
         Row {
             name: name.into(),
             active: pools[held.clone()].iter().map(|pool| pool.leases).sum(),
-            fullness: fullness(policy, name, &pools[held.clone()], &usage[used.clone()], at),
+            utilization: utilization(policy, name, &pools[held.clone()], &usage[used.clone()], at),
             refusals: refused[refusals]
                 .first()
                 .map_or_else(Refusals::default, |(_, counts)| (*counts).into()),
@@ -173,35 +173,35 @@ pub(super) fn rows(
     names.into_iter().map(row).collect()
 }
 
-/// The items from `next` on that are `wanted`; `next` is then past them.
-fn run<T>(items: &[T], next: &mut usize, wanted: impl Fn(&T) -> bool) -> Range<usize> {
+/// The range of the items from `next` on that are `wanted`. Moves `next` to its end.
+fn take_range<T>(items: &[T], next: &mut usize, wanted: impl Fn(&T) -> bool) -> Range<usize> {
     let start = *next;
     *next += items[start..].iter().take_while(|item| wanted(item)).count();
     start..*next
 }
 
-fn fullness(
+fn utilization(
     policy: &Policy,
     organization: &str,
     pools: &[PoolCount],
     usage: &[UsageCount],
     at: WallTime,
 ) -> f64 {
-    // Which of two that hold millions of leases is the fuller one makes no difference.
+    // The loss of precision begins at counts that no organization reaches.
     #[allow(clippy::cast_precision_loss, reason = "see above")]
     let held = pools.iter().filter_map(|pool| {
         let (max, _) = policy.ceiling(organization, &pool.service);
         max.map(|max| pool.leases as f64 / max.max(1) as f64)
     });
     let budgets = policy.organization_budgets(organization).iter().map(|budget| {
-        let (used, _) = used(budget, usage, at);
+        let (used, _) = usage_of(budget, usage, at);
         if budget.amount > 0.0 { used / budget.amount } else { 1.0 }
     });
     held.chain(budgets).fold(0.0, f64::max)
 }
 
-/// The service entries of the policy, with what is held of each. Leases of services without an entry
-/// go with the default.
+/// The service entries of the policy, each with its leases. The entry `default` has the leases of
+/// services without an entry.
 pub(super) fn service_rows(policy: &Policy, pools: &[PoolCount]) -> Vec<ServiceRow> {
     let row = |service: &ServiceSummary<'_>| ServiceRow {
         service: service.name.to_owned(),
@@ -222,8 +222,8 @@ pub(super) fn service_rows(policy: &Policy, pools: &[PoolCount]) -> Vec<ServiceR
     rows
 }
 
-/// What was used of a budget in its current window, and the number of that window.
-pub(super) fn used(budget: &Budget, usage: &[UsageCount], at: WallTime) -> (f64, u32) {
+/// The usage of a budget in its current window, and the number of that window.
+pub(super) fn usage_of(budget: &Budget, usage: &[UsageCount], at: WallTime) -> (f64, u32) {
     let count = usage.iter().find(|count| count.metric == budget.metric);
     let (window, used) =
         count.map(|count| count.used).unwrap_or_default().in_window(budget.per, at);

@@ -1,4 +1,4 @@
-//! The stream under a connection of the admin port.
+//! Wrappers of the stream of a connection of the admin port.
 
 use std::io;
 use std::pin::Pin;
@@ -11,22 +11,22 @@ use tokio::time::Sleep;
 
 use super::places::Connection;
 
-/// How long a caller may read nothing of what is there for it.
-const STUCK: Duration = Duration::from_secs(20);
+/// How long a write may wait for the caller to read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A stream that tells its connection what happens to it.
-pub(super) struct Noted<I> {
+/// A stream that updates the state of its connection when bytes are received or flushed.
+pub(super) struct Tracked<I> {
     stream: I,
     connection: Arc<Connection>,
 }
 
-impl<I> Noted<I> {
+impl<I> Tracked<I> {
     pub(super) const fn new(stream: I, connection: Arc<Connection>) -> Self {
         Self { stream, connection }
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Noted<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for Tracked<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -35,14 +35,14 @@ impl<I: AsyncRead + Unpin> AsyncRead for Noted<I> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
-            self.connection.heard();
+            self.connection.bytes_received();
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// HTTP flushes the stream only once it has written all that it had to write.
-impl<I: AsyncWrite + Unpin> AsyncWrite for Noted<I> {
+/// Hyper flushes the stream once everything is written.
+impl<I: AsyncWrite + Unpin> AsyncWrite for Tracked<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -62,34 +62,34 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Noted<I> {
     }
 }
 
-/// A stream that fails once its reader took nothing for a while.
-pub(super) struct Impatient<I> {
+/// A stream whose writes fail once its reader has read nothing for a while.
+pub(super) struct WriteTimeout<I> {
     stream: I,
-    /// Runs while something waits for the reader.
-    patience: Option<Pin<Box<Sleep>>>,
+    /// Runs while a write waits for the reader.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<I> Impatient<I> {
+impl<I> WriteTimeout<I> {
     pub(super) fn new(stream: I) -> Self {
-        Self { stream, patience: None }
+        Self { stream, timer: None }
     }
 
-    fn watch<T>(
+    fn with_timeout<T>(
         &mut self,
         context: &mut Context<'_>,
         write: impl FnOnce(&mut I, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if let Poll::Ready(written) = write(&mut self.stream, context) {
-            self.patience = None;
+            self.timer = None;
             return Poll::Ready(written);
         }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(STUCK)));
-        ready!(patience.as_mut().poll(context));
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
+        ready!(timer.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller reads nothing")))
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Impatient<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for WriteTimeout<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -99,21 +99,21 @@ impl<I: AsyncRead + Unpin> AsyncRead for Impatient<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Impatient<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.watch(context, |stream, context| Pin::new(stream).poll_write(context, bytes))
+        self.with_timeout(context, |stream, context| Pin::new(stream).poll_write(context, bytes))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.watch(context, |stream, context| Pin::new(stream).poll_flush(context))
+        self.with_timeout(context, |stream, context| Pin::new(stream).poll_flush(context))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.watch(context, |stream, context| Pin::new(stream).poll_shutdown(context))
+        self.with_timeout(context, |stream, context| Pin::new(stream).poll_shutdown(context))
     }
 }
 
@@ -125,12 +125,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_reader_that_reads_nothing_is_given_up_and_a_slow_one_is_not() {
+    async fn a_write_to_a_reader_that_reads_nothing_times_out_and_to_a_slow_one_does_not() {
         let (here, mut there) = duplex(8);
-        let mut stream = Impatient::new(here);
+        let mut stream = WriteTimeout::new(here);
         let slow = tokio::spawn(async move {
             for _ in 0..4 {
-                tokio::time::sleep(STUCK - Duration::from_secs(1)).await;
+                tokio::time::sleep(WRITE_TIMEOUT - Duration::from_secs(1)).await;
                 there.read_exact(&mut [0; 8]).await.unwrap();
             }
             there
@@ -139,6 +139,6 @@ mod tests {
         let _there = slow.await.unwrap();
         let began = Instant::now();
         let error = stream.write_all(&[7; 40]).await.unwrap_err();
-        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, STUCK));
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, WRITE_TIMEOUT));
     }
 }
