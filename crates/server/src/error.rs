@@ -1,4 +1,4 @@
-//! What can go wrong outside of a call.
+//! Errors of the start and the stop of a server.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use policy::PolicyError;
 
-/// Why a server cannot start, or did not stop well.
+/// Why a server cannot start, or did not stop cleanly.
 ///
-/// Calls have errors of their own: [`Unavailable`](store::Unavailable) from the store, and
+/// Calls have other errors: [`Unavailable`](store::Unavailable) from the store, and
 /// gRPC statuses on the wire.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -21,10 +21,10 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// The policy file is not a sound policy.
+    /// The policy file is invalid.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// A setting that cannot be meant.
+    /// A setting is invalid.
     #[error("{name}: {problem}")]
     Setting {
         /// The name of the setting, as it stands in a file.
@@ -37,10 +37,10 @@ pub enum Error {
     Tls {
         /// The file.
         path: PathBuf,
-        /// Why. Nothing of a key is in it.
+        /// Why. It contains nothing of a key.
         problem: String,
     },
-    /// Everybody in reach could borrow.
+    /// Everybody on the network could borrow.
     #[error(
         "{listen} is not a loopback address and the policy has no indexers: \
          add [[indexers]], or allow anonymous callers explicitly (--allow-anonymous)"
@@ -49,7 +49,7 @@ pub enum Error {
         /// The address that was asked for.
         listen: SocketAddr,
     },
-    /// Everybody in reach could look at the admin port.
+    /// Everybody on the network could use the admin port.
     #[error(
         "the admin address {listen} is not a loopback address and there is no admin token: \
          set one, or listen on loopback"
@@ -58,17 +58,17 @@ pub enum Error {
         /// The address that was asked for.
         listen: SocketAddr,
     },
-    /// A port cannot be had.
+    /// A port cannot be opened.
     #[error("cannot listen on {address} for {port}: {source}")]
     Listen {
-        /// What the port is for.
+        /// The purpose of the port.
         port: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
         source: io::Error,
     },
-    /// The store cannot be opened, or did not close well.
+    /// The store cannot be opened, or did not close cleanly.
     #[error(transparent)]
     Store(#[from] store::Error),
     /// The operating system refused a thread, a timer or random bytes.
@@ -82,7 +82,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same start may work later, without anybody changing the configuration.
+    /// Whether the same start may succeed later without a change of the configuration.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),

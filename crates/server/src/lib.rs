@@ -2,17 +2,17 @@
 //!
 //! A streaming data service sells an organization a number of concurrent streams, and many
 //! processes serve it. This server counts them: it grants leases under the limits of a [`Policy`],
-//! keeps them in a [store] and tells every process the same numbers.
+//! keeps them in a [store] and gives every process the same numbers.
 //!
-//! A call passes four parts, each of which knows one thing:
+//! A call passes four parts:
 //!
-//! - the gRPC port finds out who calls what (`rpc`),
-//! - the worker pool translates between the wire and the domain (`service`),
+//! - the gRPC port identifies the caller and the method (`grpc/gateway.rs`),
+//! - the worker pool translates between the wire and the domain (`grpc/service.rs`),
 //! - the [`Policy`] turns a request into the terms of its borrow,
-//! - the [`Store`](store::Store) applies one whole lease operation and answers when it is durable.
+//! - the [`Store`](store::Store) applies one whole lease operation and returns when it is durable.
 //!
-//! Clients may attach (`control`): then they keep leases alive in batches on one stream, and hear of
-//! revocations on it at once.
+//! Clients may attach (`grpc/control`): then they keep leases alive in batches on one stream, and
+//! receive revocations on it at once.
 //!
 //! The rules themselves are in the crate `lease`. [`Server`] puts the parts together:
 //!

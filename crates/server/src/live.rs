@@ -1,4 +1,4 @@
-//! What every call looks at and a reload swaps as one: the policy, and what is counted by its names.
+//! The policy in force with its counters, which a reload replaces together.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::refusals::Refusals;
 /// A policy in force.
 #[derive(Debug)]
 pub(crate) struct Live {
-    /// Shared with reports of usage, which go on for a while after they took it.
+    /// Shared with reports of usage, which use it for a while.
     pub(crate) policy: Arc<Policy>,
     borrows: Vec<BorrowCounters>,
-    borrows_unknown: BorrowCounters,
-    /// Here, so that a call need not count a reference to it.
+    borrows_without_entry: BorrowCounters,
+    /// Here, so that a call does not need to clone a reference.
     pub(crate) refusals: Arc<Refusals>,
     default_organization: Option<Arc<str>>,
 }
@@ -28,24 +28,25 @@ impl Live {
         default_organization: Option<Arc<str>>,
     ) -> Self {
         let borrows = policy.services().map(|service| metrics.borrows_of(service)).collect();
-        let borrows_unknown = metrics.borrows_of(DEFAULT_SERVICE);
+        let borrows_without_entry = metrics.borrows_of(DEFAULT_SERVICE);
         let policy = Arc::new(policy);
-        Self { policy, borrows, borrows_unknown, refusals, default_organization }
+        Self { policy, borrows, borrows_without_entry, refusals, default_organization }
     }
 
-    /// The same under another `policy`.
-    pub(crate) fn under(&self, policy: Policy, metrics: &Metrics) -> Self {
+    /// A copy with another `policy`.
+    pub(crate) fn with_policy(&self, policy: Policy, metrics: &Metrics) -> Self {
         Self::new(policy, metrics, self.refusals.clone(), self.default_organization.clone())
     }
 
-    /// The organization that whoever `named` this one counts for. Everything that comes from a
-    /// caller asks here, so that a session, its workers and its usage meet under one name.
+    /// Returns the organization for which a call counts that names this one: the default organization,
+    /// if the name is empty. Every call uses this, so that a session, its workers and its usage count
+    /// for the same organization.
     pub(crate) fn organization<'a>(&'a self, named: &'a str) -> Result<&'a str, Invalid> {
         organization_of(named, self.default_organization.as_deref())
     }
 
-    /// The counters of the service entry, or of services that nobody speaks for.
+    /// The counters of the service entry, or those of services without an entry.
     pub(crate) fn borrows(&self, service: Option<ServiceId>) -> &BorrowCounters {
-        service.and_then(|id| self.borrows.get(id.index())).unwrap_or(&self.borrows_unknown)
+        service.and_then(|id| self.borrows.get(id.index())).unwrap_or(&self.borrows_without_entry)
     }
 }

@@ -1,5 +1,5 @@
-//! The latest refused borrows, and how many there were in the last hour: what an operator looks at
-//! when somebody asks why. It is in memory only, and bounded.
+//! The latest refused borrows with their reasons, and the counts of the last hour, for operators. They
+//! are in memory only, and bounded.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,36 +18,38 @@ use wire::worker::BorrowWorkerRequest;
 /// How many refusals are kept with their reason.
 const KEPT: usize = 1_000;
 
-/// How many organizations are counted by; refusals of more count in the totals alone.
+/// The most organizations with counts of their own. Refusals of more organizations count only in the
+/// totals.
 const MAX_ORGANIZATIONS: usize = 10_000;
 
-/// How far back counts go: this minute and those before it.
+/// How many minutes the counts cover, the current one included.
 const MINUTES: u64 = 60;
 
-/// How many causes are counted: the scopes of the ceilings, budgets, and being disabled.
+/// The number of causes: one for each scope of a ceiling, one for budgets, and one for disabled
+/// subjects.
 const CAUSES: usize = Scope::ALL.len() + 2;
 
 /// The refusals of one server.
 pub(crate) struct Refusals {
     clock: Arc<dyn Clock>,
-    book: Mutex<Book>,
-    /// How many were ever noted: the number of the latest.
-    noted: AtomicU64,
+    records: Mutex<Records>,
+    /// How many refusals were recorded: the number of the latest.
+    recorded: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Book {
-    /// The latest last.
-    latest: VecDeque<Arc<Noted>>,
+struct Records {
+    /// The latest refusals, the latest last.
+    latest: VecDeque<Arc<RefusedBorrow>>,
     total: Hour,
     organizations: HashMap<Arc<str>, Hour, RandomState>,
-    /// The minute in which organizations without any refusal were last looked for.
-    swept: u64,
+    /// The minute in which organizations without refusals were last removed.
+    swept_at: u64,
 }
 
 /// A refused borrow.
 #[derive(Debug)]
-pub(crate) struct Noted {
+pub(crate) struct RefusedBorrow {
     number: u64,
     pub(crate) at: WallTime,
     pub(crate) organization: Box<str>,
@@ -55,11 +57,11 @@ pub(crate) struct Noted {
     pub(crate) api_key: Box<str>,
     pub(crate) trace: Box<str>,
     cause: Cause,
-    /// Whether it was granted nevertheless, because the service is only observed.
+    /// Whether it was granted all the same, because the service is only observed.
     pub(crate) observed: bool,
 }
 
-/// Refused borrows, by what refused them.
+/// Refused borrows, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) service: u64,
@@ -70,7 +72,7 @@ pub(crate) struct Counts {
     pub(crate) disabled: u64,
 }
 
-/// What refused a borrow. Words are made of it when somebody reads them.
+/// The cause of a refusal. Its reason is put into words when it is read.
 #[derive(Clone, Debug)]
 enum Cause {
     Ceiling {
@@ -84,7 +86,7 @@ enum Cause {
     Policy(Refused),
 }
 
-/// Refusals of the last hour, by minute and cause. Minutes without any take no room.
+/// Refusals of the last hour, by minute and cause. Minutes without refusals use no memory.
 #[derive(Debug, Default)]
 struct Hour {
     minutes: VecDeque<(u64, [u32; CAUSES])>,
@@ -93,23 +95,22 @@ struct Hour {
 
 impl Refusals {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, book: Mutex::default(), noted: AtomicU64::new(0) }
+        Self { clock, records: Mutex::default(), recorded: AtomicU64::new(0) }
     }
 
-    /// Notes a borrow that the policy refused before the store was asked.
+    /// Records a borrow that the policy refused before the store was called.
     ///
-    /// One for a service that nobody knows is a mistake of the caller, and noted nowhere.
-    pub(crate) fn by_policy(&self, request: &Request<'_>, refused: &Refused) {
+    /// A borrow of an unknown service is a mistake of the caller, and is not recorded.
+    pub(crate) fn record_policy(&self, request: &Request<'_>, refused: &Refused) {
         if !matches!(refused, Refused::UnknownService(_)) {
             let Request { service, organization, api_key, trace, .. } = *request;
             let names = [organization, service, api_key, trace];
-            self.note(names, Cause::Policy(refused.clone()), false);
+            self.record(names, Cause::Policy(refused.clone()), false);
         }
     }
 
-    /// Notes what the store answered to a borrow, when that is a refusal, or was none only because
-    /// the service is observed.
-    pub(crate) fn by_store(
+    /// Records a borrow that the store refused, or granted only because the service is observed.
+    pub(crate) fn record_store(
         &self,
         request: &BorrowWorkerRequest,
         outcome: &Result<Borrowed, BorrowError>,
@@ -125,7 +126,7 @@ impl Refusals {
             }
             Some(Refusal::BudgetSpent(spent)) => Cause::Budget(spent.clone()),
             Some(Refusal::Revoked(why)) => Cause::Revoked(why.clone()),
-            // The server is full, or the caller is mistaken: nothing that an operator limits.
+            // The server is full, or the caller made a mistake: no limit of an operator refused it.
             Some(
                 Refusal::Full { .. }
                 | Refusal::IdsFull { .. }
@@ -139,47 +140,52 @@ impl Refusals {
             | None => return,
         };
         let BorrowWorkerRequest { organization_id, service, api_key_id, trace_id, .. } = request;
-        self.note([organization_id, service, api_key_id, trace_id], cause, observed);
+        self.record([organization_id, service, api_key_id, trace_id], cause, observed);
     }
 
-    fn note(&self, names: [&str; 4], cause: Cause, observed: bool) {
+    fn record(&self, names: [&str; 4], cause: Cause, observed: bool) {
         let [organization, service, api_key, trace] = names.map(Box::<str>::from);
         let (at, minute) = (self.clock.wall(), self.minute());
-        let place = cause.place();
-        let mut book = self.book.lock();
+        let index = cause.index();
+        let mut records = self.records.lock();
         if !observed {
-            book.count(&organization, minute, place);
+            records.count(&organization, minute, index);
         }
-        let number = self.noted.load(Ordering::Relaxed) + 1;
-        let noted = Noted { number, at, organization, service, api_key, trace, cause, observed };
-        if book.latest.len() == KEPT {
-            book.latest.pop_front();
+        let number = self.recorded.load(Ordering::Relaxed) + 1;
+        let refused =
+            RefusedBorrow { number, at, organization, service, api_key, trace, cause, observed };
+        if records.latest.len() == KEPT {
+            records.latest.pop_front();
         }
-        book.latest.push_back(Arc::new(noted));
-        // Under the lock, so that whoever reads a number finds what it counts.
-        self.noted.store(number, Ordering::Release);
+        records.latest.push_back(Arc::new(refused));
+        // Stored under the lock, so that a reader of the number finds the refusal.
+        self.recorded.store(number, Ordering::Release);
     }
 
-    /// How many were ever noted.
-    pub(crate) fn noted(&self) -> u64 {
-        self.noted.load(Ordering::Acquire)
+    /// How many refusals were recorded since the start.
+    pub(crate) fn recorded(&self) -> u64 {
+        self.recorded.load(Ordering::Acquire)
     }
 
-    /// The latest, the latest first, of one organization or of all.
-    pub(crate) fn latest(&self, organization: Option<&str>, limit: usize) -> Vec<Arc<Noted>> {
-        let book = self.book.lock();
-        let wanted = book.latest.iter().rev().filter(|noted| {
-            organization.is_none_or(|organization| *noted.organization == *organization)
+    /// The latest refusals of one organization or of all, the latest first.
+    pub(crate) fn latest(
+        &self,
+        organization: Option<&str>,
+        limit: usize,
+    ) -> Vec<Arc<RefusedBorrow>> {
+        let records = self.records.lock();
+        let wanted = records.latest.iter().rev().filter(|refused| {
+            organization.is_none_or(|organization| *refused.organization == *organization)
         });
         wanted.take(limit).cloned().collect()
     }
 
-    /// The latest `limit` of those noted after that number, the latest last.
-    pub(crate) fn since(&self, number: u64, limit: usize) -> Vec<Arc<Noted>> {
-        let book = self.book.lock();
-        let news = book.latest.iter().rev().take_while(|noted| noted.number > number);
+    /// The latest `limit` refusals after that number, the latest last.
+    pub(crate) fn since(&self, number: u64, limit: usize) -> Vec<Arc<RefusedBorrow>> {
+        let records = self.records.lock();
+        let news = records.latest.iter().rev().take_while(|refused| refused.number > number);
         let mut news: Vec<_> = news.take(limit).cloned().collect();
-        drop(book);
+        drop(records);
         news.reverse();
         news
     }
@@ -187,12 +193,12 @@ impl Refusals {
     /// How many borrows were refused in the last hour, altogether and by organization, in no order.
     pub(crate) fn counts(&self) -> (Counts, Vec<(Arc<str>, Counts)>) {
         let minute = self.minute();
-        let mut book = self.book.lock();
-        book.sweep(minute);
-        let each = book.organizations.iter().map(|(name, hour)| (name.clone(), hour.counts()));
+        let mut records = self.records.lock();
+        records.sweep(minute);
+        let each = records.organizations.iter().map(|(name, hour)| (name.clone(), hour.counts()));
         let each = each.collect();
-        book.total.forget(minute);
-        (book.total.counts(), each)
+        records.total.expire(minute);
+        (records.total.counts(), each)
     }
 
     fn minute(&self) -> u64 {
@@ -200,27 +206,27 @@ impl Refusals {
     }
 }
 
-impl Book {
-    fn count(&mut self, organization: &str, minute: u64, place: usize) {
-        self.total.add(minute, place);
+impl Records {
+    fn count(&mut self, organization: &str, minute: u64, index: usize) {
+        self.total.add(minute, index);
         if let Some(hour) = self.organizations.get_mut(organization) {
-            hour.add(minute, place);
+            hour.add(minute, index);
             return;
         }
         if self.organizations.len() >= MAX_ORGANIZATIONS {
             self.sweep(minute);
         }
         if self.organizations.len() < MAX_ORGANIZATIONS {
-            self.organizations.entry(organization.into()).or_default().add(minute, place);
+            self.organizations.entry(organization.into()).or_default().add(minute, index);
         }
     }
 
-    /// Forgets what is over an hour old, once in a minute.
+    /// Removes counts that are over an hour old, once in a minute.
     fn sweep(&mut self, minute: u64) {
-        if minute != self.swept {
-            self.swept = minute;
+        if minute != self.swept_at {
+            self.swept_at = minute;
             self.organizations.retain(|_, hour| {
-                hour.forget(minute);
+                hour.expire(minute);
                 !hour.minutes.is_empty()
             });
         }
@@ -228,20 +234,20 @@ impl Book {
 }
 
 impl Hour {
-    fn add(&mut self, minute: u64, place: usize) {
-        self.forget(minute);
+    fn add(&mut self, minute: u64, index: usize) {
+        self.expire(minute);
         match self.minutes.back_mut() {
-            Some((latest, causes)) if *latest == minute => causes[place] += 1,
+            Some((latest, causes)) if *latest == minute => causes[index] += 1,
             _ => {
                 let mut causes = [0; CAUSES];
-                causes[place] = 1;
+                causes[index] = 1;
                 self.minutes.push_back((minute, causes));
             }
         }
-        self.sum[place] += 1;
+        self.sum[index] += 1;
     }
 
-    fn forget(&mut self, minute: u64) {
+    fn expire(&mut self, minute: u64) {
         while let Some((_, causes)) =
             self.minutes.pop_front_if(|(earliest, _)| *earliest + MINUTES <= minute)
         {
@@ -257,8 +263,8 @@ impl Hour {
     }
 }
 
-impl Noted {
-    /// How many leases counted against the ceiling, and the ceiling; `None` when it was no ceiling.
+impl RefusedBorrow {
+    /// How many leases counted against the ceiling, and the ceiling; `None` for other causes.
     pub(crate) const fn ceiling(&self) -> Option<(u64, u64)> {
         match self.cause {
             Cause::Ceiling { active, max, .. } => Some((active, max)),
@@ -266,12 +272,12 @@ impl Noted {
         }
     }
 
-    /// What refused it: `service`, `organization`, `api_key`, `trace`, `budget` or `disabled`.
+    /// The cause: `service`, `organization`, `api_key`, `trace`, `budget` or `disabled`.
     pub(crate) const fn scope(&self) -> &'static str {
         self.cause.name()
     }
 
-    /// Why, in words, as the caller was told.
+    /// The reason in words, as in the answer to the caller.
     pub(crate) fn reason(&self) -> String {
         let Self { organization, service, api_key, trace, .. } = self;
         match &self.cause {
@@ -306,8 +312,8 @@ impl Cause {
         }
     }
 
-    /// Where it is counted.
-    const fn place(&self) -> usize {
+    /// Its index in the counts.
+    const fn index(&self) -> usize {
         match self {
             Self::Ceiling { scope, .. } => *scope as usize,
             Self::Budget(_) => Scope::ALL.len(),
@@ -319,7 +325,7 @@ impl Cause {
 
 impl fmt::Debug for Refusals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refusals").field("noted", &self.noted()).finish_non_exhaustive()
+        f.debug_struct("Refusals").field("recorded", &self.recorded()).finish_non_exhaustive()
     }
 }
 
@@ -331,7 +337,7 @@ mod tests {
 
     use super::*;
 
-    /// A clock that stands where it was set.
+    /// A clock that shows the minute to which it was set.
     #[derive(Debug, Default)]
     struct Minutes(AtomicU64);
 
@@ -352,10 +358,10 @@ mod tests {
 
     fn refuse(refusals: &Refusals, organization: &str) {
         let refused = Refused::Disabled(Reason::OrganizationDisabled);
-        refusals.by_policy(&Request::session("t1r", organization), &refused);
+        refusals.record_policy(&Request::session("t1r", organization), &refused);
     }
 
-    fn names(refusals: &[Arc<Noted>]) -> Vec<&str> {
+    fn names(refusals: &[Arc<RefusedBorrow>]) -> Vec<&str> {
         refusals.iter().map(|refusal| &*refusal.organization).collect()
     }
 
@@ -375,7 +381,7 @@ mod tests {
         assert_eq!(refusals.counts().0.disabled, 2);
         clock.0.store(119, Ordering::Relaxed);
         assert_eq!(refusals.counts(), (Counts::default(), Vec::new()));
-        // The list is not about the hour.
+        // The list is not limited to the hour.
         assert_eq!(names(&refusals.latest(None, 9)), ["globex", "acme", "acme"]);
         assert_eq!(names(&refusals.latest(Some("acme"), 1)), ["acme"]);
     }
@@ -391,7 +397,7 @@ mod tests {
         assert_eq!(&*kept[KEPT - 1].organization, "7");
         assert_eq!(names(&refusals.since(1_004, 9)), ["1004", "1005", "1006"]);
         assert_eq!(names(&refusals.since(0, 2)), ["1005", "1006"]);
-        assert!(refusals.since(refusals.noted(), 9).is_empty());
+        assert!(refusals.since(refusals.recorded(), 9).is_empty());
     }
 
     #[test]

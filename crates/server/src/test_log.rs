@@ -1,4 +1,4 @@
-//! What a test logs.
+//! The log of a test.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -6,19 +6,19 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing::subscriber::{DefaultGuard, set_default};
 
-/// What is logged on one thread.
+/// The log lines of one thread.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Takes down what this thread logs while the guard lives.
+    /// Records the log lines of this thread until the guard is dropped.
     pub(crate) fn start(&self) -> DefaultGuard {
         let log = self.clone();
         let writer = move || log.clone();
         set_default(tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish())
     }
 
-    /// What was logged since the last call.
+    /// Returns the lines since the last call.
     pub(crate) fn take(&self) -> String {
         String::from_utf8(std::mem::take(&mut *self.0.lock())).unwrap()
     }

@@ -1,19 +1,18 @@
-//! Text from callers, made safe to look at.
+//! Escapes text of callers, so that it is safe to display.
 //!
-//! Ids, notes and messages come from elsewhere and may hold any character. Wherever people see them,
-//! characters that show nothing, or change how the text around them is shown, are written out: `\u{202e}`
-//! in text, `\u202e` in JSON.
+//! Ids, notes and messages of callers may contain any character. Where people see them, characters that
+//! are invisible, or change how the text around them is shown, are escaped: `\u{202e}` in text,
+//! `\u202e` in JSON.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
 pub use lease::amount_in_words;
 
-/// Whether a character is shown as itself, and leaves the text around it as it is.
+/// Whether a character is visible and does not change how the text around it is shown.
 ///
-/// Those that are not are the controls, the format characters (Unicode category Cf), the separators of
-/// lines and paragraphs (Zl, Zp), and all others that may be left out of what is shown
-/// (`Default_Ignorable_Code_Point`), as of Unicode 16.
+/// Not plain are control characters, format characters (Unicode category Cf), separators of lines and
+/// paragraphs (Zl, Zp), and ignorable characters (`Default_Ignorable_Code_Point`), as of Unicode 16.
 ///
 /// ```
 /// use tgm_session_server::text::is_plain;
@@ -39,7 +38,7 @@ pub fn is_plain(char: char) -> bool {
         | '\u{2028}'..='\u{2029}')
 }
 
-/// `text` on one line, as it is: what is not plain is escaped.
+/// Escapes every character of `text` that is not plain. The result is one line.
 ///
 /// ```
 /// use tgm_session_server::text::plain;
@@ -50,13 +49,13 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     plain_but(text, |_| false)
 }
 
-/// As [`plain`], with some characters left as they are.
+/// Like [`plain`], but characters that are `kept` are not escaped.
 pub fn plain_but(text: &str, kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     escaped(text, kept, |plain, char| plain.extend(char.escape_default()))
 }
 
-/// A text in JSON, and so the same values, without a character that is not plain. Ends of lines
-/// between the values stay.
+/// Escapes every character of JSON text that is not plain. The values stay the same, and so do line
+/// ends between them.
 ///
 /// ```
 /// use tgm_session_server::text::plain_json;
@@ -64,13 +63,13 @@ pub fn plain_but(text: &str, kept: impl Fn(char) -> bool) -> Cow<'_, str> {
 /// assert_eq!(plain_json("{\"id\":\"a\u{202e}\u{e0041}\"}"), r#"{"id":"a\u202e\udb40\udc41"}"#);
 /// ```
 pub fn plain_json(json: &str) -> Cow<'_, str> {
-    // Outside of texts JSON has no character that is not plain but white space.
+    // Outside of strings, the only characters of JSON that are not plain are white space.
     escaped(
         json,
         |char| matches!(char, '\n' | '\r' | '\t'),
         |plain, char| {
             for unit in char.encode_utf16(&mut [0; 2]) {
-                // A String takes everything.
+                // Writing to a String cannot fail.
                 let _ = write!(plain, "\\u{unit:04x}");
             }
         },
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_changes_how_other_text_is_shown_is_written_out() {
+    fn characters_that_change_how_other_text_is_shown_are_escaped() {
         let hostile = [
             '\0',
             '\n',

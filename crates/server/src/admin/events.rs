@@ -54,7 +54,7 @@ struct Listener {
 /// Answers with a stream of events.
 pub(super) async fn listen(admin: Arc<Admin>) -> Result<Response, Failure> {
     // Subscribes before the first snapshot: an event in between is sent twice, and none is missed.
-    let (operator_events, refusals) = (admin.operator.subscribe(), admin.refusals.noted());
+    let (operator_events, refusals) = (admin.operator.subscribe(), admin.refusals.recorded());
     let snapshot = admin.snapshot().await?;
     let mut polls = tokio::time::interval(POLL_EVERY);
     polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -109,12 +109,13 @@ impl Listener {
             self.waiting.push(event("overview", &snapshot.overview));
             self.snapshot = snapshot;
         }
-        let noted = self.admin.refusals.noted();
-        if noted != self.refusals {
+        let recorded = self.admin.refusals.recorded();
+        if recorded != self.refusals {
             let news = self.admin.refusals.since(self.refusals, REFUSALS_PER_POLL);
-            self.refusals = noted;
-            self.waiting
-                .extend(news.iter().rev().map(|noted| event("refusal", &Refusal::from(&**noted))));
+            self.refusals = recorded;
+            self.waiting.extend(
+                news.iter().rev().map(|refused| event("refusal", &Refusal::from(&**refused))),
+            );
         }
     }
 }

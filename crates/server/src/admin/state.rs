@@ -124,7 +124,7 @@ impl Admin {
         Key {
             changes: self.cache.changes.load(Ordering::Acquire),
             store: self.store.revision(),
-            refusals: self.refusals.noted(),
+            refusals: self.refusals.recorded(),
             streams: self.metrics.streams.attached.get(),
             problem: self.ready().err(),
             status: self.operator.policy_status(),

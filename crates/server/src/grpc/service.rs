@@ -106,7 +106,7 @@ impl WorkerPool {
         let ruling =
             live.policy.terms(caller, &request, || self.clock.wall()).map_err(|refused| {
                 live.borrows(live.policy.service(request.service)).count_refused(&refused);
-                live.refusals.by_policy(&request, &refused);
+                live.refusals.record_policy(&request, &refused);
                 refuse(&refused)
             })?;
         let counters = live.borrows(Some(ruling.service));
@@ -121,7 +121,7 @@ impl WorkerPool {
                 undecided.reaches(max_leases);
             }
             counters.count(&outcome);
-            refusals.by_store(&message, &outcome);
+            refusals.record_store(&message, &outcome);
             Ok(borrow_answer(outcome, message.trace_id, minimal_life)?)
         }))
     }

@@ -1,4 +1,4 @@
-//! Calls of the gRPC port, by method: how long they take, and which are refused.
+//! Calls of the gRPC port by method: their durations and their refusals.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::latency::Latency;
 
-/// What is called. Everything that is no method of this port is [`Method::Other`].
+/// The method of a call. A method that this port does not have is [`Method::Other`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Method {
     BorrowWorker,
@@ -25,7 +25,7 @@ pub(crate) enum Method {
 }
 
 impl Method {
-    /// Those that are answered, in the order of their numbers.
+    /// The methods that are answered, in the order of their discriminants.
     const ANSWERED: [Self; 6] = [
         Self::BorrowWorker,
         Self::KeepAlive,
@@ -59,7 +59,7 @@ struct RefusedLabels {
     code: &'static str,
 }
 
-/// How calls went, whatever they were about.
+/// The durations and refusals of calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     durations: [Latency; Method::ANSWERED.len()],
@@ -87,7 +87,7 @@ impl Calls {
         Self { durations: Method::ANSWERED.map(duration), refused }
     }
 
-    /// Counts a call that was answered now, well or not.
+    /// Counts a call that is answered now, successfully or not.
     pub(crate) fn answered(&self, method: Method, began: Instant) {
         if let Some(duration) = self.durations.get(method as usize) {
             duration.observe(began.elapsed());
@@ -96,24 +96,24 @@ impl Calls {
 
     /// Counts a call that is refused with this status.
     pub(crate) fn refused(&self, method: Method, status: &Status) {
-        self.refused_with(method, status.code());
+        self.count_refusal(method, status.code());
     }
 
-    /// Counts a call whose answer has these headers, if it is a refusal.
+    /// Counts a call whose answer has these headers, if they contain a status other than OK.
     pub(crate) fn refused_by(&self, method: Method, answer: &HeaderMap) {
         if let Some(status) = answer.get("grpc-status") {
-            self.refused_with(method, Code::from_bytes(status.as_bytes()));
+            self.count_refusal(method, Code::from_bytes(status.as_bytes()));
         }
     }
 
-    fn refused_with(&self, method: Method, code: Code) {
-        let labels = RefusedLabels { method: method.as_str(), code: name(code) };
+    fn count_refusal(&self, method: Method, code: Code) {
+        let labels = RefusedLabels { method: method.as_str(), code: code_name(code) };
         self.refused.get_or_create(&labels).inc();
     }
 }
 
 /// The name of a code as the protocol writes it.
-const fn name(code: Code) -> &'static str {
+const fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -1,8 +1,8 @@
-//! How long calls take, counted where they are served.
+//! A histogram of the durations of calls.
 //!
-//! The histogram of the metrics library takes a lock for each observation. This one is for what
-//! happens a hundred thousand times a second on every core: each thread counts on cache lines of
-//! its own, which are added up when somebody reads them.
+//! The histogram of the metrics library takes a lock for each observation. This one is for a hundred
+//! thousand observations a second on every core: each thread counts on its own cache lines, which are
+//! added up when the metrics are read.
 
 use std::array;
 use std::fmt;
@@ -20,21 +20,21 @@ const BOUNDS: [u64; 13] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 2_500_000, 10_000_000,
 ];
 
-/// The times of one kind of call.
+/// The durations of one kind of call.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Latency(Arc<[Lane; LANES]>);
 
-/// What one thread counted: two cache lines, because they are fetched in pairs.
+/// The counts of one thread. It takes two cache lines, because the CPU fetches them in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Lane {
-    /// By bucket; the last one is for what is past every bound.
+    /// By bucket. The last bucket is above every bound.
     counts: [AtomicU64; BOUNDS.len() + 1],
     nanos: AtomicU64,
 }
 
 impl Latency {
-    /// Counts one call that took so long.
+    /// Counts one call.
     pub(crate) fn observe(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.partition_point(|bound| bound * 1_000 < nanos);
@@ -43,7 +43,7 @@ impl Latency {
         lane.nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// Seconds in all, and the count of each bucket.
+    /// Returns the sum in seconds, and the count of each bucket.
     fn read(&self) -> (f64, [u64; BOUNDS.len() + 1]) {
         let nanos: u64 = self.0.iter().map(|lane| lane.nanos.load(Ordering::Relaxed)).sum();
         let count = |bucket: usize| {
@@ -62,7 +62,7 @@ impl EncodeMetric for Latency {
         let (seconds, counts) = self.read();
         let bounds = BOUNDS.iter().map(|bound| Duration::from_micros(*bound).as_secs_f64());
         let buckets: Vec<_> = bounds.chain([f64::INFINITY]).zip(counts).collect();
-        // Of the buckets and not counted apart, so that the two agree whenever they are read.
+        // The count is the sum of the buckets, so that it always agrees with them.
         encoder.encode_histogram::<NoLabelSet>(seconds, counts.iter().sum(), &buckets, None)
     }
 
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_of_all_threads_are_told_in_cumulative_buckets() {
+    fn durations_of_all_threads_are_in_cumulative_buckets() {
         let latency = Latency::default();
         std::thread::scope(|scope| {
             for _ in 0..2 * LANES {

@@ -1,4 +1,4 @@
-//! What is counted. Labels are services of the policy and outcomes, never who called.
+//! The metrics of the server. Labels are services of the policy and outcomes, never callers.
 
 mod calls;
 pub(crate) mod format;
@@ -22,7 +22,7 @@ use store::Commits;
 
 use store::{BorrowError, Borrowed, KeptBatch, Reported, Skipped};
 
-/// In front of the name of every metric that is the server's own.
+/// The prefix of the name of every metric of the server.
 pub(crate) const PREFIX: &str = "tgm_session";
 
 /// The counters of one server, in a registry of its own.
@@ -57,7 +57,7 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
-/// Borrows of one service, by outcome. Handles are looked up once, when a policy comes into force.
+/// Borrows of one service, by outcome. The counters are looked up once, when a policy comes into force.
 #[derive(Clone, Debug)]
 pub(crate) struct BorrowCounters {
     borrowed: Counter,
@@ -71,7 +71,7 @@ pub(crate) struct BorrowCounters {
 }
 
 impl BorrowCounters {
-    /// Counts a borrow that could not be decided on; a worker is told to try again.
+    /// Counts a borrow on which no decision was made; the answer for a worker is to try again.
     pub(crate) fn count_undecided(&self, kind: Kind) {
         match kind {
             Kind::Session => self.unavailable.inc(),
@@ -79,7 +79,8 @@ impl BorrowCounters {
         };
     }
 
-    /// Counts what the store decided on a borrow; what it did not is counted when the caller is told.
+    /// Counts the decision of the store on a borrow. Without a decision, `count_undecided` counts the
+    /// answer.
     pub(crate) fn count(&self, outcome: &Result<Borrowed, BorrowError>) {
         let counter = match outcome {
             Ok(Borrowed { grant, .. }) if grant.observed.is_some() => &self.observed,
@@ -102,7 +103,7 @@ impl BorrowCounters {
         counter.inc();
     }
 
-    /// Counts a borrow that the policy refused before the store was asked.
+    /// Counts a borrow that the policy refused before the store was called.
     pub(crate) fn count_refused(&self, refused: &Refused) {
         match refused {
             Refused::UnknownService(_) => self.invalid.inc(),
@@ -174,25 +175,24 @@ impl StreamCounters {
     }
 }
 
-/// Something that counts as long as it is held.
+/// Raises a gauge by one until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Held(Gauge);
+pub(crate) struct GaugeGuard(Gauge);
 
-impl Held {
-    /// One more in `gauge` until it is dropped.
-    pub(crate) fn in_(gauge: &Gauge) -> Self {
+impl GaugeGuard {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-/// Reports of usage, by outcome, and what was in those that counted.
+/// Reports of usage by outcome, and the events in them.
 #[derive(Clone, Debug)]
 pub(crate) struct UsageCounters {
     by_method: Calls,
@@ -232,8 +232,7 @@ impl UsageCounters {
         }
     }
 
-    /// Counts a report of so many `events`, some of which were skipped, that `began` to be looked at
-    /// then.
+    /// Counts a report of `events` events, of which some were skipped. Its handling `began` at that time.
     pub(crate) fn count(
         &self,
         reported: &Reported,
@@ -265,9 +264,9 @@ impl UsageCounters {
 /// Loads of the policy file while the server runs, by outcome.
 #[derive(Clone, Debug)]
 pub(crate) struct ReloadCounters {
-    /// It came into force.
+    /// The file came into force.
     pub(crate) applied: Counter,
-    /// It was not sound, or not there, and the policy in force stayed.
+    /// The file was invalid or missing, and the policy in force stayed.
     pub(crate) refused: Counter,
 }
 
@@ -281,7 +280,7 @@ impl ReloadCounters {
     }
 }
 
-/// What does not change while a server runs.
+/// Values that do not change while a server runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
     pub(crate) max_leases: u64,
@@ -332,8 +331,8 @@ impl Metrics {
         Self { registry, borrows, connections, memory, calls, streams, usage, reloads }
     }
 
-    /// The metrics of a server: with what is known of it, and with what its store counts.
-    pub(crate) fn of_server(facts: &Facts, commits: &Commits) -> Self {
+    /// The metrics of a server, with its facts and the metrics of its store.
+    pub(crate) fn for_server(facts: &Facts, commits: &Commits) -> Self {
         let mut metrics = Self::new();
         let Facts { max_leases, max_connections, max_memory, recovered_leases, started_at } =
             *facts;

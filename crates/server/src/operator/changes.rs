@@ -13,13 +13,13 @@ use super::{
 };
 use crate::blocking::blocking;
 
-/// Who does something and why, on its way into the audit list.
-pub(super) struct Doing {
+/// Who makes a change and why, for the audit list.
+pub(super) struct Attribution {
     pub(super) from: Box<str>,
     pub(super) note: Box<str>,
 }
 
-impl TryFrom<By<'_>> for Doing {
+impl TryFrom<By<'_>> for Attribution {
     type Error = OperatorError;
 
     fn try_from(by: By<'_>) -> Result<Self, OperatorError> {
@@ -31,12 +31,12 @@ impl TryFrom<By<'_>> for Doing {
     }
 }
 
-/// Changes that win over the policy file until they are cleared.
+/// Overrides, which win over the policy file until they are cleared, and revocations.
 impl Operator {
-    /// Disables an organization or an API key, or enables it, whatever the file says; `None` leaves
-    /// that to the file again.
+    /// Disables or enables an organization or an API key, whatever the file says. `None` clears the
+    /// override: the file decides again.
     ///
-    /// Disabling ends its leases at once. Durable when it answers. Cancellation: the change is made
+    /// Disabling ends its leases at once. Durable when it returns. Cancellation: the change is made
     /// all the same.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ impl Operator {
     /// [`OperatorError::NotFound`] when there is nothing to clear, [`OperatorError::Invalid`] for an
     /// id that is empty or over 256 bytes, [`OperatorError::Conflict`] when there are as many
     /// overrides as there may be. After [`OperatorError::Unavailable`] the change may have been made,
-    /// and leases may live on that it does not allow: doing it again ends them.
+    /// and leases that it does not allow may still live: the same change once more ends them.
     pub async fn set_disabled(
         self: &Arc<Self>,
         subject: Subject,
@@ -56,11 +56,11 @@ impl Operator {
         self.set(key, disabled.map(u64::from), by).await
     }
 
-    /// Sets the ceiling of an organization, or of an API key, over a service entry, whatever the
-    /// file says; `None` leaves that to the file again.
+    /// Sets the limit of an organization or an API key on a service entry, whatever the file says.
+    /// `None` clears the override: the file decides again.
     ///
-    /// It holds for the next borrow and ends nobody. Durable when it answers. Cancellation: the
-    /// change is made all the same.
+    /// The limit applies to the next borrow and ends no lease. Durable when it returns. Cancellation:
+    /// the change is made all the same.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl Operator {
 
     /// Ends one lease at once, and with the last session of a trace its workers.
     ///
-    /// Durable when it answers. Cancellation: the lease ends all the same.
+    /// Durable when it returns. Cancellation: the lease ends all the same.
     ///
     /// # Errors
     ///
@@ -94,23 +94,23 @@ impl Operator {
         number: LeaseNumber,
         by: By<'_>,
     ) -> Result<Done, OperatorError> {
-        let doing = Doing::try_from(by)?;
+        let attribution = Attribution::try_from(by)?;
         let operator = self.clone();
-        self.change(async move {
+        self.run_change(async move {
             let gone = || OperatorError::NotFound(format!("there is no lease {number}"));
             let lease = operator.store.find(number).await?.ok_or_else(gone)?;
             let kind = match lease.kind {
                 Kind::Session => "session",
                 Kind::Worker => "worker",
             };
-            let organization = words::name(&lease.organization);
-            let service = words::name(&lease.service);
+            let organization = words::quoted(&lease.organization);
+            let service = words::quoted(&lease.service);
             let action =
                 format!("ended {kind} {number} of organization {organization} on {service}");
-            let entry = operator.entry(doing, action);
-            // It may have ended by itself meanwhile: then nothing is written down either.
+            let entry = operator.new_entry(attribution, action);
+            // The lease may have ended meanwhile. Then no audit entry is written.
             let ended = operator.store.revoke_number(number, Reason::Operator, entry).await?;
-            ended.map(|entry| operator.told(entry)).ok_or_else(gone)
+            ended.map(|entry| operator.publish(entry)).ok_or_else(gone)
         })
         .await
     }
@@ -121,29 +121,29 @@ impl Operator {
         value: Option<u64>,
         by: By<'_>,
     ) -> Result<Done, OperatorError> {
-        let doing = Doing::try_from(by)?;
+        let attribution = Attribution::try_from(by)?;
         let operator = self.clone();
-        self.change(async move {
+        self.run_change(async move {
             let (subject, id, is_switch) = (key.subject, key.id.clone(), key.service.is_none());
             let (mut entry, recorded, overrides) = {
                 let in_force = operator.in_force.lock().await;
-                let action = operator.in_words(&in_force, &key, value).await?;
-                let entry = operator.entry(doing, action);
+                let action = operator.describe(&in_force, &key, value).await?;
+                let entry = operator.new_entry(attribution, action);
                 let (set_at, note) = (entry.at, entry.note.clone());
                 let value = value.map(|value| Override { value, set_at, note });
                 let change = Some(OverrideChange { key, value });
                 let recorded = operator.store.record(change, entry.clone());
                 (entry, recorded, operator.store.overrides())
             };
-            // Nothing is held while the disk is waited for.
+            // No lock is held during the wait for the disk.
             entry.number = recorded.await?;
             let enforced = {
                 let mut in_force = operator.in_force.lock().await;
-                in_force.are_durable(entry.number, overrides);
+                in_force.set_durable(entry.number, overrides);
                 let (overrides, live) = (in_force.overrides.clone(), operator.live.load_full());
                 let policy = blocking(move || live.policy.with_overrides(&overrides)).await;
                 let live = operator.put_into_force(policy).await;
-                operator.tell(|status| status);
+                operator.update_status(|status| status);
                 let disables = is_switch && live.policy.is_disabled(subject, &id);
                 disables.then(|| operator.store.enforce(&live.policy, Noted::At(entry.number)))
             };
@@ -151,15 +151,15 @@ impl Operator {
                 Some(enforced) => enforced.await,
                 None => Ok(Enforced::default()),
             };
-            let done = operator.told(operator.recorded(entry.number).unwrap_or(entry));
+            let done = operator.publish(operator.audit_entry(entry.number).unwrap_or(entry));
             enforced?;
             Ok(done)
         })
         .await
     }
 
-    /// Says in words what is about to be set, if it can be.
-    async fn in_words(
+    /// Describes the change for the audit list, or returns why it is not possible.
+    async fn describe(
         &self,
         in_force: &InForceOverrides,
         key: &OverrideKey,
@@ -167,60 +167,60 @@ impl Operator {
     ) -> Result<String, OperatorError> {
         let overrides = self.store.overrides();
         let set = overrides.get(key).map(|set| set.value);
-        let whom = words::whom(key);
+        let whom = words::subject_of(key);
         let Some(service) = key.service.as_deref() else {
             if value.is_none() && set.is_none() {
                 let problem = format!("no operator has disabled or enabled {whom}");
                 return Err(OperatorError::NotFound(problem));
             }
             let switch = |value: Option<u64>| value.map(|value| value != 0);
-            return Ok(words::switched(key, switch(value), switch(set)));
+            return Ok(words::describe_switch(key, switch(value), switch(set)));
         };
         let mut policy = self.live.load().policy.clone();
         if !Arc::ptr_eq(&overrides, &in_force.overrides) {
-            // What waits for the disk was set before this.
-            let laid_over = move || Arc::new(policy.with_overrides(&overrides));
-            policy = blocking(laid_over).await;
+            // Overrides that wait for the disk come before this one.
+            let with_overrides = move || Arc::new(policy.with_overrides(&overrides));
+            policy = blocking(with_overrides).await;
         }
         match (value, set) {
             (None, None) => Err(OperatorError::NotFound(format!(
                 "no operator has set a limit of {whom} on {}",
-                words::name(service)
+                words::quoted(service)
             ))),
-            // What the policy has no entry for is cleared all the same.
-            (None, set) => Ok(words::limited(key, None, (set, Source::Override))),
+            // An override without an entry in the policy can be cleared too.
+            (None, set) => Ok(words::describe_limit(key, None, (set, Source::Override))),
             (Some(_), _) if !policy.has_entry(service) => {
                 let known: Vec<_> = policy.services().collect();
                 Err(OperatorError::NotFound(format!(
                     "the policy has no service {}; the services are: {}",
-                    words::name(service),
+                    words::quoted(service),
                     known.join(", ")
                 )))
             }
             (Some(_), _) => {
                 let was = policy.ceiling_of(key.subject, &key.id, service);
-                Ok(words::limited(key, value, was))
+                Ok(words::describe_limit(key, value, was))
             }
         }
     }
 
-    pub(super) fn entry(&self, doing: Doing, action: String) -> AuditEntry {
-        let Doing { from, note } = doing;
+    pub(super) fn new_entry(&self, attribution: Attribution, action: String) -> AuditEntry {
+        let Attribution { from, note } = attribution;
         AuditEntry { number: 0, at: self.now(), from, action: action.into(), note, ended: 0 }
     }
 
-    /// The entry of that number, as it is now.
-    pub(super) fn recorded(&self, number: u64) -> Option<AuditEntry> {
+    /// The audit entry with this number, with its current count of leases.
+    pub(super) fn audit_entry(&self, number: u64) -> Option<AuditEntry> {
         let entries = self.store.audit(number.checked_add(1), 1);
         entries.into_iter().find(|entry| entry.number == number)
     }
 
-    /// Tells what was done.
-    pub(super) fn told(&self, entry: AuditEntry) -> Done {
+    /// Logs a change, and publishes it to the subscribers.
+    pub(super) fn publish(&self, entry: AuditEntry) -> Done {
         let AuditEntry { ended, from, action, .. } = &entry;
         tracing::info!(%from, ended, "{action}");
         let done = Done { ended: *ended, summary: action.to_string() };
-        // Nobody may listen.
+        // An error means that there are no subscribers.
         let _ = self.events.send(OperatorEvent::Audit(entry));
         done
     }

@@ -1,11 +1,10 @@
-//! What operators do while the server runs: switch organizations off, change limits, end leases,
-//! load the policy file again.
+//! Changes by operators while the server runs: they disable organizations, change limits, end leases and
+//! reload the policy file.
 //!
-//! Each change goes the same way: it is checked, written down durably together with who did it, put
-//! into force for the next call, and then ends the leases that may live no longer, with each of which
-//! its entry in the audit list counts one more. It runs in a task of its own, so a caller that goes
-//! away leaves no change half done. Policies come into force one at a time; nothing that one of them
-//! waits for is held while the disk is waited for.
+//! Every change has the same steps. It is checked, recorded durably together with who made it, and put
+//! into force for the next call. Then the leases that it does not allow are ended, and its audit entry
+//! counts them. A change runs in its own task, so it is completed even when its caller goes away.
+//! Policies come into force one at a time. No lock is held during a wait for the disk.
 
 mod changes;
 mod outcome;
@@ -35,13 +34,13 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 pub use outcome::{Done, PolicyStatus};
 
-/// How often to look whether nobody looks at an old policy any more.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often to check whether an old policy is still in use.
+const CHECK_UNUSED_EVERY: Duration = Duration::from_millis(50);
 
-/// How often whoever waits for a change looks whether the disk hangs.
-const LOOK_AT_DISK_EVERY: Duration = Duration::from_millis(500);
+/// How often a caller that waits for a change checks whether the disk hangs.
+const CHECK_DISK_EVERY: Duration = Duration::from_millis(500);
 
-/// Events that wait for a subscriber that is slow; past that it misses the oldest.
+/// The most events that wait for a slow subscriber. With more, it misses the oldest.
 const EVENTS: usize = 256;
 
 /// The longest note of an operator, in characters.
@@ -52,9 +51,9 @@ pub const MAX_LIMIT: u64 = 1_000_000_000_000;
 
 /// The operator's side of a running server.
 ///
-/// What it changes is durable where the store is. Overrides win over the policy file until they are
-/// cleared; limits that are lowered end nobody; whoever holds a lease that ends hears of it at once
-/// where it is attached, and with its next keep-alive otherwise.
+/// Its changes are durable if the store is. Overrides win over the policy file until they are cleared.
+/// A lowered limit ends no lease. An attached holder of a lease that ends is notified at once, any
+/// other holder with its next keep-alive.
 ///
 /// ```
 /// use tgm_session_server::operator::By;
@@ -67,7 +66,7 @@ pub const MAX_LIMIT: u64 = 1_000_000_000_000;
 /// # config.listen.set_port(0);
 /// # config.admin_listen.set_port(0);
 /// let server = Server::bind(config).await.unwrap().start().await.unwrap();
-/// let by = By { from: "the documentation", note: "they asked for it" };
+/// let by = By { from: "the documentation", note: "the customer asked for it" };
 /// let done = server.operator().set_limit(Subject::Organization, "acme", "t1r", Some(40), by).await;
 /// let summary = done.unwrap().summary;
 /// assert_eq!(summary, "set the limit of organization acme on t1r to 40 (was 10 by the service)");
@@ -80,42 +79,42 @@ pub struct Operator {
     live: Arc<ArcSwap<Live>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
-    /// What the server was started with, its policy file as it was then.
+    /// The configuration at the start, with the policy file of that time.
     config: Config,
     state: Mutex<State>,
-    /// Held while one policy takes the place of another, and never while the disk is waited for.
+    /// Locked while one policy replaces another, and never during a wait for the disk.
     in_force: tokio::sync::Mutex<InForceOverrides>,
     events: broadcast::Sender<OperatorEvent>,
 }
 
-/// What is told about the policy.
+/// The state of the policy file.
 #[derive(Debug)]
 struct State {
     status: PolicyStatus,
-    /// The policy file and those that it names, as they were when they were last read, whatever
-    /// came of it; without a digest where one could not be read.
+    /// The digests of the policy file and the files that it names when they were last read, whether
+    /// they were valid or not; `None` for a file that could not be read.
     read: Read,
 }
 
-/// The overrides that are durable, and so in force.
+/// The durable overrides. Only these are in force.
 #[derive(Debug)]
 struct InForceOverrides {
-    /// The number of the audit entry of the latest of them; 0 for those of the start.
+    /// The number of the audit entry of the latest override; 0 at the start.
     number: u64,
     overrides: Arc<Overrides>,
 }
 
 impl InForceOverrides {
-    /// Those are durable, with the one of that audit entry as the latest. They become so in the order
-    /// of their entries.
-    fn are_durable(&mut self, number: u64, overrides: Arc<Overrides>) {
+    /// Replaces the overrides by newer durable ones. `number` is the audit entry of the latest. A call
+    /// with a lower number than before changes nothing.
+    fn set_durable(&mut self, number: u64, overrides: Arc<Overrides>) {
         if number > self.number {
             *self = Self { number, overrides };
         }
     }
 }
 
-/// Who does something, and why.
+/// Who makes a change, and why.
 #[derive(Clone, Copy, Debug)]
 pub struct By<'a> {
     /// The address of the caller, or `signal` or `file` for a reload.
@@ -124,27 +123,27 @@ pub struct By<'a> {
     pub note: &'a str,
 }
 
-/// What happened that an operator wants to see at once.
+/// An event for subscribers of the operator.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum OperatorEvent {
-    /// An operator did something.
+    /// An operator made a change.
     Audit(AuditEntry),
     /// The file was loaded or refused, or overrides changed.
     Policy(PolicyStatus),
 }
 
-/// Why something was not done.
+/// Why a change was not made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OperatorError {
-    /// What it is about is not there.
+    /// The subject of the change does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// A field cannot be what it is.
+    /// A field is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// It cannot be done as things are: the file is not sound, or there are too many overrides.
+    /// The current state does not allow the change: the file is invalid, or there are too many overrides.
     #[error("{0}")]
     Conflict(String),
     /// The store cannot make changes.
@@ -158,7 +157,7 @@ impl fmt::Debug for Operator {
     }
 }
 
-/// What an operator acts on.
+/// The parts of an [`Operator`].
 pub(crate) struct Parts {
     pub(crate) store: Arc<Store>,
     pub(crate) live: Arc<ArcSwap<Live>>,
@@ -167,7 +166,7 @@ pub(crate) struct Parts {
 }
 
 impl Operator {
-    /// The operator's side of a server whose policy, overrides included, is in force already.
+    /// The operator's side of a server whose policy and overrides are in force already.
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { store, live, metrics, config } = parts;
         let (clock, file) = (config.clock.clone(), config.policy_file.as_ref());
@@ -193,28 +192,28 @@ impl Operator {
         }
     }
 
-    /// The policy in force, overrides included. To be let go of soon: while it is held, it takes up
-    /// memory, also when another one has taken its place.
+    /// The policy in force, with its overrides. Drop it soon: while it is held, it uses memory, even when
+    /// another policy has replaced it.
     pub fn policy(&self) -> InForce {
         InForce(self.live.load())
     }
 
-    /// Where the policy comes from and how its last reload went.
+    /// The file of the policy, and the outcome of its last reload.
     pub fn policy_status(&self) -> PolicyStatus {
         self.state.lock().status.clone()
     }
 
-    /// What happens from now on. A subscriber that falls 256 events behind misses some and is told
-    /// so.
+    /// Subscribes to the events from now on. A subscriber that is more than 256 events behind misses the
+    /// oldest, and receives an error that says so.
     pub fn subscribe(&self) -> broadcast::Receiver<OperatorEvent> {
         self.events.subscribe()
     }
 
-    /// Puts another policy into force in place of the file's, and answers how many leases ended by
-    /// it: those of disabled organizations and API keys, and of organizations with a spent budget.
+    /// Puts another policy into force in place of the file's. Returns how many leases it ended: those of
+    /// disabled organizations and API keys, and of organizations with a spent budget.
     ///
-    /// Overrides stay in force on top of it. Lowered limits end nobody. Attached streams of indexers
-    /// that are no more end with their next batch. Cancellation: the change is made all the same.
+    /// Overrides stay in force on top of it. Lowered limits end no lease. Attached streams of indexers
+    /// that are removed end with their next batch. Cancellation: the change is made all the same.
     ///
     /// # Errors
     ///
@@ -224,13 +223,13 @@ impl Operator {
         let config = Config { policy: policy.clone(), ..self.config.clone() };
         config.is_open_to_everybody().map_or(Ok(()), Err)?;
         let operator = self.clone();
-        to_its_end(async move {
+        run_detached(async move {
             let enforced = {
                 let in_force = operator.in_force.lock().await;
                 let overrides = in_force.overrides.clone();
                 let policy = blocking(move || policy.with_overrides(&overrides)).await;
                 let live = operator.put_into_force(policy).await;
-                operator.tell(|status| PolicyStatus {
+                operator.update_status(|status| PolicyStatus {
                     file: None,
                     loaded_at: operator.now().as_unix(),
                     refused: None,
@@ -247,15 +246,15 @@ impl Operator {
         .await
     }
 
-    /// Counts a report of usage and ends the leases of each organization of which it spends a
-    /// budget; those of observed services live on. What cannot be counted is skipped.
+    /// Counts a report of usage, and ends the leases of each organization whose budget it spends,
+    /// except those of observed services. Events that cannot be counted are skipped.
     ///
     /// The same `idempotency_key` from the same `indexer` counts once in ten minutes. Durable when
-    /// it answers. Cancellation: dropped, the report may have been counted.
+    /// it returns. Cancellation: when the future is dropped, the report may have been counted.
     ///
     /// # Errors
     ///
-    /// The idempotency key cannot be what it is or names another report, the indexer has as many
+    /// The idempotency key is invalid or was used for another report, the indexer has as many keys
     /// remembered as it may have, or the store cannot make changes.
     pub async fn report(
         &self,
@@ -280,28 +279,29 @@ impl Operator {
         reported.await
     }
 
-    /// Puts the policy in the place of the one in force. Whoever calls it holds the lock.
+    /// Replaces the policy in force. The caller holds the lock.
     ///
-    /// It waits for no call: one that was ruled on under the policy before, and is not applied yet, is
-    /// ruled on again.
+    /// It waits for no call: a borrow that was decided under the policy before, and is not applied yet,
+    /// is decided again.
     async fn put_into_force(&self, policy: Policy) -> Arc<Live> {
         let before = self.live.load_full();
         let policy = policy.numbered(before.policy.number() + 1);
-        // A policy of many services has many counters.
+        // A policy with many services has many counters.
         let (old, metrics) = (before.clone(), self.metrics.clone());
-        let live = Arc::new(blocking(move || old.under(policy, &metrics)).await);
+        let live = Arc::new(blocking(move || old.with_policy(policy, &metrics)).await);
         self.live.store(live.clone());
         self.store.set_policy(&live.policy);
-        tokio::spawn(let_go(before));
+        tokio::spawn(drop_when_unused(before));
         live
     }
 
-    /// Changes what is told about the policy, and tells it.
-    fn tell(&self, change: impl FnOnce(PolicyStatus) -> PolicyStatus) {
+    /// Changes the status of the policy, and publishes it to the subscribers.
+    fn update_status(&self, change: impl FnOnce(PolicyStatus) -> PolicyStatus) {
         let mut state = self.state.lock();
         let overrides = self.live.load().policy.overrides() as u64;
         state.status = PolicyStatus { overrides, ..change(state.status.clone()) };
-        // Told under the lock, so that the last one told is the one that holds. Nobody may listen.
+        // Published under the lock, so that the last event has the current status. An error means that
+        // there are no subscribers.
         let _ = self.events.send(OperatorEvent::Policy(state.status.clone()));
     }
 
@@ -310,7 +310,7 @@ impl Operator {
     }
 }
 
-/// The policy in force, as long as somebody looks at it.
+/// A reference to the policy that was in force when it was taken.
 #[derive(Debug)]
 pub struct InForce(Guard<Arc<Live>>);
 
@@ -322,29 +322,29 @@ impl std::ops::Deref for InForce {
     }
 }
 
-/// Lets go of an old policy once nobody else looks at it: ten thousand organizations take a while, for
-/// which no call is to wait.
-async fn let_go(before: Arc<Live>) {
+/// Drops an old policy once no call uses it. With ten thousand organizations that takes a while, and no
+/// call has to wait for it.
+async fn drop_when_unused(before: Arc<Live>) {
     while Arc::strong_count(&before) > 1 {
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(CHECK_UNUSED_EVERY).await;
     }
     blocking(move || drop(before)).await;
 }
 
 impl Operator {
-    /// Runs a change to its end, whether its caller waits for it or not. The caller waits for a disk
-    /// that hangs as long as every other one, and not for the end.
+    /// Runs a change to its end, even when its caller goes away. When the disk hangs, the caller waits as
+    /// long as every other caller, and then gets an error while the change goes on.
     ///
     /// # Errors
     ///
-    /// Those of the change, and [`Unavailable::Stalled`] when it is not at its end yet.
-    async fn change<T: Send + 'static>(
+    /// Those of the change, and [`Unavailable::Stalled`] while the disk hangs.
+    async fn run_change<T: Send + 'static>(
         &self,
         change: impl Future<Output = Result<T, OperatorError>> + Send + 'static,
     ) -> Result<T, OperatorError> {
-        let mut done = std::pin::pin!(to_its_end(change));
+        let mut done = std::pin::pin!(run_detached(change));
         loop {
-            match tokio::time::timeout(LOOK_AT_DISK_EVERY, &mut done).await {
+            match tokio::time::timeout(CHECK_DISK_EVERY, &mut done).await {
                 Ok(done) => return done,
                 Err(_) if self.store.stalled() >= LONGEST_WAIT => {
                     return Err(Unavailable::Stalled.into());
@@ -355,8 +355,8 @@ impl Operator {
     }
 }
 
-/// Runs a change to its end, whether its caller waits for it or not.
-async fn to_its_end<T: Send + 'static>(change: impl Future<Output = T> + Send + 'static) -> T {
+/// Runs a change to its end, even when its caller goes away.
+async fn run_detached<T: Send + 'static>(change: impl Future<Output = T> + Send + 'static) -> T {
     match tokio::spawn(change).await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

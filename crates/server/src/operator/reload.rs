@@ -1,5 +1,5 @@
-//! The policy file and the files of keys that it names, while the server runs: when one of them
-//! changes, when a signal or an operator asks.
+//! Reloads of the policy file and of the files of keys that it names: when one of them changes, on a
+//! signal, and when an operator requests it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,7 +11,7 @@ use policy::overrides::{AuditEntry, Overrides};
 use store::{Enforced, Noted, Unavailable};
 use tokio::time::MissedTickBehavior;
 
-use super::changes::Doing;
+use super::changes::Attribution;
 use super::outcome::{Done, PolicyStatus};
 use super::{By, Operator, OperatorError};
 use crate::blocking::blocking;
@@ -22,58 +22,58 @@ use crate::config::{Loaded, PolicyFile};
 use crate::error::Error;
 use crate::repeated::Repeated;
 
-/// What was found in the files by somebody who looked already, the policy file first.
-type Found = Vec<(PathBuf, io::Result<Vec<u8>>)>;
+/// The contents of files that were read already, the policy file first.
+type FileContents = Vec<(PathBuf, io::Result<Vec<u8>>)>;
 
-static NOT_LOADED: Repeated = Repeated::new();
-static WARNED: Repeated = Repeated::new();
+static LOAD_FAILURES: Repeated = Repeated::new();
+static LOAD_WARNINGS: Repeated = Repeated::new();
 
-/// How the policy file is watched.
+/// The state of the watch of the policy file.
 struct Watch {
     watched: Watched,
-    /// Whether the last load found the store too busy to end leases, and has to be done again.
-    again: bool,
+    /// Whether the file has to be loaded again, because the store was too busy to end leases.
+    retry: bool,
 }
 
 impl Watch {
     fn new(file: &PolicyFile) -> Self {
-        Self { watched: Watched::new(file.files().to_vec()), again: false }
+        Self { watched: Watched::new(file.files().to_vec()), retry: false }
     }
 }
 
 impl Operator {
-    /// Loads the policy file again, whether it changed or not, and puts it into force.
+    /// Loads the policy file again, even if it has not changed, and puts it into force.
     ///
-    /// Leases that it does not allow end at once; lowered limits end nobody; overrides stay in force
-    /// on top of it. A file that is not sound, is gone or would open the port to everybody is refused:
-    /// the policy in force stays, and the reason is kept in the [status](Operator::policy_status).
-    /// Settings in its `[server]` section that are not those of the start are warned about: they
-    /// need a restart. Cancellation: the file is loaded all the same.
+    /// Leases that it does not allow end at once. Lowered limits end no lease. Overrides stay in force on
+    /// top of it. A file that is invalid, is missing or would open the port to everybody is refused: the
+    /// policy in force stays, and the [status](Operator::policy_status) has the reason. There is a
+    /// warning for each setting in its `[server]` section that differs from the start: it needs a
+    /// restart. Cancellation: the file is loaded all the same.
     ///
     /// # Errors
     ///
     /// [`OperatorError::Conflict`] when the server was started without a file, or the file is
     /// refused: with file, line, column and reason. After [`OperatorError::Unavailable`] the policy
-    /// is in force, and leases may live on that it does not allow.
+    /// is in force, and leases that it does not allow may still live.
     pub async fn reload(self: &Arc<Self>, by: By<'_>) -> Result<Done, OperatorError> {
-        self.load(Doing::try_from(by)?, None).await
+        self.load(Attribution::try_from(by)?, None).await
     }
 
-    /// Looks at the policy file and those that it names from time to time, and loads it when one of
-    /// them says something else. Runs until it is dropped; without a file it ends at once.
+    /// Checks the policy file and the files that it names periodically, and loads them when one of them
+    /// changes. Never returns; without a file it returns at once.
     pub(crate) async fn watch(self: Arc<Self>) {
         let Some(mut watch) = self.config.policy_file.as_ref().map(Watch::new) else { return };
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            looks.tick().await;
-            watch = self.look(watch).await;
+            ticks.tick().await;
+            watch = self.check_files(watch).await;
         }
     }
 
-    /// Looks once.
-    async fn look(self: &Arc<Self>, watch: Watch) -> Watch {
-        let Watch { mut watched, again } = watch;
+    /// Checks the files once.
+    async fn check_files(self: &Arc<Self>, watch: Watch) -> Watch {
+        let Watch { mut watched, retry } = watch;
         let read = self.state.lock().read.clone();
         if !watched.paths().iter().eq(read.iter().map(|(path, _)| path)) {
             watched = Watched::new(read);
@@ -84,19 +84,19 @@ impl Operator {
         })
         .await;
         let found = found.map(|files| watched.paths().iter().cloned().zip(files).collect());
-        let is_news = found.as_ref().is_some_and(|found| !self.has_read(found));
-        if !is_news && !again {
-            return Watch { watched, again };
+        let has_changed = found.as_ref().is_some_and(|found| !self.has_read(found));
+        if !has_changed && !retry {
+            return Watch { watched, retry };
         }
-        let doing = Doing { from: "file".into(), note: "".into() };
-        let loaded = self.load(doing, found.filter(|_| is_news)).await;
-        // A refused file was told about, and is looked at again when it changes.
-        let again = loaded == Err(OperatorError::Unavailable(Unavailable::Overloaded));
-        Watch { watched, again }
+        let attribution = Attribution { from: "file".into(), note: "".into() };
+        let loaded = self.load(attribution, found.filter(|_| has_changed)).await;
+        // A refused file was logged, and is read again when it changes.
+        let retry = loaded == Err(OperatorError::Unavailable(Unavailable::Overloaded));
+        Watch { watched, retry }
     }
 
-    /// Whether the files were read as they are already: at a signal, say.
-    fn has_read(&self, found: &Found) -> bool {
+    /// Whether the files were read with these contents already, for example at a signal.
+    fn has_read(&self, found: &FileContents) -> bool {
         let digest =
             |contents: &io::Result<Vec<u8>>| contents.as_ref().ok().map(|it| Digest::of(it));
         let found = found.iter().map(|(path, contents)| (path, digest(contents)));
@@ -106,22 +106,22 @@ impl Operator {
 
     async fn load(
         self: &Arc<Self>,
-        doing: Doing,
-        found: Option<Found>,
+        attribution: Attribution,
+        found: Option<FileContents>,
     ) -> Result<Done, OperatorError> {
         let operator = self.clone();
-        self.change(async move {
-            let loaded = operator.load_now(doing, found).await;
+        self.run_change(async move {
+            let loaded = operator.load_now(attribution, found).await;
             if let Err(error) = &loaded {
-                let told = match error {
+                let message = match error {
                     OperatorError::Unavailable(error) => format!(
                         "the policy file is in force, but leases that it does not allow may live \
                          on: {error}"
                     ),
                     error => format!("the policy file was not loaded: {error}"),
                 };
-                if let Some(times) = NOT_LOADED.count_of(&told) {
-                    tracing::error!(times, "{told}");
+                if let Some(times) = LOAD_FAILURES.count_of(&message) {
+                    tracing::error!(times, "{message}");
                 }
             }
             loaded
@@ -129,7 +129,11 @@ impl Operator {
         .await
     }
 
-    async fn load_now(&self, doing: Doing, found: Option<Found>) -> Result<Done, OperatorError> {
+    async fn load_now(
+        &self,
+        attribution: Attribution,
+        found: Option<FileContents>,
+    ) -> Result<Done, OperatorError> {
         let Some(started_with) = &self.config.policy_file else {
             let problem = "there is no policy file: the server was started without one";
             return Err(OperatorError::Conflict(problem.into()));
@@ -140,38 +144,38 @@ impl Operator {
             let read = self.read(started_with, found, overrides).await;
             let Loaded { policy, server, warnings, .. } =
                 read.map_err(|error| self.refuse(started_with, &error))?;
-            let warnings = self.as_reported(&warnings).await;
-            let warnings = warned(started_with, &warnings, &server);
+            let warnings = self.resolve_unreported_metrics(&warnings).await;
+            let warnings = all_warnings(started_with, &warnings, &server);
             let live = self.put_into_force(policy).await;
             self.metrics.reloads.applied.inc();
             let path = started_with.path().display().to_string();
-            if WARNED.count_of(&warnings.join("\n")).is_some() {
+            if LOAD_WARNINGS.count_of(&warnings.join("\n")).is_some() {
                 for warning in &warnings {
                     tracing::warn!("{warning}");
                 }
             }
-            self.tell(|status| PolicyStatus {
+            self.update_status(|status| PolicyStatus {
                 file: Some(path.clone()),
                 loaded_at: self.now().as_unix(),
                 refused: None,
                 warnings,
                 ..status
             });
-            let entry = self.entry(doing, format!("loaded the policy file {path}"));
-            // The file itself is what lasts: it is in force even when the audit list cannot be written.
+            let entry = self.new_entry(attribution, format!("loaded the policy file {path}"));
+            // The file is durable by itself: it is in force even when the audit entry cannot be written.
             let enforced = self.store.enforce(&live.policy, Noted::Anew(entry.clone()));
             async move { enforced.await.map(|enforced| (enforced, entry)) }
         };
         let (Enforced { ended, entry: number }, entry) = enforced.await?;
         let entry = AuditEntry { number: number.unwrap_or(0), ended: ended as u64, ..entry };
-        Ok(self.told(self.recorded(entry.number).unwrap_or(entry)))
+        Ok(self.publish(self.audit_entry(entry.number).unwrap_or(entry)))
     }
 
-    /// Reads the files, as far as that was not done, and lays the overrides over what they say.
+    /// Reads the files that were not read already, and applies the overrides to the policy.
     async fn read(
         &self,
         file: &PolicyFile,
-        found: Option<Found>,
+        found: Option<FileContents>,
         overrides: Arc<Overrides>,
     ) -> Result<Loaded, Error> {
         let path = file.path().to_owned();
@@ -194,38 +198,38 @@ impl Operator {
         {
             let mut state = self.state.lock();
             let before = std::mem::take(&mut state.read);
-            // A policy that cannot be read names nothing: a change of what it named before may be
-            // all that it takes to mend it.
+            // An invalid policy names no files. The files that it named before stay watched: a change of
+            // one of them may make it valid.
             let kept = if loaded.is_err() && named.is_empty() { before } else { Vec::new() };
             let kept = kept.into_iter().skip(1);
             state.read = std::iter::once(own).chain(named).chain(kept).collect();
         }
         let loaded = loaded?;
         let config = self.config.clone();
-        blocking(move || judge(config, &loaded).map(|()| loaded)).await
+        blocking(move || check_startable(config, &loaded).map(|()| loaded)).await
     }
 
-    /// Puts into words what reports have to do with it: a budget on a metric that one has carried is
-    /// no reason to warn.
-    async fn as_reported(&self, warnings: &[Warning]) -> Vec<Warning> {
+    /// Drops the warnings about metrics that a report has contained, and completes those about metrics
+    /// that no report has contained.
+    async fn resolve_unreported_metrics(&self, warnings: &[Warning]) -> Vec<Warning> {
         if warnings.iter().all(|warning| warning.unheard_of.is_none()) {
             return warnings.to_vec();
         }
-        // A store that has failed cannot tell; whatever the file says comes into force even so.
+        // A store that has failed cannot list its metrics. The file comes into force all the same.
         let Ok(usage) = self.store.usage().await else { return warnings.to_vec() };
         let reported: BTreeSet<_> = usage.iter().map(|count| &*count.metric).collect();
-        let told = warnings.iter().filter_map(|warning| match warning.unheard_of.as_deref() {
+        let resolved = warnings.iter().filter_map(|warning| match warning.unheard_of.as_deref() {
             Some(metric) if reported.contains(metric) => None,
             Some(metric) => Some(warning.of_unreported(metric)),
             None => Some(warning.clone()),
         });
-        told.collect()
+        resolved.collect()
     }
 
-    /// Tells at the start of budgets on metrics that no report has carried.
-    pub(crate) async fn tell_of_unreported(&self) {
+    /// Warns at the start of budgets on metrics that no report has contained.
+    pub(crate) async fn warn_of_unreported_metrics(&self) {
         let Some(file) = &self.config.policy_file else { return };
-        let warnings = self.as_reported(file.warnings()).await;
+        let warnings = self.resolve_unreported_metrics(file.warnings()).await;
         for warning in warnings.iter().filter(|warning| warning.unheard_of.is_some()) {
             tracing::warn!("{warning}");
         }
@@ -233,7 +237,7 @@ impl Operator {
         self.state.lock().status.warnings = warnings;
     }
 
-    /// Keeps and tells why the file is not in force.
+    /// Publishes why the file is not in force, and returns the error.
     fn refuse(&self, file: &PolicyFile, error: &Error) -> OperatorError {
         self.metrics.reloads.refused.inc();
         let path = file.path().display().to_string();
@@ -241,13 +245,13 @@ impl Operator {
         if !problem.contains(&path) {
             problem = format!("{path}: {problem}");
         }
-        self.tell(|status| PolicyStatus { refused: Some(problem.clone()), ..status });
+        self.update_status(|status| PolicyStatus { refused: Some(problem.clone()), ..status });
         OperatorError::Conflict(format!("{problem} (the policy in force stays)"))
     }
 }
 
-/// Refuses a file with which the server would not start, for a reason that comes with the file.
-fn judge(mut started_with: Config, loaded: &Loaded) -> Result<(), Error> {
+/// Refuses a file with which the server would not start, if the file is the reason.
+fn check_startable(mut started_with: Config, loaded: &Loaded) -> Result<(), Error> {
     let mut next = Config { policy: loaded.policy.clone(), ..started_with.clone() };
     if let Some(file) = &started_with.policy_file {
         loaded.server.news(file.server(), &started_with.given).apply(&mut next)?;
@@ -257,8 +261,8 @@ fn judge(mut started_with: Config, loaded: &Loaded) -> Result<(), Error> {
     wrong.map_or(Ok(()), Err)
 }
 
-/// What to think about in a file that was loaded into a running server.
-fn warned(started_with: &PolicyFile, warnings: &[Warning], server: &Given) -> Vec<String> {
+/// All warnings about a file that was loaded into a running server.
+fn all_warnings(started_with: &PolicyFile, warnings: &[Warning], server: &Given) -> Vec<String> {
     let changed = started_with.server().differing(server).into_iter().map(|setting| {
         let path = started_with.path().display();
         format!("{path}: {setting} in [server] is not what the server was started with: restart it")
@@ -303,28 +307,28 @@ mod tests {
         let operator = operator(&path);
         let mut watch = Watch::new(operator.config.policy_file.as_ref().unwrap());
         let loads = || operator.metrics.reloads.applied.get();
-        let look_often = async |mut watch: Watch| {
+        let check_often = async |mut watch: Watch| {
             for _ in 0..4 {
-                watch = operator.look(watch).await;
+                watch = operator.check_files(watch).await;
             }
             watch
         };
-        watch = look_often(watch).await;
+        watch = check_often(watch).await;
         assert_eq!(loads(), 0, "nothing has changed");
 
         fs::write(&path, "[services.t2w]").unwrap();
         operator.reload(By { from: "signal", note: "" }).await.unwrap();
-        watch = look_often(watch).await;
+        watch = check_often(watch).await;
         assert_eq!(loads(), 1, "the watch found what the signal had loaded");
 
         fs::write(&path, "[services.t3x]").unwrap();
-        watch = look_often(watch).await;
+        watch = check_often(watch).await;
         assert_eq!(loads(), 2);
         assert!(operator.policy().has_entry("t3x"));
 
-        // A refused file is told about once, until it changes.
+        // A refused file is reported once, until it changes.
         fs::write(&path, "[services.").unwrap();
-        look_often(watch).await;
+        check_often(watch).await;
         assert_eq!((loads(), operator.metrics.reloads.refused.get()), (2, 1));
     }
 }

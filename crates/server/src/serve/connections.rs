@@ -1,4 +1,5 @@
-//! The connections of one serving thread: accepted, driven, closed when idle, drained at the end.
+//! The connections of one serving thread: they are accepted, served, closed when idle, and drained when
+//! the server stops.
 
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::opening::{Opening, opening};
+use super::paced::{HandshakeTimeout, paced};
 use super::tls::{self, Tls};
 use crate::accept::Acceptor;
 use crate::bounds::connection::Connection;
@@ -27,38 +28,38 @@ use crate::bounds::rounds::Rounds;
 use crate::bounds::{Call, Calls};
 use crate::config::PortLimits;
 use crate::grpc::Gateway;
-use crate::metrics::Held;
+use crate::metrics::GaugeGuard;
 
-/// Bytes that a caller may send ahead on one call, and on a connection.
+/// The HTTP/2 flow control windows of a call and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 
-/// How long an HTTP/1.1 connection may take to its next call, headers included. It cannot be asked
-/// whether anybody is there.
+/// How long an HTTP/1.1 connection may take until the headers of its next call are complete. HTTP/1.1
+/// has no pings.
 const HTTP1_IDLE: Duration = Duration::from_secs(60);
 
-/// The least that hyper reads HTTP/1.1 into.
+/// The smallest read buffer that hyper allows for HTTP/1.1.
 const HTTP1_BUFFER: usize = 8 * 1024;
 
-/// What a TLS handshake counts as, in units of [`Rounds`].
-const HANDSHAKE: u32 = 300;
+/// The cost of a TLS handshake, in units of [`Rounds`].
+const HANDSHAKE_COST: u32 = 300;
 
 static ACCEPTOR: Acceptor = Acceptor::new("the gRPC port");
 
-/// What the serving threads of a server share.
+/// The gRPC port. All serving threads share it.
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) gateway: Arc<Gateway>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) limits: PortLimits,
     pub(super) places: Arc<Places>,
-    /// The memory that connections and calls may take up.
+    /// The memory budget of connections and calls.
     pub(super) memory: Arc<MemoryBudget>,
     /// Counts the connections.
     pub(super) open: Gauge,
-    /// Cancelled when the server stops: accept nothing more, finish what is under way.
+    /// Cancelled when the server stops: no connection is accepted any more, calls in flight may finish.
     pub(super) draining: CancellationToken,
-    /// Cancelled when there is no more time: drop everything.
+    /// Cancelled when the drain timeout is over: all connections are dropped.
     pub(super) stopped: CancellationToken,
 }
 
@@ -68,7 +69,7 @@ impl Port {
         let listener = TcpListener::from_std(listener)?;
         let (connections, rounds) = (Connections::default(), Arc::<Rounds>::default());
         let turning = rounds.clone();
-        // A task of its own, so that it comes after what is ready.
+        // In its own task, so that it runs after the tasks that are ready.
         let turning = tokio::spawn(async move { turning.turn().await });
         let (port, connections, rounds) = (&self, &connections, &rounds);
         let serve = |stream, peer: SocketAddr| async move {
@@ -94,18 +95,17 @@ impl Port {
         Connection::new(peer, &self.memory, rounds, &self.limits)
     }
 
-    /// Serves one connection that came by other means than the socket, until it ends or the
-    /// server stops.
+    /// Serves one connection that did not come from the socket, until it ends or the server stops.
     pub(super) async fn serve_stream<I>(self: Arc<Self>, stream: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        // Who runs the server within a program of their own has a thread for this, alone on it.
+        // The program that embeds the server runs this on a thread without other connections.
         let connection = self.connection(None, &Arc::default());
         let _place = self.places.take(connection.clone()).await;
-        let _open = Held::in_(&self.open);
-        let by = Instant::now() + self.limits.handshake_timeout;
-        let mut served = pin!(self.clone().drive(stream, connection.clone(), by));
+        let _open = GaugeGuard::new(&self.open);
+        let deadline = Instant::now() + self.limits.handshake_timeout;
+        let mut served = pin!(self.clone().drive(stream, connection.clone(), deadline));
         tokio::select! {
             () = &mut served => return,
             () = self.stopped.cancelled() => return,
@@ -118,52 +118,52 @@ impl Port {
         }
     }
 
-    /// Serves one connection from the socket, under TLS if that is what the port has.
-    async fn greet(self: Arc<Self>, stream: TcpStream, connection: Arc<Connection>) {
-        let by = Instant::now() + self.limits.handshake_timeout;
+    /// Serves one connection from the socket, with TLS if the port has it.
+    async fn serve_socket(self: Arc<Self>, stream: TcpStream, connection: Arc<Connection>) {
+        let deadline = Instant::now() + self.limits.handshake_timeout;
         match self.tls.clone() {
-            None => self.drive(stream, connection, by).await,
-            // Boxed, so that a connection without TLS takes no room for it.
-            Some(tls) => Box::pin(self.greet_with_tls(tls, stream, connection, by)).await,
+            None => self.drive(stream, connection, deadline).await,
+            // Boxed, so that a connection without TLS uses no memory for it.
+            Some(tls) => Box::pin(self.serve_tls(tls, stream, connection, deadline)).await,
         }
     }
 
-    async fn greet_with_tls(
+    async fn serve_tls(
         self: Arc<Self>,
         tls: Arc<Tls>,
         stream: TcpStream,
         connection: Arc<Connection>,
-        by: Instant,
+        deadline: Instant,
     ) {
         let handshake = async {
-            // Other callers have their turns between the handshakes of strangers.
+            // Other callers have their turns between the handshakes of connections without a key.
             let share = connection.share();
-            std::future::poll_fn(|context| share.poll_turn(HANDSHAKE, context)).await;
+            std::future::poll_fn(|context| share.poll_turn(HANDSHAKE_COST, context)).await;
             tls.acceptor().accept(stream).into_fallible().await
         };
-        let handshake = tokio::time::timeout_at(by, handshake);
+        let handshake = tokio::time::timeout_at(deadline, handshake);
         let stream = tokio::select! {
             stream = handshake => stream,
             () = self.draining.cancelled() => return,
             () = std::future::poll_fn(|context| connection.poll_leave(context)) => return,
         };
         match stream {
-            Ok(Ok(stream)) => self.drive(stream, connection, by).await,
+            Ok(Ok(stream)) => self.drive(stream, connection, deadline).await,
             Ok(Err((error, stream))) => {
                 tracing::debug!(%error, "a TLS handshake failed");
-                tls::hang_up(stream).await;
+                tls::close_after_alert(stream).await;
             }
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         }
     }
 
-    /// Serves HTTP on `stream`, which has to begin `by` then.
-    async fn drive<I>(self: Arc<Self>, stream: I, connection: Arc<Connection>, by: Instant)
+    /// Serves HTTP on `stream`. Its first bytes of HTTP have to arrive before `deadline`.
+    async fn drive<I>(self: Arc<Self>, stream: I, connection: Arc<Connection>, deadline: Instant)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let http = http(&self.limits, &connection);
-        let (stream, opening) = opening(stream, connection.clone(), by);
+        let (stream, timeout) = paced(stream, connection.clone(), deadline);
         let calls = connection.clone();
         let gateway = self.gateway.clone();
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
@@ -171,16 +171,18 @@ impl Port {
             gateway.clone().answer(request, call)
         });
         let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
-        let mut ending = Ending { connection: &connection, opening, has_said_goodbye: false };
+        let mut closing = Closing { connection: &connection, timeout, is_shutting_down: false };
         let ended = std::future::poll_fn(|context| {
-            let leaves = ready!(ending.poll(context, || http.as_mut().graceful_shutdown()));
+            let is_evicted = ready!(closing.poll(context, || http.as_mut().graceful_shutdown()));
             let polled = http.as_mut().poll(context);
-            if polled.is_pending() && (leaves || ending.opening.is_missed(context)) {
-                return Poll::Ready(Err("it said nothing in time, or had to make room".into()));
+            if polled.is_pending() && (is_evicted || closing.timeout.has_expired(context)) {
+                return Poll::Ready(Err(
+                    "the handshake timeout is over, or the connection was evicted".into(),
+                ));
             }
             polled
         });
-        // A call of HTTP/1.1 runs within its connection, which is reset together with it.
+        // A call of HTTP/1.1 runs within its connection, and both are reset together.
         let served = Call::within_connection(async {
             if let Err(error) = ended.await {
                 tracing::debug!(%error, "a connection broke");
@@ -190,23 +192,23 @@ impl Port {
     }
 }
 
-/// When a connection has to end.
-struct Ending<'c> {
+/// Decides when a connection has to close.
+struct Closing<'c> {
     connection: &'c Connection,
-    opening: Opening,
-    has_said_goodbye: bool,
+    timeout: HandshakeTimeout,
+    is_shutting_down: bool,
 }
 
-impl Ending<'_> {
-    /// Waits for a turn, says goodbye where the connection has to go, and answers whether it has to
-    /// go at once.
-    fn poll(&mut self, context: &mut Context<'_>, say_goodbye: impl FnOnce()) -> Poll<bool> {
+impl Closing<'_> {
+    /// Waits for a turn. Starts a graceful shutdown when the connection has to close, and returns whether
+    /// it has to close at once.
+    fn poll(&mut self, context: &mut Context<'_>, shut_down: impl FnOnce()) -> Poll<bool> {
         let connection = self.connection;
         connection.waker.register(context.waker());
         let leaves = connection.has_to_leave_at_once();
-        if !self.has_said_goodbye && (leaves || connection.has_to_leave()) {
-            self.has_said_goodbye = true;
-            say_goodbye();
+        if !self.is_shutting_down && (leaves || connection.has_to_leave()) {
+            self.is_shutting_down = true;
+            shut_down();
         }
         if !leaves {
             ready!(connection.poll_turn(context));
@@ -215,7 +217,7 @@ impl Ending<'_> {
     }
 }
 
-/// HTTP/2 for gRPC; HTTP/1.1 for gRPC-Web alone, as browsers and their proxies speak it.
+/// Configures HTTP/2 for gRPC, and HTTP/1.1 for gRPC-Web, which browsers and their proxies use.
 fn http(limits: &PortLimits, connection: &Arc<Connection>) -> auto::Builder<Calls> {
     let mut builder = auto::Builder::new(Calls(connection.clone()));
     builder
@@ -227,15 +229,15 @@ fn http(limits: &PortLimits, connection: &Arc<Connection>) -> auto::Builder<Call
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.max_streams)
-        // A client may give up all its calls at once. The default allows 20 of them before it says
-        // ENHANCE_YOUR_CALM, which clients take for RESOURCE_EXHAUSTED and end their streams.
+        // A client may cancel all its calls at once. The default allows 20 and then sends
+        // ENHANCE_YOUR_CALM, which clients read as RESOURCE_EXHAUSTED: they would end their streams.
         .max_pending_accept_reset_streams(limits.max_streams as usize)
         .max_header_list_size(limits.max_header_bytes)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(limits.ping_interval)
         .keep_alive_timeout(limits.ping_timeout)
-        // gRPC has no use for a date.
+        // gRPC does not use the date.
         .auto_date_header(false);
     builder
 }
@@ -247,7 +249,7 @@ struct Connections {
     tasks: TaskTracker,
 }
 
-/// Every open connection, with the calls it had made when somebody last looked whether it is idle.
+/// Every open connection, with the number of its calls at the last idle check.
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
@@ -262,14 +264,14 @@ impl Open {
         number
     }
 
-    /// Closes what made no call since the last look and has none in flight.
+    /// Closes connections that made no call since the last check and have none in flight.
     fn close_idle(&mut self) {
-        for (connection, calls_then) in self.connections.values_mut() {
+        for (connection, calls_before) in self.connections.values_mut() {
             let calls = connection.calls();
-            if calls == *calls_then && connection.is_idle() {
+            if calls == *calls_before && connection.is_idle() {
                 connection.close();
             }
-            *calls_then = calls;
+            *calls_before = calls;
         }
     }
 }
@@ -279,15 +281,15 @@ impl Connections {
         connection.has_place(&port.places, &place);
         let number = self.open.lock().add(connection.clone());
         let open = self.open.clone();
-        let held = Held::in_(&port.open);
+        let counted = GaugeGuard::new(&port.open);
         self.tasks.spawn(async move {
-            port.greet(stream, connection).await;
+            port.serve_socket(stream, connection).await;
             open.lock().connections.remove(&number);
-            drop((place, held));
+            drop((place, counted));
         });
     }
 
-    /// Looks for idle connections for ever.
+    /// Closes idle connections; never returns.
     async fn close_idle(&self, idle: Duration) {
         loop {
             tokio::time::sleep(idle).await;
@@ -323,7 +325,7 @@ mod tests {
         let stream = watching.begin(&mut HeaderMap::new());
 
         open.close_idle();
-        assert!(!silent.has_to_leave(), "a connection that is new is given a whole period");
+        assert!(!silent.has_to_leave(), "a new connection has a whole period");
 
         drop(calling.begin(&mut HeaderMap::new()));
         open.close_idle();

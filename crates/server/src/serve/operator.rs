@@ -1,4 +1,4 @@
-//! What an operator does to a server that runs within a program of their own.
+//! The operator's functions of a server that is embedded in a program.
 
 use std::sync::Arc;
 
@@ -6,23 +6,23 @@ use lease::{LeaseId, Reason, Usage};
 use policy::Policy;
 use store::{ReportError, Reported, Unavailable};
 
-use super::Running;
+use super::running::Running;
 use crate::error::Error;
 use crate::operator::Operator;
 
-/// Ending sessions and changing the policy while the server runs.
+/// Ends sessions and changes the policy while the server runs.
 ///
-/// Whoever holds a lease that ends here hears of it at once where it is attached, and with its next
-/// keep-alive otherwise; the reason stays known for ten minutes at least.
+/// An attached holder of a lease that ends is notified at once, any other holder with its next
+/// keep-alive. The server remembers the reason for at least ten minutes.
 impl Running {
     /// The operator's side of the server, which the admin port uses too.
     pub fn operator(&self) -> &Arc<Operator> {
         &self.operator
     }
 
-    /// Ends one lease at once, and answers whether there was such a lease.
+    /// Ends one lease at once. Returns whether there was such a lease.
     ///
-    /// Durable when it answers. Cancellation: dropped, the lease may have ended.
+    /// Durable when it returns. Cancellation: when the future is dropped, the lease may have ended.
     ///
     /// # Errors
     ///
@@ -37,8 +37,8 @@ impl Running {
     /// # config.listen.set_port(0);
     /// # config.admin_listen.set_port(0);
     /// let server = Server::bind(config).await.unwrap().start().await.unwrap();
-    /// let nobodys = lease::LeaseId::new(0, 1, [0; 12]);
-    /// assert_eq!(server.revoke(nobodys, lease::Reason::Operator).await, Ok(false));
+    /// let unknown = lease::LeaseId::new(0, 1, [0; 12]);
+    /// assert_eq!(server.revoke(unknown, lease::Reason::Operator).await, Ok(false));
     /// # server.stop().await.unwrap();
     /// # });
     /// ```

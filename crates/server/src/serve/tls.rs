@@ -1,4 +1,4 @@
-//! TLS of the gRPC port: a certificate from files, taken in again when they change.
+//! TLS of the gRPC port: the certificate is loaded from files, and again when they change.
 
 use std::fmt;
 use std::io;
@@ -20,11 +20,11 @@ use crate::config::tls::{configure, readable};
 use crate::config::watch::{self, Digest, LOOK_EVERY, Watched};
 use crate::error::Error;
 
-/// How long, and how much, a client may go on after its handshake failed.
-const HANG_UP: Duration = Duration::from_secs(1);
-const MOST_UNREAD: u64 = 64 * 1024;
+/// How long, and how many bytes, are read from a client after its handshake failed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_UNREAD: u64 = 64 * 1024;
 
-/// The certificate in force, and how it is offered.
+/// The certificate in force, and the TLS configuration with it.
 pub(super) struct Tls {
     paths: Vec<PathBuf>,
     clock: Arc<dyn Clock>,
@@ -40,11 +40,11 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Reads `files`, and answers what to look at for changes too; `None` without TLS.
+    /// Loads `files`, and returns with them what has to be watched for changes; `None` without TLS.
     ///
     /// # Errors
     ///
-    /// A file that cannot be used, by name, or one that is missing for another.
+    /// A file cannot be used, or a file that another one needs is missing.
     pub(super) fn load(
         files: &TlsFiles,
         clock: Arc<dyn Clock>,
@@ -70,14 +70,14 @@ impl Tls {
         self.not_after.clone()
     }
 
-    /// Takes in the next connection with the certificate that is in force now.
+    /// Returns an acceptor with the certificate that is in force now.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         self.current.load_full().into()
     }
 
-    /// Takes in `watched` again whenever it changes, for ever. Connections that are open stay as
-    /// they are. What cannot be used is refused, and the certificate before stays in force.
-    pub(super) async fn follow(self: Arc<Self>, mut watched: Watched) {
+    /// Reloads the files whenever they change; never returns. Open connections keep their certificate.
+    /// If a file cannot be used, the certificate before stays in force.
+    pub(super) async fn reload_on_change(self: Arc<Self>, mut watched: Watched) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let (looked, changed) = blocking(move || {
@@ -87,12 +87,12 @@ impl Tls {
             .await;
             watched = looked;
             if let Some(contents) = changed {
-                self.take(contents);
+                self.reload(contents);
             }
         }
     }
 
-    fn take(&self, contents: Vec<io::Result<Vec<u8>>>) {
+    fn reload(&self, contents: Vec<io::Result<Vec<u8>>>) {
         let read = self.paths.iter().zip(contents).map(|(path, read)| readable(path, read));
         let configured = read
             .collect::<Result<Vec<_>, _>>()
@@ -109,16 +109,16 @@ impl Tls {
     }
 }
 
-/// Closes a connection whose handshake failed so that the client reads why: closed with words of
-/// the client unread, TCP would reset it and lose the alert.
-pub(super) async fn hang_up(mut stream: TcpStream) {
+/// Closes a connection whose handshake failed so that the client receives the alert: if bytes of the
+/// client were unread, TCP would reset the connection and lose the alert.
+pub(super) async fn close_after_alert(mut stream: TcpStream) {
     let read = async {
         stream.shutdown().await?;
-        let mut unread = stream.take(MOST_UNREAD);
+        let mut unread = stream.take(MAX_UNREAD);
         tokio::io::copy(&mut unread, &mut tokio::io::sink()).await
     };
-    match tokio::time::timeout(HANG_UP, read).await {
+    match tokio::time::timeout(CLOSE_TIMEOUT, read).await {
         Ok(Ok(_)) | Err(_) => {}
-        Ok(Err(error)) => tracing::trace!(%error, "the client left first"),
+        Ok(Err(error)) => tracing::trace!(%error, "the client closed the connection first"),
     }
 }

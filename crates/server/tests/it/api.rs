@@ -138,7 +138,7 @@ async fn an_organization_is_told_with_the_source_of_each_number_its_usage_and_re
 async fn who_is_not_known_is_not_found_until_somebody_says_something_about_them() {
     let (server, admin) = start(ROOMY).await;
     let problem = admin.ask("GET", "/api/organizations/nobody", "").await.problem(404);
-    assert_eq!(problem, "nobody knows an organization \"nobody\"");
+    assert_eq!(problem, "the organization \"nobody\" is unknown");
     let problem = admin.ask("GET", "/api/api-keys/nobody", "").await.problem(404);
     assert!(problem.contains("nobody"), "{problem}");
     server.client().borrow(session("a lease/of ours")).await;

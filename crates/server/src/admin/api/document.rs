@@ -26,7 +26,7 @@ const TOKEN: &str = "token";
         title = "tgm-session admin API",
         description = "Operators read and change the state of a session server. Times are seconds since \
                        1970, UTC; ages and durations are seconds; a limit that is absent is null, \
-                       and a limit of 0 admits nobody. Ids are at most 256 bytes of UTF-8. A lease is named by its \
+                       and a limit of 0 admits no lease. Ids are at most 256 bytes of UTF-8. A lease is named by its \
                        number, never by its key.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),

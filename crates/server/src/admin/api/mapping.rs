@@ -47,20 +47,20 @@ impl From<operator::Done> for Done {
     }
 }
 
-impl From<&refusals::Noted> for Refusal {
-    fn from(noted: &refusals::Noted) -> Self {
-        let (active, max) = noted.ceiling().unzip();
+impl From<&refusals::RefusedBorrow> for Refusal {
+    fn from(refused: &refusals::RefusedBorrow) -> Self {
+        let (active, max) = refused.ceiling().unzip();
         Self {
-            at: noted.at.as_unix(),
-            organization: noted.organization.to_string(),
-            service: noted.service.to_string(),
-            api_key: noted.api_key.to_string(),
-            trace: noted.trace.to_string(),
-            scope: noted.scope().to_owned(),
-            reason: noted.reason(),
+            at: refused.at.as_unix(),
+            organization: refused.organization.to_string(),
+            service: refused.service.to_string(),
+            api_key: refused.api_key.to_string(),
+            trace: refused.trace.to_string(),
+            scope: refused.scope().to_owned(),
+            reason: refused.reason(),
             active,
             max,
-            observed: noted.observed,
+            observed: refused.observed,
         }
     }
 }

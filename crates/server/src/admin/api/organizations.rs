@@ -59,7 +59,7 @@ async fn organizations(
     params(("organization" = String, Path, description = "Its id", min_length = 1, max_length = 256)),
     responses(
         (status = 200, description = "The organization, at most 250 ms old", body = Organization),
-        (status = 404, description = "Nobody knows the organization", body = Problem),
+        (status = 404, description = "The organization is unknown", body = Problem),
         (status = 503, description = "The store cannot be read", body = Problem),
     ),
 )]
@@ -69,7 +69,7 @@ async fn organization(
 ) -> Result<Json<Organization>, Failure> {
     validate_id("organization", &name, true)?;
     let snapshot = admin.snapshot().await?;
-    let unknown = || Failure::not_found(format!("nobody knows an organization {name:?}"));
+    let unknown = || Failure::not_found(format!("the organization {name:?} is unknown"));
     let shown = snapshot.organization(&name).ok_or_else(unknown)?;
     Ok(Json(mapping::organization(&admin.operator.policy(), &shown, snapshot.at)))
 }
@@ -82,7 +82,7 @@ async fn organization(
     params(("api_key" = String, Path, description = "Its id", min_length = 1, max_length = 256)),
     responses(
         (status = 200, description = "The API key", body = ApiKey),
-        (status = 404, description = "Neither the policy nor an operator says anything about it", body = Problem),
+        (status = 404, description = "The API key has neither an entry in the policy nor an override", body = Problem),
     ),
 )]
 async fn api_key(
@@ -93,7 +93,7 @@ async fn api_key(
     let policy = admin.operator.policy();
     if !policy.knows_api_key(&name) {
         let problem =
-            format!("neither the policy nor an operator says anything of API key {name:?}");
+            format!("the API key {name:?} has neither an entry in the policy nor an override");
         return Err(Failure::not_found(problem));
     }
     Ok(Json(mapping::api_key(&policy, name)))

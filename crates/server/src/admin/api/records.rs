@@ -31,7 +31,7 @@ async fn refusals(
     Query(RefusalsQuery { organization, limit }): Query<RefusalsQuery>,
 ) -> Json<RefusalPage> {
     let refusals = admin.refusals.latest(organization.as_deref(), edge::entries_per_page(limit));
-    Json(RefusalPage { refusals: refusals.iter().map(|noted| (&**noted).into()).collect() })
+    Json(RefusalPage { refusals: refusals.iter().map(|refused| (&**refused).into()).collect() })
 }
 
 /// The audit list: what operators did, the latest first.

@@ -1,9 +1,8 @@
 //! Places of the admin port: how many requests are answered at once, and how many connections may be
 //! open without a request.
 //!
-//! A connection without a request costs little, and nobody knows yet what it will ask for. So every
-//! connection is accepted, for a short time, and the one that has waited longest is evicted when there
-//! are too many. A request takes a place once it is authorized, and holds it until its answer is
+//! A connection without a request costs little, and its purpose is not known yet. So every connection is
+//! accepted, for a short time, and the one that has waited longest is evicted when there are too many. A request takes a place once it is authorized, and holds it until its answer is
 //! written to the socket. Probes take no place: they are answered at once, whatever else is full.
 
 use std::collections::BTreeMap;

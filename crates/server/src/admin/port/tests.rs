@@ -9,7 +9,7 @@ use super::*;
 
 const SHORT: Duration = Duration::from_millis(100);
 
-/// Connects to a port with a few pages; what is in flight has so much room.
+/// Connects to a port with a few pages, through a pipe that holds `room` bytes.
 fn connect(places: &Arc<Places>, room: usize) -> (DuplexStream, JoinHandle<()>) {
     let router = Router::new()
         .route("/api/long", get(|| async { "long ".repeat(10_000) }))
@@ -45,7 +45,7 @@ async fn headers_have_to_be_whole_two_seconds_after_they_began() {
     let (_silent, connection) = connect(&places, 1024);
     assert_eq!(ends_after(connection).await, HEADER_TIMEOUT);
 
-    // A byte now and then gives nobody more time.
+    // Single bytes do not extend the timeout.
     let (mut drips, connection) = connect(&places, 1024);
     let dripping = tokio::spawn(async move {
         for byte in b"GET /healthz HTTP/1.1\r\nhost: h\r\nx-more: and more\r\n" {

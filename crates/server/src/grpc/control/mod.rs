@@ -28,7 +28,7 @@ pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CO
 
 use crate::bounds::{Connection, reset_call_by};
 use crate::live::Live;
-use crate::metrics::{CallCounters, Held, Method, StreamCounters};
+use crate::metrics::{CallCounters, GaugeGuard, Method, StreamCounters};
 use outbox::{End, Outbox, Reader};
 
 /// The most keys of one batch.
@@ -128,7 +128,7 @@ impl Control {
             reset: CancellationToken::new(),
             stopping: self.farewell.begun.clone(),
             untold: Some(self.farewell.untold.token()),
-            _place: (place, Held::in_(&self.streams.attached)),
+            _place: (place, GaugeGuard::new(&self.streams.attached)),
         };
         Ok((attached, reader))
     }
@@ -165,7 +165,7 @@ struct Attached {
     stopping: CancellationToken,
     untold: Option<TaskTrackerToken>,
     /// Its place among those that may be attached, and among those that are.
-    _place: (OwnedSemaphorePermit, Held),
+    _place: (OwnedSemaphorePermit, GaugeGuard),
 }
 
 impl Attached {

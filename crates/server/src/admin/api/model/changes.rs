@@ -20,7 +20,7 @@ pub struct SetDisabled {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetLimit {
-    /// The most leases at once; 0 admits nobody.
+    /// The most leases at once; 0 admits no lease.
     #[serde(deserialize_with = "whole_number")]
     #[schema(maximum = 1_000_000_000_000_u64)]
     pub max: u64,

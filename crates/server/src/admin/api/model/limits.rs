@@ -51,7 +51,7 @@ impl Source {
 /// A ceiling and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ceiling {
-    /// The most leases at once; `null` is no limit, 0 is nobody.
+    /// The most leases at once; `null` is no limit, 0 admits no lease.
     pub max: Option<u64>,
     /// Where it comes from.
     pub source: Source,

@@ -1,7 +1,7 @@
 //! The types of the admin API, as JSON. The page, the command line and the OpenAPI document use them.
 //!
 //! Times are seconds since 1970, UTC; ages and durations are seconds; a limit that is absent is
-//! `null`, and a limit of 0 admits nobody. A lease is named by its *number*, never by its key, which is
+//! `null`, and a limit of 0 admits no lease. A lease is named by its *number*, never by its key, which is
 //! a secret of its holder.
 
 mod changes;

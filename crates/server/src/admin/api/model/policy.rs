@@ -50,7 +50,7 @@ pub struct ServiceRow {
     pub ttl_seconds: f64,
     /// The minimal life that clients are told, in seconds.
     pub minimal_life_seconds: f64,
-    /// Whether ceilings and budgets are counted but refuse nobody.
+    /// Whether ceilings and budgets are counted but refuse no borrow.
     pub observe: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The stream under HTTP: who says nothing at first is let go, whoever reads nothing too, and no
-//! connection reads more in one turn than its part.
+//! The stream under HTTP: it stops the handshake timeout at the first bytes of HTTP, limits how long a
+//! write may wait, and limits how much a connection reads in one turn.
 
 use std::io;
 use std::pin::Pin;
@@ -16,51 +16,56 @@ use crate::bounds::connection::Connection;
 /// The connection preface of HTTP/2; no request of HTTP/1.1 is shorter.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Wraps `stream` so that the handshake timeout, which ends `by` then, stops at the first bytes of
-/// HTTP, and so that a write fails when the peer takes nothing for as long as an answer may wait.
-pub(super) fn opening<I>(
+/// Wraps `stream` so that the handshake timeout stops at the first bytes of HTTP, and so that a write
+/// fails when the peer reads nothing for the write timeout. The handshake timeout ends at `deadline`.
+pub(super) fn paced<I>(
     stream: I,
     connection: Arc<Connection>,
-    by: Instant,
-) -> (Paced<I>, Opening) {
-    let spoke = Arc::new(AtomicBool::new(false));
-    let opening = Opening(Some((Box::pin(tokio::time::sleep_until(by)), spoke.clone())));
-    let (missing, patience) = (PREFACE.len(), connection.patience());
+    deadline: Instant,
+) -> (Paced<I>, HandshakeTimeout) {
+    let has_begun = Arc::new(AtomicBool::new(false));
+    let timer = Box::pin(tokio::time::sleep_until(deadline));
+    let timeout = HandshakeTimeout(Some((timer, has_begun.clone())));
+    let (missing, write_timeout) = (PREFACE.len(), connection.patience());
     let is_http2 = true;
-    (Paced { stream, connection, missing, is_http2, spoke, patience, stuck: None }, opening)
+    let write_timer = None;
+    let stream =
+        Paced { stream, connection, missing, is_http2, has_begun, write_timeout, write_timer };
+    (stream, timeout)
 }
 
-/// How long a connection has for its first bytes of HTTP. Once it has sent them, this costs nothing.
+/// The handshake timeout: how long a connection has for its first bytes of HTTP. After them it costs
+/// nothing.
 #[derive(Debug)]
-pub(super) struct Opening(Option<(Pin<Box<Sleep>>, Arc<AtomicBool>)>);
+pub(super) struct HandshakeTimeout(Option<(Pin<Box<Sleep>>, Arc<AtomicBool>)>);
 
-impl Opening {
-    /// Whether the time is over and nothing came. Has to be asked after the stream was read.
-    pub(super) fn is_missed(&mut self, context: &mut Context<'_>) -> bool {
+impl HandshakeTimeout {
+    /// Whether the timeout is over before the first bytes of HTTP. To be called after the stream was read.
+    pub(super) fn has_expired(&mut self, context: &mut Context<'_>) -> bool {
         match &mut self.0 {
             None => false,
-            Some((_, spoke)) if spoke.load(Ordering::Relaxed) => {
+            Some((_, has_begun)) if has_begun.load(Ordering::Relaxed) => {
                 self.0 = None;
                 false
             }
-            Some((over, _)) => over.as_mut().poll(context).is_ready(),
+            Some((timer, _)) => timer.as_mut().poll(context).is_ready(),
         }
     }
 }
 
-/// A stream that is read in turns and written under a time limit.
+/// A stream that is read in turns and written with a timeout.
 #[derive(Debug)]
 pub(super) struct Paced<I> {
     stream: I,
     connection: Arc<Connection>,
-    /// Bytes of the preface that have not come yet.
+    /// How many bytes of the preface have not arrived yet.
     missing: usize,
-    /// Whether those that have come are the preface of HTTP/2.
+    /// Whether the bytes that have arrived are those of the HTTP/2 preface.
     is_http2: bool,
-    spoke: Arc<AtomicBool>,
-    patience: Duration,
-    /// Runs while something waits for the peer to read.
-    stuck: Option<Pin<Box<Sleep>>>,
+    has_begun: Arc<AtomicBool>,
+    write_timeout: Duration,
+    /// Runs while a write waits for the peer to read.
+    write_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<I> Paced<I> {
@@ -73,12 +78,12 @@ impl<I> Paced<I> {
         I: Unpin,
     {
         if let Poll::Ready(written) = write(Pin::new(&mut self.stream), context) {
-            self.stuck = None;
+            self.write_timer = None;
             return Poll::Ready(written);
         }
-        let patience = self.patience;
-        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(stuck.as_mut().poll(context));
+        let timeout = self.write_timeout;
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(timer.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")))
     }
 }
@@ -91,7 +96,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Paced<I> {
     ) -> Poll<io::Result<()>> {
         let readable = self.connection.readable();
         if readable == 0 {
-            // The rest is read in the next turn, after everybody who is ready has had one.
+            // The rest is read in the next turn, after the other connections that are ready had theirs.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -102,11 +107,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Paced<I> {
         self.connection.has_read(read);
         if self.missing > 0 {
             let preface = &PREFACE[PREFACE.len() - self.missing..];
-            let came = &buffer.filled()[before..];
-            self.is_http2 &= preface.iter().zip(came).all(|(expected, byte)| expected == byte);
+            let arrived = &buffer.filled()[before..];
+            self.is_http2 &= preface.iter().zip(arrived).all(|(expected, byte)| expected == byte);
             self.missing = self.missing.saturating_sub(read);
             if self.missing == 0 {
-                self.spoke.store(true, Ordering::Relaxed);
+                self.has_begun.store(true, Ordering::Relaxed);
                 if self.is_http2 {
                     self.connection.has_sent_preface();
                 }
