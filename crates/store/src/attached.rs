@@ -102,7 +102,7 @@ impl Attachments {
     }
 }
 
-/// A revocation on its way to the listener of the lease.
+/// A revocation to push to the listener of the lease.
 #[derive(Debug)]
 pub(crate) struct Push {
     pub(crate) listener: Arc<dyn Listener>,

@@ -70,7 +70,7 @@ impl Store {
         Ok(())
     }
 
-    /// How long the commit under way has taken; nothing when none is.
+    /// How long the current commit has taken; zero when there is none.
     pub fn stalled(&self) -> Duration {
         self.shared.stalled()
     }

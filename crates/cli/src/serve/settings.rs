@@ -275,7 +275,8 @@ impl Configured {
     ///
     /// Every reason against it that can be known without a start.
     pub(crate) fn judge(&mut self) -> Result<(), Vec<Problem>> {
-        let problems: Vec<_> = self.config.judge().into_iter().flat_map(Problem::each).collect();
+        let problems: Vec<_> =
+            self.config.find_errors().into_iter().flat_map(Problem::each).collect();
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
 }

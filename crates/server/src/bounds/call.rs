@@ -1,4 +1,4 @@
-//! The tasks of calls: each has its turns, and can be ended from outside.
+//! The tasks of calls: each waits for its turn, and can be reset from outside.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -14,30 +14,31 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::connection::Connection;
 
 thread_local! {
-    /// What the call that is being polled on this thread asks for.
+    /// The reset that the call that is polled on this thread has requested.
     static RESET: Cell<Option<When>> = const { Cell::new(None) };
 }
 
-/// When a call is reset whose answer is not read.
+/// When to reset a call whose answer is not read.
 enum When {
     Cancelled(CancellationToken),
     Over(Duration),
 }
 
-/// Resets the call that runs now when `token` is cancelled, whatever it waits for then.
+/// Requests that the current call is reset when `token` is cancelled, whatever it waits for then.
 ///
-/// A response that nobody reads is not even polled any more, so it cannot end itself.
+/// A response that is not read is not polled, so it cannot end itself.
 pub(crate) fn reset_call_by(token: CancellationToken) {
     RESET.set(Some(When::Cancelled(token)));
 }
 
-/// Resets the call that runs now when it is not over within `time`. It costs nothing where the call
-/// ends with this very poll, as short answers do for which there is room.
+/// Requests that the current call is reset when it is not over within `time`. This costs nothing where
+/// the call ends with the current poll, as most short answers do.
 pub(crate) fn reset_call_after(time: Duration) {
     RESET.set(Some(When::Over(time)));
 }
 
-/// Runs each call of a connection as a task on the runtime of its thread, in the turns of its caller.
+/// Runs each call of a connection as a task on the runtime of its thread. A call waits for a turn of
+/// its caller.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls(pub(crate) Arc<Connection>);
 
@@ -53,14 +54,14 @@ where
 }
 
 pin_project! {
-    /// One call. Dropping it before its end resets its HTTP/2 stream and nothing else.
+    /// One call. Dropping it before its end resets its HTTP/2 stream only.
     pub(crate) struct Call<F> {
         #[pin]
         call: F,
-        // Has the turns. A call that runs within the task of its connection has none of its own.
+        // Gives turns. `None` for a call that runs within the task of its connection.
         connection: Option<Arc<Connection>>,
-        // Whether it had its turn. It goes on from then whenever it is woken: others may wait for it
-        // to hand a notice on.
+        // Whether it had its turn. After that it runs whenever it is woken: other calls may wait for
+        // it to pass a notice on.
         has_begun: bool,
         reset: Reset,
     }
@@ -73,7 +74,7 @@ enum Reset {
 }
 
 impl<F> Call<F> {
-    /// `call` within the task of its connection; [`reset_call_by`] may end both.
+    /// Runs `call` within the task of its connection; [`reset_call_by`] may end both.
     pub(crate) fn within_connection(call: F) -> Self {
         Self { call, connection: None, has_begun: true, reset: Reset::Never }
     }
@@ -99,7 +100,7 @@ impl<F: Future> Future for Call<F> {
             Some(When::Cancelled(token)) => {
                 *this.reset = Reset::Cancelled(Box::pin(token.cancelled_owned()));
             }
-            // The next call of HTTP/1.1 begins when the answer to this one was written.
+            // Not for HTTP/1.1: there the next call begins when the answer to this one was written.
             Some(When::Over(time)) if this.connection.is_some() => {
                 *this.reset = Reset::Over(Box::pin(tokio::time::sleep(time)));
             }

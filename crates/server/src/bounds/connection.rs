@@ -1,4 +1,4 @@
-//! One connection, as its calls and whoever looks after it see it.
+//! The state of a connection that its calls and its task share.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,58 +22,58 @@ use super::places::{Occupant, Place, Places};
 use super::rounds::{FIELDS, Rounds, Share, work_of};
 use crate::config::PortLimits;
 
-/// Bytes that are read in one turn of a connection, before its caller is known and after.
+/// The bytes that are read in one turn of a connection: before its caller is known, and after.
 const STRANGER_READS: usize = 4 << 10;
 const READS: usize = 16 << 10;
 
-/// Turns of a new connection that are not counted, so that one more handshake is not held up by a
+/// The turns of a new connection that are not counted, so that a handshake is not delayed by a
 /// thousand busy strangers.
 const FREE_TURNS: u64 = 8;
 
-/// How long a connection that speaks HTTP/2 has for its first call while places are short, and how
-/// long a TLS handshake has.
+/// While places are short, how long an HTTP/2 connection may take until its first call, and how long a
+/// TLS handshake may take.
 const FIRST_CALL: Duration = Duration::from_secs(1);
 const HANDSHAKE: Duration = Duration::from_millis(500);
 
-/// Calls that are worked on at once on one connection before it is proven.
+/// The most calls that are handled at once on a connection before it is proven.
 const UNPROVEN_CALLS: usize = 100;
 
-/// Calls that one connection may make in all before it is proven. Past it, it has to leave: whoever
-/// goes on without a key, or gives up every call, is no client that waits for answers.
+/// The most calls in total of a connection before it is proven. Beyond them the connection is closed:
+/// its client has no key, or cancels every call, and does not wait for answers.
 const UNPROVEN_CALLS_IN_ALL: u64 = 16_384;
 
-/// Health watches and reflection streams at once on one connection.
-const STREAMS_ASIDE: usize = 8;
+/// The most health watches and reflection streams at once on one connection.
+const MAX_PUBLIC_STREAMS: usize = 8;
 
-/// One connection, as seen from outside its task.
+/// The shared state of one connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     peer: Option<IpAddr>,
-    /// Header fields that a call may have.
+    /// The most header fields of a call.
     most_fields: usize,
-    /// How long an answer may wait for its caller to read it.
+    /// How long an answer may wait until its caller reads it.
     patience: Duration,
     budget: Arc<MemoryBudget>,
     memory: ConnectionMemory,
     rounds: Arc<Rounds>,
     share: Mutex<Arc<Share>>,
-    /// Its place, once it has one; a connection that this program made itself has none.
+    /// Its place, once it has one. A connection that the server itself made has none.
     place: OnceLock<(Arc<Places>, u64)>,
-    /// Whether it is known who calls.
+    /// Whether the caller is known.
     is_known: AtomicBool,
-    /// Whether a key was shown, or a call was answered where no indexers are configured.
+    /// Whether a valid key was shown, or a call was answered where no indexers are configured.
     is_proven: AtomicBool,
-    /// Woken when the connection is proven, or a call has ended before that.
+    /// Notified when the connection is proven, and before that when a call has ended.
     admitted: Notify,
-    /// Calls so far, and those in flight.
+    /// The number of calls so far, and of calls in flight.
     calls: AtomicU64,
     in_flight: AtomicUsize,
-    streams_aside: AtomicUsize,
+    public_streams: AtomicUsize,
     turns: AtomicU64,
     opened: Instant,
-    /// Whether the preface of HTTP/2 has come whole.
+    /// Whether the whole HTTP/2 preface has arrived.
     speaks_http2: AtomicBool,
-    /// Bytes that may still be read in this turn.
+    /// The bytes that may still be read in this turn.
     readable: AtomicUsize,
     leave: AtomicBool,
     leave_at_once: AtomicBool,
@@ -81,7 +81,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// A connection from `peer` whose caller is not known, on the thread of `rounds`.
+    /// A connection from `peer` on the thread of `rounds`. Its caller is not known yet.
     pub(crate) fn new(
         peer: Option<IpAddr>,
         budget: &Arc<MemoryBudget>,
@@ -103,7 +103,7 @@ impl Connection {
             admitted: Notify::new(),
             calls: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
-            streams_aside: AtomicUsize::new(0),
+            public_streams: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
             opened: Instant::now(),
             speaks_http2: AtomicBool::new(false),
@@ -114,8 +114,8 @@ impl Connection {
         })
     }
 
-    pub(crate) fn has_place(&self, places: &Arc<Places>, place: &Place) {
-        // A connection gets one place, once.
+    pub(crate) fn set_place(&self, places: &Arc<Places>, place: &Place) {
+        // A connection gets a place only once.
         let _ = self.place.set((places.clone(), place.number()));
     }
 
@@ -123,7 +123,7 @@ impl Connection {
         &self.memory
     }
 
-    /// Callers that take up memory now.
+    /// The number of callers that use memory now.
     pub(crate) fn callers(&self) -> usize {
         self.budget.active()
     }
@@ -133,11 +133,11 @@ impl Connection {
         self.share.lock().clone()
     }
 
-    /// Says who calls: `indexer`, or the peer's address where no indexers are configured.
+    /// Sets the caller: `indexer`, or the peer's address where no indexers are configured.
     ///
-    /// It costs a comparison once the caller is known. A connection that carries the calls of
-    /// several indexers counts as the one that was shown first.
-    pub(crate) fn is_from(&self, indexer: Option<&str>) {
+    /// Only the first call has an effect: a connection with calls of several indexers counts for the
+    /// first one.
+    pub(crate) fn set_caller(&self, indexer: Option<&str>) {
         if self.is_known.load(Relaxed) {
             return;
         }
@@ -145,19 +145,20 @@ impl Connection {
         let name = match (indexer, self.peer) {
             (Some(indexer), _) => CallerName::Indexer(indexer.into()),
             (None, Some(address)) => CallerName::Address(address),
-            // A connection that this program made itself.
+            // A connection that the server itself made.
             (None, None) => CallerName::Indexer("".into()),
         };
         let account: Arc<Account> = self.budget.account(name);
         *self.share.lock() = self.rounds.share(account.name());
         self.memory.move_to(account);
         if indexer.is_some() {
-            self.is_proven();
+            self.mark_proven();
         }
     }
 
-    /// Says that a key was shown, or that a call was answered where none is needed.
-    pub(crate) fn is_proven(&self) {
+    /// Marks the connection as proven: a valid key was shown, or a call was answered where none is
+    /// needed.
+    pub(crate) fn mark_proven(&self) {
         if self.is_proven.load(Relaxed) || self.is_proven.swap(true, AcqRel) {
             return;
         }
@@ -171,18 +172,17 @@ impl Connection {
         self.admitted.notify_waiters();
     }
 
-    /// Whether so many calls without a key are in flight that one more is not waited for.
+    /// Whether too many calls are in flight to read another message that is not needed.
     pub(crate) fn is_crowded(&self) -> bool {
         self.in_flight.load(Relaxed) > UNPROVEN_CALLS
     }
 
-    /// Whether a call may be worked on at once: see [`Connection::admitted`].
+    /// Whether a call may be handled at once; see [`Connection::admitted`].
     pub(crate) fn admits(&self, call: &InFlight) -> bool {
         call.ahead < UNPROVEN_CALLS || self.is_proven.load(Acquire)
     }
 
-    /// Waits until a call may be worked on: until few calls are in flight, or the connection is
-    /// proven.
+    /// Waits until a call may be handled: until few calls are in flight, or the connection is proven.
     pub(crate) async fn admitted(&self, call: &InFlight) {
         if call.ahead < UNPROVEN_CALLS {
             return;
@@ -196,16 +196,16 @@ impl Connection {
         }
     }
 
-    /// How long an answer may wait for its caller to read it.
+    /// How long an answer may wait until its caller reads it.
     pub(crate) const fn patience(&self) -> Duration {
         self.patience
     }
 
-    /// Counts a call, and the memory that it takes up with its headers. Where there are too many of
-    /// them, none is kept until the call has its turn.
+    /// Counts a call, and the memory of the call and its headers. If there are too many headers, they
+    /// are dropped at once.
     pub(crate) fn begin(self: &Arc<Self>, headers: &mut HeaderMap) -> InFlight {
         let fields = headers.len();
-        self.has_read_fields(fields);
+        self.count_fields(fields);
         if fields > self.most_fields {
             *headers = HeaderMap::new();
         }
@@ -226,20 +226,20 @@ impl Connection {
     }
 
     /// Counts header fields as work, where there are many.
-    fn has_read_fields(&self, fields: usize) {
+    fn count_fields(&self, fields: usize) {
         if fields > FIELDS {
             self.share.lock().count(u32::try_from(fields / FIELDS).unwrap_or(u32::MAX));
         }
     }
 
-    /// Takes a place for a health watch or a reflection stream, if there is one.
-    pub(crate) fn stream_aside(self: &Arc<Self>) -> Option<StreamAside> {
-        let open = self.streams_aside.fetch_add(1, Relaxed);
-        let stream = StreamAside(self.clone());
-        (open < STREAMS_ASIDE).then_some(stream)
+    /// Takes a place for a health watch or a reflection stream; `None` when all places are taken.
+    pub(crate) fn open_public_stream(self: &Arc<Self>) -> Option<PublicStream> {
+        let open = self.public_streams.fetch_add(1, Relaxed);
+        let stream = PublicStream(self.clone());
+        (open < MAX_PUBLIC_STREAMS).then_some(stream)
     }
 
-    /// Waits for the connection's turn, and lets it read a part of what has come.
+    /// Waits for a turn of the connection, in which it may read a limited number of bytes.
     pub(crate) fn poll_turn(&self, context: &Context<'_>) -> Poll<()> {
         let is_known = self.is_known.load(Relaxed);
         let turns = self.turns.fetch_add(1, Relaxed);
@@ -255,24 +255,24 @@ impl Connection {
         self.share.lock().poll_turn(1, context)
     }
 
-    /// How many bytes may be read now; 0 at the end of the turn.
+    /// The bytes that may be read now; 0 at the end of the turn.
     pub(crate) fn readable(&self) -> usize {
         self.readable.load(Relaxed)
     }
 
-    /// Counts what was read, as work too.
-    pub(crate) fn has_read(&self, bytes: usize) {
+    /// Counts bytes that were read, also as work.
+    pub(crate) fn count_read(&self, bytes: usize) {
         self.readable.fetch_sub(bytes, Relaxed);
         self.share.lock().count(work_of(bytes));
     }
 
-    /// Finishes the calls in flight, takes no more and closes.
+    /// Closes the connection gracefully: calls in flight are finished, new ones are refused.
     pub(crate) fn close(&self) {
         self.leave.store(true, Release);
         self.waker.wake();
     }
 
-    /// Waits until the connection has to leave at once. For use before HTTP.
+    /// Waits until the connection has to close at once. For use before HTTP is spoken.
     pub(crate) fn poll_leave(&self, context: &Context<'_>) -> Poll<()> {
         self.waker.register(context.waker());
         if self.has_to_leave_at_once() { Poll::Ready(()) } else { Poll::Pending }
@@ -290,7 +290,7 @@ impl Connection {
     #[cfg(test)]
     pub(crate) fn another_of_a_test(&self) -> Arc<Self> {
         let other = Self::new(None, &self.budget, &self.rounds, &PortLimits::default());
-        other.is_from(Some("another"));
+        other.set_caller(Some("another"));
         other
     }
 
@@ -300,7 +300,7 @@ impl Connection {
         Self::new(None, &memory, &Arc::default(), &PortLimits::default())
     }
 
-    pub(crate) fn has_sent_preface(&self) {
+    pub(crate) fn mark_http2(&self) {
         self.speaks_http2.store(true, Relaxed);
     }
 
@@ -315,11 +315,11 @@ impl Connection {
     }
 }
 
-/// A call in flight, until its answer is on its way whole.
+/// A call in flight, until its whole answer was written.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     connection: Arc<Connection>,
-    /// Calls that were in flight on the connection when this one came.
+    /// How many calls were in flight on the connection when this one arrived.
     ahead: usize,
     bytes: usize,
     full: Option<Full>,
@@ -335,12 +335,12 @@ impl InFlight {
         self.has_too_many_fields
     }
 
-    /// Why there is no memory for the call, if there is none.
+    /// Why there is no memory for the call; `None` when there is.
     pub(crate) const fn full(&self) -> Option<Full> {
         self.full
     }
 
-    /// Looks once more for memory where there was none: the caller is known now.
+    /// Tries again to get memory for the call, because the caller is known now.
     pub(crate) fn begin_again(&mut self, headers: &HeaderMap) {
         if self.full.is_none() {
             return;
@@ -351,7 +351,7 @@ impl InFlight {
         }
     }
 
-    /// Takes `bytes` more, for as long as the call is in flight.
+    /// Takes `bytes` more of memory while the call is in flight.
     pub(crate) fn take(&mut self, bytes: usize) -> Result<(), Full> {
         self.connection.memory.take(bytes)?;
         self.bytes += bytes;
@@ -370,16 +370,15 @@ impl Drop for InFlight {
     }
 }
 
-/// What a call takes up with these headers, its message aside.
+/// The memory of a call with these headers, without its message.
 fn memory_of(headers: &HeaderMap) -> usize {
     let texts = headers.iter().map(|(name, value)| name.as_str().len() + value.len());
     CALL_BYTES + headers.len() * FIELD_BYTES + texts.sum::<usize>()
 }
 
 impl Occupant for Connection {
-    /// Whether it may be asked to make room, before it has shown a key: it has no call in flight. One
-    /// that is about to make its first call has a moment, and so has a TLS handshake, where there is
-    /// one.
+    /// Whether it may be closed to make room: it is idle. A connection that has not made its first
+    /// call has some time for it, and so has a TLS handshake.
     fn may_have_to_leave(&self, has_tls: bool) -> bool {
         let moment = match (self.speaks_http2.load(Relaxed), self.calls() > 0) {
             (true, false) => FIRST_CALL,
@@ -389,7 +388,7 @@ impl Occupant for Connection {
         self.is_idle() && (moment.is_zero() || self.opened.elapsed() > moment)
     }
 
-    /// Says GOAWAY and closes without waiting for anything.
+    /// Sends GOAWAY and closes without waiting.
     fn leave_at_once(&self) {
         self.leave_at_once.store(true, Release);
         self.waker.wake();
@@ -398,10 +397,10 @@ impl Occupant for Connection {
 
 /// A place for a health watch or a reflection stream of one connection.
 #[derive(Debug)]
-pub(crate) struct StreamAside(Arc<Connection>);
+pub(crate) struct PublicStream(Arc<Connection>);
 
-impl Drop for StreamAside {
+impl Drop for PublicStream {
     fn drop(&mut self) {
-        self.0.streams_aside.fetch_sub(1, Relaxed);
+        self.0.public_streams.fetch_sub(1, Relaxed);
     }
 }

@@ -1,8 +1,9 @@
-//! How much memory connections and their calls take up, counted where it is kept.
+//! The memory of connections and their calls.
 //!
-//! A connection takes what it needs from the budget of the process, in lumps, on the account of its
-//! caller: of the indexer whose key it has shown, of its peer address where no indexers are
-//! configured, and of all strangers together before that. What is full refuses the one who asks.
+//! A connection reserves memory from the budget of the process, in lumps, on the account of its
+//! caller. The caller is the indexer whose key it has shown, or the peer address where no indexers are
+//! configured. Before the caller is known, all strangers share one account. Where a budget is used up,
+//! the call that needs memory is refused.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,45 +14,45 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 
-/// What a connection takes up besides its calls: buffers of HTTP/2, header tables, its task.
+/// The memory of a connection without its calls: HTTP/2 buffers, header tables, its task.
 pub(crate) const CONNECTION_BYTES: usize = 32 << 10;
 
-/// What a call takes up besides its headers and its message: the stream, its task, a short answer.
+/// The memory of a call without its headers and message: the stream, its task, a short answer.
 pub(crate) const CALL_BYTES: usize = 4 << 10;
 
-/// What one header field takes up besides its text.
+/// The memory of a header field without its text.
 pub(crate) const FIELD_BYTES: usize = 128;
 
-/// What the calls of one connection may take up before its caller is known.
+/// The most memory of the calls of one connection before its caller is known.
 const STRANGER_BYTES: usize = 1 << 20;
 
-/// A connection reserves this much at once, so that most calls touch no counter of the process.
+/// A connection reserves this much at a time, so that most calls use no counter of the process.
 const LUMP: usize = 64 << 10;
 
-/// Who calls, as far as bounds are concerned.
+/// The caller to which bounds apply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CallerName {
-    /// Nobody has shown a key yet.
+    /// The caller has shown no key yet.
     Stranger,
-    /// The indexer of that name.
+    /// An indexer, by its name.
     Indexer(Box<str>),
-    /// A caller from that address, where no indexers are configured.
+    /// A caller from an address, where no indexers are configured.
     Address(IpAddr),
 }
 
-/// The memory of the process that connections and calls may take up.
+/// The memory of the process for connections and calls.
 #[derive(Debug)]
 pub(crate) struct MemoryBudget {
     limit: usize,
-    /// Bytes that are reserved, as the metrics show them.
+    /// The bytes that are reserved, as the metrics show them.
     used: Gauge,
-    /// Callers with anything reserved, strangers aside.
+    /// The number of callers with reserved memory, without strangers.
     active: AtomicUsize,
     accounts: Mutex<HashMap<CallerName, Weak<Account>>>,
 }
 
 impl MemoryBudget {
-    /// A budget of `limit` bytes, of which `used` shows how many are reserved.
+    /// A budget of `limit` bytes. `used` shows how many are reserved.
     pub(crate) fn new(limit: usize, used: Gauge) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -61,13 +62,13 @@ impl MemoryBudget {
         })
     }
 
-    /// The account of the caller, which lives as long as one of its connections does.
+    /// The account of the caller. It lives as long as a connection of the caller.
     pub(crate) fn account(self: &Arc<Self>, name: CallerName) -> Arc<Account> {
         let mut accounts = self.accounts.lock();
         if let Some(account) = accounts.get(&name).and_then(Weak::upgrade) {
             return account;
         }
-        // Accounts of callers that have left are looked through before the table grows.
+        // Before the table grows, accounts of callers without connections are removed.
         if accounts.len() == accounts.capacity() {
             accounts.retain(|_, account| account.strong_count() > 0);
         }
@@ -81,18 +82,18 @@ impl MemoryBudget {
         account
     }
 
-    /// Callers that have anything reserved, strangers aside.
+    /// The number of callers with reserved memory, without strangers.
     pub(crate) fn active(&self) -> usize {
         self.active.load(Relaxed)
     }
 }
 
-/// What one caller has reserved.
+/// The memory that one caller has reserved.
 #[derive(Debug)]
 pub(crate) struct Account {
     budget: Arc<MemoryBudget>,
     used: AtomicUsize,
-    /// Connections of the caller that are open.
+    /// The number of open connections of the caller.
     pub(crate) connections: AtomicUsize,
     name: CallerName,
 }
@@ -106,9 +107,9 @@ impl Account {
         matches!(self.name, CallerName::Stranger)
     }
 
-    /// Reserves `bytes`, or nothing.
+    /// Reserves `bytes`, or nothing. Returns whether they were reserved.
     ///
-    /// Strangers together have a quarter of the budget. A caller has what it asks for while less
+    /// Strangers together may have a quarter of the budget. A caller gets what it asks for while less
     /// than half of the budget is reserved, and its fair share after that.
     fn reserve(&self, bytes: usize) -> bool {
         let (own, total) = self.reserve_anyway(bytes);
@@ -124,7 +125,7 @@ impl Account {
         fits
     }
 
-    /// Answers what is reserved then, by the caller and in all.
+    /// Reserves `bytes` whether they fit or not. Returns what the caller and all callers have reserved.
     fn reserve_anyway(&self, bytes: usize) -> (usize, usize) {
         let total = self.budget.used.inc_by(signed(bytes)) + signed(bytes);
         let before = self.used.fetch_add(bytes, Relaxed);
@@ -150,9 +151,9 @@ fn signed(bytes: usize) -> i64 {
 /// Why there is no memory for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// The connection takes up as much as one may.
+    /// The connection uses the most memory that a connection may use.
     Connection,
-    /// The caller takes up its share, or everything is taken.
+    /// The caller uses its share, or the whole budget is used.
     Server,
 }
 
@@ -165,7 +166,7 @@ impl fmt::Display for Full {
     }
 }
 
-/// What one connection takes up.
+/// The memory of one connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionMemory {
     used: AtomicUsize,
@@ -176,7 +177,7 @@ pub(crate) struct ConnectionMemory {
 }
 
 impl ConnectionMemory {
-    /// Counts a new connection of a stranger; `limit` holds once its caller is known.
+    /// Counts a new connection of a stranger; `limit` applies once its caller is known.
     pub(crate) fn new(strangers: Arc<Account>, limit: usize) -> Self {
         strangers.connections.fetch_add(1, Relaxed);
         // The number of connections is bounded by their places.
@@ -194,9 +195,8 @@ impl ConnectionMemory {
         self.account.lock().clone()
     }
 
-    /// Moves what the connection has reserved to the account of its caller, which is known now.
-    ///
-    /// What is reserved already is kept, whether it fits there or not.
+    /// Moves the reserved memory of the connection to the account of its caller, which is known now,
+    /// whether it fits there or not.
     pub(crate) fn move_to(&self, caller: Arc<Account>) {
         let mut account = self.account.lock();
         let reserved = self.reserved.load(Relaxed);
@@ -208,7 +208,7 @@ impl ConnectionMemory {
         self.is_known.store(true, Relaxed);
     }
 
-    /// Takes `bytes` that [`ConnectionMemory::give_back`] has to follow.
+    /// Takes `bytes` of memory, which [`ConnectionMemory::give_back`] has to return.
     pub(crate) fn take(&self, bytes: usize) -> Result<(), Full> {
         let used = self.used.fetch_add(bytes, Relaxed) + bytes;
         let taken = if used > self.limit() {
@@ -243,7 +243,7 @@ impl ConnectionMemory {
         let account = self.account.lock();
         let reserved = self.reserved.load(Relaxed);
         let missing = needed.saturating_sub(reserved);
-        // A lump at a time; where that does not fit any more, what is needed and no more.
+        // A lump at a time. If a lump does not fit any more, only what is needed.
         let lumps = missing.next_multiple_of(LUMP);
         let taken = [lumps, missing].into_iter().find(|&bytes| account.reserve(bytes));
         taken.map(|bytes| self.reserved.fetch_add(bytes, Relaxed)).is_some()

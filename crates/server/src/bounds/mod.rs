@@ -1,5 +1,4 @@
-//! What one connection may take up, and what all connections of one caller may: memory, places, and
-//! work in rounds.
+//! The bounds of a connection, and of all connections of a caller: memory, places, and work in rounds.
 
 mod call;
 pub(crate) mod connection;
@@ -8,6 +7,6 @@ pub(crate) mod places;
 pub(crate) mod rounds;
 
 pub(crate) use call::{Call, Calls, reset_call_after, reset_call_by};
-pub(crate) use connection::{Connection, InFlight, StreamAside};
+pub(crate) use connection::{Connection, InFlight, PublicStream};
 pub(crate) use memory::Full;
 pub(crate) use rounds::{Share, work_of};

@@ -1,4 +1,5 @@
-//! Places for connections: strangers cannot have all of them, and idle ones leave first.
+//! Places for connections. Strangers cannot take all places, and their idle connections are closed
+//! first.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,18 +9,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Connections of strangers that are looked at for an idle one: enough to find one in practice.
+/// How many connections of strangers are searched for an idle one: enough to find one in practice.
 const LOOKED_AT: usize = 256;
 
-/// How often to look for an idle connection while a new one waits for a place.
+/// How often to search for an idle connection while a new one waits for a place.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// A connection, as far as its place is concerned.
+/// A connection that has a place.
 pub(crate) trait Occupant: fmt::Debug + Send + Sync {
-    /// Whether it is idle and may be closed for another one.
+    /// Whether it is idle and may be closed to make room.
     fn may_have_to_leave(&self, has_tls: bool) -> bool;
 
-    /// Closes it.
+    /// Closes the connection at once.
     fn leave_at_once(&self);
 }
 
@@ -27,7 +28,7 @@ pub(crate) trait Occupant: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Places {
     most: usize,
-    /// The most places that connections take which are not proven yet.
+    /// The most places of connections that are not proven.
     most_strangers: usize,
     has_tls: bool,
     state: Mutex<State>,
@@ -38,12 +39,13 @@ pub(crate) struct Places {
 struct State {
     taken: usize,
     next: u64,
-    /// Connections that are not proven yet, the oldest first.
+    /// The connections that are not proven, the oldest first.
     strangers: BTreeMap<u64, Arc<dyn Occupant>>,
 }
 
 impl Places {
-    /// `most` places, of which connections without a key have half, and no more than `most_strangers`.
+    /// `most` places. Connections that are not proven may take half of them, and at most
+    /// `most_strangers`.
     pub(crate) fn new(most: usize, most_strangers: usize, has_tls: bool) -> Self {
         Self {
             most,
@@ -54,18 +56,18 @@ impl Places {
         }
     }
 
-    /// Waits for a place for `connection`, a new one.
+    /// Waits for a place for a new connection.
     ///
-    /// Where places are short, the oldest connection without a call in flight that has shown no key
-    /// has to leave. Cancellation safe.
+    /// Where places are short, the oldest idle connection that is not proven is closed. Cancellation
+    /// safe.
     pub(crate) async fn take(self: &Arc<Self>, connection: Arc<dyn Occupant>) -> Place {
         loop {
-            // Made before the look, so that a place that is freed right after it is not missed.
+            // Created before the attempt, so that a place that is freed after it is not missed.
             let freed = self.freed.notified();
             if let Some(number) = self.try_take(&connection) {
                 return Place { places: self.clone(), number };
             }
-            // A connection may have become idle without a word.
+            // A connection that becomes idle sends no notice.
             let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;
         }
     }
@@ -79,7 +81,7 @@ impl Places {
                 .take(LOOKED_AT)
                 .find(|(_, one)| one.may_have_to_leave(self.has_tls));
             if let Some(number) = idle.map(|(&number, _)| number) {
-                // Its place is free when it has gone.
+                // Its place is freed when it has closed.
                 if let Some(idle) = state.strangers.remove(&number) {
                     idle.leave_at_once();
                 }
@@ -95,8 +97,8 @@ impl Places {
         Some(number)
     }
 
-    /// Notes that the connection is proven now, and returns whether it may stay: where places are
-    /// short, one of `callers` may have an equal share of them, and its caller has `connections`.
+    /// Notes that the connection is proven, and returns whether it may stay. Where places are short,
+    /// each of `callers` may have an equal share; the caller of this connection has `connections`.
     pub(crate) fn mark_proven(&self, place: u64, callers: usize, connections: usize) -> bool {
         let taken = {
             let mut state = self.state.lock();
@@ -109,7 +111,7 @@ impl Places {
     }
 }
 
-/// A place that a connection has; it is free again when this is dropped.
+/// The place of a connection. Dropping it frees the place.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,

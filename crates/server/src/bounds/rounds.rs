@@ -1,9 +1,9 @@
-//! Fair turns on a serving thread: what one caller has to do queues behind its own.
+//! Fair scheduling on a serving thread: the work of a caller queues behind its own work.
 //!
-//! A thread polls what is ready in the order in which it became ready. A caller with a hundred busy
-//! connections would take a hundred turns where another one takes one. So work is counted by caller
-//! in *rounds*: whoever has used up its part of a round waits for the next one, which begins when
-//! everything has run that was ready. A caller that is alone on the thread never waits.
+//! A thread polls tasks in the order in which they became ready. A caller with a hundred busy
+//! connections would get a hundred turns where another caller gets one. So work is counted by caller
+//! in *rounds*. A caller that has used up its part of a round waits for the next round, which begins
+//! when all tasks that were ready have run. A caller that is alone on the thread never waits.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -15,16 +15,16 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::memory::CallerName;
 
-/// The units of work of one caller in one round. A unit is one poll of a small call, some 3 µs.
+/// The units of work of one caller in one round. A unit is one poll of a small call, about 3 µs.
 const ROUND: u32 = 500;
 
-/// The long answers of one caller that are put together at once on one thread; more wait for these.
+/// The most long answers of one caller that are built at once on one thread; more wait.
 const READS: usize = 1;
 
-/// Header fields of a call that are one unit of work to read.
+/// How many header fields of a call count as one unit of work.
 pub(crate) const FIELDS: usize = 32;
 
-/// Bytes of a message that are one unit of work to read, or to write.
+/// How many bytes, read or written, count as one unit of work.
 const BYTES: usize = 64;
 
 /// The work of reading or writing so many bytes.
@@ -32,19 +32,19 @@ pub(crate) fn work_of(bytes: usize) -> u32 {
     u32::try_from(bytes / BYTES).unwrap_or(u32::MAX)
 }
 
-/// The changes of one caller that wait for the store at once on one thread; more wait for these.
+/// The most changes of one caller that wait for the store at once on one thread; more wait.
 ///
-/// It fills batches well enough that it costs nobody throughput, and whoever waits for a small change
-/// does not wait for a large batch.
+/// This is enough to fill batches for full throughput, and keeps batches small enough that a small
+/// change does not wait for a large batch.
 const CHANGES: usize = 512;
 
 /// The rounds of one serving thread.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
     shares: Mutex<HashMap<CallerName, Weak<Share>>>,
-    /// Callers that have a connection on the thread.
+    /// The number of callers with a connection on the thread.
     callers: AtomicU32,
-    /// Somebody waits for the next round.
+    /// Notified when a task waits for the next round.
     over: Notify,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Share {
 }
 
 impl Rounds {
-    /// The share of the caller, which lives as long as one of its connections on the thread does.
+    /// The share of the caller. It lives as long as a connection of the caller on the thread.
     pub(crate) fn share(self: &Arc<Self>, name: &CallerName) -> Arc<Share> {
         let mut shares = self.shares.lock();
         if let Some(share) = shares.get(name).and_then(Weak::upgrade) {
@@ -80,11 +80,11 @@ impl Rounds {
         share
     }
 
-    /// Begins round after round for ever, while anybody waits for one.
+    /// Begins a round whenever a task waits for one, for ever.
     pub(crate) async fn turn(&self) {
         loop {
             self.over.notified().await;
-            // Comes back when everything that is ready has run once.
+            // Returns when all tasks that are ready have run once.
             tokio::task::yield_now().await;
             self.next();
         }
@@ -96,7 +96,7 @@ impl Rounds {
         for share in shares {
             share.used.store(0, Relaxed);
             let mut waiting = share.waiting.lock();
-            // No more than the round has room for: the others would only queue up again.
+            // At most as many as the round has room for: the others would only wait again.
             let woken = waiting.len().min(ROUND as usize);
             let woken: Vec<_> = waiting.drain(..woken).collect();
             more |= !waiting.is_empty();
@@ -110,7 +110,7 @@ impl Rounds {
 }
 
 impl Share {
-    /// Waits for a turn and counts `work` units; a task that is `Pending` here is woken for its turn.
+    /// Waits for a turn and counts `work` units. A pending task is woken for its turn.
     pub(crate) fn poll_turn(&self, work: u32, context: &Context<'_>) -> Poll<()> {
         if self.used.load(Relaxed) >= ROUND && self.rounds.callers.load(Relaxed) > 1 {
             self.waiting.lock().push_back(context.waker().clone());
@@ -123,7 +123,7 @@ impl Share {
 
     /// Counts work that was done.
     pub(crate) fn count(&self, work: u32) {
-        // Only the thread of the share counts, so that nothing is lost between the two.
+        // Only the thread of the share counts, so no count is lost between the load and the store.
         self.used.store(self.used.load(Relaxed).saturating_add(work), Relaxed);
     }
 
@@ -132,7 +132,7 @@ impl Share {
         &self.changes
     }
 
-    /// The places of the caller for long answers, which take many parts to be put together.
+    /// The places of the caller for long answers, which are built part by part.
     pub(crate) const fn reads(&self) -> &Semaphore {
         &self.reads
     }
@@ -141,7 +141,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.rounds.callers.fetch_sub(1, Relaxed);
-        // A connection that has shown its key waits in the share of strangers no more.
+        // A task may wait in the share of strangers although its connection has a caller now.
         self.waiting.get_mut().drain(..).for_each(Waker::wake);
     }
 }

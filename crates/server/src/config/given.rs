@@ -1,11 +1,11 @@
-//! The settings that somebody gave, and where.
+//! The settings that were given, and their sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use policy::Place;
 
-/// A value as somebody wrote it.
+/// A value as it was written.
 #[derive(Clone, PartialEq)]
 pub(super) enum Written {
     /// In a flag or a variable.
@@ -23,7 +23,7 @@ impl Written {
     }
 }
 
-/// Repeats what was written; not for secrets.
+/// Repeats the written text; not for secrets.
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -33,7 +33,7 @@ impl fmt::Display for Written {
     }
 }
 
-/// Where a value was given.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// By a flag.
@@ -44,7 +44,7 @@ pub enum Source {
     File(Place),
 }
 
-/// The settings that somebody gave, and where. Its `Debug` shows no values: some are secrets.
+/// The settings that were given, and their sources. `Debug` shows no values: some are secrets.
 ///
 /// ```
 /// use tgm_session_server::settings::{Given, Source, find};
@@ -64,12 +64,12 @@ pub enum Source {
 pub struct Given(BTreeMap<&'static str, (Source, Written)>);
 
 impl Given {
-    /// Takes a value that was tried; whatever was given before under that name is replaced.
+    /// Adds a value that was checked. It replaces the value before.
     pub(super) fn insert(&mut self, name: &'static str, written: Written, source: Source) {
         self.0.insert(name, (source, written));
     }
 
-    /// These settings, and those of `below` that are not among them.
+    /// These settings, and the settings of `below` that are not given here.
     pub fn over(mut self, below: Self) -> Self {
         for (name, given) in below.0 {
             self.0.entry(name).or_insert(given);
@@ -77,7 +77,7 @@ impl Given {
         self
     }
 
-    /// Where the setting called `name` was given.
+    /// The source of the setting `name`.
     pub fn source(&self, name: &str) -> Option<&Source> {
         self.0.get(name).map(|(source, _)| source)
     }
@@ -86,17 +86,16 @@ impl Given {
         self.0.get(name).map(|(_, written)| written)
     }
 
-    /// Those of the settings that say something else than in `before`, as far as `above` is silent
-    /// about them.
-    pub(crate) fn news(&self, before: &Self, above: &Self) -> Self {
-        let is_news = |name: &&'static str| {
+    /// The settings whose values differ from those in `before` and that are not given in `above`.
+    pub(crate) fn changed_since(&self, before: &Self, above: &Self) -> Self {
+        let is_changed = |name: &&'static str| {
             above.written(name).is_none() && self.written(name) != before.written(name)
         };
-        let names: Vec<_> = self.0.keys().copied().filter(|name| is_news(name)).collect();
+        let names: Vec<_> = self.0.keys().copied().filter(|name| is_changed(name)).collect();
         Self(names.into_iter().map(|name| (name, self.0[name].clone())).collect())
     }
 
-    /// The names of the settings that say something else than in `other`, or nothing there or here.
+    /// The names of the settings that differ from those in `other`, or are given only on one side.
     pub fn differing(&self, other: &Self) -> Vec<&'static str> {
         let names: BTreeSet<_> = self.0.keys().chain(other.0.keys()).copied().collect();
         names.into_iter().filter(|name| self.written(name) != other.written(name)).collect()

@@ -1,8 +1,8 @@
 //! The configuration of a server: settings, the policy file, limits, and the files of TLS and of the
 //! admin token.
 
+mod check;
 pub(crate) mod given;
-mod judge;
 pub(crate) mod limits;
 mod origin;
 mod policy_file;

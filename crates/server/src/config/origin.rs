@@ -35,7 +35,7 @@ impl FromStr for Origin {
         let uri = text.parse::<Uri>().map_err(|_| SHAPE)?;
         let is_whole = uri.authority().is_some_and(|parsed| parsed.as_str() == authority);
         let in_small_letters = !text.bytes().any(|byte| byte.is_ascii_uppercase());
-        // A port that goes without saying is never sent, so it would match nothing.
+        // Browsers never send the default port, so an origin with it would match nothing.
         let says_the_usual_port = match scheme {
             "https" => authority.ends_with(":443"),
             "http" => authority.ends_with(":80"),
@@ -50,7 +50,7 @@ impl FromStr for Origin {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What was parsed from text is text.
+        // The value was parsed from text.
         f.write_str(self.0.to_str().map_err(|_| fmt::Error)?)
     }
 }

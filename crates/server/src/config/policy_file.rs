@@ -1,4 +1,4 @@
-//! Reading a policy file, and the files of keys that it names.
+//! Reads a policy file, and the files of keys that it names.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,37 +9,36 @@ use super::given::Given;
 use super::watch::{self, Digest, Read};
 use crate::error::Error;
 
-/// A policy file that was read: the policy, the settings beside it, and what to think about.
+/// A policy file that was read: the policy, the settings of the server, and warnings.
 #[derive(Debug)]
 pub struct Loaded {
     /// The policy.
     pub policy: Policy,
     /// The `[server]` section.
     pub server: Given,
-    /// What is allowed but likely not meant.
+    /// Entries that are allowed but probably mistakes.
     pub warnings: Vec<Warning>,
-    /// What a server needs to watch the file; `None` for what was not read from a file that can be
-    /// read again.
+    /// The state that a server needs to watch the file; `None` if the policy cannot be read again, as
+    /// from a pipe.
     pub file: Option<PolicyFile>,
 }
 
-/// A policy file as it was when it was loaded: with it a server knows when the file says something
-/// else.
+/// The content of a policy file when it was loaded. A server compares it to notice changes.
 #[derive(Clone, Debug)]
 pub struct PolicyFile {
-    /// The file itself, and then those that it names.
+    /// The policy file, and then the files that it names.
     files: Read,
     server: Given,
     warnings: Vec<Warning>,
 }
 
-/// Why a policy file is not taken, and which of its settings are valid all the same.
+/// Why a policy file was not loaded, and its settings, as far as they are valid.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct NotLoaded {
-    /// What is wrong: [`Error::PolicyUnreadable`] or [`Error::Policy`].
+    /// The error: [`Error::PolicyUnreadable`] or [`Error::Policy`].
     pub error: Error,
-    /// What of the `[server]` section could be read.
+    /// The settings of the `[server]` section that are valid.
     pub server: Given,
 }
 
@@ -58,16 +57,16 @@ impl Loaded {
     /// place and the reason when it is not a valid policy.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, NotLoaded> {
         let path = path.as_ref();
-        let mut loaded = Self::take_in(path, watch::read_once(path), &mut watch::read).1?;
+        let mut loaded = Self::from_contents(path, watch::read_once(path), &mut watch::read).1?;
         if !path.is_file() {
-            // What comes out of a pipe comes once.
+            // A pipe can be read only once.
             loaded.file = None;
         }
         Ok(loaded)
     }
 
-    /// Reads a policy, with the settings beside it, from `text`; `name` is what errors call the
-    /// file. Files of keys that the text names are read too; a relative path starts at the folder of
+    /// Reads a policy and the settings of the server from `text`; `name` is the name of the file in
+    /// errors. Files of keys that the text names are read too; a relative path starts at the folder of
     /// `name`.
     ///
     /// # Errors
@@ -77,25 +76,25 @@ impl Loaded {
         Files::new(&mut watch::read).parse(text, name.as_ref())
     }
 
-    /// Reads a policy from what was `found` in the file at `path`, and files that it names by `read`.
+    /// Reads a policy from the `contents` of the file at `path`, and the files that it names by `read`.
     ///
-    /// Returns those files too, with or without an error: each with the digest of its contents if it
-    /// could be read.
-    pub(crate) fn take_in(
+    /// Also returns the files that it names, also after an error: each with the digest of its contents
+    /// if it could be read.
+    pub(crate) fn from_contents(
         path: &Path,
-        found: io::Result<Vec<u8>>,
+        contents: io::Result<Vec<u8>>,
         read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
     ) -> (Read, Result<Self, NotLoaded>) {
         let mut files = Files::new(read);
-        let loaded = files.take_in(path, found);
+        let loaded = files.load(path, contents);
         (files.seen, loaded)
     }
 }
 
-/// The files that a policy file names, and its settings, while it is read.
+/// Reads the files that a policy file names, and collects its settings.
 struct Files<'a> {
     read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
-    /// Every file that was looked for, with the digest of its contents if it could be read.
+    /// Every file that was requested, with the digest of its contents if it could be read.
     seen: Read,
     server: Given,
 }
@@ -120,12 +119,12 @@ impl<'a> Files<'a> {
         Self { read, seen: Vec::new(), server: Given::default() }
     }
 
-    fn take_in(&mut self, path: &Path, found: io::Result<Vec<u8>>) -> Result<Loaded, NotLoaded> {
+    fn load(&mut self, path: &Path, contents: io::Result<Vec<u8>>) -> Result<Loaded, NotLoaded> {
         let unreadable = |source| NotLoaded {
             error: Error::PolicyUnreadable { path: path.to_owned(), source },
             server: Given::default(),
         };
-        let contents = found.map_err(unreadable)?;
+        let contents = contents.map_err(unreadable)?;
         let text = std::str::from_utf8(&contents)
             .map_err(|error| unreadable(io::Error::new(io::ErrorKind::InvalidData, error)))?;
         let mut loaded = self.parse(text, path)?;
@@ -150,7 +149,7 @@ impl<'a> Files<'a> {
 }
 
 impl PolicyFile {
-    /// Where it is.
+    /// The path of the policy file.
     pub fn path(&self) -> &Path {
         &self.files[0].0
     }
@@ -160,12 +159,12 @@ impl PolicyFile {
         &self.server
     }
 
-    /// What in it is allowed but likely not meant.
+    /// Entries that are allowed but probably mistakes.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
-    /// The file and then those that it names, each with the digest of what it said.
+    /// The policy file and then the files that it names, each with the digest of its contents.
     pub(crate) fn files(&self) -> &[(PathBuf, Option<Digest>)] {
         &self.files
     }

@@ -1,4 +1,4 @@
-//! What a server is started with.
+//! The configuration of a server.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,25 +16,25 @@ use super::policy_file::PolicyFile;
 use super::tls::TlsFiles;
 use super::token::AdminToken;
 
-/// What a server is started with. [`Config::new`] fills in the defaults.
+/// The configuration of a server. [`Config::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Who may borrow what.
+    /// The policy.
     pub policy: Policy,
-    /// The file that the policy was read from, [`Loaded::file`](crate::Loaded::file): the
-    /// running server looks at it and loads it again when it changes. By default none.
+    /// The file of the policy, [`Loaded::file`](crate::Loaded::file). The server watches it and loads it
+    /// again when it changes. By default none.
     pub policy_file: Option<PolicyFile>,
-    /// What was given by other means than the file and wins over it, also when the file is loaded
-    /// again. By default nothing.
+    /// The settings from flags and variables. They take precedence over the file, also when it is loaded
+    /// again. By default none.
     pub given: Given,
-    /// Where leases are kept.
+    /// The store of leases.
     pub store: StoreUrl,
     /// Whether a damaged store file is opened in an older state, without changes that were
     /// acknowledged. By default not.
     pub accept_older_state: bool,
-    /// Where gRPC is served; port 0 takes a free one. By default 127.0.0.1:9010.
+    /// The address of the gRPC port; port 0 takes a free one. By default 127.0.0.1:9010.
     pub listen: SocketAddr,
-    /// Where the admin port is served; port 0 takes a free one. By default 127.0.0.1:9011.
+    /// The address of the admin port; port 0 takes a free one. By default 127.0.0.1:9011.
     pub admin_listen: SocketAddr,
     /// The bearer token of the admin port, which it needs off loopback.
     pub admin_token: Option<AdminToken>,
@@ -58,7 +58,7 @@ pub struct Config {
     /// The most memory that connections and calls in flight may take up, leases aside, in bytes. By
     /// default 256 MiB.
     pub max_memory: u64,
-    /// What the gRPC port allows one connection, and for how long.
+    /// The limits of one connection of the gRPC port.
     pub port: PortLimits,
     /// The certificate of the gRPC port. By default none: it is served without TLS.
     pub tls: TlsFiles,
@@ -69,7 +69,7 @@ pub struct Config {
     /// How many log lines the program around the server has dropped so far, for the metrics. By
     /// default nobody counts.
     pub dropped_log_lines: Arc<AtomicU64>,
-    /// Where the time is read.
+    /// The clock of the server.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -103,7 +103,7 @@ impl Config {
         }
     }
 
-    /// How the store is made.
+    /// The options of the store.
     pub(crate) fn store_options(&self) -> Options {
         Options {
             max_leases: self.max_leases,

@@ -1,4 +1,4 @@
-//! The files of TLS of the gRPC port: what is in them, and whether it can be used.
+//! The TLS files of the gRPC port: reads and checks them.
 
 use std::fmt;
 use std::io;
@@ -16,24 +16,24 @@ use x509_parser::parse_x509_certificate;
 use super::watch;
 use crate::error::Error;
 
-/// What may be spoken inside: gRPC, and gRPC-Web by browsers and their proxies.
+/// The ALPN protocols: HTTP/2 for gRPC, and HTTP/1.1 for gRPC-Web of browsers and their proxies.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// The files, all PEM, that the gRPC port needs for TLS. Without any it is served without TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The certificate of the server, and those that lead to its authority.
+    /// The certificate of the server, and the certificates up to its authority.
     pub certificate: Option<PathBuf>,
     /// The private key of the certificate.
     pub key: Option<PathBuf>,
-    /// The authorities one of which has to have signed the certificate of a client. Without them
-    /// clients are asked for none.
+    /// The authorities of client certificates: one of them has to have signed the certificate of a
+    /// client. Without them clients need no certificate.
     pub client_ca: Option<PathBuf>,
 }
 
 impl TlsFiles {
-    /// Everything for which they cannot be used at this time.
-    pub(super) fn judge(&self, now: WallTime) -> Vec<Error> {
+    /// Returns all errors because of which the files cannot be used at this time.
+    pub(super) fn check(&self, now: WallTime) -> Vec<Error> {
         let paths = match self.paths() {
             Ok(paths) if paths.is_empty() => return Vec::new(),
             Ok(paths) => paths,
@@ -67,13 +67,13 @@ impl TlsFiles {
     }
 }
 
-/// What was read of the file at `path`, or why it could not be.
+/// Turns the failure to read the file at `path` into an error.
 pub(crate) fn readable(path: &Path, read: io::Result<Vec<u8>>) -> Result<Vec<u8>, Error> {
     read.map_err(|error| unusable(path, format!("it cannot be read: {error}")))
 }
 
-/// Makes of certificate, key and, if there are three, authorities of clients what rustls needs, and
-/// answers when the certificate expires.
+/// Builds the configuration of rustls from the certificate, the key and, if there are three files, the
+/// authorities of clients. Also returns when the certificate expires.
 pub(crate) fn configure(
     paths: &[PathBuf],
     contents: &[Vec<u8>],
@@ -82,7 +82,7 @@ pub(crate) fn configure(
     let provider = Arc::new(ring::default_provider());
     let chain = certificates(&paths[0], &contents[0])?;
     let not_after = valid_until(&chain[0], now).map_err(|problem| unusable(&paths[0], problem))?;
-    // The reason of the parser would repeat a line of what may be a key.
+    // The error of the parser could contain a part of a key, so it is dropped.
     let key = PrivateKeyDer::from_pem_slice(&contents[1])
         .map_err(|_| unusable(&paths[1], "there is no private key in it, as PEM"))?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -114,7 +114,7 @@ fn client_verifier(
     let mut authorities = RootCertStore::empty();
     let mut over = None;
     for certificate in certificates(path, contents)? {
-        // Nobody looks at the time of an authority when it has signed the certificate of a client.
+        // rustls does not check whether the certificate of an authority has expired.
         match valid_until(&certificate, now) {
             Ok(_) => authorities.add(certificate).map_err(|error| unusable(path, error))?,
             Err(problem) => {
@@ -132,7 +132,7 @@ fn client_verifier(
         .map_err(|error| unusable(path, error))
 }
 
-/// The certificates in a file, of which there has to be one at least.
+/// The certificates in a file; there has to be at least one.
 fn certificates(path: &Path, contents: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(contents)
         .collect::<Result<_, _>>()

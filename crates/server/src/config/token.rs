@@ -12,7 +12,7 @@ use crate::error::Error;
 pub struct AdminToken([u8; 32]);
 
 impl AdminToken {
-    /// Takes the token that callers have to show; only its digest is kept.
+    /// Hashes the token that callers have to show; the token itself is not kept.
     ///
     /// # Errors
     ///
@@ -32,7 +32,7 @@ impl AdminToken {
         Self::read(token).map_err(problem)
     }
 
-    /// As [`AdminToken::new`], with the problem alone.
+    /// As [`AdminToken::new`], but returns only the problem.
     pub(crate) fn read(token: &str) -> Result<Self, &'static str> {
         if token.is_empty() {
             return Err("an empty token protects nothing");

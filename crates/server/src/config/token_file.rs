@@ -1,4 +1,4 @@
-//! The admin token in force: given as such, or in a file that is read again when it changes.
+//! The admin token in force. It is a setting, or is in a file that is read again when it changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,18 +14,17 @@ use crate::error::Error;
 /// The token that callers have to show now.
 #[derive(Debug)]
 pub(crate) struct TokenInForce {
-    /// The file that it is from.
+    /// The file of the token, if any.
     path: Option<PathBuf>,
     current: ArcSwap<AdminToken>,
 }
 
 impl TokenInForce {
-    /// The token of `config` and, where it is from a file, what to look at for changes; `None`
-    /// without a token.
+    /// The token of `config` and, if it is in a file, the watch of the file; `None` without a token.
     ///
     /// # Errors
     ///
-    /// There are a token and a file, or the file has no token in it.
+    /// Both a token and a file are given, or the file has no valid token.
     pub(crate) fn load(config: &Config) -> Result<Option<(Self, Option<Watched>)>, Error> {
         let bad = |problem: String| Error::Setting { name: "admin_token_file", problem };
         match (&config.admin_token, &config.admin_token_file) {
@@ -55,7 +54,7 @@ impl TokenInForce {
         self.current.load().matches(shown)
     }
 
-    /// Takes in the file again whenever it changes, for ever. Without a token in it, the one before
+    /// Reads the file again whenever it changes, for ever. If it has no valid token, the token before
     /// stays in force.
     pub(crate) async fn follow(self: Arc<Self>, mut watched: Watched) {
         loop {
@@ -85,7 +84,7 @@ impl TokenInForce {
     }
 }
 
-/// The token in what a file says, without the one line break at its end that editors make.
+/// Reads the token from the contents of a file, without one line break at the end.
 fn token_in(path: &Path, contents: &[u8]) -> Result<AdminToken, String> {
     let text = std::str::from_utf8(contents).map_err(|_| "it is not text");
     let token = text.and_then(|text| {

@@ -1,8 +1,8 @@
-//! Files that are looked at while the server runs, and taken in again when they changed.
+//! Watches files for changes by polling.
 //!
-//! Looking needs no service of the operating system, works on every file system, and sees a file
-//! that was written in place, one that was renamed into place and one behind a link that now leads
-//! elsewhere, as Kubernetes changes its volumes.
+//! Polling needs no service of the operating system and works on every file system. It notices a file
+//! that was written in place, a file that was renamed into place, and a link that now leads to another
+//! file, as in Kubernetes volumes.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-/// How often to look.
+/// How often files are checked.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// No file that is watched can be meant to be larger.
+/// The most bytes of a file that is watched.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The SHA-256 of what a file says.
+/// The SHA-256 of the contents of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Digest([u8; 32]);
 
@@ -27,10 +27,10 @@ impl Digest {
     }
 }
 
-/// Files that were read, each with the digest of what it said if it could be read.
+/// Files that were read, each with the digest of its contents if it could be read.
 pub(crate) type Read = Vec<(PathBuf, Option<Digest>)>;
 
-/// What was found where a file should be.
+/// The result of reading a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Contents(Digest),
@@ -46,7 +46,7 @@ impl Found {
     }
 }
 
-/// What tells without reading whether a file was written, replaced or taken away.
+/// Metadata that changes when a file is written, replaced or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     file: (u64, u64),
@@ -71,7 +71,7 @@ impl From<Metadata> for Stamp {
 
 #[cfg(not(unix))]
 impl From<Metadata> for Stamp {
-    /// A file has no number here that could be read without opening it.
+    /// Here the identity of a file cannot be read without opening it.
     fn from(metadata: Metadata) -> Self {
         let since_1970 = |time: io::Result<std::time::SystemTime>| {
             let since = time.ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
@@ -87,10 +87,10 @@ impl From<Metadata> for Stamp {
     }
 }
 
-/// One look at one file.
+/// The result of one check of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Look {
-    /// As it was before the contents were read; `None` for a file that cannot be looked up.
+struct Check {
+    /// The metadata before the contents were read; `None` if they cannot be read.
     stamp: Option<Stamp>,
     found: Found,
 }
@@ -99,17 +99,17 @@ struct Look {
 #[derive(Debug)]
 pub(crate) struct Watched {
     paths: Vec<PathBuf>,
-    /// What the owner of the files knows of.
+    /// The contents that the owner of the files knows.
     known: Vec<Option<Found>>,
-    last: Vec<Look>,
-    /// Whether two looks in a row read the same. Until then the stamps do not say enough: two
-    /// writes may share one, and a file may be half written.
+    last: Vec<Check>,
+    /// Whether two checks in a row read the same contents. Until then the stamps are not sufficient:
+    /// two writes may have the same stamp, and a file may be written in part.
     settled: bool,
 }
 
 impl Watched {
-    /// Watches files of which the owner has read what the digests are of. Whatever is found in a
-    /// file without a digest is told.
+    /// Watches files. A digest is that of the contents that the owner has read. For a file without a
+    /// digest any contents are a change.
     pub(crate) fn new<D: Into<Option<Digest>>>(
         files: impl IntoIterator<Item = (PathBuf, D)>,
     ) -> Self {
@@ -118,15 +118,16 @@ impl Watched {
         Self { paths, known, last: Vec::new(), settled: false }
     }
 
-    /// The files, in the order in which they are told.
+    /// The files, in the order of the contents in [`Watched::changed`].
     pub(crate) fn paths(&self) -> &[PathBuf] {
         &self.paths
     }
 
-    /// Looks at the files: their contents, all of them, when they are not what was last told and
-    /// two looks in a row found the same. A file that is gone, or cannot be read, is a change too.
+    /// Checks the files. Returns the contents of all of them when they differ from those returned
+    /// before and two checks in a row read the same. That a file is gone or cannot be read is a change
+    /// too.
     ///
-    /// It blocks while it reads, which it does only after something has happened.
+    /// It blocks while it reads, which it does only after the metadata changed.
     pub(crate) fn changed(&mut self) -> Option<Vec<io::Result<Vec<u8>>>> {
         let stamps: Vec<_> =
             self.paths.iter().map(|path| std::fs::metadata(path).ok().map(Stamp::from)).collect();
@@ -137,7 +138,7 @@ impl Watched {
         let looks: Vec<_> = stamps
             .into_iter()
             .zip(&contents)
-            .map(|(stamp, contents)| Look { stamp, found: Found::new(contents) })
+            .map(|(stamp, contents)| Check { stamp, found: Found::new(contents) })
             .collect();
         self.settled = looks == self.last;
         self.last = looks;
@@ -154,7 +155,7 @@ impl Watched {
 ///
 /// # Errors
 ///
-/// It is no file (reading a pipe would wait), it is larger than 64 MiB, or it cannot be read.
+/// It is no regular file (reading a pipe would block), is larger than 64 MiB, or cannot be read.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
@@ -162,7 +163,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_once(path)
 }
 
-/// As [`read`], from anything that can be read, such as a pipe.
+/// As [`read`], also from a pipe.
 pub(crate) fn read_once(path: &Path) -> io::Result<Vec<u8>> {
     let mut contents = Vec::new();
     File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut contents)?;
@@ -179,7 +180,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder with one file, which says `one` and is watched.
+    /// A folder with one watched file, which contains `one`.
     fn watched() -> (tempfile::TempDir, PathBuf, Watched) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("policy.toml");
@@ -188,7 +189,7 @@ mod tests {
         (folder, path, watched)
     }
 
-    /// What one look tells, as text.
+    /// The result of one check, as text.
     fn look(watched: &mut Watched) -> Option<String> {
         let mut contents = watched.changed()?;
         assert_eq!(contents.len(), 1);
@@ -206,7 +207,7 @@ mod tests {
     fn a_file_that_stays_as_it_is_is_never_told() {
         let (_folder, path, mut watched) = watched();
         assert_eq!(looks(&mut watched), [None, None, None]);
-        // Touched, or replaced by the same.
+        // Written again with the same contents.
         fs::write(&path, "one").unwrap();
         assert_eq!(looks(&mut watched), [None, None, None]);
     }

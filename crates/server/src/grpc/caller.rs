@@ -1,4 +1,4 @@
-//! Who calls: the key that a request shows, and the indexer that has it.
+//! Identifies callers by the keys in their requests.
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use policy::{Indexer, Policy};
@@ -6,7 +6,7 @@ use tonic::Status;
 
 pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Who calls.
+/// Returns the indexer of the key in the request, or `None` while no indexers are configured.
 pub(super) fn identify<'p>(
     policy: &'p Policy,
     headers: &HeaderMap,
@@ -15,7 +15,7 @@ pub(super) fn identify<'p>(
     caller.map_err(|error| Status::unauthenticated(error.to_string()))
 }
 
-/// The key a caller shows: `x-api-key`, else the token of `authorization: Bearer`.
+/// The key in a request: `x-api-key`, else the token of `authorization: Bearer`.
 pub(super) fn key_of(headers: &HeaderMap) -> Option<&[u8]> {
     if let Some(key) = headers.get(API_KEY) {
         return Some(key.as_bytes());

@@ -1,8 +1,8 @@
-//! Compressed messages: gzip, one message at a time, bounded by what comes out of it.
+//! Decompresses gzip messages, one at a time, with a bound on the decompressed size.
 //!
-//! Every message of a caller has a flag in front that says whether it is compressed; the header
-//! `grpc-encoding` of the call says how. Here compressed messages become uncompressed ones in the same
-//! frames, so that nothing behind this has to know of either. Answers are not compressed.
+//! Each message starts with a flag that says whether it is compressed. The header `grpc-encoding` of
+//! the call names the compression. This module decompresses messages and frames them again, so that
+//! other modules see uncompressed messages only. Answers are not compressed.
 
 use std::io::{self, Read as _};
 use std::pin::Pin;
@@ -18,30 +18,30 @@ use tonic::Status;
 use tonic::codegen::StdError;
 use tonic::metadata::MetadataValue;
 
-use super::framing::{PREFIX_BYTES, SMALL, full, too_large};
+use super::framing::{PREFIX_BYTES, SMALL, no_memory, too_large};
 use crate::bounds::{Connection, InFlight, work_of};
 
 pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub(super) const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 
-/// What a caller may use.
+/// The encodings that a caller may use.
 const ACCEPTED: &str = "identity,gzip";
 
-/// How much of a message is decompressed at once.
+/// How many bytes are decompressed at a time.
 pub(super) const STEP: usize = 16 << 10;
 
-/// How the messages of a call are compressed that are flagged so.
+/// The compression of the flagged messages of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// Not at all.
+    /// No compression.
     Identity,
     Gzip,
-    /// As this server cannot read it.
+    /// A compression that the server does not support.
     Other,
 }
 
 impl Encoding {
-    /// What the headers of a call say.
+    /// Reads the compression from the headers of a call.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         match headers.get(ENCODING).map(HeaderValue::as_bytes) {
             None | Some(b"identity") => Self::Identity,
@@ -64,15 +64,15 @@ pub(super) fn unsupported() -> Status {
     status
 }
 
-/// Whether a body begins with a message that is flagged as compressed, or as nobody knows what.
+/// Whether the flag of the first message of a body is not 0: the message is compressed or invalid.
 pub(super) fn is_flagged(body: &[u8]) -> bool {
     body.first().is_some_and(|flag| *flag != 0)
 }
 
-/// The body of a call, framed as it was, with its one message uncompressed.
+/// Decompresses the one message of a body. The result is framed again.
 ///
-/// Memory is taken for what comes out, except where that is small, and the work is counted to the
-/// caller.
+/// The decompressed bytes are taken from the memory of the call, unless they are few, and the work is
+/// counted for the caller.
 ///
 /// # Errors
 ///
@@ -89,28 +89,29 @@ pub(super) fn decompress(
     let mut gunzip = Gunzip::of(body, encoding, most)?;
     let mut is_done = gunzip.step(SMALL)?;
     while !is_done {
-        call.take(STEP).map_err(full)?;
+        call.take(STEP).map_err(no_memory)?;
         call.connection().share().count(work_of(STEP));
         is_done = gunzip.step(STEP)?;
     }
     Ok(gunzip.finish())
 }
 
-/// A message that is being decompressed, by parts.
+/// Decompresses a message part by part.
 #[derive(Debug)]
 pub(super) struct Gunzip {
     decoder: GzDecoder<Reader<Bytes>>,
-    /// What came out so far, behind the room for its flag and its length.
+    /// The decompressed bytes so far, after the room for the flag and the length.
     message: Vec<u8>,
     most: usize,
 }
 
 impl Gunzip {
-    /// The one message of `body`, which is flagged; framed, it may have `most` bytes.
+    /// Starts to decompress the one message of `body`, which is flagged. With its frame, the result may
+    /// have `most` bytes.
     ///
     /// # Errors
     ///
-    /// `INTERNAL` when the flag is none, or no encoding was named, as the protocol has it.
+    /// `INTERNAL` when the flag is invalid, or the call names no encoding, as the protocol demands.
     /// `INVALID_ARGUMENT` when the body is not exactly one message.
     pub(super) fn of(mut body: Bytes, encoding: Encoding, most: usize) -> Result<Self, Status> {
         let problem = match (body.first(), encoding) {
@@ -132,21 +133,21 @@ impl Gunzip {
         Ok(Self { decoder: GzDecoder::new(body.reader()), message, most })
     }
 
-    /// How much came out so far, framed.
+    /// The length of the result so far, with its frame.
     pub(super) fn len(&self) -> usize {
         self.message.len()
     }
 
-    /// Decompresses at most `bytes` more, and answers whether that was the end.
+    /// Decompresses at most `bytes` more, and returns whether the message is complete.
     ///
     /// # Errors
     ///
-    /// `INVALID_ARGUMENT` when the message is too large, or not exactly one whole member of gzip.
+    /// `INVALID_ARGUMENT` when the message is too large, or is not exactly one complete gzip member.
     pub(super) fn step(&mut self, bytes: usize) -> Result<bool, Status> {
         let begin = self.message.len();
-        // One byte too many shows that it is too large.
+        // One byte more than allowed shows that the message is too large.
         let end = (begin + bytes).min(self.most + 1);
-        // Not more: it may be large, and each step was counted.
+        // Reserves exactly the bytes that were taken from the memory of the call.
         self.message.reserve_exact(end - begin);
         self.message.resize(end, 0);
         let mut filled = begin;
@@ -171,7 +172,7 @@ impl Gunzip {
         Ok(true)
     }
 
-    /// The message, framed as one that is not compressed.
+    /// Returns the message, framed as uncompressed.
     pub(super) fn finish(mut self) -> Bytes {
         let length = self.message.len() - PREFIX_BYTES;
         let length = u32::try_from(length).expect("the most bytes of a message are a u32");
@@ -184,23 +185,23 @@ fn unreadable(error: &io::Error) -> Status {
     Status::invalid_argument(format!("the message cannot be decompressed: {error}"))
 }
 
-/// The body of a stream of gzip, with its messages uncompressed one by one.
+/// Decompresses the messages of a streaming body, one by one.
 #[derive(Debug)]
 pub(super) struct Decompressed<B> {
     body: B,
-    /// What came of messages that are not handed on yet.
+    /// Received bytes of messages that are not complete.
     begun: BytesMut,
     most: usize,
     connection: Arc<Connection>,
 }
 
 impl<B> Decompressed<B> {
-    /// `body`, whose messages may have `most` bytes in their frames, compressed or not.
+    /// Wraps `body`. With its frame, each message may have `most` bytes, compressed or not.
     pub(super) fn new(body: B, most: usize, connection: Arc<Connection>) -> Self {
         Self { body, begun: BytesMut::new(), most, connection }
     }
 
-    /// The next message, if all of it is there.
+    /// Returns the next message, if it is complete.
     fn next(&mut self) -> Result<Option<Bytes>, Status> {
         let Some(mut prefix) = self.begun.get(..PREFIX_BYTES) else { return Ok(None) };
         prefix.advance(1);
@@ -271,7 +272,7 @@ mod tests {
 
     use super::*;
 
-    /// So many bytes of nothing, compressed and framed.
+    /// So many zeros, compressed and framed.
     fn packed(bytes: usize) -> Bytes {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(&vec![0; bytes]).unwrap();

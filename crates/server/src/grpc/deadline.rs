@@ -1,4 +1,4 @@
-//! The time that a caller gives its call.
+//! The deadlines of calls, from the header `grpc-timeout`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -12,12 +12,12 @@ use tonic::Status;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 pin_project! {
-    /// A call that always comes to an answer: it is given up once its deadline has passed, and is
-    /// unavailable if it panics.
+    /// A call that always gets an answer: `UNAVAILABLE` once its deadline has passed, and after a
+    /// panic.
     ///
-    /// It has no timer, which would cost something on every call: it looks at the time when it is
-    /// woken. The store wakes calls that wait for a disk that is slow, twice a second.
-    pub(super) struct InTime<'h, C> {
+    /// It has no timer, which would cost something on each call. It checks the time when it is
+    /// polled. The store wakes calls that wait for a slow disk twice a second.
+    pub(super) struct WithDeadline<'h, C> {
         #[pin]
         call: C,
         headers: &'h HeaderMap,
@@ -29,20 +29,20 @@ pin_project! {
 /// When a call has to be answered.
 #[derive(Clone, Copy, Debug)]
 enum Deadline {
-    /// Nobody has looked yet: most calls never wait.
+    /// The header was not read yet: most calls never wait.
     Unread,
     None,
     At(Instant),
 }
 
-impl<'h, C> InTime<'h, C> {
-    /// `call`, which began then and has as long as its headers say.
+impl<'h, C> WithDeadline<'h, C> {
+    /// Wraps `call`, which began at `began`. Its headers have the timeout.
     pub(super) fn new(call: C, headers: &'h HeaderMap, began: Instant) -> Self {
         Self { call, headers, began, deadline: Deadline::Unread }
     }
 }
 
-impl<T, C: Future<Output = Result<T, Status>>> Future for InTime<'_, C> {
+impl<T, C: Future<Output = Result<T, Status>>> Future for WithDeadline<'_, C> {
     type Output = C::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
@@ -50,7 +50,8 @@ impl<T, C: Future<Output = Result<T, Status>>> Future for InTime<'_, C> {
         match catch_unwind(AssertUnwindSafe(|| this.call.poll(context))) {
             Ok(Poll::Ready(answer)) => return Poll::Ready(answer),
             Ok(Poll::Pending) => {}
-            Err(_told_by_the_hook) => {
+            // The panic hook has logged it.
+            Err(_panic) => {
                 tracing::error!("a call panicked: it is answered UNAVAILABLE");
                 let problem = "the call failed by a defect of the server";
                 return Poll::Ready(Err(Status::unavailable(problem)));
@@ -71,7 +72,7 @@ impl<T, C: Future<Output = Result<T, Status>>> Future for InTime<'_, C> {
     }
 }
 
-/// How long the call may take: at most eight digits and a unit.
+/// Reads the timeout of a call: at most eight digits and a unit.
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
@@ -118,10 +119,10 @@ mod tests {
         assert_eq!(timeout(&HeaderMap::new()), None);
     }
 
-    /// What a call that waits for ever answers when it is woken for the second time.
-    fn second_look(headers: &HeaderMap, age: Duration) -> Poll<Result<(), Status>> {
+    /// The result of the second poll of a call that waits for ever.
+    fn second_poll(headers: &HeaderMap, age: Duration) -> Poll<Result<(), Status>> {
         let began = Instant::now().checked_sub(age).unwrap();
-        let mut call = pin!(InTime::new(std::future::pending(), headers, began));
+        let mut call = pin!(WithDeadline::new(std::future::pending(), headers, began));
         let mut context = Context::from_waker(Waker::noop());
         assert!(call.as_mut().poll(&mut context).is_pending());
         call.poll(&mut context)
@@ -129,17 +130,17 @@ mod tests {
 
     #[test]
     fn a_call_that_is_woken_after_its_deadline_is_unavailable() {
-        let answer = second_look(&headers("1S"), Duration::from_secs(2));
+        let answer = second_poll(&headers("1S"), Duration::from_secs(2));
         assert!(matches!(answer, Poll::Ready(Err(status)) if status.code() == Code::Unavailable));
-        assert!(second_look(&headers("1H"), Duration::from_secs(2)).is_pending());
-        assert!(second_look(&HeaderMap::new(), Duration::from_secs(2)).is_pending());
+        assert!(second_poll(&headers("1H"), Duration::from_secs(2)).is_pending());
+        assert!(second_poll(&HeaderMap::new(), Duration::from_secs(2)).is_pending());
     }
 
     #[test]
     fn a_call_that_panics_is_unavailable() {
         let headers = HeaderMap::new();
         let call = async { panic!("as if there were a defect") };
-        let call = InTime::<_>::new(call, &headers, Instant::now());
+        let call = WithDeadline::<_>::new(call, &headers, Instant::now());
         let answer: Poll<Result<(), _>> = pin!(call).poll(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(answer, Poll::Ready(Err(status)) if status.code() == Code::Unavailable));
     }
@@ -147,7 +148,7 @@ mod tests {
     #[test]
     fn an_answer_that_is_there_is_given_however_late() {
         let headers = headers("1n");
-        let call = InTime::new(std::future::ready(Ok(7)), &headers, Instant::now());
+        let call = WithDeadline::new(std::future::ready(Ok(7)), &headers, Instant::now());
         let mut context = Context::from_waker(Waker::noop());
         assert!(matches!(pin!(call).poll(&mut context), Poll::Ready(Ok(7))));
     }

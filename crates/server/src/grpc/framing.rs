@@ -1,4 +1,4 @@
-//! One message of gRPC: its frame, its size, and the statuses of one that cannot be taken.
+//! The frames of gRPC messages, their sizes, and the statuses of invalid messages.
 
 use bytes::{Buf as _, Bytes};
 use lease::MAX_ID_BYTES;
@@ -6,32 +6,32 @@ use tonic::Status;
 
 use crate::bounds::Full;
 
-/// A message up to this long is part of what every call takes up, in bytes. So is every borrow: four
-/// ids, and what frames or compresses them.
+/// The memory that is accounted for each call includes a message of up to this many bytes. Every borrow
+/// is that small: four ids, and the overhead of frames and compression.
 pub(super) const SMALL: usize = 4 * (MAX_ID_BYTES + 16);
 
-/// The flag and the length in front of every message.
+/// The length of the flag and the length field before each message.
 pub(super) const PREFIX_BYTES: usize = 5;
 
-/// Reads the one message of a call from the bytes of its body, which is not compressed any more.
+/// Decodes the one message of a body, which is not compressed.
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT` when there is no message, more than one, or one that is not of this type.
+/// `INVALID_ARGUMENT` when there is no message, more than one, or one of another type.
 pub(crate) fn decode<M: prost::Message + Default>(body: Bytes) -> Result<M, Status> {
     M::decode(message(body)?).map_err(unreadable)
 }
 
-/// The status of a message that is not what it should be.
+/// The status of a message that cannot be decoded.
 pub(crate) fn unreadable(error: prost::DecodeError) -> Status {
     Status::invalid_argument(format!("the message cannot be read: {error}"))
 }
 
-/// The bytes of the one message of a call.
+/// Returns the bytes of the one message of a body.
 ///
 /// # Errors
 ///
-/// As [`decode`], but for what is in the message.
+/// As [`decode`], except that the content of the message is not checked.
 pub(crate) fn message(mut body: Bytes) -> Result<Bytes, Status> {
     if body.len() < PREFIX_BYTES {
         return Err(Status::invalid_argument("the call carries no message"));
@@ -49,6 +49,6 @@ pub(super) fn too_large(most: usize) -> Status {
 }
 
 /// The status of a call for which there is no memory.
-pub(super) fn full(problem: Full) -> Status {
+pub(super) fn no_memory(problem: Full) -> Status {
     Status::unavailable(problem.to_string())
 }

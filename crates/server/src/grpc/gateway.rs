@@ -1,4 +1,4 @@
-//! Where each request of the gRPC port is answered.
+//! Routes each request of the gRPC port to the service that answers it.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,16 +18,16 @@ use wire::worker::BorrowWorkerRequest;
 
 use policy::Indexer;
 
-use super::aside::{self, Aside, Tonic};
 use super::caller::{identify, key_of};
 use super::compression::{Encoding, decompress, is_flagged, unsupported};
 use super::control::ShownKey;
-use super::deadline::InTime;
-use super::framing::{SMALL, decode, full};
+use super::deadline::WithDeadline;
+use super::framing::{SMALL, decode, no_memory};
+use super::public::{self, PublicServices, Tonic};
 use super::report::Reports;
-use super::route::{Call, Speech, is_of, is_report, method_of};
+use super::route::{Call, Protocol, is_of, is_report, method_of};
 use super::service::{NotBorrowed, Undecided, WorkerPool};
-use super::unary::{self, Answer, Body, OfCall as _, Read, plain};
+use super::unary::{self, Answer, Body, ForCall as _, Read, plain};
 use super::web::Web;
 use crate::bounds::{Full, InFlight, work_of};
 use crate::config::PortLimits;
@@ -35,45 +35,45 @@ use crate::live::Live;
 use crate::metrics::Method;
 use crate::text::plain as shown;
 
-/// An answer up to this long is part of what every call takes up, in bytes.
+/// The memory that is accounted for each call includes an answer of up to this many bytes.
 const SHORT_ANSWER: usize = 1 << 10;
 
-/// What an attached stream takes up besides what waits on it: buffers of its codec, its task.
+/// The memory of an attached stream without its waiting events: buffers of its codec, its task.
 const ATTACHED_BYTES: usize = 16 << 10;
 
-/// Takes every request of the gRPC port to where it is answered.
+/// Routes the requests of the gRPC port.
 ///
-/// Health and reflection are open to all. For everything else the caller is identified before
-/// anything else decides the answer, the method and the message included.
+/// Health and reflection are public. For all other requests the caller is identified first, before the
+/// method and the message are checked.
 #[derive(Debug)]
 pub(crate) struct Gateway {
     pool: WorkerPool,
     reports: Reports,
     live: Arc<ArcSwap<Live>>,
     control: Tonic,
-    aside: Aside,
+    public: PublicServices,
     web: Web,
     limits: PortLimits,
 }
 
 impl Gateway {
-    /// `control` is session control, which is served to whoever may call the worker pool.
+    /// `control` is the service of session control, which needs the same keys as the worker pool.
     pub(crate) fn new(
         pool: WorkerPool,
         reports: Reports,
         live: Arc<ArcSwap<Live>>,
         control: Tonic,
-        aside: Aside,
+        public: PublicServices,
         web: Web,
         limits: PortLimits,
     ) -> Self {
-        Self { pool, reports, live, control, aside, web, limits }
+        Self { pool, reports, live, control, public, web, limits }
     }
 
-    /// Answers one request. Dropped before it answers, it leaves no lease behind.
+    /// Answers one request. When the future is dropped before the answer, no lease is left behind.
     ///
-    /// Who calls is found out before a byte of the message is kept. The future is moved and stored
-    /// for every call, so it is kept small: it has its arguments once, and what is not usual is boxed.
+    /// The caller is identified before a byte of the message is kept. The future is moved and stored
+    /// for every call, so it is kept small: it stores its arguments once, and unusual cases are boxed.
     #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
     pub(crate) fn answer<B>(
         self: Arc<Self>,
@@ -86,18 +86,18 @@ impl Gateway {
     {
         async move {
             if call.has_too_many_fields() {
-                return Ok(plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).of(call));
+                return Ok(plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).for_call(call));
             }
-            let refusal = match Speech::of(&request) {
-                Speech::Grpc => None,
-                Speech::Neither(refusal) => Some(refusal),
-                Speech::Web => return Ok(self.translate(request, call).await),
+            let refusal = match Protocol::of(&request) {
+                Protocol::Grpc => None,
+                Protocol::Unsupported(refusal) => Some(refusal),
+                Protocol::Web => return Ok(self.translate(request, call).await),
             };
-            if let Some((kind, service)) = self.aside.at(request.uri().path()) {
+            if let Some((kind, service)) = self.public.at(request.uri().path()) {
                 return Ok(match refusal {
-                    Some(refusal) => plain(refusal).of(call),
+                    Some(refusal) => plain(refusal).for_call(call),
                     None => {
-                        Box::pin(self.aside.answer(kind, service, request, call, &self.limits))
+                        Box::pin(self.public.answer(kind, service, request, call, &self.limits))
                             .await
                     }
                 });
@@ -112,7 +112,7 @@ impl Gateway {
                     return Ok(Box::pin(self.refuse_unread(refused, request, call)).await);
                 }
             };
-            call.connection().is_from(caller.map(Indexer::name));
+            call.connection().set_caller(caller.map(Indexer::name));
             call.begin_again(request.headers());
             let is_supported = Encoding::of(request.headers()).is_supported();
             let (Some(method), None, None, true) = (method, refusal, call.full(), is_supported)
@@ -120,11 +120,11 @@ impl Gateway {
                 drop(live);
                 return Ok(Box::pin(self.answer_unusual(method, refusal, request, call)).await);
             };
-            // Most messages are there with their headers: then nothing is waited for, and the policy
-            // that the caller was looked up in gives the terms too.
+            // Most messages arrive with their headers. Then nothing is waited for, and the terms come
+            // from the same policy as the caller.
             let read = match call.connection().admits(&call) {
-                true => unary::read_at_once(request.body_mut()).await,
-                false => Ok(Read::Begun(Bytes::new())),
+                true => unary::read_ready(request.body_mut()).await,
+                false => Ok(Read::Partial(Bytes::new())),
             };
             let mut began = Instant::now();
             let share = method.needs_place().then(|| call.connection().share());
@@ -138,10 +138,10 @@ impl Gateway {
                     let (headers, mut undecided) = (request.headers(), Undecided::default());
                     let decided =
                         self.dispatch(method, &live, caller, headers, message, &mut undecided);
-                    let answer = InTime::new(decided, headers, began).await;
+                    let answer = WithDeadline::new(decided, headers, began).await;
                     undecided.settle(answer)
                 }
-                Ok(Read::Whole(message) | Read::Begun(message)) => {
+                Ok(Read::Whole(message) | Read::Partial(message)) => {
                     drop((live, place));
                     let later =
                         self.answer_later(method, &mut request, message, &mut call, &mut began);
@@ -154,7 +154,7 @@ impl Gateway {
         }
     }
 
-    /// Answers a call of the worker pool whose message or turn has to be waited for.
+    /// Answers a call of the worker pool that has to wait for its message or for its turn.
     async fn answer_later<B>(
         &self,
         method: Call,
@@ -177,12 +177,12 @@ impl Gateway {
             Some(places) => places.acquire().await.ok(),
             None => None,
         };
-        // The policy may have changed meanwhile.
+        // The policy may have changed in the meantime.
         let live = self.live.load();
         let (headers, caller) = (request.headers(), identify(&live.policy, request.headers())?);
         let mut undecided = Undecided::default();
         let decided = self.dispatch(method, &live, caller, headers, message, &mut undecided);
-        let answer = InTime::new(decided, headers, *began).await;
+        let answer = WithDeadline::new(decided, headers, *began).await;
         undecided.settle(answer)
     }
 
@@ -192,24 +192,26 @@ impl Gateway {
         answer: Result<Answer, Status>,
         mut call: InFlight,
     ) -> Response<Body> {
-        call.connection().is_proven();
+        call.connection().mark_proven();
         let answer = answer.and_then(|answer: Answer| {
-            // A short answer is part of what every call takes up.
+            // The memory of each call includes a short answer.
             if answer.len() > SHORT_ANSWER {
-                call.take(answer.len()).map_err(full)?;
+                call.take(answer.len()).map_err(no_memory)?;
                 call.connection().share().count(work_of(answer.len()));
             }
             Ok(answer)
         });
-        answer.map_or_else(|status| self.refuse(method.into(), status), Answer::into_http).of(call)
+        answer
+            .map_or_else(|status| self.refuse(method.into(), status), Answer::into_http)
+            .for_call(call)
     }
 
     const fn most_bytes(&self) -> usize {
         self.limits.max_message_bytes as usize
     }
 
-    /// Answers whatever is no well-formed call of the worker pool for which there is room. The
-    /// caller is known.
+    /// Answers all requests except well-formed calls of the worker pool for which there is memory. The
+    /// caller is identified.
     async fn answer_unusual<B>(
         &self,
         method: Option<Call>,
@@ -234,32 +236,34 @@ impl Gateway {
         if let (Some(problem), true) = (call.full(), is_known) {
             return self.refuse_full(method, problem, request, call).await;
         }
-        call.connection().is_proven();
+        call.connection().mark_proven();
         if reports {
             let answer = self.reports.answer(&self.live, request, &mut call).await;
             self.pool.calls().refused_by(Method::Report, answer.headers());
-            return answer.of(call);
+            return answer.for_call(call);
         }
         if attaches {
             if let Err(problem) = call.take(ATTACHED_BYTES) {
-                return self.refuse(Method::Attach, full(problem)).of(call);
+                return self.refuse(Method::Attach, no_memory(problem)).for_call(call);
             }
             let connection = Some(call.connection().clone());
             let key = ShownKey::new(key_of(request.headers()), connection);
             request.extensions_mut().insert(key);
-            return match aside::uncompressed(request, &self.limits, &mut call) {
-                Ok(request) => aside::oneshot(self.control.clone(), request).await.of(call),
-                Err(status) => self.refuse(Method::Attach, status).of(call),
+            return match public::uncompressed(request, &self.limits, &mut call) {
+                Ok(request) => {
+                    public::call_streaming(self.control.clone(), request).await.for_call(call)
+                }
+                Err(status) => self.refuse(Method::Attach, status).for_call(call),
             };
         }
-        // Not read: it may be a stream that waits for an answer.
+        // The message is not read: it may be a stream that waits for an answer.
         let problem = format!("there is no method {}", shown(path));
-        self.refuse(Method::Other, Status::unimplemented(problem)).of(call)
+        self.refuse(Method::Other, Status::unimplemented(problem)).for_call(call)
     }
 
     /// Refuses a call for which there is no memory.
     ///
-    /// A borrow is read all the same: that of a worker has an answer of its own.
+    /// A borrow is read all the same, because the borrow of a worker gets a different answer.
     async fn refuse_full<B>(
         &self,
         method: Option<Call>,
@@ -271,7 +275,7 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
-        let mut refused = Err(full(problem));
+        let mut refused = Err(no_memory(problem));
         if method == Some(Call::BorrowWorker)
             && let Ok(message) = unary::read_small(request.body_mut(), &self.limits).await
             && let encoding = Encoding::of(request.headers())
@@ -280,7 +284,7 @@ impl Gateway {
             refused = Undecided::borrow(&self.live.load(), message).settle(refused);
         }
         match refused {
-            Ok(answer) => answer.into_http().of(call),
+            Ok(answer) => answer.into_http().for_call(call),
             Err(status) => {
                 let method = method_of(method, request.uri().path());
                 self.refuse_unread(self.refuse(method, status), request, call).await
@@ -288,11 +292,11 @@ impl Gateway {
         }
     }
 
-    /// Gives a refusal to whoever sends a message that nobody wants.
+    /// Refuses a call without using its message.
     ///
-    /// The message is passed over first, and not kept: data that arrives for a stream that was
-    /// answered already counts against its connection, which would be closed in the end. Not for
-    /// long, and not where many calls without a key are in flight.
+    /// The message is read and discarded first. Data that arrives for a stream that was answered
+    /// already counts against its connection, which would be closed in the end. The message is not
+    /// read for long, and not while many calls without a key are in flight.
     async fn refuse_unread<B>(
         &self,
         refused: Response<Body>,
@@ -304,12 +308,12 @@ impl Gateway {
         B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
     {
         let attaches = is_of(SESSION_CONTROL, request.uri().path());
-        // What else was sent with the call is let go of before anything is waited for.
+        // The headers are dropped before the message is waited for.
         let mut body = request.into_body();
         if !attaches && !call.connection().is_crowded() {
-            unary::pass_over(&mut body, &self.limits).await;
+            unary::discard(&mut body, &self.limits).await;
         }
-        refused.of(call)
+        refused.for_call(call)
     }
 
     fn refuse(&self, method: Method, status: Status) -> Response<Body> {
@@ -317,7 +321,7 @@ impl Gateway {
         unary::refuse(status)
     }
 
-    /// Answers a call of gRPC-Web as one of gRPC.
+    /// Answers a gRPC-Web call as a gRPC call.
     fn translate<B>(
         self: Arc<Self>,
         request: Request<B>,
@@ -345,7 +349,7 @@ impl Gateway {
         Box::pin(async move { self.web.answer(request, answer).await })
     }
 
-    /// Has the pool decide a call whose message is there.
+    /// Passes a call to the worker pool. Its message has arrived.
     #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
     fn dispatch<'c, 'l>(
         &'c self,
@@ -372,13 +376,13 @@ impl Gateway {
                     }
                 }
                 Call::KeepAlive => pool.keep_alive(caller, decode(message)?).await,
-                Call::ReturnWorker => pool.give_back(caller, metadata, decode(message)?).await,
+                Call::ReturnWorker => pool.return_worker(caller, metadata, decode(message)?).await,
                 Call::WorkersState => pool.state(live, caller, decode(message)?).await,
             }
         }
     }
 
-    /// Decides on a borrow under the policy in force, which changed while it was on its way.
+    /// Decides a borrow again, because another policy came into force in the meantime.
     async fn borrow_again(
         &self,
         metadata: &HeaderMap,
@@ -390,7 +394,7 @@ impl Gateway {
             let caller = identify(&live.policy, metadata)?;
             let mut now = Undecided::default();
             let borrowed = self.pool.borrow(&live, caller, metadata, message, &mut now).await;
-            undecided.reaches(now.ceiling());
+            undecided.set_ceiling(now.ceiling());
             message = match borrowed {
                 Ok(answer) => return Ok(answer),
                 Err(NotBorrowed::Refused(status)) => return Err(status),

@@ -1,4 +1,4 @@
-//! The metadata of calls and answers that are this project's own.
+//! The names of the metadata that this project defines.
 
 use http::header::HeaderName;
 
@@ -9,8 +9,8 @@ pub(crate) const DENIED_ACTIVE: HeaderName = HeaderName::from_static("x-denied-a
 pub(crate) const DENIED_MAX: HeaderName = HeaderName::from_static("x-denied-max");
 pub(crate) const TRACES_OMITTED: HeaderName = HeaderName::from_static("x-traces-omitted");
 
-/// Names a report, so that it counts once however often it is sent.
+/// The idempotency key of a report, which counts once however often it is sent.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
 
-/// Tells how many events of a report were skipped, where any were.
+/// The number of events of a report that were skipped, if any.
 pub(crate) const EVENTS_SKIPPED: HeaderName = HeaderName::from_static("x-events-skipped");

@@ -1,6 +1,5 @@
-//! The gRPC port: who calls what.
+//! The gRPC port: identifies callers and answers their calls.
 
-mod aside;
 mod caller;
 mod compression;
 pub(crate) mod control;
@@ -8,16 +7,17 @@ mod deadline;
 mod framing;
 mod gateway;
 mod headers;
+mod public;
 mod report;
 mod route;
 mod service;
-mod timely;
+mod timed_body;
 mod unary;
 mod usage;
 mod web;
 
-pub(crate) use aside::{Aside, Tonic, boxed};
 pub(crate) use gateway::Gateway;
+pub(crate) use public::{PublicServices, Tonic, boxed};
 pub(crate) use report::Reports;
 pub(crate) use route::WORKER_POOL;
 pub(crate) use service::WorkerPool;

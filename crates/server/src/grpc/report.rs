@@ -1,4 +1,4 @@
-//! Reports of usage: the one call whose message may be large.
+//! Reads reports of usage, the only calls whose messages may be large.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -16,8 +16,8 @@ use tonic::codegen::StdError;
 
 use super::caller::identify;
 use super::compression::{Encoding, Gunzip, STEP, is_flagged};
-use super::framing::{full, too_large};
-use super::timely::Timely;
+use super::framing::{no_memory, too_large};
+use super::timed_body::TimedBody;
 use super::unary::{self, Answer, Body};
 use super::usage::UsageReports;
 use crate::blocking::blocking;
@@ -25,15 +25,16 @@ use crate::bounds::{InFlight, work_of};
 use crate::config::PortLimits;
 use crate::live::Live;
 
-/// Most reports at once that are larger than any other message may be, of all callers and of one.
-/// Those of one caller wait for each other first, so that nobody's stands behind many of another.
+/// The most large reports at once, of all callers and of one caller. A report is large when it is larger
+/// than other messages may be. The reports of one caller wait for each other first, so that a report
+/// never waits for many reports of another caller.
 const LARGE_AT_ONCE: usize = 4;
 const LARGE_OF_ONE: usize = 1;
 
-/// How much of a large report is decompressed at once, on a thread for what blocks.
+/// How many bytes of a large report are decompressed at a time, on a thread that may block.
 const LARGE_STEP: usize = 1 << 20;
 
-/// Takes reports from their bodies to where they are counted.
+/// Reads reports and passes them on to be counted.
 #[derive(Debug)]
 pub(crate) struct Reports {
     usage: UsageReports,
@@ -45,11 +46,11 @@ pub(crate) struct Reports {
 #[derive(Debug)]
 struct Large {
     all: Arc<Semaphore>,
-    /// By the name of the indexer; the policy bounds how many there are.
+    /// By the name of the indexer; the policy bounds the number of indexers.
     of_one: Mutex<HashMap<Option<Box<str>>, Arc<Semaphore>>>,
 }
 
-/// A place for one large report, until it is dropped.
+/// The place of one large report. Dropping it frees the place.
 #[derive(Debug)]
 struct Place {
     _of_one: OwnedSemaphorePermit,
@@ -80,7 +81,7 @@ impl Reports {
         Self { usage, large: Large::new(), limits }
     }
 
-    /// Answers one call of Report of a caller that is known.
+    /// Answers one Report call of an identified caller.
     pub(super) async fn answer<B>(
         &self,
         live: &Arc<ArcSwap<Live>>,
@@ -92,7 +93,7 @@ impl Reports {
         B::Error: Into<StdError> + Send,
     {
         let (parts, mut body) = request.into_parts();
-        // The reports of one caller wait for each other, and not for those of others.
+        // Large reports of one caller wait for each other.
         let caller = identify(&live.load().policy, &parts.headers)
             .map(|caller| caller.map(|caller| Box::<str>::from(caller.name())));
         let caller = match caller {
@@ -122,18 +123,18 @@ impl Reports {
         let large = place.is_some();
         let usage = self.usage.clone();
         let apply = move || {
-            // The policy may have changed since.
+            // The policy may have changed in the meantime.
             let live = live.load();
             let caller = identify(&live.policy, &metadata)?;
             let place = place.map(|place| Box::new(place) as Box<dyn Any + Send>);
             usage.report(&live, caller, &metadata, message, place)
         };
-        // A large one takes many milliseconds, for which other calls are not to wait.
+        // A large report takes many milliseconds, so it must not run on a thread that serves calls.
         let applied = if large { blocking(apply).await } else { apply() };
         applied?.await
     }
 
-    /// Reads the message, and takes a place for it if it is large.
+    /// Reads the message, and waits for a place for it if it is large.
     async fn read<B>(
         &self,
         caller: Option<&str>,
@@ -147,7 +148,7 @@ impl Reports {
         let mut message = BytesMut::new();
         let mut place = None;
         let (most, large) = (self.limits.max_report_bytes, self.limits.max_message_bytes);
-        let mut body = Timely::new(body, self.limits.request_timeout);
+        let mut body = TimedBody::new(body, self.limits.request_timeout);
         while let Some(data) = body.data().await? {
             let length = message.len() + data.len();
             if length > most as usize {
@@ -156,13 +157,13 @@ impl Reports {
             if length > large as usize && place.is_none() {
                 place = Some(self.large.place(caller).await?);
             }
-            call.take(data.len()).map_err(full)?;
+            call.take(data.len()).map_err(no_memory)?;
             message.extend_from_slice(&data);
         }
         Ok((message.freeze(), place))
     }
 
-    /// The message uncompressed, with a place for it if it is large then.
+    /// Decompresses the message, and waits for a place for it if it is large then.
     async fn decompress(
         &self,
         caller: Option<&str>,
@@ -182,10 +183,10 @@ impl Reports {
                 place = Some(self.large.place(caller).await?);
             }
             let step = if large { LARGE_STEP } else { STEP };
-            call.take(step).map_err(full)?;
+            call.take(step).map_err(no_memory)?;
             let is_done;
             if large {
-                // It takes many milliseconds, for which other calls are not to wait.
+                // This takes many milliseconds, so it must not run on a thread that serves calls.
                 let stepped = blocking(move || gunzip.step(step).map(|is_done| (gunzip, is_done)));
                 (gunzip, is_done) = stepped.await?;
             } else {

@@ -1,4 +1,4 @@
-//! Which call a request is, and which protocol it speaks.
+//! Determines the method and the protocol of a request.
 
 use http::header::CONTENT_TYPE;
 use http::{Method as HttpMethod, Request, StatusCode, Version};
@@ -9,7 +9,7 @@ use wire::payment::usage_service_server::SERVICE_NAME as USAGE_SERVICE;
 use crate::bounds::Share;
 use crate::metrics::Method;
 
-/// The gRPC service whose calls are the reason for all of this.
+/// The gRPC service of the worker pool.
 pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
 
 /// One call of the worker pool.
@@ -34,12 +34,12 @@ impl Call {
 }
 
 impl Call {
-    /// Whether it needs one of the places of its caller. A keep-alive waits for nobody.
+    /// Whether the call needs a place of its caller. A keep-alive never waits.
     pub(super) const fn needs_place(self) -> bool {
         !matches!(self, Self::KeepAlive)
     }
 
-    /// The places of its caller that it needs one of.
+    /// The places of its caller for this call, if it needs one.
     pub(super) const fn places(self, share: &Share) -> Option<&Semaphore> {
         match self {
             Self::BorrowWorker | Self::ReturnWorker => Some(share.changes()),
@@ -60,7 +60,7 @@ impl From<Call> for Method {
     }
 }
 
-/// What a call is counted as.
+/// The method that a call is counted as.
 pub(super) fn method_of(call: Option<Call>, path: &str) -> Method {
     match call {
         Some(call) => call.into(),
@@ -70,7 +70,7 @@ pub(super) fn method_of(call: Option<Call>, path: &str) -> Method {
     }
 }
 
-/// Whether `path` is that of a method of `service`.
+/// Whether `path` names a method of `service`.
 pub(super) fn is_of(service: &str, path: &str) -> bool {
     let method = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
     method.is_some_and(|method| method.starts_with('/'))
@@ -80,32 +80,34 @@ pub(super) fn is_report(path: &str) -> bool {
     path.strip_prefix('/').and_then(|path| path.strip_prefix(USAGE_SERVICE)) == Some("/Report")
 }
 
-/// How a request speaks.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speech {
+pub(super) enum Protocol {
     Grpc,
     Web,
-    /// To be refused by an HTTP status, as the protocol has it.
-    Neither(StatusCode),
+    /// Another protocol, which is refused with this HTTP status.
+    Unsupported(StatusCode),
 }
 
-impl Speech {
+impl Protocol {
     pub(super) fn of<B>(request: &Request<B>) -> Self {
         let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], |it| it.as_bytes());
         let kind = content_type.strip_prefix(b"application/grpc");
         if request.method() != HttpMethod::POST {
             return match *request.method() {
-                // The question of a browser whether a page may call.
+                // The CORS preflight of a browser.
                 HttpMethod::OPTIONS => Self::Web,
-                _ => Self::Neither(StatusCode::METHOD_NOT_ALLOWED),
+                _ => Self::Unsupported(StatusCode::METHOD_NOT_ALLOWED),
             };
         }
         match kind {
             Some([] | [b'+' | b';', ..]) if request.version() == Version::HTTP_2 => Self::Grpc,
-            // Without HTTP/2 the status of the call would not arrive.
-            Some([] | [b'+' | b';', ..]) => Self::Neither(StatusCode::HTTP_VERSION_NOT_SUPPORTED),
+            // gRPC sends the status in trailers, which need HTTP/2.
+            Some([] | [b'+' | b';', ..]) => {
+                Self::Unsupported(StatusCode::HTTP_VERSION_NOT_SUPPORTED)
+            }
             Some(b"-web" | b"-web+proto" | b"-web-text" | b"-web-text+proto") => Self::Web,
-            _ => Self::Neither(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            _ => Self::Unsupported(StatusCode::UNSUPPORTED_MEDIA_TYPE),
         }
     }
 }

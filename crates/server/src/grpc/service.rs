@@ -1,4 +1,4 @@
-//! The worker pool on the wire, translated to and from the store. No rules are here.
+//! The worker pool: translates calls to operations of the store, and their results to answers.
 
 mod counts;
 mod undecided;
@@ -34,12 +34,12 @@ use crate::metrics::{CallCounters, Calls};
 use counts::{count, refused_by};
 pub(crate) use undecided::Undecided;
 
-/// A borrow that is not granted.
+/// Why a borrow was not granted.
 #[derive(Debug)]
 pub(crate) enum NotBorrowed {
-    /// It is refused.
+    /// It is refused with this status.
     Refused(Status),
-    /// Another policy came into force while it was on its way: it is to be decided on under that one.
+    /// Another policy came into force in the meantime: the borrow has to be decided again.
     OldTerms(BorrowWorkerRequest),
 }
 
@@ -62,7 +62,7 @@ impl WorkerPool {
         Self { store, clock, counters }
     }
 
-    /// Where calls are counted by method.
+    /// The counts of calls by method.
     pub(crate) const fn calls(&self) -> &Calls {
         &self.counters.by_method
     }
@@ -91,8 +91,8 @@ impl WorkerPool {
         undecided: &'u mut Undecided<'l>,
     ) -> Result<impl Future<Output = Result<Answer, NotBorrowed>> + use<'l, 'u>, Status> {
         let kind = undecided::kind_of(&message);
-        undecided.asks_for(kind, live.borrows(None));
-        named(live, &mut message.organization_id)?;
+        undecided.set_borrow(kind, live.borrows(None));
+        fill_in_organization(live, &mut message.organization_id)?;
         let request = Request {
             indexer: caller.map(Indexer::name),
             service: &message.service,
@@ -110,7 +110,7 @@ impl WorkerPool {
                 refuse(&refused)
             })?;
         let counters = live.borrows(Some(ruling.service));
-        undecided.asks_for(kind, counters);
+        undecided.set_borrow(kind, counters);
         let outcome = self.store.borrow(&request, &ruling.terms);
         let (refusals, minimal_life) = (&*live.refusals, ruling.terms.minimal_life);
         Ok(outcome.map(move |outcome| {
@@ -118,7 +118,7 @@ impl WorkerPool {
                 return Err(NotBorrowed::OldTerms(message));
             }
             if let Err(BorrowError::Refused(Refusal::Full { max_leases })) = outcome {
-                undecided.reaches(max_leases);
+                undecided.set_ceiling(max_leases);
             }
             counters.count(&outcome);
             refusals.record_store(&message, &outcome);
@@ -136,7 +136,7 @@ impl WorkerPool {
 
         let kept = match message.worker_key.parse::<LeaseId>() {
             Ok(id) => self.store.keep_alive(id, caller.map(Indexer::name)).await,
-            // No lease ever had such a key. A failed store answers that of none.
+            // No lease ever had such a key. A failed store gives no answer about any key.
             Err(_) => self.store.ready().map(|()| KeptAlive::Failed),
         }
         .map_err(unavailable)?;
@@ -152,7 +152,7 @@ impl WorkerPool {
     }
 
     /// ReturnWorker.
-    pub(crate) async fn give_back(
+    pub(crate) async fn return_worker(
         &self,
         caller: Option<&Indexer>,
         metadata: &HeaderMap,
@@ -160,7 +160,7 @@ impl WorkerPool {
     ) -> Result<Answer, Status> {
         use return_worker_response::Status as Outcome;
 
-        let minimal_life = message.minimal_worker_life_duration.map(off_the_wire).transpose()?;
+        let minimal_life = message.minimal_worker_life_duration.map(from_wire).transpose()?;
         let minimal_life = minimal_life.unwrap_or_default();
         let caller = caller.map(Indexer::name);
         let released = match (message.worker_key.as_str(), borrow_id(metadata)?) {
@@ -189,7 +189,7 @@ impl WorkerPool {
         caller: Option<&Indexer>,
         mut message: WorkersStateRequest,
     ) -> Result<Answer, Status> {
-        named(live, &mut message.organization_id)?;
+        fill_in_organization(live, &mut message.organization_id)?;
         let WorkersStateRequest { service, organization_id: organization, api_key_id } = &message;
         validate_id("service", service, true).map_err(invalid)?;
         validate_id("organization_id", organization, true).map_err(invalid)?;
@@ -225,7 +225,7 @@ fn borrow_answer(
                 worker_key: grant.id.to_string(),
                 status: BorrowStatus::Borrowed.into(),
                 worker_state: Some(borrowers_view(grant.pool, trace)),
-                minimal_worker_life_duration: Some(on_the_wire(minimal_life)),
+                minimal_worker_life_duration: Some(to_wire(minimal_life)),
             });
             Ok(answer.metadata(LEASE_TTL_MS, milliseconds(grant.ttl)).delivery(delivery))
         }
@@ -237,21 +237,21 @@ fn borrow_answer(
     }
 }
 
-/// A full pool is a normal answer.
+/// The answer to a borrow of a full pool, which is no error.
 fn exhausted(denied: Denied, trace: String, minimal_life: Duration) -> Answer {
     let Denied { scope, active, max, pool } = denied;
     Answer::new(&BorrowWorkerResponse {
         worker_key: String::new(),
         status: BorrowStatus::ResourceExhausted.into(),
         worker_state: Some(refused_by(max, borrowers_view(pool, trace))),
-        minimal_worker_life_duration: Some(on_the_wire(minimal_life)),
+        minimal_worker_life_duration: Some(to_wire(minimal_life)),
     })
     .metadata(DENIED_SCOPE, HeaderValue::from_static(scope.as_str()))
     .metadata(DENIED_ACTIVE, active)
     .metadata(DENIED_MAX, max)
 }
 
-/// The pool as a borrow answer shows it: of its traces, only the borrower's own.
+/// The pool in the answer to a borrow. It shows only the trace of the borrower.
 fn borrowers_view(pool: PoolState, trace: String) -> WorkersState {
     let mut own = BTreeMap::new();
     if pool.own_trace > 0 {
@@ -264,7 +264,8 @@ fn borrowers_view(pool: PoolState, trace: String) -> WorkersState {
     }
 }
 
-/// No ceiling is a maximum of 0 on the wire, with as many available as can be said.
+/// The counts of a pool. Without a ceiling the maximum is 0, and the available number is the largest
+/// possible.
 fn counts(borrowed: u64, max: Option<u64>) -> WorkersState {
     WorkersState {
         available_workers: max.map_or(i64::MAX, |max| count(max.saturating_sub(borrowed))),
@@ -278,15 +279,15 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn on_the_wire(duration: Duration) -> prost_types::Duration {
+fn to_wire(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),
     }
 }
 
-/// The minimal life a return asks for, to the nanosecond; the rules clamp what is too long.
-fn off_the_wire(duration: prost_types::Duration) -> Result<Duration, Status> {
+/// Reads the minimal life of a return, to the nanosecond. The ledger limits one that is too long.
+fn from_wire(duration: prost_types::Duration) -> Result<Duration, Status> {
     let invalid = |problem| invalid(Invalid { field: "minimal_worker_life_duration", problem });
     if duration.seconds < 0 || duration.nanos < 0 {
         return Err(invalid("is negative"));
@@ -302,12 +303,12 @@ fn off_the_wire(duration: prost_types::Duration) -> Result<Duration, Status> {
 
 fn borrow_id(metadata: &HeaderMap) -> Result<Option<BorrowId>, Status> {
     let Some(value) = metadata.get(BORROW_ID) else { return Ok(None) };
-    // A value that is not text is no hex either; the empty text says so.
+    // A value that is not text becomes the empty text, which is invalid too.
     value.to_str().unwrap_or_default().parse().map(Some).map_err(invalid)
 }
 
-/// Gives a request that names no organization the default one.
-fn named(live: &Live, organization: &mut String) -> Result<(), Status> {
+/// Fills in the default organization where a request names none.
+fn fill_in_organization(live: &Live, organization: &mut String) -> Result<(), Status> {
     if organization.is_empty() {
         *organization = live.organization("").map_err(invalid)?.to_owned();
     }
@@ -322,7 +323,7 @@ fn unavailable(error: Unavailable) -> Status {
     Status::unavailable(error.to_string())
 }
 
-/// The status of a lease that was revoked, and of a borrow that would be at once.
+/// The status of a revoked lease, and of a borrow whose lease would be revoked at once.
 fn revoked(reason: Reason, message: String) -> Status {
     match reason {
         Reason::BudgetSpent => Status::resource_exhausted(message),
@@ -341,7 +342,7 @@ fn refuse(refused: &Refused) -> Status {
     }
 }
 
-/// The status of a borrow that the rules refuse, other than by a ceiling.
+/// The status of a borrow that the ledger refuses, except because of a ceiling.
 fn refused_borrow(refusal: &Refusal) -> Status {
     let message = refusal.to_string();
     match refusal {
@@ -349,7 +350,7 @@ fn refused_borrow(refusal: &Refusal) -> Status {
         Refusal::Revoked(why) => revoked(why.reason, message),
         Refusal::BorrowIdReused => Status::invalid_argument(message),
         Refusal::BorrowEnded => Status::cancelled(message),
-        // Not decided, and a ceiling, which is answered otherwise: the caller may try again.
+        // The borrow was not decided, so the caller may try again. A ceiling is answered elsewhere.
         Refusal::Full { .. }
         | Refusal::IdsFull { .. }
         | Refusal::TooManyServices { .. }

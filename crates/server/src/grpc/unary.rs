@@ -1,8 +1,8 @@
 //! Unary gRPC over a hyper body: one message in, one message out.
 //!
-//! The calls of the worker pool are small and many, so they do not go through tonic's streaming
-//! codec, which buffers and boxes for the general case: the message is read from the frames as
-//! they are, and the answer is one buffer. What is on the wire is the same.
+//! The calls of the worker pool are small and many. So they do not use tonic's streaming codec, which
+//! buffers and boxes for the general case. The message is read directly from the frames, and the answer
+//! is one buffer. The bytes on the wire are the same.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -18,50 +18,50 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::codegen::StdError;
 
-use super::framing::{PREFIX_BYTES, SMALL, full, too_large};
-use super::timely::{Timely, broken_off};
-use crate::bounds::{InFlight, StreamAside, reset_call_after};
+use super::framing::{PREFIX_BYTES, SMALL, no_memory, too_large};
+use super::timed_body::{TimedBody, read_failed};
+use crate::bounds::{InFlight, PublicStream, reset_call_after};
 use crate::config::PortLimits;
 
-/// How long a message is waited for that nobody wants.
+/// How long to wait for a message that is not needed.
 const UNWANTED_TIMEOUT: Duration = Duration::from_secs(5);
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const OK: HeaderValue = HeaderValue::from_static("0");
 
-/// What was there of a message.
+/// The part of a message that has arrived.
 #[derive(Debug)]
 pub(super) enum Read {
     /// All of it.
     Whole(Bytes),
-    /// Its beginning, and it may be nothing.
-    Begun(Bytes),
+    /// Its beginning, which may be empty.
+    Partial(Bytes),
 }
 
-/// Reads the first frame of a body if it is there, without a wait. Most messages are one frame,
+/// Reads the first frame of a body if it has arrived, without waiting. Most messages are one frame,
 /// which is not copied.
 ///
 /// # Errors
 ///
 /// `INVALID_ARGUMENT` when the body cannot be read.
-pub(super) async fn read_at_once<B>(body: &mut B) -> Result<Read, Status>
+pub(super) async fn read_ready<B>(body: &mut B) -> Result<Read, Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
     let frame = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await;
     let data = match frame {
-        Poll::Pending => return Ok(Read::Begun(Bytes::new())),
+        Poll::Pending => return Ok(Read::Partial(Bytes::new())),
         Poll::Ready(None) => return Ok(Read::Whole(Bytes::new())),
-        Poll::Ready(Some(frame)) => frame.map_err(broken_off)?.into_data().unwrap_or_default(),
+        Poll::Ready(Some(frame)) => frame.map_err(read_failed)?.into_data().unwrap_or_default(),
     };
-    Ok(if body.is_end_stream() { Read::Whole(data) } else { Read::Begun(data) })
+    Ok(if body.is_end_stream() { Read::Whole(data) } else { Read::Partial(data) })
 }
 
-/// Reads a body to its end that began with `begun`. What is kept of it is copied, since a frame may
-/// hold on to much more memory than it has bytes, and taken from the memory of the call, except where
-/// it is small.
+/// Reads the rest of a body that began with `begun`. The bytes are copied, since a frame may keep much
+/// more memory alive than it has bytes. They are taken from the memory of the call, except for a small
+/// message.
 ///
 /// # Errors
 ///
@@ -78,14 +78,14 @@ where
     B::Error: Into<StdError>,
 {
     let (most, within) = (limits.max_message_bytes as usize, limits.request_timeout);
-    read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(full)).await
+    read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(no_memory)).await
 }
 
 /// Reads a small message, such as a borrow, for which there is no memory.
 ///
 /// # Errors
 ///
-/// As [`read`], and sooner.
+/// As [`read`], with a shorter timeout.
 pub(super) async fn read_small<B>(body: &mut B, limits: &PortLimits) -> Result<Bytes, Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
@@ -107,7 +107,7 @@ where
     B::Error: Into<StdError>,
 {
     let mut message = BytesMut::new();
-    let mut body = Timely::new(body, within);
+    let mut body = TimedBody::new(body, within);
     let mut next = Some(begun);
     while let Some(data) = next {
         let length = message.len() + data.len();
@@ -125,22 +125,22 @@ where
     Ok(message.freeze())
 }
 
-/// Reads a body that nobody wants, and keeps nothing of it.
-pub(super) async fn pass_over<B>(body: &mut B, limits: &PortLimits)
+/// Reads a body that is not needed, and keeps nothing of it.
+pub(super) async fn discard<B>(body: &mut B, limits: &PortLimits)
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
     let mut left = limits.max_message_bytes as usize;
-    let mut body = Timely::new(body, limits.request_timeout.min(UNWANTED_TIMEOUT));
+    let mut body = TimedBody::new(body, limits.request_timeout.min(UNWANTED_TIMEOUT));
     while let Ok(Some(data)) = body.data().await {
         let Some(rest) = left.checked_sub(data.len()) else { return };
         left = rest;
     }
 }
 
-/// A good answer: a message, initial metadata and, for a granted borrow, what becomes of the lease
-/// if nobody hears of it.
+/// A successful answer: a message, initial metadata and, for a granted borrow, the delivery that takes
+/// the lease back if the answer is lost.
 #[derive(Debug)]
 pub(crate) struct Answer {
     message: Bytes,
@@ -165,7 +165,7 @@ impl Answer {
         self
     }
 
-    /// The bytes of the message, framed.
+    /// The length of the message with its frame.
     pub(crate) const fn len(&self) -> usize {
         self.message.len()
     }
@@ -183,28 +183,27 @@ impl Answer {
     }
 }
 
-/// The body of any response of the gRPC port, with its call, which is in flight until the answer was
-/// written.
+/// The body of a response of the gRPC port. Its call is in flight until the answer was written.
 #[derive(Debug)]
 pub(crate) struct Body {
     kind: Kind,
     call: Option<InFlight>,
 }
 
-/// A place among the streams that are open to all.
+/// The place of a stream of a public service.
 #[derive(Debug)]
-pub(super) struct AsidePlace {
-    pub(super) _on_connection: StreamAside,
+pub(super) struct PublicPlace {
+    pub(super) _on_connection: PublicStream,
     pub(super) _on_server: OwnedSemaphorePermit,
 }
 
-/// A message on its way, with its call, which is in flight until the message was written.
-struct Unread {
+/// A message that is being sent. Its call is in flight until the message was written.
+struct SentMessage {
     message: Bytes,
     _call: InFlight,
 }
 
-impl AsRef<[u8]> for Unread {
+impl AsRef<[u8]> for SentMessage {
     fn as_ref(&self) -> &[u8] {
         &self.message
     }
@@ -214,28 +213,28 @@ impl AsRef<[u8]> for Unread {
 enum Kind {
     /// One message to send.
     Message { message: Bytes, delivery: Option<Delivery> },
-    /// The status that follows the message. It is taken when the transport had room for the message,
-    /// and that is what hands the answer over.
+    /// The status after the message. The transport polls it when it had room for the message; then the
+    /// answer counts as handed over.
     Trailers { delivery: Option<Delivery> },
-    /// Nothing, or nothing more.
+    /// Nothing is left to send.
     Done,
-    /// Whatever a tonic service answers, as long as it takes, with what it holds on to.
-    Tonic { body: tonic::body::Body, is_stream: bool, _place: Option<AsidePlace> },
+    /// The answer of a tonic service, with the place that it holds.
+    Tonic { body: tonic::body::Body, is_stream: bool, _place: Option<PublicPlace> },
 }
 
 impl Body {
-    /// No body at all.
+    /// An empty body.
     pub(crate) const fn none() -> Self {
         Self::from_kind(Kind::Done)
     }
 
-    /// Whatever a tonic service answers with a stream.
+    /// The streaming answer of a tonic service.
     pub(crate) const fn stream(body: tonic::body::Body) -> Self {
         Self::from_kind(Kind::Tonic { body, is_stream: true, _place: None })
     }
 
-    /// Whatever a tonic service answers, which holds on to `place`; one short answer without it.
-    pub(super) fn aside(body: tonic::body::Body, place: Option<AsidePlace>) -> Self {
+    /// The answer of a public service: a stream that holds `place`, or one short answer without a place.
+    pub(super) fn public(body: tonic::body::Body, place: Option<PublicPlace>) -> Self {
         Self::from_kind(Kind::Tonic { body, is_stream: place.is_some(), _place: place })
     }
 
@@ -243,21 +242,21 @@ impl Body {
         Self { kind, call: None }
     }
 
-    /// Whether the answer may take long: it is no message that ends.
+    /// Whether the answer is a stream, which may stay open.
     pub(crate) const fn is_stream(&self) -> bool {
         matches!(self.kind, Kind::Tonic { is_stream: true, .. })
     }
 }
 
-/// Responses that belong to a call.
-pub(super) trait OfCall {
-    /// The same response; the call is in flight until the answer was written, for which it has so much
-    /// time.
-    fn of(self, call: InFlight) -> Self;
+/// Attaches a call to its response.
+pub(super) trait ForCall {
+    /// Returns the response with its call, which is in flight until the answer was written. An answer
+    /// that is not read in time is reset.
+    fn for_call(self, call: InFlight) -> Self;
 }
 
-impl OfCall for http::Response<Body> {
-    fn of(self, call: InFlight) -> Self {
+impl ForCall for http::Response<Body> {
+    fn for_call(self, call: InFlight) -> Self {
         if !self.body().is_stream() {
             reset_call_after(call.connection().patience());
         }
@@ -278,9 +277,9 @@ impl HttpBody for Body {
         }
         let (frame, next) = match std::mem::replace(&mut self.kind, Kind::Done) {
             Kind::Message { message, delivery } => {
-                // HTTP/2 may keep the message long after the body is gone, until the caller reads it.
+                // HTTP/2 may keep the message after the body was dropped, until the caller reads it.
                 let message = match self.call.take() {
-                    Some(call) => Bytes::from_owner(Unread { message, _call: call }),
+                    Some(call) => Bytes::from_owner(SentMessage { message, _call: call }),
                     None => message,
                 };
                 (Frame::data(message), Kind::Trailers { delivery })
@@ -310,18 +309,18 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Tonic { body, .. } => body.size_hint(),
-            // Not exact, or hyper would announce a content-length, which gRPC does without.
+            // Not exact: otherwise hyper would send a content-length, which gRPC does not use.
             _ => SizeHint::default(),
         }
     }
 }
 
-/// A response that is a status alone.
+/// A response with a status and no message.
 pub(crate) fn refuse(status: Status) -> http::Response<Body> {
     status.into_http::<()>().map(|()| Body::none())
 }
 
-/// An HTTP status alone.
+/// A response with an HTTP status only.
 pub(super) fn plain(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::none());
     *response.status_mut() = status;

@@ -1,4 +1,4 @@
-//! `sf.gateway.payment.v1.UsageService`: what organizations used, counted against their budgets.
+//! `sf.gateway.payment.v1.UsageService`: counts usage against the budgets of organizations.
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -28,11 +28,11 @@ use crate::live::Live;
 use crate::metrics::UsageCounters;
 use skipped::SkippedLog;
 
-/// The field of the events in a report, and that of the metrics in an event.
+/// The field numbers of the events of a report, and of the metrics of an event.
 const EVENTS: u32 = 1;
 const METRICS: u32 = 20;
 
-/// Most organizations that one answer gives reasons for.
+/// The most organizations in the reasons of one answer.
 const MAX_REASONS: usize = 8;
 
 /// `UsageService` over a store.
@@ -53,20 +53,20 @@ impl Clone for UsageReports {
 }
 
 impl UsageReports {
-    /// Takes reports of at most so many events.
+    /// Accepts reports of at most `max_events` events.
     pub(crate) fn new(store: Arc<Store>, counters: UsageCounters, max_events: u32) -> Self {
         Self { store, counters, max_events: max_events as usize, skipped: Arc::default() }
     }
 
-    /// Report. It is on its way when this returns; the future waits for the answer.
+    /// Report. Counting has started when this returns; the future waits for the answer.
     ///
-    /// Reading a large one takes milliseconds, so it is no work for a thread that serves calls.
-    /// `until_counted` is dropped once the report is counted, whether anybody waits or not.
+    /// Reading a large report takes milliseconds, so it must not run on a thread that serves calls.
+    /// `until_counted` is dropped once the report is counted, also when the future is dropped.
     ///
     /// # Errors
     ///
-    /// `INVALID_ARGUMENT` when it cannot be read, has too many events, or goes by a name that it
-    /// cannot have; nothing is counted then. An event that cannot be counted is skipped.
+    /// `INVALID_ARGUMENT` when the report cannot be read, has too many events, or has an invalid
+    /// idempotency key; then nothing is counted. An event that cannot be counted is skipped.
     pub(crate) fn report(
         &self,
         live: &Live,
@@ -77,8 +77,8 @@ impl UsageReports {
     ) -> Result<impl Future<Output = Result<Answer, Status>> + Send + use<>, Status> {
         let began = Instant::now();
         let idempotency_key = idempotency_key(metadata)?.map(Into::into);
-        let read = Read::from(&framing::message(body)?, live, self.max_events)?;
-        let Read { report, organizations, disabled, events, mut skipped } = read;
+        let read = ParsedReport::from(&framing::message(body)?, live, self.max_events)?;
+        let ParsedReport { report, organizations, disabled, events, mut skipped } = read;
         let caller = caller.map(|caller| caller.name().into());
         let submission = Submission { caller, idempotency_key, report, organizations };
         let policy = live.policy.clone();
@@ -89,7 +89,7 @@ impl UsageReports {
             skipped.iter_mut().zip(reported.skipped).for_each(|(sum, more)| *sum += more);
             counters.count(&reported, events, &skipped, began);
             let answer = Answer::new(&response(&disabled, &reported.spent));
-            // What did not fit is told by amounts, which several may be of one event.
+            // The store counts skipped amounts, and an event may have several.
             let number = skipped.iter().sum::<u64>().min(events);
             if number == 0 {
                 return Ok(answer);
@@ -101,7 +101,7 @@ impl UsageReports {
         })
     }
 
-    /// Counts a report that was refused, and hands its status on.
+    /// Counts a refused report and returns its status.
     pub(crate) fn refused(&self, status: Status) -> Status {
         self.counters.count_refused(&status);
         status
@@ -125,23 +125,23 @@ fn idempotency_key(metadata: &HeaderMap) -> Result<Option<&str>, Status> {
     key.transpose().map_err(|_| Status::invalid_argument(format!("{IDEMPOTENCY_KEY} is no text")))
 }
 
-/// A report as it was read.
-struct Read {
+/// A report that was read.
+struct ParsedReport {
     report: Report,
     /// The organizations with budgets, in the order reported.
     organizations: Vec<Box<str>>,
-    /// A few of those that are disabled, and why.
+    /// Some of the organizations that are disabled, and why.
     disabled: Vec<(Box<str>, Reason)>,
     events: u64,
     skipped: Skipped,
 }
 
-impl Read {
-    /// Reads event by event: read at once, a report takes up a hundred times what it has on the
+impl ParsedReport {
+    /// Reads a report event by event. Decoded at once, it would need a hundred times its size on the
     /// wire.
     fn from(message: &[u8], live: &Live, max_events: usize) -> Result<Self, Status> {
         let mut events = 0;
-        for event in Contents::of(message, EVENTS) {
+        for event in FieldValues::of(message, EVENTS) {
             event?;
             events += 1;
         }
@@ -159,10 +159,10 @@ impl Read {
         };
         let mut seen: HashSet<Box<str>> = HashSet::new();
         let mut unreadable = None;
-        for event in Contents::of(message, EVENTS) {
+        for event in FieldValues::of(message, EVENTS) {
             let event = event?;
-            // The report checks this again; here it bounds what the event takes up once it is decoded.
-            let metrics = Contents::of(event, METRICS).take(MAX_METRICS + 1).count();
+            // The report checks this too. Here it bounds the memory of the decoded event.
+            let metrics = FieldValues::of(event, METRICS).take(MAX_METRICS + 1).count();
             if metrics > MAX_METRICS {
                 read.skipped[Uncountable::TooManyMetrics as usize] += 1;
                 continue;
@@ -177,17 +177,17 @@ impl Read {
             };
             let metrics: Vec<_> =
                 event.metrics.iter().map(|metric| (&*metric.key, metric.value)).collect();
-            // Without any it cannot be counted, as the report says itself.
+            // Without an organization `add` refuses the event.
             let organization = live.organization(&event.organization_id).unwrap_or_default();
             let added = report.add(organization, &event.api_key_id, &metrics);
             if let Err(why) = added {
                 read.skipped[why as usize] += 1;
             } else if !seen.contains(organization) {
                 seen.insert(organization.into());
-                read.ask(organization, &live.policy);
+                read.add_to_answer(organization, &live.policy);
             }
         }
-        // Where not one event can be read, it is another message.
+        // If not one event can be read, the message is no report.
         match unreadable {
             Some(error) if read.skipped[Uncountable::Unreadable as usize] == read.events => {
                 Err(framing::unreadable(error))
@@ -199,9 +199,9 @@ impl Read {
         }
     }
 
-    /// Sees to it that the answer tells whether the organization may go on. An event that counts
-    /// nothing asks too.
-    fn ask(&mut self, organization: &str, policy: &Policy) {
+    /// Adds the organization to the answer, which says whether it may continue. An event that counts
+    /// nothing adds its organization too.
+    fn add_to_answer(&mut self, organization: &str, policy: &Policy) {
         if !policy.organization_budgets(organization).is_empty() {
             self.organizations.push(organization.into());
         }
@@ -212,14 +212,13 @@ impl Read {
     }
 }
 
-/// What stands in one field of a message, as often as it is there: its bytes, as they are on the
-/// wire.
-struct Contents<'a> {
+/// Iterates over the encoded values of one repeated field of a message.
+struct FieldValues<'a> {
     rest: &'a [u8],
     field: u32,
 }
 
-impl<'a> Contents<'a> {
+impl<'a> FieldValues<'a> {
     const fn of(message: &'a [u8], field: u32) -> Self {
         Self { rest: message, field }
     }
@@ -246,7 +245,7 @@ impl<'a> Contents<'a> {
     }
 }
 
-impl<'a> Iterator for Contents<'a> {
+impl<'a> Iterator for FieldValues<'a> {
     type Item = Result<&'a [u8], Status>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -286,9 +285,13 @@ mod tests {
         Event { organization_id, metrics: metrics.collect(), ..Event::default() }
     }
 
-    fn read(message: &[u8]) -> Result<Read, Status> {
+    fn read(message: &[u8]) -> Result<ParsedReport, Status> {
         let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
-        Read::from(message, &Live::new(Policy::default(), &Metrics::new(), refusals, None), 3)
+        ParsedReport::from(
+            message,
+            &Live::new(Policy::default(), &Metrics::new(), refusals, None),
+            3,
+        )
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! gRPC-Web: gRPC for callers that are shown no trailers, browsers above all.
+//! gRPC-Web: gRPC for callers that cannot read trailers, such as browsers.
 //!
-//! Translated in front of the calls, over HTTP/1.1 and HTTP/2; calls of plain gRPC do not come by.
+//! Calls are translated to gRPC, over HTTP/1.1 and HTTP/2. Plain gRPC calls do not pass through here.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -29,10 +29,10 @@ const X_USER_AGENT: HeaderName = HeaderName::from_static("x-user-agent");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// How long a browser may remember what it is allowed.
+/// How long a browser may cache the result of a CORS preflight.
 const REMEMBERED: Duration = Duration::from_secs(3_600);
 
-/// Speaks gRPC-Web with callers that are no web page, and with pages of certain origins.
+/// Translates gRPC-Web calls of programs, and of web pages of the allowed origins.
 pub(crate) struct Web {
     origins: Box<[HeaderValue]>,
     cors: CorsLayer,
@@ -45,7 +45,7 @@ impl fmt::Debug for Web {
 }
 
 impl Web {
-    /// Serves pages of `origins`; without any, no page at all.
+    /// Allows web pages of `origins`.
     pub(crate) fn new(origins: &[Origin]) -> Self {
         let origins: Box<[_]> = origins.iter().map(|origin| origin.header().clone()).collect();
         let cors = CorsLayer::new()
@@ -77,11 +77,11 @@ impl Web {
         Self { origins, cors }
     }
 
-    /// Answers a call of gRPC-Web, or the question of a browser whether it may make one, by `grpc`.
+    /// Answers a gRPC-Web call by `grpc`, or the CORS preflight of a browser.
     ///
-    /// Browsers say from where a page comes that calls. Pages that nobody allowed are refused even
-    /// where no answer would be shown to them, and even if they come from this very address: a name
-    /// of their own may point to it.
+    /// Browsers send the origin of the page that calls. A page of another origin is refused, even where
+    /// the browser would hide the answer from it, and even if its origin is the address of this server:
+    /// the attacker may own a DNS name that points to it.
     pub(crate) async fn answer<B, F>(
         &self,
         request: Request<B>,

@@ -221,7 +221,7 @@ impl Operator {
     /// [`store::Error::Failed`] when leases could not be ended; the policy is in force then.
     pub async fn set_policy(self: &Arc<Self>, policy: Policy) -> Result<usize, Error> {
         let config = Config { policy: policy.clone(), ..self.config.clone() };
-        config.is_open_to_everybody().map_or(Ok(()), Err)?;
+        config.check_open_port().map_or(Ok(()), Err)?;
         let operator = self.clone();
         run_detached(async move {
             let enforced = {

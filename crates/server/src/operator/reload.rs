@@ -187,7 +187,7 @@ impl Operator {
             };
             let contents = read(&path);
             let digest = contents.as_ref().ok().map(|contents| Digest::of(contents));
-            let (named, loaded) = Loaded::take_in(&path, contents, &mut read);
+            let (named, loaded) = Loaded::from_contents(&path, contents, &mut read);
             let loaded = loaded.map(|loaded| {
                 let policy = loaded.policy.with_overrides(&overrides);
                 Loaded { policy, ..loaded }
@@ -254,10 +254,10 @@ impl Operator {
 fn check_startable(mut started_with: Config, loaded: &Loaded) -> Result<(), Error> {
     let mut next = Config { policy: loaded.policy.clone(), ..started_with.clone() };
     if let Some(file) = &started_with.policy_file {
-        loaded.server.news(file.server(), &started_with.given).apply(&mut next)?;
+        loaded.server.changed_since(file.server(), &started_with.given).apply(&mut next)?;
     }
-    let before: Vec<_> = started_with.judge().iter().map(Error::to_string).collect();
-    let wrong = next.judge().into_iter().find(|error| !before.contains(&error.to_string()));
+    let before: Vec<_> = started_with.find_errors().iter().map(Error::to_string).collect();
+    let wrong = next.find_errors().into_iter().find(|error| !before.contains(&error.to_string()));
     wrong.map_or(Ok(()), Err)
 }
 

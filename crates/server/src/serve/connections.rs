@@ -278,7 +278,7 @@ impl Open {
 
 impl Connections {
     fn spawn(&self, port: Arc<Port>, stream: TcpStream, connection: Arc<Connection>, place: Place) {
-        connection.has_place(&port.places, &place);
+        connection.set_place(&port.places, &place);
         let number = self.open.lock().add(connection.clone());
         let open = self.open.clone();
         let counted = GaugeGuard::new(&port.open);

@@ -27,7 +27,7 @@ use crate::config::token_file::TokenInForce;
 use crate::config::watch::Watched;
 use crate::error::Error;
 use crate::grpc::control::{Control, Farewell};
-use crate::grpc::{self, Aside, Gateway, Reports, Tonic, UsageReports, Web, WorkerPool};
+use crate::grpc::{self, Gateway, PublicServices, Reports, Tonic, UsageReports, Web, WorkerPool};
 use crate::live::Live;
 use crate::metrics::{Facts, Metrics};
 use crate::operator::{Operator, Parts};
@@ -73,7 +73,7 @@ impl Server {
     ///
     /// A port would be open to everybody, a port is taken, or the store cannot be opened.
     pub async fn bind(mut config: Config) -> Result<Self, Error> {
-        first_error(config.judge())?;
+        first_error(config.find_errors())?;
         let (url, options) = (config.store.clone(), config.store_options());
         let store = blocking(move || Recovered::open(&url, options)).await?;
         Self::take_ports(config, store)
@@ -86,7 +86,7 @@ impl Server {
     ///
     /// A port would be open to everybody, or a port is taken.
     pub async fn with_store(mut config: Config, store: Recovered) -> Result<Self, Error> {
-        first_error(config.judge_ports())?;
+        first_error(config.find_port_errors())?;
         Self::take_ports(config, store)
     }
 
@@ -238,7 +238,7 @@ fn grpc_port(
         Reports::new(reports, config.port),
         live.clone(),
         control(store, live, metrics, config, farewell),
-        Aside::new(health.clone()),
+        PublicServices::new(health.clone()),
         Web::new(&config.grpc_web_origins),
         config.port,
     );

@@ -104,7 +104,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Paced<I> {
         let mut part = (&mut self.stream).take(readable as u64);
         ready!(Pin::new(&mut part).poll_read(context, buffer))?;
         let read = buffer.filled().len() - before;
-        self.connection.has_read(read);
+        self.connection.count_read(read);
         if self.missing > 0 {
             let preface = &PREFACE[PREFACE.len() - self.missing..];
             let arrived = &buffer.filled()[before..];
@@ -113,7 +113,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Paced<I> {
             if self.missing == 0 {
                 self.has_begun.store(true, Ordering::Relaxed);
                 if self.is_http2 {
-                    self.connection.has_sent_preface();
+                    self.connection.mark_http2();
                 }
             }
         }

@@ -191,7 +191,7 @@ impl Shared {
         }
     }
 
-    /// How long the commit under way has taken; nothing when none is.
+    /// How long the current commit has taken; zero when there is none.
     pub(crate) fn stalled(&self) -> Duration {
         self.state.lock().disk.commit
     }

@@ -1,7 +1,7 @@
-//! The settings of a server, which can each be given by a flag, a variable and a file.
+//! The settings of a server. Each can be given by a flag, a variable or a file.
 //!
-//! There is one table of them. Flags and their help, variables, the keys of `[server]` and what is
-//! printed all come from it, so that none of them can lack one.
+//! One table lists all settings. Flags and their help, variables, the keys of `[server]` and what is
+//! printed come from this table, so that none of them can miss a setting.
 
 mod table;
 mod value;
@@ -37,7 +37,7 @@ enum Bounds {
     Time { shortest: Duration, longest: Duration },
 }
 
-/// Every setting, in the order in which people are told of them.
+/// All settings, in the order in which they are shown.
 ///
 /// ```
 /// let names: Vec<_> = tgm_session_server::settings::all().iter().map(|s| s.name()).collect();
@@ -47,7 +47,7 @@ pub fn all() -> &'static [Setting] {
     table::SETTINGS
 }
 
-/// The setting called `name` in a file. Words may be joined by dashes as they are in a flag.
+/// Finds the setting `name`. Its words may be joined by underscores or by dashes.
 pub fn find(name: &str) -> Option<&'static Setting> {
     let same = |setting: &&Setting| {
         setting.name.len() == name.len()
@@ -70,7 +70,7 @@ impl Setting {
         Self { name, group, about, default: None, bounds: Bounds::None, place }
     }
 
-    /// Says in words what the default is, where it is not a value.
+    /// Sets a description of the default, if it is not a value.
     const fn by_default(mut self, words: &'static str) -> Self {
         self.default = Some(words);
         self
@@ -86,22 +86,22 @@ impl Setting {
         self
     }
 
-    /// Its name, as it stands in a file.
+    /// Its name in a file.
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Which other settings it goes with, as a heading.
+    /// The heading of its group.
     pub const fn group(&self) -> &'static str {
         self.group
     }
 
-    /// What it is, for people.
+    /// Its description.
     pub const fn about(&self) -> &'static str {
         self.about
     }
 
-    /// Its flag, without the dashes in front.
+    /// Its flag, without the leading dashes.
     pub fn flag(&self) -> String {
         self.name.replace('_', "-")
     }
@@ -111,17 +111,17 @@ impl Setting {
         format!("TGM_SESSION_{}", self.name.to_uppercase())
     }
 
-    /// What stands for its value in a list of flags, such as `ADDR`.
+    /// The placeholder for its value in a list of flags, such as `ADDR`.
     pub fn value_name(&self) -> &'static str {
         (self.place)(&mut scratch()).name()
     }
 
-    /// Whether its flag may stand alone, meaning yes.
+    /// Whether its flag may be given without a value, which means true.
     pub fn is_switch(&self) -> bool {
         (self.place)(&mut scratch()).is_switch()
     }
 
-    /// What it is when nobody says anything, for people.
+    /// The description of its default.
     pub fn default_words(&self) -> String {
         match self.default {
             Some(words) => words.to_owned(),
@@ -133,7 +133,7 @@ impl Setting {
         }
     }
 
-    /// What it is in `config`. Secrets are masked. Nothing is changed.
+    /// Its value in `config`. Secrets are masked. `config` is not changed.
     pub fn show(&self, config: &mut Config) -> Shown {
         (self.place)(config).show()
     }
@@ -165,12 +165,12 @@ impl fmt::Debug for Setting {
     }
 }
 
-/// A configuration to try a value in, or to look up a default.
+/// A configuration to check a value in, or to look up a default.
 fn scratch() -> Config {
     Config::new(Policy::default(), StoreUrl::Memory)
 }
 
-/// Every value of `config` that is not within its bounds.
+/// Returns an error for each value of `config` that is out of bounds.
 pub(crate) fn check(config: &mut Config) -> Vec<Error> {
     let wrong = all().iter().filter_map(|setting| {
         let problem = setting.check((setting.place)(config)).err()?;
@@ -179,18 +179,17 @@ pub(crate) fn check(config: &mut Config) -> Vec<Error> {
     wrong.collect()
 }
 
-/// What one lease takes in memory at worst, in bytes, beside its ids: its place in the table, a
-/// scope of its own of every kind, and the borrow id it was granted under.
+/// The most memory of one lease without its ids, in bytes: its slot in the table, a scope of its own of
+/// each kind, and its borrow id.
 const LEASE_BYTES: u64 = 560;
 
-/// What a byte of an id takes in memory at worst, in hundredths: texts are rounded up when they are
-/// kept.
+/// The most memory of a byte of an id, in hundredths of a byte: the allocator rounds sizes up.
 const ID_BYTE_PERCENT: u64 = 125;
 
-/// The most bytes of memory that leases may take under these two settings.
+/// The most bytes of memory of all leases under these two settings.
 ///
-/// It is what a caller can bring about that gives every lease ids of its own. Leases of few
-/// organizations and without borrow ids take half of it and less.
+/// A caller can reach it with different ids for each lease. Leases of few organizations and without
+/// borrow ids take half of it or less.
 ///
 /// ```
 /// use tgm_session_server::settings::worst_memory;
@@ -202,14 +201,14 @@ pub const fn worst_memory(max_leases: u64, max_id_bytes: u64) -> u64 {
     max_leases.saturating_mul(LEASE_BYTES).saturating_add(ids)
 }
 
-/// Files that each thread which serves gRPC has open: its runtime and its listening socket.
+/// The open files of each thread that serves gRPC: its runtime and its listening socket.
 const FILES_PER_THREAD: u64 = 8;
 
-/// Files beside connections and threads: the store, both ports, the main runtime, standard streams,
-/// files that are being looked at, and room to spare.
+/// The open files besides connections and threads: the store, both ports, the main runtime, standard
+/// streams, watched files, and a reserve.
 const FILES_BESIDE: u64 = 64;
 
-/// How many files a server under `config` has open at most, connections included.
+/// The most open files of a server with `config`, including connections.
 ///
 /// ```
 /// use tgm_session_server::settings::most_open_files;
@@ -227,21 +226,21 @@ pub fn most_open_files(config: &Config) -> u64 {
 }
 
 impl Given {
-    /// Takes a value of `setting` from a flag or a variable.
+    /// Sets the value of `setting` from a flag or a variable.
     ///
     /// # Errors
     ///
-    /// What is wrong with the value, or would be right. Secrets are not repeated.
+    /// What is wrong with the value. Secrets are not repeated.
     pub fn set(
         &mut self,
         setting: &'static Setting,
         text: &str,
         source: Source,
     ) -> Result<(), String> {
-        self.take(setting, Written::Text(text.to_owned()), source)
+        self.try_value(setting, Written::Text(text.to_owned()), source)
     }
 
-    /// Takes the value of the key `name` in the `[server]` section of a file.
+    /// Sets the value of the key `name` of the `[server]` section of a file.
     pub(crate) fn set_in_file(
         &mut self,
         name: &str,
@@ -259,11 +258,11 @@ impl Given {
         if self.written(setting.name).is_some() {
             return Err(invalid(format!("{} is given twice", setting.name)));
         }
-        let taken = self.take(setting, Written::Toml(value), Source::File(place));
+        let taken = self.try_value(setting, Written::Toml(value), Source::File(place));
         taken.map_err(|problem| invalid(format!("{}: {problem}", setting.name)))
     }
 
-    fn take(
+    fn try_value(
         &mut self,
         setting: &'static Setting,
         written: Written,
@@ -274,11 +273,11 @@ impl Given {
         Ok(())
     }
 
-    /// Puts the values into `config`; the rest of it stays as it is.
+    /// Writes the values into `config`; other values stay as they are.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`], which cannot be: every value was tried when it was given.
+    /// [`Error::Setting`]. It cannot happen, because all values were checked when they were given.
     pub fn apply(&self, config: &mut Config) -> Result<(), Error> {
         for setting in all() {
             if let Some(written) = self.written(setting.name) {

@@ -1,4 +1,4 @@
-//! The one table of settings: what is not in it cannot be set, and what is can be set everywhere.
+//! The table of all settings.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const fn seconds(seconds: u64) -> Duration {
 
 const DAY: Duration = seconds(24 * 60 * 60);
 
-/// Every setting, in the order in which people are told of them.
+/// All settings, in the order in which they are shown.
 pub(super) static SETTINGS: &[Setting] = &[
     Setting::new("listen", "Ports", "Where gRPC is served; port 0 takes a free one", |config| {
         &mut config.listen
@@ -124,7 +124,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         "The most calls at once on one connection, of which a client's stream of keep-alives is one",
         |config| &mut config.port.max_streams,
     )
-    // With room for one, that stream would keep out all others.
+    // With 1, the stream of keep-alives would leave no room for other calls.
     .counted(2, 1 << 16),
     Setting::new("max_header_bytes", "Limits", "The most bytes of headers of one call", |config| {
         &mut config.port.max_header_bytes

@@ -1,4 +1,4 @@
-//! What a setting can be: how each kind of value is read and shown.
+//! The types of settings: how a value is read and shown.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -12,23 +12,23 @@ use crate::config::AdminToken;
 use crate::config::given::Written;
 use crate::config::origin::Origin;
 
-/// A value as it is shown. Secrets are not.
+/// A value as it is shown. Secrets are masked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Shown {
-    /// There is none.
+    /// No value.
     Nothing,
-    /// Anything in words, a secret as `***`.
+    /// Text; a secret is `***`.
     Text(String),
     /// A number.
     Number(u64),
-    /// Yes or no.
+    /// True or false.
     Switch(bool),
-    /// Several.
+    /// Several texts.
     List(Vec<String>),
 }
 
-/// Writes the value as a policy file would have it.
+/// Writes the value in the syntax of a policy file.
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -42,10 +42,10 @@ impl fmt::Display for Shown {
     }
 }
 
-/// What stands for a secret.
+/// The mask of a secret.
 const HIDDEN: &str = "***";
 
-/// How large a value is, where that is limited.
+/// The size of a value, for its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Size {
     Count(u64),
@@ -53,12 +53,12 @@ pub(super) enum Size {
     Unlimited,
 }
 
-/// A place in a [`Config`](crate::Config) that a setting fills.
+/// A value of a [`Config`](crate::Config) that a setting can change.
 pub(super) trait Value {
-    /// What stands for a value in a list of flags.
+    /// The placeholder for a value in a list of flags.
     fn name(&self) -> &'static str;
 
-    /// Takes what is written, or says what would be right.
+    /// Sets the value from what is written, or returns what is wrong with it.
     fn read(&mut self, written: &Written) -> Result<(), String>;
 
     fn show(&self) -> Shown;
@@ -67,7 +67,7 @@ pub(super) trait Value {
         Size::Unlimited
     }
 
-    /// Whether a flag without a value means yes.
+    /// Whether the flag may be given without a value, which means true.
     fn is_switch(&self) -> bool {
         false
     }
@@ -82,7 +82,7 @@ impl Value for SocketAddr {
         *self = match written.text() {
             Some(text) => match text.parse() {
                 Ok(address) => address,
-                Err(_) => resolved(text).map_err(|problem| format!("{written} {problem}"))?,
+                Err(_) => resolve(text).map_err(|problem| format!("{written} {problem}"))?,
             },
             None => return Err(format!("{written} is none; {ADDRESS}")),
         };
@@ -97,8 +97,8 @@ impl Value for SocketAddr {
 const ADDRESS: &str =
     "write an address and a port, like 127.0.0.1:9010, [::1]:9010 or localhost:9010";
 
-/// The address of a host by its name: its first one of IPv4, where it has one.
-fn resolved(text: &str) -> Result<SocketAddr, String> {
+/// Resolves the name of a host: returns its first IPv4 address, or else its first address.
+fn resolve(text: &str) -> Result<SocketAddr, String> {
     let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(':'));
     if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
         return Err(format!("is none; {ADDRESS}"));
@@ -133,7 +133,7 @@ impl Value for bool {
     }
 }
 
-/// Numbers, all of which fit into 64 bits.
+/// Implements [`Value`] for numbers, all of which fit into 64 bits.
 macro_rules! number {
     ($($number:ty),+) => {$(
         impl Value for $number {

@@ -1,8 +1,8 @@
-//! `tgm.session.v1.SessionControl`: keep-alives in batches, and revocations at once.
+//! `tgm.session.v1.SessionControl`: keep-alives in batches, and pushed revocations.
 //!
-//! A stream has one task, which reads batches and answers them, and an outbox, which the task and
-//! the store fill and the connection reads. The task never waits for the reader: keep-alives that
-//! arrived count, whether their answers are read or not.
+//! A stream has a task and an outbox. The task reads batches and puts answers into the outbox. The
+//! store puts revocations into it, and the connection reads it. The task never waits for the reader, so
+//! keep-alives count when they arrive, whether their answers are read or not.
 
 mod outbox;
 
@@ -34,21 +34,21 @@ use outbox::{End, Outbox, Reader};
 /// The most keys of one batch.
 const MAX_KEYS: usize = 1_000;
 
-/// A stream without a batch for this long is ended. A client that holds anything sends some every
-/// few seconds, and one that holds nothing may attach again.
+/// The idle timeout: a stream without a batch for this long is ended. A client with leases sends
+/// batches every few seconds, and a client without leases can attach again.
 const IDLE: Duration = Duration::from_secs(600);
 
-/// How long a stream goes on after the notice that the server is about to stop.
+/// How long a stream continues after the notice that the server is about to stop.
 const AFTER_NOTICE: Duration = Duration::from_secs(1);
 
-/// How long the last status of a stream waits for its reader before the stream is reset.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the reader of a stream may take to read the final status before the stream is reset.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a stop waits until every stream has sent its notice.
-const ANNOUNCEMENT: Duration = Duration::from_millis(250);
+/// How long a stop waits until all streams have sent their notices.
+const NOTICE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Who attaches: the key that the caller showed, to be looked at again with every batch, since the
-/// policy may have changed; and the connection, whose memory the stream takes up.
+/// The key of the caller that attaches, and its connection. The key is checked again with each batch,
+/// since the policy may have changed. The connection accounts for the memory of the stream.
 #[derive(Clone)]
 pub(crate) struct ShownKey {
     key: Option<Box<[u8]>>,
@@ -71,17 +71,17 @@ impl fmt::Debug for ShownKey {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Farewell {
     begun: CancellationToken,
-    /// Has a token for each stream that has not sent the notice.
-    untold: TaskTracker,
+    /// Has a token for each stream that has not sent its notice.
+    unsent: TaskTracker,
 }
 
 impl Farewell {
-    /// Sends the notice, and waits, not for long, until it is on its way everywhere.
+    /// Sends the notice, and waits up to a quarter of a second until all streams have sent it.
     pub(crate) async fn announce(&self) {
         self.begun.cancel();
-        self.untold.close();
-        if timeout(ANNOUNCEMENT, self.untold.wait()).await.is_err() {
-            tracing::debug!(streams = self.untold.len(), "streams that do not read got no notice");
+        self.unsent.close();
+        if timeout(NOTICE_TIMEOUT, self.unsent.wait()).await.is_err() {
+            tracing::debug!(streams = self.unsent.len(), "streams that do not read got no notice");
         }
     }
 }
@@ -98,7 +98,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// At most `max_streams` are attached at once.
+    /// At most `max_streams` streams are attached at once.
     pub(crate) fn new(
         store: Arc<Store>,
         live: Arc<ArcSwap<Live>>,
@@ -110,15 +110,15 @@ impl Control {
         Self { store, live, calls, streams, places, farewell }
     }
 
-    /// Takes in one stream: what serves it, and what its client reads.
-    fn open(&self, key: ShownKey) -> Result<(Attached, Reader), Status> {
+    /// Opens a stream: returns the task that serves it, and the reader for its client.
+    fn open(&self, key: ShownKey) -> Result<(AttachedStream, Reader), Status> {
         if self.farewell.begun.is_cancelled() {
             return Err(stopping());
         }
         let place = self.places.clone().try_acquire_owned();
         let place = place.map_err(|_| Status::unavailable("too many streams are attached"))?;
         let (outbox, reader) = Outbox::new(self.streams.pushed.clone(), key.connection.clone());
-        let attached = Attached {
+        let attached = AttachedStream {
             attachment: self.store.attach(outbox.clone()),
             store: self.store.clone(),
             live: self.live.clone(),
@@ -127,7 +127,7 @@ impl Control {
             outbox,
             reset: CancellationToken::new(),
             stopping: self.farewell.begun.clone(),
-            untold: Some(self.farewell.untold.token()),
+            unsent: Some(self.farewell.unsent.token()),
             _place: (place, GaugeGuard::new(&self.streams.attached)),
         };
         Ok((attached, reader))
@@ -146,49 +146,49 @@ impl SessionControl for Control {
         let key = key.ok_or_else(|| Status::unauthenticated("nobody looked who calls"))?;
         let (attached, reader) = self.open(key)?;
         reset_call_by(attached.reset.clone());
-        tokio::spawn(attached.drive(request.into_inner()));
+        tokio::spawn(attached.run(request.into_inner()));
         Ok(Response::new(reader))
     }
 }
 
-/// One attached stream.
+/// The task of one attached stream.
 #[derive(Debug)]
-struct Attached {
+struct AttachedStream {
     attachment: Attachment,
     store: Arc<Store>,
     live: Arc<ArcSwap<Live>>,
     calls: CallCounters,
     key: ShownKey,
     outbox: Arc<Outbox>,
-    /// Cancelled to reset the stream of a reader that does not even read its end.
+    /// Cancelled to reset a stream whose reader does not read the final status.
     reset: CancellationToken,
     stopping: CancellationToken,
-    untold: Option<TaskTrackerToken>,
-    /// Its place among those that may be attached, and among those that are.
+    unsent: Option<TaskTrackerToken>,
+    /// Its place among the streams that may be attached, and its count in the metrics.
     _place: (OwnedSemaphorePermit, GaugeGuard),
 }
 
-impl Attached {
-    /// Serves the stream until it ends, and then sees to it that it is gone.
-    async fn drive(mut self, batches: impl Stream<Item = Result<AttachRequest, Status>> + Unpin) {
+impl AttachedStream {
+    /// Serves the stream until it ends, and then closes or resets it.
+    async fn run(mut self, batches: impl Stream<Item = Result<AttachRequest, Status>> + Unpin) {
         let outbox = self.outbox.clone();
         let end = tokio::select! {
             end = self.serve(batches) => end,
-            // Either way it knows its end already.
+            // The outbox has its final status already.
             () = outbox.overrun() => End::Done,
             () = outbox.left() => return,
         };
-        // Whoever is told from now on is told by other means.
+        // No more revocations are pushed to this stream.
         drop(self.attachment);
-        drop(self.untold);
+        drop(self.unsent);
         outbox.close(end);
         tokio::select! {
             () = outbox.left() => {}
-            () = sleep(LAST_WORDS) => self.reset.cancel(),
+            () = sleep(STATUS_TIMEOUT) => self.reset.cancel(),
         }
     }
 
-    /// Answers batches until the client, the server or the time ends it.
+    /// Answers batches until the client or the server ends the stream, or it times out.
     async fn serve(
         &mut self,
         mut batches: impl Stream<Item = Result<AttachRequest, Status>> + Unpin,
@@ -198,14 +198,14 @@ impl Attached {
             let stopping = self.stopping.clone();
             tokio::select! {
                 biased;
-                () = stopping.cancelled(), if self.untold.is_some() => {
-                    if let Some(untold) = self.untold.take() {
-                        self.outbox.announce(untold);
+                () = stopping.cancelled(), if self.unsent.is_some() => {
+                    if let Some(unsent) = self.unsent.take() {
+                        self.outbox.announce(unsent);
                     }
                     deadline = Instant::now() + AFTER_NOTICE;
                 }
                 () = sleep_until(deadline) => {
-                    return End::Status(match self.untold {
+                    return End::Status(match self.unsent {
                         Some(_) => Status::unavailable("no batch came for ten minutes"),
                         None => self::stopping(),
                     });
@@ -219,7 +219,7 @@ impl Attached {
                     if let Err(status) = self.answer(batch).await {
                         return End::Status(status);
                     }
-                    if self.untold.is_some() {
+                    if self.unsent.is_some() {
                         deadline = Instant::now() + IDLE;
                     }
                 }
@@ -247,7 +247,7 @@ impl Attached {
         self.calls.count_batch(ids.len(), &kept);
         self.calls.by_method.answered(Method::Attach, began.into_std());
         self.outbox.answer(batch, kept);
-        // Many small batches may be here already: their answers are sent before there are too many.
+        // Many small batches may have arrived. This lets the connection send answers in between.
         tokio::task::yield_now().await;
         Ok(())
     }
@@ -257,17 +257,17 @@ fn stopping() -> Status {
     Status::unavailable("the server is stopping")
 }
 
-/// The end of a stream whose batches cannot be read any more.
+/// The final status of a stream after an error of its batches.
 fn broken(error: &Status) -> Status {
     match error.code() {
-        // A message that says it is compressed where no header says how, or has a flag that is none.
+        // A message is compressed but no header names the compression, or its flag is invalid.
         Code::Internal if error.message().starts_with("protocol error") => {
             Status::internal(error.message())
         }
         Code::InvalidArgument => {
             Status::invalid_argument(format!("a batch cannot be read: {}", error.message()))
         }
-        // As tonic says of a message that is too large, and of one that cannot be decoded.
+        // The codes of tonic for a message that is too large, and for one that cannot be decoded.
         Code::OutOfRange | Code::Internal => {
             Status::invalid_argument(format!("a batch cannot be read: {}", error.message()))
         }

@@ -1,4 +1,4 @@
-//! What waits to be sent on one attached stream.
+//! The queue of events to send on one attached stream.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -21,27 +21,27 @@ use wire::control::{
 
 use crate::bounds::Connection;
 
-/// Answers that may wait for the reader. A client has a handful of batches under way.
+/// The most answers that may wait for the reader. A client has only a few batches in flight.
 const MAX_ANSWERS: usize = 64;
 
-/// Revocations that may wait for the reader, about 3 MB of them. An organization that is disabled
-/// may have that many leases on one stream, and its reader has had no time to read yet.
+/// The most revocations that may wait for the reader, about 3 MB. A disabled organization may have as
+/// many leases on one stream, all revoked before the reader can read.
 const MAX_PUSHES: usize = 65_536;
 
-/// The bounded queue between whoever has something to tell a client and the client.
+/// A bounded queue of events for a client.
 ///
-/// Nobody who fills it waits. When it is full nobody reads it: then it drops what it holds and
-/// ends the stream, which ends no lease.
+/// Adding an event never waits. If the queue is full, the client does not read: the queue is cleared
+/// and the stream is ended, which ends no lease.
 #[derive(Debug)]
 pub(super) struct Outbox {
     queue: Mutex<Queue>,
     reader: AtomicWaker,
-    /// Cancelled when the queue ran over.
+    /// Cancelled when the queue has overflowed.
     overrun: CancellationToken,
-    /// Cancelled when the reader is gone.
+    /// Cancelled when the reader was dropped.
     left: CancellationToken,
     pushed: Counter,
-    /// Whose memory the events take up.
+    /// The connection that accounts for the memory of the events.
     connection: Option<Arc<Connection>>,
 }
 
@@ -50,23 +50,23 @@ struct Queue {
     events: VecDeque<Event>,
     answers: usize,
     pushes: usize,
-    /// What the events take up of the memory of the connection.
+    /// The memory of the events.
     bytes: usize,
-    /// How the stream ends after the events; nothing is added any more.
+    /// How the stream ends after these events. If it is set, no events are added.
     end: Option<End>,
 }
 
-/// What is to be sent, as small as it can be kept.
+/// An event to send, in a compact form.
 #[derive(Debug)]
 enum Event {
     Answer(Box<(u64, KeptBatch)>),
     Revoked(LeaseId, RevokedFor),
-    /// Dropping the token says that the notice was taken.
-    Draining(#[expect(dead_code, reason = "held until the notice is taken")] TaskTrackerToken),
+    /// Dropping the token says that the notice was read.
+    Draining(#[expect(dead_code, reason = "held until the notice is read")] TaskTrackerToken),
 }
 
 impl Event {
-    /// What it takes up while it waits.
+    /// The memory of the event while it waits.
     fn bytes(&self) -> usize {
         let lists = match self {
             Self::Answer(answer) => {
@@ -85,14 +85,15 @@ impl Event {
 /// How a stream ends.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The client has said that it is done.
+    /// The client has ended the stream.
     Done,
-    /// The server ends it.
+    /// The server ends the stream with this status.
     Status(Status),
 }
 
 impl Outbox {
-    /// An outbox and its reader; `pushed` counts the revocations, and `connection` has the memory.
+    /// Returns an outbox and its reader. `pushed` counts revocations; `connection` accounts for the
+    /// memory.
     pub(super) fn new(pushed: Counter, connection: Option<Arc<Connection>>) -> (Arc<Self>, Reader) {
         let outbox = Arc::new(Self {
             queue: Mutex::default(),
@@ -105,28 +106,28 @@ impl Outbox {
         (outbox.clone(), Reader(outbox))
     }
 
-    /// Answers a batch.
+    /// Adds the answer to a batch.
     pub(super) fn answer(&self, batch: u64, kept: KeptBatch) {
         self.add(Event::Answer(Box::new((batch, kept))));
     }
 
-    /// Tells that the server is about to stop; `taken` is dropped when the reader has the notice.
+    /// Adds the notice that the server is about to stop. `taken` is dropped when it was read.
     pub(super) fn announce(&self, taken: TaskTrackerToken) {
         self.add(Event::Draining(taken));
     }
 
-    /// Ends the stream once the reader has what is in the queue.
+    /// Ends the stream once the reader has read the events in the queue.
     pub(super) fn close(&self, end: End) {
         self.queue.lock().end.get_or_insert(end);
         self.reader.wake();
     }
 
-    /// Waits until the queue has run over because nobody reads it.
+    /// Waits until the queue has overflowed.
     pub(super) async fn overrun(&self) {
         self.overrun.cancelled().await;
     }
 
-    /// Waits until the reader is gone, with or without the end of the stream.
+    /// Waits until the reader was dropped, before or after the end of the stream.
     pub(super) async fn left(&self) {
         self.left.cancelled().await;
     }
@@ -158,7 +159,7 @@ impl Outbox {
         self.reader.wake();
     }
 
-    /// Lets go of everything that waits.
+    /// Drops all events.
     fn clear(&self, queue: &mut Queue, end: End) {
         self.give_back(queue.bytes);
         *queue = Queue { end: Some(end), ..Queue::default() };
@@ -180,13 +181,13 @@ impl Outbox {
             Some(Event::Answer(answer)) => {
                 queue.answers -= 1;
                 let (batch, kept) = *answer;
-                WireEvent::Answer(answer_on_the_wire(batch, kept))
+                WireEvent::Answer(answer_to_wire(batch, kept))
             }
             Some(Event::Revoked(id, why)) => {
                 queue.pushes -= 1;
                 WireEvent::Revoked(Revocation {
                     worker_key: id.to_string(),
-                    reason: reason_on_the_wire(why.reason).into(),
+                    reason: reason_to_wire(why.reason).into(),
                     message: why.to_string(),
                 })
             }
@@ -213,7 +214,7 @@ impl Listener for Outbox {
     }
 }
 
-/// The reading end of an outbox, which goes away with the stream.
+/// The reading end of an outbox. It is dropped with the stream.
 #[derive(Debug)]
 pub(crate) struct Reader(Arc<Outbox>);
 
@@ -221,7 +222,7 @@ impl Stream for Reader {
     type Item = Result<AttachResponse, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // Before the look, so that what comes right after it is not missed.
+        // Registered before the check, so that an event that is added after it is not missed.
         self.0.reader.register(context.waker());
         self.0.take()
     }
@@ -234,17 +235,17 @@ impl Drop for Reader {
     }
 }
 
-fn answer_on_the_wire(batch: u64, kept: KeptBatch) -> BatchAnswer {
+fn answer_to_wire(batch: u64, kept: KeptBatch) -> BatchAnswer {
     let KeptBatch { failed, revoked, unavailable } = kept;
     let revoked = revoked.into_iter().map(|(place, why)| RevokedPlace {
         place,
-        reason: reason_on_the_wire(why.reason).into(),
+        reason: reason_to_wire(why.reason).into(),
         message: why.to_string(),
     });
     BatchAnswer { batch, failed, revoked: revoked.collect(), unavailable }
 }
 
-fn reason_on_the_wire(reason: Reason) -> WireReason {
+fn reason_to_wire(reason: Reason) -> WireReason {
     match reason {
         Reason::Operator => WireReason::Operator,
         Reason::OrganizationDisabled => WireReason::OrganizationDisabled,

@@ -39,7 +39,7 @@ fn attach(control: &Control) -> Client {
         let batch = received.recv().await?;
         Some((batch, received))
     });
-    let task = tokio::spawn(async move { attached.drive(pin!(received)).await });
+    let task = tokio::spawn(async move { attached.run(pin!(received)).await });
     Client { batches, reader, task, reset }
 }
 
@@ -108,10 +108,10 @@ async fn a_reader_that_does_not_read_holds_up_neither_the_notice_nor_the_end() {
     let client = attach(&control);
     let start = Instant::now();
     control.farewell.announce().await;
-    assert!(start.elapsed() <= 2 * ANNOUNCEMENT);
+    assert!(start.elapsed() <= 2 * NOTICE_TIMEOUT);
     timeout(IDLE, client.reset.cancelled()).await.expect("it is reset");
     client.task.await.unwrap();
-    assert!(start.elapsed() <= ANNOUNCEMENT + AFTER_NOTICE + LAST_WORDS);
+    assert!(start.elapsed() <= NOTICE_TIMEOUT + AFTER_NOTICE + STATUS_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]

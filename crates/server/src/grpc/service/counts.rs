@@ -1,9 +1,9 @@
-//! Counts as they stand on the wire.
+//! Counts in wire messages.
 
 use wire::worker::WorkersState;
 
-/// A pool as a refusal shows it: its maximum is the ceiling that refused, whatever its scope, because
-/// old clients print that and nothing else.
+/// The pool in a refusal. Its maximum is the ceiling that refused, whatever the scope of this ceiling,
+/// because old clients print only this number.
 pub(super) fn refused_by(ceiling: u64, pool: WorkersState) -> WorkersState {
     WorkersState { max_workers: count(ceiling), available_workers: 0, ..pool }
 }

@@ -1,8 +1,8 @@
-//! Borrows that cannot be decided now, wherever that turns out.
+//! Answers to borrows that cannot be decided now.
 //!
-//! Substreams tries the borrow of a worker again after the answer `resource_exhausted`, and fails its job
-//! for good after any error. So a worker is never told `UNAVAILABLE`, which is all that a borrow is told
-//! that was not decided: not granted, and refused neither by a ceiling nor for what it asks.
+//! An undecided borrow is neither granted nor refused, and gets `UNAVAILABLE`. But Substreams fails a
+//! job after any error of a worker borrow, and tries again after the answer `resource_exhausted`. So an
+//! undecided borrow of a worker gets this answer instead.
 
 use bytes::Bytes;
 use http::header::HeaderValue;
@@ -18,7 +18,7 @@ use crate::grpc::unary::Answer;
 use crate::live::Live;
 use crate::metrics::BorrowCounters;
 
-/// A call that may be a borrow, as far as is known what it asks for.
+/// The call, if it is known to be a borrow, and the facts for its answer if it stays undecided.
 #[derive(Debug, Default)]
 pub(crate) struct Undecided<'l> {
     borrow: Option<(Kind, &'l BorrowCounters)>,
@@ -26,32 +26,31 @@ pub(crate) struct Undecided<'l> {
 }
 
 impl<'l> Undecided<'l> {
-    /// A borrow that comes to no decision, by its message.
+    /// Returns the facts of a borrow from its message.
     pub(crate) fn borrow(live: &'l Live, message: Bytes) -> Self {
         let Ok(message) = decode::<BorrowWorkerRequest>(message) else { return Self::default() };
         let mut undecided = Self::default();
         let counters = live.borrows(live.policy.service(&message.service));
-        undecided.asks_for(kind_of(&message), counters);
+        undecided.set_borrow(kind_of(&message), counters);
         undecided
     }
 
-    /// Notes what is asked for, and where it is counted.
-    pub(super) fn asks_for(&mut self, kind: Kind, counters: &'l BorrowCounters) {
+    /// Notes that the call is a borrow of this kind, and its counters.
+    pub(super) fn set_borrow(&mut self, kind: Kind, counters: &'l BorrowCounters) {
         self.borrow = Some((kind, counters));
     }
 
-    /// Notes that the server has as many leases as it may have.
-    pub(crate) fn reaches(&mut self, max_leases: u64) {
+    /// Notes that the server has the most leases that it may have.
+    pub(crate) fn set_ceiling(&mut self, max_leases: u64) {
         self.ceiling = max_leases;
     }
 
-    /// The ceiling of the server that was reached; 0 when it is none.
+    /// The ceiling of the server, if it was reached; else 0.
     pub(crate) const fn ceiling(&self) -> u64 {
         self.ceiling
     }
 
-    /// The answer to the call that came to this: a borrow that was not decided is counted, and that of a
-    /// worker is to be tried again.
+    /// Turns an undecided borrow into its final answer, and counts it. Other answers stay as they are.
     pub(crate) fn settle(self, answer: Result<Answer, Status>) -> Result<Answer, Status> {
         match (self.borrow, &answer) {
             (Some((kind, counters)), Err(status)) if status.code() == Code::Unavailable => {
@@ -66,12 +65,12 @@ impl<'l> Undecided<'l> {
     }
 }
 
-/// What a borrow asks for, before anybody has looked whether it makes sense.
+/// The kind of lease that a borrow asks for, before it is validated.
 pub(super) const fn kind_of(message: &BorrowWorkerRequest) -> Kind {
     if message.max_worker_for_trace_id > 0 { Kind::Worker } else { Kind::Session }
 }
 
-/// What a worker is told that cannot be decided on now; `ceiling` is the one that is reached, if any.
+/// The answer to an undecided borrow of a worker. `ceiling` is that of the server, if it was reached.
 fn busy(ceiling: u64) -> Answer {
     Answer::new(&BorrowWorkerResponse {
         worker_key: String::new(),

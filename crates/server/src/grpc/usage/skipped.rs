@@ -1,4 +1,4 @@
-//! The log line about events of reports that were skipped: one a minute at most, with the reasons.
+//! Logs skipped events of reports: one line a minute at most, with the reasons.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use tokio::time::{Instant, sleep_until};
 
 use store::Skipped;
 
-/// How often the log tells of events that were skipped.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// The shortest time between two lines.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// Tells of the first that are skipped at once, and of all that follow within a minute at its end.
+/// Logs the first skipped events at once, and those of the following minute at its end.
 #[derive(Debug, Default)]
 pub(super) struct SkippedLog(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    untold: Line,
+    unlogged: Line,
     /// The end of the minute after the last line.
     next: Option<Instant>,
-    /// Whether somebody waits for it.
+    /// Whether a task waits for it.
     is_awaited: bool,
 }
 
-/// What one line tells: how many events, and why.
+/// The content of one line: the number of events, and their reasons.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Line {
     events: u64,
@@ -38,20 +38,20 @@ struct Line {
 enum Due {
     Now(Line),
     At(Instant),
-    /// Somebody waits for it already.
+    /// A task waits for the next line already.
     Awaited,
 }
 
 impl SkippedLog {
-    /// Adds what was skipped of one report: so many events, and why.
+    /// Adds the skipped events of one report, and their reasons.
     pub(super) fn add(self: &Arc<Self>, events: u64, why: &Skipped) {
         match self.add_at(events, why, Instant::now()) {
-            Due::Now(line) => line.tell(),
+            Due::Now(line) => line.write(),
             Due::At(next) => {
                 let log = self.clone();
                 tokio::spawn(async move {
                     sleep_until(next).await;
-                    log.take(next).tell();
+                    log.take(next).write();
                 });
             }
             Due::Awaited => {}
@@ -60,8 +60,8 @@ impl SkippedLog {
 
     fn add_at(&self, events: u64, why: &Skipped, now: Instant) -> Due {
         let mut state = self.0.lock();
-        state.untold.events += events;
-        state.untold.why.iter_mut().zip(why).for_each(|(sum, more)| *sum += more);
+        state.unlogged.events += events;
+        state.unlogged.why.iter_mut().zip(why).for_each(|(sum, more)| *sum += more);
         if state.is_awaited {
             return Due::Awaited;
         }
@@ -71,28 +71,28 @@ impl SkippedLog {
                 Due::At(next)
             }
             None => {
-                state.next = Some(now + TELL_EVERY);
-                Due::Now(std::mem::take(&mut state.untold))
+                state.next = Some(now + LOG_EVERY);
+                Due::Now(std::mem::take(&mut state.unlogged))
             }
         }
     }
 
-    /// What is to be told at the end of a minute.
+    /// Takes the line at the end of a minute.
     fn take(&self, now: Instant) -> Line {
         let mut state = self.0.lock();
-        (state.is_awaited, state.next) = (false, Some(now + TELL_EVERY));
-        std::mem::take(&mut state.untold)
+        (state.is_awaited, state.next) = (false, Some(now + LOG_EVERY));
+        std::mem::take(&mut state.unlogged)
     }
 }
 
 impl Line {
-    fn tell(self) {
+    fn write(self) {
         tracing::warn!(events = self.events, why = %self, "skipped events of usage reports");
     }
 }
 
 impl fmt::Display for Line {
-    /// Writes `value 3, organization 1`: how many there were for each reason.
+    /// Writes the number of each reason, such as `value 3, organization 1`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reasons = Uncountable::ALL.into_iter().zip(self.why).filter(|(_, count)| *count > 0);
         for (place, (why, count)) in reasons.enumerate() {
@@ -144,11 +144,11 @@ mod tests {
             |seconds| log.add_at(1, &Skipped::default(), start + Duration::from_secs(seconds));
         let line = |events| Line { events, why: Skipped::default() };
         assert_eq!(add(0), Due::Now(line(1)));
-        let next = start + TELL_EVERY;
+        let next = start + LOG_EVERY;
         assert_eq!((add(1), add(2)), (Due::At(next), Due::Awaited));
         assert_eq!(log.take(next), line(2));
-        assert_eq!(add(61), Due::At(next + TELL_EVERY));
-        assert_eq!(log.take(next + TELL_EVERY), line(1));
+        assert_eq!(add(61), Due::At(next + LOG_EVERY));
+        assert_eq!(log.take(next + LOG_EVERY), line(1));
         assert_eq!(add(180), Due::Now(line(1)));
     }
 }

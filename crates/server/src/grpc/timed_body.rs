@@ -1,4 +1,4 @@
-//! Request bodies that have to arrive in time.
+//! Request bodies with a timeout.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -11,18 +11,18 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tonic::codegen::StdError;
 
-/// A body whose end may be waited for only so long.
+/// A body that has to arrive within a time.
 ///
-/// Most bodies are there when they are asked for. The time begins, and costs something, with the
+/// Most bodies have arrived when they are read. The timer is created, and the time starts, with the
 /// first wait.
 #[derive(Debug)]
-pub(super) struct Timely<'b, B> {
+pub(super) struct TimedBody<'b, B> {
     body: &'b mut B,
     within: Duration,
     over: Option<Pin<Box<Sleep>>>,
 }
 
-impl<'b, B> Timely<'b, B>
+impl<'b, B> TimedBody<'b, B>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
@@ -36,12 +36,12 @@ where
     /// # Errors
     ///
     /// `UNAVAILABLE` when the time is over: the caller may be slow, and may try again.
-    /// `INVALID_ARGUMENT` when the body broke off, or is no gRPC-Web.
+    /// `INVALID_ARGUMENT` when the body is incomplete, or is no valid gRPC-Web.
     pub(super) async fn data(&mut self) -> Result<Option<Bytes>, Status> {
         poll_fn(|context| {
             loop {
                 let frame = match Pin::new(&mut *self.body).poll_frame(context) {
-                    Poll::Ready(frame) => frame.transpose().map_err(broken_off)?,
+                    Poll::Ready(frame) => frame.transpose().map_err(read_failed)?,
                     Poll::Pending => {
                         let within = self.within;
                         let over = || Box::pin(tokio::time::sleep(within));
@@ -62,13 +62,13 @@ where
         .await
     }
 
-    /// Whether nothing more is to come, as far as is known without a wait.
+    /// Whether the body is known to have ended, without waiting.
     pub(super) fn is_at_end(&self) -> bool {
         self.body.is_end_stream()
     }
 }
 
-/// The status of a body that broke off, which nobody reads, or is no gRPC-Web.
-pub(super) fn broken_off(error: impl Into<StdError>) -> Status {
+/// The status of a body that is incomplete, or is no valid gRPC-Web.
+pub(super) fn read_failed(error: impl Into<StdError>) -> Status {
     Status::invalid_argument(format!("the request cannot be read to its end: {}", error.into()))
 }

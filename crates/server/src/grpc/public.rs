@@ -1,4 +1,4 @@
-//! What is served beside the worker pool: health and reflection, as tonic has them.
+//! The public services, which need no key: health and reflection, as tonic implements them.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -17,43 +17,43 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt as _};
 
 use super::compression::{Decompressed, ENCODING, Encoding, decompress, unsupported};
-use super::framing::full;
-use super::unary::{self, AsidePlace, Body, OfCall as _};
+use super::framing::no_memory;
+use super::unary::{self, Body, ForCall as _, PublicPlace};
 use crate::bounds::{InFlight, reset_call_after};
 use crate::config::PortLimits;
 
-/// Health watches at once on all connections.
+/// The most health watches at once on all connections.
 const WATCHES: usize = 1_024;
 
-/// Reflection streams at once on all connections.
+/// The most reflection streams at once on all connections.
 const REFLECTIONS: usize = 64;
 
-/// How long a reflection stream may be open. A tool that describes a server takes a moment.
+/// How long a reflection stream may be open. Tools need it for a moment only.
 const REFLECTION_TIME: Duration = Duration::from_secs(60);
 
 /// One tonic service.
 pub(crate) type Tonic =
     BoxCloneSyncService<Request<tonic::body::Body>, Response<tonic::body::Body>, Infallible>;
 
-/// What is asked of the services that are open to all.
+/// The calls of the public services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AsideCall {
-    /// Health, once.
+pub(super) enum PublicCall {
+    /// The health, once.
     Check,
-    /// Health, and whenever it changes.
+    /// The health now and after each change.
     Watch,
     Reflection,
 }
 
-/// The services that are open to all, by the start of their paths.
-pub(crate) struct Aside {
+/// The public services, by the prefix of their paths.
+pub(crate) struct PublicServices {
     services: Vec<(&'static str, Tonic)>,
     watches: Arc<Semaphore>,
     reflections: Arc<Semaphore>,
 }
 
-impl Aside {
-    /// Health as `health` reports it, and reflection of every service of the port.
+impl PublicServices {
+    /// Health as `health` reports it, and reflection of all services of the port.
     pub(crate) fn new(health: HealthReporter) -> Self {
         let health = HealthServer::new(HealthService::from_health_reporter(health));
         let reflection = || {
@@ -61,17 +61,17 @@ impl Aside {
                 .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let sound = "the descriptors were compiled into the program";
+        let valid = "the descriptors were compiled into the program";
         Self {
             services: vec![
                 ("/grpc.health.v1.Health/", boxed(health)),
                 (
                     "/grpc.reflection.v1.ServerReflection/",
-                    boxed(reflection().build_v1().expect(sound)),
+                    boxed(reflection().build_v1().expect(valid)),
                 ),
                 (
                     "/grpc.reflection.v1alpha.ServerReflection/",
-                    boxed(reflection().build_v1alpha().expect(sound)),
+                    boxed(reflection().build_v1alpha().expect(valid)),
                 ),
             ],
             watches: Arc::new(Semaphore::new(WATCHES)),
@@ -79,24 +79,24 @@ impl Aside {
         }
     }
 
-    /// The service that answers at `path`, and what is asked of it.
-    pub(super) fn at(&self, path: &str) -> Option<(AsideCall, Tonic)> {
-        // All of them begin alike, so that this costs other calls one comparison.
+    /// Returns the service and the call of `path`, if it is public.
+    pub(super) fn at(&self, path: &str) -> Option<(PublicCall, Tonic)> {
+        // All paths have this prefix, so other calls cost one comparison.
         path.starts_with("/grpc.").then(|| {
             let found = self.services.iter().find(|(start, _)| path.starts_with(start));
             let call = match path.rsplit('/').next() {
-                Some("Watch") => AsideCall::Watch,
-                Some("ServerReflectionInfo") => AsideCall::Reflection,
-                _ => AsideCall::Check,
+                Some("Watch") => PublicCall::Watch,
+                Some("ServerReflectionInfo") => PublicCall::Reflection,
+                _ => PublicCall::Check,
             };
             found.map(|(_, service)| (call, service.clone()))
         })?
     }
 
-    /// Lets `service` answer, within the places that there are for its streams.
+    /// Answers a call by `service`, if there is a place for its stream.
     pub(super) async fn answer<B>(
         &self,
-        asked: AsideCall,
+        asked: PublicCall,
         service: Tonic,
         request: Request<B>,
         mut call: InFlight,
@@ -107,34 +107,34 @@ impl Aside {
         B::Error: Into<tonic::codegen::StdError> + Send,
     {
         let (places, what) = match asked {
-            AsideCall::Check => (None, "calls"),
-            AsideCall::Watch => (Some(&self.watches), "health watches"),
-            AsideCall::Reflection => (Some(&self.reflections), "reflection streams"),
+            PublicCall::Check => (None, "calls"),
+            PublicCall::Watch => (Some(&self.watches), "health watches"),
+            PublicCall::Reflection => (Some(&self.reflections), "reflection streams"),
         };
         let place = places.map(|places| {
-            let on_connection = call.connection().stream_aside()?;
+            let on_connection = call.connection().open_public_stream()?;
             let on_server = places.clone().try_acquire_owned().ok()?;
-            Some(AsidePlace { _on_connection: on_connection, _on_server: on_server })
+            Some(PublicPlace { _on_connection: on_connection, _on_server: on_server })
         });
         let place = match (place, call.full()) {
             (Some(None), _) => {
                 let problem = format!("too many {what} are open");
-                return unary::refuse(Status::unavailable(problem)).of(call);
+                return unary::refuse(Status::unavailable(problem)).for_call(call);
             }
-            (_, Some(problem)) => return unary::refuse(full(problem)).of(call),
+            (_, Some(problem)) => return unary::refuse(no_memory(problem)).for_call(call),
             (place, None) => place.flatten(),
         };
-        if asked == AsideCall::Reflection {
+        if asked == PublicCall::Reflection {
             reset_call_after(REFLECTION_TIME);
             return match uncompressed(request, limits, &mut call) {
-                Ok(request) => told(service, request, place).await.of(call),
-                Err(status) => unary::refuse(status).of(call),
+                Ok(request) => call_service(service, request, place).await.for_call(call),
+                Err(status) => unary::refuse(status).for_call(call),
             };
         }
         let (mut parts, mut body) = request.into_parts();
         let encoding = Encoding::of(&parts.headers);
         parts.headers.remove(ENCODING);
-        // Both calls of health have one small message.
+        // Both health calls have one small message.
         call.connection().admitted(&call).await;
         let read = unary::read(&mut body, Bytes::new(), limits, &mut call).await;
         let most = limits.max_message_bytes as usize;
@@ -144,38 +144,41 @@ impl Aside {
         }) {
             Ok(message) => {
                 let body = tonic::body::Body::new(Full::new(message));
-                told(service, Request::from_parts(parts, body), place).await.of(call)
+                call_service(service, Request::from_parts(parts, body), place).await.for_call(call)
             }
-            Err(status) => unary::refuse(status).of(call),
+            Err(status) => unary::refuse(status).for_call(call),
         }
     }
 }
 
-async fn told(
+async fn call_service(
     service: Tonic,
     request: Request<tonic::body::Body>,
-    place: Option<AsidePlace>,
+    place: Option<PublicPlace>,
 ) -> Response<Body> {
     match service.oneshot(request).await {
-        Ok(response) => response.map(|body| Body::aside(body, place)),
+        Ok(response) => response.map(|body| Body::public(body, place)),
         Err(infallible) => match infallible {},
     }
 }
 
-/// Lets `service` answer with a stream that has bounds of its own.
-pub(super) async fn oneshot(service: Tonic, request: Request<tonic::body::Body>) -> Response<Body> {
+/// Calls `service`, which answers with a stream that has bounds of its own.
+pub(super) async fn call_streaming(
+    service: Tonic,
+    request: Request<tonic::body::Body>,
+) -> Response<Body> {
     match service.oneshot(request).await {
         Ok(response) => response.map(Body::stream),
         Err(infallible) => match infallible {},
     }
 }
 
-/// A request for a tonic service, with the messages of its stream uncompressed.
+/// Turns a request into one for a tonic service, and decompresses the messages of its stream.
 ///
 /// # Errors
 ///
-/// `UNIMPLEMENTED` when they are compressed otherwise than by gzip, `UNAVAILABLE` when there is no
-/// memory for what is compressed.
+/// `UNIMPLEMENTED` when the compression is not gzip, `UNAVAILABLE` when there is no memory for
+/// decompression.
 pub(super) fn uncompressed<B>(
     request: Request<B>,
     limits: &PortLimits,
@@ -191,8 +194,8 @@ where
         Encoding::Other => return Err(unsupported()),
     }
     let most = limits.max_message_bytes as usize;
-    // A message as it came, and as it is handed on.
-    call.take(2 * most).map_err(full)?;
+    // For the compressed and the decompressed message.
+    call.take(2 * most).map_err(no_memory)?;
     let connection = call.connection().clone();
     let mut request =
         request.map(|body| tonic::body::Body::new(Decompressed::new(body, most, connection)));
@@ -200,7 +203,7 @@ where
     Ok(request)
 }
 
-/// A tonic service as one of many.
+/// Boxes a tonic service.
 pub(crate) fn boxed<T>(service: T) -> Tonic
 where
     T: Service<
@@ -216,7 +219,7 @@ where
     BoxCloneSyncService::new(service)
 }
 
-impl fmt::Debug for Aside {
+impl fmt::Debug for PublicServices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.services.iter().map(|(start, _)| start)).finish()
     }
