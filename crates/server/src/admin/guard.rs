@@ -252,7 +252,7 @@ mod tests {
                 let header = [("sec-fetch-site", site)];
                 assert_eq!(with("/api/overview", &header), admitted, "{site}");
                 assert_eq!(with("/", &header), admitted, "{site}");
-                // Somebody may follow a link to the page, and to nothing else.
+                // A link on another site may lead to the page, and to no other path.
                 let link = [("sec-fetch-site", site), ("sec-fetch-mode", "navigate")];
                 assert!(with("/", &link), "{site}");
                 assert_eq!(with("/api/overview", &link), admitted, "{site}");

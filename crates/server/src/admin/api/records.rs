@@ -69,7 +69,7 @@ async fn audit(
             body = Event,
             content_type = "text/event-stream"
         ),
-        (status = 503, description = "64 listen already, or the store cannot be read", body = Problem),
+        (status = 503, description = "There are 64 listeners already, or the store cannot be read", body = Problem),
     ),
 )]
 async fn listen(State(admin): State<Arc<Admin>>) -> Result<Response, Failure> {

@@ -21,7 +21,7 @@ fn connect(places: &Arc<Places>, room: usize) -> (DuplexStream, JoinHandle<()>) 
     (here, tokio::spawn(drive(there, peer, router, places.admit())))
 }
 
-/// Reads the head of one answer and a body of so many bytes.
+/// Reads the head of one answer and `body` bytes of its body.
 async fn answer(stream: &mut DuplexStream, body: usize) -> String {
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n") {
@@ -76,7 +76,7 @@ async fn headers_have_to_be_whole_two_seconds_after_they_began() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_read_too_slowly_and_a_body_that_never_ends_are_given_up() {
+async fn an_answer_that_is_read_too_slowly_and_a_body_that_never_ends_time_out() {
     let places = Places::new();
     let (mut slow, connection) = connect(&places, 64);
     let reading = tokio::spawn(async move {

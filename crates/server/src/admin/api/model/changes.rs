@@ -57,6 +57,6 @@ pub struct NoteQuery {
 pub struct Done {
     /// How many leases it ended.
     pub ended: u64,
-    /// What was done, in words.
+    /// A description of the change.
     pub summary: String,
 }

@@ -33,6 +33,6 @@ pub use sessions::{AgeOrder, LeaseKinds, Session, SessionPage, SessionsQuery};
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// What is wrong, and what to do.
+    /// What is wrong, and how to correct it.
     pub error: String,
 }

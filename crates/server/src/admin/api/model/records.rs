@@ -103,7 +103,7 @@ pub struct AuditEntry {
     pub at: i64,
     /// Where it came from: the address of the caller, or `signal` or `file` for a reload.
     pub from: String,
-    /// What was done, in words.
+    /// A description of the change.
     pub action: String,
     /// Why, as the operator wrote it.
     pub note: String,
