@@ -11,13 +11,13 @@ use policy::overrides::AuditEntry;
 
 /// The entry of the audit list that counts the leases that an operation ended.
 #[derive(Clone, Debug)]
-pub enum Noted {
+pub enum AuditNote {
     /// No entry: the operation was not requested by an operator.
-    Nowhere,
+    None,
     /// A new entry, which is recorded before the first lease ends.
-    Anew(AuditEntry),
+    New(AuditEntry),
     /// The existing entry of this number.
-    At(u64),
+    Existing(u64),
 }
 
 /// The result of enforcing a policy.

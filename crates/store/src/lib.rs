@@ -27,7 +27,7 @@ mod url;
 use std::time::Duration;
 
 pub use answers::{
-    BorrowError, Enforced, KeptBatch, Noted, ReleaseError, ReportError, Reported, Skipped,
+    AuditNote, BorrowError, Enforced, KeptBatch, ReleaseError, ReportError, Reported, Skipped,
     Submission, Unavailable, UsageReport,
 };
 pub use attached::{Attachment, Listener};

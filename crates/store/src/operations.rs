@@ -13,7 +13,7 @@ use policy::Policy;
 use policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
 use crate::answers::{
-    BorrowError, Enforced, KeptBatch, Noted, ReleaseError, ReportError, Reported, Unavailable,
+    AuditNote, BorrowError, Enforced, KeptBatch, ReleaseError, ReportError, Reported, Unavailable,
     UsageReport,
 };
 use crate::attached::{Attachment, Listener};
@@ -208,12 +208,12 @@ impl Store {
     pub fn enforce(
         &self,
         policy: &Policy,
-        noted: Noted,
+        noted: AuditNote,
     ) -> impl Future<Output = Result<Enforced, Unavailable>> + Send + use<> {
         let noted = match noted {
-            Noted::Nowhere => Ok(None),
-            Noted::At(number) => Ok(Some((number, None))),
-            Noted::Anew(entry) => self.shared.record_entry(entry).map(Some),
+            AuditNote::None => Ok(None),
+            AuditNote::Existing(number) => Ok(Some((number, None))),
+            AuditNote::New(entry) => self.shared.record_entry(entry).map(Some),
         };
         let policy = policy.clone();
         let begun = noted.map(|noted| Enforcing::new(policy, noted).start(&self.shared));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lease::{Kind, LeaseNumber, Reason};
 use policy::Source;
 use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
-use store::{Enforced, Noted, RecordError};
+use store::{AuditNote, Enforced, RecordError};
 
 use super::outcome::Done;
 use super::{
@@ -145,7 +145,9 @@ impl Operator {
                 let live = operator.put_into_force(policy).await;
                 operator.update_status(|status| status);
                 let disables = is_switch && live.policy.is_disabled(subject, &id);
-                disables.then(|| operator.store.enforce(&live.policy, Noted::At(entry.number)))
+                disables.then(|| {
+                    operator.store.enforce(&live.policy, AuditNote::Existing(entry.number))
+                })
             };
             let enforced = match enforced {
                 Some(enforced) => enforced.await,

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use policy::overrides::{AuditEntry, Overrides};
 use policy::{Policy, Warning};
 use store::Clock;
-use store::{LONGEST_WAIT, Noted, ReportError, Reported, Store, Unavailable, UsageReport};
+use store::{AuditNote, LONGEST_WAIT, ReportError, Reported, Store, Unavailable, UsageReport};
 use tokio::sync::broadcast;
 
 use crate::blocking::blocking;
@@ -236,7 +236,7 @@ impl Operator {
                     warnings: Vec::new(),
                     ..status
                 });
-                operator.store.enforce(&live.policy, Noted::Nowhere)
+                operator.store.enforce(&live.policy, AuditNote::None)
             };
             let enforced = enforced.await;
             let enforced = enforced

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use policy::Warning;
 use policy::overrides::{AuditEntry, Overrides};
-use store::{Enforced, Noted, Unavailable};
+use store::{AuditNote, Enforced, Unavailable};
 use tokio::time::MissedTickBehavior;
 
 use super::changes::Attribution;
@@ -163,7 +163,7 @@ impl Operator {
             });
             let entry = self.new_entry(attribution, format!("loaded the policy file {path}"));
             // The file is durable by itself: it is in force even when the audit entry cannot be written.
-            let enforced = self.store.enforce(&live.policy, Noted::Anew(entry.clone()));
+            let enforced = self.store.enforce(&live.policy, AuditNote::New(entry.clone()));
             async move { enforced.await.map(|enforced| (enforced, entry)) }
         };
         let (Enforced { ended, entry: number }, entry) = enforced.await?;

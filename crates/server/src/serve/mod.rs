@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use policy::Policy;
-use store::{Noted, Recovered, Store};
+use store::{AuditNote, Recovered, Store};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
@@ -208,7 +208,7 @@ impl Server {
 
 /// Revokes the leases that the policy does not allow.
 async fn revoke_disallowed(store: &Store, policy: &Policy) -> Result<(), Error> {
-    let enforced = store.enforce(policy, Noted::Nowhere).await;
+    let enforced = store.enforce(policy, AuditNote::None).await;
     let revoked = enforced
         .map_err(|error| Error::Store(store::Error::Failed { problem: error.to_string() }))?
         .ended;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use lease::{KeptAlive, LeaseId, Reason, Request, Terms};
 use tgm_session_server::Policy;
-use tgm_session_server::store::{Enforced, Noted, Options, Recovered, Store};
+use tgm_session_server::store::{AuditNote, Enforced, Options, Recovered, Store};
 
 use crate::harness::ManualClock;
 
@@ -40,7 +40,7 @@ async fn a_revocation_of_more_than_may_wait_for_the_disk_goes_on_to_its_end() {
     let other = borrow(&store, &Request::session("t1r", "globex"), 1).await[0];
     let disabled = "[services.t1r]\n[organizations.acme]\ndisabled = true";
     let disabled = Policy::parse(disabled, "test.toml").unwrap().policy;
-    let enforced = store.enforce(&disabled, Noted::Nowhere).await.unwrap();
+    let enforced = store.enforce(&disabled, AuditNote::None).await.unwrap();
     assert_eq!(enforced, Enforced { ended: LEASES, entry: None });
     for id in held.iter().copied().step_by(5_000) {
         let kept = store.keep_alive(id, None).await.unwrap();

@@ -11,7 +11,7 @@ use tgm_session_server::policy::overrides::{
     AuditEntry, MAX_AUDIT, MAX_OVERRIDES, Override, OverrideChange, OverrideKey, Subject,
 };
 use tgm_session_server::store::{
-    Enforced, MAX_PAGE, Noted, Options, RecordError, Recovered, Store, Unavailable,
+    AuditNote, Enforced, MAX_PAGE, Options, RecordError, Recovered, Store, Unavailable,
 };
 
 use crate::disk::Disk;
@@ -144,7 +144,7 @@ async fn the_audit_list_is_bounded_on_the_disk_too_and_its_numbers_go_on() {
         (0..most + 5).map(|number| store.record(None, entry(&number.to_string()))).collect();
     assert!(join_all(recorded).await.into_iter().eq((1..=most + 5).map(Ok)));
     // What is forgotten stays so.
-    assert_eq!(end_one(&store, Noted::At(5)).await, Some(5));
+    assert_eq!(end_one(&store, AuditNote::Existing(5)).await, Some(5));
     for store in [store, open_after(&disk)] {
         assert_eq!(numbers(&store.audit(None, 2)), [most + 5, most + 4]);
         assert_eq!(numbers(&store.audit(Some(8), MAX_PAGE)), [7, 6]);
@@ -224,14 +224,14 @@ async fn the_revision_tells_of_every_change_and_of_no_keep_alive() {
     assert!(!rose(&store), "a keep-alive");
     store.record(None, entry("did something")).await.unwrap();
     assert!(rose(&store), "an entry of the audit list");
-    store.enforce(&Policy::built_in(), Noted::Anew(entry("looked"))).await.unwrap();
+    store.enforce(&Policy::built_in(), AuditNote::New(entry("looked"))).await.unwrap();
     assert!(rose(&store), "an entry of what ended nobody");
     store.release(id, None, Duration::ZERO).await.unwrap();
     assert!(rose(&store), "a return");
 }
 
 /// Borrows one session and ends it; `noted` is to tell of it. Answers the number of the entry.
-async fn end_one(store: &Store, noted: Noted) -> Option<u64> {
+async fn end_one(store: &Store, noted: AuditNote) -> Option<u64> {
     let request = Request::session("t1r", "disabled");
     store.borrow(&request, &Terms::default()).await.unwrap().delivery.complete();
     let disabled = "[services.t1r]\n[organizations.disabled]\ndisabled = true";
@@ -247,9 +247,9 @@ async fn operate(store: &Store, (step, a, b): (u8, u8, u8)) {
     let change = match step % 4 {
         0 => {
             let noted = match b % 3 {
-                0 => Noted::Nowhere,
-                1 => Noted::At((a % 16).into()),
-                _ => Noted::Anew(entry("ended one")),
+                0 => AuditNote::None,
+                1 => AuditNote::Existing((a % 16).into()),
+                _ => AuditNote::New(entry("ended one")),
             };
             end_one(store, noted).await;
             return;

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use lease::{LeaseId, Request, RevokedFor, Terms, Usage};
 use parking_lot::Mutex;
 use tgm_session_server::Policy;
-use tgm_session_server::store::{Listener, Noted, Options, Recovered};
+use tgm_session_server::store::{AuditNote, Listener, Options, Recovered};
 use tonic::Code;
 use wire::control::Reason;
 use wire::control::attach_response::Event;
@@ -253,7 +253,7 @@ fn a_lease_that_was_named_is_told_exactly_once_whenever_it_is_revoked() {
     let over = AtomicBool::new(false);
     // A long revocation goes on aside.
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let enforce = || runtime.block_on(async { store.enforce(&disabled, Noted::Nowhere).await });
+    let enforce = || runtime.block_on(async { store.enforce(&disabled, AuditNote::None).await });
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
             .map(|_| {

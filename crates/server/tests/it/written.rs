@@ -4,7 +4,7 @@ use lease::{KeptAlive, LeaseId, Reason, Request, Terms};
 use proptest::prelude::*;
 use tgm_session_server::Policy;
 use tgm_session_server::operator::{By, OperatorError};
-use tgm_session_server::store::{Noted, Options, Order, Recovered, Store};
+use tgm_session_server::store::{AuditNote, Options, Order, Recovered, Store};
 use wire::worker::return_worker_response::Status as Returned;
 
 use crate::disk::Disk;
@@ -149,9 +149,11 @@ async fn a_kill_at_any_time_finds_in_the_entry_as_many_ended_leases_as_are_gone(
         borrow(&store, LEASES).await;
         let disabled = Policy::parse(DISABLED, "test.toml").unwrap().policy;
         let noted = if anew {
-            Noted::Anew(entry("loaded the policy file"))
+            AuditNote::New(entry("loaded the policy file"))
         } else {
-            Noted::At(store.record(None, entry("disabled organization acme")).await.unwrap())
+            AuditNote::Existing(
+                store.record(None, entry("disabled organization acme")).await.unwrap(),
+            )
         };
         disk.hold();
         let enforcing = tokio::spawn(store.enforce(&disabled, noted));
