@@ -1,4 +1,6 @@
 //! What has ended counts as ended at once and is taken out in parts, whatever those are cut to.
+//!
+//! One file: each test cuts the same histories into parts of other sizes.
 
 mod policy;
 

@@ -1,5 +1,7 @@
 //! Random operations on the ledger answer as the plain model does, and every count is right after
 //! each of them.
+//!
+//! One file: the operations, how the model answers each, and the comparison change together.
 
 mod model;
 mod policy;

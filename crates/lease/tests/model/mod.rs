@@ -1,5 +1,7 @@
 //! The rules once more, as slowly and plainly as they can be said: a list of leases that every
 //! question scans from one end to the other.
+//!
+//! One file: all rules stand side by side, so that a reader sees them at once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;

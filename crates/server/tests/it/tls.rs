@@ -1,7 +1,7 @@
 //! TLS on the gRPC port, with certificates that the test makes and changes.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,127 +10,22 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tempfile::TempDir;
 use tgm_session::{Registry, SessionRequest};
-use tgm_session_server::store::StoreUrl;
-use tgm_session_server::{Config, Error, Server, TlsFiles};
+use tgm_session_server::{Error, Server, TlsFiles};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::attached::metric;
-use crate::harness::{ManualClock, ROOMY, TestServer, config, eventually};
+use crate::certificates::{Authority, Files, Signed};
+use crate::harness::{TestServer, eventually};
 
 const SHORT: Duration = Duration::from_millis(150);
-
-/// An authority that signs certificates.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-/// A certificate and its key, as PEM.
-struct Signed {
-    certificate: String,
-    key: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    fn sign(&self, change: impl FnOnce(&mut CertificateParams)) -> Signed {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Signed { certificate: certificate.pem(), key: key.serialize_pem() }
-    }
-
-    /// What a client needs that trusts this authority, and shows `identity` if there is one.
-    fn client(&self, identity: Option<&Signed>) -> ClientConfig {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let mut config = match identity {
-            None => builder.with_no_client_auth(),
-            Some(Signed { certificate, key }) => {
-                let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-                builder.with_client_auth_cert(chain, key).unwrap()
-            }
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        config
-    }
-}
-
-/// The files of a server, in a folder of the test.
-struct Files {
-    folder: TempDir,
-    tls: TlsFiles,
-}
-
-impl Files {
-    fn new(signed: &Signed, clients: Option<&Authority>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let place = |name: &str| folder.path().join(name);
-        let tls = TlsFiles {
-            certificate: Some(place("server.pem")),
-            key: Some(place("server.key")),
-            client_ca: clients.map(|_| place("clients.pem")),
-        };
-        let files = Self { folder, tls };
-        files.write("server.pem", &signed.certificate);
-        files.write("server.key", &signed.key);
-        if let Some(clients) = clients {
-            files.write("clients.pem", &clients.pem);
-        }
-        files
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    fn config(&self) -> Config {
-        let mut config = config(ROOMY, &ManualClock::new(), StoreUrl::Memory);
-        config.tls = self.tls.clone();
-        config
-    }
-
-    async fn serve(&self) -> TestServer {
-        self.serve_with(|_| {}).await
-    }
-
-    async fn serve_with(&self, set: impl FnOnce(&mut Config)) -> TestServer {
-        let clock = ManualClock::new();
-        let mut config = config(ROOMY, &clock, StoreUrl::Memory);
-        config.tls = self.tls.clone();
-        set(&mut config);
-        TestServer::start(config, clock).await
-    }
-}
 
 /// Borrows a session with the project's own client and gives it back.
 async fn borrow(server: &TestServer, parameters: &str) -> Result<(), tgm_session::Error> {
