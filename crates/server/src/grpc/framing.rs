@@ -1,17 +1,16 @@
 //! The frames of gRPC messages, their sizes, and the statuses of invalid messages.
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use lease::MAX_ID_BYTES;
 use tonic::Status;
+pub(super) use wire::framing::PREFIX_BYTES;
+use wire::framing::{NotOne, unframe};
 
 use crate::bounds::Full;
 
 /// The memory that is accounted for each call includes a message of up to this many bytes. Every borrow
 /// is that small: four ids, and the overhead of frames and compression.
 pub(super) const SMALL: usize = 4 * (MAX_ID_BYTES + 16);
-
-/// The length of the flag and the length field before each message.
-pub(super) const PREFIX_BYTES: usize = 5;
 
 /// Decodes the one message of a body, which is not compressed.
 ///
@@ -32,15 +31,13 @@ pub(crate) fn unreadable(error: prost::DecodeError) -> Status {
 /// # Errors
 ///
 /// As [`decode`], except that the content of the message is not checked.
-pub(crate) fn message(mut body: Bytes) -> Result<Bytes, Status> {
-    if body.len() < PREFIX_BYTES {
-        return Err(Status::invalid_argument("the call carries no message"));
-    }
-    body.advance(1);
-    if body.get_u32() as usize != body.len() {
-        return Err(Status::invalid_argument("the call carries not exactly one message"));
-    }
-    Ok(body)
+pub(crate) fn message(body: Bytes) -> Result<Bytes, Status> {
+    let unframed = unframe(body).map_err(|problem| match problem {
+        NotOne::Missing => "the call carries no message",
+        NotOne::Other => "the call carries not exactly one message",
+    });
+    // The message is decompressed by now, whatever its flag.
+    unframed.map(|(_, message)| message).map_err(Status::invalid_argument)
 }
 
 /// The status of a message that is too large.

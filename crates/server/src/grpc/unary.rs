@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -17,8 +17,9 @@ use store::Delivery;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::codegen::StdError;
+use wire::framing::frame;
 
-use super::framing::{PREFIX_BYTES, SMALL, no_memory, too_large};
+use super::framing::{SMALL, no_memory, too_large};
 use super::timed_body::{TimedBody, read_failed};
 use crate::bounds::{InFlight, PublicStream, reset_call_after};
 use crate::config::PortLimits;
@@ -150,14 +151,9 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn new(message: &impl prost::Message) -> Self {
-        let length = message.encoded_len();
-        let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + length);
-        buffer.put_u8(0);
-        buffer.put_u32(u32::try_from(length).expect("an answer is far smaller than 4 GiB"));
-        message.encode_raw(&mut buffer);
         let mut metadata = HeaderMap::with_capacity(4);
         metadata.insert(CONTENT_TYPE, GRPC);
-        Self { message: buffer.freeze(), metadata, delivery: None }
+        Self { message: frame(message), metadata, delivery: None }
     }
 
     pub(crate) fn metadata(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
@@ -362,6 +358,9 @@ mod tests {
             max_worker_for_trace_id: i64::MAX,
         };
         let room_for_gzip = 24;
-        assert!(PREFIX_BYTES + prost::Message::encoded_len(&borrow) + room_for_gzip <= SMALL);
+        assert!(
+            wire::framing::PREFIX_BYTES + prost::Message::encoded_len(&borrow) + room_for_gzip
+                <= SMALL
+        );
     }
 }
