@@ -88,7 +88,7 @@ impl SessionRequest {
     /// has nothing else to do, in the context of the runtime that borrowed: it may block, and a panic
     /// is logged. Other sessions end meanwhile and their callbacks run, unless eight of them block.
     ///
-    /// A plugin gets a callback that only queues this one. Whoever calls a [`SessionPool`] itself
+    /// A plugin gets a callback that only queues this one. Whoever calls a [`SessionPool`](crate::SessionPool) itself
     /// has its callback called by the plugin, and must not block there.
     pub fn on_error(mut self, on_error: impl FnOnce(Error) + Send + 'static) -> Self {
         self.on_error = Some(Box::new(on_error));

@@ -62,7 +62,7 @@ impl Store {
     /// Grants one lease, or returns why it is refused. The request must be valid.
     ///
     /// Cancellation: the lease is taken back when the future is dropped before the answer, or when
-    /// the answer is dropped before [`Delivery::complete`].
+    /// the answer is dropped before [`Delivery::complete`](crate::Delivery::complete).
     pub fn borrow(
         &self,
         request: &Request<'_>,
@@ -292,7 +292,7 @@ impl Store {
         run_blocking(move || shared.pools())
     }
 
-    /// One page of the leases that match `filter`: at most `limit` (and [`MAX_PAGE`]) of those after
+    /// One page of the leases that match `filter`: at most `limit` (and [`MAX_PAGE`](crate::MAX_PAGE)) of those after
     /// `after` in that order.
     pub fn leases(
         &self,
@@ -336,7 +336,7 @@ impl Store {
         self.shared.overrides()
     }
 
-    /// The audit list, the latest entry first: at most `limit` (and [`MAX_PAGE`]) entries with a
+    /// The audit list, the latest entry first: at most `limit` (and [`MAX_PAGE`](crate::MAX_PAGE)) entries with a
     /// number below `before`.
     pub fn audit(&self, before: Option<u64>, limit: usize) -> Vec<AuditEntry> {
         self.shared.audit(before, limit)

@@ -39,7 +39,7 @@ const AGENT: &str = concat!("tgm-session/", env!("CARGO_PKG_VERSION"));
 ///
 /// A call takes as long as the server does, and is cancelled when it is dropped. Its error is the
 /// status that the server answered; or one with a source when no whole answer came, which is
-/// [`NotConnected`](super::connection::NotConnected) when nothing can have been sent.
+/// [`NotConnected`] when nothing can have been sent.
 pub(crate) struct Remote {
     connection: Connection,
     origin: Uri,

@@ -268,7 +268,7 @@ fn control(
     grpc::boxed(control.max_decoding_message_size(config.port.max_message_bytes as usize))
 }
 
-/// Returns the first error. [`Config::judge`] returns all of them.
+/// Returns the first error. [`Config::find_errors`] returns all of them.
 fn first_error(wrong: Vec<Error>) -> Result<(), Error> {
     wrong.into_iter().next().map_or(Ok(()), Err)
 }
