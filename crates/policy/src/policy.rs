@@ -235,8 +235,7 @@ impl Policy {
 impl lease::Policy for Policy {
     /// Whether the organization has an entry or an override.
     fn knows(&self, organization: &str) -> bool {
-        self.entries.organizations.contains_key(organization)
-            || self.overlay.organizations.contains_key(organization)
+        self.knows_organization(organization)
     }
 
     fn budgets(&self, organization: &str) -> &[Budget] {

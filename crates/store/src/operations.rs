@@ -292,8 +292,10 @@ impl Store {
         run_blocking(move || shared.pools())
     }
 
-    /// One page of the leases that match `filter`: at most `limit` (and [`MAX_PAGE`](crate::MAX_PAGE)) of those after
+    /// One page of the leases that match `filter`: at most `limit` (and [`MAX_PAGE`]) of those after
     /// `after` in that order.
+    ///
+    /// [`MAX_PAGE`]: crate::MAX_PAGE
     pub fn leases(
         &self,
         filter: LeaseFilter,
@@ -336,8 +338,10 @@ impl Store {
         self.shared.overrides()
     }
 
-    /// The audit list, the latest entry first: at most `limit` (and [`MAX_PAGE`](crate::MAX_PAGE)) entries with a
+    /// The audit list, the latest entry first: at most `limit` (and [`MAX_PAGE`]) entries with a
     /// number below `before`.
+    ///
+    /// [`MAX_PAGE`]: crate::MAX_PAGE
     pub fn audit(&self, before: Option<u64>, limit: usize) -> Vec<AuditEntry> {
         self.shared.audit(before, limit)
     }

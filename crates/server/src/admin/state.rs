@@ -116,8 +116,8 @@ impl Admin {
 
     fn is_fresh(&self, snapshot: &Snapshot) -> bool {
         let interval = MIN_INTERVAL.max(snapshot.cost * COST_FACTOR);
-        let has_changes = snapshot.key.changes == self.cache.changes.load(Ordering::Acquire);
-        (has_changes && snapshot.taken.elapsed() < interval) || !self.is_outdated(snapshot)
+        let shows_changes = snapshot.key.changes == self.cache.changes.load(Ordering::Acquire);
+        (shows_changes && snapshot.taken.elapsed() < interval) || !self.is_outdated(snapshot)
     }
 
     fn key(&self) -> Key {

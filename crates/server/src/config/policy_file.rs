@@ -43,8 +43,8 @@ pub struct NotLoaded {
 }
 
 impl From<NotLoaded> for Error {
-    fn from(not: NotLoaded) -> Self {
-        not.error
+    fn from(not_loaded: NotLoaded) -> Self {
+        not_loaded.error
     }
 }
 

@@ -22,18 +22,6 @@ pub enum Source {
 }
 
 impl Source {
-    /// Its name in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Override => "override",
-            Self::Own => "own",
-            Self::Plan => "plan",
-            Self::Service => "service",
-            Self::Default => "default",
-            Self::Nothing => "nothing",
-        }
-    }
-
     /// The source in words, as in `40 by its own entry`.
     pub const fn in_words(self) -> &'static str {
         match self {
