@@ -77,7 +77,7 @@ impl fmt::Display for Event<'_> {
                     f,
                     "  tgm-session serve           a server of your own, no set-up needed"
                 )?;
-                write!(f, "  tgm-session borrow --help   hold a session and counter it")
+                write!(f, "  tgm-session borrow --help   hold a session and watch it")
             }
         }
     }

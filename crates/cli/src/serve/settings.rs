@@ -210,6 +210,19 @@ impl Problem {
     }
 }
 
+/// The settings whose absence an error is about. If one of them is given and invalid, the error does not
+/// hold.
+fn may_be_missed(error: &Error) -> &'static [&'static str] {
+    match error {
+        Error::Anonymous { .. } => &["allow_anonymous"],
+        Error::AdminExposed { .. } => &["admin_token", "admin_token_file"],
+        Error::Setting { name: "tls_cert", .. } => &["tls_key"],
+        Error::Setting { name: "tls_key", .. } => &["tls_cert"],
+        Error::Setting { name: "tls_client_ca", .. } => &["tls_cert", "tls_key"],
+        _ => &[],
+    }
+}
+
 /// What a server is started with.
 #[derive(Debug)]
 pub(crate) struct Configured {
@@ -230,23 +243,34 @@ impl Configured {
         flags: Flags,
         loaded: Result<Loaded, NotLoaded>,
     ) -> Result<Self, Vec<Problem>> {
-        let is_store_wrong = flags.wrong.iter().any(|(name, _)| *name == "store");
-        let wrong = flags.wrong.into_iter().map(|(_, failure)| Problem::new(failure));
-        let mut problems: Vec<_> = wrong.collect();
-        let loaded = loaded.unwrap_or_else(|NotLoaded { error, server }| {
-            problems.extend(Problem::each(error));
+        let (mut invalid, mut problems) = (Vec::<String>::new(), Vec::new());
+        for (name, failure) in flags.wrong {
+            invalid.push(name.to_owned());
+            problems.push(Problem::new(failure));
+        }
+        let is_policy_known = loaded.is_ok();
+        let loaded = loaded.unwrap_or_else(|NotLoaded { error, server, invalid: more }| {
+            invalid.extend(more);
+            problems.extend(Problem::each(*error));
             Loaded { policy: Policy::built_in(), server, warnings: Vec::new(), file: None }
         });
-        let configured = Self::merge(flags.given, loaded, is_store_wrong);
+        let configured =
+            Self::merge(flags.given, loaded, invalid.iter().any(|name| name == "store"));
         if problems.is_empty() {
             return configured;
         }
-        // The valid settings are judged too, except for who may call: that may depend on an invalid one.
-        let judged = configured.and_then(|mut configured| {
-            configured.config.allow_anonymous = true;
-            configured.judge()
-        });
-        problems.extend(judged.err().into_iter().flatten());
+        // The valid settings are checked too, except for what depends on something invalid.
+        match configured {
+            Ok(mut configured) => {
+                let errors = configured.config.find_errors().into_iter();
+                let holds = |error: &Error| {
+                    (is_policy_known || !matches!(error, Error::Anonymous { .. }))
+                        && !invalid.iter().any(|name| may_be_missed(error).contains(&name.as_str()))
+                };
+                problems.extend(errors.filter(holds).flat_map(Problem::each));
+            }
+            Err(more) => problems.extend(more),
+        }
         Err(problems)
     }
 

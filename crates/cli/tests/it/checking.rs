@@ -98,6 +98,36 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
             2,
             told(&["--max-streams", "--threads", "TGM_SESSION_PING_TIMEOUT", "idle_timeout"]),
         ),
+        // A setting that is given and invalid is not missed as well.
+        (
+            server("admin_listen = '0.0.0.0:0'"),
+            vec!["--admin-token="],
+            vec![],
+            2,
+            told(&["an empty token"]),
+        ),
+        (
+            server("admin_listen = '0.0.0.0:0'\nadmin_token = ''"),
+            vec![],
+            vec![],
+            2,
+            told(&["an empty token"]),
+        ),
+        (
+            server("listen = '0.0.0.0:0'"),
+            vec!["--allow-anonymous=maybe"],
+            vec![],
+            2,
+            told(&["--allow-anonymous"]),
+        ),
+        (sound.clone(), vec!["--tls-cert=", "--tls-key=x"], vec![], 2, told(&["--tls-cert"])),
+        (
+            sound.clone(),
+            vec!["--listen", "0.0.0.0:0", "--max-streams", "x"],
+            vec![],
+            2,
+            told(&["--max-streams", "has no indexers"]),
+        ),
         // Neither does a flag that is wrong.
         (
             tls("gone.pem", "gone.key"),

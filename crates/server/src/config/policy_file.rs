@@ -37,14 +37,16 @@ pub struct PolicyFile {
 #[error("{error}")]
 pub struct NotLoaded {
     /// The error: [`Error::PolicyUnreadable`] or [`Error::Policy`].
-    pub error: Error,
+    pub error: Box<Error>,
     /// The settings of the `[server]` section that are valid.
     pub server: Given,
+    /// The names of the settings of that section that are invalid.
+    pub invalid: Vec<String>,
 }
 
 impl From<NotLoaded> for Error {
     fn from(not_loaded: NotLoaded) -> Self {
-        not_loaded.error
+        *not_loaded.error
     }
 }
 
@@ -97,6 +99,8 @@ struct Files<'a> {
     /// Every file that was requested, with the digest of its contents if it could be read.
     seen: Read,
     server: Given,
+    /// The names of the settings that are invalid.
+    invalid: Vec<String>,
 }
 
 impl Outside for Files<'_> {
@@ -110,19 +114,24 @@ impl Outside for Files<'_> {
     }
 
     fn set(&mut self, name: &str, value: toml::Value, place: Place) -> Result<(), SettingError> {
-        self.server.set_in_file(name, value, place)
+        let set = self.server.set_in_file(name, value, place);
+        if let Err(SettingError::Invalid(_)) = &set {
+            self.invalid.push(name.replace('-', "_"));
+        }
+        set
     }
 }
 
 impl<'a> Files<'a> {
     fn new(read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>) -> Self {
-        Self { read, seen: Vec::new(), server: Given::default() }
+        Self { read, seen: Vec::new(), server: Given::default(), invalid: Vec::new() }
     }
 
     fn load(&mut self, path: &Path, contents: io::Result<Vec<u8>>) -> Result<Loaded, NotLoaded> {
         let unreadable = |source| NotLoaded {
-            error: Error::PolicyUnreadable { path: path.to_owned(), source },
+            error: Box::new(Error::PolicyUnreadable { path: path.to_owned(), source }),
             server: Given::default(),
+            invalid: Vec::new(),
         };
         let contents = contents.map_err(unreadable)?;
         let text = std::str::from_utf8(&contents)
@@ -143,7 +152,10 @@ impl<'a> Files<'a> {
                 let policy::Parsed { policy, warnings } = parsed;
                 Ok(Loaded { policy, server, warnings, file: None })
             }
-            Err(error) => Err(NotLoaded { error: Error::Policy(error), server }),
+            Err(error) => {
+                let invalid = std::mem::take(&mut self.invalid);
+                Err(NotLoaded { error: Box::new(Error::Policy(error)), server, invalid })
+            }
         }
     }
 }

@@ -3,7 +3,7 @@ use crate::config::Loaded;
 
 /// The first error of a file that is not taken.
 fn error_of(text: &str) -> policy::PolicyError {
-    match Loaded::parse(text, "p.toml").unwrap_err().error {
+    match *Loaded::parse(text, "p.toml").unwrap_err().error {
         Error::Policy(error) => error,
         other => panic!("{other}"),
     }
