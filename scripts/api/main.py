@@ -52,9 +52,10 @@ def main(options):
             url = f"tgm://{ready['grpc']}?plaintext=true"
             for organization, key, workers in HELD:
                 stack.callback(borrow(url, organization, key, workers).kill)
+            # A borrow that comes before the leases are there is granted instead of refused.
+            wait_for_leases(ready["admin"])
             for organization, key, workers in REFUSED:
                 borrow(url, organization, key, workers).wait(timeout=DEADLINE)
-            wait_for_leases(ready["admin"])
             code = ask_everything(ready["admin"], folder, options)
             server.terminate()
             stopped = server.wait(timeout=DEADLINE)
