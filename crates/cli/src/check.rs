@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Command, FromArgMatches};
 use serde::Serialize;
-use tgm_session_server::policy::{Place, ServiceSummary, Summary, Warning};
+use tgm_session_server::policy::{self, Place, Summary, Warning};
 use tgm_session_server::settings::{Given, Source, worst_memory};
 use tgm_session_server::{Config, Loaded, NotLoaded};
 
@@ -154,13 +154,13 @@ impl<'a> Finding<'a> {
     }
 }
 
-impl<'a> From<ServiceSummary<'a>> for Service<'a> {
-    fn from(service: ServiceSummary<'a>) -> Self {
+impl<'a> From<&'a policy::Service> for Service<'a> {
+    fn from(service: &'a policy::Service) -> Self {
         Self {
-            name: service.name,
-            max_per_organization: service.max_per_organization,
-            max_per_api_key: service.max_per_api_key,
-            max_total: service.max_total,
+            name: &service.name,
+            max_per_organization: service.limits.organization,
+            max_per_api_key: service.limits.api_key,
+            max_total: service.limits.service,
             ttl_ms: service.ttl.as_millis(),
             minimal_life_ms: service.minimal_life.as_millis(),
             observe: service.observe,
@@ -173,7 +173,7 @@ impl<'a> Valid<'a> {
         Self {
             file,
             ok: true,
-            services: summary.services.into_iter().map(Service::from).collect(),
+            services: summary.services.iter().map(Service::from).collect(),
             plans: summary.plans,
             organizations: summary.organizations,
             disabled_organizations: summary.disabled_organizations,

@@ -1,25 +1,26 @@
 //! Checks the content of a policy file: resolves names, checks values, and builds the policy.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lease::{Budget, Limits, MAX_TTL};
+use lease::{Budget, Limits, MAX_ID_BYTES, MAX_TTL};
 use toml::Spanned;
 
 use crate::digests::{Digest, read_digests};
-use crate::entries::{ApiKey, Entries, Organization, Plan, Service, ServiceLimits};
+use crate::entries::{Entries, Plan, SubjectEntry};
 use crate::error::{Place, PolicyError, Warning};
 use crate::file;
-use crate::findings::{Findings, Source};
+use crate::findings::{Findings, SourceText};
 use crate::indexers::Indexer;
 use crate::nearest::nearest;
 use crate::outside::{Nothing, Outside, SettingError};
+use crate::overrides::Subject;
 use crate::policy::{DEFAULT_SERVICE, Policy};
 use crate::reading::{self, Removed, Shape};
-use crate::service_id::ServiceId;
+use crate::services::{Service, ServiceId, ServiceLimits};
 
 /// The setting of the `[server]` section that names an organization.
 const DEFAULT_ORGANIZATION: &str = "default_organization";
@@ -62,15 +63,15 @@ pub struct Parsed {
 /// [`PolicyError`] with all problems: invalid TOML, an unknown name, an invalid value, a name without
 /// an entry, or a file of keys that cannot be used.
 pub fn parse(text: &str, name: &Path, outside: &mut dyn Outside) -> Result<Parsed, PolicyError> {
-    let source = Source::new(text, name);
+    let source = SourceText::new(text, name);
     let mut findings = Findings::default();
     let Shape { file, removed } = reading::read(&source, text, &mut findings);
     let entries = Entries::default();
     let mut check = Check { source: &source, removed, findings, entries };
     let default_organization = check.server(file.server, outside);
     check.services(file.services);
-    let plans = check.plans(file.plans);
-    check.organizations(file.organizations, &plans);
+    check.plans(file.plans);
+    check.organizations(file.organizations);
     check.api_keys(file.api_keys);
     check.indexers(file.indexers, outside);
     if let Some((place, name)) = default_organization {
@@ -129,7 +130,7 @@ impl Warning {
 
 /// A file that is being checked. All parts are checked, also after errors.
 struct Check<'s> {
-    source: &'s Source<'s>,
+    source: &'s SourceText<'s>,
     removed: Removed,
     findings: Findings,
     entries: Entries,
@@ -140,8 +141,15 @@ impl Check<'_> {
         self.findings.error(self.source.error(span, problem));
     }
 
+    /// Checks a name that is compared with ids of requests.
     fn name(&mut self, name: &Spanned<String>) -> Option<Box<str>> {
-        self.findings.ok_or_record(self.source.name(name))
+        let problem = match name.get_ref().len() {
+            0 => "a name is empty".to_owned(),
+            1..=MAX_ID_BYTES => return Some(name.get_ref().as_str().into()),
+            _ => format!("a name is longer than {MAX_ID_BYTES} bytes, which no request can be"),
+        };
+        self.error(name.span(), problem);
+        None
     }
 
     /// Passes the settings of the `[server]` section to `outside`, and returns the default organization
@@ -264,8 +272,7 @@ impl Check<'_> {
         limits.collect()
     }
 
-    fn plans(&mut self, written: file::Named<file::Plan>) -> BTreeMap<String, usize> {
-        let mut indexes = BTreeMap::new();
+    fn plans(&mut self, written: file::Named<file::Plan>) {
         for (name, written) in written {
             let limits = self.limits(&written.limits);
             let mut budgets = Vec::with_capacity(written.budgets.len());
@@ -277,13 +284,11 @@ impl Check<'_> {
                 let at = metric.span().start;
                 let Some(metric) = self.name(&metric) else { continue };
                 self.warn_of_metric(at, &metric);
-                budgets.push(Budget { metric, amount, per: budget.per.into() });
+                budgets.push(Budget { metric, amount, per: budget.per });
             }
-            let name = name.into_inner();
-            indexes.insert(name.clone(), self.entries.plans.len());
-            self.entries.plans.push(Plan { name: name.into(), limits, budgets: budgets.into() });
+            let name = name.into_inner().into();
+            self.entries.plans.push(Plan { name, limits, budgets: budgets.into() });
         }
-        indexes
     }
 
     /// Warns about a budget on a metric that no service reports: it is never spent.
@@ -303,27 +308,42 @@ impl Check<'_> {
         });
     }
 
-    fn organizations(
-        &mut self,
-        written: file::Named<file::Organization>,
-        plans: &BTreeMap<String, usize>,
-    ) {
-        self.entries.organizations.reserve(written.len());
-        for (name, written) in written {
-            let plan = written.plan.as_ref().and_then(|plan| self.plan(plan, plans));
-            let limits = self.limits(&written.limits);
-            let organization = Organization { plan, limits, disabled: written.disabled };
-            if let Some(name) = self.name(&name) {
-                self.entries.organizations.insert(name, organization);
-            }
+    fn organizations(&mut self, written: file::Named<file::Organization>) {
+        self.entries.subjects.organizations.reserve(written.len());
+        for (name, file::Organization { plan, limits, disabled }) in written {
+            let plan = plan.and_then(|plan| self.plan(&plan));
+            self.subject(Subject::Organization, &name, plan, &limits, disabled);
         }
     }
 
-    fn plan(&mut self, plan: &Spanned<String>, plans: &BTreeMap<String, usize>) -> Option<usize> {
-        let named = plan.get_ref();
-        let found = plans.get(named).copied();
+    fn api_keys(&mut self, written: file::Named<file::ApiKey>) {
+        self.entries.subjects.api_keys.reserve(written.len());
+        for (name, file::ApiKey { limits, disabled }) in written {
+            self.subject(Subject::ApiKey, &name, None, &limits, disabled);
+        }
+    }
+
+    fn subject(
+        &mut self,
+        subject: Subject,
+        name: &Spanned<String>,
+        plan: Option<usize>,
+        limits: &file::ServiceLimits,
+        disabled: bool,
+    ) {
+        let limits = self.limits(limits);
+        let entry = SubjectEntry { plan, limits, disabled: disabled.then_some(true) };
+        if let Some(name) = self.name(name) {
+            self.entries.subjects.of_mut(subject).insert(name, entry);
+        }
+    }
+
+    /// The position of the plan of that name.
+    fn plan(&mut self, plan: &Spanned<String>) -> Option<usize> {
+        let (named, plans) = (plan.get_ref(), &self.entries.plans);
+        let found = plans.binary_search_by(|plan| (*plan.name).cmp(named)).ok();
         if found.is_none() && !self.removed.has(named) && !self.removed.has("plans") {
-            let nearest = nearest(named, plans.keys().map(String::as_str));
+            let nearest = nearest(named, plans.iter().map(|plan| &*plan.name));
             self.error(plan.span(), format!("there is no plan {named:?}{nearest}"));
         }
         found
@@ -332,7 +352,7 @@ impl Check<'_> {
     /// An organization without an entry is a valid default. One whose name is nearly that of an
     /// entry is likely a slip.
     fn default_organization(&mut self, place: Place, named: &str) {
-        let organizations = &self.entries.organizations;
+        let organizations = &self.entries.subjects.organizations;
         if organizations.contains_key(named) {
             return;
         }
@@ -344,17 +364,6 @@ impl Check<'_> {
         }
     }
 
-    fn api_keys(&mut self, written: file::Named<file::ApiKey>) {
-        self.entries.api_keys.reserve(written.len());
-        for (name, written) in written {
-            let limits = self.limits(&written.limits);
-            if let Some(name) = self.name(&name) {
-                let disabled = written.disabled;
-                self.entries.api_keys.insert(name, ApiKey { limits, disabled });
-            }
-        }
-    }
-
     fn indexers(&mut self, written: Vec<file::Indexer>, outside: &mut dyn Outside) {
         let mut names = BTreeSet::new();
         for written in written {
@@ -363,11 +372,9 @@ impl Check<'_> {
                 self.error(written.name.span(), format!("a second indexer is named {name:?}"));
             }
             let services = written.services.as_ref();
-            let services = services.map(|names| {
-                names.iter().filter_map(|name| self.service(name)).collect::<BTreeSet<_>>()
-            });
-            let services = services.map(|ids| ids.into_iter().collect());
-            let indexer = self.entries.indexers.add(Indexer::new(name.clone(), services));
+            let services =
+                services.map(|names| names.iter().filter_map(|name| self.service(name)).collect());
+            let indexer = self.entries.indexers.add(Indexer { name: name.clone(), services });
             for (digest, place) in self.keys(&written, outside) {
                 let Err(other) = self.entries.indexers.add_key(indexer, digest) else { continue };
                 let other =
@@ -419,7 +426,7 @@ mod tests {
     #[test]
     fn a_place_is_told_in_lines_and_characters() {
         let text = "é = 1\n\nab = 'é'\n";
-        let source = Source::new(text, Path::new("p.toml"));
+        let source = SourceText::new(text, Path::new("p.toml"));
         for offset in (0..=text.len()).filter(|offset| text.is_char_boundary(*offset)) {
             let before = &text[..offset];
             let line = before.matches('\n').count() + 1;

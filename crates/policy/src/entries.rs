@@ -1,13 +1,12 @@
 //! The entries of a policy file, with all names resolved.
 
-use std::time::Duration;
-
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use lease::{Budget, Limits};
+use lease::Budget;
 
 use crate::indexers::Indexers;
-use crate::service_id::ServiceId;
+use crate::overrides::Subject;
+use crate::services::{Service, ServiceId, ServiceLimits};
 
 /// A table with a fast hash. Only operators choose its keys, never callers.
 pub(crate) type Table<T> = HashMap<Box<str>, T, RandomState>;
@@ -21,43 +20,10 @@ pub(crate) struct Entries {
     pub(crate) default_service: Option<ServiceId>,
     /// The most services without an entry of which one indexer may hold leases at once.
     pub(crate) max_unnamed_services: u64,
+    /// In the order of their names.
     pub(crate) plans: Vec<Plan>,
-    pub(crate) organizations: Table<Organization>,
-    pub(crate) api_keys: Table<ApiKey>,
+    pub(crate) subjects: Subjects,
     pub(crate) indexers: Indexers,
-}
-
-#[derive(Debug)]
-pub(crate) struct Service {
-    pub(crate) name: Box<str>,
-    pub(crate) limits: Limits,
-    pub(crate) ttl: Duration,
-    pub(crate) minimal_life: Duration,
-    pub(crate) observe: bool,
-}
-
-/// Ceilings by service.
-#[derive(Debug, Default)]
-pub(crate) struct ServiceLimits(Box<[(ServiceId, u64)]>);
-
-impl ServiceLimits {
-    pub(crate) fn get(&self, service: ServiceId) -> Option<u64> {
-        let at = self.0.binary_search_by_key(&service, |(id, _)| *id).ok()?;
-        Some(self.0[at].1)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (ServiceId, u64)> {
-        self.0.iter().copied()
-    }
-}
-
-/// Each service may occur once, in any order.
-impl FromIterator<(ServiceId, u64)> for ServiceLimits {
-    fn from_iter<I: IntoIterator<Item = (ServiceId, u64)>>(limits: I) -> Self {
-        let mut limits: Box<[_]> = limits.into_iter().collect();
-        limits.sort_unstable();
-        Self(limits)
-    }
 }
 
 #[derive(Debug)]
@@ -67,15 +33,35 @@ pub(crate) struct Plan {
     pub(crate) budgets: Box<[Budget]>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Organization {
+/// What a file, or the overrides, say about one organization or API key.
+#[derive(Debug, Default)]
+pub(crate) struct SubjectEntry {
+    /// The position of its plan. API keys and overrides have none.
     pub(crate) plan: Option<usize>,
     pub(crate) limits: ServiceLimits,
-    pub(crate) disabled: bool,
+    /// `None` where nothing is said: it is not disabled.
+    pub(crate) disabled: Option<bool>,
 }
 
-#[derive(Debug)]
-pub(crate) struct ApiKey {
-    pub(crate) limits: ServiceLimits,
-    pub(crate) disabled: bool,
+/// Organizations and API keys by name.
+#[derive(Debug, Default)]
+pub(crate) struct Subjects {
+    pub(crate) organizations: Table<SubjectEntry>,
+    pub(crate) api_keys: Table<SubjectEntry>,
+}
+
+impl Subjects {
+    pub(crate) const fn of(&self, subject: Subject) -> &Table<SubjectEntry> {
+        match subject {
+            Subject::Organization => &self.organizations,
+            Subject::ApiKey => &self.api_keys,
+        }
+    }
+
+    pub(crate) const fn of_mut(&mut self, subject: Subject) -> &mut Table<SubjectEntry> {
+        match subject {
+            Subject::Organization => &mut self.organizations,
+            Subject::ApiKey => &mut self.api_keys,
+        }
+    }
 }

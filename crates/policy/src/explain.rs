@@ -1,12 +1,12 @@
-//! Explains a policy: its numbers and their sources.
+//! Explains a policy: its numbers and their sources, and a summary of its file.
 
 use lease::Budget;
 
-use crate::about::About;
+use crate::entries::{SubjectEntry, Subjects, Table};
 use crate::indexers::Indexer;
 use crate::overrides::{OverrideKey, Subject};
 use crate::policy::Policy;
-use crate::service_id::ServiceId;
+use crate::services::{Service, ServiceId};
 use crate::source::Source;
 
 /// One plan of a policy.
@@ -15,77 +15,76 @@ use crate::source::Source;
 pub struct PlanEntry<'p> {
     /// Its name.
     pub name: &'p str,
-    /// Its ceilings over an organization, by service entry.
+    /// Its limits of an organization, by service entry.
     pub limits: Vec<(&'p str, u64)>,
     /// Its usage budgets.
     pub budgets: &'p [Budget],
 }
 
+/// The services of a policy and the numbers of its other entries, without their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary<'p> {
+    /// The service entries, in the order of their ids.
+    pub services: &'p [Service],
+    /// How many plans there are.
+    pub plans: usize,
+    /// How many organizations have an entry of their own.
+    pub organizations: usize,
+    /// How many of those are disabled.
+    pub disabled_organizations: usize,
+    /// How many API keys have an entry of their own.
+    pub api_keys: usize,
+    /// How many of those are disabled.
+    pub disabled_api_keys: usize,
+    /// How many indexers there are; without any, callers need no key.
+    pub indexers: usize,
+}
+
 /// The numbers of a policy and their sources, for explanations. Decisions use [`Policy::terms`].
 impl Policy {
-    /// The ceiling over the pool of `organization` in `service`, and its source.
+    /// The limit of the pool of `organization` in `service`, and its source.
     ///
     /// ```
     /// use policy::Policy;
     /// use policy::Source;
     ///
     /// let policy = Policy::built_in();
-    /// assert_eq!(policy.ceiling("acme", "t1r"), (Some(10), Source::Service));
-    /// assert_eq!(policy.ceiling("acme", "t9"), (Some(10), Source::Default));
+    /// assert_eq!(policy.limit("acme", "t1r"), (Some(10), Source::Service));
+    /// assert_eq!(policy.limit("acme", "t9"), (Some(10), Source::Default));
     /// ```
-    pub fn ceiling(&self, organization: &str, service: &str) -> (Option<u64>, Source) {
+    pub fn limit(&self, organization: &str, service: &str) -> (Option<u64>, Source) {
+        self.limit_of(Subject::Organization, organization, service)
+    }
+
+    /// The limit of the subject `id` in `service`, and its source.
+    pub fn limit_of(&self, subject: Subject, id: &str, service: &str) -> (Option<u64>, Source) {
         match self.service(service) {
-            Some(service) => self.organization(organization).ceiling(service),
+            Some(service) => self.about(subject, id).limit(service),
             None => (None, Source::Nothing),
         }
     }
 
-    /// The ceiling over the leases of one organization with `api_key` in `service`, and its source.
-    pub fn api_key_ceiling(&self, api_key: &str, service: &str) -> (Option<u64>, Source) {
-        match self.service(service) {
-            Some(service) => self.api_key(api_key).ceiling(service),
-            None => (None, Source::Nothing),
-        }
-    }
-
-    /// Whether `organization` is disabled, and the source of that.
-    pub fn organization_disabled(&self, organization: &str) -> (bool, Source) {
-        self.organization(organization).is_disabled()
-    }
-
-    /// Whether `api_key` is disabled, and the source of that.
-    pub fn api_key_disabled(&self, api_key: &str) -> (bool, Source) {
-        self.api_key(api_key).is_disabled()
+    /// Whether the subject `id` is disabled, and the source of that.
+    pub fn disabled_by(&self, subject: Subject, id: &str) -> (bool, Source) {
+        self.about(subject, id).is_disabled()
     }
 
     /// The name of the plan of `organization`.
     pub fn plan_of(&self, organization: &str) -> Option<&str> {
-        self.organization(organization).plan().map(|plan| &*plan.name)
+        self.about(Subject::Organization, organization).plan().map(|plan| &*plan.name)
     }
 
-    /// Whether `organization` has an entry or an override.
-    pub fn knows_organization(&self, organization: &str) -> bool {
-        let About { set, own, .. } = self.organization(organization);
-        set.is_some() || own.is_some()
+    /// Whether the subject `id` has an entry or an override.
+    pub fn is_known(&self, subject: Subject, id: &str) -> bool {
+        let about = self.about(subject, id);
+        about.overrides.is_some() || about.own.is_some()
     }
 
-    /// Whether `api_key` has an entry or an override.
-    pub fn knows_api_key(&self, api_key: &str) -> bool {
-        let About { set, own, .. } = self.api_key(api_key);
-        set.is_some() || own.is_some()
-    }
-
-    /// The organizations with an entry or an override, each once, in no order.
-    pub fn organizations(&self) -> impl Iterator<Item = &str> {
-        let own = &self.entries.organizations;
-        let set = self.overlay.organizations.keys().filter(|name| !own.contains_key(*name));
-        own.keys().chain(set).map(|name| &**name)
-    }
-
-    /// The API keys with an entry or an override, each once, in no order.
-    pub fn api_keys(&self) -> impl Iterator<Item = &str> {
-        let own = &self.entries.api_keys;
-        let set = self.overlay.api_keys.keys().filter(|name| !own.contains_key(*name));
+    /// The organizations or API keys with an entry or an override, each once, in no order.
+    pub fn subjects(&self, subject: Subject) -> impl Iterator<Item = &str> {
+        let own = self.entries.subjects.of(subject);
+        let set = self.overlay.subjects.of(subject).keys().filter(|name| !own.contains_key(*name));
         own.keys().chain(set).map(|name| &**name)
     }
 
@@ -119,19 +118,30 @@ impl Policy {
         self.entries.services_by_name.contains_key(service)
     }
 
-    /// The ceiling of the subject `id` in `service`, and its source.
-    pub fn ceiling_of(&self, subject: Subject, id: &str, service: &str) -> (Option<u64>, Source) {
-        match subject {
-            Subject::Organization => self.ceiling(id, service),
-            Subject::ApiKey => self.api_key_ceiling(id, service),
-        }
-    }
-
-    /// Whether the subject `id` is disabled.
-    pub fn is_disabled(&self, subject: Subject, id: &str) -> bool {
-        match subject {
-            Subject::Organization => self.organization_disabled(id).0,
-            Subject::ApiKey => self.api_key_disabled(id).0,
+    /// A summary of the file, without overrides.
+    ///
+    /// ```
+    /// use policy::Policy;
+    ///
+    /// let policy = Policy::built_in();
+    /// let summary = policy.summary();
+    /// assert!(summary.services.iter().any(|service| &*service.name == "t1r"));
+    /// assert_eq!((summary.organizations, summary.indexers), (0, 0));
+    /// ```
+    pub fn summary(&self) -> Summary<'_> {
+        let entries = &self.entries;
+        let Subjects { organizations, api_keys } = &entries.subjects;
+        let disabled = |table: &Table<SubjectEntry>| {
+            table.values().filter(|entry| entry.disabled == Some(true)).count()
+        };
+        Summary {
+            services: &entries.services,
+            plans: entries.plans.len(),
+            organizations: organizations.len(),
+            disabled_organizations: disabled(organizations),
+            api_keys: api_keys.len(),
+            disabled_api_keys: disabled(api_keys),
+            indexers: entries.indexers.iter().count(),
         }
     }
 

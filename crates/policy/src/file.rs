@@ -13,19 +13,13 @@ use crate::digests::Digest;
 
 /// A whole file. Each name keeps its place for error messages.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct File {
-    #[serde(default)]
     pub(crate) server: Server,
-    #[serde(default)]
     pub(crate) services: Named<Service>,
-    #[serde(default)]
     pub(crate) plans: Named<Plan>,
-    #[serde(default)]
     pub(crate) organizations: Named<Organization>,
-    #[serde(default)]
     pub(crate) api_keys: Named<ApiKey>,
-    #[serde(default)]
     pub(crate) indexers: Vec<Indexer>,
 }
 
@@ -35,35 +29,26 @@ pub(crate) type Server = BTreeMap<Spanned<String>, Spanned<toml::Value>>;
 /// A table of tables, by their names and the places of the names.
 pub(crate) type Named<T> = BTreeMap<Spanned<String>, T>;
 
-/// Ceilings by the name of the service.
+/// Limits by the name of the service.
 pub(crate) type ServiceLimits = BTreeMap<Spanned<String>, Limit>;
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Service {
-    #[serde(default)]
     pub(crate) max_per_organization: Option<Limit>,
-    #[serde(default)]
     pub(crate) max_per_api_key: Option<Limit>,
-    #[serde(default)]
     pub(crate) max_total: Option<Limit>,
-    #[serde(default)]
     pub(crate) ttl: Option<Spanned<Span>>,
-    #[serde(default)]
     pub(crate) minimal_life: Option<Spanned<Span>>,
-    #[serde(default)]
     pub(crate) observe: bool,
     /// Only the entry `default` has it.
-    #[serde(default)]
     pub(crate) max_unnamed_services: Option<Spanned<Limit>>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Plan {
-    #[serde(default)]
     pub(crate) limits: ServiceLimits,
-    #[serde(default)]
     pub(crate) budgets: Named<Budget>,
 }
 
@@ -71,42 +56,29 @@ pub(crate) struct Plan {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Budget {
     pub(crate) amount: Spanned<f64>,
-    pub(crate) per: Per,
+    #[serde(with = "Per")]
+    pub(crate) per: Period,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Per {
+#[derive(Deserialize)]
+#[serde(remote = "Period", rename_all = "lowercase")]
+enum Per {
     Day,
     Month,
 }
 
-impl From<Per> for Period {
-    fn from(per: Per) -> Self {
-        match per {
-            Per::Day => Self::Day,
-            Per::Month => Self::Month,
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Organization {
-    #[serde(default)]
     pub(crate) plan: Option<Spanned<String>>,
-    #[serde(default)]
     pub(crate) limits: ServiceLimits,
-    #[serde(default)]
     pub(crate) disabled: bool,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct ApiKey {
-    #[serde(default)]
     pub(crate) limits: ServiceLimits,
-    #[serde(default)]
     pub(crate) disabled: bool,
 }
 
@@ -114,15 +86,12 @@ pub(crate) struct ApiKey {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Indexer {
     pub(crate) name: Spanned<String>,
-    #[serde(default)]
     pub(crate) key_sha256: Option<Digests>,
-    #[serde(default)]
     pub(crate) key_sha256_file: Option<Spanned<String>>,
-    #[serde(default)]
     pub(crate) services: Option<Vec<Spanned<String>>>,
 }
 
-/// A ceiling: a whole number, 0 or more.
+/// A limit: a whole number, 0 or more.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit(pub(crate) u64);
 

@@ -5,9 +5,6 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::path::Path;
 
-use lease::MAX_ID_BYTES;
-use toml::Spanned;
-
 use crate::error::{Place, PolicyError, Warning};
 
 /// The most warnings about one file. Each of them is a line in the log at each load.
@@ -66,7 +63,10 @@ impl Findings {
     }
 
     /// Returns the warnings, or all errors as one, in the order of the file.
-    pub(crate) fn into_result(mut self, source: &Source<'_>) -> Result<Vec<Warning>, PolicyError> {
+    pub(crate) fn into_result(
+        mut self,
+        source: &SourceText<'_>,
+    ) -> Result<Vec<Warning>, PolicyError> {
         if self.errors_left_out > 0 {
             let problem = format!("{} more errors are left out", self.errors_left_out);
             self.errors.push(source.error(source.text.len()..source.text.len(), problem));
@@ -89,21 +89,21 @@ impl Findings {
 }
 
 /// The text of a file, to find places in it.
-pub(crate) struct Source<'a> {
+pub(crate) struct SourceText<'a> {
     text: &'a str,
     pub(crate) name: &'a Path,
     /// Where each line begins.
     lines: Vec<usize>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> SourceText<'a> {
     pub(crate) fn new(text: &'a str, name: &'a Path) -> Self {
         let breaks = text.match_indices('\n').map(|(newline, _)| newline + 1);
         Self { text, name, lines: std::iter::once(0).chain(breaks).collect() }
     }
 }
 
-impl Source<'_> {
+impl SourceText<'_> {
     /// The place at an offset. The time depends on the length of the line, not of the file.
     pub(crate) fn place(&self, offset: usize) -> Place {
         let offset = if self.text.is_char_boundary(offset) { offset } else { self.text.len() };
@@ -127,17 +127,5 @@ impl Source<'_> {
         let span = error.span().unwrap_or(0..0);
         // toml shows the place on further lines of the message; the error has the place already.
         self.error(span, error.message().lines().collect::<Vec<_>>().join("; "))
-    }
-
-    /// Checks a name that is compared with ids of requests.
-    pub(crate) fn name(&self, name: &Spanned<String>) -> Result<Box<str>, PolicyError> {
-        match name.get_ref().len() {
-            0 => Err(self.error(name.span(), "a name is empty")),
-            1..=MAX_ID_BYTES => Ok(name.get_ref().as_str().into()),
-            _ => Err(self.error(
-                name.span(),
-                format!("a name is longer than {MAX_ID_BYTES} bytes, which no request can be"),
-            )),
-        }
     }
 }

@@ -1,30 +1,24 @@
 //! Indexers, identified by the SHA-256 of their keys.
 
+use std::collections::BTreeSet;
+
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::digests::Digest;
-use crate::service_id::ServiceId;
+use crate::services::ServiceId;
 
 /// An indexer: a party that runs streaming services and borrows for them.
 #[derive(Debug)]
 pub struct Indexer {
-    name: Box<str>,
-    /// Sorted, for a binary search.
-    services: Option<Box<[ServiceId]>>,
+    pub(crate) name: Box<str>,
+    /// The services that it may use; `None` for all.
+    pub(crate) services: Option<BTreeSet<ServiceId>>,
 }
 
 impl Indexer {
-    /// An indexer that may use `services`, or all services.
-    pub(crate) fn new(name: Box<str>, mut services: Option<Box<[ServiceId]>>) -> Self {
-        if let Some(services) = &mut services {
-            services.sort_unstable();
-        }
-        Self { name, services }
-    }
-
     /// Its name, which owns its leases. Keys may change; the name does not.
     pub fn name(&self) -> &str {
         &self.name
@@ -32,7 +26,7 @@ impl Indexer {
 
     /// Whether it may use the service.
     pub fn may_use(&self, service: ServiceId) -> bool {
-        self.services.as_ref().is_none_or(|services| services.binary_search(&service).is_ok())
+        self.services.as_ref().is_none_or(|services| services.contains(&service))
     }
 }
 

@@ -1,10 +1,9 @@
 //! The policy: it turns a text into the terms of each borrow. Pure: no I/O, no clock, no async.
 //!
 //! [`parse`] reads a text and checks all of it. [`Policy::terms`] turns a request into the terms of its
-//! borrow. [`Policy::ceiling`] and its neighbours explain numbers with their sources. [`overrides`] are
+//! borrow. [`Policy::limit`] and its neighbours explain numbers with their sources. [`overrides`] are
 //! set by operators; they take precedence over the text and never change it.
 
-mod about;
 mod check;
 mod digests;
 mod entries;
@@ -15,21 +14,19 @@ mod findings;
 mod indexers;
 mod nearest;
 mod outside;
-mod overlay;
 pub mod overrides;
 mod policy;
+mod precedence;
 mod reading;
-mod service_id;
+mod services;
 mod source;
-mod summary;
 
 pub use check::{Parsed, parse};
 pub use error::{Place, PolicyError, Warning};
-pub use explain::PlanEntry;
+pub use explain::{PlanEntry, Summary};
 pub use indexers::{Indexer, Unauthenticated};
 pub use nearest::nearest;
 pub use outside::{Outside, SettingError};
 pub use policy::{DEFAULT_SERVICE, Policy, Refused, Ruling};
-pub use service_id::ServiceId;
+pub use services::{Service, ServiceId};
 pub use source::Source;
-pub use summary::{ServiceSummary, Summary};

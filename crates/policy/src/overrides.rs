@@ -38,7 +38,7 @@ pub struct OverrideKey {
 /// The value of an override.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
-    /// The ceiling if the key has a service; otherwise 0 for enabled and 1 for disabled.
+    /// The limit if the key has a service; otherwise 0 for enabled and 1 for disabled.
     pub value: u64,
     /// When it was set.
     pub set_at: WallTime,

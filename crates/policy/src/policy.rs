@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use lease::{Budget, Limits, Reason, Request, ServiceNames, Terms, UnnamedServices, WallTime};
 
-use crate::about::About;
-use crate::entries::{ApiKey, Entries, Organization};
+use crate::entries::Entries;
 use crate::indexers::{Indexer, Unauthenticated};
-use crate::overlay::Overlay;
-use crate::overrides::Overrides;
-use crate::service_id::ServiceId;
+use crate::overrides::{Overrides, Subject};
+use crate::precedence::{Overlay, SubjectPolicy};
+use crate::services::ServiceId;
 
 /// The name of the entry for all services without an entry of their own.
 pub const DEFAULT_SERVICE: &str = "default";
@@ -105,8 +104,8 @@ impl Policy {
 
     /// The terms of `request` by `caller`; `wall` is called only where budgets need the time.
     ///
-    /// The ceiling over an organization comes from an override, else from its own entry, else from its
-    /// plan, else from the service. The ceiling over an API key comes from an override, else from its
+    /// The limit of an organization comes from an override, else from its own entry, else from its
+    /// plan, else from the service. The limit of an API key comes from an override, else from its
     /// own entry, else from the service.
     ///
     /// # Errors
@@ -120,8 +119,8 @@ impl Policy {
         wall: impl FnOnce() -> WallTime,
     ) -> Result<Ruling<'_>, Refused> {
         let id = self.allowed_service(caller, request.service)?;
-        let organization = self.organization(request.organization);
-        let api_key = self.api_key(request.api_key);
+        let organization = self.about(Subject::Organization, request.organization);
+        let api_key = self.about(Subject::ApiKey, request.api_key);
         let disabled = Reason::of_disabled(organization.is_disabled().0, api_key.is_disabled().0);
         if let Some(reason) = disabled {
             return Err(Refused::Disabled(reason));
@@ -131,8 +130,8 @@ impl Policy {
         let terms = Terms {
             limits: Limits {
                 service: service.limits.service,
-                organization: organization.ceiling(id).0,
-                api_key: api_key.ceiling(id).0,
+                organization: organization.limit(id).0,
+                api_key: api_key.limit(id).0,
             },
             ttl: service.ttl,
             minimal_life: service.minimal_life,
@@ -147,7 +146,7 @@ impl Policy {
         Ok(Ruling { service: id, terms })
     }
 
-    /// The ceiling over the pool of `organization` in `service`, also of a disabled organization.
+    /// The limit of the pool of `organization` in `service`, also of a disabled organization.
     ///
     /// # Errors
     ///
@@ -159,18 +158,21 @@ impl Policy {
         organization: &str,
     ) -> Result<Option<u64>, Refused> {
         let id = self.allowed_service(caller, service)?;
-        Ok(self.organization(organization).ceiling(id).0)
+        Ok(self.about(Subject::Organization, organization).limit(id).0)
     }
 
     /// The reason to end leases of `organization` and `api_key`, if one of them is disabled.
     pub fn disabled(&self, organization: &str, api_key: &str) -> Option<Reason> {
-        let organization = self.organization_disabled(organization).0;
-        Reason::of_disabled(organization, self.api_key_disabled(api_key).0)
+        let is_disabled = |subject, id| self.disabled_by(subject, id).0;
+        Reason::of_disabled(
+            is_disabled(Subject::Organization, organization),
+            is_disabled(Subject::ApiKey, api_key),
+        )
     }
 
     /// The usage budgets of `organization`.
     pub fn organization_budgets(&self, organization: &str) -> &[Budget] {
-        self.organization(organization).plan().map_or(&[], |plan| &plan.budgets)
+        self.about(Subject::Organization, organization).plan().map_or(&[], |plan| &plan.budgets)
     }
 
     /// The names of the service entries, including `default`, in the order of their ids.
@@ -206,14 +208,13 @@ impl Policy {
         (service != DEFAULT_SERVICE).then_some(UnnamedServices { max, names: self })
     }
 
-    pub(crate) fn organization(&self, name: &str) -> About<'_, Organization> {
-        let own = self.entries.organizations.get(name);
-        About { entries: &self.entries, set: self.overlay.organizations.get(name), own }
-    }
-
-    pub(crate) fn api_key(&self, name: &str) -> About<'_, ApiKey> {
-        let own = self.entries.api_keys.get(name);
-        About { entries: &self.entries, set: self.overlay.api_keys.get(name), own }
+    pub(crate) fn about<'p>(&'p self, subject: Subject, id: &str) -> SubjectPolicy<'p> {
+        SubjectPolicy {
+            entries: &self.entries,
+            subject,
+            overrides: self.overlay.subjects.of(subject).get(id),
+            own: self.entries.subjects.of(subject).get(id),
+        }
     }
 
     fn allowed_service(
@@ -235,7 +236,7 @@ impl Policy {
 impl lease::Policy for Policy {
     /// Whether the organization has an entry or an override.
     fn knows(&self, organization: &str) -> bool {
-        self.knows_organization(organization)
+        self.is_known(Subject::Organization, organization)
     }
 
     fn budgets(&self, organization: &str) -> &[Budget] {
@@ -243,11 +244,11 @@ impl lease::Policy for Policy {
     }
 
     fn is_organization_disabled(&self, organization: &str) -> bool {
-        self.organization_disabled(organization).0
+        self.disabled_by(Subject::Organization, organization).0
     }
 
     fn is_api_key_disabled(&self, api_key: &str) -> bool {
-        self.api_key_disabled(api_key).0
+        self.disabled_by(Subject::ApiKey, api_key).0
     }
 
     fn observes(&self, service: &str) -> bool {

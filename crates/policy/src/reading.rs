@@ -7,7 +7,7 @@ use toml::Deserializer;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::file::File;
-use crate::findings::{Findings, Source};
+use crate::findings::{Findings, SourceText};
 
 /// A file, as far as it could be read.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ impl Removed {
 
 /// Reads `text`. After an error, the invalid entry is removed and the rest is read again, until there
 /// is no room for more errors. After a syntax error the rest is not checked.
-pub(crate) fn read(source: &Source<'_>, text: &str, findings: &mut Findings) -> Shape {
+pub(crate) fn read(source: &SourceText<'_>, text: &str, findings: &mut Findings) -> Shape {
     let (mut root, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         // One mistake may cause several errors on a line; only the first one is useful.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::future::{Either, ready};
 use lease::Enforcement;
 use policy::Policy;
+use policy::overrides::Subject;
 use tokio::runtime::Handle;
 
 use crate::answers::{Enforced, Unavailable};
@@ -30,8 +31,11 @@ impl Enforcing {
     /// Prepares to end all leases that `policy` no longer allows. `entry` is the number of the audit
     /// entry that counts them, and the batch that makes this entry durable.
     pub(crate) fn new(policy: Policy, entry: Option<(u64, Wait)>) -> Self {
-        let enforcement =
-            Enforcement::of_policy(&policy, policy.organizations(), policy.api_keys());
+        let enforcement = Enforcement::of_policy(
+            &policy,
+            policy.subjects(Subject::Organization),
+            policy.subjects(Subject::ApiKey),
+        );
         let (entry, wait) = entry.unzip();
         Self { policy, entry, enforcement, revoked: 0, wait: wait.flatten() }
     }

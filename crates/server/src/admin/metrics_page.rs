@@ -11,7 +11,7 @@ use axum::http::header::{CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use lease::{End, Ends, Reason};
-use policy::{DEFAULT_SERVICE, Policy, ServiceSummary};
+use policy::{DEFAULT_SERVICE, Policy, Service};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -134,7 +134,7 @@ impl CurrentValues<'_> {
         registry.register(
             "limit",
             "Limits of each service entry: of the total, of an organization, of an API key",
-            limits(&summary.services),
+            limits(summary.services),
         );
         if let Some(Leases { live_by_service, ends }) = &self.leases {
             let help = "Leases that count now, by service";
@@ -147,13 +147,13 @@ impl CurrentValues<'_> {
 }
 
 /// The limits of the services. A limit that is absent has no value.
-fn limits(services: &[ServiceSummary<'_>]) -> Family<LimitLabels, Gauge> {
+fn limits(services: &[Service]) -> Family<LimitLabels, Gauge> {
     let family = Family::<LimitLabels, Gauge>::default();
     for service in services {
         let kinds = [
-            ("total", service.max_total),
-            ("organization", service.max_per_organization),
-            ("api_key", service.max_per_api_key),
+            ("total", service.limits.service),
+            ("organization", service.limits.organization),
+            ("api_key", service.limits.api_key),
         ];
         for (kind, limit) in kinds {
             let Some(limit) = limit else { continue };

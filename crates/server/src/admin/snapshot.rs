@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use lease::{Budget, WallTime};
-use policy::{Policy, ServiceSummary};
+use policy::overrides::Subject;
+use policy::{Policy, Service};
 use store::{PoolCount, Unavailable, UsageCount};
 
 use super::api::model::{OrganizationOrder, Overview, Refusals, ServiceRow};
@@ -148,7 +149,7 @@ pub(super) fn rows(
     let live = live.load();
     let policy = &live.policy;
     refused.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let mut names: Vec<&str> = policy.organizations().collect();
+    let mut names: Vec<&str> = policy.subjects(Subject::Organization).collect();
     names.extend(pools.iter().map(|pool| &*pool.organization));
     names.extend(usage.iter().map(|count| &*count.organization));
     names.extend(refused.iter().map(|(name, _)| &**name));
@@ -190,7 +191,7 @@ fn utilization(
     // The loss of precision begins at counts that no organization reaches.
     #[allow(clippy::cast_precision_loss, reason = "see above")]
     let held = pools.iter().filter_map(|pool| {
-        let (max, _) = policy.ceiling(organization, &pool.service);
+        let (max, _) = policy.limit(organization, &pool.service);
         max.map(|max| pool.leases as f64 / max.max(1) as f64)
     });
     let budgets = policy.organization_budgets(organization).iter().map(|budget| {
@@ -203,12 +204,12 @@ fn utilization(
 /// The service entries of the policy, each with its leases. The entry `default` has the leases of
 /// services without an entry.
 pub(super) fn service_rows(policy: &Policy, pools: &[PoolCount]) -> Vec<ServiceRow> {
-    let row = |service: &ServiceSummary<'_>| ServiceRow {
-        service: service.name.to_owned(),
+    let row = |service: &Service| ServiceRow {
+        service: service.name.to_string(),
         active: 0,
-        max_total: service.max_total,
-        max_per_organization: service.max_per_organization,
-        max_per_api_key: service.max_per_api_key,
+        max_total: service.limits.service,
+        max_per_organization: service.limits.organization,
+        max_per_api_key: service.limits.api_key,
         ttl_seconds: service.ttl.as_secs_f64(),
         minimal_life_seconds: service.minimal_life.as_secs_f64(),
         observe: service.observe,

@@ -144,7 +144,7 @@ impl Operator {
                 let policy = blocking(move || live.policy.with_overrides(&overrides)).await;
                 let live = operator.put_into_force(policy).await;
                 operator.update_status(|status| status);
-                let disables = is_switch && live.policy.is_disabled(subject, &id);
+                let disables = is_switch && live.policy.disabled_by(subject, &id).0;
                 disables.then(|| {
                     operator.store.enforce(&live.policy, AuditNote::Existing(entry.number))
                 })
@@ -200,7 +200,7 @@ impl Operator {
                 )))
             }
             (Some(_), _) => {
-                let was = policy.ceiling_of(key.subject, &key.id, service);
+                let was = policy.limit_of(key.subject, &key.id, service);
                 Ok(words::describe_limit(key, value, was))
             }
         }

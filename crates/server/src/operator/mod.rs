@@ -70,7 +70,7 @@ pub const MAX_LIMIT: u64 = 1_000_000_000_000;
 /// let done = server.operator().set_limit(Subject::Organization, "acme", "t1r", Some(40), by).await;
 /// let summary = done.unwrap().summary;
 /// assert_eq!(summary, "set the limit of organization acme on t1r to 40 (was 10 by the service)");
-/// assert_eq!(server.operator().policy().ceiling("acme", "t1r").0, Some(40));
+/// assert_eq!(server.operator().policy().limit("acme", "t1r").0, Some(40));
 /// # server.stop().await.unwrap();
 /// # });
 /// ```

@@ -169,7 +169,7 @@ async fn a_policy_comes_into_force_while_the_disk_hangs_and_an_override_waits_fo
     let waits = set(3);
     eventually("it is on its way", || async { !server.running.store().overrides().is_empty() })
         .await;
-    let ceiling = |organization: &str| operator.policy().ceiling(organization, "t1r").0;
+    let ceiling = |organization: &str| operator.policy().limit(organization, "t1r").0;
     let wider = Policy::parse(&ROOMY.replace("= 10\n", "= 20\n"), "test.toml").unwrap().policy;
     let setting = tokio::spawn({
         let operator = operator.clone();

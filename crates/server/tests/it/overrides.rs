@@ -150,7 +150,7 @@ async fn overrides_stay_on_top_of_every_policy_that_follows() {
     assert_eq!(operator(&server).policy_status().overrides, 2, "it is kept");
 
     server.running.set_policy(policy(ROOMY)).await.unwrap();
-    assert_eq!(operator(&server).policy().ceiling("other", "t2w"), (Some(1), Source::Override));
+    assert_eq!(operator(&server).policy().limit("other", "t2w"), (Some(1), Source::Override));
     server.running.set_policy(policy("[services.t1r]")).await.unwrap();
     let done = operator(&server).set_limit(subject, id, "t2w", None, by("")).await.unwrap();
     assert_eq!(
@@ -324,11 +324,14 @@ async fn a_change_goes_on_when_whoever_asked_for_it_goes_away() {
         async move { operator.set_disabled(ACME.0, ACME.1, Some(true), by("")).await }
     });
     eventually("the disk is asked", || std::future::ready(disk.is_waiting())).await;
-    assert!(!operator(&server).policy().organization_disabled("acme").0, "it is not durable yet");
+    assert!(
+        !operator(&server).policy().disabled_by(Subject::Organization, "acme").0,
+        "it is not durable yet"
+    );
     asked.abort();
     disk.release();
     eventually("the session has ended", || async { server.live().await == 0 }).await;
-    assert!(operator(&server).policy().organization_disabled("acme").0);
+    assert!(operator(&server).policy().disabled_by(Subject::Organization, "acme").0);
     eventually("the list says so", || async { audit(&server)[0].ended == 1 }).await;
 }
 
@@ -340,7 +343,7 @@ async fn an_override_that_the_disk_did_not_keep_does_not_come_into_force() {
     disk.fail();
     let set = operator(&server).set_disabled(ACME.0, ACME.1, Some(true), by("")).await;
     assert_eq!(set.unwrap_err(), OperatorError::Unavailable(Unavailable::Failed));
-    assert!(!operator(&server).policy().organization_disabled("acme").0);
+    assert!(!operator(&server).policy().disabled_by(Subject::Organization, "acme").0);
     assert_eq!(server.client().keep_alive(&held).await.unwrap(), Kept::TtlExtended);
 }
 
@@ -355,7 +358,7 @@ async fn changes_at_the_same_time_are_all_made_one_after_another() {
             let set = operator.set_limit(Subject::Organization, &id, "t1r", Some(number), by(""));
             set.await.unwrap();
             // Each holds as soon as it is done, whatever is done beside it.
-            let ceiling = operator.policy().ceiling(&id, "t1r");
+            let ceiling = operator.policy().limit(&id, "t1r");
             assert_eq!(ceiling, (Some(number), Source::Override));
         })
     });
@@ -363,7 +366,7 @@ async fn changes_at_the_same_time_are_all_made_one_after_another() {
         change.unwrap();
     }
     for number in 0..CHANGES {
-        let ceiling = operator(&server).policy().ceiling(&format!("org-{number}"), "t1r");
+        let ceiling = operator(&server).policy().limit(&format!("org-{number}"), "t1r");
         assert_eq!(ceiling, (Some(number), Source::Override));
     }
     assert_eq!(operator(&server).policy_status().overrides, CHANGES);

@@ -310,7 +310,7 @@ fn what_operators_set_wins_over_the_file_and_says_so() {
         ("new", "t9", (Some(0), Source::Override)),
         ("other", "t9", (Some(10), Source::Default)),
     ] {
-        assert_eq!(policy.ceiling(organization, service), ceiling, "{organization} {service}");
+        assert_eq!(policy.limit(organization, service), ceiling, "{organization} {service}");
     }
     for (api_key, service, ceiling) in [
         ("key-2", "t1r", (Some(9), Source::Override)),
@@ -318,12 +318,16 @@ fn what_operators_set_wins_over_the_file_and_says_so() {
         ("new", "t1r", (Some(5), Source::Service)),
         ("key-1", "t9", (None, Source::Nothing)),
     ] {
-        assert_eq!(policy.api_key_ceiling(api_key, service), ceiling, "{api_key} {service}");
+        assert_eq!(
+            policy.limit_of(Subject::ApiKey, api_key, service),
+            ceiling,
+            "{api_key} {service}"
+        );
     }
-    assert_eq!(policy.organization_disabled("new"), (true, Source::Override));
-    assert_eq!(policy.organization_disabled("acme"), (false, Source::Nothing));
-    assert_eq!(file.api_key_disabled("key-1"), (true, Source::Own));
-    assert_eq!(policy.api_key_disabled("key-1"), (false, Source::Override));
+    assert_eq!(policy.disabled_by(Subject::Organization, "new"), (true, Source::Override));
+    assert_eq!(policy.disabled_by(Subject::Organization, "acme"), (false, Source::Nothing));
+    assert_eq!(file.disabled_by(Subject::ApiKey, "key-1"), (true, Source::Own));
+    assert_eq!(policy.disabled_by(Subject::ApiKey, "key-1"), (false, Source::Override));
     assert_eq!(policy.disabled("acme", "key-1"), None);
     assert_eq!(policy.disabled("new", "key-1"), Some(Reason::OrganizationDisabled));
 
@@ -350,14 +354,19 @@ fn whoever_the_file_or_an_operator_says_something_about_is_known_once() {
         (ApiKey, "key-9", None, 1),
     ];
     let policy = policy(&example()).with_overrides(&overrides(&set));
-    let mut organizations: Vec<_> = policy.organizations().collect();
+    let mut organizations: Vec<_> = policy.subjects(Subject::Organization).collect();
     organizations.sort_unstable();
     assert_eq!(organizations, ["acme", "new"]);
-    let mut api_keys: Vec<_> = policy.api_keys().collect();
+    let mut api_keys: Vec<_> = policy.subjects(Subject::ApiKey).collect();
     api_keys.sort_unstable();
     assert_eq!(api_keys, ["key-1", "key-2", "key-9"]);
-    assert!(policy.knows_organization("new") && !policy.knows_organization("other"));
-    assert!(policy.knows_api_key("key-9") && !policy.knows_api_key("other"));
+    assert!(
+        policy.is_known(Subject::Organization, "new")
+            && !policy.is_known(Subject::Organization, "other")
+    );
+    assert!(
+        policy.is_known(Subject::ApiKey, "key-9") && !policy.is_known(Subject::ApiKey, "other")
+    );
     assert_eq!((policy.plan_of("acme"), policy.plan_of("new")), (Some("pro"), None));
     assert_eq!(policy.indexers().collect::<Vec<_>>(), ["west"]);
     let plans: Vec<_> = policy.plans().collect();
@@ -374,7 +383,7 @@ fn a_limit_over_a_service_that_the_policy_lost_says_nothing_until_it_is_back() {
     assert!(with.is_effective(key));
     let without = policy("[services.default]\nmax_per_organization = 2").with_overrides(&set);
     assert!(!without.is_effective(key));
-    assert_eq!(without.ceiling("acme", "t1r"), (Some(2), Source::Default));
+    assert_eq!(without.limit("acme", "t1r"), (Some(2), Source::Default));
     assert_eq!(without.overrides(), 1, "it is kept");
 }
 
@@ -415,7 +424,7 @@ fn an_override_over_ten_thousand_organizations_costs_what_it_costs_over_none() {
     let cost = |policy: &Policy| {
         let before = busy();
         for _ in 0..1_000 {
-            assert_eq!(policy.with_overrides(&set).ceiling("org-7", "t1r").0, Some(1));
+            assert_eq!(policy.with_overrides(&set).limit("org-7", "t1r").0, Some(1));
         }
         busy() - before
     };

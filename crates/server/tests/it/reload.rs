@@ -68,7 +68,7 @@ fn operator(server: &TestServer) -> &Arc<Operator> {
 }
 
 fn ceiling(server: &TestServer) -> Option<u64> {
-    operator(server).policy().ceiling("acme", "t1r").0
+    operator(server).policy().limit("acme", "t1r").0
 }
 
 /// The reason for which the file is refused.
@@ -284,10 +284,10 @@ async fn overrides_stay_over_a_reloaded_file() {
     set.unwrap();
     file.write(&(sessions(2) + "[organizations.acme]\nlimits = { t1r = 3 }"));
     operator(&server).reload(BY).await.unwrap();
-    assert_eq!(operator(&server).policy().ceiling("acme", "t1r"), (Some(7), Source::Override));
-    assert_eq!(operator(&server).policy().ceiling("other", "t1r"), (Some(2), Source::Service));
+    assert_eq!(operator(&server).policy().limit("acme", "t1r"), (Some(7), Source::Override));
+    assert_eq!(operator(&server).policy().limit("other", "t1r"), (Some(2), Source::Service));
     operator(&server).set_limit(Subject::Organization, "acme", "t1r", None, BY).await.unwrap();
-    assert_eq!(operator(&server).policy().ceiling("acme", "t1r"), (Some(3), Source::Own));
+    assert_eq!(operator(&server).policy().limit("acme", "t1r"), (Some(3), Source::Own));
 }
 
 #[tokio::test]
@@ -320,7 +320,7 @@ async fn a_file_comes_into_force_even_when_the_store_can_write_nothing_down() {
     file.write(&sessions(2));
     let reloaded = running.operator().reload(BY).await;
     assert!(matches!(reloaded, Err(OperatorError::Unavailable(_))), "{reloaded:?}");
-    assert_eq!(running.operator().policy().ceiling("acme", "t1r").0, Some(2));
+    assert_eq!(running.operator().policy().limit("acme", "t1r").0, Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -390,7 +390,7 @@ async fn a_file_with_which_the_server_would_not_start_is_refused_when_it_is_load
         file.write(&format!("[server]\n{line}\n[services.t1r]\nmax_per_organization = 9\n"));
         let refused = operator.reload(BY).await.unwrap_err();
         assert!(refused.to_string().contains(reason), "{refused}");
-        assert_eq!(operator.policy().ceiling("acme", "t1r").0, Some(1), "{line}");
+        assert_eq!(operator.policy().limit("acme", "t1r").0, Some(1), "{line}");
     }
 }
 
@@ -406,7 +406,7 @@ async fn what_has_gone_wrong_beside_the_file_does_not_keep_a_policy_out() {
     fs::remove_file(token).unwrap();
     file.write("[services.t1r]\nmax_per_organization = 9\n");
     server.running.operator().reload(BY).await.unwrap();
-    assert_eq!(server.running.operator().policy().ceiling("acme", "t1r").0, Some(9));
+    assert_eq!(server.running.operator().policy().limit("acme", "t1r").0, Some(9));
 }
 
 #[tokio::test]

@@ -259,7 +259,7 @@ async fn an_operator_waits_no_longer_than_others_and_the_change_is_made_all_the_
     server.pass(LONGEST_WAIT);
     let refused = soon(changing).await.unwrap_err();
     assert_eq!(refused, OperatorError::Unavailable(Unavailable::Stalled));
-    let ceiling = || server.running.operator().policy().ceiling("acme", "t1r").0;
+    let ceiling = || server.running.operator().policy().limit("acme", "t1r").0;
     assert_eq!(ceiling(), Some(10), "nothing is in force that is not durable");
     disk.release();
     eventually("it is in force", || async { ceiling() == Some(3) }).await;

@@ -1,7 +1,7 @@
 //! The types of the API, made from those of the server.
 
 use lease::{Kind, WallTime};
-use policy::overrides::{self, OverrideKey};
+use policy::overrides::{self, OverrideKey, Subject};
 use policy::{DEFAULT_SERVICE, PlanEntry, Policy};
 use store::ListedLease;
 
@@ -143,7 +143,7 @@ pub(super) fn organization(
     let row = |service: &str, active| OrganizationService {
         service: service.into(),
         active,
-        ceiling: ceiling(policy.ceiling(name, service)),
+        ceiling: ceiling(policy.limit(name, service)),
     };
     // The entry `default` has no row: its limit is in the row of each service that it applies to.
     let entries = policy.services().filter(|entry| *entry != DEFAULT_SERVICE);
@@ -171,7 +171,7 @@ pub(super) fn organization(
     Organization {
         organization: name.into(),
         plan: policy.plan_of(name).map(Into::into),
-        disabled: disabled(policy.organization_disabled(name)),
+        disabled: disabled(policy.disabled_by(Subject::Organization, name)),
         services,
         budgets: budgets.collect(),
         refusals,
@@ -182,11 +182,11 @@ pub(super) fn organization(
 pub(super) fn api_key(policy: &Policy, id: String) -> ApiKey {
     let limits = policy.services().map(|service| ServiceCeiling {
         service: service.into(),
-        ceiling: ceiling(policy.api_key_ceiling(&id, service)),
+        ceiling: ceiling(policy.limit_of(Subject::ApiKey, &id, service)),
     });
     ApiKey {
         limits: limits.collect(),
-        disabled: disabled(policy.api_key_disabled(&id)),
+        disabled: disabled(policy.disabled_by(Subject::ApiKey, &id)),
         api_key: id,
     }
 }

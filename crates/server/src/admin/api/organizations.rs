@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use lease::validate_id;
+use policy::overrides::Subject;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -91,7 +92,7 @@ async fn api_key(
 ) -> Result<Json<ApiKey>, Failure> {
     validate_id("api_key", &name, true)?;
     let policy = admin.operator.policy();
-    if !policy.knows_api_key(&name) {
+    if !policy.is_known(Subject::ApiKey, &name) {
         let problem =
             format!("the API key {name:?} has neither an entry in the policy nor an override");
         return Err(Failure::not_found(problem));
