@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use connect::NamedFile;
 use http::HeaderValue;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use crate::dsn::GivenFile;
 use crate::error::Error;
 use crate::secret::Secret;
 
@@ -38,7 +38,7 @@ pub(crate) struct Shown {
 }
 
 pub(crate) struct Filed {
-    file: GivenFile,
+    file: NamedFile,
     shown: watch::Sender<Shown>,
     /// Held by the one who reads.
     reader: Arc<Mutex<Reader>>,
@@ -56,11 +56,11 @@ impl ApiKey {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] when there is none in the file, or it cannot be sent.
-    pub(crate) fn new(key: Option<&Secret>, file: Option<&GivenFile>) -> Result<Self, Error> {
+    pub(crate) fn new(key: Option<&Secret>, file: Option<&NamedFile>) -> Result<Self, Error> {
         if let Some(file) = file {
             let wrong =
                 |problem| Error::invalid(format!("`indexer-api-key-file={file}`: {problem}"));
-            let key = read(file.path().to_owned()).map_err(|problem| match problem {
+            let key = read(file.path.clone()).map_err(|problem| match problem {
                 Problem::Io(error) => wrong(error.to_string()).caused_by(error),
                 problem => wrong(problem.to_string()),
             })?;
@@ -102,7 +102,7 @@ impl Filed {
             && reader.read_at.elapsed() >= age
         {
             reader.read_at = Instant::now();
-            let path = self.file.path().to_owned();
+            let path = self.file.path.clone();
             // It may hang for as long as its disk does, and nobody else reads meanwhile.
             let reading = tokio::task::spawn_blocking(move || (read(path), reader));
             // A runtime that shuts down reads nothing more.
@@ -118,7 +118,7 @@ impl Reader {
     fn take(
         &mut self,
         read: Result<HeaderValue, Problem>,
-        file: &GivenFile,
+        file: &NamedFile,
         shown: &watch::Sender<Shown>,
     ) {
         match read {

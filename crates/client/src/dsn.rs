@@ -14,7 +14,7 @@ use std::ops::Range;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-pub(crate) use self::given::{Given, GivenFile};
+pub(crate) use self::given::Given;
 pub use self::parameters::Parameters;
 use crate::error::Error;
 use crate::expand::{Expanded, Variable, expand};

@@ -1,7 +1,5 @@
 //! The protocol that the client speaks to a server.
 
-use crate::first::Expected;
-
 /// The protocol that the client speaks to a server, inside TLS if there is TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -17,14 +15,6 @@ impl Protocol {
         match self {
             Self::Http1 => b"http/1.1",
             Self::Http2 => b"h2",
-        }
-    }
-
-    /// What the server may send first, without TLS.
-    pub(crate) const fn expected(self) -> Expected {
-        match self {
-            Self::Http1 => Expected::Http1,
-            Self::Http2 => Expected::Http2,
         }
     }
 }

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::protocol::Protocol;
-use crate::trust::{AcceptAny, Trusted};
+use crate::trust::Verifier;
 
 /// How the server is verified, and which certificate the client shows.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ pub enum Verify {
 }
 
 /// The certificate that a client shows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The file with the certificate and its chain.
     pub certificate: NamedFile,
@@ -45,12 +45,18 @@ pub struct Identity {
 }
 
 /// A file, and the name that messages show for it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct NamedFile {
     /// The path of the file.
     pub path: PathBuf,
     /// The name in messages.
     pub shown: String,
+}
+
+impl From<PathBuf> for NamedFile {
+    fn from(path: PathBuf) -> Self {
+        Self { shown: path.display().to_string(), path }
+    }
 }
 
 impl fmt::Display for NamedFile {
@@ -215,19 +221,15 @@ impl Contents {
     fn configure(&self, protocol: Protocol) -> Result<ClientConfig, Unusable> {
         // A library never installs a crypto provider for the whole process.
         let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()?
-            .dangerous();
-        let builder = match &self.trusted {
-            None => builder.with_custom_certificate_verifier(Arc::new(AcceptAny(provider))),
-            Some(trusted) => {
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(trusted.iter().cloned());
-                let trusted = Trusted::new(roots, trusted.clone(), provider);
-                let trusted = trusted.map_err(|error| Unusable::Together(error.to_string()))?;
-                builder.with_custom_certificate_verifier(Arc::new(trusted))
-            }
+        let verifier = match &self.trusted {
+            None => Verifier::accept_any(&provider),
+            Some(trusted) => Verifier::trust(trusted.clone(), provider.clone())
+                .map_err(|error| Unusable::Together(error.to_string()))?,
         };
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some(ClientKey { chain, key }) => {

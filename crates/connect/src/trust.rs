@@ -4,13 +4,23 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::{VerifierBuilderError, WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
+
+/// Verifies a server: its certificate, if any is trusted, and always that it has the private key.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    /// `None` accepts every certificate.
+    trusted: Option<Trusted>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
 
 /// Accepts certificates that a trusted one has signed, and the trusted ones themselves.
 ///
@@ -18,25 +28,32 @@ use x509_parser::prelude::FromDer as _;
 /// webpki such a certificate may sign others, and a server must not show it. Here a server may show a
 /// certificate that is named as trusted.
 #[derive(Debug)]
-pub(crate) struct Trusted {
+struct Trusted {
     by_rules: Arc<WebPkiServerVerifier>,
     given: Vec<CertificateDer<'static>>,
 }
 
-impl Trusted {
-    /// Trusts `roots`, all of which are in `given`.
-    pub(crate) fn new(
-        roots: RootCertStore,
+impl Verifier {
+    /// Accepts every certificate.
+    pub(crate) fn accept_any(provider: &CryptoProvider) -> Self {
+        Self { trusted: None, algorithms: provider.signature_verification_algorithms }
+    }
+
+    /// Trusts what is in `given`. What cannot be the root of a chain is trusted only by itself.
+    pub(crate) fn trust(
         given: Vec<CertificateDer<'static>>,
         provider: Arc<CryptoProvider>,
-    ) -> Result<Self, rustls::client::VerifierBuilderError> {
+    ) -> Result<Self, VerifierBuilderError> {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(given.iter().cloned());
+        let algorithms = provider.signature_verification_algorithms;
         let roots = Arc::new(roots);
         let by_rules = WebPkiServerVerifier::builder_with_provider(roots, provider).build()?;
-        Ok(Self { by_rules, given })
+        Ok(Self { trusted: Some(Trusted { by_rules, given }), algorithms })
     }
 }
 
-impl ServerCertVerifier for Trusted {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -45,14 +62,12 @@ impl ServerCertVerifier for Trusted {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let by_rules = self.by_rules.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        if by_rules.is_err() && self.given.iter().any(|given| given == end_entity) {
+        let Some(Trusted { by_rules, given }) = &self.trusted else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let by_rules =
+            by_rules.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        if by_rules.is_err() && given.iter().any(|given| given == end_entity) {
             verify_dates(end_entity, now)?;
             verify_name(end_entity, server_name)?;
             return Ok(ServerCertVerified::assertion());
@@ -66,7 +81,7 @@ impl ServerCertVerifier for Trusted {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.by_rules.verify_tls12_signature(message, cert, dss)
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -75,11 +90,11 @@ impl ServerCertVerifier for Trusted {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.by_rules.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.by_rules.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -117,45 +132,6 @@ fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Resul
         }
     }
     by_rules
-}
-
-/// Accepts every certificate. The server must still prove that it has the private key.
-#[derive(Debug)]
-pub(crate) struct AcceptAny(pub(crate) Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -14,11 +14,11 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use crate::first::{CheckFirst, Expected};
 use crate::mismatch::Mismatch;
 use crate::protocol::Protocol;
 use crate::race::{Others, Unreached, race};
 use crate::tls::{Tls, TlsFiles, Unusable};
+use crate::watched::{Expected, Watched};
 
 /// How long a connection is idle before TCP sends keep-alive probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -117,10 +117,11 @@ impl Way {
     /// Makes the TLS handshake on a connection, if there is TLS.
     async fn secure(&self, stream: TcpStream) -> io::Result<Box<dyn Bytestream>> {
         let Some((tls, name)) = &self.tls else {
-            return Ok(Box::new(CheckFirst::new(stream, self.protocol.expected())));
+            let watch = Some(Expected::Plain(self.protocol));
+            return Ok(Box::new(Watched { stream, watch }));
         };
         let connector = TlsConnector::from(tls.refresh().await);
-        let stream = CheckFirst::new(stream, Expected::Tls);
+        let stream = Watched { stream, watch: Some(Expected::Tls) };
         let stream = connector.connect(name.clone(), stream).await;
         let stream = stream.map_err(|error| self.handshake_error(&error))?;
         let agreed = stream.get_ref().1.alpn_protocol();

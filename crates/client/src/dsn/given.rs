@@ -1,7 +1,6 @@
 //! The texts of a session URL, and how messages write them.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 /// A text that a URL gives. Wherever it is shown, a variable stands for what came out of it.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -22,11 +21,6 @@ impl Given {
         &self.text
     }
 
-    /// The file that it names.
-    pub(crate) fn file(self) -> GivenFile {
-        GivenFile { path: self.text.into(), shown: self.shown }
-    }
-
     fn shown(&self) -> &str {
         self.shown.as_deref().unwrap_or(&self.text)
     }
@@ -41,41 +35,5 @@ impl fmt::Display for Given {
 impl fmt::Debug for Given {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shown().fmt(f)
-    }
-}
-
-/// A file that a URL or an application names.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct GivenFile {
-    path: PathBuf,
-    /// Absent when it is the path itself.
-    shown: Option<String>,
-}
-
-impl GivenFile {
-    /// Where it lies, which no message may show.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl From<PathBuf> for GivenFile {
-    fn from(path: PathBuf) -> Self {
-        Self { path, shown: None }
-    }
-}
-
-impl fmt::Display for GivenFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.shown {
-            Some(shown) => f.write_str(shown),
-            None => self.path.display().fmt(f),
-        }
-    }
-}
-
-impl fmt::Debug for GivenFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{self}\"")
     }
 }

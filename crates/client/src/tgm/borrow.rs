@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::connect::grpc;
 use lease::BorrowId;
 use rand::RngExt;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -12,7 +13,6 @@ use tracing::{Instrument, Span};
 
 use super::core::{Asked, BorrowAnswer, Core, Target, UNTOLD_TTL};
 use super::driver::{Shared, in_runtime};
-use super::grpc;
 use super::wire;
 use crate::error::Error;
 use crate::held::Lease;

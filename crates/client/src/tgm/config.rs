@@ -1,9 +1,13 @@
 //! The parameters of `tgm://`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dsn::{Dsn, Given, GivenFile, invalid};
+use connect::{Connector, Identity, NamedFile, Protocol, TlsFiles, Unusable, Verify, Way};
+use http::Uri;
+
+use crate::dsn::{Dsn, Given, invalid};
 use crate::error::Error;
 use crate::secret::Secret;
 
@@ -36,11 +40,11 @@ pub struct TgmConfig {
     shown_port: Option<String>,
     pub(crate) plaintext: bool,
     pub(crate) insecure: bool,
-    pub(crate) ca_file: Option<GivenFile>,
+    pub(crate) ca_file: Option<NamedFile>,
     /// The certificate that this client shows, and its key.
-    pub(crate) client_identity: Option<(GivenFile, GivenFile)>,
+    pub(crate) client_identity: Option<Identity>,
     pub(crate) indexer_api_key: Option<Secret>,
-    pub(crate) indexer_api_key_file: Option<GivenFile>,
+    pub(crate) indexer_api_key_file: Option<NamedFile>,
     pub(crate) keep_alive_delay: Duration,
     pub(crate) max_sessions_per_organization: Option<u64>,
     pub(crate) minimal_life: Option<Duration>,
@@ -106,9 +110,9 @@ impl TgmConfig {
             shown_port: dsn.shown_port(),
             plaintext: p.flag("plaintext"),
             insecure: p.flag("insecure"),
-            ca_file: p.given("ca-file").map(Given::file),
-            client_identity: match (p.given("client-cert-file"), p.given("client-key-file")) {
-                (Some(cert), Some(key)) => Some((cert.file(), key.file())),
+            ca_file: p.file("ca-file"),
+            client_identity: match (p.file("client-cert-file"), p.file("client-key-file")) {
+                (Some(certificate), Some(key)) => Some(Identity { certificate, key }),
                 (None, None) => None,
                 _ => {
                     return Err(invalid(
@@ -120,7 +124,7 @@ impl TgmConfig {
             indexer_api_key: p
                 .secret("indexer-api-key")
                 .filter(|key| !key.expose().trim().is_empty()),
-            indexer_api_key_file: p.given("indexer-api-key-file").map(Given::file),
+            indexer_api_key_file: p.file("indexer-api-key-file"),
             keep_alive_delay: p
                 .duration("request-keep-alive-delay")?
                 .unwrap_or(default.keep_alive_delay),
@@ -173,7 +177,8 @@ impl TgmConfig {
         certificate: impl Into<PathBuf>,
         key: impl Into<PathBuf>,
     ) -> Self {
-        self.client_identity = Some((certificate.into().into(), key.into().into()));
+        let (certificate, key) = (certificate.into().into(), key.into().into());
+        self.client_identity = Some(Identity { certificate, key });
         self
     }
 
@@ -263,6 +268,54 @@ impl TgmConfig {
             return wrong("`indexer-api-key` and `indexer-api-key-file` are given; one is enough");
         }
         Ok(())
+    }
+
+    /// Returns what makes connections to the server. Nothing is sent before the first call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when the host, or a certificate file, cannot be used.
+    pub(crate) fn connector(&self) -> Result<Connector, Error> {
+        self.origin()?;
+        let mut way = Way::new(self.host.text(), self.at_port(), Protocol::Http2);
+        if self.shown_endpoint() != self.endpoint() {
+            way = way.shown_as(self.host.to_string(), self.shown_endpoint());
+        }
+        if self.plaintext {
+            return Ok(Connector::Way(Arc::new(way)));
+        }
+        let verify = match &self.ca_file {
+            _ if self.insecure => Verify::Nothing,
+            Some(file) => Verify::File(file.clone()),
+            None => Verify::System,
+        };
+        let files = TlsFiles { verify, identity: self.client_identity.clone() };
+        let way = way.with_tls(files).map_err(|error| {
+            let help = match error {
+                Unusable::NoAuthorities(_) => "; name one by `ca-file`",
+                _ => "",
+            };
+            Error::invalid(format!("{error}{help}"))
+        })?;
+        if self.insecure {
+            tracing::warn!(
+                server = self.shown_endpoint(),
+                "insecure=true: the certificate of the session server is not checked"
+            );
+        }
+        Ok(Connector::Way(Arc::new(way)))
+    }
+
+    /// Returns the scheme, host and port of requests.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when the host cannot be used.
+    pub(crate) fn origin(&self) -> Result<Uri, Error> {
+        let scheme = if self.plaintext { "http" } else { "https" };
+        format!("{scheme}://{}", self.endpoint()).parse().map_err(|_| {
+            Error::invalid(format!("`{}` is not a place on the network", self.shown_endpoint()))
+        })
     }
 }
 

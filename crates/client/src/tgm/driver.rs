@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use ::connect::grpc::{self, NoRoom};
 use ::wire::control::attach_response::Event;
 use ::wire::control::{AttachRequest, AttachResponse, BatchAnswer, Reason};
 use futures_util::stream::{self, BoxStream, FuturesUnordered, StreamExt as _};
@@ -21,7 +22,6 @@ use tonic::{Code, Status, Streaming};
 use super::core::{
     Batch, Call, Core, Detached, KeepAliveAnswer, MOST_BATCHES, Notice, Output, StreamEvent,
 };
-use super::grpc::{self, NoRoom};
 use super::wire::{self, Remote};
 use crate::error::Error;
 #[cfg(feature = "metrics")]

@@ -2,11 +2,8 @@
 
 mod borrow;
 mod config;
-mod connection;
 mod core;
 mod driver;
-mod grpc;
-mod tls;
 mod wire;
 
 use std::io;
@@ -14,17 +11,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::connect::Bytestream;
+use ::connect::{Bytestream, Connection, Connector, grpc};
 use ::wire::worker::WorkersState;
 use lease::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::borrow::{Patience, Wanted};
 pub use self::config::{OnUnavailable, TgmConfig};
-use self::connection::Connection;
 use self::core::{Asked, Core, Rules};
 use self::driver::{Caretaker, Shared};
-use self::tls::Connect;
 use self::wire::Remote;
 use crate::api_key::ApiKey;
 use crate::dsn::Dsn;
@@ -66,7 +61,7 @@ impl TgmPool {
     /// [`Error::InvalidArgument`] when the host, the key or a certificate file cannot be used, and
     /// outside of a tokio runtime.
     pub fn connect(config: &TgmConfig) -> Result<Self, Error> {
-        Self::over(config, tls::connect(config)?)
+        Self::over(config, config.connector()?)
     }
 
     /// As [`TgmPool::connect`], over streams of bytes that the application makes by its own means:
@@ -99,10 +94,10 @@ impl TgmPool {
             let connecting = connect();
             Box::pin(async { Ok(Box::new(connecting.await?) as Box<dyn Bytestream>) })
         };
-        Self::over(config, Connect::Own(Arc::new(connect)))
+        Self::over(config, Connector::Own(Arc::new(connect)))
     }
 
-    fn over(config: &TgmConfig, connect: Connect) -> Result<Self, Error> {
+    fn over(config: &TgmConfig, connector: Connector) -> Result<Self, Error> {
         let runtime = driver::runtime()?;
         config.check()?;
         let key =
@@ -115,7 +110,7 @@ impl TgmPool {
             fail_open,
         };
         let core = Core::new(rules, rand::make_rng());
-        let remote = Remote::new(Connection::new(connect), tls::origin(config)?, key);
+        let remote = Remote::new(Connection::new(connector), config.origin()?, key);
         let shared = Arc::new(Shared::new(core, remote));
         runtime.spawn(driver::run(Caretaker::new(shared.clone())));
         let (timeout, wait) = (config.borrow_timeout, config.borrow_wait);

@@ -8,6 +8,7 @@ use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
 
+use ::connect::{Connection, Mismatch, NotConnected, grpc};
 use ::wire::control::session_control_client::SessionControlClient;
 use ::wire::worker::{
     BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, KeepAliveResponse,
@@ -22,9 +23,7 @@ use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
-use super::connection::{Connection, NotConnected};
 use super::core::{Asked, BorrowAnswer, Grant, KeepAliveAnswer, ReturnAnswer, Target, UNTOLD_TTL};
-use super::grpc;
 use crate::api_key::{ApiKey, Shown};
 use crate::error::{Error, Scope};
 use crate::held::Released;
@@ -334,7 +333,7 @@ impl Failure {
         if status.source().is_some() {
             let not_connected = cause::<NotConnected>(status);
             let error = match not_connected {
-                Some(NotConnected::ByThisUrl(advice)) => Error::invalid(advice),
+                Some(NotConnected::Mismatch { server, mismatch }) => mismatched(server, *mismatch),
                 _ => Error::unavailable(describe(status)),
             };
             let (error, sent) = (error.caused_by_status(status), not_connected.is_none());
@@ -351,6 +350,18 @@ impl Failure {
         };
         Self { error, fault: is_fault(status.code()), sent: true, by_server: true }
     }
+}
+
+/// What to change in the session URL when one end speaks TLS and the other does not.
+fn mismatched(server: &str, mismatch: Mismatch) -> Error {
+    Error::invalid(match mismatch {
+        Mismatch::Tls => format!(
+            "the server at {server} speaks TLS: take `plaintext=true` out of the session URL"
+        ),
+        Mismatch::Plaintext => format!(
+            "the server at {server} does not speak TLS: the session URL needs `plaintext=true`"
+        ),
+    })
 }
 
 /// Whether a server that answers `code` may answer otherwise a moment later.

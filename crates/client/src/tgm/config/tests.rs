@@ -4,7 +4,7 @@ fn read(text: &str) -> Result<TgmConfig, Error> {
     TgmConfig::from_dsn(&Dsn::parse_with(text, |_| None)?)
 }
 
-fn file(path: &str) -> GivenFile {
+fn file(path: &str) -> NamedFile {
     PathBuf::from(path).into()
 }
 
@@ -63,7 +63,10 @@ fn every_parameter_is_read() {
     assert_eq!(allowed.on_unavailable, OnUnavailable::Allow);
     assert_eq!(config.borrow_timeout, Duration::from_secs(2));
     assert_eq!(config.borrow_wait, Duration::from_secs(3));
-    assert_eq!(config.client_identity, Some((file("c.pem"), file("k.pem"))));
+    assert_eq!(
+        config.client_identity,
+        Some(Identity { certificate: file("c.pem"), key: file("k.pem") })
+    );
     assert_eq!(read("tgm://h?ca-file=ca.pem").unwrap().ca_file, Some(file("ca.pem")));
 }
 
@@ -181,7 +184,7 @@ fn messages_name_a_place_and_its_files_as_the_url_does() {
     let config = read("s").unwrap();
     assert_eq!(config.endpoint(), "x.hidden:9010");
     assert_eq!(config.shown_endpoint(), "x.$HOST:$PORT");
-    assert_eq!(config.ca_file.as_ref().unwrap().path(), std::path::Path::new("/hidden/ca.pem"));
+    assert_eq!(config.ca_file.as_ref().unwrap().path, std::path::Path::new("/hidden/ca.pem"));
     assert_eq!(config.ca_file.as_ref().unwrap().to_string(), "$CERTS/ca.pem");
     assert!(!format!("{config:?}").contains("hidden"), "{config:?}");
     let wrong = read("hidden").unwrap_err();
@@ -201,4 +204,36 @@ fn debug_does_not_show_the_key() {
     let config = read("tgm://h?indexer-api-key=s3cret").unwrap();
     let shown = format!("{config:?}");
     assert!(!shown.contains("s3cret") && shown.contains("REDACTED"), "{shown}");
+}
+
+fn try_connect(url: &str) -> Result<Connector, Error> {
+    read(url)?.connector()
+}
+
+#[test]
+fn a_way_is_made_before_anyone_listens() {
+    for url in [
+        "tgm://h?plaintext=true",
+        "tgm://[::1]:1?plaintext=true",
+        "tgm://h?insecure=true",
+        "tgm://[::1]:1?insecure=true",
+        "tgm://127.0.0.1?insecure=true",
+    ] {
+        assert!(try_connect(url).is_ok(), "{url}");
+    }
+}
+
+#[test]
+fn a_certificate_file_that_cannot_be_used_is_named() {
+    let message = |url: &str| try_connect(url).err().unwrap().to_string();
+    assert!(message("tgm://h?ca-file=/nowhere/ca.pem").contains("`ca-file=/nowhere/ca.pem`"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("not.pem");
+    std::fs::write(&file, "-----BEGIN CERTIFICATE-----\nnonsense\n").unwrap();
+    let file = file.display();
+    let named = format!("`ca-file={file}`: TLS cannot be set up");
+    assert!(message(&format!("tgm://h?ca-file={file}")).contains(&named));
+    let identity = format!("tgm://h?client-cert-file={file}&client-key-file={file}&insecure=true");
+    let named = format!("`client-cert-file={file}`: TLS cannot be set up");
+    assert!(message(&identity).contains(&named));
 }

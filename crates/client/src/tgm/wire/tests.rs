@@ -2,7 +2,6 @@ use tonic::metadata::MetadataValue;
 
 use super::*;
 use crate::request::Ids;
-use crate::tgm::grpc::late;
 
 fn session() -> Asked {
     let ids = Ids {
@@ -206,9 +205,10 @@ fn a_refusal_with_a_key_is_a_refusal_and_its_key_is_kept_to_be_given_back() {
     }
 }
 
-#[test]
-fn a_call_whose_deadline_passes_is_a_fault_that_says_so() {
-    let answer = borrow(Err(late(Duration::from_secs(5))), &session());
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_deadline_passes_is_a_fault_that_says_so() {
+    let late = grpc::within(Duration::from_secs(5), std::future::pending()).await;
+    let answer = borrow(late, &session());
     let BorrowAnswer::Fault { error, sent: true } = answer else { panic!("{answer:?}") };
     assert_eq!(error.to_string(), "session server unavailable: no answer within 5.0s");
 }

@@ -1,9 +1,9 @@
-//! Calls of gRPC over the connection: one message there and one back, and streams.
+//! gRPC calls over a [`Connection`]: unary calls, and streams for the clients that tonic generates.
 //!
-//! Borrows, keep-alives and returns are small and many, so they do not go through the codec of
-//! streams, which buffers for the general case: a message is framed and read as it is. What is on
-//! the wire is the same. Streams are for the clients that tonic generates.
+//! A unary call does not use tonic's codec, which has buffers for streams: its one message is framed
+//! and read directly. The bytes on the wire are the same.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -25,26 +25,25 @@ use tonic::{Code, Extensions, Response, Status};
 use tower_service::Service;
 use wire::framing::{self, NotOne};
 
-use super::connection::Connection;
-use super::tls::UnderWay;
-use crate::plugin::BoxFuture;
+use crate::http2::Connection;
+use crate::signs::InFlight;
 
-/// The most bytes of an answer: gRPC's usual bound.
+/// The most bytes of an answer, as in most gRPC libraries.
 const MOST_BYTES: usize = 4 << 20;
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// Makes the call that `request` begins. Takes as long as the server does.
-///
-/// Dropped before it is answered, it is cancelled.
+/// Makes a unary call. It has no deadline of its own; dropping it cancels the call.
 ///
 /// # Errors
 ///
-/// The status that the server answered; or one with a source when no whole answer came, which is
-/// [`NotConnected`](super::connection::NotConnected) when nothing can have been sent.
-pub(crate) async fn call<A: Message + Default>(
+/// The status that the server answered. Without a complete answer the status has a source, which is
+/// [`NotConnected`](crate::NotConnected) if nothing was sent.
+pub async fn call<A: Message + Default>(
     connection: &Connection,
     request: Request<()>,
     message: &impl Message,
@@ -71,7 +70,7 @@ async fn read<A: Message + Default>(
         }
         body.flow_control().release_capacity(data.len()).map_err(broken)?;
         if message.is_empty() {
-            // Most come in one piece, which is not copied.
+            // Most answers are one piece, which is not copied.
             message = data;
         } else {
             let mut longer = BytesMut::from(message);
@@ -80,10 +79,10 @@ async fn read<A: Message + Default>(
         }
     }
     let trailers = body.trailers().await.map_err(broken)?.unwrap_or_default();
-    // An answer that is a status alone has it among its headers.
-    let of_whom = if trailers.contains_key(GRPC_STATUS) { &trailers } else { &head.headers };
-    if of_whom.get(GRPC_STATUS).is_none_or(|status| status != "0") {
-        return Err(refusal(of_whom.clone(), head.status));
+    // An answer without a message has its status in the headers.
+    let with_status = if trailers.contains_key(GRPC_STATUS) { &trailers } else { &head.headers };
+    if with_status.get(GRPC_STATUS).is_none_or(|status| status != "0") {
+        return Err(refusal(with_status.clone(), head.status));
     }
     if trailers.len() > 1 {
         head.headers.extend(trailers);
@@ -107,27 +106,26 @@ fn refusal(mut headers: HeaderMap, status: StatusCode) -> Status {
 fn unframed<A: Message + Default>(body: Bytes) -> Result<A, Status> {
     let message = match framing::unframe(body) {
         Ok((false, message)) => message,
-        Ok((true, _)) => return Err(nonsense("a compressed message, which nobody asked for")),
+        Ok((true, _)) => return Err(nonsense("a compressed message, which was not asked for")),
         Err(NotOne::Missing) => return Err(nonsense("an answer without a message")),
         Err(NotOne::Other) => return Err(nonsense("an answer that is not exactly one message")),
     };
     A::decode(message).map_err(|error| nonsense(format!("a message that cannot be read: {error}")))
 }
 
-/// Something came that is no answer of gRPC.
+/// The status of an answer that is not valid gRPC.
 fn nonsense(what: impl Into<String>) -> Status {
     Status::from_error(what.into().into())
 }
 
-/// The status of a call that HTTP/2 did not bring to an end.
-pub(crate) fn broken(error: h2::Error) -> Status {
+/// The status of a call that an error of HTTP/2 ended.
+fn broken(error: h2::Error) -> Status {
     Status::from_error(error.into())
 }
 
-/// Makes a gRPC status among `headers` one that tonic reads with its own code. tonic panics at
-/// details that are not base64, which nobody reads here, and takes a status whose message is not
-/// UTF-8 for one of code 2. What such a message says in UTF-8 is kept.
-pub(super) fn make_status_readable(headers: &mut HeaderMap) {
+/// Changes a gRPC status in `headers` so that tonic reads its code: tonic panics at details that are
+/// not base64, and replaces the code by 2 if the message is not UTF-8. The details are not used.
+fn make_status_readable(headers: &mut HeaderMap) {
     headers.remove("grpc-status-details-bin");
     let Some(message) = headers.get(GRPC_MESSAGE) else { return };
     let decoded = percent_decode(message.as_bytes());
@@ -140,30 +138,29 @@ pub(super) fn make_status_readable(headers: &mut HeaderMap) {
     headers.insert(GRPC_MESSAGE, message);
 }
 
-/// Waits for an answer until the deadline, which looks like a fault of the transport.
-pub(crate) fn within<T>(
+/// Gives an answer a deadline. When it has passed, the status has a source, as one of the transport has.
+pub fn within<T>(
     deadline: Duration,
     answer: impl Future<Output = Result<T, Status>>,
 ) -> impl Future<Output = Result<T, Status>> {
     let answer = tokio::time::timeout(deadline, answer);
-    answer.map(move |answer| answer.unwrap_or_else(|_| Err(late(deadline))))
-}
-
-/// The status of a call whose deadline passed here.
-pub(super) fn late(deadline: Duration) -> Status {
-    let message = format!("no answer within {deadline:.1?}");
-    Status::from_error(Box::new(io::Error::new(io::ErrorKind::TimedOut, message)))
+    answer.map(move |answer| {
+        answer.unwrap_or_else(|_| {
+            let message = format!("no answer within {deadline:.1?}");
+            Err(Status::from_error(Box::new(io::Error::new(io::ErrorKind::TimedOut, message))))
+        })
+    })
 }
 
 // ---- streams ----
 
-/// The least room of a server, in calls at once, in which a stream may stand beside other calls.
+/// The fewest calls at once that a server must allow for a stream: one more call has to fit.
 const LEAST_ROOM: usize = 2;
 
-/// Why a stream is not opened, or goes on no longer: the other calls would wait for its end.
+/// Why a stream is not opened, or is ended: the other calls would wait for its end.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the server has room for one call at a time")]
-pub(crate) struct NoRoom;
+pub struct NoRoom;
 
 impl From<NoRoom> for Status {
     fn from(error: NoRoom) -> Self {
@@ -174,17 +171,16 @@ impl From<NoRoom> for Status {
 impl Service<Request<Body>> for Connection {
     type Response = HttpResponse<BothWays>;
     type Error = Status;
-    type Future = BoxFuture<'static, Result<HttpResponse<BothWays>, Status>>;
+    type Future = Boxed<Result<HttpResponse<BothWays>, Status>>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        // It is waited for under the deadline of the call.
+        // The call waits for the connection, within its own deadline.
         Poll::Ready(Ok(()))
     }
 
-    /// Sends a request. Its body is sent while the future, and then the body of the answer, is
-    /// polled: nothing is spawned for it.
+    /// Sends a request. Its body is sent while the future and then the body of the answer are polled.
     ///
-    /// It fails with [`NoRoom`], at the beginning or later, when the server has no room beside it.
+    /// It fails with [`NoRoom`], now or later, when the server has no room for another call beside it.
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let connection = self.clone();
         Box::pin(async move {
@@ -206,8 +202,8 @@ impl Service<Request<Body>> for Connection {
             });
             let mut answer = answer.await?;
             make_status_readable(answer.headers_mut());
-            // No compressed answer was asked for. Without the header the flag of each message decides, as
-            // in unary calls; with it, tonic takes the server for one that does not know the method.
+            // No compressed answer was asked for. tonic reports this header as an unknown method.
+            // Without the header the flag of each message decides, as in unary calls.
             answer.headers_mut().remove(GRPC_ENCODING);
             Ok(answer.map(|incoming| BothWays { outgoing, incoming, crowded, _call: ready.call }))
         })
@@ -215,27 +211,26 @@ impl Service<Request<Body>> for Connection {
 }
 
 /// Waits until a server has no room for a stream beside other calls.
-fn crowded(mut room: watch::Receiver<usize>) -> BoxFuture<'static, ()> {
+fn crowded(mut room: watch::Receiver<usize>) -> Boxed<()> {
     Box::pin(async move {
-        // The connection lives as long as its calls do, and tells.
+        // The sender lives as long as the calls of its connection.
         if room.wait_for(|room| *room < LEAST_ROOM).await.is_err() {
             std::future::pending().await
         }
     })
 }
 
-/// What is sent in a call.
+/// The body of a request on its way.
 struct Outgoing {
     body: Body,
     to: SendStream<Bytes>,
-    /// What the other side has not left room for yet.
+    /// Bytes for which the server has not given a window yet.
     waiting: Bytes,
     ended: bool,
 }
 
 impl Outgoing {
-    /// Sends what there is to send, as far as there is room. What is in the way of it shows in the
-    /// answer.
+    /// Sends as much of the body as the window of the server allows. Errors show in the answer.
     fn send(&mut self, cx: &mut Context<'_>) {
         while !self.ended {
             if self.waiting.is_empty() {
@@ -249,7 +244,7 @@ impl Outgoing {
                         self.ended = true;
                     }
                     Poll::Ready(None) => {
-                        // What cannot be ended is over already.
+                        // An error means that the stream is closed already.
                         let _ = self.to.send_data(Bytes::new(), true);
                         self.ended = true;
                     }
@@ -260,7 +255,7 @@ impl Outgoing {
             match self.to.capacity() {
                 0 => match self.to.poll_capacity(cx) {
                     Poll::Pending => return,
-                    // It may be none yet.
+                    // The window may still be 0.
                     Poll::Ready(Some(Ok(_))) => {}
                     Poll::Ready(Some(Err(_)) | None) => self.ended = true,
                 },
@@ -273,12 +268,18 @@ impl Outgoing {
     }
 }
 
-/// What comes back in a call; what is sent goes out as this is polled.
-pub(crate) struct BothWays {
+/// The body of an answer. Polling it also sends the body of the request.
+pub struct BothWays {
     outgoing: Outgoing,
     incoming: RecvStream,
-    crowded: BoxFuture<'static, ()>,
-    _call: UnderWay,
+    crowded: Boxed<()>,
+    _call: InFlight,
+}
+
+impl fmt::Debug for BothWays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BothWays").finish_non_exhaustive()
+    }
 }
 
 impl HttpBody for BothWays {

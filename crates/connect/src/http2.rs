@@ -1,7 +1,7 @@
-//! One HTTP/2 connection to the server: made when a call needs it, and made anew when it is gone.
+//! One HTTP/2 connection to a server: made when a call needs it, and made anew when it is gone.
 //!
-//! The calls of a pool are many and small. A channel for all kinds of calls makes each of them cost
-//! two thirds more, so they go to HTTP/2 without one.
+//! A general channel makes each of many small calls cost two thirds more. So the calls use HTTP/2
+//! directly.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -13,7 +13,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use connect::{Bytestream, Others};
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use parking_lot::Mutex;
@@ -22,13 +21,17 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::Status;
 
-use super::tls::{Connect, Heard, Signs, UNTOLD, UnderWay};
+use crate::mismatch::Mismatch;
+use crate::race::Others;
+use crate::signs::{InFlight, Signs, UNKNOWN_ROOM};
+use crate::watched::Watched;
+use crate::way::{Bytestream, Way};
 
-/// How long one attempt to connect may take, so that a borrow has time for another.
+/// How long one attempt to connect may take, so that a call has time for another.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long a connection may be silent under a call before it is pinged, and how long the answer
-/// may take. Only under a call: some servers take pings on an idle connection for an attack.
+/// How long a connection may be silent while a call waits before it is pinged, and how long the
+/// answer may take. Some servers take pings on an idle connection for an attack.
 const PING_AFTER: Duration = Duration::from_secs(10);
 const PING_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -36,31 +39,54 @@ const PING_DEADLINE: Duration = Duration::from_secs(5);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
-/// How many bytes of bookkeeping may lie in answers that nobody has read yet: what there is for some
-/// hundred thousand calls that are answered at once. Beyond it the connection is closed.
+/// How many bytes of bookkeeping the answers that were not read yet may take: enough for about a
+/// hundred thousand calls that are answered at once. With more the connection is closed.
 const UNREAD: usize = 64 << 20;
 
 /// The most bytes of the headers of an answer.
 const MOST_HEADERS: u32 = 16 * 1024;
 
-/// How long a server may take to begin HTTP/2 until calls are sent to it all the same: they may
-/// arrive where no answers come from. It has longer while other addresses are tried beside it.
-const GRACE: Duration = Duration::from_millis(500);
+/// How long to wait for the HTTP/2 settings of the server before calls are sent without them. The
+/// wait is longer while other addresses are tried in parallel: the silent one may be the wrong one.
+const SETTINGS_DEADLINE: Duration = Duration::from_millis(500);
 
-/// Why a call never left: there is no connection.
+/// How connections to one server are made.
+#[derive(Clone)]
+pub enum Connector {
+    /// By its host name.
+    Way(Arc<Way>),
+    /// By a function of the application.
+    Own(Arc<dyn Fn() -> Connecting + Send + Sync>),
+}
+
+/// A stream of bytes that is being made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Bytestream>>> + Send>>;
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").finish_non_exhaustive()
+    }
+}
+
+/// Why a call was not sent: there is no connection.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum NotConnected {
-    /// The next attempt may bring one.
-    #[error("there is no connection to the session server")]
-    Yet(#[source] Arc<io::Error>),
-    /// None will come by this session URL, and what has to change in it.
-    #[error("{0}")]
-    ByThisUrl(String),
+pub enum NotConnected {
+    /// The next attempt may succeed.
+    #[error("there is no connection to the server")]
+    Failed(#[source] Arc<io::Error>),
+    /// One end speaks TLS and the other does not, so no attempt succeeds.
+    #[error("{mismatch}")]
+    Mismatch {
+        /// The server, as messages show it.
+        server: String,
+        /// Which end speaks TLS.
+        mismatch: Mismatch,
+    },
 }
 
 impl NotConnected {
-    fn yet(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::Yet(Arc::new(io::Error::other(error)))
+    fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Failed(Arc::new(io::Error::other(error)))
     }
 }
 
@@ -70,28 +96,28 @@ impl From<NotConnected> for Status {
     }
 }
 
-/// The connection of one pool. All clones are one, which ends with the last of them.
+/// A connection to one server. All clones share it, and it is closed with the last of them.
 #[derive(Clone)]
-pub(crate) struct Connection(Arc<Inner>);
+pub struct Connection(Arc<Inner>);
 
 struct Inner {
-    connect: Connect,
-    /// Where connections live: with the task of the pool, whoever makes the call that needs one.
+    connector: Connector,
+    /// Where connections live, whichever runtime the call that needs one is made in.
     runtime: Handle,
-    /// `None` while there was no connection yet, or it is gone.
+    /// `None` before the first connection, and when the connection is gone.
     phase: Mutex<Option<Phase>>,
-    /// Whether there ever was a connection: then the URL is right, whoever may answer now.
+    /// Whether a connection has worked: then a mismatch is not a mistake in the configuration.
     worked: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
 enum Phase {
     Connecting(watch::Receiver<Outcome>),
-    /// It may be gone by now; whoever finds out says so.
+    /// The connection may be gone. The call that finds this out calls [`Connection::forget`].
     Open(Open),
 }
 
-/// What became of an attempt to connect; `None` while it goes on.
+/// The result of an attempt to connect; `None` while it goes on.
 type Outcome = Option<Result<Open, NotConnected>>;
 
 #[derive(Clone)]
@@ -100,29 +126,29 @@ struct Open {
     signs: Arc<Signs>,
 }
 
-/// Where one request can be sent, which keeps the connection watched until it is dropped.
+/// A connection that can take one request. The call counts as in flight until this is dropped.
 pub(crate) struct Ready {
     pub(crate) requests: SendRequest<Bytes>,
-    pub(crate) call: UnderWay,
+    pub(crate) call: InFlight,
 }
 
 impl Connection {
-    /// A connection that `connect` makes, in the runtime that this is called in.
+    /// Makes a connection that `connector` opens for the first call, in the current runtime.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(crate) fn new(connect: Connect) -> Self {
+    pub fn new(connector: Connector) -> Self {
         let (runtime, phase) = (Handle::current(), Mutex::new(None));
         let worked = Arc::new(AtomicBool::new(false));
-        Self(Arc::new(Inner { connect, runtime, phase, worked }))
+        Self(Arc::new(Inner { connector, runtime, phase, worked }))
     }
 
-    /// Waits until a request can be sent, and connects for it if need be. Cancellation safe.
+    /// Waits until a request can be sent, and connects first if necessary. Cancellation safe.
     ///
     /// # Errors
     ///
-    /// A status with a source, which is [`NotConnected`] when nothing can have been sent.
+    /// A status whose source is [`NotConnected`].
     pub(crate) async fn ready(&self) -> Result<Ready, Status> {
         loop {
             let (Open { mut requests, signs }, is_new) = match self.phase() {
@@ -130,45 +156,45 @@ impl Connection {
                 Phase::Connecting(attempt) => (self.connected(attempt).await?, true),
             };
             match poll_fn(|cx| requests.poll_ready(cx)).await {
-                Ok(()) => return Ok(Ready { requests, call: UnderWay::begin(signs) }),
+                Ok(()) => return Ok(Ready { requests, call: InFlight::begin(signs) }),
                 Err(error) => {
                     self.forget(&signs);
                     if is_new {
-                        return Err(NotConnected::yet(error).into());
+                        return Err(NotConnected::failed(error).into());
                     }
-                    // A server may close a connection between two calls: that is no fault.
-                    tracing::debug!(%error, "the connection to the session server is gone");
+                    // A server may close a connection between two calls. That is not a failure.
+                    tracing::debug!(%error, "the connection to the server is gone");
                 }
             }
         }
     }
 
-    /// What there is, or the attempt that this begins if there is nothing.
+    /// Returns the connection or the attempt to connect. Begins an attempt if there is neither.
     fn phase(&self) -> Phase {
         let mut phase = self.0.phase.lock();
         let begin = || {
             let (outcome, attempt) = watch::channel(None);
-            let (connect, worked) = (self.0.connect.clone(), self.0.worked.clone());
+            let (connector, worked) = (self.0.connector.clone(), self.0.worked.clone());
             let inner = Arc::downgrade(&self.0);
-            self.0.runtime.spawn(attempt_to(connect, worked, inner, outcome));
+            self.0.runtime.spawn(connect(connector, worked, inner, outcome));
             Phase::Connecting(attempt)
         };
         phase.get_or_insert_with(begin).clone()
     }
 
-    /// Waits for what comes of an attempt to connect.
+    /// Waits for the result of an attempt to connect.
     async fn connected(&self, mut attempt: watch::Receiver<Outcome>) -> Result<Open, NotConnected> {
         if let Ok(outcome) = attempt.wait_for(Option::is_some).await
             && let Some(outcome) = &*outcome
         {
             return outcome.clone();
         }
-        // Whoever was at it is gone without a word, and so is the runtime.
+        // The task of the attempt ended without a result: it panicked, or its runtime was shut down.
         let mut phase = self.0.phase.lock();
         if matches!(&*phase, Some(Phase::Connecting(now)) if now.same_channel(&attempt)) {
             *phase = None;
         }
-        Err(NotConnected::yet("the runtime of the pool has shut down"))
+        Err(NotConnected::failed("the runtime of the connection has shut down"))
     }
 
     fn forget(&self, signs: &Arc<Signs>) {
@@ -185,30 +211,30 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Connects, tells everyone what came of it, and lets the connection live.
-async fn attempt_to(
-    connect: Connect,
+/// Connects, publishes the result, and then runs the connection until it is closed.
+async fn connect(
+    connector: Connector,
     worked: Arc<AtomicBool>,
     inner: Weak<Inner>,
     outcome: watch::Sender<Outcome>,
 ) {
-    let (open, driven) = match open(&connect, &worked).await {
+    let (open, driven) = match open(&connector, &worked).await {
         Ok((open, http2)) => {
             let signs = open.signs.clone();
             (Ok(open), Some(drive(http2, signs)))
         }
-        Err(error) => match connect.advice(&error) {
-            Some(advice) if !worked.load(Ordering::Relaxed) => {
-                (Err(NotConnected::ByThisUrl(advice)), None)
+        Err(error) => match (&connector, Mismatch::of(&error)) {
+            (Connector::Way(way), Some(mismatch)) if !worked.load(Ordering::Relaxed) => {
+                (Err(NotConnected::Mismatch { server: way.to_string(), mismatch }), None)
             }
-            _ => (Err(NotConnected::Yet(Arc::new(error))), None),
+            _ => (Err(NotConnected::Failed(Arc::new(error))), None),
         },
     };
     if let Some(inner) = inner.upgrade() {
         *inner.phase.lock() = open.as_ref().ok().map(|open| Phase::Open(open.clone()));
     }
-    // Perhaps nobody waits any more. What was made is handed over and not kept, or the connection
-    // would never be one that nobody can use, and close.
+    // It is no error when no call waits any more. This task keeps no `SendRequest`: the connection
+    // closes when the last one is dropped.
     let _ = outcome.send(Some(open));
     drop(outcome);
     if let Some(driven) = driven {
@@ -216,19 +242,19 @@ async fn attempt_to(
     }
 }
 
-/// What has to be polled for anything to happen on a connection.
-type Http2 = h2::client::Connection<Heard<Box<dyn Bytestream>>, Bytes>;
+/// The part of a connection that does the I/O when it is polled.
+type Http2 = h2::client::Connection<Watched<Box<dyn Bytestream>, Arc<Signs>>, Bytes>;
 
-/// Connects to whoever answers as a server of HTTP/2.
-async fn open(connect: &Connect, worked: &Arc<AtomicBool>) -> io::Result<(Open, Http2)> {
+/// Connects to the first address that answers in HTTP/2.
+async fn open(connector: &Connector, worked: &Arc<AtomicBool>) -> io::Result<(Open, Http2)> {
     let deadline = Instant::now() + CONNECT_DEADLINE;
     let opened = timeout_at(deadline, async {
-        match connect {
-            Connect::Way(way) => {
+        match connector {
+            Connector::Way(way) => {
                 let greet = |stream, others| greet(stream, others, deadline, worked.clone());
                 way.connect(deadline, greet).await.map_err(io::Error::other)
             }
-            Connect::Own(make) => {
+            Connector::Own(make) => {
                 greet(make().await?, Others::None, deadline, worked.clone()).await
             }
         }
@@ -237,8 +263,8 @@ async fn open(connect: &Connect, worked: &Arc<AtomicBool>) -> io::Result<(Open, 
     opened.await.unwrap_or_else(|_| Err(late()))
 }
 
-/// Begins HTTP/2 on a stream, and waits a while for the server to begin it too: then it is a server
-/// of HTTP/2, and it is known how much it has room for.
+/// Begins HTTP/2 on a stream, and waits for the settings of the server for a while. They show that it
+/// speaks HTTP/2, and how many calls it has room for.
 async fn greet(
     stream: Box<dyn Bytestream>,
     others: Others,
@@ -246,10 +272,10 @@ async fn greet(
     worked: Arc<AtomicBool>,
 ) -> io::Result<(Open, Http2)> {
     let signs = Arc::new(Signs::new(worked));
-    let stream = Heard { stream, signs: signs.clone() };
+    let stream = Watched { stream, watch: signs.clone() };
     let handshake = h2::client::Builder::new()
         .enable_push(false)
-        .initial_max_send_streams(UNTOLD)
+        .initial_max_send_streams(UNKNOWN_ROOM)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .data_frame_budget(UNREAD)
@@ -257,21 +283,21 @@ async fn greet(
         .handshake(stream)
         .await;
     let (requests, mut http2) = handshake.map_err(broken)?;
-    // HTTP/2 keeps of a fault of the stream no more than its text.
+    // h2 keeps only the text of an error of the stream.
     let broken = |error| signs.mismatch.get().map_or_else(|| broken(error), |&found| found.into());
     let begun = poll_fn(|cx| {
         let over = Pin::new(&mut http2).poll(cx);
-        signs.has_room_for(http2.max_concurrent_send_streams());
+        signs.set_room(http2.max_concurrent_send_streams());
         match over {
             _ if signs.has_begun() => Poll::Ready(Ok(())),
             Poll::Ready(Err(error)) => Poll::Ready(Err(broken(error))),
-            Poll::Ready(Ok(())) => Poll::Ready(Err(hung_up())),
+            Poll::Ready(Ok(())) => Poll::Ready(Err(closed_early())),
             Poll::Pending => Poll::Pending,
         }
     });
     let until = match others {
-        Others::None => Instant::now() + GRACE,
-        Others::Some => deadline - GRACE,
+        Others::None => Instant::now() + SETTINGS_DEADLINE,
+        Others::Some => deadline - SETTINGS_DEADLINE,
     };
     if let Ok(begun) = timeout_at(until, begun).await {
         begun?;
@@ -279,44 +305,44 @@ async fn greet(
     Ok((Open { requests, signs }, http2))
 }
 
-/// What is in the way of HTTP/2; a fault of the stream is told as it is.
+/// Returns the error of the stream if there is one, else that of HTTP/2.
 fn broken(error: h2::Error) -> io::Error {
     if error.is_io() {
-        return error.into_io().unwrap_or_else(hung_up);
+        return error.into_io().unwrap_or_else(closed_early);
     }
     io::Error::other(error)
 }
 
-fn hung_up() -> io::Error {
-    let why = "the server hung up before it said anything";
+fn closed_early() -> io::Error {
+    let why = "the server closed the connection before it sent anything";
     io::Error::new(io::ErrorKind::UnexpectedEof, why)
 }
 
-/// Lets a connection do its work until it is closed, or does not answer a ping.
+/// Runs a connection until it is closed, or a ping is not answered.
 async fn drive(mut http2: Http2, signs: Arc<Signs>) {
     let pings = http2.ping_pong();
     let work = poll_fn(|cx| {
         let over = Pin::new(&mut http2).poll(cx);
-        signs.has_room_for(http2.max_concurrent_send_streams());
+        signs.set_room(http2.max_concurrent_send_streams());
         over
     });
     tokio::select! {
         ended = work => match ended {
-            Ok(()) => tracing::debug!("the connection to the session server is closed"),
-            Err(error) => tracing::debug!(%error, "the connection to the session server broke"),
+            Ok(()) => tracing::debug!("the connection to the server is closed"),
+            Err(error) => tracing::debug!(%error, "the connection to the server broke"),
         },
-        // Its calls fail when it is dropped.
+        // Its calls fail when the connection is dropped.
         () = silence(pings, &signs) => {
-            tracing::debug!("the session server does not answer a ping; the connection is given up");
+            tracing::debug!("the server does not answer a ping; the connection is closed");
         }
     }
 }
 
-/// Waits until the far end does not answer a ping, after it was silent while somebody waited.
+/// Waits until the server was silent under a call and then did not answer a ping.
 async fn silence(pings: Option<PingPong>, signs: &Signs) {
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
-        let Some(since) = signs.awaited_since() else {
+        let Some(since) = signs.silent_since() else {
             signs.begun.notified().await;
             continue;
         };
@@ -330,7 +356,7 @@ async fn silence(pings: Option<PingPong>, signs: &Signs) {
         };
         match timeout(PING_DEADLINE, pong).await {
             Ok(Ok(_)) => {}
-            // Where it is broken already, whoever drives it knows.
+            // The connection is broken, and `drive` ends for that reason.
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => return,
         }
@@ -338,4 +364,4 @@ async fn silence(pings: Option<PingPong>, signs: &Signs) {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,7 @@ use wire::control::session_control_client::SessionControlClient;
 use wire::control::{AttachRequest, AttachResponse};
 
 use super::*;
-use crate::tgm::connection::tests::by_pipe;
+use crate::http2::tests::by_pipe;
 
 /// A request of which the body is what comes through the sender.
 fn request() -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {

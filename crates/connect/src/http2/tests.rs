@@ -1,7 +1,6 @@
 use std::future::pending;
 use std::sync::atomic::AtomicBool;
 
-use connect::{Protocol, Way};
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use h2::client::ResponseFuture;
@@ -11,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::protocol::Protocol;
 
 /// What a server of HTTP/2 says first: that it has no wishes.
 const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
@@ -25,16 +25,16 @@ fn pipe(said: &[u8]) -> (Box<dyn Bytestream>, DuplexStream) {
 /// A connection over pipes, and the far end of each as it is made, which has said `said` already.
 fn by_pipe_to(said: &'static [u8]) -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
     let (ends, made) = mpsc::unbounded_channel();
-    let connect = Connect::Own(Arc::new(move || {
+    let connector = Connector::Own(Arc::new(move || {
         let (near, far) = pipe(said);
         let connected = ends.send(far).map(|()| near);
         Box::pin(async { connected.map_err(|_| io::ErrorKind::ConnectionRefused.into()) })
     }));
-    (Connection::new(connect), made)
+    (Connection::new(connector), made)
 }
 
 /// A connection over pipes to servers, one for the far end of each as it is made.
-pub(in crate::tgm) fn by_pipe() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
+pub(crate) fn by_pipe() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
     by_pipe_to(b"")
 }
 
@@ -46,7 +46,7 @@ fn to_silence() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
 /// A connection of which the first attempt is this one, and all others succeed.
 fn after(first: impl Fn() -> io::Error + Send + Sync + 'static) -> Connection {
     let far_ends = Mutex::new(None);
-    Connection::new(Connect::Own(Arc::new(move || {
+    Connection::new(Connector::Own(Arc::new(move || {
         let (near, far) = pipe(SETTINGS);
         let connected = match far_ends.lock().replace(far) {
             None => Err(first()),
@@ -70,14 +70,14 @@ async fn reach(
 }
 
 /// Sends a call that waits for its answer.
-fn send(ready: Ready) -> (UnderWay, ResponseFuture) {
+fn send(ready: Ready) -> (InFlight, ResponseFuture) {
     let Ready { mut requests, call } = ready;
     let request = http::Request::get("http://h/").body(()).unwrap();
     (call, requests.send_request(request, true).unwrap().0)
 }
 
 /// A call that waits for its answer.
-async fn call(connection: &Connection) -> (UnderWay, ResponseFuture) {
+async fn call(connection: &Connection) -> (InFlight, ResponseFuture) {
     send(connection.ready().await.ok().unwrap())
 }
 
@@ -128,7 +128,7 @@ async fn an_attempt_that_fails_is_told_to_all_who_wait_and_the_next_call_makes_a
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_takes_too_long_fails() {
-    let connection = Connection::new(Connect::Own(Arc::new(|| Box::pin(pending()))));
+    let connection = Connection::new(Connector::Own(Arc::new(|| Box::pin(pending()))));
     let start = Instant::now();
     assert!(is_not_connected(&connection.ready().await.err().unwrap()));
     assert!(start.elapsed() <= CONNECT_DEADLINE + Duration::from_millis(1));
@@ -249,7 +249,7 @@ async fn calls_go_to_a_server_that_does_not_begin_http_2_after_a_while_all_the_s
     let (connection, mut made) = by_pipe();
     let start = Instant::now();
     let _call = call(&connection).await;
-    assert_eq!(start.elapsed(), GRACE);
+    assert_eq!(start.elapsed(), SETTINGS_DEADLINE);
     assert!(!connection.0.worked.load(Ordering::Relaxed));
     let mut server = h2::server::handshake::<_>(made.recv().await.unwrap()).await.unwrap();
     assert!(server.accept().await.unwrap().is_ok());
@@ -262,7 +262,7 @@ async fn a_server_that_takes_a_connection_and_says_nothing_is_passed_by_for_the_
     let addresses = [&silent, &listener].map(|at| at.local_addr().unwrap());
     let way = Way::new("sessions.example", 80, Protocol::Http2);
     let way = way.resolved_by(Arc::new(move |_, _| Box::pin(async move { Ok(addresses.into()) })));
-    let connection = Connection::new(Connect::Way(Arc::new(way)));
+    let connection = Connection::new(Connector::Way(Arc::new(way)));
     let server = async {
         let (stream, _) = listener.accept().await.unwrap();
         h2::server::handshake::<_>(stream).await.unwrap()

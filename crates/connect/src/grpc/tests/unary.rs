@@ -5,7 +5,7 @@ use http::HeaderValue;
 use wire::worker::{KeepAliveRequest, KeepAliveResponse, keep_alive_response};
 
 use super::*;
-use crate::tgm::connection::tests::by_pipe;
+use crate::http2::tests::by_pipe;
 
 /// The message in its frame: a status of 1.
 const EXTENDED: &[u8] = b"\0\0\0\0\x02\x08\x01";
