@@ -6,7 +6,7 @@ import unittest
 import grpc
 from sf.worker.v1 import pool_pb2
 
-from server import Server
+from server import DEADLINE, Server
 
 POLICY = """
 [services.t1r]
@@ -122,11 +122,12 @@ class Pool(unittest.TestCase):
             self.assertEqual(self.client.kept(key), "failed")
 
     def test_a_lease_nobody_keeps_alive_gives_its_slot_back(self):
-        key = self.client.granted("silent", service="brief")
-        self.assertEqual(self.client.state("silent", service="brief").borrowed_workers, 1)
-        deadline = time.monotonic() + 5
+        answer, _ = self.client.borrow("silent", service="brief")
+        key = answer.worker_key
+        self.assertEqual(answer.worker_state.borrowed_workers, 1)
+        deadline = time.monotonic() + DEADLINE
         while self.client.state("silent", service="brief").borrowed_workers:
-            self.assertLess(time.monotonic(), deadline, "the slot never came back")
+            self.assertLess(time.monotonic(), deadline, "the slot is still taken")
             time.sleep(0.05)
         self.assertEqual(self.client.kept(key), "failed")
         self.assertEqual(self.client.give_back(key), "missing_key")
@@ -142,9 +143,8 @@ class Pool(unittest.TestCase):
 
     def test_a_young_return_is_answered_at_once_and_goes_on_counting(self):
         key = self.client.granted("young")
-        began = time.monotonic()
+        # The deadline of a call is far below the minimal life: the answer does not wait for its end.
         self.assertEqual(self.client.give_back(key, minimal_life=300), "ttl_updated")
-        self.assertLess(time.monotonic() - began, 5)
         self.assertEqual(self.client.state("young").borrowed_workers, 1)
         self.assertEqual(self.client.kept(key), "failed")
         # A second return may only shorten the lingering, here to 0.

@@ -74,6 +74,50 @@ export const rowOf = (page, organization) =>
     .locator('.organizations-part tbody tr')
     .filter({ has: page.getByRole('link', { name: organization, exact: true }) });
 
+/** How long the loop of `slowness` takes on an idle machine, in milliseconds. */
+const IDLE_LOOP = 25;
+
+/** How many times slower than an idle machine this one is now, by a loop in the page. At least 1. */
+async function slowness(page) {
+  const took = await page.evaluate(() => {
+    const loop = (rounds) => {
+      let sum = 0;
+      for (let n = 0; n < rounds; n += 1) sum += Math.sqrt(n ^ sum);
+      return sum;
+    };
+    // The browser compiles the loop first.
+    loop(300_000);
+    const start = performance.now();
+    loop(2_000_000);
+    return performance.now() - start;
+  });
+  return Math.max(1, took / IDLE_LOOP);
+}
+
+/**
+ * Runs `attempt` until nothing in it is late, three times at most, because a busy machine delays one attempt
+ * now and then. The attempt gets `judge(page, what, milliseconds, limit)`, and `soon(page, what, shown)` which
+ * judges how soon `shown` comes. Each limit is in milliseconds of an idle machine; a slower one gets more.
+ */
+export async function inTime(attempt) {
+  let late;
+  const judge = async (page, what, milliseconds, limit) => {
+    const allowed = limit * (await slowness(page));
+    if (milliseconds > allowed) late.push(`${what}: ${milliseconds | 0} ms and not ${allowed | 0} ms`);
+  };
+  const soon = async (page, what, shown, limit = 1000) => {
+    const start = performance.now();
+    await shown;
+    await judge(page, what, performance.now() - start, limit);
+  };
+  for (let tries = 0; tries < 3; tries += 1) {
+    late = [];
+    await attempt({ judge, soon });
+    if (late.length === 0) return;
+  }
+  assert.fail(late.join('; '));
+}
+
 /** Violations of the accessibility rules of axe: contrast, names, roles, tables. */
 export async function barriers(page) {
   await page.evaluate(AXE);

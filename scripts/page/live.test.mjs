@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 
-import { close, launch, live, open, quit, rowOf } from './browser.mjs';
+import { close, inTime, launch, live, open, quit, rowOf } from './browser.mjs';
 import { Server } from './server.mjs';
 
 const POLICY = `
@@ -69,13 +69,15 @@ test('the page needs no other host and may load nothing that is not its own', as
 test('a borrow is shown within a second, and so is its return', async () => {
   const tab = await open(server.page());
   await live(tab.page);
-  const held = await server.borrow('prompt', '--workers', '3');
   const row = rowOf(tab.page, 'prompt');
-  await row.waitFor({ timeout: 1000 });
-  await row.getByText('1 / 2', { exact: true }).waitFor({ timeout: 1000 });
-  await row.getByText('3 / 20').waitFor({ timeout: 1000 });
-  assert.equal(await held.release(), 0);
-  await row.waitFor({ state: 'detached', timeout: 1000 });
+  await inTime(async ({ soon }) => {
+    const held = await server.borrow('prompt', '--workers', '3');
+    await soon(tab.page, 'the row', row.waitFor());
+    await soon(tab.page, 'the session', row.getByText('1 / 2', { exact: true }).waitFor());
+    await soon(tab.page, 'the workers', row.getByText('3 / 20').waitFor());
+    assert.equal(await held.release(), 0);
+    await soon(tab.page, 'the return', row.waitFor({ state: 'detached' }));
+  });
   await close(tab);
 });
 
@@ -85,7 +87,7 @@ test('a refused borrow is shown with its reason', async () => {
   const held = await Promise.all([server.borrow('greedy'), server.borrow('greedy')]);
   assert.equal(await server.refused('greedy'), 3);
   const feed = tab.page.locator('.feed-part li').filter({ hasText: 'greedy' });
-  await feed.getByText(/greedy.*2.*2.*t1r/).waitFor({ timeout: 1000 });
+  await feed.getByText(/greedy.*2.*2.*t1r/).waitFor();
   await rowOf(tab.page, 'greedy').getByText('1 organization').waitFor();
   await tab.page.getByRole('link', { name: 'All' }).click();
   await tab.page.locator('.refusal-table tbody tr').getByText('greedy', { exact: true }).waitFor();

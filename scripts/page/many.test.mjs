@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 
-import { close, launch, live, open, quit, rowOf } from './browser.mjs';
+import { close, inTime, launch, live, open, quit, rowOf } from './browser.mjs';
 import { Caller, Server } from './server.mjs';
 
 const POLICY = `
@@ -13,8 +13,10 @@ ttl = "10m"
 `;
 const ORGANIZATIONS = 1_000;
 const SESSIONS = 50_000;
-/** The longest time without a reaction of the page, in milliseconds. */
+/** The longest time without a reaction of the page on an idle machine, in milliseconds. */
 const LONGEST_TASK = 200;
+/** The longest wait for what is searched, on an idle machine, in milliseconds. */
+const LONGEST_SEARCH = 2000;
 const LISTED = 50;
 
 const name = (n) => `organization-${String(n).padStart(4, '0')}`;
@@ -40,7 +42,10 @@ after(async () => {
   await server?.remove();
 });
 
-test('1,000 organizations and 50,000 sessions are listed, searched and sorted without a stall', async () => {
+test('1,000 organizations and 50,000 sessions are listed, searched and sorted without a stall', () =>
+  inTime(walkThroughThePage));
+
+async function walkThroughThePage({ judge, soon }) {
   const tab = await open(server.page());
   const { page } = tab;
   await live(page);
@@ -50,19 +55,31 @@ test('1,000 organizations and 50,000 sessions are listed, searched and sorted wi
 
   // Sessions change all the time while the operator uses the page.
   let looking = true;
-  const churn = (async () => {
-    for (let n = 0; looking; n += 1) {
-      const { worker_key } = await caller.borrow({
-        organization: name(n % ORGANIZATIONS),
-        trace: `churn-${n}`,
-      });
-      await caller.giveBack(worker_key);
-    }
-  })();
+  const churn = borrowAndReturn(() => looking);
+  try {
+    await useThePage(page, rows, soon);
+  } finally {
+    looking = false;
+    await churn;
+  }
+  await judge(page, 'a task of the page', await page.evaluate(() => window.longest), LONGEST_TASK);
+  await close(tab);
+}
 
+async function borrowAndReturn(goesOn) {
+  for (let n = 0; goesOn(); n += 1) {
+    const { worker_key } = await caller.borrow({
+      organization: name(n % ORGANIZATIONS),
+      trace: `churn-${n}`,
+    });
+    await caller.giveBack(worker_key);
+  }
+}
+
+async function useThePage(page, rows, soon) {
   const search = page.getByRole('searchbox', { name: 'Search organizations' });
   await search.fill('0777');
-  await rowOf(page, name(777)).waitFor({ timeout: 2000 });
+  await soon(page, 'the organization', rowOf(page, name(777)).waitFor(), LONGEST_SEARCH);
   await page.getByText('1 organization', { exact: true }).waitFor();
   await search.fill('');
   for (const order of ['active', 'refused', 'name']) {
@@ -90,22 +107,20 @@ test('1,000 organizations and 50,000 sessions are listed, searched and sorted wi
   );
   await page.getByLabel('Only with this Trace id').fill('trace-31415');
   await page.keyboard.press('Enter');
-  await page.getByText('1 lease', { exact: true }).waitFor({ timeout: 2000 });
+  const found = page.getByText('1 lease', { exact: true });
+  await soon(page, 'the lease of the trace', found.waitFor(), LONGEST_SEARCH);
   await leases.getByText(name(31415 % ORGANIZATIONS)).waitFor();
-
-  looking = false;
-  await churn;
-  const longest = await page.evaluate(() => window.longest);
-  assert.ok(longest < LONGEST_TASK, `the page did not react for ${longest} ms`);
-  await close(tab);
-});
+}
 
 test('a borrow among 50,000 sessions is shown within a second', async () => {
   const tab = await open(server.page('#/?search=latecomer'));
   await live(tab.page);
-  const { worker_key } = await caller.borrow({ organization: 'latecomer' });
-  await rowOf(tab.page, 'latecomer').waitFor({ timeout: 1000 });
-  await caller.giveBack(worker_key);
-  await rowOf(tab.page, 'latecomer').waitFor({ state: 'detached', timeout: 1000 });
+  const row = rowOf(tab.page, 'latecomer');
+  await inTime(async ({ soon }) => {
+    const { worker_key } = await caller.borrow({ organization: 'latecomer' });
+    await soon(tab.page, 'the borrow', row.waitFor());
+    await caller.giveBack(worker_key);
+    await soon(tab.page, 'the return', row.waitFor({ state: 'detached' }));
+  });
   await close(tab);
 });

@@ -1,6 +1,6 @@
 // Command plugin is a client on grpc-go that behaves like the session and metering plugins of streaming
 // services in production. It sends no borrow id, looks only at the code of a keep-alive, sends each return
-// once, and reports usage in unbounded batches. It retries each batch for six seconds.
+// once, and reports usage in unbounded batches. It retries each batch for six seconds, unless told otherwise.
 //
 // It reads one JSON command a line and answers each with one JSON line that carries the command's id. A
 // line with "event" and without "id" is an event that the plugin reports to its service.
@@ -54,6 +54,7 @@ func main() {
 	flag.StringVar(&options.apiKey, "api-key", "", "key of the indexer")
 	flag.BoolVar(&options.gzip, "gzip", false, "compress every request")
 	every := flag.Int64("keep-alive-ms", 1000, "time between two keep-alives of a session, in milliseconds")
+	reportFor := flag.Int64("report-for-ms", 6000, "how long one batch is retried, in milliseconds; then its events are lost")
 	flag.Parse()
 
 	server, err := connect(options)
@@ -62,7 +63,7 @@ func main() {
 	}
 	out := &output{encoder: json.NewEncoder(os.Stdout)}
 	sessions := newSessions(server, time.Duration(*every)*time.Millisecond, out)
-	meter := newMeter(server, out)
+	meter := newMeter(server, time.Duration(*reportFor)*time.Millisecond, out)
 
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 64<<20)

@@ -5,22 +5,21 @@ import (
 	"time"
 )
 
-const (
-	// reportEvery is the time between two reports.
-	reportEvery = 100 * time.Millisecond
-	// reportFor is how long one batch is retried; then its events are lost.
-	reportFor = 6 * time.Second
-)
+// reportEvery is the time between two reports.
+const reportEvery = 100 * time.Millisecond
 
 // meter collects events, and reports those of all organizations as one batch.
 type meter struct {
-	server  *server
-	out     *output
-	emitted chan []map[string]any
+	server *server
+	// reportFor is how long one batch is retried; then its events are lost.
+	reportFor time.Duration
+	out       *output
+	emitted   chan []map[string]any
 }
 
-func newMeter(server *server, out *output) *meter {
-	meter := &meter{server: server, out: out, emitted: make(chan []map[string]any, 1024)}
+func newMeter(server *server, reportFor time.Duration, out *output) *meter {
+	emitted := make(chan []map[string]any, 1024)
+	meter := &meter{server: server, reportFor: reportFor, out: out, emitted: emitted}
 	go meter.run()
 	return meter
 }
@@ -54,7 +53,7 @@ func (m *meter) report(events []map[string]any) map[string]any {
 			answer["event"], answer["events"], answer["skipped"] = "reported", len(events), skipped
 			return answer
 		}
-		if time.Since(began)+pause > reportFor {
+		if time.Since(began)+pause > m.reportFor {
 			lost := refused(err)
 			lost["event"], lost["events"] = "lost", len(events)
 			return lost

@@ -1,6 +1,6 @@
 // A client on grpc-js with the same commands and behaviour as the client on grpc-go. It sends no borrow id,
 // looks only at the code of a keep-alive, sends each return once, and reports usage in unbounded batches. It
-// retries each batch for six seconds.
+// retries each batch for six seconds, unless told otherwise.
 
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
@@ -12,8 +12,6 @@ import loader from '@grpc/proto-loader';
 /** The longest wait for one answer. A healthy server needs milliseconds. */
 const DEADLINE_MS = 15_000;
 const REPORT_EVERY_MS = 100;
-/** How long one batch is retried; then its events are lost. */
-const REPORT_FOR_MS = 6_000;
 
 const { values: options } = parseArgs({
   options: {
@@ -23,6 +21,8 @@ const { values: options } = parseArgs({
     'api-key': { type: 'string' },
     gzip: { type: 'boolean', default: false },
     'keep-alive-ms': { type: 'string', default: '1000' },
+    /** How long one batch is retried; then its events are lost. */
+    'report-for-ms': { type: 'string', default: '6000' },
   },
 });
 
@@ -146,7 +146,7 @@ async function report(events) {
       const skipped = Number(header.get('x-events-skipped')[0] ?? 0);
       return { ...answer, event: 'reported', events: events.length, skipped };
     } catch (error) {
-      if (Date.now() - began + wait > REPORT_FOR_MS) {
+      if (Date.now() - began + wait > Number(options['report-for-ms'])) {
         return { event: 'lost', events: events.length, ...refused(error) };
       }
     }

@@ -22,8 +22,10 @@ const STREAMS: [(&str, usize); 3] = [("acme", 6), ("borealis", 2), ("cirrus", 2)
 const LOOK: Duration = Duration::from_millis(50);
 /// The pause after a line, so that people can read it.
 const BEAT: Duration = Duration::from_millis(120);
-/// How much later than expected a busy machine may be.
+/// The rest after a TTL until a lease that its client lost has certainly expired.
 const SLACK: Duration = Duration::from_millis(700);
+/// The longest wait for slots that come back after a TTL. A busy machine is slow.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
 /// One streaming service of one organization, with a pool of its own as in a process of its own.
 struct Streamer {
@@ -177,8 +179,7 @@ impl Play<'_> {
             format_args!("{} streams and {} workers", streams.active, workers.active),
         )?;
         let mut left = (streams.active, workers.active);
-        while left != (before.active, 0) && killed.elapsed() < TTL + Duration::from_secs(1) + SLACK
-        {
+        while left != (before.active, 0) && killed.elapsed() < LONGEST_WAIT {
             let shown = TTL.saturating_sub(killed.elapsed());
             self.narrator.live(format_args!(
                 "{} until its leases end, {:.1} s",

@@ -1,17 +1,13 @@
 //! `borrow` and `state` against a real server: what is shown, and the exit code that says why.
 
-use std::time::Duration;
-
-use crate::harness::{self, Serve, Talker, file, folder, free_address, run, store};
+use crate::harness::{self, PATIENCE, Serve, Talker, file, folder, free_address, run, store};
 use rustix::process::Signal;
 
 const POLICY: &str = r#"
 [services.t1r]
 max_per_organization = 2
-ttl = "3s"
 [services.t2w]
 max_per_organization = 3
-ttl = "3s"
 [organizations.none]
 limits = { t1r = 0 }
 [organizations.closed]
@@ -32,11 +28,10 @@ fn a_session_and_its_workers_are_held_for_a_time_and_returned() {
     let server = server(&folder);
     let url = server.url();
     let args = borrow(&url, "acme").into_iter();
-    let mut holder = Talker::start(args.chain(["--workers", "2", "--for", "2s"]));
+    let mut holder = Talker::start(args.chain(["--workers", "2", "--for", "4s"]));
     let holding = holder.event("holding");
     assert_eq!(holding["workers"], 2);
     assert_eq!(holding["trace"].as_str().unwrap().len(), 32, "a random one: {holding}");
-    assert_eq!((server.active("acme", "t1r"), server.active("acme", "t2w")), (1, 2));
     assert!(holder.event("kept_alive")["keep_alives"].as_u64().unwrap() > 0);
     let returned = holder.event("returned");
     assert_eq!((&returned["returned"], &returned["not_returned"]), (&3.into(), &0.into()));
@@ -52,7 +47,7 @@ fn ctrl_c_returns_everything_before_it_leaves() {
         let url = server.url();
         let mut holder = Talker::start(borrow(&url, "acme").into_iter().chain(["--workers", "3"]));
         holder.event("holding");
-        assert_eq!(server.active("acme", "t2w"), 3);
+        assert_eq!((server.active("acme", "t1r"), server.active("acme", "t2w")), (1, 3));
         assert_eq!(holder.end(signal), Some(0));
         assert_eq!((server.active("acme", "t1r"), server.active("acme", "t2w")), (0, 0));
     }
@@ -119,7 +114,8 @@ fn a_server_that_is_not_there_is_unavailable_with_4_and_its_address() {
     let address = free_address();
     let url = format!("tgm://{address}?plaintext=true&borrow-timeout=300ms");
     for command in ["borrow", "state"] {
-        let ran = run([command, &url, "--organization", "acme"]);
+        // On a slow machine a try may be in flight at the deadline. Its return is given up with a warning.
+        let ran = run([command, &url, "--organization", "acme", "--log", "error"]);
         assert_eq!(ran.code, Some(4), "{ran:?}");
         assert!(ran.error().contains(&address), "{ran:?}");
     }
@@ -207,7 +203,8 @@ fn a_session_that_is_revoked_ends_with_3_and_the_reason() {
 #[test]
 fn a_session_whose_server_stays_away_is_lost_with_4() {
     let folder = folder();
-    let mut server = server(&folder);
+    let policy = file(&folder, "policy.toml", "[services.t1r]\nttl = '3s'\n");
+    let mut server = Serve::with_policy(&folder, &policy);
     let url = server.url();
     let mut holder = Talker::start(borrow(&url, "acme"));
     holder.event("holding");
@@ -263,7 +260,7 @@ fn a_holder_whose_output_nobody_reads_holds_on_and_returns_everything() {
     let mut process = harness::Process::new(command.spawn().unwrap());
     let start = std::time::Instant::now();
     while server.active("acme", "t1r") == 0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "it never borrowed");
+        assert!(start.elapsed() < PATIENCE, "it never borrowed");
     }
     process.signal(Signal::TERM);
     assert_eq!(process.wait().code(), Some(0));

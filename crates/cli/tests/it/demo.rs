@@ -1,7 +1,5 @@
 //! The demo, as a newcomer runs it.
 
-use std::time::{Duration, Instant};
-
 use crate::harness::{self, Talker, finish, folder};
 use rustix::process::Signal;
 
@@ -10,10 +8,8 @@ fn the_demo_plays_every_scene_checks_it_and_leaves_nothing_behind() {
     let home = folder();
     let mut command = harness::command(["demo", "--format", "json"]);
     command.env("TMPDIR", home.path());
-    let start = Instant::now();
     let ran = finish(command);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
-    assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
     let events = ran.json();
     let of = |name: &str| events.iter().filter(|event| event["event"] == name).count();
     assert_eq!(of("scene"), 7);

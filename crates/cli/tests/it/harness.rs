@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Longer than anything here takes, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Leaves a test out for want of `what`, where `scripts/test --allow-missing` allows that.
 pub(crate) fn leave_out(what: &str) {
@@ -38,9 +39,13 @@ pub(crate) fn store(folder: &tempfile::TempDir) -> String {
     format!("file:{}", folder.path().join("sessions.redb").display())
 }
 
-/// An address of loopback where nobody listens.
+/// An address of loopback where nobody listens. No other test gets it: every call has an IP address of
+/// its own, and servers on free ports listen at 127.0.0.1.
 pub(crate) fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    static CALLS: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let ip = Ipv4Addr::new(127, high | 0x80, low, CALLS.fetch_add(1, Ordering::Relaxed));
+    TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().to_string()
 }
 
 /// The binary, without anything the environment would tell it.

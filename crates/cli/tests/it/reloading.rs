@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Serve, Talker, command, file, folder, run};
+use crate::harness::{PATIENCE, Serve, Talker, command, file, folder, run};
 use rustix::process::Signal;
 
 /// A server that writes its log where it can be read, and its policy file.
@@ -44,7 +44,7 @@ impl Watching {
         let line = format!("tgm_session_policy_reloads_total{{outcome=\"{outcome}\"}} {times}\n");
         let start = Instant::now();
         while !get(&self.admin, "/metrics").contains(&line) {
-            assert!(start.elapsed() < Duration::from_secs(40), "never {times} times {outcome}");
+            assert!(start.elapsed() < PATIENCE, "never {times} times {outcome}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -182,7 +182,7 @@ fn a_volume_whose_links_are_swapped_is_followed() {
     std::fs::rename(at("..next"), at("..data")).unwrap();
     let start = Instant::now();
     while borrow() != Some(0) {
-        assert!(start.elapsed() < Duration::from_secs(40), "the new one is never loaded");
+        assert!(start.elapsed() < PATIENCE, "the new one is never loaded");
     }
     assert_eq!(server.stop(), Some(0));
 }
@@ -227,7 +227,7 @@ fn what_operators_set_survives_a_kill_and_wins_over_the_file() {
     server.talker.process.signal(Signal::HUP);
     let start = Instant::now();
     while !get(&server.admin, "/metrics").contains("reloads_total{outcome=\"applied\"} 1\n") {
-        assert!(start.elapsed() < Duration::from_secs(40), "it is never loaded");
+        assert!(start.elapsed() < PATIENCE, "it is never loaded");
     }
     assert_eq!(borrows(&server), expected, "they win over another file too");
     assert_eq!(server.stop(), Some(0));

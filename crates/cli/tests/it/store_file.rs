@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{self, Talker, command, folder, run};
+use crate::harness::{self, PATIENCE, Talker, command, folder, run};
 use rustix::process::Signal;
 
 fn mode(path: &Path) -> u32 {
@@ -136,7 +136,7 @@ fn server_whose_disk_hangs() {
     });
     let start = Instant::now();
     while !readyz(&admin).contains("the disk takes too long") {
-        assert!(start.elapsed() < Duration::from_secs(30), "it stays ready");
+        assert!(start.elapsed() < PATIENCE, "it stays ready");
         std::thread::sleep(Duration::from_millis(50));
     }
     server.process.signal(Signal::TERM);

@@ -24,7 +24,7 @@ const POLICY: &str = r#"
     minimal_life = "0s"
 "#;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(40);
 
 struct World {
     server: Arc<Running>,

@@ -23,7 +23,7 @@ const POLICY: &str = r#"
     disabled = true
 "#;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(40);
 
 async fn serve(policy: &str, store: StoreUrl, port: u16) -> Running {
     let mut config = Config::new(Policy::parse(policy, "test.toml").unwrap().policy, store);

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::real_server::{memory, pool, until_held};
 use crate::scripted::{Script, stream};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(40);
 const HOUR: Duration = Duration::from_secs(3600);
 
 const POLICIES: [&str; 2] = ["on-unavailable=deny", "on-unavailable=allow"];

@@ -26,7 +26,7 @@ pub(crate) const POLICY: &str = r#"
     disabled = true
 "#;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(40);
 
 /// A session server of this process.
 pub(crate) struct Sessions(Running);

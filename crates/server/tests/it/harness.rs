@@ -67,6 +67,9 @@ pub(crate) const ROOMY: &str = "
     max_per_organization = 100
 ";
 
+/// The longest time for a stop that has nothing to wait for, on a busy machine too.
+pub(crate) const LONGEST_STOP: Duration = Duration::from_secs(40);
+
 pub(crate) fn config(policy: &str, clock: &Arc<ManualClock>, store: StoreUrl) -> Config {
     let policy = Policy::parse(policy, "test.toml").unwrap().policy;
     let mut config = Config::new(policy, store);
@@ -81,6 +84,14 @@ impl TestServer {
     pub(crate) async fn memory(policy: &str) -> Self {
         let clock = ManualClock::new();
         Self::start(config(policy, &clock, StoreUrl::Memory), clock).await
+    }
+
+    /// Drains for far longer than [`LONGEST_STOP`], if it drains to the end.
+    pub(crate) async fn slow_to_drain(policy: &str) -> Self {
+        let clock = ManualClock::new();
+        let mut config = config(policy, &clock, StoreUrl::Memory);
+        config.port.drain_timeout = 10 * LONGEST_STOP;
+        Self::start(config, clock).await
     }
 
     pub(crate) async fn file(policy: &str, path: &Path, clock: Arc<ManualClock>) -> Self {
@@ -307,7 +318,7 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(
     what: &str,
     mut happened: impl FnMut() -> F,
 ) {
-    for _ in 0..2_000 {
+    for _ in 0..8_000 {
         if happened().await {
             return;
         }

@@ -64,11 +64,11 @@ async fn a_caller_whose_connection_breaks_before_the_answer_leaves_no_lease() {
 async fn a_lease_lives_as_long_as_one_try_of_its_borrow_waits_for_it() {
     let (server, disk) = held_back().await;
     let lost = start(&server, server.client(), session("acme").borrow_id(ID), 1).await;
-    let mut retry = server.client();
+    let client = server.client();
+    let mut retry = client.clone();
     let retry = tokio::spawn(async move { retry.borrow(session("acme").borrow_id(ID)).await });
-    // Until the retry has arrived, which another call on a later connection shows.
-    let marker = start(&server, server.client(), session("marker"), 2).await;
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    // A later call on the same connection is applied only after the retry has arrived.
+    let marker = start(&server, client, session("marker"), 2).await;
     lost.abort();
     marker.abort();
     eventually("the marker is returned", || async { server.live().await == 1 }).await;

@@ -115,7 +115,8 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
 #[test]
 fn nothing_expires_while_a_thread_that_serves_calls_is_stuck() {
     let (shared, clock) = shared(false);
-    let serving = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let mut serving = tokio::runtime::Builder::new_current_thread();
+    let serving = serving.enable_time().start_paused(true).build().unwrap();
     serving.spawn(shared.serving_threads.clone().answer_probes());
     let turn = || serving.block_on(async { tokio::time::sleep(Duration::from_millis(120)).await });
     turn();
