@@ -155,6 +155,7 @@ test('a disabled API key ends what was borrowed with it and nothing else', async
   await page.getByRole('link', { name: 'key-1' }).click();
   await page.getByRole('heading', { name: 'key-1' }).waitFor();
   await page.locator('.limits-part').getByText('entry of the service').waitFor();
+  await rows(page).first().waitFor();
   assert.equal(await rows(page).count(), 1);
   await page.getByRole('button', { name: 'Disable…' }).click();
   await dialog(page).getByRole('button', { name: 'Disable' }).click();

@@ -76,7 +76,8 @@ for (const hostile of HOSTILE) {
     await page.getByRole('dialog').getByText(shown).first().waitFor();
     await page.keyboard.press('Escape');
     await row.locator('.trace a').click();
-    await page.getByRole('heading', { name: 'Sessions' }).waitFor();
+    await page.getByRole('heading', { level: 1, name: 'Sessions' }).waitFor();
+    await row.first().waitFor();
     assert.equal(await row.count(), 1, 'the link to the trace finds it');
     await row.locator('.api-key a').click();
     await page.getByRole('heading', { level: 1, name: shown }).waitFor();
