@@ -63,15 +63,7 @@ pub(crate) fn whole(number: u64) -> usize {
 
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config")
-            .field("max_leases", &self.max_leases)
-            .field("max_id_bytes", &self.max_id_bytes)
-            .field("max_borrow_ids", &self.max_borrow_ids)
-            .field("max_report_keys", &self.max_report_keys)
-            .field("max_counts", &self.max_counts)
-            .field("max_unknown_counts", &self.max_unknown_counts)
-            .field("journal", &self.journal)
-            .field("records_per_hold", &self.records_per_hold)
-            .finish_non_exhaustive()
+        // The seed is a secret.
+        f.debug_struct("Config").finish_non_exhaustive()
     }
 }

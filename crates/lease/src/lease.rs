@@ -35,6 +35,10 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 4] =
+        [Self::Operator, Self::OrganizationDisabled, Self::ApiKeyDisabled, Self::BudgetSpent];
+
     /// Why no lease of an organization and an API key may live, if one of them is disabled. Where both
     /// are, the organization is named.
     pub const fn of_disabled(organization: bool, api_key: bool) -> Option<Self> {

@@ -7,7 +7,7 @@ use foldhash::fast::FixedState;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
-use crate::change::{Change, Ends};
+use crate::change::{Change, Ends, TraceEnd};
 use crate::clock::Timestamp;
 use crate::config::{Config, whole};
 use crate::id::LeaseId;
@@ -21,22 +21,18 @@ use crate::timer::Timer;
 use crate::usage::{UsageBook, UsageBounds};
 
 mod borrowing;
-mod bought;
-mod ended_trace;
 mod ending;
 mod enforcing;
-mod pool_reading;
 mod reading;
 mod recovery;
+mod remembered_borrow;
 mod reporting;
 mod revoking;
 
-use bought::Bought;
-use ended_trace::EndedTrace;
 pub use enforcing::Enforcement;
-pub use pool_reading::PoolReading;
-pub use reading::Holder;
+pub use reading::{ListedLease, PoolReading};
 pub use recovery::RESUME_SPREAD;
+use remembered_borrow::RememberedBorrow;
 pub use reporting::{MAX_SPENT_TOLD, Reporting};
 
 /// Every lease of a server and every rule about them.
@@ -58,8 +54,8 @@ pub struct Ledger {
     max_leases: u64,
     max_id_bytes: u64,
     secrets: ChaCha8Rng,
-    /// The lease of each borrow id.
-    borrows: Memory<Bought>,
+    /// The borrow ids, with their leases.
+    borrows: Memory<RememberedBorrow>,
     /// Why leases were revoked.
     revoked: Memory<RevokedLease>,
     /// The traces of sessions among those. They need no bound of their own: each stands for one
@@ -70,7 +66,7 @@ pub struct Ledger {
     /// How many changes there were, collected or not.
     revision: u64,
     ends: Ends,
-    /// The number of the policy in force; see [`Ledger::follow`].
+    /// The number of the policy in force; see [`Ledger::refuse_terms_before`].
     policy: u64,
     /// Traces that have ended and still have leases in the table, the first that ended first.
     ended: VecDeque<EndedTrace>,
@@ -82,6 +78,16 @@ pub struct Ledger {
     /// Sessions that may still be looked at, at this point of time, to find out whether a worker
     /// has ended with them.
     looks: usize,
+}
+
+/// A trace that has ended and may have leases to be taken out.
+#[derive(Debug)]
+struct EndedTrace {
+    trace: u32,
+    /// Its leases have lower serial numbers than this.
+    before: u64,
+    /// What a change said of it, if one did.
+    journaled: Option<Box<TraceEnd>>,
 }
 
 impl Ledger {
@@ -119,9 +125,9 @@ impl Ledger {
         }
     }
 
-    /// From now on no borrow is decided on under the terms of a policy with a lower number: whoever
-    /// looked them up before the policy changed has to look again.
-    pub fn follow(&mut self, policy: u64) {
+    /// Refuses the terms of policies with a lower number from now on: a caller that looked up terms
+    /// before the policy changed has to look them up again.
+    pub fn refuse_terms_before(&mut self, policy: u64) {
         self.policy = self.policy.max(policy);
     }
 
@@ -134,16 +140,11 @@ impl Ledger {
                 return KeptAlive::Failed;
             }
             let now = self.now;
-            let Some(entry) = self.live_mut(id).filter(|entry| !entry.lingers()) else {
-                return KeptAlive::Failed;
-            };
-            let ttl = entry.ttl();
-            // The end only moves later, so the timer finds it where it looks already. That of a
-            // lease that came back from a restart may lie a little later as it is.
-            entry.ends_at = entry.ends_at.max(now + ttl);
-            return KeptAlive::Extended { ttl };
+            let entry = self.live_at(id.slot).filter(|entry| !entry.lingers());
+            return entry
+                .map_or(KeptAlive::Failed, |entry| KeptAlive::Extended { ttl: entry.extend(now) });
         }
-        // Those of nobody in particular are told to everybody.
+        // Every caller learns of the revocation of a lease without an indexer.
         let indexers = [Some(ANYBODY), self.table.known_indexer(caller)];
         let revoked = indexers.into_iter().flatten().find_map(|indexer| {
             let revocation = self.revoked.get(indexer, id.serial, now)?;

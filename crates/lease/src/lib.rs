@@ -14,7 +14,7 @@
 //!
 //! let first = ledger.borrow(&Request::session("t1r", "acme"), &terms, start).expect("a free slot");
 //! let refused = ledger.borrow(&Request::session("t1r", "acme"), &terms, start).unwrap_err();
-//! assert_eq!(refused.to_string(), "the organization ceiling is reached: 1/1");
+//! assert_eq!(refused.to_string(), "the organization limit is reached: 1/1");
 //!
 //! // Nobody keeps the first one alive: one TTL later its slot is free.
 //! let later = start + first.ttl;
@@ -54,7 +54,7 @@ pub use id::{
 };
 pub use lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE, MAX_TTL, Reason};
 pub use ledger::{
-    Enforcement, Holder, Ledger, MAX_SPENT_TOLD, PoolReading, RESUME_SPREAD, Reporting,
+    Enforcement, Ledger, ListedLease, MAX_SPENT_TOLD, PoolReading, RESUME_SPREAD, Reporting,
 };
 pub use policy::Policy;
 pub use pool::{MAX_TRACES_TOLD, PoolCount, PoolState, PoolUse};
@@ -66,6 +66,6 @@ pub use revocation::{Revocation, RevokedFor};
 pub use scope::{Scope, forms_a_scope};
 pub use slab::RECORDS_PER_HOLD;
 pub use terms::{
-    Denied, Grant, KeptAlive, Limits, MemoryFull, Refusal, Released, Remembers, ServiceNames,
-    Terms, UnnamedServices,
+    Denied, Grant, KeptAlive, Limits, MemoryFull, Refusal, Released, Remembers, Terms,
+    UnnamedServices,
 };

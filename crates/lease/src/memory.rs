@@ -72,19 +72,16 @@ impl<R: Record> Memory<R> {
     }
 
     fn look_for_room(&self, indexer: u32) -> Result<(), u64> {
-        let fair = match self.bound {
+        let part = |indexers: usize| match self.bound {
             Bound::Each(most) => most,
-            // There is one more that holds something, if this one holds nothing yet.
-            Bound::Shared(most) => most / (self.held.len() + 1),
+            Bound::Shared(most) => most / indexers,
         };
-        if self.facts.len() < fair {
+        // There is one more that holds something, if this one holds nothing yet.
+        if self.facts.len() < part(self.held.len() + 1) {
             return Ok(());
         }
         let held = self.held.get(&indexer).copied();
-        let most = match self.bound {
-            Bound::Each(most) => most,
-            Bound::Shared(most) => most / (self.held.len() + usize::from(held.is_none())),
-        };
+        let most = part(self.held.len() + usize::from(held.is_none()));
         if held.unwrap_or(0) < most { Ok(()) } else { Err(most as u64) }
     }
 

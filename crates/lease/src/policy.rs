@@ -4,23 +4,39 @@ use std::fmt;
 
 use crate::budget::Budget;
 
-/// What the ledger asks of a policy when it counts usage and ends leases.
-pub trait Policy: fmt::Debug {
+/// What the ledger asks of a policy when it counts usage, ends leases, and counts services without
+/// an entry. By default a policy knows nothing and disables nothing.
+pub trait Policy: fmt::Debug + Sync {
     /// Whether the policy has an entry for the organization.
-    fn knows(&self, organization: &str) -> bool;
+    fn knows(&self, _organization: &str) -> bool {
+        false
+    }
 
     /// The usage budgets of the organization.
-    fn budgets(&self, organization: &str) -> &[Budget];
+    fn budgets(&self, _organization: &str) -> &[Budget] {
+        &[]
+    }
 
     /// Whether the organization is disabled.
-    fn is_organization_disabled(&self, organization: &str) -> bool;
+    fn is_organization_disabled(&self, _organization: &str) -> bool {
+        false
+    }
 
     /// Whether the API key of that id is disabled.
-    fn is_api_key_disabled(&self, api_key: &str) -> bool;
+    fn is_api_key_disabled(&self, _api_key: &str) -> bool {
+        false
+    }
 
-    /// Whether the service only observes: its ceilings and budgets are counted, refuse nobody and end
+    /// Whether the service has an entry of its own.
+    fn is_named(&self, _service: &str) -> bool {
+        false
+    }
+
+    /// Whether the service only observes: its limits and budgets are counted, refuse nobody and end
     /// no lease.
-    fn observes(&self, service: &str) -> bool;
+    fn observes(&self, _service: &str) -> bool {
+        false
+    }
 
     /// Whether leases of the organization may have to end: it is disabled, or has usage budgets.
     fn may_stop(&self, organization: &str) -> bool {
@@ -28,25 +44,5 @@ pub trait Policy: fmt::Debug {
     }
 }
 
-/// Knows no organization and disables nothing.
-impl Policy for () {
-    fn knows(&self, _: &str) -> bool {
-        false
-    }
-
-    fn budgets(&self, _: &str) -> &[Budget] {
-        &[]
-    }
-
-    fn is_organization_disabled(&self, _: &str) -> bool {
-        false
-    }
-
-    fn is_api_key_disabled(&self, _: &str) -> bool {
-        false
-    }
-
-    fn observes(&self, _: &str) -> bool {
-        false
-    }
-}
+/// Knows nothing and disables nothing.
+impl Policy for () {}

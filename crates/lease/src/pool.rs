@@ -5,7 +5,7 @@
 pub struct PoolState {
     /// Live leases of the pool, lingering ones too.
     pub borrowed: u64,
-    /// The ceiling of the pool at this borrow.
+    /// The limit of the pool at this borrow.
     pub max: Option<u64>,
     /// Distinct traces with a live lease in the pool.
     pub traces: u64,
@@ -13,17 +13,25 @@ pub struct PoolState {
     pub own_trace: u64,
 }
 
-/// The counts of one pool (organization, service) that holds a lease.
+/// The counts of one pool (organization, service) that holds a lease. Its names are borrowed from the
+/// ledger (`&str`) or owned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolCount<'a> {
+pub struct PoolCount<N = Box<str>> {
     /// The service.
-    pub service: &'a str,
+    pub service: N,
     /// The organization.
-    pub organization: &'a str,
+    pub organization: N,
     /// Live leases, lingering ones too.
     pub leases: u64,
     /// Those of them that are sessions.
     pub sessions: u64,
+}
+
+impl From<PoolCount<&str>> for PoolCount {
+    fn from(count: PoolCount<&str>) -> Self {
+        let PoolCount { service, organization, leases, sessions } = count;
+        Self { service: service.into(), organization: organization.into(), leases, sessions }
+    }
 }
 
 /// Most traces that the state of a pool tells of.

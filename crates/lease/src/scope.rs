@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-/// The four things a ceiling may stand over, in the order a borrow looks at them.
+/// What has a limit, in the order in which a borrow checks them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// All leases of one service.
     Service,
-    /// All leases of one organization and service: the pool that `WorkersState` tells about.
+    /// All leases of one organization and service: the pool that `WorkersState` describes.
     Organization,
     /// All leases of one organization, service and API key.
     ApiKey,
@@ -16,7 +16,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Every scope, in the order a borrow looks at them.
+    /// Every scope, in the order in which a borrow checks them.
     pub const ALL: [Self; 4] = [Self::Service, Self::Organization, Self::ApiKey, Self::Trace];
 
     /// The name on the wire (`x-denied-scope`) and in metrics.

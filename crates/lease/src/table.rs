@@ -18,7 +18,6 @@ mod counting;
 mod ending;
 mod entry;
 mod links;
-mod place;
 mod ranking;
 mod reading;
 mod scopes;
@@ -26,8 +25,8 @@ mod unnamed;
 
 pub(crate) use ending::{AtPool, Sessions, TraceNames};
 pub(crate) use entry::{ANYBODY, Entry, NewLease, whole_milliseconds};
-pub(crate) use place::{Counts, Place};
 pub(crate) use ranking::TracesRead;
+pub(crate) use reading::Named;
 use scopes::{Cell, KeyScope, Level, Organization, Pool, Service, Trace};
 use unnamed::Unnamed;
 
@@ -45,6 +44,45 @@ pub(crate) struct Table {
     cells: Records<Cell>,
     unnamed: Unnamed,
     levels: Slab<Level>,
+}
+
+/// Where a request's scopes stand, [`NONE`] for those that hold no lease.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    service: u32,
+    organization: u32,
+    pool: u32,
+    key: u32,
+    trace: u32,
+    cell: u32,
+    /// Leases of the pool under the same trace id that other indexers hold, or that go with a trace
+    /// that has ended.
+    others: u64,
+    /// A cell of those.
+    other: u32,
+    /// Traces of the organization under that id, ended ones too.
+    traces: usize,
+}
+
+impl Place {
+    /// The trace that a lease would join, or [`NONE`].
+    pub(crate) const fn trace(&self) -> u32 {
+        self.trace
+    }
+
+    /// How many traces had to be looked at to find that one.
+    pub(crate) const fn traces_looked_at(&self) -> usize {
+        self.traces
+    }
+}
+
+/// What one scope after the other holds, as a borrow compares it with the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) service: u64,
+    pub(crate) organization: u64,
+    pub(crate) api_key: u64,
+    pub(crate) trace_workers: u64,
 }
 
 impl Table {
@@ -101,7 +139,7 @@ impl Table {
     ) -> bool {
         let services = &self.services;
         let is_named =
-            |at| services.get(at).is_none_or(|service| unnamed.names.is_named(&service.name));
+            |at| services.get(at).is_none_or(|service| unnamed.policy.is_named(&service.name));
         self.unnamed.has_room(indexer, place.service, unnamed.max, is_named)
     }
 
@@ -119,10 +157,6 @@ impl Table {
     /// The live lease of that id.
     pub(crate) fn find(&self, id: LeaseId) -> Option<&Entry> {
         self.leases.get(id.slot).filter(|entry| id.proves(entry.serial.get(), &entry.secret))
-    }
-
-    pub(crate) fn find_mut(&mut self, id: LeaseId) -> Option<&mut Entry> {
-        self.leases.get_mut(id.slot).filter(|entry| id.proves(entry.serial.get(), &entry.secret))
     }
 
     pub(crate) fn place(&self, request: &Request<'_>, indexer: u32) -> Place {

@@ -5,20 +5,21 @@ use std::time::Duration;
 use crate::budget::{Budget, BudgetSpent, WallTime};
 use crate::clock::Timestamp;
 use crate::id::LeaseId;
+use crate::policy::Policy;
 use crate::pool::PoolState;
 use crate::revocation::RevokedFor;
 use crate::scope::Scope;
 
-/// The ceilings that stand over one borrow: `None` is no ceiling, `Some(0)` admits nobody.
+/// The limits of one borrow: `None` is no limit, `Some(0)` admits nobody.
 ///
-/// The ceiling over a trace is not among them: the request itself carries it.
+/// The limit of a trace is not among them: the request itself carries it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Over all leases of the service.
+    /// Of all leases of the service.
     pub service: Option<u64>,
-    /// Over the leases of the organization and service.
+    /// Of the leases of the organization and service.
     pub organization: Option<u64>,
-    /// Over the leases of the organization, service and API key.
+    /// Of the leases of the organization, service and API key.
     pub api_key: Option<u64>,
 }
 
@@ -28,13 +29,13 @@ pub struct Limits {
 /// to the next call, and a lowered limit ends nobody.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms<'a> {
-    /// The ceilings.
+    /// The limits.
     pub limits: Limits,
     /// How long the lease lives without a keep-alive; kept with the lease.
     pub ttl: Duration,
     /// The minimal life told to the borrower. The rules do not enforce it.
     pub minimal_life: Duration,
-    /// Whether ceilings and budgets are counted and reported, but refuse nobody.
+    /// Whether limits and budgets are counted and reported, but refuse nobody.
     pub observe: bool,
     /// The usage budgets of the organization.
     pub budgets: &'a [Budget],
@@ -43,7 +44,8 @@ pub struct Terms<'a> {
     /// The bound on services of the indexer that have no entry in the policy, where the service of
     /// the borrow is one of them.
     pub unnamed: Option<UnnamedServices<'a>>,
-    /// The number of the policy that they come from. See [`Ledger::follow`](crate::Ledger::follow).
+    /// The number of the policy that they come from. See
+    /// [`Ledger::refuse_terms_before`](crate::Ledger::refuse_terms_before).
     pub policy: u64,
 }
 
@@ -52,18 +54,12 @@ pub struct Terms<'a> {
 pub struct UnnamedServices<'a> {
     /// The most services.
     pub max: u64,
-    /// Which services have an entry by now.
-    pub names: &'a dyn ServiceNames,
-}
-
-/// The services that have an entry in a policy.
-pub trait ServiceNames: std::fmt::Debug + Sync {
-    /// Whether the service has an entry of its own.
-    fn is_named(&self, service: &str) -> bool;
+    /// Knows which services have an entry by now.
+    pub policy: &'a dyn Policy,
 }
 
 impl Default for Terms<'_> {
-    /// No ceilings, no budgets, a TTL of 60 s and a minimal life of 5 s, by the policy with the number 0.
+    /// No limits, no budgets, a TTL of 60 s and a minimal life of 5 s, by the policy with the number 0.
     fn default() -> Self {
         Self {
             limits: Limits::default(),
@@ -99,16 +95,16 @@ pub enum Refusal {
     /// A usage budget of the organization is spent.
     #[error(transparent)]
     BudgetSpent(BudgetSpent),
-    /// A ceiling is reached.
+    /// A limit is reached.
     #[error(transparent)]
     Denied(Denied),
     /// The session of the worker's trace was revoked, and the trace has no other that is live.
     #[error("the session of the trace has ended: {0}")]
     Revoked(RevokedFor),
     /// The table holds as many leases as this server may hold.
-    #[error("the server holds {max_leases} leases, its own ceiling")]
+    #[error("the server holds {max_leases} leases, its own limit")]
     Full {
-        /// The ceiling.
+        /// The limit.
         max_leases: u64,
     },
     /// The ids of all leases take up as many bytes as they may on this server.
@@ -182,11 +178,11 @@ impl std::fmt::Display for Remembers {
     }
 }
 
-/// A ceiling that is reached.
+/// A limit that is reached.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {scope} ceiling is reached: {active}/{max}")]
+#[error("the {scope} limit is reached: {active}/{max}")]
 pub struct Denied {
-    /// Which ceiling.
+    /// Which limit.
     pub scope: Scope,
     /// How many leases the scope holds.
     pub active: u64,

@@ -85,9 +85,11 @@ pub(crate) struct UsageBook {
 }
 
 /// Which part of a report to count, and for whom.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Part<'a> {
     pub(crate) policy: &'a dyn Policy,
+    /// Whether an organization holds a lease. With the policy it decides which counts have room.
+    pub(crate) holds_leases: &'a dyn Fn(&str) -> bool,
     /// The wall clock, which the windows of budgets follow.
     pub(crate) wall: WallTime,
     /// The indexer that reports.
@@ -109,14 +111,6 @@ pub(crate) struct Counted {
     pub(crate) skipped: Skipped,
     /// The organizations of which this part spent a budget.
     pub(crate) spent: Vec<Box<str>>,
-}
-
-/// Who reports, and what decides which counts there is room for.
-#[derive(Clone, Copy)]
-struct Reporter<'a> {
-    indexer: u32,
-    policy: &'a dyn Policy,
-    holds_leases: &'a dyn Fn(&str) -> bool,
 }
 
 impl UsageBook {
@@ -223,11 +217,9 @@ impl UsageBook {
         &mut self,
         report: &Report,
         part: &Part<'_>,
-        holds_leases: &dyn Fn(&str) -> bool,
         changes: &mut Vec<Change>,
     ) -> Counted {
-        let Part { policy, wall, indexer, from, most } = *part;
-        let reporter = Reporter { indexer, policy, holds_leases };
+        let Part { policy, wall, from, most, .. } = *part;
         let all = report.amounts();
         let repeated = from >= all.len() && !all.is_empty();
         let next = from.saturating_add(most).min(all.len());
@@ -241,7 +233,7 @@ impl UsageBook {
             // Most events carry the same metrics: what is skipped of several is of the same events.
             let mut skipped = [0; Uncountable::ALL.len()];
             for amount in amounts {
-                match self.count_one(&reporter, budgets, amount, changes) {
+                match self.count_one(part, budgets, amount, changes) {
                     Ok(used) => {
                         used.add(amount.value, wall);
                         changes.push(Change::Used {
@@ -267,13 +259,13 @@ impl UsageBook {
     /// The count that an amount is added to, from zero if there was none; or why there is none.
     fn count_one(
         &mut self,
-        reporter: &Reporter<'_>,
+        part: &Part<'_>,
         budgets: &[Budget],
         amount: &Amount,
         changes: &mut Vec<Change>,
     ) -> Result<&mut Used, Uncountable> {
         let (organization, metric) = (&*amount.organization, &*amount.metric);
-        let knows = reporter.policy.knows(organization);
+        let knows = part.policy.knows(organization);
         if let Some(at) = self.find(organization, metric) {
             if knows {
                 self.uncharge(at);
@@ -284,9 +276,9 @@ impl UsageBook {
             if self.counts.all(organization).count() >= MAX_METRICS {
                 return Err(Uncountable::TooManyMetrics);
             }
-            changes.extend(self.make_room(reporter, organization, knows)?);
+            changes.extend(self.make_room(part, organization, knows)?);
         }
-        let charged = (!knows).then_some(reporter.indexer);
+        let charged = (!knows).then_some(part.indexer);
         if let Some(indexer) = charged {
             *self.charged.entry(indexer).or_insert(0) += 1;
         }
@@ -305,19 +297,19 @@ impl UsageBook {
     /// report of an unknown organization that holds no lease removes no count.
     fn make_room(
         &mut self,
-        reporter: &Reporter<'_>,
+        part: &Part<'_>,
         organization: &str,
         knows: bool,
     ) -> Result<Option<Change>, Uncountable> {
-        let charged = self.charged.get(&reporter.indexer).copied().unwrap_or(0);
+        let charged = self.charged.get(&part.indexer).copied().unwrap_or(0);
         let own = !knows && charged >= self.bounds.unknown_counts;
         if !own && self.counts.len() < self.bounds.counts {
             return Ok(None);
         }
-        if !knows && !(reporter.holds_leases)(organization) {
+        if !knows && !(part.holds_leases)(organization) {
             return Err(Uncountable::NoRoom);
         }
-        let of = own.then_some(reporter.indexer);
+        let of = own.then_some(part.indexer);
         for _ in 0..LOOK_FOR_ROOM.min(self.counts.end() as usize) {
             let at = self.next_room;
             self.next_room = if at + 1 < self.counts.end() { at + 1 } else { 0 };
@@ -326,7 +318,7 @@ impl UsageBook {
                 continue;
             }
             let other = &count.organization;
-            if !reporter.policy.knows(other) && !(reporter.holds_leases)(other) {
+            if !part.policy.knows(other) && !(part.holds_leases)(other) {
                 return Ok(self.forget(at));
             }
         }

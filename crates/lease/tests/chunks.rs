@@ -25,7 +25,7 @@ fn ledger(records_per_hold: usize) -> Ledger {
 }
 
 fn borrow(ledger: &mut Ledger, request: &Request<'_>, now: Timestamp) -> LeaseId {
-    ledger.borrow(request, &Terms::default(), now).expect("no ceiling").id
+    ledger.borrow(request, &Terms::default(), now).expect("no limit").id
 }
 
 fn session(ledger: &mut Ledger, trace: &str, now: Timestamp) -> LeaseId {
@@ -39,7 +39,7 @@ fn workers(ledger: &mut Ledger, trace: &str, number: usize, now: Timestamp) -> V
 
 fn is_live(ledger: &Ledger, id: LeaseId) -> bool {
     let listed = ledger.leases().any(|lease| lease.id == id);
-    assert_eq!(listed, ledger.holder(id.number()).is_some());
+    assert_eq!(listed, ledger.find(id.number()).is_some());
     listed
 }
 
@@ -166,7 +166,7 @@ fn a_trace_whose_sessions_are_past_their_ends_has_ended_before_they_are_taken_ou
         let long = Terms { ttl: 10 * TTL, ..Terms::default() };
         let session_id = session(&mut ledger, "trace-a", NOW);
         let request = Request::worker("t2w", "acme", "trace-a", 10);
-        let worker = ledger.borrow(&request, &long, NOW).expect("no ceiling").id;
+        let worker = ledger.borrow(&request, &long, NOW).expect("no limit").id;
         ledger.pause_expiry(true);
         let later = NOW + TTL;
         ledger.expire(later);
@@ -326,11 +326,8 @@ fn leases_that_come_back_at_one_moment_end_spread_over_most_of_a_second() {
     let mut after = ledger(RECORDS_PER_HOLD);
     before.snapshot().for_each(|change| after.restore(change).expect("it restores"));
     after.resume(NOW, before.next_serial(), NOW);
-    let mut ends: Vec<Duration> = (0..)
-        .map_while(|part| after.holders(part))
-        .flatten()
-        .map(|holder| holder.ends_at.since(NOW))
-        .collect();
+    let mut ends: Vec<Duration> =
+        (0..).map_while(|part| after.listed(part)).flatten().map(|lease| lease.ends_in).collect();
     ends.sort_unstable();
     assert_eq!(ends[0], TTL);
     assert!(*ends.last().expect("some") <= TTL + RESUME_SPREAD);
@@ -405,11 +402,11 @@ fn step(ledger: &mut Ledger, ids: &mut Vec<LeaseId>, (what, a, b): Step, now: &m
             ids.extend(ledger.borrow(&request, &terms, *now).map(|grant| grant.id));
         }
         (5, Some(id)) => {
-            let indexer = ledger.holder(id.number()).and_then(|it| it.indexer.map(str::to_owned));
+            let indexer = ledger.find(id.number()).and_then(|it| it.indexer.map(str::to_owned));
             ledger.release(id, indexer.as_deref(), Duration::ZERO, *now);
         }
         (6, Some(id)) => {
-            let indexer = ledger.holder(id.number()).and_then(|it| it.indexer.map(str::to_owned));
+            let indexer = ledger.find(id.number()).and_then(|it| it.indexer.map(str::to_owned));
             ledger.keep_alive(id, indexer.as_deref(), *now);
         }
         (7, Some(id)) => drop(ledger.revoke(id, Reason::Operator, *now)),
@@ -494,7 +491,7 @@ proptest! {
             let asked: Vec<LeaseId> = ids.iter().copied().step_by(2).collect();
             let mut told = Vec::new();
             for id in asked {
-                let ended = match ledger.holder(id.number()) {
+                let ended = match ledger.find(id.number()) {
                     Some(_) => continue,
                     None => ledger.keep_alive(id, None, now),
                 };

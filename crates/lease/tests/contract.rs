@@ -32,12 +32,12 @@ fn terms(budgets: &[Budget], wall: WallTime) -> Terms<'_> {
 
 fn session(ledger: &mut Ledger) -> Grant {
     let request = Request::session("t1r", "acme").trace("trace-a");
-    ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling")
+    ledger.borrow(&request, &Terms::default(), NOW).expect("no limit")
 }
 
 fn worker(ledger: &mut Ledger) -> Grant {
     let request = Request::worker("t2w", "acme", "trace-a", 10);
-    ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling")
+    ledger.borrow(&request, &Terms::default(), NOW).expect("no limit")
 }
 
 fn report(ledger: &mut Ledger, value: f64, wall: WallTime) {
@@ -134,7 +134,7 @@ fn a_budget_of_nothing_is_spent_from_the_start() {
 }
 
 #[test]
-fn a_spent_budget_is_looked_at_before_the_ceilings() {
+fn a_spent_budget_is_looked_at_before_the_limits() {
     let mut ledger = ledger();
     let budgets = [budget(0.0, Period::Day)];
     let limits = Limits { service: Some(0), ..Limits::default() };
@@ -166,7 +166,7 @@ fn a_revoked_lease_frees_its_slot_and_answers_its_reason_for_ten_minutes_or_ten_
             let mut ledger = ledger();
             let terms = Terms { ttl: Duration::from_secs(ttl), ..Terms::default() };
             let request = Request::session("t1r", "acme").indexer("west");
-            let id = ledger.borrow(&request, &terms, NOW).expect("no ceiling").id;
+            let id = ledger.borrow(&request, &terms, NOW).expect("no limit").id;
             assert!(ledger.revoke(id, reason, NOW));
             assert!(ledger.is_empty());
             let last = NOW + (Duration::from_secs(memory) - Duration::from_nanos(1));
@@ -234,9 +234,9 @@ fn a_borrow_id_whose_lease_ended_buys_nothing_after_a_restart_either() {
     let returned = request.borrow_id(BorrowId(1));
     let undone = request.borrow_id(BorrowId(2));
     let early = request.borrow_id(BorrowId(3));
-    let id = ledger.borrow(&returned, &Terms::default(), NOW).expect("no ceiling").id;
+    let id = ledger.borrow(&returned, &Terms::default(), NOW).expect("no limit").id;
     ledger.release(id, Some("west"), Duration::ZERO, NOW);
-    let id = ledger.borrow(&undone, &Terms::default(), NOW).expect("no ceiling").id;
+    let id = ledger.borrow(&undone, &Terms::default(), NOW).expect("no limit").id;
     ledger.undo(id, undone.borrow_id, NOW);
     let missing = ledger.release_borrow(BorrowId(3), Some("west"), Duration::ZERO, NOW);
     assert_eq!(missing, Ok(Released::Missing));
@@ -295,7 +295,7 @@ fn disabling_an_organization_tells_its_workers_the_reason_too() {
         let kept = ledger.keep_alive(id, None, NOW);
         assert_eq!(kept, KeptAlive::Revoked(Reason::OrganizationDisabled.into()));
     }
-    let other = other.expect("no ceiling").id;
+    let other = other.expect("no limit").id;
     assert!(matches!(ledger.keep_alive(other, None, NOW), KeptAlive::Extended { .. }));
 }
 
@@ -320,7 +320,7 @@ fn a_lowered_limit_ends_nobody_and_refuses_until_the_count_fits() {
 fn a_retry_gets_the_same_lease_with_its_full_ttl_again() {
     let mut ledger = ledger();
     let request = Request::session("t1r", "acme").borrow_id(BorrowId(7));
-    let granted = ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling");
+    let granted = ledger.borrow(&request, &Terms::default(), NOW).expect("no limit");
     let late = NOW + (granted.ttl - Duration::from_nanos(1));
     let again = ledger.borrow(&request, &Terms::default(), late).expect("replayed");
     assert_eq!(again, Grant { replayed: true, ..granted });
@@ -332,7 +332,7 @@ fn a_retry_gets_the_same_lease_with_its_full_ttl_again() {
 fn a_borrow_id_with_another_request_is_refused_and_another_indexers_is_its_own() {
     let mut ledger = ledger();
     let request = Request::session("t1r", "acme").indexer("west").borrow_id(BorrowId(7));
-    let first = ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling");
+    let first = ledger.borrow(&request, &Terms::default(), NOW).expect("no limit");
     let others = [
         Request { service: "t2w", ..request },
         Request { organization: "globex", ..request },
@@ -358,9 +358,9 @@ fn the_workers_of_a_session_are_found_without_looking_at_other_sessions() {
     for number in 0..SESSIONS {
         let trace = format!("trace-{number}");
         let session = Request::session("t1r", "acme").trace(&trace);
-        let session = ledger.borrow(&session, &Terms::default(), NOW).expect("no ceiling").id;
+        let session = ledger.borrow(&session, &Terms::default(), NOW).expect("no limit").id;
         let worker = Request::worker("t2w", "acme", &trace, 1);
-        let worker = ledger.borrow(&worker, &Terms::default(), NOW).expect("no ceiling").id;
+        let worker = ledger.borrow(&worker, &Terms::default(), NOW).expect("no limit").id;
         held.push((session, worker));
     }
     for (ended, (session, worker)) in held.into_iter().enumerate() {
@@ -375,8 +375,8 @@ fn a_borrow_under_the_terms_of_a_policy_before_the_one_in_force_is_refused_and_c
     let mut ledger = ledger();
     let request = Request::session("t1r", "acme").borrow_id(BorrowId(7));
     let under = |policy| Terms { policy, ..Terms::default() };
-    let held = ledger.borrow(&request, &under(3), NOW).expect("no ceiling");
-    ledger.follow(4);
+    let held = ledger.borrow(&request, &under(3), NOW).expect("no limit");
+    ledger.refuse_terms_before(4);
     ledger.drain_changes().for_each(drop);
     let before = ledger.revision();
     for asked in [request, Request::session("t1r", "other")] {
@@ -384,7 +384,7 @@ fn a_borrow_under_the_terms_of_a_policy_before_the_one_in_force_is_refused_and_c
     }
     assert_eq!((ledger.revision(), ledger.drain_changes().count(), ledger.len()), (before, 0, 1));
     // A policy that comes late takes the place of none.
-    ledger.follow(2);
+    ledger.refuse_terms_before(2);
     assert_eq!(ledger.borrow(&request, &under(3), NOW), Err(Refusal::OldTerms));
     let again = ledger.borrow(&request, &under(4), NOW).expect("the lease that is there");
     assert!(again.replayed && again.id == held.id);

@@ -109,8 +109,8 @@ proptest! {
     fn a_refused_borrow_changes_nothing(steps in steps(), a: u8, b: u8, scope in 0..3usize) {
         let mut used = Used::after(&steps);
         let mut limits = Limits::default();
-        let ceilings = [&mut limits.service, &mut limits.organization, &mut limits.api_key];
-        *ceilings.into_iter().nth(scope).expect("three ceilings") = Some(0);
+        let each = [&mut limits.service, &mut limits.organization, &mut limits.api_key];
+        *each.into_iter().nth(scope).expect("three limits") = Some(0);
         used.ledger.expire(used.now);
         let before = used.seen();
         used.ledger.drain_changes().for_each(drop);
@@ -126,7 +126,7 @@ proptest! {
     }
 
     #[test]
-    fn no_grant_takes_a_scope_above_its_ceiling(
+    fn no_grant_takes_a_scope_above_its_limit(
         steps in steps(),
         asks in prop::collection::vec((any::<u8>(), any::<u8>(), 0..4u64), 1..40),
     ) {
@@ -251,7 +251,7 @@ proptest! {
         let mut used = Used::after(&steps);
         let terms = Terms::default();
         let request = Request::session(pick(&SERVICES, a), "acme");
-        let id = used.ledger.borrow(&request, &terms, used.now).expect("no ceiling").id;
+        let id = used.ledger.borrow(&request, &terms, used.now).expect("no limit").id;
         let counted = used.ledger.state(request.service, "acme", used.now).leases;
         let life = Duration::from_secs(300);
         let until = used.now + life;

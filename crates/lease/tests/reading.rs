@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lease::{
-    Config, Holder, Kind, LeaseNumber, Ledger, Reason, Refusal, Report, Reporting, Request,
+    Config, Kind, LeaseNumber, Ledger, ListedLease, Reason, Refusal, Report, Reporting, Request,
     Submission, Terms, Timestamp, WallTime,
 };
 use proptest::prelude::*;
@@ -47,7 +47,7 @@ fn report(ledger: &mut Ledger, organization: &str, bytes: f64, now: Timestamp) {
 
 fn borrow(ledger: &mut Ledger, step: Step, now: Timestamp) {
     let borrowed = ledger.borrow(&request(step), &Terms::default(), now);
-    // There is no ceiling, but a worker may come after the revocation of its session.
+    // There is no limit, but a worker may come after the revocation of its session.
     assert!(matches!(borrowed, Ok(_) | Err(Refusal::Revoked(_))), "{borrowed:?}");
 }
 
@@ -70,13 +70,12 @@ fn operate(ledger: &mut Ledger, step: Step, now: &mut Timestamp) {
     }
 }
 
-fn parts(ledger: &Ledger) -> Vec<Vec<Holder<'_>>> {
-    (0..).map_while(|part| ledger.holders(part)).map(Iterator::collect).collect()
+fn parts(ledger: &Ledger) -> Vec<Vec<ListedLease<&str>>> {
+    (0..).map_while(|part| ledger.listed(part)).map(Iterator::collect).collect()
 }
 
 fn numbers(ledger: &Ledger) -> Vec<LeaseNumber> {
-    let mut numbers: Vec<_> =
-        parts(ledger).iter().flatten().map(|holder| holder.id.number()).collect();
+    let mut numbers: Vec<_> = parts(ledger).iter().flatten().map(|lease| lease.number).collect();
     numbers.sort_unstable();
     numbers
 }
@@ -95,12 +94,12 @@ proptest! {
             ledger.leases().map(|lease| (lease.id.number(), lease)).collect();
         prop_assert_eq!(numbers(&ledger), leases.keys().copied().collect::<Vec<_>>());
         for (number, lease) in &leases {
-            let holder = ledger.holder(*number).expect("it is there");
-            prop_assert_eq!(holder.id, lease.id);
-            prop_assert_eq!(holder.indexer, lease.indexer.as_deref());
-            prop_assert_eq!(holder.trace, &*lease.trace);
-            prop_assert_eq!(holder.lingers, lease.lingers_until.is_some());
-            prop_assert!(holder.ends_at > now);
+            let listed = ledger.find(*number).expect("it is there");
+            prop_assert_eq!(listed.number, lease.id.number());
+            prop_assert_eq!(listed.indexer, lease.indexer.as_deref());
+            prop_assert_eq!(listed.trace, &*lease.trace);
+            prop_assert_eq!(listed.lingers, lease.lingers_until.is_some());
+            prop_assert!(!listed.ends_in.is_zero());
             let under = leases.values().filter(|other| {
                 lease.kind == Kind::Session
                     && other.kind == Kind::Worker
@@ -108,7 +107,7 @@ proptest! {
                     && (&other.trace, &other.organization, &other.indexer)
                         == (&lease.trace, &lease.organization, &lease.indexer)
             });
-            prop_assert_eq!(ledger.workers_under(*number), under.count() as u64);
+            prop_assert_eq!(listed.workers, under.count() as u64);
         }
     }
 
@@ -167,12 +166,12 @@ proptest! {
         let mut stays: BTreeSet<_> = numbers(&ledger).into_iter().collect();
         let (mut seen, mut steps) = (Vec::new(), steps.into_iter());
         for part in 0.. {
-            let Some(holders) = ledger.holders(part) else { break };
-            seen.extend(holders.map(|holder| holder.id.number()));
+            let Some(leases) = ledger.listed(part) else { break };
+            seen.extend(leases.map(|lease| lease.number));
             for step in steps.by_ref().take(4) {
                 operate(&mut ledger, step, &mut now);
             }
-            stays.retain(|&number| ledger.holder(number).is_some());
+            stays.retain(|&number| ledger.find(number).is_some());
         }
         seen.sort_unstable();
         let all = seen.len();
@@ -200,11 +199,11 @@ fn no_part_is_bigger_than_a_lock_may_be_held_for() {
     let names: Vec<String> = (0..2 * PART + 3).map(|number| format!("org-{number}")).collect();
     for name in &names {
         let request = Request::session("t1r", name);
-        ledger.borrow(&request, &Terms::default(), Timestamp::ZERO).expect("no ceiling");
+        ledger.borrow(&request, &Terms::default(), Timestamp::ZERO).expect("no limit");
         report(&mut ledger, name, 1.0, Timestamp::ZERO);
     }
     let sizes: [Vec<usize>; 3] = [
-        (0..).map_while(|part| Some(ledger.holders(part)?.count())).collect(),
+        (0..).map_while(|part| Some(ledger.listed(part)?.count())).collect(),
         (0..).map_while(|part| Some(ledger.pools(part)?.count())).collect(),
         (0..).map_while(|part| Some(ledger.usage(part)?.count())).collect(),
     ];
@@ -217,12 +216,11 @@ fn no_part_is_bigger_than_a_lock_may_be_held_for() {
 fn a_number_names_one_lease_and_not_the_next_in_its_place() {
     let mut ledger = ledger();
     let request = Request::session("t1r", "acme");
-    let first = ledger.borrow(&request, &Terms::default(), Timestamp::ZERO).expect("no ceiling").id;
+    let first = ledger.borrow(&request, &Terms::default(), Timestamp::ZERO).expect("no limit").id;
     ledger.release(first, None, Duration::ZERO, Timestamp::ZERO);
-    let next = ledger.borrow(&request, &Terms::default(), Timestamp::ZERO).expect("no ceiling").id;
+    let next = ledger.borrow(&request, &Terms::default(), Timestamp::ZERO).expect("no limit").id;
     assert_eq!(first.slot(), next.slot());
-    assert_eq!(ledger.holder(first.number()), None);
-    assert_eq!(ledger.workers_under(first.number()), 0);
-    assert_eq!(ledger.holder(next.number()).map(|holder| holder.id), Some(next));
+    assert_eq!(ledger.find(first.number()), None);
+    assert_eq!(ledger.find(next.number()).map(|lease| lease.number), Some(next.number()));
     assert!(first.number() < next.number());
 }

@@ -91,7 +91,7 @@ fn the_revocation_of_a_worker_says_nothing_of_its_trace() {
 #[test]
 fn a_trace_with_a_live_session_has_workers_whatever_was_revoked() {
     let mut ledger = ledger();
-    let other = borrow(&mut ledger, &SESSION, NOW).expect("no ceiling");
+    let other = borrow(&mut ledger, &SESSION, NOW).expect("no limit");
     revoked(&mut ledger, &SESSION, Reason::Operator, NOW);
     assert_eq!(refused(&mut ledger, &WORKER, NOW), None, "another session is live");
     ledger.release(other, Some("west"), Duration::ZERO, NOW);
@@ -114,7 +114,7 @@ fn of_several_revoked_sessions_the_one_remembered_longest_tells_the_reason() {
     for long_first in [true, false] {
         let mut ledger = ledger();
         let with_long_ttl = |ledger: &mut Ledger| {
-            let id = ledger.borrow(&SESSION, &long, NOW).expect("no ceiling").id;
+            let id = ledger.borrow(&SESSION, &long, NOW).expect("no limit").id;
             assert!(ledger.revoke(id, Reason::ApiKeyDisabled, NOW));
         };
         if long_first {
@@ -132,7 +132,7 @@ fn of_several_revoked_sessions_the_one_remembered_longest_tells_the_reason() {
 }
 
 #[test]
-fn a_ceiling_comes_first_and_an_observed_service_refuses_too() {
+fn a_limit_comes_first_and_an_observed_service_refuses_too() {
     let mut ledger = ledger();
     revoked(&mut ledger, &SESSION, Reason::Operator, NOW);
     let limits = Limits { organization: Some(0), ..Limits::default() };
@@ -144,7 +144,7 @@ fn a_ceiling_comes_first_and_an_observed_service_refuses_too() {
     assert_eq!(
         refusal.to_string(),
         "the session of the trace has ended: revoked by an operator",
-        "observed are ceilings and budgets alone"
+        "observed are limits and budgets alone"
     );
 }
 
@@ -201,8 +201,8 @@ fn a_spent_budget_is_told_with_the_metric_the_numbers_and_the_reset_after_the_re
     };
     let policy = Plain { budgets: [("acme", vec![budget])].into(), ..Plain::default() };
     let mut ledger = ledger();
-    let session = borrow(&mut ledger, &SESSION, NOW).expect("no ceiling");
-    let worker = borrow(&mut ledger, &WORKER, NOW).expect("no ceiling");
+    let session = borrow(&mut ledger, &SESSION, NOW).expect("no limit");
+    let worker = borrow(&mut ledger, &WORKER, NOW).expect("no limit");
     let mut report = Report::builder();
     report.add("acme", "", &[("egress_bytes", 12.0)]).expect("it can be counted");
     let (caller, idempotency_key, organizations) = (None, None, vec!["acme".into()]);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lease::{
     BorrowId, Budget, Change, Config, Enforcement, KeptAlive, Ledger, Limits, MemoryFull, Period,
-    Reason, Refusal, Released, Report, ReportRefusal, Reporting, Request, RevokedFor, ServiceNames,
+    Policy, Reason, Refusal, Released, Report, ReportRefusal, Reporting, Request, RevokedFor,
     Submission, Terms, Timestamp, UnnamedServices, Used, WallTime,
 };
 use model::{Answer, Ask, Bounds, Deal, Model, Stops};
@@ -111,11 +111,11 @@ fn stops() -> impl Strategy<Value = Stops> {
 }
 
 fn deal() -> impl Strategy<Value = Deal> {
-    let ceiling = || prop::option::weighted(0.5, 0..6u64);
+    let limit = || prop::option::weighted(0.5, 0..6u64);
     let ttl = prop_oneof![Just(1_000), Just(60_000), Just(120_000)];
     let budgets = prop::collection::vec(budget(), 0..2);
     let observe = prop::bool::weighted(0.1);
-    (ceiling(), ceiling(), ceiling(), ttl, observe, budgets, 0..3u64).prop_map(
+    (limit(), limit(), limit(), ttl, observe, budgets, 0..3u64).prop_map(
         |(service, organization, api_key, ttl, observe, budgets, max_unnamed)| Deal {
             service,
             organization,
@@ -248,7 +248,7 @@ impl Tested {
             budgets: &deal.budgets,
             wall: WallTime::from_unix(self.wall),
             unnamed: (!model::is_named(ask.service))
-                .then_some(UnnamedServices { max: deal.max_unnamed, names: &Names }),
+                .then_some(UnnamedServices { max: deal.max_unnamed, policy: &Names }),
             ..Terms::default()
         };
         let pool = |pool: lease::PoolState| [pool.borrowed, pool.traces, pool.own_trace];
@@ -470,7 +470,7 @@ fn memory_full(full: &MemoryFull, caller: Option<&str>) -> Answer {
 #[derive(Debug)]
 struct Names;
 
-impl ServiceNames for Names {
+impl Policy for Names {
     fn is_named(&self, service: &str) -> bool {
         model::is_named(service)
     }
@@ -542,8 +542,8 @@ impl StateMachineTest for Rules {
         let live: Vec<u64> = sorted(tested.ledger.leases().map(|lease| lease.id.serial()));
         let held = world.model.held.iter().map(|held| tested.ids[held.grant].serial());
         assert_eq!(live, sorted(held));
-        let parts = (0..).map_while(|part| tested.ledger.holders(part)).flatten();
-        assert_eq!(live, sorted(parts.map(|holder| holder.id.serial())));
+        let parts = (0..).map_while(|part| tested.ledger.listed(part)).flatten();
+        assert_eq!(live, sorted(parts.map(|lease| lease.number.serial())));
         assert!(tested.ledger.has_backlog() || tested.ledger.len() == live.len());
         // Keys are never used again.
         let mut ids: Vec<String> = tested.ids.iter().map(ToString::to_string).collect();

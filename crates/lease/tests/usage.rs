@@ -32,18 +32,6 @@ impl Policy for Known {
     fn budgets(&self, organization: &str) -> &[Budget] {
         if organization.starts_with("known-paid") { &self.0 } else { &[] }
     }
-
-    fn is_organization_disabled(&self, _: &str) -> bool {
-        false
-    }
-
-    fn is_api_key_disabled(&self, _: &str) -> bool {
-        false
-    }
-
-    fn observes(&self, _: &str) -> bool {
-        false
-    }
 }
 
 fn ledger(config: Config) -> Ledger {
@@ -271,7 +259,7 @@ fn the_report_that_spends_a_budget_ends_leases_and_every_one_tells_that_it_is_sp
     let mut ended_and_told = || {
         for organization in ["known-paid", "other"] {
             let request = Request::session("t1r", organization);
-            ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling");
+            ledger.borrow(&request, &Terms::default(), NOW).expect("no limit");
         }
         let reported = count(&mut ledger, "west", None, &report, NOW).expect("counted");
         (reported.revoked, reported.spent.len())
@@ -322,7 +310,7 @@ fn an_organization_that_holds_a_lease_takes_the_room_of_one_that_holds_none() {
     count(&mut ledger, "west", None, &report, NOW).expect("counted");
     for organization in ["b", "d"] {
         let request = Request::session("t1r", organization);
-        ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling");
+        ledger.borrow(&request, &Terms::default(), NOW).expect("no limit");
     }
     ledger.drain_changes().for_each(drop);
     let counted = count(&mut ledger, "west", None, &built(&[("d", "m", 1.0)]), NOW);
@@ -409,7 +397,7 @@ proptest! {
         for organization in &held {
             let organization = name(*organization);
             let request = Request::session("t1r", &organization);
-            ledger.borrow(&request, &Terms::default(), NOW).expect("no ceiling");
+            ledger.borrow(&request, &Terms::default(), NOW).expect("no limit");
         }
         let mut paid: BTreeMap<String, f64> = BTreeMap::new();
         let mut sent: BTreeMap<(usize, u32), u64> = BTreeMap::new();

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use lease::{Budget, Limits, Reason, Request, ServiceNames, Terms, UnnamedServices, WallTime};
+use lease::{Budget, Limits, Reason, Request, Terms, UnnamedServices, WallTime};
 
 use crate::entries::Entries;
 use crate::indexers::{Indexer, Unauthenticated};
@@ -205,7 +205,7 @@ impl Policy {
     fn unnamed(&self, service: &str) -> Option<UnnamedServices<'_>> {
         let max = self.entries.max_unnamed_services;
         // A service may itself have the name of the default entry.
-        (service != DEFAULT_SERVICE).then_some(UnnamedServices { max, names: self })
+        (service != DEFAULT_SERVICE).then_some(UnnamedServices { max, policy: self })
     }
 
     pub(crate) fn about<'p>(&'p self, subject: Subject, id: &str) -> SubjectPolicy<'p> {
@@ -251,14 +251,12 @@ impl lease::Policy for Policy {
         self.disabled_by(Subject::ApiKey, api_key).0
     }
 
+    fn is_named(&self, service: &str) -> bool {
+        self.has_entry(service)
+    }
+
     fn observes(&self, service: &str) -> bool {
         self.service(service).is_some_and(|id| self.entries.services[id.index()].observe)
-    }
-}
-
-impl ServiceNames for Policy {
-    fn is_named(&self, service: &str) -> bool {
-        self.entries.services_by_name.contains_key(service)
     }
 }
 

@@ -66,12 +66,11 @@ pub enum BorrowError {
     Unavailable(#[from] Unavailable),
 }
 
-/// The result of one batch of keep-alives: the places in the batch that were not extended, in rising
-/// order.
+/// The places of a batch of keep-alives whose leases were not extended, in rising order.
 ///
 /// The lease at a place that is not listed has its full TTL again.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct KeptBatch {
+pub struct NotExtended {
     /// The lease is unknown, has ended, was returned, or is not the caller's.
     pub failed: Vec<u32>,
     /// The lease was revoked, and why.
@@ -80,8 +79,8 @@ pub struct KeptBatch {
     pub unavailable: Vec<u32>,
 }
 
-impl KeptBatch {
-    /// How many places are listed: their leases were not extended.
+impl NotExtended {
+    /// How many places are listed.
     pub fn listed(&self) -> usize {
         self.failed.len() + self.revoked.len() + self.unavailable.len()
     }

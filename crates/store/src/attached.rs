@@ -15,43 +15,6 @@ pub trait Listener: fmt::Debug + Send + Sync + 'static {
     fn revoked(&self, id: LeaseId, why: RevokedFor);
 }
 
-/// Keeps a [`Listener`] attached to a store. Dropping the attachment detaches the listener.
-#[must_use = "dropping it detaches the listener"]
-pub struct Attachment {
-    number: u64,
-    store: Arc<dyn Detach>,
-}
-
-/// Detaches listeners; implemented by the store.
-pub(crate) trait Detach: Send + Sync {
-    /// Detaches the listener of that number.
-    fn detach(&self, number: u64);
-}
-
-impl Attachment {
-    /// Returns the attachment of the listener that `store` knows by `number`.
-    pub(crate) fn new(store: Arc<dyn Detach>, number: u64) -> Self {
-        Self { number, store }
-    }
-
-    /// The number of the listener.
-    pub(crate) const fn number(&self) -> u64 {
-        self.number
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        self.store.detach(self.number);
-    }
-}
-
-impl fmt::Debug for Attachment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Attachment").field(&self.number).finish()
-    }
-}
-
 /// The listeners, and which of them subscribed last to each lease.
 ///
 /// There is one entry for each slot of the lease table, so entries need no cleaning. When a lease has

@@ -8,11 +8,11 @@ use crate::answers::Unavailable;
 pub(crate) async fn run_blocking<R: Send + 'static>(
     work: impl FnOnce() -> Result<R, Unavailable> + Send + 'static,
 ) -> Result<R, Unavailable> {
-    spawn_blocking_work(work).await
+    join(tokio::task::spawn_blocking(work)).await
 }
 
-/// Waits for `work`, which runs on a thread that may block, and returns its answer. A panic of the
-/// work goes on in the caller.
+/// Waits for `work`, which runs on a thread that may block, and returns its answer. The work goes on
+/// when the future is dropped. A panic of the work goes on in the caller.
 pub(crate) async fn join<R, E: From<Unavailable>>(work: JoinHandle<Result<R, E>>) -> Result<R, E> {
     match work.await {
         Ok(answer) => answer,
@@ -22,12 +22,4 @@ pub(crate) async fn join<R, E: From<Unavailable>>(work: JoinHandle<Result<R, E>>
             Err(_) => Err(Unavailable::Closing.into()),
         },
     }
-}
-
-/// Starts `work` on a thread that may block. The work starts at once, and goes on when the future is
-/// dropped.
-pub(crate) fn spawn_blocking_work<R: Send + 'static>(
-    work: impl FnOnce() -> Result<R, Unavailable> + Send + 'static,
-) -> impl Future<Output = Result<R, Unavailable>> + Send {
-    join(tokio::task::spawn_blocking(work))
 }

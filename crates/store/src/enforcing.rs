@@ -9,7 +9,7 @@ use policy::overrides::Subject;
 use tokio::runtime::Handle;
 
 use crate::answers::{Enforced, Unavailable};
-use crate::blocking::spawn_blocking_work;
+use crate::blocking::join;
 use crate::shared::{Part, Shared, Wait, newest};
 
 /// The number of parts that are done on the calling thread before a thread of their own is used.
@@ -49,23 +49,19 @@ impl Enforcing {
         shared: &Arc<Shared>,
     ) -> impl Future<Output = Result<Enforced, Unavailable>> + Send + use<> {
         let entry = self.entry;
-        let mut begun = Ok(());
+        let mut begun = Ok(Part::Done(()));
         for _ in 0..AT_ONCE {
-            match self.step(shared) {
-                Ok(Part::Done(())) => {}
-                Ok(Part::Busy(_)) => break,
-                Err(error) => begun = Err(error),
-            }
-            if self.is_done() || begun.is_err() {
+            if self.is_done() || !matches!(begun, Ok(Part::Done(()))) {
                 break;
             }
+            begun = self.step(shared);
         }
         let rest = match begun {
-            Ok(()) if !self.is_done() => {
+            Ok(_) if !self.is_done() => {
                 let shared = shared.clone();
-                Either::Left(spawn_blocking_work(move || self.run(&shared)))
+                Either::Left(join(tokio::task::spawn_blocking(move || self.run(&shared))))
             }
-            begun => Either::Right(ready(begun.map(|()| (self.revoked, self.wait)))),
+            begun => Either::Right(ready(begun.map(|_| (self.revoked, self.wait)))),
         };
         async move {
             let (revoked, wait) = rest.await?;
@@ -107,14 +103,11 @@ impl Enforcing {
         let part = shared.revoke_part(self.entry, |ledger, now, policy| {
             ledger.enforce(newest(own, policy), wall, enforcement, now)
         })?;
-        Ok(match part {
-            Part::Busy(batch) => Part::Busy(batch),
-            Part::Done((0, _)) => Part::Done(()),
-            Part::Done((revoked, wait)) => {
-                self.revoked += revoked;
+        Ok(part.map(|(revoked, wait)| {
+            self.revoked += revoked;
+            if revoked > 0 {
                 self.wait = wait.or(self.wait.take());
-                Part::Done(())
             }
-        })
+        }))
     }
 }

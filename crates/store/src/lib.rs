@@ -9,7 +9,6 @@ mod batch;
 mod blocking;
 mod clock;
 mod commits;
-mod delivery;
 mod enforcing;
 mod error;
 mod journal;
@@ -27,19 +26,18 @@ mod url;
 use std::time::Duration;
 
 pub use answers::{
-    AuditNote, BorrowError, Enforced, KeptBatch, ReleaseError, ReportError, Reported, Skipped,
+    AuditNote, BorrowError, Enforced, NotExtended, ReleaseError, ReportError, Reported, Skipped,
     Submission, Unavailable, UsageReport,
 };
-pub use attached::{Attachment, Listener};
+pub use attached::Listener;
 pub use clock::{Clock, SystemClock};
 pub use commits::Commits;
-pub use delivery::{Borrowed, Delivery};
 pub use error::Error;
-pub use listing::{
-    LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, RecordError, UsageCount,
-};
+pub use lease::{ListedLease, PoolCount};
+pub use listing::{LeaseFilter, LeasePage, MAX_PAGE, Order, RecordError, UsageCount};
 pub use recovered::{Options, Recovered};
 pub use serving_threads::ServingThreads;
+pub use shared::{Attachment, Borrowed, Delivery};
 pub use store::Store;
 pub use url::StoreUrl;
 

@@ -1,8 +1,6 @@
 //! Queries of operators and their answers: leases, pools, usage.
 
-use std::time::Duration;
-
-use lease::{Holder, Kind, LeaseNumber, Used};
+use lease::{Kind, LeaseNumber, ListedLease, Used};
 
 use crate::answers::Unavailable;
 
@@ -28,7 +26,7 @@ pub struct LeaseFilter {
 
 impl LeaseFilter {
     /// Whether the lease matches the filter.
-    pub fn matches(&self, lease: &Holder<'_>) -> bool {
+    pub fn matches(&self, lease: &ListedLease<&str>) -> bool {
         let same = |asked: &Option<Box<str>>, name| {
             asked.as_deref().is_none_or(|asked: &str| Some(asked) == name)
         };
@@ -64,48 +62,6 @@ pub struct LeasePage {
     pub leases: Vec<ListedLease>,
     /// The lease after which the next page starts; `None` when this page is the last.
     pub next: Option<LeaseNumber>,
-}
-
-/// A live lease, without its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedLease {
-    /// Its number, which is not its key.
-    pub number: LeaseNumber,
-    /// Session or worker.
-    pub kind: Kind,
-    /// The indexer that holds it; `None` for one borrowed while no indexer was configured.
-    pub indexer: Option<Box<str>>,
-    /// The service it counts against.
-    pub service: Box<str>,
-    /// The organization it counts against.
-    pub organization: Box<str>,
-    /// The API key id it counts against; empty when there is none.
-    pub api_key: Box<str>,
-    /// The trace it runs under; empty when there is none that forms a scope.
-    pub trace: Box<str>,
-    /// How long it has lived.
-    pub age: Duration,
-    /// How long it lives without a keep-alive.
-    pub ttl: Duration,
-    /// How long until it ends unless it is kept alive.
-    pub ends_in: Duration,
-    /// Whether it was returned before its minimal life was over, and is lingering.
-    pub lingers: bool,
-    /// How many workers of its indexer run under its trace; 0 for a worker.
-    pub workers: u64,
-}
-
-/// The leases of one pool (organization, service) that holds any.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PoolCount {
-    /// The service.
-    pub service: Box<str>,
-    /// The organization.
-    pub organization: Box<str>,
-    /// Live leases, lingering ones too.
-    pub leases: u64,
-    /// Those of them that are sessions.
-    pub sessions: u64,
 }
 
 /// What an organization used of one metric.

@@ -6,25 +6,22 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, ready};
 use lease::{
-    BorrowId, Ends, KeptAlive, LeaseId, LeaseNumber, PoolReading, PoolUse, Reason, Released,
-    Request, Terms, Used,
+    BorrowId, Ends, KeptAlive, LeaseId, LeaseNumber, ListedLease, PoolCount, PoolReading, PoolUse,
+    Reason, Released, Request, Terms, Used,
 };
 use policy::Policy;
 use policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
 use crate::answers::{
-    AuditNote, BorrowError, Enforced, KeptBatch, ReleaseError, ReportError, Reported, Unavailable,
-    UsageReport,
+    AuditNote, BorrowError, Enforced, NotExtended, ReleaseError, ReportError, Reported,
+    Unavailable, UsageReport,
 };
-use crate::attached::{Attachment, Listener};
+use crate::attached::Listener;
 use crate::blocking::{join, run_blocking};
-use crate::delivery::Borrowed;
 use crate::enforcing::Enforcing;
-use crate::listing::{
-    LeaseFilter, LeasePage, ListedLease, Order, PoolCount, RecordError, UsageCount,
-};
+use crate::listing::{LeaseFilter, LeasePage, Order, RecordError, UsageCount};
 use crate::reporting::Reporting;
-use crate::shared::Wait;
+use crate::shared::{Attachment, Borrowed, Wait};
 use crate::store::Store;
 
 /// The longest time that the answer to a batch of keep-alives waits for the disk.
@@ -70,10 +67,7 @@ impl Store {
     ) -> impl Future<Output = Result<Borrowed, BorrowError>> + Send + use<> {
         // The delivery is part of the answer already: a caller that stops waiting for the batch drops
         // it, which takes the lease back.
-        when_durable(self.shared.grant(request, terms)).map(|answer| {
-            let (grant, delivery) = answer??;
-            Ok(Borrowed { grant, delivery })
-        })
+        when_durable(self.shared.grant(request, terms)).map(|answer| Ok(answer??))
     }
 
     /// Extends a lease that `caller` holds to its full TTL.
@@ -103,8 +97,8 @@ impl Store {
         ids: &[Option<LeaseId>],
         caller: Option<&str>,
         attachment: &Attachment,
-    ) -> impl Future<Output = KeptBatch> + Send + use<> {
-        let (kept, wait) = self.shared.keep_alive_batch(ids, caller, attachment.number());
+    ) -> impl Future<Output = NotExtended> + Send + use<> {
+        let (kept, wait) = self.shared.keep_alive_batch(ids, caller, attachment);
         async move {
             let Some(batch) = wait else { return kept };
             match tokio::time::timeout(PATIENCE, batch.durable()).await {
@@ -236,7 +230,7 @@ impl Store {
         let mut reporting = Reporting::new(self.shared.clone(), report);
         let mut begun = Ok(());
         while begun.is_ok() && !reporting.is_done() && reporting.is_short() {
-            begun = reporting.step();
+            begun = reporting.step(false).map(drop);
         }
         let applied = begun.map(|()| {
             if reporting.is_done() {

@@ -5,8 +5,16 @@ use std::sync::Arc;
 
 use policy::overrides::{AuditEntry, MAX_AUDIT, MAX_OVERRIDES, OverrideChange, Overrides};
 
-use crate::journal::OperatorRecord;
 use crate::listing::RecordError;
+
+/// A record of an operator in a batch.
+#[derive(Clone, Debug)]
+pub(crate) enum OperatorRecord {
+    /// The change of an override.
+    Override(OverrideChange),
+    /// An entry of the audit list, new or with another count.
+    Audit(AuditEntry),
+}
 
 /// The overrides, and the audit list with the earliest entry first.
 #[derive(Debug, Default)]

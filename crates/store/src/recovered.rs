@@ -5,12 +5,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lease::{Change, Config, Invalid, Ledger};
+use lease::{Config, Ledger};
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
-use crate::journal::file::FileJournal;
-use crate::journal::{Opened, OperatorRecord, Restore, Stamp};
+use crate::journal::file::{Backend, FileJournal};
+use crate::journal::{Opened, Restored, Stamp};
 use crate::records::OperatorRecords;
 use crate::shared::Shared;
 use crate::store::Store;
@@ -39,12 +39,12 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Returns an empty ledger.
-    fn empty_ledger(&self, journal: bool) -> Result<Ledger, Error> {
+    /// Returns an empty ledger, without records of operators.
+    fn nothing_restored(&self, journal: bool) -> Result<Restored, Error> {
         let Self { max_leases, max_id_bytes, .. } = *self;
         let seed = random_seed()?;
         let config = Config { max_leases, max_id_bytes, seed, journal, ..Config::default() };
-        Ok(Ledger::new(config))
+        Ok(Restored { ledger: Ledger::new(config), records: OperatorRecords::default() })
     }
 }
 
@@ -53,8 +53,7 @@ impl Options {
 /// [`Recovered::resume`] starts it: from that moment every lease has its full TTL.
 #[derive(Debug)]
 pub struct Recovered {
-    ledger: Ledger,
-    records: OperatorRecords,
+    restored: Restored,
     /// `None` for a store without a journal.
     journal: Option<Opened>,
     stamp: Stamp,
@@ -82,9 +81,8 @@ impl Recovered {
     ///
     /// [`Error::System`] when the operating system has no random bytes.
     pub fn memory(options: Options) -> Result<Self, Error> {
-        let (ledger, records, stamp) =
-            (options.empty_ledger(false)?, OperatorRecords::default(), Stamp::default());
-        Ok(Self { ledger, records, journal: None, stamp, clock: options.clock })
+        let (restored, stamp) = (options.nothing_restored(false)?, Stamp::default());
+        Ok(Self { restored, journal: None, stamp, clock: options.clock })
     }
 
     /// Opens the store file at `path`, or creates it, and reads every lease in it.
@@ -105,20 +103,21 @@ impl Recovered {
     /// As [`Recovered::file`].
     pub fn on_backend(backend: impl redb::StorageBackend, options: Options) -> Result<Self, Error> {
         let path = Path::new("(custom backend)");
-        Self::load(FileJournal::on(backend, path, options.accept_older_state)?.into(), options)
+        Self::load(
+            FileJournal::on(Backend::new(backend), path, options.accept_older_state)?.into(),
+            options,
+        )
     }
 
     fn load(mut opened: Opened, options: Options) -> Result<Self, Error> {
-        let mut read =
-            Restored { ledger: options.empty_ledger(true)?, records: OperatorRecords::default() };
-        let stamp = opened.journal.load(&mut read)?;
-        let (Restored { ledger, records }, clock) = (read, options.clock);
-        Ok(Self { ledger, records, journal: Some(opened), stamp, clock })
+        let mut restored = options.nothing_restored(true)?;
+        let stamp = opened.journal.load(&mut restored)?;
+        Ok(Self { restored, journal: Some(opened), stamp, clock: options.clock })
     }
 
     /// How many leases were read.
     pub fn leases(&self) -> usize {
-        self.ledger.len()
+        self.restored.ledger.len()
     }
 
     /// Starts the store: every lease has its full TTL from now, a lingering lease the time that was
@@ -130,7 +129,8 @@ impl Recovered {
     ///
     /// [`Error::System`] when a thread cannot be started.
     pub fn resume(self) -> Result<Store, Error> {
-        let Self { mut ledger, records, journal, stamp, clock } = self;
+        let Self { restored, journal, stamp, clock } = self;
+        let Restored { mut ledger, records } = restored;
         ledger.resume(stamp.time, stamp.next_serial, stamp.time);
         let shared = Shared::new(ledger, records, journal.is_some(), stamp, clock);
         let path = journal.as_ref().map(|opened| opened.path.clone()).unwrap_or_default();
@@ -142,22 +142,6 @@ impl Recovered {
         }
         store.spawn("store-journal", |shared| shared.run_journal(journal))?;
         Ok(store)
-    }
-}
-
-/// Collects what a journal restores.
-struct Restored {
-    ledger: Ledger,
-    records: OperatorRecords,
-}
-
-impl Restore for Restored {
-    fn change(&mut self, change: Change) -> Result<(), Invalid> {
-        self.ledger.restore(change)
-    }
-
-    fn operator_record(&mut self, record: OperatorRecord) {
-        self.records.apply(record);
     }
 }
 

@@ -6,7 +6,7 @@ use lease::{RECORDS_PER_HOLD, Reported};
 use policy::Policy;
 use tokio::runtime::Handle;
 
-use crate::answers::{ReportError, Unavailable, UsageReport};
+use crate::answers::{ReportError, UsageReport};
 use crate::shared::{Part, Shared, Wait};
 
 /// A report that is being counted.
@@ -51,30 +51,19 @@ impl Reporting {
     /// is counted in part is of no use.
     pub(crate) fn run(mut self) -> Result<(Reported, Wait), ReportError> {
         while !self.is_done() {
-            if let Some(batch) = self.shared.batch_if_busy() {
+            if let Part::Busy(batch) = self.step(true)? {
                 Handle::current().block_on(batch.settled())?;
-            }
-            match self.step() {
-                Err(ReportError::Unavailable(Unavailable::Overloaded)) => {
-                    if let Some(batch) = self.shared.gathering_batch() {
-                        Handle::current().block_on(batch.settled())?;
-                    }
-                }
-                done => done?,
             }
         }
         Ok(self.finish())
     }
 
-    /// Does the next part. Takes the lock once.
-    pub(crate) fn step(&mut self) -> Result<(), ReportError> {
-        match self.shared.report_part(&self.policy, &mut self.reporting)? {
-            Part::Busy(_) => Err(Unavailable::Overloaded.into()),
-            Part::Done(wait) => {
-                // Batches become durable in their order: the last one is enough.
-                self.wait = wait;
-                Ok(())
-            }
-        }
+    /// Does the next part, unless the disk is busy and the part `may_wait`. Takes the lock once.
+    pub(crate) fn step(&mut self, may_wait: bool) -> Result<Part<()>, ReportError> {
+        let part = self.shared.report_part(&self.policy, &mut self.reporting, may_wait)?;
+        Ok(part.map(|wait| {
+            // Batches become durable in their order: the last one is enough.
+            self.wait = wait;
+        }))
     }
 }

@@ -74,27 +74,20 @@ impl StoreUrl {
     fn resolve(path: &Path, make_folders: bool) -> Result<(PathBuf, Option<PathBuf>), Error> {
         let names_a_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
         let file = if names_a_folder || path.is_dir() { path.join(FILE_NAME) } else { path.into() };
-        let missing = || Error::FolderMissing {
-            path: file.clone(),
-            parent: file.parent().unwrap_or(Path::new("/")).to_owned(),
-        };
         let folder = match file.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => folder.to_owned(),
             _ => return Ok((file, None)),
         };
-        if folder.is_dir() {
-            return Ok((file, None));
-        }
         let is_allowed = make_folders
             || names_a_folder
                 && folder
                     .parent()
                     .is_some_and(|above| above.as_os_str().is_empty() || above.is_dir());
-        if !is_allowed {
-            return Err(missing());
+        if is_allowed {
+            Ok((file, Some(folder)))
+        } else {
+            Err(Error::FolderMissing { path: file, parent: folder })
         }
-        let folder = folder.to_owned();
-        Ok((file, Some(folder)))
     }
 }
 

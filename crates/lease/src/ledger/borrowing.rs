@@ -15,17 +15,17 @@ use crate::table::{NewLease, Place, Sessions, whole_milliseconds};
 use crate::terms::{Denied, Grant, Refusal, Remembers, Terms};
 
 use super::Ledger;
-use super::bought::{Bought, halves};
+use super::remembered_borrow::{RememberedBorrow, halves};
 
 impl Ledger {
     /// Grants one lease, or says what stands against it. The request must be valid.
     ///
     /// Within one TTL a retry under the same borrow id gets the same live lease, with its full TTL
-    /// again. All ceilings are looked at before anything changes.
+    /// again. All limits are checked before anything changes.
     ///
     /// # Errors
     ///
-    /// The first [`Refusal`] that applies, in the order: old terms, borrow id, budgets, the ceilings in
+    /// The first [`Refusal`] that applies, in the order: old terms, borrow id, budgets, the limits in
     /// the order of [`Scope::ALL`], a revoked session, the ledger's own bounds. [`Refusal::Behind`]
     /// when too much of the trace has ended and is not taken out yet.
     pub fn borrow(
@@ -43,7 +43,7 @@ impl Ledger {
             return Ok(replayed);
         }
         let mut place = self.find_place(request, indexer)?;
-        let observed = match self.check_ceilings(request, terms, place) {
+        let observed = match self.check_limits(request, terms, place) {
             Err(refusal) if terms.observe => Some(Box::new(refusal)),
             admitted => admitted.map(|()| None)?,
         };
@@ -75,7 +75,7 @@ impl Ledger {
     }
 
     /// Looks for what stands against a borrow, without changing anything.
-    fn check_ceilings(
+    fn check_limits(
         &self,
         request: &Request<'_>,
         terms: &Terms<'_>,
@@ -85,18 +85,18 @@ impl Ledger {
             return Err(Refusal::BudgetSpent(spent));
         }
         let counts = self.table.counts(place);
-        // What forms no scope has no ceiling.
+        // What forms no scope has no limit.
         let api_key = terms.limits.api_key.filter(|_| !request.api_key.is_empty());
         let workers = (request.kind() == Kind::Worker && forms_a_scope(request.trace))
             .then(|| request.max_workers.unsigned_abs());
         for scope in Scope::ALL {
-            let (active, ceiling) = match scope {
+            let (active, limit) = match scope {
                 Scope::Service => (counts.service, terms.limits.service),
                 Scope::Organization => (counts.organization, terms.limits.organization),
                 Scope::ApiKey => (counts.api_key, api_key),
                 Scope::Trace => (counts.trace_workers, workers),
             };
-            if let Some(max) = ceiling.filter(|&max| active >= max) {
+            if let Some(max) = limit.filter(|&max| active >= max) {
                 let pool = self.table.pool_state(place, terms.limits.organization);
                 return Err(Refusal::Denied(Denied { scope, active, max, pool }));
             }
@@ -157,8 +157,8 @@ impl Ledger {
         self.timer.set(slot, ends_at);
         let id = LeaseId::new(slot, serial.get(), secret);
         if let Some(borrow_id) = request.borrow_id {
-            let bought = Bought::lease(borrow_id, id, request.fingerprint());
-            self.table.leases[slot].bought = self.borrows.remember(indexer, bought, ends_at);
+            let borrow = RememberedBorrow::live(borrow_id, id, request.fingerprint());
+            self.table.leases[slot].borrow = self.borrows.remember(indexer, borrow, ends_at);
         }
         self.revision += 1;
         if self.changes.is_some() {
@@ -178,20 +178,17 @@ impl Ledger {
         indexer: u32,
     ) -> Result<Option<Grant>, Refusal> {
         let Some(borrow_id) = request.borrow_id else { return Ok(None) };
-        let Some(&bought) = self.borrows.get(indexer, halves(borrow_id), self.now) else {
+        let Some(&borrow) = self.borrows.get(indexer, halves(borrow_id), self.now) else {
             return Ok(None);
         };
-        if bought.fingerprint().is_some_and(|known| known != request.fingerprint()) {
+        if borrow.fingerprint().is_some_and(|known| known != request.fingerprint()) {
             return Err(Refusal::BorrowIdReused);
         }
         let now = self.now;
-        let entry = self.table.leases.get(bought.slot);
-        let entry = entry.filter(|entry| entry.serial.get() == bought.serial);
-        let id = entry.map(|entry| entry.id(bought.slot)).ok_or(Refusal::BorrowEnded)?;
-        self.live(id).filter(|entry| !entry.lingers()).ok_or(Refusal::BorrowEnded)?;
-        let entry = self.table.find_mut(id).ok_or(Refusal::BorrowEnded)?;
-        entry.ends_at = entry.ends_at.max(now + entry.ttl());
-        let ttl = entry.ttl();
+        borrow.lease_in(&self.table.leases).ok_or(Refusal::BorrowEnded)?;
+        let entry = self.live_at(borrow.slot).filter(|entry| !entry.lingers());
+        let entry = entry.ok_or(Refusal::BorrowEnded)?;
+        let (id, ttl) = (entry.id(borrow.slot), entry.extend(now));
         let place = self.table.place(request, indexer);
         let pool = self.table.pool_state(place, terms.limits.organization);
         Ok(Some(Grant { id, ttl, pool, replayed: true, observed: None }))

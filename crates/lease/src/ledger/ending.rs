@@ -16,9 +16,8 @@ use crate::slab::{NONE, RECORDS_PER_HOLD};
 use crate::table::{Entry, Sessions};
 use crate::terms::{MemoryFull, Released, Remembers};
 
-use super::Ledger;
-use super::bought::{Bought, halves};
-use super::ended_trace::EndedTrace;
+use super::remembered_borrow::{RememberedBorrow, halves};
+use super::{EndedTrace, Ledger};
 
 /// Facts of each kind that an operation forgets in passing.
 const FORGET_IN_PASSING: usize = 64;
@@ -140,21 +139,21 @@ impl Ledger {
         }
     }
 
-    /// Records that a lease has left the table, and that its borrow id buys nothing while it is
+    /// Records that a lease has left the table, and that its borrow id gets no lease while it is
     /// remembered.
     pub(super) fn record_end(&mut self, slot: u32, entry: &Entry, end: End) {
         self.ends.add(end);
         self.record(|| Change::Ended { id: entry.id(slot), end });
-        let Some(fact) = self.borrows.at(entry.bought) else { return };
-        let (until, bought) = (fact.until, fact.what);
-        if bought.serial != entry.serial.get() || until <= self.now {
+        let Some(fact) = self.borrows.at(entry.borrow) else { return };
+        let (until, borrow) = (fact.until, fact.what);
+        if borrow.serial != entry.serial.get() || until <= self.now {
             return;
         }
         let indexer = self.table.indexer_name(entry.indexer()).map(Into::into);
         self.record(|| Change::BorrowEnded {
             indexer,
-            id: bought.borrow_id(),
-            fingerprint: bought.fingerprint(),
+            id: borrow.borrow_id(),
+            fingerprint: borrow.fingerprint(),
             until,
         });
     }
@@ -238,19 +237,20 @@ impl Ledger {
     }
 
     /// The live lease of that id; one that has ended is taken out.
-    pub(super) fn live(&mut self, id: LeaseId) -> Option<&Entry> {
-        self.live_mut(id).map(|entry| &*entry)
+    pub(super) fn live(&mut self, id: LeaseId) -> Option<&mut Entry> {
+        self.table.find(id)?;
+        self.live_at(id.slot)
     }
 
-    pub(super) fn live_mut(&mut self, id: LeaseId) -> Option<&mut Entry> {
+    /// The live lease at a slot; one that has ended is taken out.
+    pub(super) fn live_at(&mut self, slot: u32) -> Option<&mut Entry> {
         if self.is_behind()
-            && self.table.find(id).is_some()
-            && let Some(end) = self.ended(id.slot)
+            && let Some(end) = self.ended(slot)
         {
-            self.end_lease(id.slot, end);
+            self.end_lease(slot, end);
             self.journal_ended_traces();
         }
-        self.table.find_mut(id)
+        self.table.leases.get_mut(slot)
     }
 }
 
@@ -276,7 +276,7 @@ impl Ledger {
         if !self.holds(id, caller) {
             return Released::Missing;
         }
-        let Some(entry) = self.live(id) else { return Released::Missing };
+        let Some(entry) = self.live_at(id.slot) else { return Released::Missing };
         let asked = entry.granted_at + minimal_life.min(MAX_MINIMAL_LIFE);
         let until = if entry.lingers() { asked.min(entry.ends_at) } else { asked };
         let as_before = entry.lingers() && until == entry.ends_at;
@@ -287,9 +287,7 @@ impl Ledger {
         if as_before {
             return Released::Lingers { until };
         }
-        if let Some(entry) = self.table.find_mut(id) {
-            entry.linger(until);
-        }
+        self.table.leases[id.slot].linger(until);
         self.timer.set(id.slot, until);
         self.record(|| Change::Lingers { id, until });
         Released::Lingers { until }
@@ -313,10 +311,8 @@ impl Ledger {
     ) -> Result<Released, MemoryFull> {
         self.begin(now);
         let indexer = self.table.indexer(caller);
-        if let Some(&bought) = self.borrows.get(indexer, halves(borrow_id), self.now) {
-            let entry = self.table.leases.get(bought.slot);
-            let entry = entry.filter(|entry| entry.serial.get() == bought.serial);
-            let id = entry.map(|entry| entry.id(bought.slot));
+        if let Some(&borrow) = self.borrows.get(indexer, halves(borrow_id), self.now) {
+            let id = borrow.lease_in(&self.table.leases).map(|entry| entry.id(borrow.slot));
             return Ok(
                 id.map_or(Released::Missing, |id| self.release(id, caller, minimal_life, now))
             );
@@ -324,7 +320,7 @@ impl Ledger {
         let room = self.borrows.check_room(indexer, self.now);
         room.map_err(|most| self.memory_full(Remembers::BorrowIds, indexer, most))?;
         let until = self.now + BORROW_ID_MEMORY;
-        self.borrows.remember(indexer, Bought::ended(borrow_id, None), until);
+        self.borrows.remember(indexer, RememberedBorrow::ended(borrow_id, None), until);
         self.record(|| Change::BorrowEnded {
             indexer: caller.map(Into::into),
             id: borrow_id,
@@ -340,7 +336,7 @@ impl Ledger {
     /// anything to take back.
     pub fn undo(&mut self, id: LeaseId, borrow_id: Option<BorrowId>, now: Timestamp) -> bool {
         self.begin(now);
-        let Some(indexer) = self.live(id).map(Entry::indexer) else { return false };
+        let Some(indexer) = self.live(id).map(|entry| entry.indexer()) else { return false };
         if let Some(borrow_id) = borrow_id {
             let known = self.borrows.find(indexer, halves(borrow_id), self.now);
             self.borrows.forget(known.unwrap_or(NONE));

@@ -80,18 +80,14 @@ impl Ledger {
     /// too.
     ///
     /// ```
-    /// use lease::{Budget, Config, Enforcement, Ledger, Policy, Request, Terms, Timestamp, WallTime};
+    /// use lease::{Config, Enforcement, Ledger, Policy, Request, Terms, Timestamp, WallTime};
     ///
     /// /// Disables acme.
     /// #[derive(Debug)]
     /// struct NoAcme;
     ///
     /// impl Policy for NoAcme {
-    ///     fn knows(&self, organization: &str) -> bool { organization == "acme" }
-    ///     fn budgets(&self, _: &str) -> &[Budget] { &[] }
     ///     fn is_organization_disabled(&self, organization: &str) -> bool { organization == "acme" }
-    ///     fn is_api_key_disabled(&self, _: &str) -> bool { false }
-    ///     fn observes(&self, _: &str) -> bool { false }
     /// }
     ///
     /// let (mut ledger, now) = (Ledger::new(Config::default()), Timestamp::ZERO);

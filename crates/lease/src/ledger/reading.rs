@@ -1,47 +1,103 @@
-//! What an operator reads: leases, pools and usage, without changing anything.
+//! What operators read: leases, pools and usage, without changing anything.
 //!
 //! A big table is read in *parts* of about a thousand records, so that a lock around the ledger
 //! is free between two parts. Records keep their place until they are gone:
 //! a walk over all parts sees everything once that was there all the time.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::budget::Used;
 use crate::change::Ends;
 use crate::clock::Timestamp;
-use crate::id::{LeaseId, LeaseNumber};
+use crate::id::LeaseNumber;
 use crate::lease::Kind;
-use crate::pool::PoolCount;
+use crate::pool::{MAX_TRACES_TOLD, PoolCount, PoolUse};
 use crate::slab::RECORDS_PER_HOLD;
-use crate::table::Entry;
+use crate::table::{Entry, Named, TracesRead};
 
 use super::Ledger;
 
-/// A live lease as it stands in the table: who holds it, what it counts against, when it ends.
+/// A live lease, without its key. Its names are borrowed from the ledger (`&str`) or owned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder<'a> {
-    /// The lease.
-    pub id: LeaseId,
+pub struct ListedLease<N = Box<str>> {
+    /// Its number, which is not its key.
+    pub number: LeaseNumber,
     /// Session or worker.
     pub kind: Kind,
-    /// The indexer that holds the lease.
-    pub indexer: Option<&'a str>,
-    /// Its service.
-    pub service: &'a str,
-    /// Its organization.
-    pub organization: &'a str,
-    /// Its API key id; empty when there is none.
-    pub api_key: &'a str,
+    /// The indexer that holds it; `None` for one borrowed while no indexer was configured.
+    pub indexer: Option<N>,
+    /// The service it counts against.
+    pub service: N,
+    /// The organization it counts against.
+    pub organization: N,
+    /// The API key id it counts against; empty when there is none.
+    pub api_key: N,
     /// The trace it runs under; empty when there is none that forms a scope.
-    pub trace: &'a str,
-    /// When it was granted, in store time.
-    pub granted_at: Timestamp,
+    pub trace: N,
+    /// How long it has lived.
+    pub age: Duration,
     /// How long it lives without a keep-alive.
     pub ttl: Duration,
-    /// When it ends unless it is kept alive, in store time.
-    pub ends_at: Timestamp,
-    /// Whether it was returned young and only lasts out its minimal life.
+    /// How long until it ends unless it is kept alive.
+    pub ends_in: Duration,
+    /// Whether it was returned before its minimal life was over, and is lingering.
     pub lingers: bool,
+    /// How many workers of its indexer run under its trace; 0 for a worker.
+    pub workers: u64,
+}
+
+impl From<ListedLease<&str>> for ListedLease {
+    fn from(lease: ListedLease<&str>) -> Self {
+        let ListedLease { number, kind, age, ttl, ends_in, lingers, workers, .. } = lease;
+        let ListedLease { indexer, service, organization, api_key, trace, .. } = lease;
+        let [service, organization, api_key, trace] =
+            [service, organization, api_key, trace].map(Into::into);
+        let indexer = indexer.map(Into::into);
+        Self {
+            number,
+            kind,
+            indexer,
+            service,
+            organization,
+            api_key,
+            trace,
+            age,
+            ttl,
+            ends_in,
+            lingers,
+            workers,
+        }
+    }
+}
+
+/// A reading of a pool that is under way; see [`Ledger::read_pool`].
+#[derive(Debug, Default)]
+pub struct PoolReading {
+    pool: PoolUse,
+    read: TracesRead,
+    seen: HashSet<Box<str>>,
+    parts: usize,
+    /// Distinct traces of the pool.
+    distinct: u64,
+    done: bool,
+}
+
+impl PoolReading {
+    /// Whether the pool was read to its end, or as far as is told.
+    pub const fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// What was read.
+    pub fn finish(self) -> PoolUse {
+        let Self { mut pool, distinct, .. } = self;
+        // What moved while it was read may stand out of order.
+        pool.traces.sort_by(|(_, one), (_, other)| other.cmp(one));
+        pool.traces.truncate(MAX_TRACES_TOLD);
+        pool.omitted = distinct.saturating_sub(pool.traces.len() as u64);
+        pool
+    }
 }
 
 impl Ledger {
@@ -58,24 +114,19 @@ impl Ledger {
     }
 
     /// The live leases of one part of the table, from part 0 on; `None` past the last one.
-    pub fn holders(&self, part: u32) -> Option<impl Iterator<Item = Holder<'_>>> {
+    pub fn listed(&self, part: u32) -> Option<impl Iterator<Item = ListedLease<&str>>> {
         let leases = self.table.leases.part(part)?;
         let mut looks = RECORDS_PER_HOLD;
         let live = leases.filter(move |(_, entry)| self.ended_within(entry, &mut looks).is_none());
-        Some(live.map(|(slot, entry)| self.holder_at(slot, entry)))
+        Some(live.map(|(slot, entry)| self.listed_at(slot, entry)))
     }
 
     /// The live lease of that number.
-    pub fn holder(&self, number: LeaseNumber) -> Option<Holder<'_>> {
-        let entry = self.live_entry(number)?;
-        Some(self.holder_at(number.slot, entry))
-    }
-
-    fn live_entry(&self, number: LeaseNumber) -> Option<&Entry> {
-        let entry = self.table.leases.get(number.slot);
-        let entry = entry.filter(|entry| entry.id(number.slot).number() == number)?;
-        let mut looks = RECORDS_PER_HOLD;
-        self.ended_within(entry, &mut looks).is_none().then_some(entry)
+    pub fn find(&self, number: LeaseNumber) -> Option<ListedLease<&str>> {
+        let entry = self.table.leases.get(number.slot)?;
+        let is_live = entry.id(number.slot).number() == number
+            && self.ended_within(entry, &mut { RECORDS_PER_HOLD }).is_none();
+        is_live.then(|| self.listed_at(number.slot, entry))
     }
 
     /// Whether the organization holds any lease.
@@ -83,14 +134,8 @@ impl Ledger {
         self.table.has_leases_of(organization)
     }
 
-    /// How many workers of its indexer run under the trace of a session; 0 for a worker, and for
-    /// what is not there.
-    pub fn workers_under(&self, number: LeaseNumber) -> u64 {
-        self.live_entry(number).map_or(0, |entry| self.table.workers_under(entry))
-    }
-
     /// The counts of the pools of one part, from part 0 on; `None` past the last one.
-    pub fn pools(&self, part: u32) -> Option<impl Iterator<Item = PoolCount<'_>>> {
+    pub fn pools(&self, part: u32) -> Option<impl Iterator<Item = PoolCount<&str>>> {
         self.table.pool_counts(part)
     }
 
@@ -105,20 +150,58 @@ impl Ledger {
         self.usage.part(part)
     }
 
-    pub(super) fn holder_at(&self, slot: u32, entry: &Entry) -> Holder<'_> {
-        let names = self.table.names(entry);
-        Holder {
-            id: entry.id(slot),
+    fn listed_at(&self, slot: u32, entry: &Entry) -> ListedLease<&str> {
+        let Named { indexer, service, organization, api_key, trace } = self.table.names(entry);
+        ListedLease {
+            number: entry.id(slot).number(),
             kind: entry.kind(),
-            indexer: names.indexer,
-            service: names.service,
-            organization: names.organization,
-            api_key: names.api_key,
-            trace: names.trace,
-            granted_at: entry.granted_at,
+            indexer,
+            service,
+            organization,
+            api_key,
+            trace,
+            age: self.now.since(entry.granted_at),
             ttl: entry.ttl(),
-            ends_at: entry.ends_at,
+            ends_in: entry.ends_at.since(self.now),
             lingers: entry.lingers(),
+            workers: self.table.workers_under(entry),
         }
+    }
+
+    /// Reads the next part of a pool: at most half of [`RECORDS_PER_HOLD`] traces.
+    ///
+    /// It is called with the same `reading` until that is done. What changes between two parts may
+    /// show as it was or as it is; a pool that is read in one part is told exactly.
+    ///
+    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
+    pub fn read_pool(
+        &mut self,
+        service: &str,
+        organization: &str,
+        reading: &mut PoolReading,
+        now: Timestamp,
+    ) {
+        self.begin(now);
+        let most = self.records_per_hold.div_ceil(2);
+        let PoolReading { pool, read, seen, parts, distinct, done } = reading;
+        (pool.leases, *distinct) = self.table.pool_size(organization, service);
+        for (trace, leases) in self.table.next_traces(organization, service, most, read) {
+            if seen.insert(trace.clone()) {
+                pool.traces.push((trace, leases));
+            }
+        }
+        *parts += 1;
+        // However much moves meanwhile, a reading comes to an end.
+        let enough = pool.traces.len() >= MAX_TRACES_TOLD || *parts > 2 * MAX_TRACES_TOLD / most;
+        *done = read.is_done() || enough;
+    }
+
+    /// The counts of the pool (organization, service), read in one go.
+    pub fn state(&mut self, service: &str, organization: &str, now: Timestamp) -> PoolUse {
+        let mut reading = PoolReading::default();
+        while !reading.is_done() {
+            self.read_pool(service, organization, &mut reading, now);
+        }
+        reading.finish()
     }
 }

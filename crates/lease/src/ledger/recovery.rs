@@ -12,7 +12,7 @@ use crate::revocation::{Revocation, RevokedLease};
 use crate::table::{NewLease, TraceNames};
 
 use super::Ledger;
-use super::bought::Bought;
+use super::remembered_borrow::RememberedBorrow;
 
 /// How much longer than its TTL a recovered lease may live: the ends of leases that came back at one
 /// moment are spread over this, so that they do not all end at one moment.
@@ -35,37 +35,32 @@ impl Ledger {
     /// [`Invalid`] when the change contradicts what was restored before it: the store is damaged.
     pub fn restore(&mut self, change: Change) -> Result<(), Invalid> {
         match change {
-            Change::Granted(lease) => self.restore_lease(&lease),
+            Change::Granted(lease) => self.restore_lease(&lease)?,
             Change::Revoked(revocation) => {
                 self.skip_serial(revocation.id.serial());
                 self.remember_revocation(*revocation);
-                Ok(())
             }
             Change::Used { organization, metric, used } => {
                 self.usage.restore_used(&organization, &metric, used);
-                Ok(())
             }
             Change::Reported { indexer, key, until, fingerprint, applied } => {
                 let indexer = self.table.indexer(indexer.as_deref());
                 self.usage.restore_reported(indexer, key, until, fingerprint, applied);
-                Ok(())
             }
             Change::BorrowEnded { indexer, id, fingerprint, until } => {
                 let indexer = self.table.indexer(indexer.as_deref());
-                self.borrows.remember(indexer, Bought::ended(id, fingerprint), until);
-                Ok(())
+                let borrow = RememberedBorrow::ended(id, fingerprint);
+                self.borrows.remember(indexer, borrow, until);
             }
-            Change::TraceEnded(end) => {
-                self.restore_trace_end(*end);
-                Ok(())
-            }
+            Change::TraceEnded(end) => self.restore_trace_end(*end),
             Change::Lingers { .. }
             | Change::Ended { .. }
             | Change::TraceGone(_)
             | Change::Unused { .. } => {
-                Err(Invalid { field: "change", problem: "is part of another record" })
+                return Err(Invalid { field: "change", problem: "is part of another record" });
             }
         }
+        Ok(())
     }
 
     fn restore_lease(&mut self, lease: &Lease) -> Result<(), Invalid> {
@@ -105,9 +100,9 @@ impl Ledger {
             self.table.leases[slot].linger(until);
         }
         if let Some(BorrowedAs { id, fingerprint }) = lease.borrowed_as {
-            let bought = Bought::lease(id, lease.id, fingerprint);
+            let borrow = RememberedBorrow::live(id, lease.id, fingerprint);
             let until = lease.granted_at + lease.ttl;
-            self.table.leases[slot].bought = self.borrows.remember(indexer, bought, until);
+            self.table.leases[slot].borrow = self.borrows.remember(indexer, borrow, until);
         }
         self.skip_serial(lease.id.serial());
         Ok(())
@@ -126,7 +121,7 @@ impl Ledger {
         self.record(|| Change::TraceGone(Box::new(end)));
     }
 
-    /// A table never has more slots than it held leases, but its ceiling may have been lowered.
+    /// A table never has more slots than it held leases, but `max_leases` may have been lowered.
     fn max_slot(&self) -> u64 {
         self.max_leases.max(1 << 24)
     }
@@ -173,11 +168,11 @@ impl Ledger {
         let leases = self.table.leases.iter();
         let live = leases.filter(move |(_, entry)| self.ended_within(entry, &mut looks).is_none());
         let leases = live.map(|(slot, entry)| {
-            let bought = self.borrows.at(entry.bought).map(|fact| &fact.what);
-            let bought = bought.filter(|bought| bought.serial == entry.serial.get());
-            let borrowed_as = bought.map(|bought| BorrowedAs {
-                id: bought.borrow_id(),
-                fingerprint: bought.fingerprint,
+            let borrow = self.borrows.at(entry.borrow).map(|fact| &fact.what);
+            let borrow = borrow.filter(|borrow| borrow.serial == entry.serial.get());
+            let borrowed_as = borrow.map(|borrow| BorrowedAs {
+                id: borrow.borrow_id(),
+                fingerprint: borrow.fingerprint,
             });
             Change::Granted(Box::new(Lease { borrowed_as, ..self.lease(slot, entry) }))
         });
@@ -194,12 +189,9 @@ impl Ledger {
                 until: fact.until,
             }))
         });
-        let is_live = |bought: &Bought| {
-            let entry = self.table.leases.get(bought.slot);
-            entry.is_some_and(|entry| {
-                entry.serial.get() == bought.serial
-                    && self.ended_within(entry, &mut { usize::MAX }).is_none()
-            })
+        let is_live = |borrow: &RememberedBorrow| {
+            let lease = borrow.lease_in(&self.table.leases);
+            lease.is_some_and(|entry| self.ended_within(entry, &mut { usize::MAX }).is_none())
         };
         let ended = self.borrows.iter().filter(move |fact| !is_live(&fact.what));
         let ended = ended.map(move |fact| Change::BorrowEnded {

@@ -150,8 +150,9 @@ impl Ledger {
         let Self { usage, table, .. } = self;
         let holds_leases = |organization: &str| table.has_leases_of(organization);
         let mut changes = Vec::new();
-        let part = Part { policy, wall: *wall, indexer, from, most: self.records_per_hold };
-        let counted = usage.count(report, &part, &holds_leases, &mut changes);
+        let (wall, most, holds_leases) = (*wall, self.records_per_hold, &holds_leases);
+        let part = Part { policy, holds_leases, wall, indexer, from, most };
+        let counted = usage.count(report, &part, &mut changes);
         if let Some(key) = idempotency_key
             && !counted.repeated
             && !report.is_empty()

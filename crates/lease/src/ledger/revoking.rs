@@ -43,7 +43,7 @@ impl Ledger {
         self.begin(now);
         let id = self.table.leases.get(number.slot).map(|entry| entry.id(number.slot));
         let id = id.filter(|id| id.number() == number)?;
-        self.live(id)?;
+        self.live_at(id.slot)?;
         let entry = &self.table.leases[id.slot];
         let is_last = self.table.sessions_beside(entry) == 0;
         let workers = if is_last { self.table.workers_under(entry) } else { 0 };

@@ -6,8 +6,9 @@ use crate::lease::Kind;
 use crate::slab::NONE;
 
 use super::Table;
+use super::entry::Entry;
 use super::links::Links;
-use super::scopes::Rank;
+use super::scopes::{Pool, Rank};
 
 impl Table {
     /// Recomputes every count and list from the leases alone.
@@ -28,59 +29,39 @@ impl Table {
         self.audit_counts()?;
         self.audit_unnamed()?;
         self.audit_lists()?;
-        self.audit_organizations()?;
         self.audit_ranking()
     }
 
     fn audit_counts(&self) -> Result<(), String> {
-        let (mut services, mut pools, mut keys) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let (mut sessions, mut cells, mut workers) =
-            (HashMap::new(), HashMap::new(), HashMap::new());
-        let (mut sessions_of_pool, mut workers_of_trace) = (HashMap::new(), HashMap::new());
-        let mut traces_of_pool: HashMap<u32, HashSet<&str>> = HashMap::new();
-        for (_, entry) in self.leases.iter() {
-            *services.entry(self.pools[entry.pool].service).or_insert(0) += 1;
-            *pools.entry(entry.pool).or_insert(0) += 1;
-            if entry.kind() == Kind::Session {
-                *sessions_of_pool.entry(entry.pool).or_insert(0) += 1;
-            }
-            *keys.entry(entry.key).or_insert(0) += 1;
-            if let Some(cell) = self.cells.get(entry.cell) {
-                *cells.entry(entry.cell).or_insert(0) += 1;
-                traces_of_pool.entry(entry.pool).or_default().insert(&self.traces[cell.trace].id);
-                match entry.kind() {
-                    Kind::Session => *sessions.entry(cell.trace).or_insert(0) += 1,
-                    Kind::Worker => {
-                        *workers.entry(entry.cell).or_insert(0) += 1;
-                        *workers_of_trace.entry(cell.trace).or_insert(0) += 1;
-                    }
-                }
-            }
-        }
-        keys.remove(&NONE);
+        let entries = || self.leases.iter().map(|(_, entry)| entry);
+        let of = |kind| entries().filter(move |entry| entry.kind() == kind);
+        let with_trace = |entry: &&Entry| entry.cell != NONE;
+        let trace_of = |entry: &Entry| self.trace_of(entry);
+
         let kept = self.services.iter().map(|(at, service)| (at, service.leases));
-        same("leases of service", kept, &services)?;
-        same("leases of pool", self.pools.iter().map(|(at, pool)| (at, pool.leases)), &pools)?;
-        same("leases of API key", self.keys.iter().map(|(at, key)| (at, key.leases)), &keys)?;
-        let kept = self.cells.iter().map(|(at, cell)| (at, u64::from(cell.leases)));
-        same("leases of cell", kept, &cells)?;
-        let kept = self.cells.iter().map(|(at, cell)| (at, u64::from(cell.workers)));
-        same("workers of cell", kept, &workers)?;
-        let kept = self.traces.iter().map(|(at, trace)| (at, u64::from(trace.sessions)));
-        same("sessions of trace", kept, &sessions)?;
-        let kept = self.traces.iter().map(|(at, trace)| (at, u64::from(trace.workers)));
-        same("workers of trace", kept, &workers_of_trace)?;
+        same("leases of service", kept, entries().map(|entry| self.pools[entry.pool].service))?;
+        let kept = self.pools.iter().map(|(at, pool)| (at, pool.leases));
+        same("leases of pool", kept, entries().map(|entry| entry.pool))?;
         let kept = self.pools.iter().map(|(at, pool)| (at, u64::from(pool.sessions)));
-        same("sessions of pool", kept, &sessions_of_pool)?;
-        let traces: HashMap<u32, u64> =
-            traces_of_pool.into_iter().map(|(pool, traces)| (pool, traces.len() as u64)).collect();
-        same("traces of pool", self.pools.iter().map(|(at, pool)| (at, pool.traces)), &traces)?;
-        let mut of_organization = HashMap::new();
-        for (_, pool) in self.pools.iter() {
-            *of_organization.entry(pool.organization).or_insert(0) += 1;
-        }
+        same("sessions of pool", kept, of(Kind::Session).map(|entry| entry.pool))?;
+        let kept = self.keys.iter().map(|(at, key)| (at, key.leases));
+        same("leases of API key", kept, entries().map(|entry| entry.key).filter(|&at| at != NONE))?;
+        let kept = self.cells.iter().map(|(at, cell)| (at, u64::from(cell.leases)));
+        same("leases of cell", kept, entries().filter(with_trace).map(|entry| entry.cell))?;
+        let kept = self.cells.iter().map(|(at, cell)| (at, u64::from(cell.workers)));
+        same("workers of cell", kept, of(Kind::Worker).filter(with_trace).map(|entry| entry.cell))?;
+        let kept = self.traces.iter().map(|(at, trace)| (at, u64::from(trace.sessions)));
+        same("sessions of trace", kept, of(Kind::Session).filter(with_trace).map(trace_of))?;
+        let kept = self.traces.iter().map(|(at, trace)| (at, u64::from(trace.workers)));
+        same("workers of trace", kept, of(Kind::Worker).filter(with_trace).map(trace_of))?;
+        let traces: HashSet<(u32, &str)> = entries()
+            .filter(with_trace)
+            .map(|entry| (entry.pool, &*self.traces[self.trace_of(entry)].id))
+            .collect();
+        let kept = self.pools.iter().map(|(at, pool)| (at, pool.traces));
+        same("traces of pool", kept, traces.into_iter().map(|(pool, _)| pool))?;
         let kept = self.organizations.iter().map(|(at, record)| (at, u64::from(record.pools)));
-        same("pools of organization", kept, &of_organization)
+        same("pools of organization", kept, self.pools.iter().map(|(_, pool)| pool.organization))
     }
 
     /// A service may be named while leases of it live, and then counts no more.
@@ -98,57 +79,40 @@ impl Table {
     }
 
     fn audit_lists(&self) -> Result<(), String> {
-        let (mut in_pools, mut in_traces) = (HashSet::new(), HashSet::new());
+        let (mut in_pools, mut in_traces, mut in_organizations) = (0, 0, 0);
         for (at, pool) in self.pools.iter() {
-            for (kind, head) in KINDS.map(|kind| (kind, pool.heads.of(kind))) {
-                let (mut slot, mut prev) = (head, NONE);
-                while slot != NONE {
-                    let entry = &self.leases[slot];
-                    let belongs = entry.pool == at && entry.kind() == kind;
-                    if !belongs || entry.in_pool.prev != prev || !in_pools.insert(slot) {
-                        return Err(format!("slot {slot} is linked wrongly in pool {at}"));
-                    }
-                    (prev, slot) = (slot, entry.in_pool.next);
-                }
+            for kind in [Kind::Session, Kind::Worker] {
+                let belongs = |entry: &Entry| entry.pool == at && entry.kind() == kind;
+                let list =
+                    Links::audit(&self.leases, pool.heads.of(kind), |it| it.in_pool, belongs);
+                let list =
+                    list.map_err(|slot| format!("slot {slot} is linked wrongly in pool {at}"))?;
+                in_pools += list.len();
             }
         }
         for (at, trace) in self.traces.iter() {
-            for (kind, head) in KINDS.map(|kind| (kind, trace.heads.of(kind))) {
-                let (mut slot, mut prev) = (head, NONE);
-                while slot != NONE {
-                    let entry = &self.leases[slot];
-                    let belongs = self.trace_of(entry) == at && entry.kind() == kind;
-                    if !belongs || entry.in_trace.prev != prev || !in_traces.insert(slot) {
-                        return Err(format!("slot {slot} is linked wrongly in trace {at}"));
-                    }
-                    (prev, slot) = (slot, entry.in_trace.next);
-                }
+            for kind in [Kind::Session, Kind::Worker] {
+                let belongs = |entry: &Entry| self.trace_of(entry) == at && entry.kind() == kind;
+                let list =
+                    Links::audit(&self.leases, trace.heads.of(kind), |it| it.in_trace, belongs);
+                let list =
+                    list.map_err(|slot| format!("slot {slot} is linked wrongly in trace {at}"))?;
+                in_traces += list.len();
             }
         }
         let with_trace = self.leases.iter().filter(|(_, entry)| entry.cell != NONE).count();
-        if in_pools.len() != self.leases.len() || in_traces.len() != with_trace {
+        if in_pools != self.leases.len() || in_traces != with_trace {
             return Err("a lease stands in no list of its pool or trace".to_owned());
         }
-        Ok(())
-    }
-
-    fn audit_organizations(&self) -> Result<(), String> {
-        let mut linked = 0;
         for (at, organization) in self.organizations.iter() {
-            let (mut pool, mut before) = (organization.head, NONE);
-            while pool != NONE {
-                let Links { next, prev } = self.pools[pool].in_organization;
-                if self.pools[pool].organization != at
-                    || prev != before
-                    || linked > self.pools.len()
-                {
-                    return Err(format!("pool {pool} is linked wrongly in organization {at}"));
-                }
-                linked += 1;
-                (before, pool) = (pool, next);
-            }
+            let belongs = |pool: &Pool| pool.organization == at;
+            let list =
+                Links::audit(&self.pools, organization.head, |it| it.in_organization, belongs);
+            let list =
+                list.map_err(|pool| format!("pool {pool} is linked wrongly in organization {at}"))?;
+            in_organizations += list.len();
         }
-        if linked != self.pools.len() {
+        if in_organizations != self.pools.len() {
             return Err("a pool stands in no list of its organization".to_owned());
         }
         Ok(())
@@ -207,14 +171,14 @@ impl Table {
     }
 }
 
-const KINDS: [Kind; 2] = [Kind::Session, Kind::Worker];
-
-/// Compares kept counts with recomputed ones.
+/// Compares kept counts with recomputed ones: how often each number comes in `counted`.
 fn same(
     what: &str,
     kept: impl Iterator<Item = (u32, u64)>,
-    recomputed: &HashMap<u32, u64>,
+    counted: impl Iterator<Item = u32>,
 ) -> Result<(), String> {
+    let mut recomputed: HashMap<u32, u64> = HashMap::new();
+    counted.for_each(|at| *recomputed.entry(at).or_insert(0) += 1);
     let mut seen = 0;
     for (at, count) in kept {
         let expected = recomputed.get(&at).copied().unwrap_or(0);

@@ -5,11 +5,10 @@ use crate::request::Request;
 use crate::scope::forms_a_scope;
 use crate::slab::NONE;
 
-use super::Table;
 use super::entry::Entry;
 use super::links::{Heads, Links};
-use super::place::Place;
 use super::scopes::{Cell, KeyScope, Organization, Pool, Rank, Service, Trace};
+use super::{Place, Table};
 
 /// Counting a lease in.
 impl Table {
@@ -27,7 +26,10 @@ impl Table {
         if place.pool == NONE {
             let Place { organization, service, .. } = *place;
             place.pool = self.pools.insert(Pool::new(organization, service));
-            self.link_pool(organization, place.pool);
+            let organization = &mut self.organizations[organization];
+            organization.pools += 1;
+            let head = &mut organization.head;
+            Links::enter(&mut self.pools, head, place.pool, |pool| &mut pool.in_organization);
         }
         let pool = &mut self.pools[place.pool];
         pool.leases += 1;
@@ -84,30 +86,14 @@ impl Table {
         }
     }
 
-    pub(super) fn link_pool(&mut self, organization: u32, pool: u32) {
-        let organization = &mut self.organizations[organization];
-        organization.pools += 1;
-        let head = std::mem::replace(&mut organization.head, pool);
-        self.pools[pool].in_organization.next = head;
-        if let Some(next) = self.pools.get_mut(head) {
-            next.in_organization.prev = pool;
-        }
-    }
-
     pub(super) fn link(&mut self, slot: u32, pool: u32, cell: u32) {
-        let kind = self.leases[slot].kind();
-        let head = std::mem::replace(self.pools[pool].heads.of_mut(kind), slot);
-        self.leases[slot].in_pool.next = head;
-        if head != NONE {
-            self.leases[head].in_pool.prev = slot;
-        }
+        let Self { leases, pools, traces, cells, .. } = self;
+        let kind = leases[slot].kind();
+        let head = pools[pool].heads.of_mut(kind);
+        Links::enter(leases, head, slot, |entry| &mut entry.in_pool);
         if cell != NONE {
-            let trace = self.cells[cell].trace;
-            let head = std::mem::replace(self.traces[trace].heads.of_mut(kind), slot);
-            self.leases[slot].in_trace.next = head;
-            if head != NONE {
-                self.leases[head].in_trace.prev = slot;
-            }
+            let head = traces[cells[cell].trace].heads.of_mut(kind);
+            Links::enter(leases, head, slot, |entry| &mut entry.in_trace);
         }
     }
 }
@@ -115,27 +101,12 @@ impl Table {
 /// Counting a lease out.
 impl Table {
     pub(super) fn unlink(&mut self, entry: &Entry) {
-        let Links { next, prev } = entry.in_pool;
-        if next != NONE {
-            self.leases[next].in_pool.prev = prev;
-        }
-        match prev {
-            NONE => *self.pools[entry.pool].heads.of_mut(entry.kind()) = next,
-            prev => self.leases[prev].in_pool.next = next,
-        }
-        if entry.cell == NONE {
-            return;
-        }
-        let Links { next, prev } = entry.in_trace;
-        if next != NONE {
-            self.leases[next].in_trace.prev = prev;
-        }
-        match prev {
-            NONE => {
-                let trace = self.cells[entry.cell].trace;
-                *self.traces[trace].heads.of_mut(entry.kind()) = next;
-            }
-            prev => self.leases[prev].in_trace.next = next,
+        let Self { leases, pools, traces, cells, .. } = self;
+        let head = pools[entry.pool].heads.of_mut(entry.kind());
+        entry.in_pool.leave(leases, head, |entry| &mut entry.in_pool);
+        if entry.cell != NONE {
+            let head = traces[cells[entry.cell].trace].heads.of_mut(entry.kind());
+            entry.in_trace.leave(leases, head, |entry| &mut entry.in_trace);
         }
     }
 
@@ -179,16 +150,10 @@ impl Table {
         pool.leases -= 1;
         pool.sessions -= u32::from(kind == Kind::Session);
         if pool.leases == 0 {
-            let Links { next, prev } = pool.in_organization;
+            let links = pool.in_organization;
             self.pools.remove(at);
-            if let Some(next) = self.pools.get_mut(next) {
-                next.in_organization.prev = prev;
-            }
-            match prev {
-                NONE => self.organizations[organization].head = next,
-                prev => self.pools[prev].in_organization.next = next,
-            }
             let record = &mut self.organizations[organization];
+            links.leave(&mut self.pools, &mut record.head, |pool| &mut pool.in_organization);
             record.pools -= 1;
             if record.pools == 0 {
                 self.organizations.remove(organization);

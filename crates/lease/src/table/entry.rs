@@ -24,9 +24,9 @@ pub(crate) struct Entry {
     pub(super) key: u32,
     /// Its (trace, pool) record, or [`NONE`] without a trace.
     pub(super) cell: u32,
-    /// The number of the fact about its borrow id; [`NONE`] without a borrow id. The number may
-    /// have been given to another fact since.
-    pub(crate) bought: u32,
+    /// The number under which its borrow id is remembered; [`NONE`] without a borrow id. The number
+    /// may stand for another borrow id by now.
+    pub(crate) borrow: u32,
     /// The indexer and, above it, the facts below: a table of a million leases feels 8 bytes.
     pub(super) flags_and_indexer: u32,
     pub(super) in_pool: Links,
@@ -52,7 +52,7 @@ impl Entry {
             pool,
             key,
             cell,
-            bought: NONE,
+            borrow: NONE,
             flags_and_indexer: indexer
                 | if new.kind == Kind::Worker { IS_WORKER } else { 0 }
                 | if new.unnamed { IS_UNNAMED } else { 0 },
@@ -75,6 +75,15 @@ impl Entry {
 
     pub(crate) const fn lingers(&self) -> bool {
         self.flags_and_indexer & LINGERS != 0
+    }
+
+    /// Gives the lease its full TTL again, and answers that TTL.
+    pub(crate) fn extend(&mut self, now: Timestamp) -> Duration {
+        let ttl = self.ttl();
+        // The end only moves later, so the timer finds it where it looks already. The end of a
+        // lease that came back from a restart may be a little later already.
+        self.ends_at = self.ends_at.max(now + ttl);
+        ttl
     }
 
     /// Lets the lease end at `until` and at no other time.

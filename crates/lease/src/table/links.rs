@@ -1,5 +1,8 @@
 //! Lists that run through the table.
 
+use std::collections::HashSet;
+use std::ops::{Index, IndexMut};
+
 use crate::lease::Kind;
 use crate::slab::NONE;
 
@@ -12,6 +15,57 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) const NONE: Self = Self { next: NONE, prev: NONE };
+
+    /// Takes the record that has these links out of the list that begins at `head`. `of` tells which
+    /// links of a record are those of the list.
+    pub(super) fn leave<R>(
+        self,
+        records: &mut impl IndexMut<u32, Output = R>,
+        head: &mut u32,
+        of: impl Fn(&mut R) -> &mut Self,
+    ) {
+        let Self { next, prev } = self;
+        if next != NONE {
+            of(&mut records[next]).prev = prev;
+        }
+        match prev {
+            NONE => *head = next,
+            prev => of(&mut records[prev]).next = next,
+        }
+    }
+
+    /// Puts a record first into the list that begins at `head`.
+    pub(super) fn enter<R>(
+        records: &mut impl IndexMut<u32, Output = R>,
+        head: &mut u32,
+        record: u32,
+        of: impl Fn(&mut R) -> &mut Self,
+    ) {
+        let next = std::mem::replace(head, record);
+        of(&mut records[record]).next = next;
+        if next != NONE {
+            of(&mut records[next]).prev = record;
+        }
+    }
+
+    /// Checks the list that begins at `head`: its links, and that each record `belongs` to it. Answers
+    /// the records, or the first that is wrong.
+    pub(super) fn audit<R>(
+        records: &impl Index<u32, Output = R>,
+        head: u32,
+        of: impl Fn(&R) -> Self,
+        belongs: impl Fn(&R) -> bool,
+    ) -> Result<HashSet<u32>, u32> {
+        let (mut list, mut at, mut before) = (HashSet::new(), head, NONE);
+        while at != NONE {
+            let Self { next, prev } = of(&records[at]);
+            if !belongs(&records[at]) || prev != before || !list.insert(at) {
+                return Err(at);
+            }
+            (before, at) = (at, next);
+        }
+        Ok(list)
+    }
 }
 
 /// The first of a list of sessions and of one of workers.

@@ -50,11 +50,11 @@ impl Table {
     }
 
     /// The counts of the pools of one part, as [`Slab::part`](crate::slab::Slab::part) cuts them.
-    pub(crate) fn pool_counts(&self, part: u32) -> Option<impl Iterator<Item = PoolCount<'_>>> {
+    pub(crate) fn pool_counts(&self, part: u32) -> Option<impl Iterator<Item = PoolCount<&str>>> {
         let pools = self.pools.part(part)?;
         Some(pools.map(|(_, pool)| PoolCount {
-            service: &self.services[pool.service].name,
-            organization: &self.organizations[pool.organization].name,
+            service: &*self.services[pool.service].name,
+            organization: &*self.organizations[pool.organization].name,
             leases: pool.leases,
             sessions: u64::from(pool.sessions),
         }))

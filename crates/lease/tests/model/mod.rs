@@ -358,13 +358,13 @@ impl Model {
                 && held.kind() == Kind::Worker
         });
         let cap = trace_of(ask).filter(|_| ask.max_workers > 0).map(|_| ask.max_workers as u64);
-        let ceilings = [
+        let limits = [
             (Scope::Service, in_service, deal.service),
             (Scope::Organization, in_pool, deal.organization),
             (Scope::ApiKey, of_key, deal.api_key.filter(|_| !ask.api_key.is_empty())),
             (Scope::Trace, of_trace, cap),
         ];
-        ceilings.into_iter().find_map(|(scope, active, max)| {
+        limits.into_iter().find_map(|(scope, active, max)| {
             let max = max.filter(|max| active >= *max)?;
             Some(Answer::Denied { scope, active, max, pool: self.pool(ask) })
         })

@@ -20,7 +20,7 @@ pub(crate) use calls::{Calls, Method};
 use policy::Refused;
 use store::Commits;
 
-use store::{BorrowError, Borrowed, KeptBatch, Reported, Skipped};
+use store::{BorrowError, Borrowed, NotExtended, Reported, Skipped};
 
 /// The prefix of the name of every metric of the server.
 pub(crate) const PREFIX: &str = "tgm_session";
@@ -134,7 +134,7 @@ impl CallCounters {
     }
 
     /// Counts a batch of `keys` keep-alives.
-    pub(crate) fn count_batch(&self, keys: usize, kept: &KeptBatch) {
+    pub(crate) fn count_batch(&self, keys: usize, kept: &NotExtended) {
         self.kept_alive.inc_by(keys.saturating_sub(kept.listed()) as u64);
         self.not_kept_alive.inc_by(kept.failed.len() as u64);
         self.revoked.inc_by(kept.revoked.len() as u64);

@@ -5,11 +5,10 @@
 //! acknowledged batch is noted outside of redb's pages, to distinguish a damaged file from a file
 //! whose last commit was interrupted. Nothing is written before the whole file was read.
 
+mod backend;
 mod create;
 mod lock;
 mod note;
-mod preallocated;
-mod staged;
 mod tables;
 
 use std::fs::OpenOptions;
@@ -20,21 +19,21 @@ use std::path::{Path, PathBuf};
 use lease::{Change, StoreClock, Timestamp};
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
-    TableError,
+    Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    StorageBackend as _, TableDefinition, TableError,
 };
 
+pub(crate) use self::backend::Backend;
 pub(crate) use self::create::make_folders;
 use self::create::{create, remove_unfinished};
 use self::lock::{FileWatch, StorePath};
 use self::note::Note;
-use self::preallocated::Preallocated;
-use self::staged::Staged;
 use self::tables::{AUDIT, LEASES, LINGERING, META, OVERRIDES, REMEMBERED, USAGE, create_tables};
 use super::encoding::{AuditRow, BadRow, LeaseRow, OverrideRow, RememberedRow, UsedRow};
 use super::rows::Rows;
-use super::{Journal, Opened, OperatorRecord, Restore, Stamp, Watch};
+use super::{Journal, Opened, Restored, Stamp, Watch};
 use crate::error::Error;
+use crate::records::OperatorRecord;
 
 /// The format this version writes.
 const FORMAT: u64 = 3;
@@ -54,7 +53,7 @@ const WORTH_COMPACTING: u64 = 64 << 20;
 pub(crate) struct FileJournal {
     database: Database,
     /// The backend of the database.
-    backend: Staged,
+    backend: Backend,
     path: PathBuf,
     /// Keeps the path locked as long as the journal lives. `None` for a store on another backend.
     watch: Option<FileWatch>,
@@ -93,7 +92,7 @@ impl FileJournal {
         let watch = FileWatch::of(place, &file).map_err(failed)?;
         let backend =
             FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
-        let journal = Self::on(Preallocated(backend), path, accept_older_state)?;
+        let journal = Self::on(Backend::of_file(backend), path, accept_older_state)?;
         Ok(Self { watch: Some(watch), ..journal })
     }
 
@@ -101,12 +100,11 @@ impl FileJournal {
     ///
     /// An existing journal is not written to before [`Journal::load`] has read it.
     pub(crate) fn on(
-        backend: impl StorageBackend,
+        backend: Backend,
         path: &Path,
         accept_older_state: bool,
     ) -> Result<Self, Error> {
         let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
-        let backend = Staged::new(backend);
         let fresh = backend.len().map_err(failed)? == 0;
         if !fresh {
             backend.hold_back().map_err(failed)?;
@@ -197,13 +195,29 @@ impl FileJournal {
         })
     }
 
-    fn read_all(&self, restore: &mut dyn Restore) -> Result<Stamp, Error> {
+    /// Reads every row of a table.
+    fn for_each_row<K: redb::Key + 'static, V: redb::Value + 'static>(
+        &self,
+        transaction: &ReadTransaction,
+        table: TableDefinition<'_, K, V>,
+        mut read: impl FnMut(K::SelfType<'_>, V::SelfType<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let explain = |error| explain(&self.path, "read", error);
+        let table = transaction.open_table(table).map_err(|error| explain(error.into()))?;
+        for row in table.iter().map_err(|error| explain(error.into()))? {
+            let (key, value) = row.map_err(|error| explain(error.into()))?;
+            read(key.value(), value.value())?;
+        }
+        Ok(())
+    }
+
+    fn read_all(&self, restored: &mut Restored) -> Result<Stamp, Error> {
         let explain = |error| explain(&self.path, "read", error);
         let bad_row = |error: BadRow| self.damaged(error.to_string());
+        let Restored { ledger, records } = restored;
         let mut put_back = |change| {
-            restore
-                .change(change)
-                .map_err(|invalid| self.damaged(format!("contradiction: {invalid}")))
+            let put_back = ledger.restore(change);
+            put_back.map_err(|invalid| self.damaged(format!("contradiction: {invalid}")))
         };
         let (time, next_serial) = self.read("stamp")?.unwrap_or_default();
         let stamp = Stamp { time: Timestamp::from_nanos(time), next_serial };
@@ -212,55 +226,36 @@ impl FileJournal {
             return Err(self.damaged("its store time is centuries ahead"));
         }
         let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
-        let leases = transaction.open_table(LEASES).map_err(|error| explain(error.into()))?;
         let lingering = transaction.open_table(LINGERING).map_err(|error| explain(error.into()))?;
-        for row in leases.iter().map_err(|error| explain(error.into()))? {
-            let (serial, row) = row.map_err(|error| explain(error.into()))?;
-            let until = lingering.get(serial.value()).map_err(|error| explain(error.into()))?;
+        self.for_each_row(&transaction, LEASES, |serial, row| {
+            let until = lingering.get(serial).map_err(|error| explain(error.into()))?;
             let until = until.map(|until| until.value());
-            let lease = LeaseRow::read(serial.value(), row.value(), until).map_err(bad_row)?;
-            put_back(Change::Granted(Box::new(lease)))?;
+            let lease = LeaseRow::read(serial, row, until).map_err(bad_row)?;
+            put_back(Change::Granted(Box::new(lease)))
+        })?;
+        self.for_each_row(&transaction, REMEMBERED, |key, row| {
+            let (until, change) = RememberedRow::read(key, row).map_err(bad_row)?;
+            if until > stamp.time { put_back(change) } else { Ok(()) }
+        })?;
+        self.for_each_row(&transaction, USAGE, |(organization, metric), row| {
+            let used = UsedRow::read(row).map_err(bad_row)?;
+            let (organization, metric) = (organization.into(), metric.into());
+            put_back(Change::Used { organization, metric, used })
+        })?;
+        if self.format < 2 {
+            return Ok(stamp);
         }
-        let remembered =
-            transaction.open_table(REMEMBERED).map_err(|error| explain(error.into()))?;
-        for row in remembered.iter().map_err(|error| explain(error.into()))? {
-            let (key, row) = row.map_err(|error| explain(error.into()))?;
-            let (until, change) = RememberedRow::read(key.value(), row.value()).map_err(bad_row)?;
-            if until > stamp.time {
-                put_back(change)?;
-            }
-        }
-        let usage = transaction.open_table(USAGE).map_err(|error| explain(error.into()))?;
-        for row in usage.iter().map_err(|error| explain(error.into()))? {
-            let (key, row) = row.map_err(|error| explain(error.into()))?;
-            let (organization, metric) = key.value();
-            let used = UsedRow::read(row.value()).map_err(bad_row)?;
-            put_back(Change::Used {
-                organization: organization.into(),
-                metric: metric.into(),
-                used,
-            })?;
-        }
+        self.for_each_row(&transaction, OVERRIDES, |key, row| {
+            let change = OverrideRow::read(key, row).map_err(bad_row)?;
+            records.apply(OperatorRecord::Override(change));
+            Ok(())
+        })?;
+        self.for_each_row(&transaction, AUDIT, |number, row| {
+            let entry = AuditRow::read(number, row).map_err(bad_row)?;
+            records.apply(OperatorRecord::Audit(entry));
+            Ok(())
+        })?;
         Ok(stamp)
-    }
-
-    fn read_operator_records(&self, restore: &mut dyn Restore) -> Result<(), Error> {
-        let explain = |error| explain(&self.path, "read", error);
-        let bad_row = |error: BadRow| self.damaged(error.to_string());
-        let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
-        let overrides = transaction.open_table(OVERRIDES).map_err(|error| explain(error.into()))?;
-        for row in overrides.iter().map_err(|error| explain(error.into()))? {
-            let (key, row) = row.map_err(|error| explain(error.into()))?;
-            let change = OverrideRow::read(key.value(), row.value()).map_err(bad_row)?;
-            restore.operator_record(OperatorRecord::Override(change));
-        }
-        let audit = transaction.open_table(AUDIT).map_err(|error| explain(error.into()))?;
-        for row in audit.iter().map_err(|error| explain(error.into()))? {
-            let (number, row) = row.map_err(|error| explain(error.into()))?;
-            let entry = AuditRow::read(number.value(), row.value()).map_err(bad_row)?;
-            restore.operator_record(OperatorRecord::Audit(entry));
-        }
-        Ok(())
     }
 
     /// Compacts a file that is larger than `worth` and whose rows fit into an eighth of it.
@@ -303,15 +298,8 @@ impl Journal for FileJournal {
     ///
     /// [`Error::Damaged`] when a row cannot be read or contradicts another, and [`Error::Older`] when
     /// a batch is missing that was acknowledged, unless an older state is accepted.
-    fn load(&mut self, restore: &mut dyn Restore) -> Result<Stamp, Error> {
-        let path = self.path.clone();
-        let stamp = catch_panics(&path, || {
-            let read = self.read_all(restore)?;
-            if self.format >= 2 {
-                self.read_operator_records(restore)?;
-            }
-            Ok(read)
-        })?;
+    fn load(&mut self, restored: &mut Restored) -> Result<Stamp, Error> {
+        let stamp = catch_panics(&self.path, || self.read_all(restored))?;
         let stamp = self.compare_with_note(stamp)?;
         self.backend
             .write_held_back()

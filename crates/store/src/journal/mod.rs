@@ -10,11 +10,11 @@ pub(crate) mod rows;
 use std::fmt;
 use std::path::PathBuf;
 
-use lease::{Change, Invalid, Timestamp};
-use policy::overrides::{AuditEntry, OverrideChange};
+use lease::{Ledger, Timestamp};
 
 use crate::answers::Unavailable;
 use crate::error::Error;
+use crate::records::OperatorRecords;
 
 /// A journal that an engine has opened, and what the store needs beside it.
 #[derive(Debug)]
@@ -45,26 +45,11 @@ pub(crate) struct Stamp {
     pub(crate) next_serial: u64,
 }
 
-/// A record of an operator in a batch.
-#[derive(Clone, Debug)]
-pub(crate) enum OperatorRecord {
-    /// The change of an override.
-    Override(OverrideChange),
-    /// An entry of the audit list, new or with another count.
-    Audit(AuditEntry),
-}
-
-/// Receives the content of a journal.
-pub(crate) trait Restore {
-    /// Restores a lease, a remembered fact or a usage count.
-    ///
-    /// # Errors
-    ///
-    /// It contradicts what was restored before.
-    fn change(&mut self, change: Change) -> Result<(), Invalid>;
-
-    /// Restores an override or an audit entry.
-    fn operator_record(&mut self, record: OperatorRecord);
+/// What a journal restores.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    pub(crate) ledger: Ledger,
+    pub(crate) records: OperatorRecords,
 }
 
 /// An open journal. No other process writes to it.
@@ -74,7 +59,7 @@ pub(crate) trait Journal: fmt::Debug + Send {
     /// # Errors
     ///
     /// The journal is damaged, or lacks a batch that was acknowledged.
-    fn load(&mut self, restore: &mut dyn Restore) -> Result<Stamp, Error>;
+    fn load(&mut self, restored: &mut Restored) -> Result<Stamp, Error>;
 
     /// Makes one batch durable, as one transaction. It is durable when the method returns.
     ///

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use lease::Change;
 
-use super::OperatorRecord;
 use super::encoding::{LeaseRow, RememberedRow, UsedRow};
+use crate::records::OperatorRecord;
 
 /// The rows of one batch. A lease that was granted and ended within the batch has no row.
 #[derive(Debug, Default)]

@@ -14,7 +14,8 @@ use crate::attached::Push;
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::journal::rows::Rows;
-use crate::journal::{Journal, OperatorRecord, Stamp, Watch};
+use crate::journal::{Journal, Stamp, Watch};
+use crate::records::OperatorRecord;
 use crate::{LONGEST_WAIT, Unavailable};
 
 /// A commit that takes longer than this makes the server not ready.

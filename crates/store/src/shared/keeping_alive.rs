@@ -1,12 +1,32 @@
 //! Keep-alives, and the listeners that subscribe by them.
 
+use std::fmt;
 use std::sync::Arc;
 
 use lease::{KeptAlive, LeaseId};
 
 use super::{Shared, Wait};
-use crate::answers::{KeptBatch, Unavailable};
-use crate::attached::{Attachment, Detach, Listener};
+use crate::answers::{NotExtended, Unavailable};
+use crate::attached::Listener;
+
+/// Keeps a [`Listener`] attached to a store. Dropping the attachment detaches the listener.
+#[must_use = "dropping it detaches the listener"]
+pub struct Attachment {
+    number: u64,
+    store: Arc<Shared>,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.store.state.lock().attachments.detach(self.number);
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Attachment").field(&self.number).finish()
+    }
+}
 
 impl Shared {
     /// Keeps a lease alive. The answer about an extended TTL does not wait for the disk.
@@ -26,15 +46,15 @@ impl Shared {
         }
     }
 
-    /// Keeps the leases of a batch alive under one lock. The listener of that number is subscribed to
-    /// those that were extended.
+    /// Keeps the leases of a batch alive under one lock. The listener of `attachment` is subscribed
+    /// to those that were extended.
     pub(crate) fn keep_alive_batch(
         &self,
         ids: &[Option<LeaseId>],
         caller: Option<&str>,
-        number: u64,
-    ) -> (KeptBatch, Wait) {
-        let mut kept = KeptBatch::default();
+        attachment: &Attachment,
+    ) -> (NotExtended, Wait) {
+        let mut kept = NotExtended::default();
         let mut state = self.state.lock();
         if state.applying {
             kept.failed = (0..).take(ids.len()).collect();
@@ -49,7 +69,7 @@ impl Shared {
                     continue;
                 };
                 match ledger.keep_alive(id, caller, now) {
-                    KeptAlive::Extended { .. } => attachments.subscribe(id, number),
+                    KeptAlive::Extended { .. } => attachments.subscribe(id, attachment.number),
                     KeptAlive::Failed => kept.failed.push(place),
                     KeptAlive::Revoked(why) => kept.revoked.push((place, why)),
                 }
@@ -66,12 +86,6 @@ impl Shared {
     /// Attaches a listener.
     pub(crate) fn attach(self: &Arc<Self>, listener: Arc<dyn Listener>) -> Attachment {
         let number = self.state.lock().attachments.attach(listener);
-        Attachment::new(self.clone(), number)
-    }
-}
-
-impl Detach for Shared {
-    fn detach(&self, number: u64) {
-        self.state.lock().attachments.detach(number);
+        Attachment { number, store: self.clone() }
     }
 }

@@ -15,8 +15,8 @@ use crate::attached::Attachments;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::commits::Commits;
-use crate::journal::{OperatorRecord, Stamp};
-use crate::records::OperatorRecords;
+use crate::journal::Stamp;
+use crate::records::{OperatorRecord, OperatorRecords};
 use crate::serving_threads::ServingThreads;
 
 mod committing;
@@ -31,6 +31,8 @@ mod shares;
 mod tests;
 mod ticking;
 
+pub use granting::{Borrowed, Delivery};
+pub use keeping_alive::Attachment;
 use pending::{Disk, Pending};
 use shares::Shares;
 
@@ -56,6 +58,15 @@ pub(crate) enum Part<R> {
     Done(R),
     /// The disk is busy and nothing was done. Try again when this batch is settled.
     Busy(Arc<Batch>),
+}
+
+impl<R> Part<R> {
+    pub(crate) fn map<S>(self, done: impl FnOnce(R) -> S) -> Part<S> {
+        match self {
+            Self::Done(answer) => Part::Done(done(answer)),
+            Self::Busy(batch) => Part::Busy(batch),
+        }
+    }
 }
 
 /// The state of a store.
@@ -275,16 +286,7 @@ impl Shared {
     }
 
     /// Adds records of operators to the gathering batch, whatever waits there.
-    pub(crate) fn gather_records(
-        &self,
-        new_records: &[OperatorRecord],
-    ) -> Result<Wait, Unavailable> {
-        let mut state = self.state.lock();
-        state.check_writable()?;
-        Ok(self.gather_records_locked(&mut state, new_records))
-    }
-
-    fn gather_records_locked(&self, state: &mut State, new_records: &[OperatorRecord]) -> Wait {
+    fn gather_records(&self, state: &mut State, new_records: &[OperatorRecord]) -> Wait {
         self.revision.fetch_add(new_records.len() as u64, Ordering::Relaxed);
         if state.journaled {
             state.pending.operator_records.extend_from_slice(new_records);
@@ -296,7 +298,7 @@ impl Shared {
     /// part by part continue under it.
     pub(crate) fn set_policy(&self, policy: &Policy) {
         let mut state = self.state.lock();
-        state.ledger.follow(policy.number());
+        state.ledger.refuse_terms_before(policy.number());
         let newest = newest(policy, &state.policy).clone();
         let before = std::mem::replace(&mut state.policy, newest);
         // Dropping a large policy takes time, so it is done without the lock.
@@ -319,17 +321,6 @@ impl Shared {
         let applied = self.apply(&mut state, operation);
         state.charge(caller, 1);
         Ok(applied)
-    }
-
-    /// The gathering batch. There is room for more changes when it is settled.
-    pub(crate) fn gathering_batch(&self) -> Wait {
-        let state = self.state.lock();
-        state.journaled.then(|| state.gathering.clone())
-    }
-
-    /// While the disk is busy, the batch to wait for before work that can wait continues.
-    pub(crate) fn batch_if_busy(&self) -> Wait {
-        self.state.lock().batch_if_busy()
     }
 
     /// Reads the ledger for an answer that may show changes before they are durable.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lease::Change;
 
 use crate::attached::Push;
-use crate::journal::OperatorRecord;
+use crate::records::OperatorRecord;
 
 /// The content of one batch.
 #[derive(Debug, Default)]

@@ -1,11 +1,9 @@
 //! Listing leases, pools and usage part by part; the lock is released after each part.
 
-use lease::{Holder, LeaseNumber, Ledger};
+use lease::{LeaseNumber, Ledger, ListedLease, PoolCount};
 
 use super::Shared;
-use crate::{
-    LeaseFilter, LeasePage, ListedLease, MAX_PAGE, Order, PoolCount, Unavailable, UsageCount,
-};
+use crate::{LeaseFilter, LeasePage, MAX_PAGE, Order, Unavailable, UsageCount};
 
 /// The most leases that are copied while the lock is held once.
 const COPY_AT_ONCE: usize = 250;
@@ -88,8 +86,8 @@ impl Shared {
         let mut selection = Selection::new(order, limit.min(MAX_PAGE));
         let mut total = 0;
         let read = |ledger: &Ledger, part| {
-            let matching = ledger.holders(part)?.filter(|holder| filter.matches(holder));
-            Some(matching.map(|holder| holder.id.number()).collect::<Vec<_>>())
+            let matching = ledger.listed(part)?.filter(|lease| filter.matches(lease));
+            Some(matching.map(|lease| lease.number).collect::<Vec<_>>())
         };
         self.walk(read, |matching| {
             total += matching.len() as u64;
@@ -103,8 +101,8 @@ impl Shared {
         let mut leases = Vec::with_capacity(numbers.len());
         for some in numbers.chunks(COPY_AT_ONCE) {
             leases.extend(self.read(|ledger| {
-                let listed = some.iter().filter_map(|&number| listed(ledger, number));
-                listed.collect::<Vec<_>>()
+                let listed = some.iter().filter_map(|&number| ledger.find(number));
+                listed.map(ListedLease::from).collect::<Vec<_>>()
             })?);
         }
         let next = numbers.last().copied().filter(|_| left_out);
@@ -113,19 +111,13 @@ impl Shared {
 
     pub(crate) fn find(&self, number: LeaseNumber) -> Result<Option<ListedLease>, Unavailable> {
         self.tick();
-        self.read(|ledger| listed(ledger, number))
+        self.read(|ledger| ledger.find(number).map(ListedLease::from))
     }
 
     pub(crate) fn pools(&self) -> Result<Vec<PoolCount>, Unavailable> {
         let mut pools = Vec::new();
         let read = |ledger: &Ledger, part| {
-            let counts = ledger.pools(part)?.map(|pool| PoolCount {
-                service: pool.service.into(),
-                organization: pool.organization.into(),
-                leases: pool.leases,
-                sessions: pool.sessions,
-            });
-            Some(counts.collect::<Vec<_>>())
+            Some(ledger.pools(part)?.map(PoolCount::from).collect::<Vec<_>>())
         };
         self.walk(read, |part| pools.extend(part))?;
         pools.sort_by(|a, b| (&a.organization, &a.service).cmp(&(&b.organization, &b.service)));
@@ -160,27 +152,6 @@ fn keep_latest<T>(sorted: &mut Vec<T>, same: impl Fn(&T, &T) -> bool) {
         }
         same
     });
-}
-
-fn listed(ledger: &Ledger, number: LeaseNumber) -> Option<ListedLease> {
-    let now = ledger.now();
-    let Holder { kind, indexer, service, organization, api_key, trace, .. } =
-        ledger.holder(number)?;
-    let Holder { granted_at, ttl, ends_at, lingers, .. } = ledger.holder(number)?;
-    Some(ListedLease {
-        number,
-        kind,
-        indexer: indexer.map(Into::into),
-        service: service.into(),
-        organization: organization.into(),
-        api_key: api_key.into(),
-        trace: trace.into(),
-        age: now.since(granted_at),
-        ttl,
-        ends_in: ends_at.since(now),
-        lingers,
-        workers: ledger.workers_under(number),
-    })
 }
 
 #[cfg(test)]

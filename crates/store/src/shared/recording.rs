@@ -9,8 +9,7 @@ use std::sync::Arc;
 use policy::overrides::{AuditEntry, OverrideChange, Overrides};
 
 use super::{Shared, Wait};
-use crate::journal::OperatorRecord;
-use crate::records::OperatorRecords;
+use crate::records::{OperatorRecord, OperatorRecords};
 use crate::{MAX_PAGE, RecordError, Unavailable};
 
 impl Shared {
@@ -54,7 +53,10 @@ impl Shared {
         let new_records =
             change.map(OperatorRecord::Override).into_iter().chain([OperatorRecord::Audit(entry)]);
         let new_records: Vec<OperatorRecord> = new_records.collect();
-        let wait = self.gather_records(&new_records)?;
+        let mut state = self.state.lock();
+        state.check_writable()?;
+        let wait = self.gather_records(&mut state, &new_records);
+        drop(state);
         new_records.into_iter().for_each(|record| records.apply(record));
         Ok((number, wait))
     }

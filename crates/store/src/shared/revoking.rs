@@ -8,7 +8,7 @@ use policy::overrides::AuditEntry;
 use super::{Part, Shared, State, Wait, newest};
 use crate::answers::{ReportError, Unavailable};
 use crate::attached::Push;
-use crate::journal::OperatorRecord;
+use crate::records::OperatorRecord;
 
 /// The leases that one operation revoked.
 type Revoked = Vec<(LeaseId, RevokedFor)>;
@@ -53,7 +53,7 @@ impl Shared {
         if let Some((number, records)) = &mut records
             && let Some(record) = records.count_ended(*number, count)
         {
-            wait = self.gather_records_locked(&mut state, std::slice::from_ref(&record));
+            wait = self.gather_records(&mut state, std::slice::from_ref(&record));
             records.apply(record);
         }
         self.push_revocations(state, revoked);
@@ -77,7 +77,7 @@ impl Shared {
         let Some((id, ended)) = revoked else { return Ok((None, wait)) };
         let entry = AuditEntry { number: records.next_number(), ended, ..entry };
         let record = OperatorRecord::Audit(entry.clone());
-        let wait = self.gather_records_locked(&mut state, std::slice::from_ref(&record));
+        let wait = self.gather_records(&mut state, std::slice::from_ref(&record));
         records.apply(record);
         drop(records);
         self.push_revocations(state, vec![(id, reason.into())]);
@@ -105,24 +105,22 @@ impl Shared {
 
     /// Does the next part of a report of usage, under the later of `policy` and the policy in force.
     ///
-    /// Counting needs room for its changes. Ending leases needs no room, but waits while the disk is
-    /// busy. Reading needs neither. A thread that waits for the lock gets it before the next part.
+    /// Counting needs room for its changes; the other parts need none. A part that `may_wait` is not done
+    /// while the disk is busy. A thread that waits for the lock gets it before the next part.
     pub(crate) fn report_part(
         &self,
         policy: &Policy,
         reporting: &mut Reporting,
+        may_wait: bool,
     ) -> Result<Part<Wait>, ReportError> {
         let (wall, amounts) = (self.clock.wall(), reporting.amounts());
         let mut state = self.state.lock();
+        state.check_writable()?;
+        if may_wait && let Some(batch) = state.batch_if_busy() {
+            return Ok(Part::Busy(batch));
+        }
         if amounts > 0 {
             state.has_room(reporting.submission().caller.as_deref())?;
-        } else {
-            state.check_writable()?;
-        }
-        if reporting.ends_leases()
-            && let Some(batch) = state.batch_if_busy()
-        {
-            return Ok(Part::Busy(batch));
         }
         let policy = newest(policy, &state.policy).clone();
         let (ended, wait) =

@@ -4,15 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lease::{Change, Config, Invalid, RECORDS_PER_HOLD, Request, Terms};
+use lease::{Change, Config, RECORDS_PER_HOLD, Request, Terms};
 use redb::backends::InMemoryBackend;
 
 use super::*;
 use crate::clock::Clock;
 use crate::enforcing::Enforcing;
-use crate::journal::file::FileJournal;
+use crate::journal::file::{Backend, FileJournal};
 use crate::journal::rows::Rows;
-use crate::journal::{Journal as _, OperatorRecord, Restore};
+use crate::journal::{Journal as _, Restored};
 use crate::reporting::Reporting;
 
 /// A clock that is set by hand.
@@ -93,7 +93,7 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
         shared.tick();
     }
     assert_eq!(held(&shared), FULL_PENDING + 1);
-    let listed = shared.read(|ledger| ledger.holders(0).unwrap().count()).unwrap();
+    let listed = shared.read(|ledger| ledger.listed(0).unwrap().count()).unwrap();
     assert_eq!(listed, 0, "all of them have ended");
     borrow(&shared, 1_000);
     assert_eq!(held(&shared), FULL_PENDING + 1_001, "a borrow takes nothing out in passing");
@@ -150,23 +150,8 @@ fn nothing_expires_while_a_thread_that_serves_calls_is_stuck() {
     assert_eq!(now(), before + 50 * step);
 }
 
-/// What a journal restored: the leases, and how many traces are still ending.
-struct Restored {
-    ledger: Ledger,
-    traces: usize,
-}
-
-impl Restore for Restored {
-    fn change(&mut self, change: Change) -> Result<(), Invalid> {
-        self.traces += usize::from(matches!(change, Change::TraceEnded(_)));
-        self.ledger.restore(change)
-    }
-
-    fn operator_record(&mut self, _: OperatorRecord) {}
-}
-
 fn in_memory() -> FileJournal {
-    FileJournal::on(InMemoryBackend::new(), Path::new("memory"), false).unwrap()
+    FileJournal::on(Backend::new(InMemoryBackend::new()), Path::new("memory"), false).unwrap()
 }
 
 #[test]
@@ -190,9 +175,12 @@ fn a_restart_in_the_middle_of_the_end_of_a_trace_revives_no_worker() {
         let stamp = Stamp { time: now, next_serial: ledger.next_serial() };
         let rows = Rows::collect(ledger.drain_changes().collect(), Vec::new());
         journal.commit(&rows, stamp).unwrap();
-        let mut read = Restored { ledger: new(), traces: 0 };
+        let mut read = Restored { ledger: new(), records: OperatorRecords::default() };
         let stamp = journal.load(&mut read).unwrap();
-        let Restored { ledger: mut restored, traces } = read;
+        let mut restored = read.ledger;
+        // How many traces were still ending.
+        let traces = restored.drain_changes();
+        let traces = traces.filter(|change| matches!(change, Change::TraceGone(_))).count();
         restored.resume(stamp.time, stamp.next_serial, stamp.time);
         let live: Vec<_> = restored.leases().map(|lease| lease.id).collect();
         assert_eq!(live, [again]);
@@ -212,7 +200,8 @@ fn a_store_time_that_leaves_no_room_is_refused_as_damage() {
     let mut journal = in_memory();
     let stamp = Stamp { time: Timestamp::from_nanos(u64::MAX), next_serial: 9 };
     journal.commit(&Rows::default(), stamp).unwrap();
-    let mut read = Restored { ledger: Ledger::new(Config::default()), traces: 0 };
+    let ledger = Ledger::new(Config::default());
+    let mut read = Restored { ledger, records: OperatorRecords::default() };
     let refused = journal.load(&mut read).unwrap_err();
     assert!(refused.to_string().contains("centuries"), "{refused}");
 }
@@ -261,7 +250,10 @@ fn use_up(shared: &Shared, bytes: f64) {
         organizations: Vec::new(),
     };
     let mut reporting = lease::Reporting::new(submission, shared.clock.wall());
-    assert!(matches!(shared.report_part(&Policy::default(), &mut reporting), Ok(Part::Done(_))));
+    assert!(matches!(
+        shared.report_part(&Policy::default(), &mut reporting, false),
+        Ok(Part::Done(_))
+    ));
 }
 
 #[test]
@@ -276,10 +268,10 @@ fn a_report_that_is_under_way_ends_what_a_later_policy_forbids() {
     let (report, _) = crate::UsageReport::of(None, None, &usages, Arc::new(own.clone()));
     shared.set_policy(&own);
     let mut reporting = Reporting::new(shared.clone(), report);
-    reporting.step().unwrap();
+    reporting.step(false).unwrap();
     shared.set_policy(&lowered);
     while !reporting.is_done() {
-        reporting.step().unwrap();
+        reporting.step(false).unwrap();
     }
     assert_eq!((held(&shared), reporting.finish().0.revoked), (0, 1));
 }

@@ -23,7 +23,7 @@ use wire::control::AttachRequest;
 use wire::control::session_control_server::SessionControl;
 
 use policy::Indexer;
-use store::{Attachment, KeptBatch, Store};
+use store::{Attachment, NotExtended, Store};
 pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 
 use crate::bounds::{Connection, reset_call_by};
@@ -243,7 +243,7 @@ impl AttachedStream {
             let caller = caller.map(Indexer::name);
             self.store.keep_alive_batch(&ids, caller, &self.attachment)
         };
-        let kept: KeptBatch = kept.await;
+        let kept: NotExtended = kept.await;
         self.calls.count_batch(ids.len(), &kept);
         self.calls.by_method.answered(Method::Attach, began.into_std());
         self.outbox.answer(batch, kept);

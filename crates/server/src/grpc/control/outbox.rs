@@ -10,7 +10,7 @@ use futures_util::task::AtomicWaker;
 use lease::{LeaseId, Reason, RevokedFor};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use store::{KeptBatch, Listener};
+use store::{Listener, NotExtended};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
@@ -59,7 +59,7 @@ struct Queue {
 /// An event to send, in a compact form.
 #[derive(Debug)]
 enum Event {
-    Answer(Box<(u64, KeptBatch)>),
+    Answer(Box<(u64, NotExtended)>),
     Revoked(LeaseId, RevokedFor),
     /// Dropping the token says that the notice was read.
     Draining(#[expect(dead_code, reason = "held until the notice is read")] TaskTrackerToken),
@@ -70,7 +70,7 @@ impl Event {
     fn bytes(&self) -> usize {
         let lists = match self {
             Self::Answer(answer) => {
-                let KeptBatch { failed, revoked, unavailable } = &answer.1;
+                let NotExtended { failed, revoked, unavailable } = &answer.1;
                 size_of_val(&**answer)
                     + size_of_val(&**failed)
                     + size_of_val(&**revoked)
@@ -107,7 +107,7 @@ impl Outbox {
     }
 
     /// Adds the answer to a batch.
-    pub(super) fn answer(&self, batch: u64, kept: KeptBatch) {
+    pub(super) fn answer(&self, batch: u64, kept: NotExtended) {
         self.add(Event::Answer(Box::new((batch, kept))));
     }
 
@@ -235,8 +235,8 @@ impl Drop for Reader {
     }
 }
 
-fn answer_to_wire(batch: u64, kept: KeptBatch) -> BatchAnswer {
-    let KeptBatch { failed, revoked, unavailable } = kept;
+fn answer_to_wire(batch: u64, kept: NotExtended) -> BatchAnswer {
+    let NotExtended { failed, revoked, unavailable } = kept;
     let revoked = revoked.into_iter().map(|(place, why)| RevokedPlace {
         place,
         reason: reason_to_wire(why.reason).into(),
@@ -275,10 +275,10 @@ mod tests {
     fn events_are_read_in_order_and_then_the_end() {
         let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         assert!(next(&mut reader).is_none(), "nothing yet");
-        outbox.answer(1, KeptBatch { failed: vec![3], ..KeptBatch::default() });
+        outbox.answer(1, NotExtended { failed: vec![3], ..NotExtended::default() });
         outbox.revoked(lease(5), Reason::BudgetSpent.into());
         outbox.close(End::Status(Status::unavailable("enough")));
-        outbox.answer(2, KeptBatch::default());
+        outbox.answer(2, NotExtended::default());
         let WireEvent::Answer(answer) = next(&mut reader).unwrap().unwrap().unwrap() else {
             panic!("not the answer")
         };
@@ -299,7 +299,7 @@ mod tests {
         for serial in 0..MAX_PUSHES as u64 {
             outbox.revoked(lease(serial), Reason::Operator.into());
         }
-        outbox.answer(1, KeptBatch::default());
+        outbox.answer(1, NotExtended::default());
         assert!(outbox.overrun().now_or_never().is_none());
         outbox.revoked(lease(0), Reason::Operator.into());
         assert!(outbox.overrun().now_or_never().is_some());
@@ -312,7 +312,7 @@ mod tests {
     fn what_is_read_makes_room_again() {
         let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         for batch in 0..10 * MAX_ANSWERS as u64 {
-            outbox.answer(batch, KeptBatch::default());
+            outbox.answer(batch, NotExtended::default());
             assert!(next(&mut reader).unwrap().unwrap().is_ok());
         }
         assert!(outbox.overrun().now_or_never().is_none());

@@ -6,14 +6,13 @@
 mod leases;
 mod operators;
 mod remembered;
-mod usage;
 
-use lease::LeaseId;
+use lease::{LeaseId, Used};
+use prost::Message;
 
 pub(crate) use leases::LeaseRow;
 pub(crate) use operators::{AuditRow, OverrideRow, subject_number};
 pub(crate) use remembered::RememberedRow;
-pub(crate) use usage::UsedRow;
 
 /// A row that cannot be decoded, or has an invalid value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,4 +28,31 @@ fn slot_and_secret(id: LeaseId) -> (u32, [u8; 12]) {
 
 fn lease_id(serial: u64, slot: u32, secret: &[u8]) -> Option<LeaseId> {
     Some(LeaseId::new(slot, serial, secret.try_into().ok()?))
+}
+
+/// The usage of one organization and metric.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct UsedRow {
+    #[prost(uint32, tag = "1")]
+    day: u32,
+    #[prost(double, tag = "2")]
+    in_day: f64,
+    #[prost(uint32, tag = "3")]
+    month: u32,
+    #[prost(double, tag = "4")]
+    in_month: f64,
+}
+
+impl From<Used> for UsedRow {
+    fn from(used: Used) -> Self {
+        let Used { day: (day, in_day), month: (month, in_month) } = used;
+        Self { day, in_day, month, in_month }
+    }
+}
+
+impl UsedRow {
+    pub(crate) fn read(row: &[u8]) -> Result<Used, BadRow> {
+        let row = Self::decode(row).map_err(|_| BadRow { table: "usage" })?;
+        Ok(Used { day: (row.day, row.in_day), month: (row.month, row.in_month) })
+    }
 }

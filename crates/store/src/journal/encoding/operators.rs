@@ -79,10 +79,6 @@ pub(crate) const fn subject_number(subject: Subject) -> u8 {
     }
 }
 
-const fn subject(number: u8) -> Option<Subject> {
-    match number {
-        1 => Some(Subject::Organization),
-        2 => Some(Subject::ApiKey),
-        _ => None,
-    }
+fn subject(number: u8) -> Option<Subject> {
+    [Subject::Organization, Subject::ApiKey].into_iter().find(|&it| subject_number(it) == number)
 }

@@ -262,12 +262,8 @@ const fn period_number(per: Period) -> u32 {
     }
 }
 
-const fn period(number: u32) -> Option<Period> {
-    match number {
-        1 => Some(Period::Day),
-        2 => Some(Period::Month),
-        _ => None,
-    }
+fn period(number: u32) -> Option<Period> {
+    [Period::Day, Period::Month].into_iter().find(|&per| period_number(per) == number)
 }
 
 /// The number of a reason in rows. Numbers never change their meaning.
@@ -281,11 +277,5 @@ fn reason_number(reason: Reason) -> u32 {
 }
 
 fn reason(number: u32) -> Option<Reason> {
-    Some(match number {
-        1 => Reason::Operator,
-        2 => Reason::OrganizationDisabled,
-        3 => Reason::ApiKeyDisabled,
-        4 => Reason::BudgetSpent,
-        _ => return None,
-    })
+    Reason::ALL.into_iter().find(|&reason| reason_number(reason) == number)
 }

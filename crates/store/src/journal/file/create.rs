@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 
-use super::lock::StorePath;
-use super::preallocated::Preallocated;
+use super::backend::Backend;
+use super::lock::{StorePath, folder_of};
 use crate::error::Error;
 
 /// The part of an unfinished file's name between the name of the store and the random characters.
@@ -22,7 +22,7 @@ const NEW: &str = ".new";
 /// empty file there is always damage. An error leaves no file at all.
 pub(crate) fn create(
     path: &Path,
-    fill: impl FnOnce(Preallocated) -> Result<(), Error>,
+    fill: impl FnOnce(Backend) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let failed = |source| Error::File { action: "make", path: path.to_owned(), source };
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -36,7 +36,7 @@ pub(crate) fn create(
     set_mode(unfinished.path(), 0o600).map_err(failed)?;
     let file = unfinished.reopen().map_err(failed)?;
     let backend = FileBackend::new(file).map_err(|error| failed(io::Error::other(error)))?;
-    fill(Preallocated(backend)).map_err(|error| match error {
+    fill(Backend::of_file(backend)).map_err(|error| match error {
         Error::File { source, .. } => failed(source),
         other => other,
     })?;
@@ -87,11 +87,6 @@ fn is_unfinished(path: &Path, name: &str) -> bool {
         None => (middle.strip_prefix('.').unwrap_or_default(), |char| char.is_ascii_digit()),
     };
     !mark.is_empty() && mark.chars().all(is_known)
-}
-
-/// The folder of `path`.
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Creates `folder` and its missing parents, with access for the owner only.

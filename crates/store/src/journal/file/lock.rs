@@ -43,6 +43,11 @@ impl Identity {
     }
 }
 
+/// The folder of `path`.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// The lock of a path. Dropping it releases the lock and removes the lock file.
 #[derive(Debug)]
 struct PathLock {
@@ -80,11 +85,8 @@ impl PathLock {
     fn path(store: &Path) -> io::Result<PathBuf> {
         let mut path = match std::fs::canonicalize(store) {
             Ok(path) => path,
-            Err(_) => {
-                let folder = store.parent().filter(|folder| !folder.as_os_str().is_empty());
-                let folder = std::fs::canonicalize(folder.unwrap_or(Path::new(".")))?;
-                folder.join(store.file_name().ok_or(io::ErrorKind::InvalidFilename)?)
-            }
+            Err(_) => std::fs::canonicalize(folder_of(store))?
+                .join(store.file_name().ok_or(io::ErrorKind::InvalidFilename)?),
         }
         .into_os_string();
         path.push(".lock");

@@ -7,9 +7,10 @@ use redb::{
     Database, Durability, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
 };
 
+use crate::journal::Stamp;
 use crate::journal::encoding::{AuditRow, OverrideRow, RememberedRow, subject_number};
 use crate::journal::rows::Rows;
-use crate::journal::{OperatorRecord, Stamp};
+use crate::records::OperatorRecord;
 
 /// The most expired facts that one commit removes: enough to keep up, bounded per commit.
 const FORGET_AT_ONCE: usize = 1_000;

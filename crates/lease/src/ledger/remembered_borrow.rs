@@ -1,13 +1,14 @@
-//! The lease of a borrow id, as it is remembered.
+//! What is remembered of a borrow under its borrow id.
 
 use crate::id::{BorrowId, LeaseId};
 use crate::records::Record;
-use crate::slab::NONE;
+use crate::slab::{NONE, Slab};
+use crate::table::Entry;
 
-/// The lease of a borrow id. The id is kept in two halves, because a `u128` needs more alignment and
+/// A borrow id and its lease. The id is kept in two halves, because a `u128` needs more alignment and
 /// so more memory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bought {
+pub(super) struct RememberedBorrow {
     pub(super) id: [u64; 2],
     /// The serial number of the lease; 0, which no lease has, once it has ended.
     pub(super) serial: u64,
@@ -19,7 +20,7 @@ pub(super) struct Bought {
     pub(super) fingerprint: u64,
 }
 
-impl Bought {
+impl RememberedBorrow {
     /// A borrow id without a live lease.
     pub(super) fn ended(id: BorrowId, fingerprint: Option<u64>) -> Self {
         Self {
@@ -31,9 +32,15 @@ impl Bought {
         }
     }
 
-    pub(super) fn lease(id: BorrowId, lease: LeaseId, fingerprint: u64) -> Self {
+    /// A borrow id whose lease is live.
+    pub(super) fn live(id: BorrowId, lease: LeaseId, fingerprint: u64) -> Self {
         let (serial, slot) = (lease.serial, lease.slot);
         Self { serial, slot, ..Self::ended(id, Some(fingerprint)) }
+    }
+
+    /// The lease, while it stands in the table.
+    pub(super) fn lease_in<'t>(&self, leases: &'t Slab<Entry>) -> Option<&'t Entry> {
+        leases.get(self.slot).filter(|entry| entry.serial.get() == self.serial)
     }
 
     pub(super) const fn borrow_id(&self) -> BorrowId {
@@ -46,7 +53,7 @@ impl Bought {
     }
 }
 
-impl Record for Bought {
+impl Record for RememberedBorrow {
     type Key<'a> = [u64; 2];
 
     fn key(&self) -> [u64; 2] {

@@ -1,9 +1,14 @@
-//! A backend that holds writes back until the whole store file was read.
+//! The backend of a store file. It holds writes back until the whole file was read, and allocates the
+//! blocks of a file when the file grows.
 //!
 //! redb repairs a file when it opens it: it writes before the server knows whether the file is valid,
 //! of a known format, and complete. So writes are kept in memory while a file is opened and read. If
 //! the file is refused, not one byte of it was changed. If it is accepted, the writes and flushes are
 //! done in their original order, so a power loss is as safe as redb makes it.
+//!
+//! If only the length of a file is set, its blocks are not allocated. Then each flush of new pages has
+//! to write the blocks and the metadata of the file, one after the other. So a file grows by writing
+//! zeros: after the blocks were written once, a flush is one write.
 
 use std::io;
 use std::ops::Bound;
@@ -11,18 +16,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
 /// The most bytes that are held back. Opening a file writes only a few headers.
 const MOST_HELD_BACK: usize = 64 << 20;
 
+/// The most bytes that are written ahead when a file grows.
+const WRITE_AHEAD: u64 = 32 << 20;
+
+/// How many zeros are written at a time.
+const CHUNK: usize = 256 << 10;
+
 /// A backend that can hold writes back. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Staged(Arc<Inner>);
+pub(crate) struct Backend(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     backend: Box<dyn StorageBackend>,
+    allocates_blocks: bool,
     is_holding: AtomicBool,
     held: Mutex<HeldBack>,
 }
@@ -42,11 +55,21 @@ enum Operation {
     Flush,
 }
 
-impl Staged {
-    /// Wraps `backend`. Writes go to it directly until [`Staged::hold_back`].
+impl Backend {
+    /// Wraps `backend`. Writes go to it directly until [`Backend::hold_back`].
     pub(crate) fn new(backend: impl StorageBackend) -> Self {
+        Self::wrap(backend, false)
+    }
+
+    /// Wraps the backend of a file, whose blocks are allocated when it grows.
+    pub(crate) fn of_file(backend: FileBackend) -> Self {
+        Self::wrap(backend, true)
+    }
+
+    fn wrap(backend: impl StorageBackend, allocates_blocks: bool) -> Self {
         let (is_holding, held) = (AtomicBool::new(false), Mutex::default());
-        Self(Arc::new(Inner { backend: Box::new(backend), is_holding, held }))
+        let backend = Box::new(backend);
+        Self(Arc::new(Inner { backend, allocates_blocks, is_holding, held }))
     }
 
     /// Holds back writes from now on.
@@ -70,7 +93,7 @@ impl Staged {
         for operation in std::mem::take(&mut held.operations) {
             match operation {
                 Operation::Write(offset, data) => self.0.backend.write(offset, &data)?,
-                Operation::SetLen(len) => self.0.backend.set_len(len)?,
+                Operation::SetLen(len) => self.0.set_len(len)?,
                 Operation::Flush => self.0.backend.sync_data()?,
             }
         }
@@ -82,6 +105,25 @@ impl Staged {
     fn held(&self) -> Option<parking_lot::MutexGuard<'_, HeldBack>> {
         let is_holding = self.0.is_holding.load(Ordering::Acquire);
         is_holding.then(|| self.0.held.lock())
+    }
+}
+
+impl Inner {
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if !self.allocates_blocks {
+            return self.backend.set_len(len);
+        }
+        let old = self.backend.len()?;
+        self.backend.set_len(len)?;
+        let end = len.min(old.saturating_add(WRITE_AHEAD));
+        let zeros = vec![0; CHUNK];
+        let mut offset = old;
+        while offset < end {
+            let part = zeros.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
+            self.backend.write(offset, &zeros[..part])?;
+            offset += part as u64;
+        }
+        Ok(())
     }
 }
 
@@ -127,7 +169,7 @@ fn within(range: std::ops::Range<u64>) -> std::ops::Range<usize> {
 
 type Range = Bound<u64>;
 
-impl StorageBackend for Staged {
+impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
         match self.held() {
             Some(held) => Ok(held.len),
@@ -154,7 +196,7 @@ impl StorageBackend for Staged {
                 held.len = len;
                 held.keep(Operation::SetLen(len))
             }
-            None => self.0.backend.set_len(len),
+            None => self.0.set_len(len),
         }
     }
 
@@ -219,7 +261,7 @@ mod tests {
         fn what_is_held_back_reads_as_if_it_were_written_and_is_written_in_the_end(
             steps in prop::collection::vec((0_u8..3, 0_u64..300, any::<u8>(), 0_usize..100), 0..20),
         ) {
-            let (plain, staged) = (InMemoryBackend::new(), Staged::new(InMemoryBackend::new()));
+            let (plain, staged) = (InMemoryBackend::new(), Backend::new(InMemoryBackend::new()));
             for backend in [&plain as &dyn StorageBackend, &staged] {
                 backend.set_len(200).unwrap();
                 backend.write(50, &[7; 60]).unwrap();
@@ -248,12 +290,34 @@ mod tests {
         let path = folder.path().join("f");
         std::fs::write(&path, [3; 100]).unwrap();
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let staged = Staged::new(redb::backends::FileBackend::new(file).unwrap());
+        let staged = Backend::new(redb::backends::FileBackend::new(file).unwrap());
         staged.hold_back().unwrap();
         staged.write(10, &[9; 10]).unwrap();
         staged.set_len(500).unwrap();
         assert_eq!(contents(&staged)[..30], [[3; 10], [9; 10], [3; 10]].concat());
         drop(staged);
         assert_eq!(std::fs::read(&path).unwrap(), [3; 100]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_grown_file_has_its_blocks_and_keeps_what_was_in_it() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let backend = Backend::of_file(FileBackend::new(file.reopen().unwrap()).unwrap());
+        backend.set_len(10_000).unwrap();
+        backend.write(0, b"kept").unwrap();
+        let len = 3 * CHUNK as u64 + 17;
+        backend.set_len(len).unwrap();
+        backend.sync_data().unwrap();
+        let metadata = file.as_file().metadata().unwrap();
+        assert_eq!(metadata.len(), len);
+        assert!(metadata.blocks() * 512 >= len, "{} blocks", metadata.blocks());
+        let mut start = [1; 6];
+        backend.read(0, &mut start).unwrap();
+        assert_eq!(&start, b"kept\0\0");
+        backend.set_len(4).unwrap();
+        assert_eq!(backend.len().unwrap(), 4);
     }
 }
