@@ -1,7 +1,11 @@
 //! The source of a number of the policy.
 
-/// The source of a limit, or of being disabled. The first source that has a value wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// Where a limit or a switch of the policy in force comes from. The first source that sets it wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
 pub enum Source {
     /// An operator set it through the API.
     Override,
@@ -11,9 +15,9 @@ pub enum Source {
     Plan,
     /// The entry of the service.
     Service,
-    /// The entry `default`, for a service without one of its own.
+    /// The entry `default`, for a service without an entry.
     Default,
-    /// No source has a value.
+    /// No source sets it.
     Nothing,
 }
 

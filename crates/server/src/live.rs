@@ -6,7 +6,7 @@ use lease::{Invalid, organization_of};
 use policy::{DEFAULT_SERVICE, Policy, ServiceId};
 
 use crate::metrics::{BorrowCounters, Metrics};
-use crate::refusals::Refusals;
+use crate::refusals::RefusalLog;
 
 /// A policy in force.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct Live {
     borrows: Vec<BorrowCounters>,
     borrows_without_entry: BorrowCounters,
     /// Here, so that a call does not need to clone a reference.
-    pub(crate) refusals: Arc<Refusals>,
+    pub(crate) refusals: Arc<RefusalLog>,
     default_organization: Option<Arc<str>>,
 }
 
@@ -24,7 +24,7 @@ impl Live {
     pub(crate) fn new(
         policy: Policy,
         metrics: &Metrics,
-        refusals: Arc<Refusals>,
+        refusals: Arc<RefusalLog>,
         default_organization: Option<Arc<str>>,
     ) -> Self {
         let borrows = policy.services().map(|service| metrics.borrows_of(service)).collect();

@@ -2,7 +2,6 @@
 //! are in memory only, and bounded.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,26 +10,29 @@ use hashbrown::HashMap;
 use lease::{BudgetSpent, Denied, Reason, Refusal, Request, RevokedFor, Scope, WallTime};
 use parking_lot::Mutex;
 use policy::Refused;
-use store::Clock;
-use store::{BorrowError, Borrowed};
+use serde::{Deserialize, Serialize};
+use store::{BorrowError, Borrowed, Clock};
+use utoipa::ToSchema;
 use wire::worker::BorrowWorkerRequest;
 
 /// How many refusals are kept with their reason.
 const KEPT: usize = 1_000;
 
-/// The most organizations with counts of their own. Refusals of more organizations count only in the
+/// The most organizations with counts of their own. RefusalLog of more organizations count only in the
 /// totals.
 const MAX_ORGANIZATIONS: usize = 10_000;
 
 /// How many minutes the counts cover, the current one included.
 const MINUTES: u64 = 60;
 
-/// The number of causes: one for each scope of a ceiling, one for budgets, and one for disabled
-/// subjects.
-const CAUSES: usize = Scope::ALL.len() + 2;
+/// The indices of the causes that are no limit. Those of the limits are the scopes.
+const BUDGET: usize = Scope::ALL.len();
+const DISABLED: usize = BUDGET + 1;
+const CAUSES: usize = DISABLED + 1;
 
 /// The refusals of one server.
-pub(crate) struct Refusals {
+#[derive(Debug)]
+pub(crate) struct RefusalLog {
     clock: Arc<dyn Clock>,
     records: Mutex<Records>,
     /// How many refusals were recorded: the number of the latest.
@@ -62,20 +64,35 @@ pub(crate) struct RefusedBorrow {
 }
 
 /// Refused borrows, by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) service: u64,
-    pub(crate) organization: u64,
-    pub(crate) api_key: u64,
-    pub(crate) trace: u64,
-    pub(crate) budget: u64,
-    pub(crate) disabled: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Refusals {
+    /// The ceiling over the whole service.
+    pub service: u64,
+    /// The ceiling over the organization.
+    pub organization: u64,
+    /// The ceiling over the API key.
+    pub api_key: u64,
+    /// The cap of workers under one trace.
+    pub trace: u64,
+    /// A spent usage budget.
+    pub budget: u64,
+    /// A disabled organization or API key, a service the indexer may not use, or a worker after its
+    /// session was revoked.
+    pub disabled: u64,
+}
+
+impl Refusals {
+    /// The sum over all causes.
+    pub const fn total(&self) -> u64 {
+        let Self { service, organization, api_key, trace, budget, disabled } = *self;
+        service + organization + api_key + trace + budget + disabled
+    }
 }
 
 /// The cause of a refusal. Its reason is put into words when it is read.
 #[derive(Clone, Debug)]
 enum Cause {
-    Ceiling {
+    Limit {
         scope: Scope,
         active: u64,
         max: u64,
@@ -86,14 +103,14 @@ enum Cause {
     Policy(Refused),
 }
 
-/// Refusals of the last hour, by minute and cause. Minutes without refusals use no memory.
+/// RefusalLog of the last hour, by minute and cause. Minutes without refusals use no memory.
 #[derive(Debug, Default)]
 struct Hour {
     minutes: VecDeque<(u64, [u32; CAUSES])>,
     sum: [u64; CAUSES],
 }
 
-impl Refusals {
+impl RefusalLog {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self { clock, records: Mutex::default(), recorded: AtomicU64::new(0) }
     }
@@ -122,7 +139,7 @@ impl Refusals {
         };
         let cause = match refusal {
             Some(Refusal::Denied(Denied { scope, active, max, .. })) => {
-                Cause::Ceiling { scope: *scope, active: *active, max: *max }
+                Cause::Limit { scope: *scope, active: *active, max: *max }
             }
             Some(Refusal::BudgetSpent(spent)) => Cause::Budget(spent.clone()),
             Some(Refusal::Revoked(why)) => Cause::Revoked(why.clone()),
@@ -191,7 +208,7 @@ impl Refusals {
     }
 
     /// How many borrows were refused in the last hour, altogether and by organization, in no order.
-    pub(crate) fn counts(&self) -> (Counts, Vec<(Arc<str>, Counts)>) {
+    pub(crate) fn counts(&self) -> (Refusals, Vec<(Arc<str>, Refusals)>) {
         let minute = self.minute();
         let mut records = self.records.lock();
         records.sweep(minute);
@@ -257,31 +274,35 @@ impl Hour {
         }
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> Refusals {
         let [service, organization, api_key, trace, budget, disabled] = self.sum;
-        Counts { service, organization, api_key, trace, budget, disabled }
+        Refusals { service, organization, api_key, trace, budget, disabled }
     }
 }
 
 impl RefusedBorrow {
-    /// How many leases counted against the ceiling, and the ceiling; `None` for other causes.
-    pub(crate) const fn ceiling(&self) -> Option<(u64, u64)> {
+    /// How many leases counted against the limit, and the limit; `None` for other causes.
+    pub(crate) const fn limit(&self) -> Option<(u64, u64)> {
         match self.cause {
-            Cause::Ceiling { active, max, .. } => Some((active, max)),
+            Cause::Limit { active, max, .. } => Some((active, max)),
             Cause::Budget(_) | Cause::Revoked(_) | Cause::Policy(_) => None,
         }
     }
 
     /// The cause: `service`, `organization`, `api_key`, `trace`, `budget` or `disabled`.
-    pub(crate) const fn scope(&self) -> &'static str {
-        self.cause.name()
+    pub(crate) fn scope(&self) -> &'static str {
+        match self.cause.index() {
+            BUDGET => "budget",
+            DISABLED => "disabled",
+            scope => Scope::ALL[scope].as_str(),
+        }
     }
 
     /// The reason in words, as in the answer to the caller.
     pub(crate) fn reason(&self) -> String {
         let Self { organization, service, api_key, trace, .. } = self;
         match &self.cause {
-            Cause::Ceiling { scope, active, max } => match scope {
+            Cause::Limit { scope, active, max } => match scope {
                 Scope::Service => format!("service {service} is at {active} of {max} leases"),
                 Scope::Organization => {
                     format!("organization {organization} is at {active} of {max} on {service}")
@@ -302,30 +323,14 @@ impl RefusedBorrow {
 }
 
 impl Cause {
-    /// Its name in the API.
-    const fn name(&self) -> &'static str {
-        match self {
-            Self::Ceiling { scope, .. } => scope.as_str(),
-            Self::Budget(_) => "budget",
-            Self::Revoked(why) if matches!(why.reason, Reason::BudgetSpent) => "budget",
-            Self::Revoked(_) | Self::Policy(_) => "disabled",
-        }
-    }
-
     /// Its index in the counts.
     const fn index(&self) -> usize {
         match self {
-            Self::Ceiling { scope, .. } => *scope as usize,
-            Self::Budget(_) => Scope::ALL.len(),
-            Self::Revoked(why) if matches!(why.reason, Reason::BudgetSpent) => Scope::ALL.len(),
-            Self::Revoked(_) | Self::Policy(_) => Scope::ALL.len() + 1,
+            Self::Limit { scope, .. } => *scope as usize,
+            Self::Budget(_) => BUDGET,
+            Self::Revoked(why) if matches!(why.reason, Reason::BudgetSpent) => BUDGET,
+            Self::Revoked(_) | Self::Policy(_) => DISABLED,
         }
-    }
-}
-
-impl fmt::Debug for Refusals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refusals").field("recorded", &self.recorded()).finish_non_exhaustive()
     }
 }
 
@@ -351,12 +356,12 @@ mod tests {
         }
     }
 
-    fn refusals() -> (Arc<Minutes>, Refusals) {
+    fn refusals() -> (Arc<Minutes>, RefusalLog) {
         let clock = Arc::new(Minutes::default());
-        (clock.clone(), Refusals::new(clock))
+        (clock.clone(), RefusalLog::new(clock))
     }
 
-    fn refuse(refusals: &Refusals, organization: &str) {
+    fn refuse(refusals: &RefusalLog, organization: &str) {
         let refused = Refused::Disabled(Reason::OrganizationDisabled);
         refusals.record_policy(&Request::session("t1r", organization), &refused);
     }
@@ -380,7 +385,7 @@ mod tests {
         clock.0.store(60, Ordering::Relaxed);
         assert_eq!(refusals.counts().0.disabled, 2);
         clock.0.store(119, Ordering::Relaxed);
-        assert_eq!(refusals.counts(), (Counts::default(), Vec::new()));
+        assert_eq!(refusals.counts(), (Refusals::default(), Vec::new()));
         // The list is not limited to the hour.
         assert_eq!(names(&refusals.latest(None, 9)), ["globex", "acme", "acme"]);
         assert_eq!(names(&refusals.latest(Some("acme"), 1)), ["acme"]);

@@ -17,7 +17,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::api::edge::{Failure, json_of};
-use super::api::model::{AuditEntry, PolicyStatus, Refusal};
+use super::api::model::{AuditEntry, Refusal};
 use super::snapshot::Snapshot;
 use super::state::Admin;
 use crate::operator::OperatorEvent;
@@ -91,7 +91,7 @@ impl Listener {
                     return Some(event("audit", &AuditEntry::from(entry)));
                 }
                 Ok(OperatorEvent::Policy(status)) => {
-                    return Some(event("policy", &PolicyStatus::from(status)));
+                    return Some(event("policy", &status));
                 }
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,

@@ -1,7 +1,6 @@
 //! The admin port: health probes, metrics, the API for operators and the operator's page.
 
 pub(crate) mod api;
-mod cache;
 mod events;
 mod guard;
 mod metrics_page;
@@ -25,7 +24,7 @@ use crate::config::token_file::TokenInForce;
 use api::edge::{Failure, MAX_BODY};
 use guard::Guard;
 pub(crate) use port::serve;
-pub(crate) use state::{Admin, Parts};
+pub(crate) use state::Admin;
 
 /// The pages of the admin port, which listens on `address`.
 ///

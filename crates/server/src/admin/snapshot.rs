@@ -13,7 +13,6 @@ use store::{PoolCount, Unavailable, UsageCount};
 use super::api::model::{OrganizationOrder, Overview, Refusals, ServiceRow};
 use crate::live::Live;
 use crate::operator::PolicyStatus;
-use crate::refusals::Counts;
 
 /// The versions of everything that a snapshot shows. While they are equal, nothing has changed.
 #[derive(Debug, PartialEq)]
@@ -41,9 +40,8 @@ pub(super) struct Snapshot {
     pub(super) organizations: Vec<Row>,
     pub(super) pools: Vec<PoolCount>,
     pub(super) usage: Vec<UsageCount>,
-    pub(super) by_utilization: OnceLock<Vec<u32>>,
-    pub(super) by_active: OnceLock<Vec<u32>>,
-    pub(super) by_refused: OnceLock<Vec<u32>>,
+    /// The indices of the organizations in each [`OrganizationOrder`] except by name.
+    pub(super) orders: [OnceLock<Vec<u32>>; OrganizationOrder::Name as usize],
 }
 
 /// One organization of a snapshot. The rows are ordered by name.
@@ -58,20 +56,11 @@ pub(super) struct Row {
     pub(super) utilization: f64,
 }
 
-/// The data of one organization in a snapshot.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct OrganizationData<'p> {
-    pub(super) name: &'p str,
-    pub(super) pools: &'p [PoolCount],
-    pub(super) usage: &'p [UsageCount],
-    pub(super) refusals: Refusals,
-}
-
 impl Snapshot {
     /// One organization, if it is known.
-    pub(super) fn organization(&self, name: &str) -> Option<OrganizationData<'_>> {
+    pub(super) fn organization(&self, name: &str) -> Option<&Row> {
         let at = self.organizations.binary_search_by(|row| (*row.name).cmp(name)).ok()?;
-        Some(self.data_of(&self.organizations[at]))
+        Some(&self.organizations[at])
     }
 
     /// Counts the organizations with `search` in their name, and lists `limit` of them from `offset` on.
@@ -81,7 +70,7 @@ impl Snapshot {
         order: OrganizationOrder,
         offset: usize,
         limit: usize,
-    ) -> (u64, Vec<OrganizationData<'_>>) {
+    ) -> (u64, Vec<&Row>) {
         let ordered: Box<dyn Iterator<Item = &Row>> = match self.ordered(order) {
             Some(places) => {
                 Box::new(places.iter().map(|&place| &self.organizations[place as usize]))
@@ -92,7 +81,7 @@ impl Snapshot {
         let mut page = Vec::new();
         for row in ordered.filter(|row| contains(&row.name, search)) {
             if matching >= offset && page.len() < limit {
-                page.push(self.data_of(row));
+                page.push(row);
             }
             matching += 1;
         }
@@ -101,34 +90,19 @@ impl Snapshot {
 
     /// The indices of the organizations in this order; `None` for the order that the rows have already.
     fn ordered(&self, order: OrganizationOrder) -> Option<&[u32]> {
+        let compare: fn(&Row, &Row) -> std::cmp::Ordering = match order {
+            OrganizationOrder::Fullest => |a, b| b.utilization.total_cmp(&a.utilization),
+            OrganizationOrder::Active => |a, b| b.active.cmp(&a.active),
+            OrganizationOrder::Refused => |a, b| b.refusals.total().cmp(&a.refusals.total()),
+            OrganizationOrder::Name => return None,
+        };
         let rows = &self.organizations;
-        let by = |rank: fn(&Row, &Row) -> std::cmp::Ordering| {
+        Some(self.orders[order as usize].get_or_init(|| {
             let most = u32::try_from(rows.len()).unwrap_or(u32::MAX);
             let mut places: Vec<u32> = (0..most).collect();
-            places.sort_by(|&a, &b| rank(&rows[b as usize], &rows[a as usize]));
+            places.sort_by(|&a, &b| compare(&rows[a as usize], &rows[b as usize]));
             places
-        };
-        Some(match order {
-            OrganizationOrder::Name => return None,
-            OrganizationOrder::Fullest => self
-                .by_utilization
-                .get_or_init(|| by(|a, b| a.utilization.total_cmp(&b.utilization))),
-            OrganizationOrder::Active => {
-                self.by_active.get_or_init(|| by(|a, b| a.active.cmp(&b.active)))
-            }
-            OrganizationOrder::Refused => self
-                .by_refused
-                .get_or_init(|| by(|a, b| a.refusals.total().cmp(&b.refusals.total()))),
-        })
-    }
-
-    fn data_of<'p>(&'p self, row: &'p Row) -> OrganizationData<'p> {
-        OrganizationData {
-            name: &row.name,
-            pools: &self.pools[row.pools.clone()],
-            usage: &self.usage[row.usage.clone()],
-            refusals: row.refusals,
-        }
+        }))
     }
 }
 
@@ -143,7 +117,7 @@ pub(super) fn rows(
     live: &ArcSwap<Live>,
     pools: &[PoolCount],
     usage: &[UsageCount],
-    mut refused: Vec<(Arc<str>, Counts)>,
+    mut refused: Vec<(Arc<str>, Refusals)>,
     at: WallTime,
 ) -> Vec<Row> {
     let live = live.load();
@@ -164,9 +138,7 @@ pub(super) fn rows(
             name: name.into(),
             active: pools[held.clone()].iter().map(|pool| pool.leases).sum(),
             utilization: utilization(policy, name, &pools[held.clone()], &usage[used.clone()], at),
-            refusals: refused[refusals]
-                .first()
-                .map_or_else(Refusals::default, |(_, counts)| (*counts).into()),
+            refusals: refused[refusals].first().map(|(_, counts)| *counts).unwrap_or_default(),
             pools: held,
             usage: used,
         }

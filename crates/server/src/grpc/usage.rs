@@ -277,7 +277,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::Metrics;
-    use crate::refusals::Refusals;
+    use crate::refusals::RefusalLog;
 
     fn event(organization: &str, metrics: usize) -> Event {
         let metrics = (0..metrics).map(|key| Metric { key: key.to_string(), value: 1.0 });
@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn read(message: &[u8]) -> Result<ParsedReport, Status> {
-        let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
+        let refusals = Arc::new(RefusalLog::new(Arc::new(SystemClock::new())));
         ParsedReport::from(
             message,
             &Live::new(Policy::default(), &Metrics::new(), refusals, None),

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use http::HeaderMap;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 use tonic::{Code, Status};
 
+use super::Labels;
 use super::latency::Latency;
 
 /// The method of a call. A method that this port does not have is [`Method::Other`].
@@ -48,28 +48,17 @@ impl Method {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct MethodLabel {
-    method: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusedLabels {
-    method: &'static str,
-    code: &'static str,
-}
-
 /// The durations and refusals of calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     durations: [Latency; Method::ANSWERED.len()],
-    refused: Family<RefusedLabels, Counter>,
+    refused: Family<Labels<2>, Counter>,
 }
 
 impl Calls {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let durations = Family::<MethodLabel, Latency>::default();
-        let refused = Family::<RefusedLabels, Counter>::default();
+        let durations = Family::<Labels<1>, Latency>::default();
+        let refused = Family::<Labels<2>, Counter>::default();
         registry.register_with_unit(
             "call_duration",
             "From a whole message to its answer, by method; of Attach, one batch",
@@ -81,9 +70,8 @@ impl Calls {
             "Calls that ended with a gRPC status other than OK, by method and code",
             refused.clone(),
         );
-        let duration = |method: Method| {
-            durations.get_or_create_owned(&MethodLabel { method: method.as_str() })
-        };
+        let duration =
+            |method: Method| durations.get_or_create_owned(&[("method", method.as_str())]);
         Self { durations: Method::ANSWERED.map(duration), refused }
     }
 
@@ -107,7 +95,7 @@ impl Calls {
     }
 
     fn count_refusal(&self, method: Method, code: Code) {
-        let labels = RefusedLabels { method: method.as_str(), code: code_name(code) };
+        let labels = [("method", method.as_str()), ("code", code_name(code))];
         self.refused.get_or_create(&labels).inc();
     }
 }

@@ -4,11 +4,9 @@ mod calls;
 pub(crate) mod format;
 mod latency;
 
-use std::fmt;
 use std::time::Instant;
 
 use lease::{KeptAlive, Kind, Reason, Refusal, Released, Scope, Uncountable, WallTime};
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -18,17 +16,19 @@ use tonic::{Code, Status};
 
 pub(crate) use calls::{Calls, Method};
 use policy::Refused;
-use store::Commits;
+use store::{BorrowError, Borrowed, Commits, NotExtended, Reported, Skipped};
 
-use store::{BorrowError, Borrowed, NotExtended, Reported, Skipped};
+/// The names and the values of the labels of a metric.
+pub(crate) type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 /// The prefix of the name of every metric of the server.
 pub(crate) const PREFIX: &str = "tgm_session";
 
 /// The counters of one server, in a registry of its own.
+#[derive(Debug)]
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
-    borrows: Family<BorrowLabels, Counter>,
+    borrows: Family<[(&'static str, String); 3], Counter>,
     /// Connections of the gRPC port that are open.
     pub(crate) connections: Gauge,
     /// Bytes that connections and calls in flight have reserved.
@@ -37,24 +37,6 @@ pub(crate) struct Metrics {
     pub(crate) streams: StreamCounters,
     pub(crate) usage: UsageCounters,
     pub(crate) reloads: ReloadCounters,
-}
-
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BorrowLabels {
-    service: String,
-    outcome: &'static str,
-    scope: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: &'static str,
 }
 
 /// Borrows of one service, by outcome. The counters are looked up once, when a policy comes into force.
@@ -160,18 +142,12 @@ pub(crate) struct StreamCounters {
 
 impl StreamCounters {
     fn register(registry: &mut Registry) -> Self {
-        let streams = Self::default();
-        registry.register(
-            "attached_streams",
-            "Streams of session control that are attached now",
-            streams.attached.clone(),
-        );
-        registry.register(
-            "pushes",
-            "Revocations that were pushed on attached streams",
-            streams.pushed.clone(),
-        );
-        streams
+        let Self { attached, pushed } = Self::default();
+        let help = "Streams of session control that are attached now";
+        registry.register("attached_streams", help, attached.clone());
+        let help = "Revocations that were pushed on attached streams";
+        registry.register("pushes", help, pushed.clone());
+        Self { attached, pushed }
     }
 }
 
@@ -204,30 +180,23 @@ pub(crate) struct UsageCounters {
     skipped: [Counter; Uncountable::ALL.len()],
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
 impl UsageCounters {
     fn register(registry: &mut Registry, by_method: &Calls) -> Self {
-        let reports = Family::<OutcomeLabel, Counter>::default();
+        let counted_as = outcomes(registry, "usage_reports", "Reports of usage by outcome");
         let events = Counter::default();
-        registry.register("usage_reports", "Reports of usage by outcome", reports.clone());
         registry.register("usage_events", "Events of usage that counted", events.clone());
-        let skipped = Family::<ReasonLabel, Counter>::default();
+        let skipped = Family::<Labels<1>, Counter>::default();
         let help =
             "Events of usage that were skipped, by reason, while the rest of their report counted";
         registry.register("usage_events_skipped", help, skipped.clone());
-        let reported = |outcome| reports.get_or_create_owned(&OutcomeLabel { outcome });
-        let because = |why: Uncountable| ReasonLabel { reason: why.as_str() };
+        let reason = |why: Uncountable| [("reason", why.as_str())];
         Self {
-            skipped: Uncountable::ALL.map(|why| skipped.get_or_create_owned(&because(why))),
+            skipped: Uncountable::ALL.map(|why| skipped.get_or_create_owned(&reason(why))),
             by_method: by_method.clone(),
-            counted: reported("counted"),
-            repeated: reported("repeated"),
-            invalid: reported("invalid"),
-            unavailable: reported("unavailable"),
+            counted: counted_as("counted"),
+            repeated: counted_as("repeated"),
+            invalid: counted_as("invalid"),
+            unavailable: counted_as("unavailable"),
             events,
         }
     }
@@ -272,12 +241,20 @@ pub(crate) struct ReloadCounters {
 
 impl ReloadCounters {
     fn register(registry: &mut Registry) -> Self {
-        let reloads = Family::<OutcomeLabel, Counter>::default();
-        let help = "Reloads of the policy file by outcome";
-        registry.register("policy_reloads", help, reloads.clone());
-        let counter = |outcome| reloads.get_or_create_owned(&OutcomeLabel { outcome });
+        let counter = outcomes(registry, "policy_reloads", "Reloads of the policy file by outcome");
         Self { applied: counter("applied"), refused: counter("refused") }
     }
+}
+
+/// Registers a family of counters by outcome, and returns its counter of each outcome.
+fn outcomes(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+) -> impl Fn(&'static str) -> Counter + use<> {
+    let family = Family::<Labels<1>, Counter>::default();
+    registry.register(name, help, family.clone());
+    move |outcome| family.get_or_create_owned(&[("outcome", outcome)])
 }
 
 /// Values that do not change while a server runs.
@@ -293,17 +270,15 @@ pub(crate) struct Facts {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
-        let borrows = Family::<BorrowLabels, Counter>::default();
-        let keep_alives = Family::<OutcomeLabel, Counter>::default();
-        let returns = Family::<OutcomeLabel, Counter>::default();
-        let connections = Gauge::default();
+        let borrows = Family::default();
         registry.register(
             "borrows",
             "Borrows by service, outcome and, for a reached ceiling, its scope",
             borrows.clone(),
         );
-        registry.register("keep_alives", "Keep-alives by outcome", keep_alives.clone());
-        registry.register("returns", "Returns by outcome", returns.clone());
+        let kept = outcomes(&mut registry, "keep_alives", "Keep-alives by outcome");
+        let returned = outcomes(&mut registry, "returns", "Returns by outcome");
+        let connections = Gauge::default();
         let help = "Connections of the gRPC port that are open now";
         registry.register("connections", help, connections.clone());
         let memory = Gauge::default();
@@ -314,8 +289,6 @@ impl Metrics {
             memory.clone(),
         );
         let by_method = Calls::register(&mut registry);
-        let kept = |outcome| keep_alives.get_or_create_owned(&OutcomeLabel { outcome });
-        let returned = |outcome| returns.get_or_create_owned(&OutcomeLabel { outcome });
         let usage = UsageCounters::register(&mut registry, &by_method);
         let calls = CallCounters {
             by_method,
@@ -359,9 +332,9 @@ impl Metrics {
 
     /// The counters of the service entry called `service`.
     pub(crate) fn borrows_of(&self, service: &str) -> BorrowCounters {
-        let counter = |outcome, scope| {
-            let service = service.to_owned();
-            self.borrows.get_or_create_owned(&BorrowLabels { service, outcome, scope })
+        let counter = |outcome: &str, scope: &str| {
+            let labels = [("service", service), ("outcome", outcome), ("scope", scope)];
+            self.borrows.get_or_create_owned(&labels.map(|(name, value)| (name, value.to_owned())))
         };
         BorrowCounters {
             borrowed: counter("borrowed", ""),

@@ -75,12 +75,12 @@ pub const MAX_LIMIT: u64 = 1_000_000_000_000;
 /// # });
 /// ```
 pub struct Operator {
-    store: Arc<Store>,
-    live: Arc<ArcSwap<Live>>,
-    metrics: Arc<Metrics>,
-    clock: Arc<dyn Clock>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) live: Arc<ArcSwap<Live>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Arc<dyn Clock>,
     /// The configuration at the start, with the policy file of that time.
-    config: Config,
+    pub(crate) config: Config,
     state: Mutex<State>,
     /// Locked while one policy replaces another, and never during a wait for the disk.
     in_force: tokio::sync::Mutex<InForceOverrides>,
@@ -157,18 +157,14 @@ impl fmt::Debug for Operator {
     }
 }
 
-/// The parts of an [`Operator`].
-pub(crate) struct Parts {
-    pub(crate) store: Arc<Store>,
-    pub(crate) live: Arc<ArcSwap<Live>>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) config: Config,
-}
-
 impl Operator {
     /// The operator's side of a server whose policy and overrides are in force already.
-    pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, live, metrics, config } = parts;
+    pub(crate) fn new(
+        store: Arc<Store>,
+        live: Arc<ArcSwap<Live>>,
+        metrics: Arc<Metrics>,
+        config: Config,
+    ) -> Self {
         let (clock, file) = (config.clock.clone(), config.policy_file.as_ref());
         let warnings = file.map_or(&[][..], PolicyFile::warnings);
         let status = PolicyStatus {

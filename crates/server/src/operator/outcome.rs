@@ -1,7 +1,10 @@
-//! The outcomes of a change by an operator and of a load of the policy file.
+//! The outcomes of a change by an operator and of a load of the policy file, also as JSON.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The outcome of a change by an operator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Done {
     /// How many leases it ended.
     pub ended: u64,
@@ -10,13 +13,13 @@ pub struct Done {
 }
 
 /// The file of the policy, and the outcome of its last reload.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PolicyStatus {
-    /// The policy file; `None` for the built-in policy, or one set by a program.
+    /// The policy file; `null` for the built-in policy, or one set by a program.
     pub file: Option<String>,
-    /// When the policy in force was loaded, in seconds since 1970.
+    /// When the policy in force was loaded.
     pub loaded_at: i64,
-    /// Why the current file is not in force: file, line, column and reason. `None` when it is.
+    /// Why the current file is not in force: file, line, column and reason. `null` when it is.
     pub refused: Option<String>,
     /// Warnings about entries of the file that are valid but likely a mistake.
     pub warnings: Vec<String>,

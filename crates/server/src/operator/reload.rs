@@ -278,11 +278,10 @@ mod tests {
     use store::SystemClock;
     use store::{Options, Recovered, StoreUrl};
 
-    use super::super::Parts;
     use super::*;
     use crate::live::Live;
     use crate::metrics::Metrics;
-    use crate::refusals::Refusals;
+    use crate::refusals::RefusalLog;
 
     fn operator(path: &Path) -> Arc<Operator> {
         let Loaded { policy, file, .. } = Loaded::load(path).unwrap();
@@ -290,13 +289,9 @@ mod tests {
         config.policy_file = file;
         let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();
         let metrics = Arc::new(Metrics::new());
-        let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
-        Arc::new(Operator::new(Parts {
-            store: Arc::new(store),
-            live: Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics, refusals, None))),
-            metrics,
-            config,
-        }))
+        let refusals = Arc::new(RefusalLog::new(Arc::new(SystemClock::new())));
+        let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &metrics, refusals, None)));
+        Arc::new(Operator::new(Arc::new(store), live, metrics, config))
     }
 
     #[tokio::test]

@@ -30,8 +30,8 @@ use crate::grpc::control::{Control, Farewell};
 use crate::grpc::{self, Gateway, PublicServices, Reports, Tonic, UsageReports, Web, WorkerPool};
 use crate::live::Live;
 use crate::metrics::{Facts, Metrics};
-use crate::operator::{Operator, Parts};
-use crate::refusals::Refusals;
+use crate::operator::Operator;
+use crate::refusals::RefusalLog;
 use connections::Port;
 pub use running::Running;
 use tls::Tls;
@@ -151,34 +151,20 @@ impl Server {
         let policy = config.policy.with_overrides(&store.overrides());
         revoke_disallowed(&store, &policy).await?;
         let metrics = Arc::new(Metrics::for_server(&facts, store.commits()));
-        let refusals = Arc::new(Refusals::new(config.clock.clone()));
+        let refusals = Arc::new(RefusalLog::new(config.clock.clone()));
         let default_organization = config.default_organization.clone().map(Arc::from);
-        let live = Live::new(policy, &metrics, refusals.clone(), default_organization);
+        let live = Live::new(policy, &metrics, refusals, default_organization);
         let live = Arc::new(ArcSwap::from_pointee(live));
         let (tls, certificates) = tls.map(|(tls, files)| (Arc::new(tls), files)).unzip();
         let (health, farewell) = (HealthReporter::new(), Farewell::default());
         let port = grpc_port(&config, &store, &live, &metrics, &health, &farewell, tls.clone());
         let port = Arc::new(port);
-        let operator = Arc::new(Operator::new(Parts {
-            store: store.clone(),
-            live: live.clone(),
-            metrics: metrics.clone(),
-            config: config.clone(),
-        }));
+        let threads = config.threads;
+        let operator = Arc::new(Operator::new(store.clone(), live, metrics, config));
         operator.warn_of_unreported_metrics().await;
         let serving = Arc::new(AtomicBool::new(false));
-        let state = Admin::new(admin::Parts {
-            store: store.clone(),
-            store_url: config.store,
-            live,
-            operator: operator.clone(),
-            metrics,
-            refusals,
-            clock: config.clock,
-            serving: serving.clone(),
-            dropped_log_lines: config.dropped_log_lines,
-            certificate_not_after: tls.as_ref().map(|tls| tls.not_after()),
-        });
+        let not_after = tls.as_ref().map(|tls| tls.not_after());
+        let state = Admin::new(operator.clone(), serving.clone(), not_after);
         let (token, token_file) = token.map(|(token, file)| (Arc::new(token), file)).unzip();
         let router = admin::router(state, token.clone(), admin_address);
 
@@ -197,7 +183,7 @@ impl Server {
             tasks: Vec::new(),
             store,
         };
-        running.serve_grpc(&port, &grpc, config.threads)?;
+        running.serve_grpc(&port, &grpc, threads)?;
         running.serve_admin(admin, router);
         running.watch_health();
         running.watch_files(tls.zip(certificates), token.zip(token_file.flatten()));

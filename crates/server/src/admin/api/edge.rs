@@ -17,7 +17,7 @@ use super::model::{
     AuditQuery, Done, NoteQuery, OrganizationsQuery, Problem, RefusalsQuery, SessionsQuery,
 };
 use crate::admin::state::Admin;
-use crate::operator::{self, MAX_NOTE, OperatorError};
+use crate::operator::{MAX_NOTE, OperatorError};
 use crate::text::plain_json;
 
 /// The longest body of a request.
@@ -85,10 +85,10 @@ impl IntoResponse for Failure {
 /// change.
 pub(super) fn answer_change(
     admin: &Admin,
-    outcome: Result<operator::Done, OperatorError>,
+    outcome: Result<Done, OperatorError>,
 ) -> Result<Json<Done>, Failure> {
-    admin.cache.invalidate();
-    Ok(Json(outcome?.into()))
+    admin.invalidate();
+    Ok(Json(outcome?))
 }
 
 impl From<Unavailable> for Failure {

@@ -1,55 +1,20 @@
 //! The types of the API, made from those of the server.
 
-use lease::{Kind, WallTime};
+use lease::Kind;
 use policy::overrides::{self, OverrideKey, Subject};
 use policy::{DEFAULT_SERVICE, PlanEntry, Policy};
 use store::ListedLease;
 
 use super::model::{
-    ApiKey, AuditEntry, BudgetRow, Ceiling, Disabled, Done, Organization, OrganizationService,
-    Override, Plan, PlanBudget, PlanLimit, PolicyStatus, Refusal, Refusals, ServiceCeiling,
-    Session, Source,
+    ApiKey, AuditEntry, BudgetRow, Ceiling, Disabled, Organization, OrganizationService, Override,
+    Plan, PlanBudget, PlanLimit, Refusal, ServiceCeiling, Session, Source,
 };
-use crate::admin::snapshot::{OrganizationData, usage_of};
-use crate::{operator, refusals};
+use crate::admin::snapshot::{Row, Snapshot, usage_of};
+use crate::refusals::RefusedBorrow;
 
-impl From<policy::Source> for Source {
-    fn from(source: policy::Source) -> Self {
-        match source {
-            policy::Source::Override => Self::Override,
-            policy::Source::Own => Self::Own,
-            policy::Source::Plan => Self::Plan,
-            policy::Source::Service => Self::Service,
-            policy::Source::Default => Self::Default,
-            policy::Source::Nothing => Self::Nothing,
-        }
-    }
-}
-
-impl From<operator::PolicyStatus> for PolicyStatus {
-    fn from(status: operator::PolicyStatus) -> Self {
-        let operator::PolicyStatus { file, loaded_at, refused, warnings, overrides } = status;
-        Self { file, loaded_at, refused, warnings, overrides }
-    }
-}
-
-impl From<refusals::Counts> for Refusals {
-    fn from(counts: refusals::Counts) -> Self {
-        let refusals::Counts { service, organization, api_key, trace, budget, disabled } = counts;
-        Self { service, organization, api_key, trace, budget, disabled }
-    }
-}
-
-impl From<operator::Done> for Done {
-    fn from(done: operator::Done) -> Self {
-        let operator::Done { ended, summary } = done;
-        Self { ended, summary }
-    }
-}
-
-impl From<&refusals::RefusedBorrow> for Refusal {
-    fn from(refused: &refusals::RefusedBorrow) -> Self {
-        let (active, max) = refused.ceiling().unzip();
+impl From<&RefusedBorrow> for Refusal {
+    fn from(refused: &RefusedBorrow) -> Self {
+        let (active, max) = refused.limit().unzip();
         Self {
             at: refused.at.as_unix(),
             organization: refused.organization.to_string(),
@@ -134,13 +99,10 @@ pub(super) fn override_row(
 }
 
 /// One organization, under the `policy` in force.
-pub(super) fn organization(
-    policy: &Policy,
-    data: &OrganizationData<'_>,
-    at: WallTime,
-) -> Organization {
-    let OrganizationData { name, pools, usage, refusals } = *data;
-    let row = |service: &str, active| OrganizationService {
+pub(super) fn organization(policy: &Policy, snapshot: &Snapshot, row: &Row) -> Organization {
+    let (name, pools) = (&*row.name, &snapshot.pools[row.pools.clone()]);
+    let usage = &snapshot.usage[row.usage.clone()];
+    let service_row = |service: &str, active| OrganizationService {
         service: service.into(),
         active,
         ceiling: ceiling(policy.limit(name, service)),
@@ -150,15 +112,15 @@ pub(super) fn organization(
     let mut services: Vec<_> = entries
         .map(|entry| {
             let held = pools.iter().find(|pool| *pool.service == *entry);
-            row(entry, held.map_or(0, |pool| pool.leases))
+            service_row(entry, held.map_or(0, |pool| pool.leases))
         })
         .collect();
     let others = pools
         .iter()
         .filter(|pool| *pool.service == *DEFAULT_SERVICE || !policy.has_entry(&pool.service));
-    services.extend(others.map(|pool| row(&pool.service, pool.leases)));
+    services.extend(others.map(|pool| service_row(&pool.service, pool.leases)));
     let budgets = policy.organization_budgets(name).iter().map(|budget| {
-        let (used, window) = usage_of(budget, usage, at);
+        let (used, window) = usage_of(budget, usage, snapshot.at);
         BudgetRow {
             metric: budget.metric.to_string(),
             used,
@@ -174,7 +136,7 @@ pub(super) fn organization(
         disabled: disabled(policy.disabled_by(Subject::Organization, name)),
         services,
         budgets: budgets.collect(),
-        refusals,
+        refusals: row.refusals,
     }
 }
 
@@ -191,10 +153,10 @@ pub(super) fn api_key(policy: &Policy, id: String) -> ApiKey {
     }
 }
 
-fn ceiling((max, source): (Option<u64>, policy::Source)) -> Ceiling {
-    Ceiling { max, source: source.into() }
+fn ceiling((max, source): (Option<u64>, Source)) -> Ceiling {
+    Ceiling { max, source }
 }
 
-fn disabled((disabled, source): (bool, policy::Source)) -> Disabled {
-    Disabled { disabled, source: source.into() }
+fn disabled((disabled, source): (bool, Source)) -> Disabled {
+    Disabled { disabled, source }
 }

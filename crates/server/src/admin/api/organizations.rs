@@ -46,7 +46,7 @@ async fn organizations(
         let (total, found) = snapshot.page(&search, sort, offset as usize, limit);
         let policy = admin.operator.policy();
         let organizations =
-            found.iter().map(|data| mapping::organization(&policy, data, snapshot.at)).collect();
+            found.into_iter().map(|row| mapping::organization(&policy, &snapshot, row)).collect();
         OrganizationPage { total, organizations }
     });
     Ok(Json(page.await))
@@ -71,8 +71,8 @@ async fn organization(
     validate_id("organization", &name, true)?;
     let snapshot = admin.snapshot().await?;
     let unknown = || Failure::not_found(format!("the organization {name:?} is unknown"));
-    let shown = snapshot.organization(&name).ok_or_else(unknown)?;
-    Ok(Json(mapping::organization(&admin.operator.policy(), &shown, snapshot.at)))
+    let row = snapshot.organization(&name).ok_or_else(unknown)?;
+    Ok(Json(mapping::organization(&admin.operator.policy(), &snapshot, row)))
 }
 
 /// One API key.

@@ -49,7 +49,7 @@ async fn policy(State(admin): State<Arc<Admin>>) -> Result<Json<EffectivePolicy>
     let (status, overrides) = (admin.operator.policy_status(), admin.store.overrides());
     let policy = admin.operator.policy();
     Ok(Json(EffectivePolicy {
-        status: status.into(),
+        status,
         services,
         plans: policy.plans().map(Into::into).collect(),
         indexers: policy.indexers().map(Into::into).collect(),

@@ -11,12 +11,12 @@ use wire::control::attach_response::Event;
 
 use super::*;
 use crate::metrics::Metrics;
-use crate::refusals::Refusals;
+use crate::refusals::RefusalLog;
 
 fn control(max_streams: usize) -> Control {
     let store = Recovered::memory(Options::default()).unwrap().resume().unwrap();
     let metrics = Metrics::new();
-    let refusals = Arc::new(Refusals::new(Arc::new(SystemClock::new())));
+    let refusals = Arc::new(RefusalLog::new(Arc::new(SystemClock::new())));
     let live = Live::new(Policy::built_in(), &metrics, refusals, None);
     let live = Arc::new(ArcSwap::from_pointee(live));
     let counters = (metrics.calls.clone(), metrics.streams.clone());

@@ -4,6 +4,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+pub use crate::operator::Done;
+
 /// Disables or enables an organization or an API key, whatever the policy file says.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -50,13 +52,4 @@ pub struct NoteQuery {
     /// Why, for the audit list.
     #[param(max_length = 512)]
     pub note: String,
-}
-
-/// The outcome of a change by an operator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Done {
-    /// How many leases it ended.
-    pub ended: u64,
-    /// A description of the change.
-    pub summary: String,
 }

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use crate::operator::PolicyStatus;
+
 /// The policy in force, with the source of each number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EffectivePolicy {
@@ -16,21 +18,6 @@ pub struct EffectivePolicy {
     pub indexers: Vec<String>,
     /// The overrides that operators set.
     pub overrides: Vec<Override>,
-}
-
-/// The file of the policy, and the outcome of its last reload.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PolicyStatus {
-    /// The policy file; `null` for the built-in policy, or one set by a program.
-    pub file: Option<String>,
-    /// When the policy in force was loaded.
-    pub loaded_at: i64,
-    /// Why the current file is not in force: file, line, column and reason. `null` when it is.
-    pub refused: Option<String>,
-    /// Warnings about entries of the file that are valid but likely a mistake.
-    pub warnings: Vec<String>,
-    /// How many overrides by operators are in force.
-    pub overrides: u64,
 }
 
 /// One service entry of the policy.

@@ -3,31 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// Refused borrows, by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Refusals {
-    /// The ceiling over the whole service.
-    pub service: u64,
-    /// The ceiling over the organization.
-    pub organization: u64,
-    /// The ceiling over the API key.
-    pub api_key: u64,
-    /// The cap of workers under one trace.
-    pub trace: u64,
-    /// A spent usage budget.
-    pub budget: u64,
-    /// A disabled organization or API key, a service the indexer may not use, or a worker after its
-    /// session was revoked.
-    pub disabled: u64,
-}
-
-impl Refusals {
-    /// The sum over all causes.
-    pub const fn total(&self) -> u64 {
-        let Self { service, organization, api_key, trace, budget, disabled } = *self;
-        service + organization + api_key + trace + budget + disabled
-    }
-}
+pub use crate::refusals::Refusals;
 
 /// How to list refusals.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
