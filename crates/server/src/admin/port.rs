@@ -24,7 +24,7 @@ use tower::ServiceExt as _;
 use super::api::Peer;
 use crate::accept::Acceptor;
 use places::{Connection, Places};
-use streams::{Tracked, WriteTimeout};
+use streams::Tracked;
 
 /// The most bytes of the headers of a request, and of an answer in the write buffer.
 const BUFFER: usize = 64 * 1024;
@@ -62,7 +62,7 @@ where
         let answer = router.clone().oneshot(request);
         async move { Ok::<_, Infallible>(answer.await?.map(|body| in_flight.with(body))) }
     });
-    let stream = Tracked::new(WriteTimeout::new(stream), connection.clone());
+    let stream = Tracked::new(stream, connection.clone());
     let mut http = http1::Builder::new();
     http.max_buf_size(BUFFER);
     let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));

@@ -52,7 +52,7 @@ pub(crate) struct Connection {
     /// The most header fields of a call.
     most_fields: usize,
     /// How long an answer may wait until its caller reads it.
-    patience: Duration,
+    answer_timeout: Duration,
     budget: Arc<MemoryBudget>,
     memory: ConnectionMemory,
     rounds: Arc<Rounds>,
@@ -71,7 +71,8 @@ pub(crate) struct Connection {
     public_streams: AtomicUsize,
     turns: AtomicU64,
     opened: Instant,
-    /// Whether the whole HTTP/2 preface has arrived.
+    /// Whether the first bytes of HTTP have arrived, and whether they were the HTTP/2 preface.
+    speaks_http: AtomicBool,
     speaks_http2: AtomicBool,
     /// The bytes that may still be read in this turn.
     readable: AtomicUsize,
@@ -92,7 +93,7 @@ impl Connection {
         Arc::new(Self {
             peer,
             most_fields: limits.max_header_fields as usize,
-            patience: limits.answer_timeout,
+            answer_timeout: limits.answer_timeout,
             budget: budget.clone(),
             memory: ConnectionMemory::new(budget.account(CallerName::Stranger), limit),
             rounds: rounds.clone(),
@@ -106,6 +107,7 @@ impl Connection {
             public_streams: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
             opened: Instant::now(),
+            speaks_http: AtomicBool::new(false),
             speaks_http2: AtomicBool::new(false),
             readable: AtomicUsize::new(STRANGER_READS),
             leave: AtomicBool::new(false),
@@ -197,8 +199,8 @@ impl Connection {
     }
 
     /// How long an answer may wait until its caller reads it.
-    pub(crate) const fn patience(&self) -> Duration {
-        self.patience
+    pub(crate) const fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
     }
 
     /// Counts a call, and the memory of the call and its headers. If there are too many headers, they
@@ -300,8 +302,15 @@ impl Connection {
         Self::new(None, &memory, &Arc::default(), &PortLimits::default())
     }
 
-    pub(crate) fn mark_http2(&self) {
-        self.speaks_http2.store(true, Relaxed);
+    /// Notes that the first bytes of HTTP have arrived.
+    pub(crate) fn mark_http(&self, is_http2: bool) {
+        self.speaks_http2.store(is_http2, Relaxed);
+        self.speaks_http.store(true, Relaxed);
+    }
+
+    /// Whether the first bytes of HTTP have arrived.
+    pub(crate) fn speaks_http(&self) -> bool {
+        self.speaks_http.load(Relaxed)
     }
 
     /// Whether no call is in flight.

@@ -254,7 +254,7 @@ pub(super) trait ForCall {
 impl ForCall for http::Response<Body> {
     fn for_call(self, call: InFlight) -> Self {
         if !self.body().is_stream() {
-            reset_call_after(call.connection().patience());
+            reset_call_after(call.connection().answer_timeout());
         }
         self.map(|body| Body { call: Some(call), ..body })
     }

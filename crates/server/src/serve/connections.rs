@@ -1,10 +1,11 @@
 //! The connections of one serving thread: they are accepted, served, closed when idle, and drained when
 //! the server stops.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::paced::{HandshakeTimeout, paced};
+use super::paced::Paced;
 use super::tls::{self, Tls};
 use crate::accept::Acceptor;
 use crate::bounds::connection::Connection;
@@ -78,7 +79,7 @@ impl Port {
             connections.spawn(port.clone(), stream, connection, place);
         };
         tokio::select! {
-            () = connections.close_idle(self.limits.idle_timeout) => {}
+            () = connections.close_idle_every(self.limits.idle_timeout) => {}
             () = ACCEPTOR.run(listener, &self.draining, serve) => {}
         }
         connections.close_all();
@@ -163,24 +164,38 @@ impl Port {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let http = http(&self.limits, &connection);
-        let (stream, timeout) = paced(stream, connection.clone(), deadline);
-        let calls = connection.clone();
-        let gateway = self.gateway.clone();
+        let stream = TokioIo::new(Paced::new(stream, connection.clone()));
+        let (calls, gateway) = (connection.clone(), self.gateway.clone());
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             let call = calls.begin(request.headers_mut());
             gateway.clone().answer(request, call)
         });
-        let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
-        let mut closing = Closing { connection: &connection, timeout, is_shutting_down: false };
+        let mut http = pin!(http.serve_connection(stream, service));
+        let mut is_shutting_down = false;
+        // Dropped at the first bytes of HTTP: it costs nothing after them.
+        let mut handshake_timeout = Some(Box::pin(tokio::time::sleep_until(deadline)));
         let ended = std::future::poll_fn(|context| {
-            let is_evicted = ready!(closing.poll(context, || http.as_mut().graceful_shutdown()));
-            let polled = http.as_mut().poll(context);
-            if polled.is_pending() && (is_evicted || closing.timeout.has_expired(context)) {
-                return Poll::Ready(Err(
-                    "the handshake timeout is over, or the connection was evicted".into(),
-                ));
+            connection.waker.register(context.waker());
+            let is_evicted = connection.has_to_leave_at_once();
+            if !is_shutting_down && (is_evicted || connection.has_to_leave()) {
+                is_shutting_down = true;
+                http.as_mut().graceful_shutdown();
             }
-            polled
+            if !is_evicted {
+                ready!(connection.poll_turn(context));
+            }
+            if let Poll::Ready(ended) = http.as_mut().poll(context) {
+                return Poll::Ready(ended.map_err(|error| error.to_string()));
+            }
+            handshake_timeout.take_if(|_| connection.speaks_http());
+            let timer = handshake_timeout.as_mut();
+            if is_evicted {
+                Poll::Ready(Err("it was evicted".to_owned()))
+            } else if timer.is_some_and(|timer| timer.as_mut().poll(context).is_ready()) {
+                Poll::Ready(Err("the handshake timeout is over".to_owned()))
+            } else {
+                Poll::Pending
+            }
         });
         // A call of HTTP/1.1 runs within its connection, and both are reset together.
         let served = Call::within_connection(async {
@@ -189,31 +204,6 @@ impl Port {
             }
         });
         served.await;
-    }
-}
-
-/// Decides when a connection has to close.
-struct Closing<'c> {
-    connection: &'c Connection,
-    timeout: HandshakeTimeout,
-    is_shutting_down: bool,
-}
-
-impl Closing<'_> {
-    /// Waits for a turn. Starts a graceful shutdown when the connection has to close, and returns whether
-    /// it has to close at once.
-    fn poll(&mut self, context: &mut Context<'_>, shut_down: impl FnOnce()) -> Poll<bool> {
-        let connection = self.connection;
-        connection.waker.register(context.waker());
-        let leaves = connection.has_to_leave_at_once();
-        if !self.is_shutting_down && (leaves || connection.has_to_leave()) {
-            self.is_shutting_down = true;
-            shut_down();
-        }
-        if !leaves {
-            ready!(connection.poll_turn(context));
-        }
-        Poll::Ready(leaves)
     }
 }
 
@@ -245,28 +235,36 @@ fn http(limits: &PortLimits, connection: &Arc<Connection>) -> auto::Builder<Call
 /// The connections of one serving thread.
 #[derive(Debug, Default)]
 struct Connections {
-    open: Arc<Mutex<Open>>,
+    /// Every open connection, by the number of its place, with the number of its calls at the last idle
+    /// check.
+    open: Arc<Mutex<HashMap<u64, (Arc<Connection>, u64)>>>,
     tasks: TaskTracker,
 }
 
-/// Every open connection, with the number of its calls at the last idle check.
-#[derive(Debug, Default)]
-struct Open {
-    next: u64,
-    connections: std::collections::HashMap<u64, (Arc<Connection>, u64)>,
-}
+impl Connections {
+    fn spawn(&self, port: Arc<Port>, stream: TcpStream, connection: Arc<Connection>, place: Place) {
+        connection.set_place(&port.places, &place);
+        self.open.lock().insert(place.number(), (connection.clone(), u64::MAX));
+        let open = self.open.clone();
+        let counted = GaugeGuard::new(&port.open);
+        self.tasks.spawn(async move {
+            port.serve_socket(stream, connection).await;
+            open.lock().remove(&place.number());
+            drop((place, counted));
+        });
+    }
 
-impl Open {
-    fn add(&mut self, connection: Arc<Connection>) -> u64 {
-        let number = self.next;
-        self.next += 1;
-        self.connections.insert(number, (connection, u64::MAX));
-        number
+    /// Closes connections that made no call for the time `idle` and have none in flight; never returns.
+    async fn close_idle_every(&self, idle: Duration) {
+        loop {
+            tokio::time::sleep(idle).await;
+            self.close_idle();
+        }
     }
 
     /// Closes connections that made no call since the last check and have none in flight.
-    fn close_idle(&mut self) {
-        for (connection, calls_before) in self.connections.values_mut() {
+    fn close_idle(&self) {
+        for (connection, calls_before) in self.open.lock().values_mut() {
             let calls = connection.calls();
             if calls == *calls_before && connection.is_idle() {
                 connection.close();
@@ -274,31 +272,9 @@ impl Open {
             *calls_before = calls;
         }
     }
-}
-
-impl Connections {
-    fn spawn(&self, port: Arc<Port>, stream: TcpStream, connection: Arc<Connection>, place: Place) {
-        connection.set_place(&port.places, &place);
-        let number = self.open.lock().add(connection.clone());
-        let open = self.open.clone();
-        let counted = GaugeGuard::new(&port.open);
-        self.tasks.spawn(async move {
-            port.serve_socket(stream, connection).await;
-            open.lock().connections.remove(&number);
-            drop((place, counted));
-        });
-    }
-
-    /// Closes idle connections; never returns.
-    async fn close_idle(&self, idle: Duration) {
-        loop {
-            tokio::time::sleep(idle).await;
-            self.open.lock().close_idle();
-        }
-    }
 
     fn close_all(&self) {
-        for (connection, _) in self.open.lock().connections.values() {
+        for (connection, _) in self.open.lock().values() {
             connection.close();
         }
         self.tasks.close();
@@ -317,23 +293,23 @@ mod tests {
 
     #[test]
     fn a_connection_is_idle_after_a_whole_period_without_calls() {
-        let mut open = Open::default();
+        let connections = Connections::default();
         let [silent, calling, watching] = std::array::from_fn(|_| Connection::of_a_test());
-        for connection in [&silent, &calling, &watching] {
-            open.add(connection.clone());
+        for (number, connection) in (0..).zip([&silent, &calling, &watching]) {
+            connections.open.lock().insert(number, (connection.clone(), u64::MAX));
         }
         let stream = watching.begin(&mut HeaderMap::new());
 
-        open.close_idle();
+        connections.close_idle();
         assert!(!silent.has_to_leave(), "a new connection has a whole period");
 
         drop(calling.begin(&mut HeaderMap::new()));
-        open.close_idle();
+        connections.close_idle();
         assert!(silent.has_to_leave());
         assert!(!calling.has_to_leave() && !watching.has_to_leave());
 
         drop(stream);
-        open.close_idle();
+        connections.close_idle();
         assert!(calling.has_to_leave() && watching.has_to_leave());
     }
 }
