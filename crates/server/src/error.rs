@@ -94,15 +94,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Store(error) => error.is_usage(),
-            error => matches!(
-                error,
-                Self::PolicyUnreadable { .. }
-                    | Self::Policy(_)
-                    | Self::Setting { .. }
-                    | Self::Tls { .. }
-                    | Self::Anonymous { .. }
-                    | Self::AdminExposed { .. }
-            ),
+            error => !error.is_retryable(),
         }
     }
 }

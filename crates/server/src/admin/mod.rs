@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use store::Unavailable;
 
-use crate::config::token_file::TokenInForce;
+use crate::config::TokenInForce;
 use api::edge::{Failure, MAX_BODY};
 use guard::Guard;
 pub(crate) use port::serve;

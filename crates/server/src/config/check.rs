@@ -2,7 +2,8 @@
 
 use super::settings;
 use super::start::Config;
-use crate::config::token_file::TokenInForce;
+use super::token::TokenInForce;
+use super::watch::Watched;
 use crate::error::Error;
 
 impl Config {
@@ -36,8 +37,13 @@ impl Config {
             wrong.push(Error::AdminExposed { listen: self.admin_listen });
         }
         wrong.extend(self.tls.check(self.clock.wall()));
-        wrong.extend(TokenInForce::load(self).err());
+        wrong.extend(self.token_in_force().err());
         wrong
+    }
+
+    /// The admin token, with the watch of its file if it is in one; `None` without a token.
+    pub(crate) fn token_in_force(&self) -> Result<Option<(TokenInForce, Option<Watched>)>, Error> {
+        TokenInForce::load(self.admin_token.as_ref(), self.admin_token_file.as_deref())
     }
 
     /// Refuses to serve callers from other machines without a key, unless that is allowed.

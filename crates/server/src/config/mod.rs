@@ -10,7 +10,6 @@ pub mod settings;
 mod start;
 pub(crate) mod tls;
 mod token;
-pub(crate) mod token_file;
 pub(crate) mod watch;
 
 pub(crate) use given::Given;
@@ -20,3 +19,4 @@ pub use policy_file::{Loaded, NotLoaded, PolicyFile};
 pub use start::Config;
 pub use tls::TlsFiles;
 pub use token::AdminToken;
+pub(crate) use token::TokenInForce;

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::blocking::blocking;
+
 /// How often files are checked.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 /// The most bytes of a file that is watched.
 const MAX_BYTES: u64 = 64 << 20;
@@ -30,20 +32,11 @@ impl Digest {
 /// Files that were read, each with the digest of its contents if it could be read.
 pub(crate) type Read = Vec<(PathBuf, Option<Digest>)>;
 
-/// The result of reading a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    Contents(Digest),
-    Unreadable(io::ErrorKind),
-}
+/// The result of reading a file: its contents, or why they cannot be read.
+type Found = Result<Digest, io::ErrorKind>;
 
-impl Found {
-    fn new(contents: &io::Result<Vec<u8>>) -> Self {
-        match contents {
-            Ok(contents) => Self::Contents(Digest::of(contents)),
-            Err(error) => Self::Unreadable(error.kind()),
-        }
-    }
+fn found(contents: &io::Result<Vec<u8>>) -> Found {
+    contents.as_ref().map(|contents| Digest::of(contents)).map_err(io::Error::kind)
 }
 
 /// Metadata that changes when a file is written, replaced or removed.
@@ -87,21 +80,15 @@ impl From<Metadata> for Stamp {
     }
 }
 
-/// The result of one check of one file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Check {
-    /// The metadata before the contents were read; `None` if they cannot be read.
-    stamp: Option<Stamp>,
-    found: Found,
-}
-
 /// A set of files that belong together, such as a certificate and its key.
 #[derive(Debug)]
 pub(crate) struct Watched {
     paths: Vec<PathBuf>,
     /// The contents that the owner of the files knows.
     known: Vec<Option<Found>>,
-    last: Vec<Check>,
+    /// What the last check found of each file: the metadata before the contents were read, `None` if
+    /// they cannot be read, and the contents.
+    last: Vec<(Option<Stamp>, Found)>,
     /// Whether two checks in a row read the same contents. Until then the stamps are not sufficient:
     /// two writes may have the same stamp, and a file may be written in part.
     settled: bool,
@@ -113,7 +100,7 @@ impl Watched {
     pub(crate) fn new<D: Into<Option<Digest>>>(
         files: impl IntoIterator<Item = (PathBuf, D)>,
     ) -> Self {
-        let known = |(path, digest): (PathBuf, D)| (path, digest.into().map(Found::Contents));
+        let known = |(path, digest): (PathBuf, D)| (path, digest.into().map(Ok));
         let (paths, known) = files.into_iter().map(known).unzip();
         Self { paths, known, last: Vec::new(), settled: false }
     }
@@ -131,23 +118,39 @@ impl Watched {
     pub(crate) fn changed(&mut self) -> Option<Vec<io::Result<Vec<u8>>>> {
         let stamps: Vec<_> =
             self.paths.iter().map(|path| std::fs::metadata(path).ok().map(Stamp::from)).collect();
-        if self.settled && stamps.iter().eq(self.last.iter().map(|look| &look.stamp)) {
+        if self.settled && stamps.iter().eq(self.last.iter().map(|(stamp, _)| stamp)) {
             return None;
         }
         let contents: Vec<_> = self.paths.iter().map(|path| read(path)).collect();
-        let looks: Vec<_> = stamps
-            .into_iter()
-            .zip(&contents)
-            .map(|(stamp, contents)| Check { stamp, found: Found::new(contents) })
-            .collect();
-        self.settled = looks == self.last;
-        self.last = looks;
-        let found: Vec<_> = self.last.iter().map(|look| Some(look.found)).collect();
+        let check: Vec<_> = stamps.into_iter().zip(contents.iter().map(found)).collect();
+        self.settled = check == self.last;
+        self.last = check;
+        let found: Vec<_> = self.last.iter().map(|(_, found)| Some(*found)).collect();
         if !self.settled || found == self.known {
             return None;
         }
         self.known = found;
         Some(contents)
+    }
+
+    /// As [`Watched::changed`], on a thread that may block.
+    pub(crate) async fn check(mut self) -> (Self, Option<Vec<io::Result<Vec<u8>>>>) {
+        blocking(move || {
+            let changed = self.changed();
+            (self, changed)
+        })
+        .await
+    }
+
+    /// Checks the files periodically, and calls `reload` with their contents when they changed; never
+    /// returns.
+    pub(crate) async fn follow(mut self, reload: impl Fn(Vec<io::Result<Vec<u8>>>)) {
+        loop {
+            tokio::time::sleep(CHECK_EVERY).await;
+            let changed;
+            (self, changed) = self.check().await;
+            changed.map(&reload);
+        }
     }
 }
 
@@ -251,7 +254,7 @@ mod tests {
         assert_eq!(look(&mut watched), None);
         write("two");
         // The change time cannot be set, but a coarse clock shows the same for both writes.
-        watched.last[0].stamp = Some(Stamp::from(fs::metadata(&path).unwrap()));
+        watched.last[0].0 = Some(Stamp::from(fs::metadata(&path).unwrap()));
         assert_eq!(looks(&mut watched), [None, Some("two".into()), None]);
     }
 

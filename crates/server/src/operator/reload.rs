@@ -17,7 +17,7 @@ use super::{By, Operator, OperatorError};
 use crate::blocking::blocking;
 use crate::config::Config;
 use crate::config::Given;
-use crate::config::watch::{self, Digest, LOOK_EVERY, Watched};
+use crate::config::watch::{self, CHECK_EVERY, Digest, Watched};
 use crate::config::{Loaded, PolicyFile};
 use crate::error::Error;
 use crate::repeated::Repeated;
@@ -63,7 +63,7 @@ impl Operator {
     /// changes. Never returns; without a file it returns at once.
     pub(crate) async fn watch(self: Arc<Self>) {
         let Some(mut watch) = self.config.policy_file.as_ref().map(Watch::new) else { return };
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        let mut ticks = tokio::time::interval(CHECK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -78,11 +78,7 @@ impl Operator {
         if !watched.paths().iter().eq(read.iter().map(|(path, _)| path)) {
             watched = Watched::new(read);
         }
-        let (watched, found) = blocking(move || {
-            let found = watched.changed();
-            (watched, found)
-        })
-        .await;
+        let (watched, found) = watched.check().await;
         let found = found.map(|files| watched.paths().iter().cloned().zip(files).collect());
         let has_changed = found.as_ref().is_some_and(|found| !self.has_read(found));
         if !has_changed && !retry {

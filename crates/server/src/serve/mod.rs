@@ -23,7 +23,7 @@ use crate::blocking::blocking;
 use crate::bounds::memory::{CONNECTION_BYTES, MemoryBudget};
 use crate::bounds::places::Places;
 use crate::config::Config;
-use crate::config::token_file::TokenInForce;
+use crate::config::TokenInForce;
 use crate::config::watch::Watched;
 use crate::error::Error;
 use crate::grpc::control::{Control, Farewell};
@@ -92,7 +92,7 @@ impl Server {
 
     fn take_ports(config: Config, store: Recovered) -> Result<Self, Error> {
         let tls = Tls::load(&config.tls, config.clock.clone())?;
-        let token = TokenInForce::load(&config)?;
+        let token = config.token_in_force()?;
         let (grpc, grpc_address) = listen("gRPC", config.listen)?;
         let (admin, admin_address) = listen("the admin port", config.admin_listen)?;
         let grpc = grpc.into_std().map_err(|source| Error::Listen {

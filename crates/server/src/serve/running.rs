@@ -20,7 +20,7 @@ use super::connections::Port;
 use super::tls::Tls;
 use crate::admin;
 use crate::blocking::blocking;
-use crate::config::token_file::TokenInForce;
+use crate::config::TokenInForce;
 use crate::config::watch::Watched;
 use crate::error::Error;
 use crate::grpc::control::{Farewell, SESSION_CONTROL};
@@ -143,10 +143,10 @@ impl Running {
     ) {
         self.tasks.push(tokio::spawn(self.operator.clone().watch()));
         if let Some((tls, files)) = tls {
-            self.tasks.push(tokio::spawn(tls.reload_on_change(files)));
+            self.tasks.push(tokio::spawn(files.follow(move |contents| tls.reload(contents))));
         }
         if let Some((token, file)) = token {
-            self.tasks.push(tokio::spawn(token.follow(file)));
+            self.tasks.push(tokio::spawn(file.follow(move |contents| token.reload(contents))));
         }
     }
 

@@ -14,10 +14,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::blocking::blocking;
 use crate::config::TlsFiles;
 use crate::config::tls::{configure, readable};
-use crate::config::watch::{self, Digest, LOOK_EVERY, Watched};
+use crate::config::watch::{self, Digest, Watched};
 use crate::error::Error;
 
 /// How long, and how many bytes, are read from a client after its handshake failed.
@@ -75,24 +74,9 @@ impl Tls {
         self.current.load_full().into()
     }
 
-    /// Reloads the files whenever they change; never returns. Open connections keep their certificate.
-    /// If a file cannot be used, the certificate before stays in force.
-    pub(super) async fn reload_on_change(self: Arc<Self>, mut watched: Watched) {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let (looked, changed) = blocking(move || {
-                let changed = watched.changed();
-                (watched, changed)
-            })
-            .await;
-            watched = looked;
-            if let Some(contents) = changed {
-                self.reload(contents);
-            }
-        }
-    }
-
-    fn reload(&self, contents: Vec<io::Result<Vec<u8>>>) {
+    /// Takes the certificate from the new contents of the files. Open connections keep theirs. If a file
+    /// cannot be used, the certificate before stays in force.
+    pub(super) fn reload(&self, contents: Vec<io::Result<Vec<u8>>>) {
         let read = self.paths.iter().zip(contents).map(|(path, read)| readable(path, read));
         let configured = read
             .collect::<Result<Vec<_>, _>>()

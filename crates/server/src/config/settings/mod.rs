@@ -18,7 +18,7 @@ use super::limits::ADMIN_CONNECTIONS;
 use super::start::Config;
 use crate::error::Error;
 pub use value::Shown;
-use value::{Size, Value};
+use value::{Bound, Slot};
 
 /// One setting.
 pub struct Setting {
@@ -26,15 +26,9 @@ pub struct Setting {
     group: &'static str,
     about: &'static str,
     default: Option<&'static str>,
-    bounds: Bounds,
-    place: fn(&mut Config) -> &mut dyn Value,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Bounds {
-    None,
-    Count { least: u64, most: u64 },
-    Time { shortest: Duration, longest: Duration },
+    /// The least and the highest value.
+    bounds: Option<(Bound, Bound)>,
+    slot: fn(&mut Config) -> Slot<'_>,
 }
 
 /// All settings, in the order in which they are shown.
@@ -49,25 +43,23 @@ pub fn all() -> &'static [Setting] {
 
 /// Finds the setting `name`. Its words may be joined by underscores or by dashes.
 pub fn find(name: &str) -> Option<&'static Setting> {
-    let same = |setting: &&Setting| {
-        setting.name.len() == name.len()
-            && setting
-                .name
-                .bytes()
-                .zip(name.bytes())
-                .all(|(known, byte)| known == byte || (known == b'_' && byte == b'-'))
-    };
-    all().iter().find(same)
+    let name = name.replace('-', "_");
+    all().iter().find(|setting| setting.name == name)
 }
 
 impl Setting {
     const fn new(
         name: &'static str,
         group: &'static str,
-        about: &'static str,
-        place: fn(&mut Config) -> &mut dyn Value,
+        slot: fn(&mut Config) -> Slot<'_>,
     ) -> Self {
-        Self { name, group, about, default: None, bounds: Bounds::None, place }
+        Self { name, group, about: "", default: None, bounds: None, slot }
+    }
+
+    /// Sets the description.
+    const fn described(mut self, about: &'static str) -> Self {
+        self.about = about;
+        self
     }
 
     /// Sets a description of the default, if it is not a value.
@@ -77,12 +69,12 @@ impl Setting {
     }
 
     const fn counted(mut self, least: u64, most: u64) -> Self {
-        self.bounds = Bounds::Count { least, most };
+        self.bounds = Some((Bound::Count(least), Bound::Count(most)));
         self
     }
 
     const fn timed(mut self, shortest: Duration, longest: Duration) -> Self {
-        self.bounds = Bounds::Time { shortest, longest };
+        self.bounds = Some((Bound::Time(shortest), Bound::Time(longest)));
         self
     }
 
@@ -113,12 +105,12 @@ impl Setting {
 
     /// The placeholder for its value in a list of flags, such as `ADDR`.
     pub fn value_name(&self) -> &'static str {
-        (self.place)(&mut scratch()).name()
+        (self.slot)(&mut scratch()).name()
     }
 
     /// Whether its flag may be given without a value, which means true.
     pub fn is_switch(&self) -> bool {
-        (self.place)(&mut scratch()).is_switch()
+        matches!(self.show(&mut scratch()), Shown::Switch(_))
     }
 
     /// The description of its default.
@@ -135,27 +127,22 @@ impl Setting {
 
     /// Its value in `config`. Secrets are masked. `config` is not changed.
     pub fn show(&self, config: &mut Config) -> Shown {
-        (self.place)(config).show()
+        (self.slot)(config).show()
     }
 
     fn apply(&self, config: &mut Config, written: &Written) -> Result<(), String> {
-        let value = (self.place)(config);
+        let mut value = (self.slot)(config);
         value.read(written)?;
-        self.check(value)
+        self.check(&value)
     }
 
-    fn check(&self, value: &dyn Value) -> Result<(), String> {
-        let (within, least, most) = match (self.bounds, value.size()) {
-            (Bounds::Count { least, most }, Size::Count(count)) => {
-                ((least..=most).contains(&count), least.to_string(), most.to_string())
+    fn check(&self, value: &Slot<'_>) -> Result<(), String> {
+        match (self.bounds, value.bounded()) {
+            (Some((least, most)), Some(value)) if value < least || value > most => {
+                Err(format!("it has to be between {least} and {most}"))
             }
-            (Bounds::Time { shortest, longest }, Size::Time(time)) => {
-                let words = |span| humantime::format_duration(span).to_string();
-                ((shortest..=longest).contains(&time), words(shortest), words(longest))
-            }
-            _ => return Ok(()),
-        };
-        if within { Ok(()) } else { Err(format!("it has to be between {least} and {most}")) }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -173,7 +160,7 @@ fn scratch() -> Config {
 /// Returns an error for each value of `config` that is out of bounds.
 pub(crate) fn check(config: &mut Config) -> Vec<Error> {
     let wrong = all().iter().filter_map(|setting| {
-        let problem = setting.check((setting.place)(config)).err()?;
+        let problem = setting.check(&(setting.slot)(config)).err()?;
         Some(Error::Setting { name: setting.name, problem })
     });
     wrong.collect()

@@ -31,11 +31,11 @@ fn another_value(setting: &Setting) -> (&'static str, &'static str) {
 fn in_range(setting: &Setting) -> (String, String) {
     let both = |text: String, quote: &str| (text.clone(), format!("{quote}{text}{quote}"));
     match setting.bounds {
-        Bounds::Count { most, .. } => both((most - 1).to_string(), ""),
-        Bounds::Time { longest, .. } => {
+        Some((_, Bound::Count(most))) => both((most - 1).to_string(), ""),
+        Some((_, Bound::Time(longest))) => {
             both(humantime::format_duration(longest - Duration::from_millis(1)).to_string(), "'")
         }
-        Bounds::None => {
+        None => {
             let (text, toml) = another_value(setting);
             (text.to_owned(), toml.to_owned())
         }
@@ -72,14 +72,16 @@ fn every_default_is_within_its_bounds_and_every_bound_holds_wherever_a_value_is_
     assert!(check(&mut scratch()).is_empty());
     for setting in all() {
         let (under, over) = match setting.bounds {
-            Bounds::None => continue,
-            Bounds::Count { least, most } => ((least - 1).to_string(), (most + 1).to_string()),
-            Bounds::Time { shortest, longest } => {
+            Some((Bound::Count(least), Bound::Count(most))) => {
+                ((least - 1).to_string(), (most + 1).to_string())
+            }
+            Some((Bound::Time(shortest), Bound::Time(longest))) => {
                 let words = |span| format!("'{}'", humantime::format_duration(span));
                 let tick = Duration::from_nanos(1);
                 let under = shortest.checked_sub(tick).map_or("'-1s'".into(), words);
                 (under, words(longest + tick))
             }
+            _ => continue,
         };
         for outside in [under, over] {
             let text = format!("[server]\n\n{} = {outside}\n", setting.name());

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -45,63 +46,126 @@ impl fmt::Display for Shown {
 /// The mask of a secret.
 const HIDDEN: &str = "***";
 
-/// The size of a value, for its bounds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Size {
+/// A bound of a value.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub(super) enum Bound {
     Count(u64),
     Time(Duration),
-    Unlimited,
 }
 
-/// A value of a [`Config`](crate::Config) that a setting can change.
-pub(super) trait Value {
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Time(time) => write!(f, "{}", humantime::format_duration(*time)),
+        }
+    }
+}
+
+/// A value in a [`Config`](crate::Config) that a setting can change, by the kind of the value.
+pub(super) enum Slot<'c> {
+    Address(&'c mut SocketAddr),
+    Switch(&'c mut bool),
+    Integer32(&'c mut u32),
+    Integer64(&'c mut u64),
+    Size(&'c mut usize),
+    Time(&'c mut Duration),
+    File(&'c mut Option<PathBuf>),
+    Name(&'c mut Option<Box<str>>),
+    Store(&'c mut StoreUrl),
+    Token(&'c mut Option<AdminToken>),
+    Origins(&'c mut Vec<Origin>),
+}
+
+impl Slot<'_> {
     /// The placeholder for a value in a list of flags.
-    fn name(&self) -> &'static str;
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Address(_) => "ADDR",
+            Self::Switch(_) => "BOOL",
+            Self::Integer32(_) | Self::Integer64(_) | Self::Size(_) => "N",
+            Self::Time(_) => "DURATION",
+            Self::File(_) => "FILE",
+            Self::Name(_) => "NAME",
+            Self::Store(_) => "URL",
+            Self::Token(_) => "TOKEN",
+            Self::Origins(_) => "ORIGINS",
+        }
+    }
 
     /// Sets the value from what is written, or returns what is wrong with it.
-    fn read(&mut self, written: &Written) -> Result<(), String>;
-
-    fn show(&self) -> Shown;
-
-    fn size(&self) -> Size {
-        Size::Unlimited
-    }
-
-    /// Whether the flag may be given without a value, which means true.
-    fn is_switch(&self) -> bool {
-        false
-    }
-}
-
-impl Value for SocketAddr {
-    fn name(&self) -> &'static str {
-        "ADDR"
-    }
-
-    fn read(&mut self, written: &Written) -> Result<(), String> {
-        *self = match written.text() {
-            Some(text) => match text.parse() {
-                Ok(address) => address,
-                Err(_) => resolve(text).map_err(|problem| format!("{written} {problem}"))?,
-            },
-            None => return Err(format!("{written} is none; {ADDRESS}")),
-        };
+    pub(super) fn read(&mut self, written: &Written) -> Result<(), String> {
+        match self {
+            Self::Address(address) => **address = read_address(written)?,
+            Self::Switch(on) => **on = read_switch(written)?,
+            Self::Integer32(number) => **number = read_number(written)?,
+            Self::Integer64(number) => **number = read_number(written)?,
+            Self::Size(number) => **number = read_number(written)?,
+            Self::Time(time) => **time = read_time(written)?,
+            Self::File(path) => {
+                let text = written.text().filter(|text| !text.is_empty());
+                **path = Some(text.ok_or("write the path of a file")?.into());
+            }
+            Self::Name(name) => {
+                let text = written.text().ok_or("write a name")?;
+                lease::validate_id("the name", text, true).map_err(|error| error.to_string())?;
+                **name = Some(text.into());
+            }
+            Self::Store(url) => {
+                let text = written.text().ok_or("write a URL: memory: or file:PATH")?;
+                **url = text.parse().map_err(|error: store::Error| error.to_string())?;
+            }
+            Self::Token(token) => {
+                let text = written.text().ok_or("write the token as text")?;
+                **token = Some(AdminToken::read(text)?);
+            }
+            Self::Origins(origins) => **origins = read_origins(written)?,
+        }
         Ok(())
     }
 
-    fn show(&self) -> Shown {
-        Shown::Text(self.to_string())
+    pub(super) fn show(&self) -> Shown {
+        let shown = |text: Option<String>| text.map_or(Shown::Nothing, Shown::Text);
+        match self {
+            Self::Address(address) => Shown::Text(address.to_string()),
+            Self::Switch(on) => Shown::Switch(**on),
+            Self::Integer32(number) => Shown::Number(u64::from(**number)),
+            Self::Integer64(number) => Shown::Number(**number),
+            Self::Size(number) => Shown::Number(**number as u64),
+            Self::Time(time) => Shown::Text(humantime::format_duration(**time).to_string()),
+            Self::File(path) => shown(path.as_ref().map(|path| path.display().to_string())),
+            Self::Name(name) => shown(name.as_deref().map(str::to_owned)),
+            Self::Store(url) => Shown::Text(url.to_string()),
+            Self::Token(token) => shown(token.as_ref().map(|_| HIDDEN.to_owned())),
+            Self::Origins(origins) => Shown::List(origins.iter().map(Origin::to_string).collect()),
+        }
+    }
+
+    /// The value as its bounds have it; `None` for a kind without bounds.
+    pub(super) fn bounded(&self) -> Option<Bound> {
+        match (self, self.show()) {
+            (Self::Time(time), _) => Some(Bound::Time(**time)),
+            (_, Shown::Number(number)) => Some(Bound::Count(number)),
+            _ => None,
+        }
     }
 }
 
 const ADDRESS: &str =
     "write an address and a port, like 127.0.0.1:9010, [::1]:9010 or localhost:9010";
 
+fn read_address(written: &Written) -> Result<SocketAddr, String> {
+    let text = written.text().ok_or_else(|| format!("{written} is no address; {ADDRESS}"))?;
+    text.parse()
+        .or_else(|_| resolve(text))
+        .map_err(|problem: String| format!("{written} {problem}"))
+}
+
 /// Resolves the name of a host: returns its first IPv4 address, or else its first address.
 fn resolve(text: &str) -> Result<SocketAddr, String> {
     let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(':'));
     if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-        return Err(format!("is none; {ADDRESS}"));
+        return Err(format!("is no address; {ADDRESS}"));
     }
     let found = text.to_socket_addrs().map_err(|error| format!("cannot be resolved: {error}"))?;
     let found: Vec<SocketAddr> = found.collect();
@@ -109,174 +173,40 @@ fn resolve(text: &str) -> Result<SocketAddr, String> {
     first.copied().ok_or_else(|| "has no address".to_owned())
 }
 
-impl Value for bool {
-    fn name(&self) -> &'static str {
-        "BOOL"
-    }
-
-    fn read(&mut self, written: &Written) -> Result<(), String> {
-        *self = match written {
-            Written::Toml(toml::Value::Boolean(on)) => *on,
-            Written::Text(text) if text == "true" => true,
-            Written::Text(text) if text == "false" => false,
-            _ => return Err(format!("{written} is not true or false")),
-        };
-        Ok(())
-    }
-
-    fn show(&self) -> Shown {
-        Shown::Switch(*self)
-    }
-
-    fn is_switch(&self) -> bool {
-        true
+fn read_switch(written: &Written) -> Result<bool, String> {
+    match written {
+        Written::Toml(toml::Value::Boolean(on)) => Ok(*on),
+        Written::Text(text) if text == "true" => Ok(true),
+        Written::Text(text) if text == "false" => Ok(false),
+        _ => Err(format!("{written} is not true or false")),
     }
 }
 
-/// Implements [`Value`] for numbers, all of which fit into 64 bits.
-macro_rules! number {
-    ($($number:ty),+) => {$(
-        impl Value for $number {
-            fn name(&self) -> &'static str {
-                "N"
-            }
+fn read_number<N: FromStr + TryFrom<i64>>(written: &Written) -> Result<N, String> {
+    let number = match written {
+        Written::Text(text) => text.parse().ok(),
+        Written::Toml(value) => value.as_integer().and_then(|number| number.try_into().ok()),
+    };
+    number.ok_or_else(|| format!("{written} is not a whole number without a unit"))
+}
 
-            fn read(&mut self, written: &Written) -> Result<(), String> {
-                let number = match written {
-                    Written::Text(text) => text.parse().ok(),
-                    Written::Toml(value) => {
-                        value.as_integer().and_then(|number| number.try_into().ok())
-                    }
-                };
-                *self = number
-                    .ok_or_else(|| format!("{written} is not a whole number without a unit"))?;
-                Ok(())
-            }
+fn read_time(written: &Written) -> Result<Duration, String> {
+    let time = written.text().and_then(|text| humantime::parse_duration(text).ok());
+    time.ok_or_else(|| format!("{written} is no duration; write one such as 60s, 1m30s or 250ms"))
+}
 
-            fn show(&self) -> Shown {
-                Shown::Number(*self as u64)
-            }
-
-            fn size(&self) -> Size {
-                Size::Count(*self as u64)
-            }
+fn read_origins(written: &Written) -> Result<Vec<Origin>, String> {
+    let origin = |text: &str| {
+        text.parse::<Origin>().map_err(|problem| format!("{text:?} is no origin: {problem}"))
+    };
+    match written {
+        Written::Text(text) => {
+            let origins = text.split(',').map(str::trim).filter(|origin| !origin.is_empty());
+            origins.map(origin).collect()
         }
-    )+};
-}
-
-number!(u32, u64, usize);
-
-impl Value for Duration {
-    fn name(&self) -> &'static str {
-        "DURATION"
-    }
-
-    fn read(&mut self, written: &Written) -> Result<(), String> {
-        let span = written.text().and_then(|text| humantime::parse_duration(text).ok());
-        *self = span.ok_or_else(|| {
-            format!("{written} is no duration; write one such as 60s, 1m30s or 250ms")
-        })?;
-        Ok(())
-    }
-
-    fn show(&self) -> Shown {
-        Shown::Text(humantime::format_duration(*self).to_string())
-    }
-
-    fn size(&self) -> Size {
-        Size::Time(*self)
-    }
-}
-
-impl Value for Option<PathBuf> {
-    fn name(&self) -> &'static str {
-        "FILE"
-    }
-
-    fn read(&mut self, written: &Written) -> Result<(), String> {
-        let path = written.text().filter(|text| !text.is_empty());
-        *self = Some(path.ok_or("write the path of a file")?.into());
-        Ok(())
-    }
-
-    fn show(&self) -> Shown {
-        self.as_ref().map_or(Shown::Nothing, |path| Shown::Text(path.display().to_string()))
-    }
-}
-
-impl Value for Option<Box<str>> {
-    fn name(&self) -> &'static str {
-        "NAME"
-    }
-
-    fn read(&mut self, written: &Written) -> Result<(), String> {
-        let name = written.text().ok_or("write a name")?;
-        lease::validate_id("the name", name, true).map_err(|error| error.to_string())?;
-        *self = Some(name.into());
-        Ok(())
-    }
-
-    fn show(&self) -> Shown {
-        self.as_ref().map_or(Shown::Nothing, |name| Shown::Text(name.as_ref().to_owned()))
-    }
-}
-
-impl Value for StoreUrl {
-    fn name(&self) -> &'static str {
-        "URL"
-    }
-
-    fn read(&mut self, written: &Written) -> Result<(), String> {
-        let url = written.text().ok_or("write a URL: memory: or file:PATH")?;
-        *self = url.parse().map_err(|error: store::Error| error.to_string())?;
-        Ok(())
-    }
-
-    fn show(&self) -> Shown {
-        Shown::Text(self.to_string())
-    }
-}
-
-impl Value for Option<AdminToken> {
-    fn name(&self) -> &'static str {
-        "TOKEN"
-    }
-
-    fn read(&mut self, written: &Written) -> Result<(), String> {
-        let token = written.text().ok_or("write the token as text")?;
-        *self = Some(AdminToken::read(token)?);
-        Ok(())
-    }
-
-    fn show(&self) -> Shown {
-        self.as_ref().map_or(Shown::Nothing, |_| Shown::Text(HIDDEN.into()))
-    }
-}
-
-impl Value for Vec<Origin> {
-    fn name(&self) -> &'static str {
-        "ORIGINS"
-    }
-
-    fn read(&mut self, written: &Written) -> Result<(), String> {
-        let parsed = |text: &str| {
-            text.parse::<Origin>().map_err(|problem| format!("{text:?} is no origin: {problem}"))
-        };
-        *self = match written {
-            Written::Text(text) => {
-                let origins = text.split(',').map(str::trim).filter(|origin| !origin.is_empty());
-                origins.map(parsed).collect::<Result<_, _>>()?
-            }
-            Written::Toml(toml::Value::Array(list)) => {
-                let origins = list.iter().map(|origin| origin.as_str().ok_or("write text"));
-                origins.map(|origin| parsed(origin?)).collect::<Result<_, _>>()?
-            }
-            Written::Toml(_) => return Err("write a list: [\"https://app.example.com\"]".into()),
-        };
-        Ok(())
-    }
-
-    fn show(&self) -> Shown {
-        Shown::List(self.iter().map(Origin::to_string).collect())
+        Written::Toml(toml::Value::Array(list)) => {
+            list.iter().map(|value| origin(value.as_str().ok_or("write text")?)).collect()
+        }
+        Written::Toml(_) => Err("write a list: [\"https://app.example.com\"]".into()),
     }
 }
