@@ -1,7 +1,6 @@
 //! Routes each request of the gRPC port to the service that answers it.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +9,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Request, Response, StatusCode, Version};
-use http_body::Body as HttpBody;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
@@ -20,13 +18,14 @@ use policy::Indexer;
 
 use super::caller::{identify, key_of};
 use super::compression::{Encoding, decompress, is_flagged, unsupported};
-use super::control::ShownKey;
+use super::control::AttachedCaller;
 use super::deadline::WithDeadline;
 use super::framing::{SMALL, decode, no_memory};
 use super::public::{self, PublicServices, Tonic};
 use super::report::Reports;
 use super::route::{Call, Protocol, is_of, is_report, method_of};
 use super::service::{NotBorrowed, Undecided, WorkerPool};
+use super::timed_body::RequestBody;
 use super::unary::{self, Answer, Body, ForCall as _, Read, plain};
 use super::web::Web;
 use crate::bounds::{Full, InFlight, work_of};
@@ -75,15 +74,11 @@ impl Gateway {
     /// The caller is identified before a byte of the message is kept. The future is moved and stored
     /// for every call, so it is kept small: it stores its arguments once, and unusual cases are boxed.
     #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
-    pub(crate) fn answer<B>(
+    pub(crate) fn answer<B: RequestBody>(
         self: Arc<Self>,
         mut request: Request<B>,
         mut call: InFlight,
-    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
-    {
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send {
         async move {
             if call.has_too_many_fields() {
                 return Ok(plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).for_call(call));
@@ -93,14 +88,9 @@ impl Gateway {
                 Protocol::Unsupported(refusal) => Some(refusal),
                 Protocol::Web => return Ok(self.translate(request, call).await),
             };
-            if let Some((kind, service)) = self.public.at(request.uri().path()) {
-                return Ok(match refusal {
-                    Some(refusal) => plain(refusal).for_call(call),
-                    None => {
-                        Box::pin(self.public.answer(kind, service, request, call, &self.limits))
-                            .await
-                    }
-                });
+            if let Some(public) = self.public.at(request.uri().path()) {
+                let answer = self.public.answer(public, refusal, request, call, &self.limits);
+                return Ok(Box::pin(answer).await);
             }
             let method = Call::at(request.uri().path());
             let live = self.live.load();
@@ -155,18 +145,14 @@ impl Gateway {
     }
 
     /// Answers a call of the worker pool that has to wait for its message or for its turn.
-    async fn answer_later<B>(
+    async fn answer_later<B: RequestBody>(
         &self,
         method: Call,
         request: &mut Request<B>,
         begun: Bytes,
         call: &mut InFlight,
         began: &mut Instant,
-    ) -> Result<Answer, Status>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
-    {
+    ) -> Result<Answer, Status> {
         call.connection().admitted(call).await;
         let message = unary::read(request.body_mut(), begun, &self.limits, call).await?;
         let encoding = Encoding::of(request.headers());
@@ -212,17 +198,13 @@ impl Gateway {
 
     /// Answers all requests except well-formed calls of the worker pool for which there is memory. The
     /// caller is identified.
-    async fn answer_unusual<B>(
+    async fn answer_unusual<B: RequestBody>(
         &self,
         method: Option<Call>,
         refusal: Option<StatusCode>,
         mut request: Request<B>,
         mut call: InFlight,
-    ) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
-    {
+    ) -> Response<Body> {
         let path = request.uri().path();
         let (attaches, reports) = (is_of(SESSION_CONTROL, path), is_report(path));
         let is_known = method.is_some() || attaches || reports;
@@ -247,8 +229,8 @@ impl Gateway {
                 return self.refuse(Method::Attach, no_memory(problem)).for_call(call);
             }
             let connection = Some(call.connection().clone());
-            let key = ShownKey::new(key_of(request.headers()), connection);
-            request.extensions_mut().insert(key);
+            let caller = AttachedCaller::new(key_of(request.headers()), connection);
+            request.extensions_mut().insert(caller);
             return match public::uncompressed(request, &self.limits, &mut call) {
                 Ok(request) => {
                     public::call_streaming(self.control.clone(), request).await.for_call(call)
@@ -264,17 +246,13 @@ impl Gateway {
     /// Refuses a call for which there is no memory.
     ///
     /// A borrow is read all the same, because the borrow of a worker gets a different answer.
-    async fn refuse_full<B>(
+    async fn refuse_full<B: RequestBody>(
         &self,
         method: Option<Call>,
         problem: Full,
         mut request: Request<B>,
         mut call: InFlight,
-    ) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
-    {
+    ) -> Response<Body> {
         let mut refused = Err(no_memory(problem));
         if method == Some(Call::BorrowWorker)
             && let Ok(message) = unary::read_small(request.body_mut(), &self.limits).await
@@ -297,16 +275,12 @@ impl Gateway {
     /// The message is read and discarded first. Data that arrives for a stream that was answered
     /// already counts against its connection, which would be closed in the end. The message is not
     /// read for long, and not while many calls without a key are in flight.
-    async fn refuse_unread<B>(
+    async fn refuse_unread<B: RequestBody>(
         &self,
         refused: Response<Body>,
         request: Request<B>,
         call: InFlight,
-    ) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
-    {
+    ) -> Response<Body> {
         let attaches = is_of(SESSION_CONTROL, request.uri().path());
         // The headers are dropped before the message is waited for.
         let mut body = request.into_body();
@@ -322,28 +296,20 @@ impl Gateway {
     }
 
     /// Answers a gRPC-Web call as a gRPC call.
-    fn translate<B>(
+    fn translate<B: RequestBody>(
         self: Arc<Self>,
         request: Request<B>,
         call: InFlight,
-    ) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<tonic::codegen::StdError> + fmt::Display + Send,
-    {
+    ) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> {
         let (gateway, mut call) = (self.clone(), Some(call));
         let answer = move |mut request: Request<tonic::body::Body>| {
             *request.version_mut() = Version::HTTP_2;
             let (gateway, call) = (gateway.clone(), call.take());
             async move {
-                match call {
-                    Some(call) => match gateway.answer(request, call).await {
-                        Ok(response) => response,
-                        Err(infallible) => match infallible {},
-                    },
-                    // A request has one answer.
-                    None => plain(StatusCode::INTERNAL_SERVER_ERROR),
-                }
+                // A request has one answer.
+                let Some(call) = call else { return plain(StatusCode::INTERNAL_SERVER_ERROR) };
+                let Ok(response) = gateway.answer(request, call).await;
+                response
             }
         };
         Box::pin(async move { self.web.answer(request, answer).await })
@@ -365,9 +331,7 @@ impl Gateway {
             match call {
                 Call::BorrowWorker => {
                     let message = decode(message)?;
-                    let borrowed =
-                        pool.borrow(live, caller, metadata, message, &mut *undecided).await;
-                    match borrowed {
+                    match pool.borrow(live, caller, metadata, message, &mut *undecided).await {
                         Ok(answer) => Ok(answer),
                         Err(NotBorrowed::Refused(status)) => Err(status),
                         Err(NotBorrowed::OldTerms(message)) => {

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body::Body as HttpBody;
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -18,7 +17,8 @@ use tower::{Service, ServiceExt as _};
 
 use super::compression::{Decompressed, ENCODING, Encoding, decompress, unsupported};
 use super::framing::no_memory;
-use super::unary::{self, Body, ForCall as _, PublicPlace};
+use super::timed_body::RequestBody;
+use super::unary::{self, Body, ForCall as _, PublicPlace, plain};
 use crate::bounds::{InFlight, reset_call_after};
 use crate::config::PortLimits;
 
@@ -93,19 +93,19 @@ impl PublicServices {
         })?
     }
 
-    /// Answers a call by `service`, if there is a place for its stream.
-    pub(super) async fn answer<B>(
+    /// Answers a call by its service, if its protocol is not refused and there is a place for its
+    /// stream.
+    pub(super) async fn answer<B: RequestBody>(
         &self,
-        asked: PublicCall,
-        service: Tonic,
+        (asked, service): (PublicCall, Tonic),
+        refusal: Option<StatusCode>,
         request: Request<B>,
         mut call: InFlight,
         limits: &PortLimits,
-    ) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<tonic::codegen::StdError> + Send,
-    {
+    ) -> Response<Body> {
+        if let Some(refusal) = refusal {
+            return plain(refusal).for_call(call);
+        }
         let (places, what) = match asked {
             PublicCall::Check => (None, "calls"),
             PublicCall::Watch => (Some(&self.watches), "health watches"),
@@ -156,10 +156,8 @@ async fn call_service(
     request: Request<tonic::body::Body>,
     place: Option<PublicPlace>,
 ) -> Response<Body> {
-    match service.oneshot(request).await {
-        Ok(response) => response.map(|body| Body::public(body, place)),
-        Err(infallible) => match infallible {},
-    }
+    let Ok(response) = service.oneshot(request).await;
+    response.map(|body| Body::public(body, place))
 }
 
 /// Calls `service`, which answers with a stream that has bounds of its own.
@@ -167,10 +165,8 @@ pub(super) async fn call_streaming(
     service: Tonic,
     request: Request<tonic::body::Body>,
 ) -> Response<Body> {
-    match service.oneshot(request).await {
-        Ok(response) => response.map(Body::stream),
-        Err(infallible) => match infallible {},
-    }
+    let Ok(response) = service.oneshot(request).await;
+    response.map(Body::stream)
 }
 
 /// Turns a request into one for a tonic service, and decompresses the messages of its stream.
@@ -179,15 +175,11 @@ pub(super) async fn call_streaming(
 ///
 /// `UNIMPLEMENTED` when the compression is not gzip, `UNAVAILABLE` when there is no memory for
 /// decompression.
-pub(super) fn uncompressed<B>(
+pub(super) fn uncompressed<B: RequestBody>(
     request: Request<B>,
     limits: &PortLimits,
     call: &mut InFlight,
-) -> Result<Request<tonic::body::Body>, Status>
-where
-    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<tonic::codegen::StdError> + Send,
-{
+) -> Result<Request<tonic::body::Body>, Status> {
     match Encoding::of(request.headers()) {
         Encoding::Identity => return Ok(request.map(tonic::body::Body::new)),
         Encoding::Gzip => {}

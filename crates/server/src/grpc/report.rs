@@ -8,16 +8,14 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http::header::HeaderMap;
 use http::{Request, Response};
-use http_body::Body as HttpBody;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
-use tonic::codegen::StdError;
 
 use super::caller::identify;
 use super::compression::{Encoding, Gunzip, STEP, is_flagged};
 use super::framing::{no_memory, too_large};
-use super::timed_body::TimedBody;
+use super::timed_body::{RequestBody, TimedBody};
 use super::unary::{self, Answer, Body};
 use super::usage::UsageReports;
 use crate::blocking::blocking;
@@ -50,12 +48,8 @@ struct Large {
     of_one: Mutex<HashMap<Option<Box<str>>, Arc<Semaphore>>>,
 }
 
-/// The place of one large report. Dropping it frees the place.
-#[derive(Debug)]
-struct Place {
-    _of_one: OwnedSemaphorePermit,
-    _of_all: OwnedSemaphorePermit,
-}
+/// The place of one large report: among those of its caller, and among all. Dropping it frees the place.
+type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 impl Large {
     fn new() -> Self {
@@ -71,8 +65,7 @@ impl Large {
         };
         let stopping = |_| Status::unavailable("the server is stopping");
         let of_one = of_one.acquire_owned().await.map_err(stopping)?;
-        let of_all = self.all.clone().acquire_owned().await.map_err(stopping)?;
-        Ok(Place { _of_one: of_one, _of_all: of_all })
+        Ok((of_one, self.all.clone().acquire_owned().await.map_err(stopping)?))
     }
 }
 
@@ -82,41 +75,33 @@ impl Reports {
     }
 
     /// Answers one Report call of an identified caller.
-    pub(super) async fn answer<B>(
+    pub(super) async fn answer<B: RequestBody>(
         &self,
         live: &Arc<ArcSwap<Live>>,
         request: Request<B>,
         call: &mut InFlight,
-    ) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<StdError> + Send,
-    {
+    ) -> Response<Body> {
         let (parts, mut body) = request.into_parts();
         // Large reports of one caller wait for each other.
         let caller = identify(&live.load().policy, &parts.headers)
             .map(|caller| caller.map(|caller| Box::<str>::from(caller.name())));
-        let caller = match caller {
-            Ok(caller) => caller,
-            Err(status) => return unary::refuse(self.usage.refused(status)),
+        let reported = match caller {
+            Ok(caller) => {
+                self.report(live.clone(), parts.headers, caller.as_deref(), &mut body, call).await
+            }
+            Err(status) => Err(status),
         };
-        let caller = caller.as_deref();
-        let reported = self.report(live.clone(), parts.headers, caller, &mut body, call).await;
         reported.map_or_else(|status| unary::refuse(self.usage.refused(status)), Answer::into_http)
     }
 
-    async fn report<B>(
+    async fn report<B: RequestBody>(
         &self,
         live: Arc<ArcSwap<Live>>,
         metadata: HeaderMap,
         caller: Option<&str>,
         body: &mut B,
         call: &mut InFlight,
-    ) -> Result<Answer, Status>
-    where
-        B: HttpBody<Data = Bytes> + Unpin,
-        B::Error: Into<StdError>,
-    {
+    ) -> Result<Answer, Status> {
         let (message, place) = self.read(caller, body, call).await?;
         let encoding = Encoding::of(&metadata);
         let (message, place) = self.decompress(caller, message, encoding, place, call).await?;
@@ -135,16 +120,12 @@ impl Reports {
     }
 
     /// Reads the message, and waits for a place for it if it is large.
-    async fn read<B>(
+    async fn read<B: RequestBody>(
         &self,
         caller: Option<&str>,
         body: &mut B,
         call: &mut InFlight,
-    ) -> Result<(Bytes, Option<Place>), Status>
-    where
-        B: HttpBody<Data = Bytes> + Unpin,
-        B::Error: Into<StdError>,
-    {
+    ) -> Result<(Bytes, Option<Place>), Status> {
         let mut message = BytesMut::new();
         let mut place = None;
         let (most, large) = (self.limits.max_report_bytes, self.limits.max_message_bytes);

@@ -1,9 +1,8 @@
 //! The worker pool: translates calls to operations of the store, and their results to answers.
 
-mod counts;
+mod translate;
 mod undecided;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{Either, ready};
 use http::header::{HeaderMap, HeaderValue};
 use lease::{
-    BorrowId, Denied, Invalid, KeptAlive, LeaseId, MAX_MINIMAL_LIFE, PoolState, Reason, Refusal,
-    Released, Request, validate_id,
+    BorrowId, Denied, Invalid, KeptAlive, LeaseId, Reason, Refusal, Released, Request, validate_id,
 };
 use policy::{Indexer, Refused};
 use store::Clock;
@@ -31,7 +29,7 @@ use crate::grpc::headers::{
 use crate::grpc::unary::Answer;
 use crate::live::Live;
 use crate::metrics::{CallCounters, Calls};
-use counts::{count, refused_by};
+use translate::{borrowers_view, count, counts, from_wire, milliseconds, refused_by, to_wire};
 pub(crate) use undecided::Undecided;
 
 /// Why a borrow was not granted.
@@ -160,8 +158,8 @@ impl WorkerPool {
     ) -> Result<Answer, Status> {
         use return_worker_response::Status as Outcome;
 
-        let minimal_life = message.minimal_worker_life_duration.map(from_wire).transpose()?;
-        let minimal_life = minimal_life.unwrap_or_default();
+        let minimal_life = message.minimal_worker_life_duration.map(from_wire).transpose();
+        let minimal_life = minimal_life.map_err(invalid)?.unwrap_or_default();
         let caller = caller.map(Indexer::name);
         let released = match (message.worker_key.as_str(), borrow_id(metadata)?) {
             ("", Some(borrow_id)) => {
@@ -249,56 +247,6 @@ fn exhausted(denied: Denied, trace: String, minimal_life: Duration) -> Answer {
     .metadata(DENIED_SCOPE, HeaderValue::from_static(scope.as_str()))
     .metadata(DENIED_ACTIVE, active)
     .metadata(DENIED_MAX, max)
-}
-
-/// The pool in the answer to a borrow. It shows only the trace of the borrower.
-fn borrowers_view(pool: PoolState, trace: String) -> WorkersState {
-    let mut own = BTreeMap::new();
-    if pool.own_trace > 0 {
-        own.insert(trace, count(pool.own_trace));
-    }
-    WorkersState {
-        active_trace_id: count(pool.traces),
-        worker_count_per_trace_id: own,
-        ..counts(pool.borrowed, pool.max)
-    }
-}
-
-/// The counts of a pool. Without a ceiling the maximum is 0, and the available number is the largest
-/// possible.
-fn counts(borrowed: u64, max: Option<u64>) -> WorkersState {
-    WorkersState {
-        available_workers: max.map_or(i64::MAX, |max| count(max.saturating_sub(borrowed))),
-        borrowed_workers: count(borrowed),
-        max_workers: max.map_or(0, count),
-        ..WorkersState::default()
-    }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn to_wire(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration {
-        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),
-    }
-}
-
-/// Reads the minimal life of a return, to the nanosecond. The ledger limits one that is too long.
-fn from_wire(duration: prost_types::Duration) -> Result<Duration, Status> {
-    let invalid = |problem| invalid(Invalid { field: "minimal_worker_life_duration", problem });
-    if duration.seconds < 0 || duration.nanos < 0 {
-        return Err(invalid("is negative"));
-    }
-    let seconds = duration.seconds.unsigned_abs();
-    match u32::try_from(duration.nanos) {
-        Ok(nanos) if nanos < 1_000_000_000 => {
-            Ok(Duration::new(seconds.min(MAX_MINIMAL_LIFE.as_secs() + 1), nanos))
-        }
-        _ => Err(invalid("has a second or more in its nanos")),
-    }
 }
 
 fn borrow_id(metadata: &HeaderMap) -> Result<Option<BorrowId>, Status> {

@@ -1,5 +1,6 @@
-//! Request bodies with a timeout.
+//! The bodies of requests, and their timeout.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
@@ -10,6 +11,17 @@ use http_body::{Body as HttpBody, Frame};
 use tokio::time::Sleep;
 use tonic::Status;
 use tonic::codegen::StdError;
+
+/// The body of a request to the gRPC port.
+pub(crate) trait RequestBody:
+    HttpBody<Data = Bytes, Error: Into<StdError> + fmt::Display + Send> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestBody for B where
+    B: HttpBody<Data = Bytes, Error: Into<StdError> + fmt::Display + Send> + Send + Unpin + 'static
+{
+}
 
 /// A body that has to arrive within a time.
 ///
@@ -22,11 +34,7 @@ pub(super) struct TimedBody<'b, B> {
     over: Option<Pin<Box<Sleep>>>,
 }
 
-impl<'b, B> TimedBody<'b, B>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<StdError>,
-{
+impl<'b, B: RequestBody> TimedBody<'b, B> {
     pub(super) fn new(body: &'b mut B, within: Duration) -> Self {
         Self { body, within, over: None }
     }

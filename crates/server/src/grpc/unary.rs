@@ -16,11 +16,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use store::Delivery;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
-use tonic::codegen::StdError;
 use wire::framing::frame;
 
 use super::framing::{SMALL, no_memory, too_large};
-use super::timed_body::{TimedBody, read_failed};
+use super::timed_body::{RequestBody, TimedBody, read_failed};
 use crate::bounds::{InFlight, PublicStream, reset_call_after};
 use crate::config::PortLimits;
 
@@ -46,11 +45,7 @@ pub(super) enum Read {
 /// # Errors
 ///
 /// `INVALID_ARGUMENT` when the body cannot be read.
-pub(super) async fn read_ready<B>(body: &mut B) -> Result<Read, Status>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<StdError>,
-{
+pub(super) async fn read_ready<B: RequestBody>(body: &mut B) -> Result<Read, Status> {
     let frame = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await;
     let data = match frame {
         Poll::Pending => return Ok(Read::Partial(Bytes::new())),
@@ -68,16 +63,12 @@ where
 ///
 /// `INVALID_ARGUMENT` when it is too large or cannot be read to its end, `UNAVAILABLE` when it does
 /// not arrive in time or there is no memory for it.
-pub(super) async fn read<B>(
+pub(super) async fn read<B: RequestBody>(
     body: &mut B,
     begun: Bytes,
     limits: &PortLimits,
     call: &mut InFlight,
-) -> Result<Bytes, Status>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<StdError>,
-{
+) -> Result<Bytes, Status> {
     let (most, within) = (limits.max_message_bytes as usize, limits.request_timeout);
     read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(no_memory)).await
 }
@@ -87,26 +78,21 @@ where
 /// # Errors
 ///
 /// As [`read`], with a shorter timeout.
-pub(super) async fn read_small<B>(body: &mut B, limits: &PortLimits) -> Result<Bytes, Status>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<StdError>,
-{
+pub(super) async fn read_small<B: RequestBody>(
+    body: &mut B,
+    limits: &PortLimits,
+) -> Result<Bytes, Status> {
     let within = limits.request_timeout.min(UNWANTED_TIMEOUT);
     read_into(body, Bytes::new(), SMALL, within, |_| Ok(())).await
 }
 
-async fn read_into<B>(
+async fn read_into<B: RequestBody>(
     body: &mut B,
     begun: Bytes,
     most: usize,
     within: Duration,
     mut take: impl FnMut(usize) -> Result<(), Status>,
-) -> Result<Bytes, Status>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<StdError>,
-{
+) -> Result<Bytes, Status> {
     let mut message = BytesMut::new();
     let mut body = TimedBody::new(body, within);
     let mut next = Some(begun);
@@ -127,11 +113,7 @@ where
 }
 
 /// Reads a body that is not needed, and keeps nothing of it.
-pub(super) async fn discard<B>(body: &mut B, limits: &PortLimits)
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<StdError>,
-{
+pub(super) async fn discard<B: RequestBody>(body: &mut B, limits: &PortLimits) {
     let mut left = limits.max_message_bytes as usize;
     let mut body = TimedBody::new(body, limits.request_timeout.min(UNWANTED_TIMEOUT));
     while let Ok(Some(data)) = body.data().await {

@@ -36,20 +36,12 @@ const METRICS: u32 = 20;
 const MAX_REASONS: usize = 8;
 
 /// `UsageService` over a store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct UsageReports {
     store: Arc<Store>,
     counters: UsageCounters,
     max_events: usize,
     skipped: Arc<SkippedLog>,
-}
-
-impl Clone for UsageReports {
-    fn clone(&self) -> Self {
-        let Self { store, counters, max_events, skipped } = self;
-        let (store, counters, skipped) = (store.clone(), counters.clone(), skipped.clone());
-        Self { store, counters, max_events: *max_events, skipped }
-    }
 }
 
 impl UsageReports {

@@ -6,16 +6,15 @@ use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN};
 use http::{Method, Request, Response, StatusCode};
-use http_body::Body as HttpBody;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::caller::API_KEY;
 use super::compression::{ACCEPT_ENCODING, ENCODING};
+use super::timed_body::RequestBody;
 use super::unary::{Body, plain};
 use crate::config::Origin;
 use crate::grpc::headers::{
@@ -82,16 +81,11 @@ impl Web {
     /// Browsers send the origin of the page that calls. A page of another origin is refused, even where
     /// the browser would hide the answer from it, and even if its origin is the address of this server:
     /// the attacker may own a DNS name that points to it.
-    pub(crate) async fn answer<B, F>(
+    pub(crate) async fn answer<B: RequestBody, F: Future<Output = Response<Body>>>(
         &self,
         request: Request<B>,
         mut grpc: impl FnMut(Request<tonic::body::Body>) -> F,
-    ) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<tonic::codegen::StdError> + fmt::Display,
-        F: Future<Output = Response<Body>>,
-    {
+    ) -> Response<Body> {
         if request.headers().get(ORIGIN).is_some_and(|origin| !self.origins.contains(origin)) {
             return plain(StatusCode::FORBIDDEN);
         }
@@ -102,9 +96,7 @@ impl Web {
             let answer = grpc(request);
             async move { Ok::<_, Infallible>(answer.await) }
         }));
-        match self.cors.layer(translated).oneshot(request).await {
-            Ok(response) => response.map(Body::stream),
-            Err(infallible) => match infallible {},
-        }
+        let Ok(response) = self.cors.layer(translated).oneshot(request).await;
+        response.map(Body::stream)
     }
 }

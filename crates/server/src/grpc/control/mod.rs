@@ -29,7 +29,7 @@ pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CO
 use crate::bounds::{Connection, reset_call_by};
 use crate::live::Live;
 use crate::metrics::{CallCounters, GaugeGuard, Method, StreamCounters};
-use outbox::{End, Outbox, Reader};
+use outbox::{Outbox, Reader};
 
 /// The most keys of one batch.
 const MAX_KEYS: usize = 1_000;
@@ -50,20 +50,20 @@ const NOTICE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The key of the caller that attaches, and its connection. The key is checked again with each batch,
 /// since the policy may have changed. The connection accounts for the memory of the stream.
 #[derive(Clone)]
-pub(crate) struct ShownKey {
+pub(crate) struct AttachedCaller {
     key: Option<Box<[u8]>>,
     connection: Option<Arc<Connection>>,
 }
 
-impl ShownKey {
+impl AttachedCaller {
     pub(crate) fn new(key: Option<&[u8]>, connection: Option<Arc<Connection>>) -> Self {
         Self { key: key.map(Into::into), connection }
     }
 }
 
-impl fmt::Debug for ShownKey {
+impl fmt::Debug for AttachedCaller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ShownKey([REDACTED])")
+        f.write_str("AttachedCaller([REDACTED])")
     }
 }
 
@@ -111,19 +111,19 @@ impl Control {
     }
 
     /// Opens a stream: returns the task that serves it, and the reader for its client.
-    fn open(&self, key: ShownKey) -> Result<(AttachedStream, Reader), Status> {
+    fn open(&self, caller: AttachedCaller) -> Result<(AttachedStream, Reader), Status> {
         if self.farewell.begun.is_cancelled() {
             return Err(stopping());
         }
         let place = self.places.clone().try_acquire_owned();
         let place = place.map_err(|_| Status::unavailable("too many streams are attached"))?;
-        let (outbox, reader) = Outbox::new(self.streams.pushed.clone(), key.connection.clone());
+        let (outbox, reader) = Outbox::new(self.streams.pushed.clone(), caller.connection.clone());
         let attached = AttachedStream {
             attachment: self.store.attach(outbox.clone()),
             store: self.store.clone(),
             live: self.live.clone(),
             calls: self.calls.clone(),
-            key,
+            caller,
             outbox,
             reset: CancellationToken::new(),
             stopping: self.farewell.begun.clone(),
@@ -142,9 +142,10 @@ impl SessionControl for Control {
         &self,
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Reader>, Status> {
-        let key = request.extensions().get::<ShownKey>().cloned();
-        let key = key.ok_or_else(|| Status::unauthenticated("nobody looked who calls"))?;
-        let (attached, reader) = self.open(key)?;
+        let caller = request.extensions().get::<AttachedCaller>().cloned();
+        let caller =
+            caller.ok_or_else(|| Status::unauthenticated("the caller is not identified"))?;
+        let (attached, reader) = self.open(caller)?;
         reset_call_by(attached.reset.clone());
         tokio::spawn(attached.run(request.into_inner()));
         Ok(Response::new(reader))
@@ -158,7 +159,7 @@ struct AttachedStream {
     store: Arc<Store>,
     live: Arc<ArcSwap<Live>>,
     calls: CallCounters,
-    key: ShownKey,
+    caller: AttachedCaller,
     outbox: Arc<Outbox>,
     /// Cancelled to reset a stream whose reader does not read the final status.
     reset: CancellationToken,
@@ -175,7 +176,7 @@ impl AttachedStream {
         let end = tokio::select! {
             end = self.serve(batches) => end,
             // The outbox has its final status already.
-            () = outbox.overrun() => End::Done,
+            () = outbox.overrun() => Ok(()),
             () = outbox.left() => return,
         };
         // No more revocations are pushed to this stream.
@@ -192,7 +193,7 @@ impl AttachedStream {
     async fn serve(
         &mut self,
         mut batches: impl Stream<Item = Result<AttachRequest, Status>> + Unpin,
-    ) -> End {
+    ) -> Result<(), Status> {
         let mut deadline = Instant::now() + IDLE;
         loop {
             let stopping = self.stopping.clone();
@@ -205,20 +206,14 @@ impl AttachedStream {
                     deadline = Instant::now() + AFTER_NOTICE;
                 }
                 () = sleep_until(deadline) => {
-                    return End::Status(match self.unsent {
+                    return Err(match self.unsent {
                         Some(_) => Status::unavailable("no batch came for ten minutes"),
                         None => self::stopping(),
                     });
                 }
                 batch = batches.next() => {
-                    let batch = match batch {
-                        Some(Ok(batch)) => batch,
-                        Some(Err(error)) => return End::Status(broken(&error)),
-                        None => return End::Done,
-                    };
-                    if let Err(status) = self.answer(batch).await {
-                        return End::Status(status);
-                    }
+                    let Some(batch) = batch else { return Ok(()) };
+                    self.answer(batch.map_err(|error| broken(&error))?).await?;
                     if self.unsent.is_some() {
                         deadline = Instant::now() + IDLE;
                     }
@@ -238,7 +233,7 @@ impl AttachedStream {
         let ids: Vec<_> = keys.iter().map(|key| key.parse::<LeaseId>().ok()).collect();
         let kept = {
             let live = self.live.load();
-            let caller = live.policy.identify(self.key.key.as_deref());
+            let caller = live.policy.identify(self.caller.key.as_deref());
             let caller = caller.map_err(|error| Status::unauthenticated(error.to_string()))?;
             let caller = caller.map(Indexer::name);
             self.store.keep_alive_batch(&ids, caller, &self.attachment)

@@ -52,8 +52,9 @@ struct Queue {
     pushes: usize,
     /// The memory of the events.
     bytes: usize,
-    /// How the stream ends after these events. If it is set, no events are added.
-    end: Option<End>,
+    /// How the stream ends after these events: the client has ended it, or the server ends it with a
+    /// status. If it is set, no events are added.
+    end: Option<Result<(), Status>>,
 }
 
 /// An event to send, in a compact form.
@@ -82,15 +83,6 @@ impl Event {
     }
 }
 
-/// How a stream ends.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The client has ended the stream.
-    Done,
-    /// The server ends the stream with this status.
-    Status(Status),
-}
-
 impl Outbox {
     /// Returns an outbox and its reader. `pushed` counts revocations; `connection` accounts for the
     /// memory.
@@ -117,7 +109,7 @@ impl Outbox {
     }
 
     /// Ends the stream once the reader has read the events in the queue.
-    pub(super) fn close(&self, end: End) {
+    pub(super) fn close(&self, end: Result<(), Status>) {
         self.queue.lock().end.get_or_insert(end);
         self.reader.wake();
     }
@@ -152,7 +144,7 @@ impl Outbox {
             drop(queue);
         } else {
             let status = Status::unavailable("the stream is not read, and too much waits on it");
-            self.clear(&mut queue, End::Status(status));
+            self.clear(&mut queue, Err(status));
             drop(queue);
             self.overrun.cancel();
         }
@@ -160,7 +152,7 @@ impl Outbox {
     }
 
     /// Drops all events.
-    fn clear(&self, queue: &mut Queue, end: End) {
+    fn clear(&self, queue: &mut Queue, end: Result<(), Status>) {
         self.give_back(queue.bytes);
         *queue = Queue { end: Some(end), ..Queue::default() };
     }
@@ -193,14 +185,8 @@ impl Outbox {
             }
             Some(Event::Draining(_)) => WireEvent::Draining(Draining {}),
             None => {
-                return match queue.end.replace(End::Done) {
-                    Some(End::Done) => Poll::Ready(None),
-                    Some(End::Status(status)) => Poll::Ready(Some(Err(status))),
-                    None => {
-                        queue.end = None;
-                        Poll::Pending
-                    }
-                };
+                let Some(end) = &mut queue.end else { return Poll::Pending };
+                return Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err));
             }
         };
         Poll::Ready(Some(Ok(AttachResponse { event: Some(event) })))
@@ -230,7 +216,7 @@ impl Stream for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.0.clear(&mut self.0.queue.lock(), End::Done);
+        self.0.clear(&mut self.0.queue.lock(), Ok(()));
         self.0.left.cancel();
     }
 }
@@ -277,7 +263,7 @@ mod tests {
         assert!(next(&mut reader).is_none(), "nothing yet");
         outbox.answer(1, NotExtended { failed: vec![3], ..NotExtended::default() });
         outbox.revoked(lease(5), Reason::BudgetSpent.into());
-        outbox.close(End::Status(Status::unavailable("enough")));
+        outbox.close(Err(Status::unavailable("enough")));
         outbox.answer(2, NotExtended::default());
         let WireEvent::Answer(answer) = next(&mut reader).unwrap().unwrap().unwrap() else {
             panic!("not the answer")

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::{BorrowWorkerRequest, BorrowWorkerResponse, WorkersState};
 
-use super::counts::refused_by;
+use super::translate::refused_by;
 use crate::grpc::framing::decode;
 use crate::grpc::headers::DENIED_SCOPE;
 use crate::grpc::unary::Answer;
