@@ -47,6 +47,7 @@ mod refusals;
 mod repeated;
 mod serve;
 #[cfg(test)]
+#[path = "../tests/it/log.rs"]
 mod test_log;
 pub mod text;
 

@@ -66,13 +66,13 @@ pub(crate) struct RefusedBorrow {
 /// Refused borrows, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Refusals {
-    /// The ceiling over the whole service.
+    /// The limit on the whole service.
     pub service: u64,
-    /// The ceiling over the organization.
+    /// The limit on the organization.
     pub organization: u64,
-    /// The ceiling over the API key.
+    /// The limit on the API key.
     pub api_key: u64,
-    /// The cap of workers under one trace.
+    /// The limit on the workers under one trace.
     pub trace: u64,
     /// A spent usage budget.
     pub budget: u64,

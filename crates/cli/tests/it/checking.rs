@@ -86,7 +86,7 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
         (server("tls_cert = 'x'"), vec![], vec![], 2, told(&["needs its key"])),
         (server("store = 'etcd://h'"), vec![], vec![], 2, told(&["etcd://h"])),
         (server("grpc_web_origins = ['a']"), vec![], vec![], 2, told(&["\"a\" is no origin"])),
-        (server(&token_file), vec![], vec![], 2, told(&["ends with a blank"])),
+        (server(&token_file), vec![], vec![], 2, told(&["ends with a space"])),
         (server(&both_tokens), vec![], vec![], 2, told(&["give one of them"])),
         // A store that cannot be had is no wrong use.
         (server(&store), vec![], vec![], 1, told(&["does not exist"])),

@@ -200,7 +200,7 @@ fn a_value_or_a_policy_that_cannot_be_meant_is_refused_where_it_was_given() {
         finish(serve)
     };
     for (extra, problem) in
-        [(&[][..], "ends with a blank"), (&["--admin-token", "t"], "one of them")]
+        [(&[][..], "ends with a space"), (&["--admin-token", "t"], "one of them")]
     {
         let ran = with_file(extra);
         assert_eq!(ran.code, Some(2), "{ran:?}");

@@ -119,7 +119,7 @@ impl Guard {
 
 /// The host that the request names. A request that names two hosts is invalid.
 fn host(request: &Request) -> Result<Option<Authority>, &'static str> {
-    const INVALID: &str = "the host of the request is none";
+    const INVALID: &str = "the host of the request is invalid";
     let mut hosts = request.headers().get_all(HOST).iter();
     let (named, more) = (hosts.next(), hosts.next());
     if more.is_some() {

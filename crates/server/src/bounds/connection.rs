@@ -168,7 +168,9 @@ impl Connection {
             && let connections = self.memory().account().connections.load(Relaxed)
             && !places.mark_proven(*place, self.callers(), connections)
         {
-            tracing::debug!("a caller has its share of the connections: one more is closed");
+            tracing::debug!(
+                "a caller has more than its share of the connections: this one is closed"
+            );
             self.close();
         }
         self.admitted.notify_waiters();

@@ -80,8 +80,8 @@ impl Rounds {
         share
     }
 
-    /// Begins a round whenever a task waits for one, for ever.
-    pub(crate) async fn turn(&self) {
+    /// Begins a round whenever a task waits for one; never returns.
+    pub(crate) async fn run(&self) {
         loop {
             self.over.notified().await;
             // Returns when all tasks that are ready have run once.
@@ -172,7 +172,7 @@ mod tests {
         let rounds = Arc::<Rounds>::default();
         let (many, few) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let turning = rounds.clone();
-        tokio::spawn(async move { turning.turn().await });
+        tokio::spawn(async move { turning.run().await });
         for _ in 0..10_000 {
             work(rounds.share(&indexer("many")), many.clone());
         }
@@ -190,7 +190,7 @@ mod tests {
     async fn one_call_waits_for_a_round_of_another_caller_and_not_for_all_that_it_has_to_do() {
         let rounds = Arc::<Rounds>::default();
         let turning = rounds.clone();
-        tokio::spawn(async move { turning.turn().await });
+        tokio::spawn(async move { turning.run().await });
         let busy = Arc::<AtomicUsize>::default();
         for _ in 0..50_000 {
             work(rounds.share(&indexer("busy")), busy.clone());
@@ -234,7 +234,7 @@ mod tests {
         let mut waits = Box::pin(std::future::poll_fn(|context| first.poll_turn(1, context)));
         assert!(futures_util::poll!(&mut waits).is_pending());
         let turning = rounds.clone();
-        tokio::spawn(async move { turning.turn().await });
+        tokio::spawn(async move { turning.run().await });
         waits.await;
     }
 }

@@ -29,19 +29,19 @@ impl FromStr for Origin {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const SHAPE: &str = "write an origin as browsers send it: a scheme, a host and a port if it \
-                             is not the usual one, in small letters, like https://app.example.com";
+        const SHAPE: &str = "write an origin as browsers send it: a scheme, a host, and a port that is \
+                             not the default, in lower case, like https://app.example.com";
         let (scheme, authority) = text.split_once("://").ok_or(SHAPE)?;
         let uri = text.parse::<Uri>().map_err(|_| SHAPE)?;
         let is_whole = uri.authority().is_some_and(|parsed| parsed.as_str() == authority);
-        let in_small_letters = !text.bytes().any(|byte| byte.is_ascii_uppercase());
+        let is_lower_case = !text.bytes().any(|byte| byte.is_ascii_uppercase());
         // Browsers never send the default port, so an origin with it would match nothing.
-        let says_the_usual_port = match scheme {
+        let has_default_port = match scheme {
             "https" => authority.ends_with(":443"),
             "http" => authority.ends_with(":80"),
             _ => return Err(SHAPE),
         };
-        if !is_whole || !in_small_letters || says_the_usual_port || authority.contains('@') {
+        if !is_whole || !is_lower_case || has_default_port || authority.contains('@') {
             return Err(SHAPE);
         }
         HeaderValue::from_str(text).map(Self).map_err(|_| SHAPE)

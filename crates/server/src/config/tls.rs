@@ -146,7 +146,7 @@ fn certificates(path: &Path, contents: &[u8]) -> Result<Vec<CertificateDer<'stat
 /// When `certificate` expires, if it is valid `now`.
 fn valid_until(certificate: &CertificateDer<'_>, now: WallTime) -> Result<WallTime, String> {
     let (_, parsed) = parse_x509_certificate(certificate)
-        .map_err(|_| "a certificate in it cannot be understood".to_owned())?;
+        .map_err(|_| "a certificate in it cannot be parsed".to_owned())?;
     let validity = parsed.validity();
     let [from, until] =
         [validity.not_before, validity.not_after].map(|time| WallTime::from_unix(time.timestamp()));

@@ -22,8 +22,8 @@ impl AdminToken {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] for a token that is empty or that no header can carry, because of a blank
-    /// or a line break at an end, a control character, or one beyond ASCII. It is not repeated.
+    /// [`Error::Setting`] for a token that is empty or that no header can carry, because of a
+    /// space or a line break at an end, a control character, or one beyond ASCII. It is not repeated.
     ///
     /// ```
     /// use tgm_session_server::AdminToken;
@@ -45,7 +45,7 @@ impl AdminToken {
         }
         if token.trim() != token {
             return Err(
-                "it begins or ends with a blank or a line break, which no header can carry",
+                "it begins or ends with a space or a line break, which no header can carry",
             );
         }
         if !token.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
@@ -112,8 +112,8 @@ impl TokenInForce {
         self.current.load().matches(shown)
     }
 
-    /// Takes the token from the new contents of its file. If there is no valid token in them, the token
-    /// before stays in force.
+    /// Takes the token from the new contents of its file. If they contain no valid token, the
+    /// previous token stays in force.
     pub(crate) fn reload(&self, mut contents: Vec<io::Result<Vec<u8>>>) {
         let (Some(path), Some(contents)) = (&self.path, contents.pop()) else { return };
         let file = path.display();
@@ -126,7 +126,7 @@ impl TokenInForce {
                 self.current.store(Arc::new(token));
                 tracing::info!(%file, "the new admin token is in force");
             }
-            Err(error) => tracing::error!(%error, "the admin token before stays in force"),
+            Err(error) => tracing::error!(%error, "the previous admin token stays in force"),
         }
     }
 }

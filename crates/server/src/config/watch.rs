@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_stays_as_it_is_is_never_told() {
+    fn a_file_that_stays_as_it_is_is_never_reported() {
         let (_folder, path, mut watched) = watched();
         assert_eq!(looks(&mut watched), [None, None, None]);
         // Written again with the same contents.
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_once_when_two_looks_found_the_same() {
+    fn a_change_is_reported_once_two_checks_read_the_same() {
         let (_folder, path, mut watched) = watched();
         assert_eq!(looks(&mut watched), [None, None]);
         fs::write(&path, "two").unwrap();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_between_reading_and_watching_is_told() {
+    fn a_change_between_reading_and_watching_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("policy.toml");
         fs::write(&path, "two").unwrap();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_renamed_into_place_is_told_even_with_the_length_and_times_of_the_old_one() {
+    fn a_file_renamed_into_place_is_reported_even_with_the_length_and_times_of_the_old_one() {
         let (folder, path, mut watched) = watched();
         assert_eq!(looks(&mut watched), [None, None]);
         let other = folder.path().join("other");
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_leads_elsewhere_is_told_as_kubernetes_swaps_them() {
+    fn a_link_that_leads_elsewhere_is_reported_as_kubernetes_swaps_them() {
         use std::os::unix::fs::symlink;
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_vanishes_is_told_and_so_is_its_return() {
+    fn a_file_that_vanishes_is_reported_and_so_is_its_return() {
         let (_folder, path, mut watched) = watched();
         assert_eq!(looks(&mut watched), [None, None]);
         fs::remove_file(&path).unwrap();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_belong_together_are_told_together() {
+    fn files_that_belong_together_are_reported_together() {
         let (folder, path, _) = watched();
         let key = folder.path().join("key");
         fs::write(&key, "one").unwrap();
@@ -311,8 +311,8 @@ mod tests {
         assert!(watched.changed().is_none());
         fs::write(&key, "two").unwrap();
         assert!(watched.changed().is_none(), "the other one is not settled");
-        let told: Vec<_> = watched.changed().unwrap().into_iter().map(Result::unwrap).collect();
-        assert_eq!(told, [b"two", b"two"]);
+        let contents: Vec<_> = watched.changed().unwrap().into_iter().map(Result::unwrap).collect();
+        assert_eq!(contents, [b"two", b"two"]);
     }
 
     #[test]

@@ -26,13 +26,13 @@ use super::report::Reports;
 use super::route::{Call, Protocol, is_of, is_report, method_of};
 use super::service::{NotBorrowed, Undecided, WorkerPool};
 use super::timed_body::RequestBody;
-use super::unary::{self, Answer, Body, ForCall as _, Read, plain};
+use super::unary::{self, Answer, Body, ForCall as _, Read, status_only};
 use super::web::Web;
 use crate::bounds::{Full, InFlight, work_of};
 use crate::config::PortLimits;
 use crate::live::Live;
 use crate::metrics::Method;
-use crate::text::plain as shown;
+use crate::text::plain;
 
 /// The memory that is accounted for each call includes an answer of up to this many bytes.
 const SHORT_ANSWER: usize = 1 << 10;
@@ -81,7 +81,7 @@ impl Gateway {
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send {
         async move {
             if call.has_too_many_fields() {
-                return Ok(plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).for_call(call));
+                return Ok(status_only(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).for_call(call));
             }
             let refusal = match Protocol::of(&request) {
                 Protocol::Grpc => None,
@@ -209,7 +209,7 @@ impl Gateway {
         let (attaches, reports) = (is_of(SESSION_CONTROL, path), is_report(path));
         let is_known = method.is_some() || attaches || reports;
         if let Some(refusal) = refusal.filter(|_| is_known) {
-            return self.refuse_unread(plain(refusal), request, call).await;
+            return self.refuse_unread(status_only(refusal), request, call).await;
         }
         if is_known && !Encoding::of(request.headers()).is_supported() {
             let refused = self.refuse(method_of(method, path), unsupported());
@@ -239,7 +239,7 @@ impl Gateway {
             };
         }
         // The message is not read: it may be a stream that waits for an answer.
-        let problem = format!("there is no method {}", shown(path));
+        let problem = format!("there is no method {}", plain(path));
         self.refuse(Method::Other, Status::unimplemented(problem)).for_call(call)
     }
 
@@ -307,7 +307,9 @@ impl Gateway {
             let (gateway, call) = (gateway.clone(), call.take());
             async move {
                 // A request has one answer.
-                let Some(call) = call else { return plain(StatusCode::INTERNAL_SERVER_ERROR) };
+                let Some(call) = call else {
+                    return status_only(StatusCode::INTERNAL_SERVER_ERROR);
+                };
                 let Ok(response) = gateway.answer(request, call).await;
                 response
             }
@@ -358,7 +360,7 @@ impl Gateway {
             let caller = identify(&live.policy, metadata)?;
             let mut now = Undecided::default();
             let borrowed = self.pool.borrow(&live, caller, metadata, message, &mut now).await;
-            undecided.set_ceiling(now.ceiling());
+            undecided.set_limit(now.limit());
             message = match borrowed {
                 Ok(answer) => return Ok(answer),
                 Err(NotBorrowed::Refused(status)) => return Err(status),

@@ -18,7 +18,7 @@ use tower::{Service, ServiceExt as _};
 use super::compression::{Decompressed, ENCODING, Encoding, decompress, unsupported};
 use super::framing::no_memory;
 use super::timed_body::RequestBody;
-use super::unary::{self, Body, ForCall as _, PublicPlace, plain};
+use super::unary::{self, Body, ForCall as _, PublicPlace, status_only};
 use crate::bounds::{InFlight, reset_call_after};
 use crate::config::PortLimits;
 
@@ -104,7 +104,7 @@ impl PublicServices {
         limits: &PortLimits,
     ) -> Response<Body> {
         if let Some(refusal) = refusal {
-            return plain(refusal).for_call(call);
+            return status_only(refusal).for_call(call);
         }
         let (places, what) = match asked {
             PublicCall::Check => (None, "calls"),

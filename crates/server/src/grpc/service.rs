@@ -116,7 +116,7 @@ impl WorkerPool {
                 return Err(NotBorrowed::OldTerms(message));
             }
             if let Err(BorrowError::Refused(Refusal::Full { max_leases })) = outcome {
-                undecided.set_ceiling(max_leases);
+                undecided.set_limit(max_leases);
             }
             counters.count(&outcome);
             refusals.record_store(&message, &outcome);
@@ -290,7 +290,7 @@ fn refuse(refused: &Refused) -> Status {
     }
 }
 
-/// The status of a borrow that the ledger refuses, except because of a ceiling.
+/// The status of a borrow that the ledger refuses, except because of a limit.
 fn refused_borrow(refusal: &Refusal) -> Status {
     let message = refusal.to_string();
     match refusal {
@@ -298,7 +298,7 @@ fn refused_borrow(refusal: &Refusal) -> Status {
         Refusal::Revoked(why) => revoked(why.reason, message),
         Refusal::BorrowIdReused => Status::invalid_argument(message),
         Refusal::BorrowEnded => Status::cancelled(message),
-        // The borrow was not decided, so the caller may try again. A ceiling is answered elsewhere.
+        // The borrow was not decided, so the caller may try again. A limit is answered elsewhere.
         Refusal::Full { .. }
         | Refusal::IdsFull { .. }
         | Refusal::TooManyServices { .. }

@@ -299,7 +299,7 @@ pub(crate) fn refuse(status: Status) -> http::Response<Body> {
 }
 
 /// A response with an HTTP status only.
-pub(super) fn plain(status: StatusCode) -> Response<Body> {
+pub(super) fn status_only(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::none());
     *response.status_mut() = status;
     response

@@ -15,7 +15,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::caller::API_KEY;
 use super::compression::{ACCEPT_ENCODING, ENCODING};
 use super::timed_body::RequestBody;
-use super::unary::{Body, plain};
+use super::unary::{Body, status_only};
 use crate::config::Origin;
 use crate::grpc::headers::{
     BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, EVENTS_SKIPPED, IDEMPOTENCY_KEY,
@@ -87,10 +87,10 @@ impl Web {
         mut grpc: impl FnMut(Request<tonic::body::Body>) -> F,
     ) -> Response<Body> {
         if request.headers().get(ORIGIN).is_some_and(|origin| !self.origins.contains(origin)) {
-            return plain(StatusCode::FORBIDDEN);
+            return status_only(StatusCode::FORBIDDEN);
         }
         if request.method() == Method::OPTIONS && self.origins.is_empty() {
-            return plain(StatusCode::METHOD_NOT_ALLOWED);
+            return status_only(StatusCode::METHOD_NOT_ALLOWED);
         }
         let translated = GrpcWebLayer::new().layer(service_fn(move |request| {
             let answer = grpc(request);

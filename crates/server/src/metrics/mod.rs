@@ -273,7 +273,7 @@ impl Metrics {
         let borrows = Family::default();
         registry.register(
             "borrows",
-            "Borrows by service, outcome and, for a reached ceiling, its scope",
+            "Borrows by service, outcome and, for a reached limit, its scope",
             borrows.clone(),
         );
         let kept = outcomes(&mut registry, "keep_alives", "Keep-alives by outcome");
@@ -311,15 +311,15 @@ impl Metrics {
             *facts;
         let registry = &mut metrics.registry;
         for (name, help, value) in [
-            ("max_leases", "The most leases the server holds", max_leases),
+            ("max_leases", "The most leases of the server", max_leases),
             ("max_connections", "The most connections of the gRPC port", max_connections.into()),
             ("max_memory_bytes", "The most memory of connections and calls in flight", max_memory),
-            ("recovered_leases", "Leases the store brought back", recovered_leases as u64),
+            ("recovered_leases", "Leases that the store recovered", recovered_leases as u64),
         ] {
             registry.register(name, help, ConstGauge::new(value));
         }
         let version = [("version", env!("CARGO_PKG_VERSION"))];
-        registry.register("build", "What was built", Info::new(version));
+        registry.register("build", "The version of the server", Info::new(version));
         registry.register_with_unit(
             "start_time",
             "When the server started, in Unix time",

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use policy::Source;
 use policy::overrides::{OverrideKey, Subject};
 
-/// A ceiling and its source in the policy.
-pub(super) type Ceiling = (Option<u64>, Source);
+/// A limit and its source in the policy.
+pub(super) type SourcedLimit = (Option<u64>, Source);
 
 /// Returns the id, in quotes unless it is one word of visible ASCII characters.
 pub(super) fn quoted(id: &str) -> Cow<'_, str> {
@@ -40,22 +40,16 @@ pub(super) fn describe_switch(key: &OverrideKey, to: Option<bool>, was: Option<b
 }
 
 /// Describes that a limit was set to `to`, or, for `None`, cleared.
-pub(super) fn describe_limit(key: &OverrideKey, to: Option<u64>, was: Ceiling) -> String {
+pub(super) fn describe_limit(key: &OverrideKey, to: Option<u64>, was: SourcedLimit) -> String {
     let (subject, service) = (subject_of(key), quoted(key.service.as_deref().unwrap_or_default()));
+    let was = describe_max(was);
     match to {
-        Some(to) => {
-            format!(
-                "set the limit of {subject} on {service} to {to} (was {})",
-                describe_ceiling(was)
-            )
-        }
-        None => {
-            format!("cleared the limit of {subject} on {service} (was {})", describe_ceiling(was))
-        }
+        Some(to) => format!("set the limit of {subject} on {service} to {to} (was {was})"),
+        None => format!("cleared the limit of {subject} on {service} (was {was})"),
     }
 }
 
-fn describe_ceiling((max, source): Ceiling) -> String {
+fn describe_max((max, source): SourcedLimit) -> String {
     match max {
         Some(max) => format!("{max} by {}", source.in_words()),
         None => "none".to_owned(),

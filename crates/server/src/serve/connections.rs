@@ -69,9 +69,9 @@ impl Port {
     pub(super) async fn serve(self: Arc<Self>, listener: StdListener) -> std::io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
         let (connections, rounds) = (Connections::default(), Arc::<Rounds>::default());
-        let turning = rounds.clone();
+        let running_rounds = rounds.clone();
         // In its own task, so that it runs after the tasks that are ready.
-        let turning = tokio::spawn(async move { turning.turn().await });
+        let running_rounds = tokio::spawn(async move { running_rounds.run().await });
         let (port, connections, rounds) = (&self, &connections, &rounds);
         let serve = |stream, peer: SocketAddr| async move {
             let connection = port.connection(Some(peer.ip()), rounds);
@@ -88,7 +88,7 @@ impl Port {
             () = tokio::time::sleep(self.limits.drain_timeout) => {}
             () = connections.all_closed() => {}
         }
-        turning.abort();
+        running_rounds.abort();
         Ok(())
     }
 

@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::config::TokenInForce;
 use crate::config::watch::Watched;
 use crate::error::Error;
-use crate::grpc::control::{Control, Farewell};
+use crate::grpc::control::{Control, StopNotice};
 use crate::grpc::{self, Gateway, PublicServices, Reports, Tonic, UsageReports, Web, WorkerPool};
 use crate::live::Live;
 use crate::metrics::{Facts, Metrics};
@@ -156,8 +156,8 @@ impl Server {
         let live = Live::new(policy, &metrics, refusals, default_organization);
         let live = Arc::new(ArcSwap::from_pointee(live));
         let (tls, certificates) = tls.map(|(tls, files)| (Arc::new(tls), files)).unzip();
-        let (health, farewell) = (HealthReporter::new(), Farewell::default());
-        let port = grpc_port(&config, &store, &live, &metrics, &health, &farewell, tls.clone());
+        let (health, stop_notice) = (HealthReporter::new(), StopNotice::default());
+        let port = grpc_port(&config, &store, &live, &metrics, &health, &stop_notice, tls.clone());
         let port = Arc::new(port);
         let threads = config.threads;
         let operator = Arc::new(Operator::new(store.clone(), live, metrics, config));
@@ -174,7 +174,7 @@ impl Server {
             draining: port.draining.clone(),
             stopped: port.stopped.clone(),
             port: port.clone(),
-            farewell,
+            stop_notice,
             operator,
             serving,
             health,
@@ -211,7 +211,7 @@ fn grpc_port(
     live: &Arc<ArcSwap<Live>>,
     metrics: &Metrics,
     health: &HealthReporter,
-    farewell: &Farewell,
+    stop_notice: &StopNotice,
     tls: Option<Arc<Tls>>,
 ) -> Port {
     let memory = MemoryBudget::new(config.max_memory as usize, metrics.memory.clone());
@@ -223,7 +223,7 @@ fn grpc_port(
         WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone()),
         Reports::new(reports, config.port),
         live.clone(),
-        control(store, live, metrics, config, farewell),
+        control(store, live, metrics, config, stop_notice),
         PublicServices::new(health.clone()),
         Web::new(&config.grpc_web_origins),
         config.port,
@@ -245,11 +245,11 @@ fn control(
     live: &Arc<ArcSwap<Live>>,
     metrics: &Metrics,
     config: &Config,
-    farewell: &Farewell,
+    stop_notice: &StopNotice,
 ) -> Tonic {
     let counters = (metrics.calls.clone(), metrics.streams.clone());
     let most = config.max_connections as usize;
-    let control = Control::new(store.clone(), live.clone(), counters, most, farewell.clone());
+    let control = Control::new(store.clone(), live.clone(), counters, most, stop_notice.clone());
     let control = SessionControlServer::new(control);
     grpc::boxed(control.max_decoding_message_size(config.port.max_message_bytes as usize))
 }

@@ -23,7 +23,7 @@ use crate::blocking::blocking;
 use crate::config::TokenInForce;
 use crate::config::watch::Watched;
 use crate::error::Error;
-use crate::grpc::control::{Farewell, SESSION_CONTROL};
+use crate::grpc::control::{SESSION_CONTROL, StopNotice};
 use crate::grpc::{USAGE_SERVICE, WORKER_POOL};
 use crate::operator::Operator;
 
@@ -47,7 +47,7 @@ pub struct Running {
     pub(super) draining: CancellationToken,
     pub(super) stopped: CancellationToken,
     pub(super) port: Arc<Port>,
-    pub(super) farewell: Farewell,
+    pub(super) stop_notice: StopNotice,
     pub(super) operator: Arc<Operator>,
     pub(super) serving: Arc<AtomicBool>,
     pub(super) health: HealthReporter,
@@ -191,7 +191,7 @@ impl Running {
     /// when the disk did not confirm it in time, and [`Error::System`] when a serving thread failed.
     pub async fn stop(mut self) -> Result<(), Error> {
         let deadline = Instant::now() + self.port.limits.drain_timeout;
-        self.farewell.announce().await;
+        self.stop_notice.send().await;
         self.serving.store(false, Ordering::Release);
         self.draining.cancel();
         for name in HEALTH_OF {
@@ -239,7 +239,7 @@ impl Drop for Running {
         }
         // Closed here and not with the last reference: aborted tasks may hold one for a while.
         if let Err(error) = self.store.close() {
-            tracing::error!(%error, "the store closed badly");
+            tracing::error!(%error, "the store did not close cleanly");
         }
     }
 }

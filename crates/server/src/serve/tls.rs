@@ -75,7 +75,7 @@ impl Tls {
     }
 
     /// Takes the certificate from the new contents of the files. Open connections keep theirs. If a file
-    /// cannot be used, the certificate before stays in force.
+    /// cannot be used, the previous certificate stays in force.
     pub(super) fn reload(&self, contents: Vec<io::Result<Vec<u8>>>) {
         let read = self.paths.iter().zip(contents).map(|(path, read)| readable(path, read));
         let configured = read
@@ -88,7 +88,7 @@ impl Tls {
                 let (file, until) = (self.paths[0].display(), not_after);
                 tracing::info!(%file, %until, "new connections get the new certificate");
             }
-            Err(error) => tracing::error!(%error, "the certificate before stays in force"),
+            Err(error) => tracing::error!(%error, "the previous certificate stays in force"),
         }
     }
 }

@@ -31,6 +31,7 @@ mod keep_alive;
 mod large_reports;
 mod limits;
 mod listing;
+mod log;
 mod lost;
 mod metrics;
 mod nameless;

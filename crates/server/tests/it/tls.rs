@@ -1,6 +1,5 @@
 //! TLS on the gRPC port, with certificates that the test makes and changes.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +8,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -24,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 use crate::attached::metric;
 use crate::certificates::{Authority, Files, Signed};
 use crate::harness::{TestServer, eventually};
+use crate::log::Log;
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -83,35 +82,6 @@ async fn is_served(calls: &mut Calls) -> bool {
     let Ok(answer) = calls.send_request(request).await else { return false };
     let body = answer.into_body().collect().await.unwrap();
     body.trailers().is_some_and(|trailers| trailers["grpc-status"] == "0")
-}
-
-/// What is logged on this thread while the guard lives.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().clone()).unwrap()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[tokio::test]

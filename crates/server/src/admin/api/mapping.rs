@@ -105,7 +105,7 @@ pub(super) fn organization(policy: &Policy, snapshot: &Snapshot, row: &Row) -> O
     let service_row = |service: &str, active| OrganizationService {
         service: service.into(),
         active,
-        ceiling: ceiling(policy.limit(name, service)),
+        ceiling: sourced(policy.limit(name, service)),
     };
     // The entry `default` has no row: its limit is in the row of each service that it applies to.
     let entries = policy.services().filter(|entry| *entry != DEFAULT_SERVICE);
@@ -144,7 +144,7 @@ pub(super) fn organization(policy: &Policy, snapshot: &Snapshot, row: &Row) -> O
 pub(super) fn api_key(policy: &Policy, id: String) -> ApiKey {
     let limits = policy.services().map(|service| ServiceCeiling {
         service: service.into(),
-        ceiling: ceiling(policy.limit_of(Subject::ApiKey, &id, service)),
+        ceiling: sourced(policy.limit_of(Subject::ApiKey, &id, service)),
     });
     ApiKey {
         limits: limits.collect(),
@@ -153,7 +153,7 @@ pub(super) fn api_key(policy: &Policy, id: String) -> ApiKey {
     }
 }
 
-fn ceiling((max, source): (Option<u64>, Source)) -> Ceiling {
+fn sourced((max, source): (Option<u64>, Source)) -> Ceiling {
     Ceiling { max, source }
 }
 

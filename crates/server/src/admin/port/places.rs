@@ -2,8 +2,9 @@
 //! open without a request.
 //!
 //! A connection without a request costs little, and its purpose is not known yet. So every connection is
-//! accepted, for a short time, and the one that has waited longest is evicted when there are too many. A request takes a place once it is authorized, and holds it until its answer is
-//! written to the socket. Probes take no place: they are answered at once, whatever else is full.
+//! accepted, for a short time, and the one that has waited longest is evicted when there are too many.
+//! A request takes a place once it is authorized, and holds it until its answer is written to the
+//! socket. Probes take no place: they are answered at once, whatever else is full.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;

@@ -29,7 +29,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting::new("admin_listen", PORTS, |config| Address(&mut config.admin_listen))
         .described("The address of the admin port: the page, its API, probes and metrics"),
     Setting::new("admin_token", PORTS, |config| Token(&mut config.admin_token)).described(
-        "The bearer token of the admin port, which a port off loopback needs. Other users of the \
+        "The bearer token of the admin port. Off loopback the port needs one. Other users of the \
          machine can read a command line: give the token by its variable or in a file",
     ),
     Setting::new("admin_token_file", PORTS, |config| File(&mut config.admin_token_file))

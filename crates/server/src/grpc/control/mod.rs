@@ -47,8 +47,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stop waits until all streams have sent their notices.
 const NOTICE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// The key of the caller that attaches, and its connection. The key is checked again with each batch,
-/// since the policy may have changed. The connection accounts for the memory of the stream.
+/// The caller of a stream: its key, and its connection. The key is checked again with each batch, because
+/// the policy may have changed. The connection accounts for the memory of the stream.
 #[derive(Clone)]
 pub(crate) struct AttachedCaller {
     key: Option<Box<[u8]>>,
@@ -67,17 +67,17 @@ impl fmt::Debug for AttachedCaller {
     }
 }
 
-/// Tells every attached stream that the server is about to stop.
+/// The notice to every attached stream that the server is about to stop.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Farewell {
+pub(crate) struct StopNotice {
     begun: CancellationToken,
     /// Has a token for each stream that has not sent its notice.
     unsent: TaskTracker,
 }
 
-impl Farewell {
+impl StopNotice {
     /// Sends the notice, and waits up to a quarter of a second until all streams have sent it.
-    pub(crate) async fn announce(&self) {
+    pub(crate) async fn send(&self) {
         self.begun.cancel();
         self.unsent.close();
         if timeout(NOTICE_TIMEOUT, self.unsent.wait()).await.is_err() {
@@ -94,7 +94,7 @@ pub(crate) struct Control {
     calls: CallCounters,
     streams: StreamCounters,
     places: Arc<Semaphore>,
-    farewell: Farewell,
+    stop_notice: StopNotice,
 }
 
 impl Control {
@@ -104,15 +104,15 @@ impl Control {
         live: Arc<ArcSwap<Live>>,
         (calls, streams): (CallCounters, StreamCounters),
         max_streams: usize,
-        farewell: Farewell,
+        stop_notice: StopNotice,
     ) -> Self {
         let places = Arc::new(Semaphore::new(max_streams));
-        Self { store, live, calls, streams, places, farewell }
+        Self { store, live, calls, streams, places, stop_notice }
     }
 
     /// Opens a stream: returns the task that serves it, and the reader for its client.
     fn open(&self, caller: AttachedCaller) -> Result<(AttachedStream, Reader), Status> {
-        if self.farewell.begun.is_cancelled() {
+        if self.stop_notice.begun.is_cancelled() {
             return Err(stopping());
         }
         let place = self.places.clone().try_acquire_owned();
@@ -126,8 +126,8 @@ impl Control {
             caller,
             outbox,
             reset: CancellationToken::new(),
-            stopping: self.farewell.begun.clone(),
-            unsent: Some(self.farewell.unsent.token()),
+            stopping: self.stop_notice.begun.clone(),
+            unsent: Some(self.stop_notice.unsent.token()),
             _place: (place, GaugeGuard::new(&self.streams.attached)),
         };
         Ok((attached, reader))
@@ -176,15 +176,15 @@ impl AttachedStream {
         let end = tokio::select! {
             end = self.serve(batches) => end,
             // The outbox has its final status already.
-            () = outbox.overrun() => Ok(()),
-            () = outbox.left() => return,
+            () = outbox.overflowed() => Ok(()),
+            () = outbox.abandoned() => return,
         };
         // No more revocations are pushed to this stream.
         drop(self.attachment);
         drop(self.unsent);
         outbox.close(end);
         tokio::select! {
-            () = outbox.left() => {}
+            () = outbox.abandoned() => {}
             () = sleep(STATUS_TIMEOUT) => self.reset.cancel(),
         }
     }

@@ -37,9 +37,9 @@ pub(super) struct Outbox {
     queue: Mutex<Queue>,
     reader: AtomicWaker,
     /// Cancelled when the queue has overflowed.
-    overrun: CancellationToken,
+    overflowed: CancellationToken,
     /// Cancelled when the reader was dropped.
-    left: CancellationToken,
+    abandoned: CancellationToken,
     pushed: Counter,
     /// The connection that accounts for the memory of the events.
     connection: Option<Arc<Connection>>,
@@ -90,8 +90,8 @@ impl Outbox {
         let outbox = Arc::new(Self {
             queue: Mutex::default(),
             reader: AtomicWaker::new(),
-            overrun: CancellationToken::new(),
-            left: CancellationToken::new(),
+            overflowed: CancellationToken::new(),
+            abandoned: CancellationToken::new(),
             pushed,
             connection,
         });
@@ -115,13 +115,13 @@ impl Outbox {
     }
 
     /// Waits until the queue has overflowed.
-    pub(super) async fn overrun(&self) {
-        self.overrun.cancelled().await;
+    pub(super) async fn overflowed(&self) {
+        self.overflowed.cancelled().await;
     }
 
     /// Waits until the reader was dropped, before or after the end of the stream.
-    pub(super) async fn left(&self) {
-        self.left.cancelled().await;
+    pub(super) async fn abandoned(&self) {
+        self.abandoned.cancelled().await;
     }
 
     fn add(&self, event: Event) {
@@ -146,7 +146,7 @@ impl Outbox {
             let status = Status::unavailable("the stream is not read, and too much waits on it");
             self.clear(&mut queue, Err(status));
             drop(queue);
-            self.overrun.cancel();
+            self.overflowed.cancel();
         }
         self.reader.wake();
     }
@@ -217,7 +217,7 @@ impl Stream for Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.0.clear(&mut self.0.queue.lock(), Ok(()));
-        self.0.left.cancel();
+        self.0.abandoned.cancel();
     }
 }
 
@@ -286,9 +286,9 @@ mod tests {
             outbox.revoked(lease(serial), Reason::Operator.into());
         }
         outbox.answer(1, NotExtended::default());
-        assert!(outbox.overrun().now_or_never().is_none());
+        assert!(outbox.overflowed().now_or_never().is_none());
         outbox.revoked(lease(0), Reason::Operator.into());
-        assert!(outbox.overrun().now_or_never().is_some());
+        assert!(outbox.overflowed().now_or_never().is_some());
         assert_eq!(outbox.queue.lock().events.capacity(), 0);
         let end = next(&mut reader).unwrap().unwrap().unwrap_err();
         assert_eq!(end.code(), Code::Unavailable);
@@ -301,7 +301,7 @@ mod tests {
             outbox.answer(batch, NotExtended::default());
             assert!(next(&mut reader).unwrap().unwrap().is_ok());
         }
-        assert!(outbox.overrun().now_or_never().is_none());
+        assert!(outbox.overflowed().now_or_never().is_none());
     }
 
     #[test]
@@ -316,6 +316,6 @@ mod tests {
         assert_eq!(notices.len(), 1);
         drop(gone);
         assert_eq!(notices.len(), 0);
-        assert!(unread.left().now_or_never().is_some());
+        assert!(unread.abandoned().now_or_never().is_some());
     }
 }

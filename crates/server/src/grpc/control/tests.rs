@@ -20,7 +20,7 @@ fn control(max_streams: usize) -> Control {
     let live = Live::new(Policy::built_in(), &metrics, refusals, None);
     let live = Arc::new(ArcSwap::from_pointee(live));
     let counters = (metrics.calls.clone(), metrics.streams.clone());
-    Control::new(Arc::new(store), live, counters, max_streams, Farewell::default())
+    Control::new(Arc::new(store), live, counters, max_streams, StopNotice::default())
 }
 
 /// A stream without a network under it.
@@ -87,8 +87,8 @@ async fn the_notice_of_a_stop_comes_first_and_batches_are_answered_for_a_second_
     client.send(1);
     client.answered(1).await;
     let start = Instant::now();
-    let farewell = control.farewell.clone();
-    let announced = tokio::spawn(async move { farewell.announce().await });
+    let stop_notice = control.stop_notice.clone();
+    let announced = tokio::spawn(async move { stop_notice.send().await });
     assert!(matches!(client.next().await, Some(Ok(Event::Draining(_)))));
     announced.await.unwrap();
     assert_eq!(start.elapsed(), Duration::ZERO, "the announcement waits for nothing else");
@@ -107,7 +107,7 @@ async fn a_reader_that_does_not_read_holds_up_neither_the_notice_nor_the_end() {
     let control = control(1);
     let client = attach(&control);
     let start = Instant::now();
-    control.farewell.announce().await;
+    control.stop_notice.send().await;
     assert!(start.elapsed() <= 2 * NOTICE_TIMEOUT);
     timeout(IDLE, client.reset.cancelled()).await.expect("it is reset");
     client.task.await.unwrap();

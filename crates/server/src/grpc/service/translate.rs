@@ -19,7 +19,7 @@ pub(super) fn borrowers_view(pool: PoolState, trace: String) -> WorkersState {
     }
 }
 
-/// The counts of a pool. Without a ceiling the maximum is 0, and the available number is the largest
+/// The counts of a pool. Without a limit the maximum is 0, and the available number is the largest
 /// possible.
 pub(super) fn counts(borrowed: u64, max: Option<u64>) -> WorkersState {
     WorkersState {
@@ -56,10 +56,10 @@ pub(super) fn from_wire(duration: prost_types::Duration) -> Result<Duration, Inv
     }
 }
 
-/// The pool in a refusal. Its maximum is the ceiling that refused, whatever the scope of this ceiling,
+/// The pool in a refusal. Its maximum is the limit that refused, whatever the scope of this limit,
 /// because old clients print only this number.
-pub(super) fn refused_by(ceiling: u64, pool: WorkersState) -> WorkersState {
-    WorkersState { max_workers: count(ceiling), available_workers: 0, ..pool }
+pub(super) fn refused_by(limit: u64, pool: WorkersState) -> WorkersState {
+    WorkersState { max_workers: count(limit), available_workers: 0, ..pool }
 }
 
 pub(super) fn count(number: u64) -> i64 {

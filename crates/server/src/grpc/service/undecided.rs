@@ -22,7 +22,7 @@ use crate::metrics::BorrowCounters;
 #[derive(Debug, Default)]
 pub(crate) struct Undecided<'l> {
     borrow: Option<(Kind, &'l BorrowCounters)>,
-    ceiling: u64,
+    limit: u64,
 }
 
 impl<'l> Undecided<'l> {
@@ -41,13 +41,13 @@ impl<'l> Undecided<'l> {
     }
 
     /// Notes that the server has the most leases that it may have.
-    pub(crate) fn set_ceiling(&mut self, max_leases: u64) {
-        self.ceiling = max_leases;
+    pub(crate) fn set_limit(&mut self, max_leases: u64) {
+        self.limit = max_leases;
     }
 
-    /// The ceiling of the server, if it was reached; else 0.
-    pub(crate) const fn ceiling(&self) -> u64 {
-        self.ceiling
+    /// The limit of the server, if it was reached; else 0.
+    pub(crate) const fn limit(&self) -> u64 {
+        self.limit
     }
 
     /// Turns an undecided borrow into its final answer, and counts it. Other answers stay as they are.
@@ -56,7 +56,7 @@ impl<'l> Undecided<'l> {
             (Some((kind, counters)), Err(status)) if status.code() == Code::Unavailable => {
                 counters.count_undecided(kind);
                 match kind {
-                    Kind::Worker => Ok(busy(self.ceiling)),
+                    Kind::Worker => Ok(busy(self.limit)),
                     Kind::Session => answer,
                 }
             }
@@ -70,12 +70,12 @@ pub(super) const fn kind_of(message: &BorrowWorkerRequest) -> Kind {
     if message.max_worker_for_trace_id > 0 { Kind::Worker } else { Kind::Session }
 }
 
-/// The answer to an undecided borrow of a worker. `ceiling` is that of the server, if it was reached.
-fn busy(ceiling: u64) -> Answer {
+/// The answer to an undecided borrow of a worker. `limit` is the one of the server, if it was reached.
+fn busy(limit: u64) -> Answer {
     Answer::new(&BorrowWorkerResponse {
         worker_key: String::new(),
         status: BorrowStatus::ResourceExhausted.into(),
-        worker_state: Some(refused_by(ceiling, WorkersState::default())),
+        worker_state: Some(refused_by(limit, WorkersState::default())),
         minimal_worker_life_duration: None,
     })
     .metadata(DENIED_SCOPE, HeaderValue::from_static("server"))

@@ -117,8 +117,8 @@ mod tests {
     async fn the_log_has_one_line_a_minute_that_tells_why_and_no_event_is_left_out() {
         use Uncountable::{Organization, Unreadable, Value};
 
-        let (log, text) = (Arc::new(SkippedLog::default()), crate::test_log::Log::default());
-        let _guard = text.start();
+        let log = Arc::new(SkippedLog::default());
+        let (text, _logging) = crate::test_log::Log::start();
         log.add(2, &why(&[Value, Organization]));
         assert_eq!(text.take().lines().count(), 1);
         for _ in 0..3 {

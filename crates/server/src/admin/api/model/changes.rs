@@ -18,7 +18,7 @@ pub struct SetDisabled {
     pub note: String,
 }
 
-/// Sets a ceiling over an organization or an API key, whatever the policy file says.
+/// Sets a limit on an organization or an API key, whatever the policy file says.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetLimit {

@@ -4,7 +4,7 @@ pub use ::policy::Source;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A ceiling and where it comes from.
+/// A limit and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ceiling {
     /// The most leases at once; `null` is no limit, 0 admits no lease.

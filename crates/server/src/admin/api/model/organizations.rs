@@ -29,7 +29,7 @@ pub struct OrganizationsQuery {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OrganizationOrder {
-    /// Highest utilization of a ceiling or a budget first.
+    /// Highest utilization of a limit or a budget first.
     #[default]
     Fullest,
     /// Most leases first.
@@ -73,7 +73,7 @@ pub struct OrganizationService {
     pub service: String,
     /// Live leases.
     pub active: u64,
-    /// The ceiling over them.
+    /// The limit on them.
     pub ceiling: Ceiling,
 }
 
@@ -101,15 +101,15 @@ pub struct ApiKey {
     pub api_key: String,
     /// Whether it is disabled.
     pub disabled: Disabled,
-    /// Its ceiling over each service of the policy.
+    /// Its limit on each service of the policy.
     pub limits: Vec<ServiceCeiling>,
 }
 
-/// The ceiling over one service.
+/// The limit on one service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceCeiling {
     /// The service entry.
     pub service: String,
-    /// The ceiling.
+    /// The limit.
     pub ceiling: Ceiling,
 }

@@ -27,17 +27,17 @@ pub struct ServiceRow {
     pub service: String,
     /// Live leases.
     pub active: u64,
-    /// The ceiling over all organizations.
+    /// The limit on all organizations.
     pub max_total: Option<u64>,
-    /// The ceiling over an organization that has none of its own.
+    /// The limit on an organization that has none of its own.
     pub max_per_organization: Option<u64>,
-    /// The ceiling over an API key that has none of its own.
+    /// The limit on an API key that has none of its own.
     pub max_per_api_key: Option<u64>,
     /// How long a lease lives without a keep-alive, in seconds.
     pub ttl_seconds: f64,
     /// The minimal life that clients are told, in seconds.
     pub minimal_life_seconds: f64,
-    /// Whether ceilings and budgets are counted but refuse no borrow.
+    /// Whether limits and budgets are counted but refuse no borrow.
     pub observe: bool,
 }
 
@@ -46,13 +46,13 @@ pub struct ServiceRow {
 pub struct Plan {
     /// Its name.
     pub plan: String,
-    /// Its ceilings over an organization.
+    /// Its limits on an organization.
     pub limits: Vec<PlanLimit>,
     /// Its usage budgets.
     pub budgets: Vec<PlanBudget>,
 }
 
-/// A ceiling of a plan.
+/// A limit of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlanLimit {
     /// The service entry.

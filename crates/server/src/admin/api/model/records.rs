@@ -42,9 +42,9 @@ pub struct Refusal {
     pub scope: String,
     /// The reason in words, as in the answer to the caller.
     pub reason: String,
-    /// How many leases counted against the ceiling; `null` when no ceiling refused it.
+    /// How many leases counted against the limit; `null` when no limit refused it.
     pub active: Option<u64>,
-    /// The ceiling; `null` when no ceiling refused it.
+    /// The limit; `null` when no limit refused it.
     pub max: Option<u64>,
     /// Whether it was granted all the same, because the service is only observed.
     pub observed: bool,

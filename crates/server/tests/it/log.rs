@@ -1,4 +1,4 @@
-//! The log of a test.
+//! The log lines of one thread. The tests inside the crate use this file too.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -6,16 +6,23 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing::subscriber::{DefaultGuard, set_default};
 
-/// The log lines of one thread.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
+#[allow(dead_code, reason = "the two crates of tests use one of the two ways to read it")]
 impl Log {
     /// Records the log lines of this thread until the guard is dropped.
-    pub(crate) fn start(&self) -> DefaultGuard {
-        let log = self.clone();
-        let writer = move || log.clone();
-        set_default(tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish())
+    pub(crate) fn start() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        (log, set_default(subscriber))
+    }
+
+    /// Returns all lines that were not taken.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().clone()).unwrap()
     }
 
     /// Returns the lines since the last call.
