@@ -1,4 +1,4 @@
-//! Accepting connections: one loop for every port.
+//! Accepts connections, with one loop for every port.
 
 use std::io;
 use std::net::SocketAddr;

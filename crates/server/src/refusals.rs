@@ -59,7 +59,7 @@ pub(crate) struct RefusedBorrow {
     pub(crate) api_key: Box<str>,
     pub(crate) trace: Box<str>,
     cause: Cause,
-    /// Whether it was granted all the same, because the service is only observed.
+    /// Whether it was granted, because the service is only observed.
     pub(crate) observed: bool,
 }
 
@@ -207,7 +207,7 @@ impl RefusalLog {
         news
     }
 
-    /// How many borrows were refused in the last hour, altogether and by organization, in no order.
+    /// How many borrows were refused in the last hour, in total and by organization, in no order.
     pub(crate) fn counts(&self) -> (Refusals, Vec<(Arc<str>, Refusals)>) {
         let minute = self.minute();
         let mut records = self.records.lock();

@@ -2,7 +2,7 @@
 //!
 //! A browser sends requests of any page to any address, also to this machine. So that no page on the web
 //! acts as the operator, requests whose `Sec-Fetch-Site` or `Origin` names another site are refused. A
-//! port without a token also refuses host names that somebody else could resolve to this machine
+//! port without a token also refuses host names that an attacker could resolve to this machine
 //! (DNS rebinding): it answers only to addresses and to `localhost`.
 
 use std::net::{IpAddr, SocketAddr};

@@ -60,12 +60,12 @@ fn current_values(admin: &Admin, leases: Option<(Vec<(Box<str>, u64)>, Ends)>) -
     );
     registry.register(
         "log_lines_dropped",
-        "Log lines that were dropped because nobody read those before them",
+        "Log lines that were dropped because too many waited to be read",
         ConstCounter::new(admin.operator.config.dropped_log_lines.load(Ordering::Relaxed)),
     );
     registry.register_with_unit(
         "commit_stalled",
-        "How long the commit under way has taken; 0 when none is",
+        "How long the commit in flight has taken; 0 without one",
         Unit::Seconds,
         ConstGauge::new(admin.store.stalled().as_secs_f64()),
     );

@@ -74,7 +74,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
         Ok(()) => "ready\n".into_response(),
         Err(error @ Unavailable::Stalled) => {
             let seconds = admin.store.stalled().as_secs_f64();
-            let problem = format!("{error}: a commit has been under way for {seconds:.1} s\n");
+            let problem = format!("{error}: a commit has been in flight for {seconds:.1} s\n");
             (StatusCode::SERVICE_UNAVAILABLE, problem).into_response()
         }
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),

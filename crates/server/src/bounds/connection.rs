@@ -23,11 +23,11 @@ use super::rounds::{FIELDS, Rounds, Share, work_of};
 use crate::config::PortLimits;
 
 /// The bytes that are read in one turn of a connection: before its caller is known, and after.
-const STRANGER_READS: usize = 4 << 10;
+const UNKNOWN_READS: usize = 4 << 10;
 const READS: usize = 16 << 10;
 
 /// The turns of a new connection that are not counted, so that a handshake is not delayed by a
-/// thousand busy strangers.
+/// thousand busy connections whose callers are unknown.
 const FREE_TURNS: u64 = 8;
 
 /// While places are short, how long an HTTP/2 connection may take until its first call, and how long a
@@ -95,9 +95,9 @@ impl Connection {
             most_fields: limits.max_header_fields as usize,
             answer_timeout: limits.answer_timeout,
             budget: budget.clone(),
-            memory: ConnectionMemory::new(budget.account(CallerName::Stranger), limit),
+            memory: ConnectionMemory::new(budget.account(CallerName::Unknown), limit),
             rounds: rounds.clone(),
-            share: Mutex::new(rounds.share(&CallerName::Stranger)),
+            share: Mutex::new(rounds.share(&CallerName::Unknown)),
             place: OnceLock::new(),
             is_known: AtomicBool::new(false),
             is_proven: AtomicBool::new(false),
@@ -109,7 +109,7 @@ impl Connection {
             opened: Instant::now(),
             speaks_http: AtomicBool::new(false),
             speaks_http2: AtomicBool::new(false),
-            readable: AtomicUsize::new(STRANGER_READS),
+            readable: AtomicUsize::new(UNKNOWN_READS),
             leave: AtomicBool::new(false),
             leave_at_once: AtomicBool::new(false),
             waker: AtomicWaker::new(),
@@ -250,7 +250,7 @@ impl Connection {
         if is_known || turns > FREE_TURNS {
             std::task::ready!(self.share.lock().poll_turn(1, context));
         }
-        self.readable.store(if is_known { READS } else { STRANGER_READS }, Relaxed);
+        self.readable.store(if is_known { READS } else { UNKNOWN_READS }, Relaxed);
         Poll::Ready(())
     }
 

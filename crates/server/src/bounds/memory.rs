@@ -2,7 +2,7 @@
 //!
 //! A connection reserves memory from the budget of the process, in lumps, on the account of its
 //! caller. The caller is the indexer whose key it has shown, or the peer address where no indexers are
-//! configured. Before the caller is known, all strangers share one account. Where a budget is used up,
+//! configured. Before the caller is known, all unknown callers share one account. Where a budget is used up,
 //! the call that needs memory is refused.
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ pub(crate) const CALL_BYTES: usize = 4 << 10;
 pub(crate) const FIELD_BYTES: usize = 128;
 
 /// The most memory of the calls of one connection before its caller is known.
-const STRANGER_BYTES: usize = 1 << 20;
+const UNKNOWN_BYTES: usize = 1 << 20;
 
 /// A connection reserves this much at a time, so that most calls use no counter of the process.
 const LUMP: usize = 64 << 10;
@@ -33,7 +33,7 @@ const LUMP: usize = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CallerName {
     /// The caller has shown no key yet.
-    Stranger,
+    Unknown,
     /// An indexer, by its name.
     Indexer(Box<str>),
     /// A caller from an address, where no indexers are configured.
@@ -46,7 +46,7 @@ pub(crate) struct MemoryBudget {
     limit: usize,
     /// The bytes that are reserved, as the metrics show them.
     used: Gauge,
-    /// The number of callers with reserved memory, without strangers.
+    /// The number of callers with reserved memory, without unknown ones.
     active: AtomicUsize,
     accounts: Mutex<HashMap<CallerName, Weak<Account>>>,
 }
@@ -82,7 +82,7 @@ impl MemoryBudget {
         account
     }
 
-    /// The number of callers with reserved memory, without strangers.
+    /// The number of callers with reserved memory, without unknown ones.
     pub(crate) fn active(&self) -> usize {
         self.active.load(Relaxed)
     }
@@ -103,18 +103,18 @@ impl Account {
         &self.name
     }
 
-    const fn is_stranger(&self) -> bool {
-        matches!(self.name, CallerName::Stranger)
+    const fn is_unknown(&self) -> bool {
+        matches!(self.name, CallerName::Unknown)
     }
 
     /// Reserves `bytes`, or nothing. Returns whether they were reserved.
     ///
-    /// Strangers together may have a quarter of the budget. A caller gets what it asks for while less
+    /// Unknown callers together may have a quarter of the budget. A caller gets what it asks for while less
     /// than half of the budget is reserved, and its fair share after that.
     fn reserve(&self, bytes: usize) -> bool {
         let (own, total) = self.reserve_anyway(bytes);
         let MemoryBudget { limit, active, .. } = &*self.budget;
-        let fits = if self.is_stranger() {
+        let fits = if self.is_unknown() {
             own <= limit / 4 && total <= *limit
         } else {
             total <= limit / 2 || (total <= *limit && own <= limit / (active.load(Relaxed) + 1))
@@ -129,7 +129,7 @@ impl Account {
     fn reserve_anyway(&self, bytes: usize) -> (usize, usize) {
         let total = self.budget.used.inc_by(signed(bytes)) + signed(bytes);
         let before = self.used.fetch_add(bytes, Relaxed);
-        if before == 0 && bytes > 0 && !self.is_stranger() {
+        if before == 0 && bytes > 0 && !self.is_unknown() {
             self.budget.active.fetch_add(1, Relaxed);
         }
         (before + bytes, usize::try_from(total).unwrap_or(0))
@@ -138,7 +138,7 @@ impl Account {
     fn release(&self, bytes: usize) {
         self.budget.used.dec_by(signed(bytes));
         let own = self.used.fetch_sub(bytes, Relaxed) - bytes;
-        if own == 0 && bytes > 0 && !self.is_stranger() {
+        if own == 0 && bytes > 0 && !self.is_unknown() {
             self.budget.active.fetch_sub(1, Relaxed);
         }
     }
@@ -177,15 +177,15 @@ pub(crate) struct ConnectionMemory {
 }
 
 impl ConnectionMemory {
-    /// Counts a new connection of a stranger; `limit` applies once its caller is known.
-    pub(crate) fn new(strangers: Arc<Account>, limit: usize) -> Self {
-        strangers.connections.fetch_add(1, Relaxed);
+    /// Counts a new connection, whose caller is unknown; `limit` applies once its caller is known.
+    pub(crate) fn new(unknown: Arc<Account>, limit: usize) -> Self {
+        unknown.connections.fetch_add(1, Relaxed);
         // The number of connections is bounded by their places.
-        strangers.reserve_anyway(CONNECTION_BYTES);
+        unknown.reserve_anyway(CONNECTION_BYTES);
         Self {
             used: AtomicUsize::new(CONNECTION_BYTES),
             reserved: AtomicUsize::new(CONNECTION_BYTES),
-            account: Mutex::new(strangers),
+            account: Mutex::new(unknown),
             limit,
             is_known: AtomicBool::new(false),
         }
@@ -236,7 +236,7 @@ impl ConnectionMemory {
     }
 
     fn limit(&self) -> usize {
-        if self.is_known.load(Relaxed) { self.limit } else { STRANGER_BYTES.min(self.limit) }
+        if self.is_known.load(Relaxed) { self.limit } else { UNKNOWN_BYTES.min(self.limit) }
     }
 
     fn reserve(&self, needed: usize) -> bool {
@@ -265,8 +265,8 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn connection(budget: &Arc<MemoryBudget>, name: CallerName) -> ConnectionMemory {
-        let connection = ConnectionMemory::new(budget.account(CallerName::Stranger), budget.limit);
-        if name != CallerName::Stranger {
+        let connection = ConnectionMemory::new(budget.account(CallerName::Unknown), budget.limit);
+        if name != CallerName::Unknown {
             connection.move_to(budget.account(name));
         }
         connection
@@ -277,14 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn strangers_take_up_a_quarter_and_leave_room_for_callers_with_a_key() {
+    fn unknown_callers_take_up_a_quarter_and_leave_room_for_callers_with_a_key() {
         let budget = MemoryBudget::new(64 * MIB, Gauge::default());
-        let strangers: Vec<_> =
-            (0..100).map(|_| connection(&budget, CallerName::Stranger)).collect();
-        let call = STRANGER_BYTES - CONNECTION_BYTES;
-        let full = strangers.iter().filter(|one| one.take(call).is_err()).count();
+        let unknown: Vec<_> = (0..100).map(|_| connection(&budget, CallerName::Unknown)).collect();
+        let call = UNKNOWN_BYTES - CONNECTION_BYTES;
+        let full = unknown.iter().filter(|one| one.take(call).is_err()).count();
         assert_eq!(100 - full, 12, "16 MiB, of which the connections themselves have 3");
-        assert_eq!(strangers[0].take(1), Err(Full::Connection));
+        assert_eq!(unknown[0].take(1), Err(Full::Connection));
         assert!(connection(&budget, indexer("west")).take(16 * MIB).is_ok());
     }
 
@@ -305,15 +304,18 @@ mod tests {
     #[test]
     fn a_connection_that_shows_its_key_takes_what_it_holds_along() {
         let budget = MemoryBudget::new(64 * MIB, Gauge::default());
-        let late = connection(&budget, CallerName::Stranger);
+        let late = connection(&budget, CallerName::Unknown);
         late.take(MIB / 2).unwrap();
-        let strangers = budget.account(CallerName::Stranger);
-        let reserved = strangers.used.load(Relaxed);
-        assert!(reserved > MIB / 2 && strangers.connections.load(Relaxed) == 1);
+        let unknown = budget.account(CallerName::Unknown);
+        let reserved = unknown.used.load(Relaxed);
+        assert!(reserved > MIB / 2 && unknown.connections.load(Relaxed) == 1);
         late.move_to(budget.account(indexer("west")));
-        assert_eq!((strangers.used.load(Relaxed), strangers.connections.load(Relaxed)), (0, 0));
+        assert_eq!((unknown.used.load(Relaxed), unknown.connections.load(Relaxed)), (0, 0));
         assert_eq!((budget.used.get(), budget.active()), (signed(reserved), 1));
-        assert!(late.take(2 * STRANGER_BYTES).is_ok(), "the bound of strangers is lifted at once");
+        assert!(
+            late.take(2 * UNKNOWN_BYTES).is_ok(),
+            "the bound of unknown callers is lifted at once"
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Places for connections. Strangers cannot take all places, and their idle connections are closed
-//! first.
+//! Places for connections. Connections that are not proven cannot take all places, and idle ones of them
+//! are closed first.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,11 +9,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// How many connections of strangers are searched for an idle one: enough to find one in practice.
-const LOOKED_AT: usize = 256;
+/// How many connections that are not proven are searched for an idle one: enough to find one in practice.
+const SEARCHED: usize = 256;
 
 /// How often to search for an idle connection while a new one waits for a place.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const SEARCH_AGAIN: Duration = Duration::from_millis(100);
 
 /// A connection that has a place.
 pub(crate) trait Occupant: fmt::Debug + Send + Sync {
@@ -29,7 +29,7 @@ pub(crate) trait Occupant: fmt::Debug + Send + Sync {
 pub(crate) struct Places {
     most: usize,
     /// The most places of connections that are not proven.
-    most_strangers: usize,
+    most_unproven: usize,
     has_tls: bool,
     state: Mutex<State>,
     freed: Notify,
@@ -40,16 +40,16 @@ struct State {
     taken: usize,
     next: u64,
     /// The connections that are not proven, the oldest first.
-    strangers: BTreeMap<u64, Arc<dyn Occupant>>,
+    unproven: BTreeMap<u64, Arc<dyn Occupant>>,
 }
 
 impl Places {
     /// `most` places. Connections that are not proven may take half of them, and at most
-    /// `most_strangers`.
-    pub(crate) fn new(most: usize, most_strangers: usize, has_tls: bool) -> Self {
+    /// `most_unproven`.
+    pub(crate) fn new(most: usize, most_unproven: usize, has_tls: bool) -> Self {
         Self {
             most,
-            most_strangers: most.div_ceil(2).min(most_strangers.max(1)),
+            most_unproven: most.div_ceil(2).min(most_unproven.max(1)),
             has_tls,
             state: Mutex::default(),
             freed: Notify::new(),
@@ -68,32 +68,32 @@ impl Places {
                 return Place { places: self.clone(), number };
             }
             // A connection that becomes idle sends no notice.
-            let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;
+            let _ = tokio::time::timeout(SEARCH_AGAIN, freed).await;
         }
     }
 
     fn try_take(&self, connection: &Arc<dyn Occupant>) -> Option<u64> {
         let mut state = self.state.lock();
-        if state.taken >= self.most || state.strangers.len() >= self.most_strangers {
+        if state.taken >= self.most || state.unproven.len() >= self.most_unproven {
             let idle = state
-                .strangers
+                .unproven
                 .iter()
-                .take(LOOKED_AT)
+                .take(SEARCHED)
                 .find(|(_, one)| one.may_have_to_leave(self.has_tls));
             if let Some(number) = idle.map(|(&number, _)| number) {
                 // Its place is freed when it has closed.
-                if let Some(idle) = state.strangers.remove(&number) {
+                if let Some(idle) = state.unproven.remove(&number) {
                     idle.leave_at_once();
                 }
             }
         }
-        if state.taken >= self.most || state.strangers.len() >= self.most_strangers {
+        if state.taken >= self.most || state.unproven.len() >= self.most_unproven {
             return None;
         }
         let number = state.next;
         state.next += 1;
         state.taken += 1;
-        state.strangers.insert(number, connection.clone());
+        state.unproven.insert(number, connection.clone());
         Some(number)
     }
 
@@ -102,7 +102,7 @@ impl Places {
     pub(crate) fn mark_proven(&self, place: u64, callers: usize, connections: usize) -> bool {
         let taken = {
             let mut state = self.state.lock();
-            state.strangers.remove(&place);
+            state.unproven.remove(&place);
             state.taken
         };
         self.freed.notify_one();
@@ -128,7 +128,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.places.state.lock();
         state.taken -= 1;
-        state.strangers.remove(&self.number);
+        state.unproven.remove(&self.number);
         drop(state);
         self.places.freed.notify_one();
     }

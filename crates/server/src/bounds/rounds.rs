@@ -141,7 +141,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.rounds.callers.fetch_sub(1, Relaxed);
-        // A task may wait in the share of strangers although its connection has a caller now.
+        // A task may wait in the share of unknown callers although its connection has a caller now.
         self.waiting.get_mut().drain(..).for_each(Waker::wake);
     }
 }
@@ -215,10 +215,9 @@ mod tests {
     #[tokio::test]
     async fn whoever_waits_in_a_share_that_goes_away_is_woken() {
         let rounds = Arc::<Rounds>::default();
-        let (strangers, own) =
-            (rounds.share(&CallerName::Stranger), rounds.share(&indexer("west")));
-        strangers.count(ROUND);
-        let current = Mutex::new(strangers);
+        let (unknown, own) = (rounds.share(&CallerName::Unknown), rounds.share(&indexer("west")));
+        unknown.count(ROUND);
+        let current = Mutex::new(unknown);
         let mut waits =
             Box::pin(std::future::poll_fn(|context| current.lock().poll_turn(1, context)));
         assert!(futures_util::poll!(&mut waits).is_pending());

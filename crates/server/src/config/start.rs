@@ -45,17 +45,17 @@ pub struct Config {
     /// The organization of callers that name none, as services without authentication do. By default
     /// `anonymous` under the built-in policy and none under any other: such callers are refused.
     pub default_organization: Option<Box<str>>,
-    /// The most leases held at once, whatever the policy allows. By default 2,000,000.
+    /// The most leases at once, whatever the policy allows. By default 2,000,000.
     pub max_leases: u64,
-    /// The most bytes that the ids of all leases take up, those they share counted once. By default
+    /// The most bytes of the ids of all leases. An id that leases share counts once. By default
     /// 512 MiB.
     pub max_id_bytes: u64,
-    /// The most gRPC connections held at once; more wait in the socket. By default 16,384.
+    /// The most gRPC connections at once; more wait in the socket. By default 16,384.
     ///
     /// Connections that have shown no key have half of them at the most, and idle ones of these
     /// leave first.
     pub max_connections: u32,
-    /// The most memory that connections and calls in flight may take up, leases aside, in bytes. By
+    /// The most bytes of memory of connections and calls in flight, without leases. By
     /// default 256 MiB.
     pub max_memory: u64,
     /// The limits of one connection of the gRPC port.
@@ -64,10 +64,10 @@ pub struct Config {
     pub tls: TlsFiles,
     /// How many threads serve gRPC, each with a runtime of its own. By default one per core.
     pub threads: usize,
-    /// The web pages that may call by gRPC-Web from elsewhere. By default none.
+    /// The origins of web pages that may call by gRPC-Web. By default none.
     pub grpc_web_origins: Vec<Origin>,
     /// How many log lines the program around the server has dropped so far, for the metrics. By
-    /// default nobody counts.
+    /// default it stays 0.
     pub dropped_log_lines: Arc<AtomicU64>,
     /// The clock of the server.
     pub clock: Arc<dyn Clock>,

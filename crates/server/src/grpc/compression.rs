@@ -338,7 +338,7 @@ mod tests {
         let large = decompress(packed(60_000), Encoding::Gzip, 1 << 20, &mut call);
         assert_eq!(large.unwrap().len(), 60_000 + PREFIX_BYTES);
         assert!(!has_turn().await, "the work of a round is done");
-        // A stranger has a mebibyte.
+        // A connection whose caller is unknown has a mebibyte.
         let larger = decompress(packed(2 << 20), Encoding::Gzip, 4 << 20, &mut call);
         assert_eq!(larger.unwrap_err().code(), tonic::Code::Unavailable);
     }

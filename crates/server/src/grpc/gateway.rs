@@ -245,7 +245,7 @@ impl Gateway {
 
     /// Refuses a call for which there is no memory.
     ///
-    /// A borrow is read all the same, because the borrow of a worker gets a different answer.
+    /// A borrow is still read, because a borrow of a worker gets a different answer.
     async fn refuse_full<B: RequestBody>(
         &self,
         method: Option<Call>,

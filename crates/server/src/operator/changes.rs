@@ -36,8 +36,8 @@ impl Operator {
     /// Disables or enables an organization or an API key, whatever the file says. `None` clears the
     /// override: the file decides again.
     ///
-    /// Disabling ends its leases at once. Durable when it returns. Cancellation: the change is made
-    /// all the same.
+    /// Disabling ends its leases at once. Durable when it returns. Cancellation: the change is
+    /// still made.
     ///
     /// # Errors
     ///
@@ -60,7 +60,7 @@ impl Operator {
     /// `None` clears the override: the file decides again.
     ///
     /// The limit applies to the next borrow and ends no lease. Durable when it returns. Cancellation:
-    /// the change is made all the same.
+    /// the change is still made.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl Operator {
 
     /// Ends one lease at once, and with the last session of a trace its workers.
     ///
-    /// Durable when it returns. Cancellation: the lease ends all the same.
+    /// Durable when it returns. Cancellation: the lease still ends.
     ///
     /// # Errors
     ///

@@ -25,7 +25,7 @@ use store::Clock;
 use store::{AuditNote, LONGEST_WAIT, ReportError, Reported, Store, Unavailable, UsageReport};
 use tokio::sync::broadcast;
 
-use crate::blocking::blocking;
+use crate::blocking::{blocking, detached};
 use crate::config::Config;
 use crate::config::PolicyFile;
 use crate::config::watch::Read;
@@ -209,7 +209,7 @@ impl Operator {
     /// disabled organizations and API keys, and of organizations with a spent budget.
     ///
     /// Overrides stay in force on top of it. Lowered limits end no lease. Attached streams of indexers
-    /// that are removed end with their next batch. Cancellation: the change is made all the same.
+    /// that are removed end with their next batch. Cancellation: the change is still made.
     ///
     /// # Errors
     ///
@@ -219,7 +219,7 @@ impl Operator {
         let config = Config { policy: policy.clone(), ..self.config.clone() };
         config.check_open_port().map_or(Ok(()), Err)?;
         let operator = self.clone();
-        run_detached(async move {
+        detached(async move {
             let enforced = {
                 let in_force = operator.in_force.lock().await;
                 let overrides = in_force.overrides.clone();
@@ -301,6 +301,28 @@ impl Operator {
         let _ = self.events.send(OperatorEvent::Policy(state.status.clone()));
     }
 
+    /// Runs a change to its end, even when its caller goes away. When the disk hangs, the caller waits as
+    /// long as every other caller, and then gets an error while the change goes on.
+    ///
+    /// # Errors
+    ///
+    /// Those of the change, and [`Unavailable::Stalled`] while the disk hangs.
+    async fn run_change<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, OperatorError>> + Send + 'static,
+    ) -> Result<T, OperatorError> {
+        let mut done = std::pin::pin!(detached(change));
+        loop {
+            match tokio::time::timeout(CHECK_DISK_EVERY, &mut done).await {
+                Ok(done) => return done,
+                Err(_) if self.store.stalled() >= LONGEST_WAIT => {
+                    return Err(Unavailable::Stalled.into());
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     fn now(&self) -> WallTime {
         self.clock.wall()
     }
@@ -325,36 +347,4 @@ async fn drop_when_unused(before: Arc<Live>) {
         tokio::time::sleep(CHECK_UNUSED_EVERY).await;
     }
     blocking(move || drop(before)).await;
-}
-
-impl Operator {
-    /// Runs a change to its end, even when its caller goes away. When the disk hangs, the caller waits as
-    /// long as every other caller, and then gets an error while the change goes on.
-    ///
-    /// # Errors
-    ///
-    /// Those of the change, and [`Unavailable::Stalled`] while the disk hangs.
-    async fn run_change<T: Send + 'static>(
-        &self,
-        change: impl Future<Output = Result<T, OperatorError>> + Send + 'static,
-    ) -> Result<T, OperatorError> {
-        let mut done = std::pin::pin!(run_detached(change));
-        loop {
-            match tokio::time::timeout(CHECK_DISK_EVERY, &mut done).await {
-                Ok(done) => return done,
-                Err(_) if self.store.stalled() >= LONGEST_WAIT => {
-                    return Err(Unavailable::Stalled.into());
-                }
-                Err(_) => {}
-            }
-        }
-    }
-}
-
-/// Runs a change to its end, even when its caller goes away.
-async fn run_detached<T: Send + 'static>(change: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(change).await {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

@@ -48,7 +48,7 @@ impl Operator {
     /// top of it. A file that is invalid, is missing or would open the port to everybody is refused: the
     /// policy in force stays, and the [status](Operator::policy_status) has the reason. There is a
     /// warning for each setting in its `[server]` section that differs from the start: it needs a
-    /// restart. Cancellation: the file is loaded all the same.
+    /// restart. Cancellation: the file is still loaded.
     ///
     /// # Errors
     ///
@@ -211,7 +211,7 @@ impl Operator {
         if warnings.iter().all(|warning| warning.unheard_of.is_none()) {
             return warnings.to_vec();
         }
-        // A store that has failed cannot list its metrics. The file comes into force all the same.
+        // A store that has failed cannot list its metrics. The file still comes into force.
         let Ok(usage) = self.store.usage().await else { return warnings.to_vec() };
         let reported: BTreeSet<_> = usage.iter().map(|count| &*count.metric).collect();
         let resolved = warnings.iter().filter_map(|warning| match warning.unheard_of.as_deref() {

@@ -216,7 +216,7 @@ fn grpc_port(
 ) -> Port {
     let memory = MemoryBudget::new(config.max_memory as usize, metrics.memory.clone());
     // Connections without a key are not refused for lack of memory, so there are fewer of them.
-    let strangers = config.max_memory as usize / 8 / CONNECTION_BYTES;
+    let unproven = config.max_memory as usize / 8 / CONNECTION_BYTES;
     let usage = metrics.usage.clone();
     let reports = UsageReports::new(store.clone(), usage, config.port.max_report_events);
     let gateway = Gateway::new(
@@ -230,7 +230,7 @@ fn grpc_port(
     );
     Port {
         gateway: Arc::new(gateway),
-        places: Arc::new(Places::new(config.max_connections as usize, strangers, tls.is_some())),
+        places: Arc::new(Places::new(config.max_connections as usize, unproven, tls.is_some())),
         tls,
         limits: config.port,
         memory,

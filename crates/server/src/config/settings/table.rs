@@ -82,9 +82,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     .counted(1 << 20, u32::MAX as u64),
     // With 1, the stream of keep-alives would leave no room for other calls.
     Setting::new("max_streams", LIMITS, |config| Integer32(&mut config.port.max_streams))
-        .described(
-            "The most calls at once on one connection, with the keep-alive stream of a client",
-        )
+        .described("The most calls at once on one connection, including the keep-alive stream")
         .counted(2, 1 << 16),
     Setting::new("max_header_bytes", LIMITS, |config| Integer32(&mut config.port.max_header_bytes))
         .described("The most bytes of headers of one call")

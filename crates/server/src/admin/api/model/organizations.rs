@@ -43,7 +43,7 @@ pub enum OrganizationOrder {
 /// One page of organizations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OrganizationPage {
-    /// How many match altogether.
+    /// How many match in total.
     pub total: u64,
     /// The organizations of this page.
     pub organizations: Vec<Organization>,

@@ -46,7 +46,7 @@ pub struct Refusal {
     pub active: Option<u64>,
     /// The limit; `null` when no limit refused it.
     pub max: Option<u64>,
-    /// Whether it was granted all the same, because the service is only observed.
+    /// Whether it was granted, because the service is only observed.
     pub observed: bool,
 }
 

@@ -64,7 +64,7 @@ pub enum AgeOrder {
 /// One page of leases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SessionPage {
-    /// How many match altogether.
+    /// How many match in total.
     pub total: u64,
     /// The leases of this page.
     pub sessions: Vec<Session>,
