@@ -46,6 +46,7 @@ pub mod operator;
 mod refusals;
 mod repeated;
 mod serve;
+mod stream;
 #[cfg(test)]
 #[path = "../tests/it/log.rs"]
 mod test_log;

@@ -2,12 +2,12 @@
 //! others from being answered; none outlives the server.
 
 pub(super) mod places;
-mod streams;
 
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -23,11 +23,14 @@ use tower::ServiceExt as _;
 
 use super::api::Peer;
 use crate::accept::Acceptor;
+use crate::stream::{Tracked, Tracker};
 use places::{Connection, Places};
-use streams::Tracked;
 
 /// The most bytes of the headers of a request, and of an answer in the write buffer.
 const BUFFER: usize = 64 * 1024;
+
+/// How long a write may wait for the caller to read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 static ACCEPTOR: Acceptor = Acceptor::new("the admin port");
 
@@ -48,6 +51,16 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stopped: Cancel
     ACCEPTOR.run(listener, &stopped, serve).await;
 }
 
+impl Tracker for Arc<Connection> {
+    fn received(&mut self, _: &[u8]) {
+        self.bytes_received();
+    }
+
+    fn flushed(&mut self) {
+        Connection::flushed(self);
+    }
+}
+
 /// Serves one connection until it ends, misses a deadline or is evicted.
 async fn drive<I>(stream: I, peer: Peer, router: Router, connection: Arc<Connection>)
 where
@@ -62,7 +75,7 @@ where
         let answer = router.clone().oneshot(request);
         async move { Ok::<_, Infallible>(answer.await?.map(|body| in_flight.with(body))) }
     });
-    let stream = Tracked::new(stream, connection.clone());
+    let stream = Tracked::new(stream, WRITE_TIMEOUT, connection.clone());
     let mut http = http1::Builder::new();
     http.max_buf_size(BUFFER);
     let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));

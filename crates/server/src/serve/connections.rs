@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::paced::Paced;
+use super::pace::Pace;
 use super::tls::{self, Tls};
 use crate::accept::Acceptor;
 use crate::bounds::connection::Connection;
@@ -30,6 +30,7 @@ use crate::bounds::{Call, Calls};
 use crate::config::PortLimits;
 use crate::grpc::Gateway;
 use crate::metrics::GaugeGuard;
+use crate::stream::Tracked;
 
 /// The HTTP/2 flow control windows of a call and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -164,7 +165,8 @@ impl Port {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let http = http(&self.limits, &connection);
-        let stream = TokioIo::new(Paced::new(stream, connection.clone()));
+        let pace = Pace::new(connection.clone());
+        let stream = TokioIo::new(Tracked::new(stream, connection.answer_timeout(), pace));
         let (calls, gateway) = (connection.clone(), self.gateway.clone());
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             let call = calls.begin(request.headers_mut());

@@ -2,7 +2,7 @@
 
 mod connections;
 mod operator;
-mod paced;
+mod pace;
 mod running;
 mod tls;
 
