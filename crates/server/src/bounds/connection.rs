@@ -76,8 +76,8 @@ pub(crate) struct Connection {
     speaks_http2: AtomicBool,
     /// The bytes that may still be read in this turn.
     readable: AtomicUsize,
-    leave: AtomicBool,
-    leave_at_once: AtomicBool,
+    closes: AtomicBool,
+    closes_at_once: AtomicBool,
     pub(crate) waker: AtomicWaker,
 }
 
@@ -110,8 +110,8 @@ impl Connection {
             speaks_http: AtomicBool::new(false),
             speaks_http2: AtomicBool::new(false),
             readable: AtomicUsize::new(UNKNOWN_READS),
-            leave: AtomicBool::new(false),
-            leave_at_once: AtomicBool::new(false),
+            closes: AtomicBool::new(false),
+            closes_at_once: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         })
     }
@@ -215,7 +215,7 @@ impl Connection {
         }
         let calls = self.calls.fetch_add(1, Relaxed);
         if calls > UNPROVEN_CALLS_IN_ALL && !self.is_proven.load(Relaxed) {
-            self.leave_at_once();
+            self.close_at_once();
         }
         let ahead = self.in_flight.fetch_add(1, Relaxed);
         let bytes = memory_of(headers);
@@ -272,22 +272,22 @@ impl Connection {
 
     /// Closes the connection gracefully: calls in flight are finished, new ones are refused.
     pub(crate) fn close(&self) {
-        self.leave.store(true, Release);
+        self.closes.store(true, Release);
         self.waker.wake();
     }
 
     /// Waits until the connection has to close at once. For use before HTTP is spoken.
-    pub(crate) fn poll_leave(&self, context: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_close_at_once(&self, context: &Context<'_>) -> Poll<()> {
         self.waker.register(context.waker());
-        if self.has_to_leave_at_once() { Poll::Ready(()) } else { Poll::Pending }
+        if self.has_to_close_at_once() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    pub(crate) fn has_to_leave(&self) -> bool {
-        self.leave.load(Acquire)
+    pub(crate) fn has_to_close(&self) -> bool {
+        self.closes.load(Acquire)
     }
 
-    pub(crate) fn has_to_leave_at_once(&self) -> bool {
-        self.leave_at_once.load(Acquire)
+    pub(crate) fn has_to_close_at_once(&self) -> bool {
+        self.closes_at_once.load(Acquire)
     }
 
     /// A connection of another caller on the same thread.
@@ -390,7 +390,7 @@ fn memory_of(headers: &HeaderMap) -> usize {
 impl Occupant for Connection {
     /// Whether it may be closed to make room: it is idle. A connection that has not made its first
     /// call has some time for it, and so has a TLS handshake.
-    fn may_have_to_leave(&self, has_tls: bool) -> bool {
+    fn may_be_closed(&self, has_tls: bool) -> bool {
         let moment = match (self.speaks_http2.load(Relaxed), self.calls() > 0) {
             (true, false) => FIRST_CALL,
             (false, _) if has_tls => HANDSHAKE,
@@ -400,8 +400,8 @@ impl Occupant for Connection {
     }
 
     /// Sends GOAWAY and closes without waiting.
-    fn leave_at_once(&self) {
-        self.leave_at_once.store(true, Release);
+    fn close_at_once(&self) {
+        self.closes_at_once.store(true, Release);
         self.waker.wake();
     }
 }

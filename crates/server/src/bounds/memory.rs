@@ -1,9 +1,9 @@
 //! The memory of connections and their calls.
 //!
-//! A connection reserves memory from the budget of the process, in lumps, on the account of its
+//! A connection reserves memory from the budget of the process, in chunks, on the account of its
 //! caller. The caller is the indexer whose key it has shown, or the peer address where no indexers are
-//! configured. Before the caller is known, all unknown callers share one account. Where a budget is used up,
-//! the call that needs memory is refused.
+//! configured. All connections whose caller is not known yet share one account. Where a budget is used
+//! up, the call that needs memory is refused.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,7 +27,7 @@ pub(crate) const FIELD_BYTES: usize = 128;
 const UNKNOWN_BYTES: usize = 1 << 20;
 
 /// A connection reserves this much at a time, so that most calls use no counter of the process.
-const LUMP: usize = 64 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// The caller to which bounds apply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -226,9 +226,9 @@ impl ConnectionMemory {
 
     pub(crate) fn give_back(&self, bytes: usize) {
         let used = self.used.fetch_sub(bytes, Relaxed) - bytes;
-        if self.reserved.load(Relaxed) > used + 2 * LUMP {
+        if self.reserved.load(Relaxed) > used + 2 * CHUNK {
             let account = self.account.lock();
-            let needed = self.used.load(Relaxed) + LUMP;
+            let needed = self.used.load(Relaxed) + CHUNK;
             let spare = self.reserved.load(Relaxed).saturating_sub(needed);
             self.reserved.fetch_sub(spare, Relaxed);
             account.release(spare);
@@ -243,9 +243,9 @@ impl ConnectionMemory {
         let account = self.account.lock();
         let reserved = self.reserved.load(Relaxed);
         let missing = needed.saturating_sub(reserved);
-        // A lump at a time. If a lump does not fit any more, only what is needed.
-        let lumps = missing.next_multiple_of(LUMP);
-        let taken = [lumps, missing].into_iter().find(|&bytes| account.reserve(bytes));
+        // A chunk at a time. If no chunk fits any more, only what is needed.
+        let chunks = missing.next_multiple_of(CHUNK);
+        let taken = [chunks, missing].into_iter().find(|&bytes| account.reserve(bytes));
         taken.map(|bytes| self.reserved.fetch_add(bytes, Relaxed)).is_some()
     }
 }
@@ -328,7 +328,7 @@ mod tests {
             one.give_back(bytes);
             one.give_back(bytes);
         }
-        assert!(budget.used.get() <= signed(3 * LUMP), "a few lumps stay ready");
+        assert!(budget.used.get() <= signed(3 * CHUNK), "a few chunks stay ready");
         drop(one);
         assert_eq!((budget.used.get(), budget.active()), (0, 0));
     }

@@ -18,10 +18,10 @@ const SEARCH_AGAIN: Duration = Duration::from_millis(100);
 /// A connection that has a place.
 pub(crate) trait Occupant: fmt::Debug + Send + Sync {
     /// Whether it is idle and may be closed to make room.
-    fn may_have_to_leave(&self, has_tls: bool) -> bool;
+    fn may_be_closed(&self, has_tls: bool) -> bool;
 
     /// Closes the connection at once.
-    fn leave_at_once(&self);
+    fn close_at_once(&self);
 }
 
 /// The places of all connections of the gRPC port.
@@ -79,11 +79,11 @@ impl Places {
                 .unproven
                 .iter()
                 .take(SEARCHED)
-                .find(|(_, one)| one.may_have_to_leave(self.has_tls));
+                .find(|(_, one)| one.may_be_closed(self.has_tls));
             if let Some(number) = idle.map(|(&number, _)| number) {
                 // Its place is freed when it has closed.
                 if let Some(idle) = state.unproven.remove(&number) {
-                    idle.leave_at_once();
+                    idle.close_at_once();
                 }
             }
         }

@@ -52,8 +52,8 @@ pub struct Config {
     pub max_id_bytes: u64,
     /// The most gRPC connections at once; more wait in the socket. By default 16,384.
     ///
-    /// Connections that have shown no key have half of them at the most, and idle ones of these
-    /// leave first.
+    /// Connections that have shown no key have at most half of them, and idle ones of these are closed
+    /// first.
     pub max_connections: u32,
     /// The most bytes of memory of connections and calls in flight, without leases. By
     /// default 256 MiB.

@@ -46,29 +46,17 @@ const ATTACHED_BYTES: usize = 16 << 10;
 /// method and the message are checked.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    pool: WorkerPool,
-    reports: Reports,
-    live: Arc<ArcSwap<Live>>,
-    control: Tonic,
-    public: PublicServices,
-    web: Web,
-    limits: PortLimits,
+    pub(crate) pool: WorkerPool,
+    pub(crate) reports: Reports,
+    pub(crate) live: Arc<ArcSwap<Live>>,
+    /// Session control, which needs the same keys as the worker pool.
+    pub(crate) control: Tonic,
+    pub(crate) public: PublicServices,
+    pub(crate) web: Web,
+    pub(crate) limits: PortLimits,
 }
 
 impl Gateway {
-    /// `control` is the service of session control, which needs the same keys as the worker pool.
-    pub(crate) fn new(
-        pool: WorkerPool,
-        reports: Reports,
-        live: Arc<ArcSwap<Live>>,
-        control: Tonic,
-        public: PublicServices,
-        web: Web,
-        limits: PortLimits,
-    ) -> Self {
-        Self { pool, reports, live, control, public, web, limits }
-    }
-
     /// Answers one request. When the future is dropped before the answer, no lease is left behind.
     ///
     /// The caller is identified before a byte of the message is kept. The future is moved and stored

@@ -147,7 +147,7 @@ impl Port {
         let stream = tokio::select! {
             stream = handshake => stream,
             () = self.draining.cancelled() => return,
-            () = std::future::poll_fn(|context| connection.poll_leave(context)) => return,
+            () = std::future::poll_fn(|context| connection.poll_close_at_once(context)) => return,
         };
         match stream {
             Ok(Ok(stream)) => self.drive(stream, connection, deadline).await,
@@ -178,8 +178,8 @@ impl Port {
         let mut handshake_timeout = Some(Box::pin(tokio::time::sleep_until(deadline)));
         let ended = std::future::poll_fn(|context| {
             connection.waker.register(context.waker());
-            let is_evicted = connection.has_to_leave_at_once();
-            if !is_shutting_down && (is_evicted || connection.has_to_leave()) {
+            let is_evicted = connection.has_to_close_at_once();
+            if !is_shutting_down && (is_evicted || connection.has_to_close()) {
                 is_shutting_down = true;
                 http.as_mut().graceful_shutdown();
             }
@@ -303,15 +303,15 @@ mod tests {
         let stream = watching.begin(&mut HeaderMap::new());
 
         connections.close_idle();
-        assert!(!silent.has_to_leave(), "a new connection has a whole period");
+        assert!(!silent.has_to_close(), "a new connection has a whole period");
 
         drop(calling.begin(&mut HeaderMap::new()));
         connections.close_idle();
-        assert!(silent.has_to_leave());
-        assert!(!calling.has_to_leave() && !watching.has_to_leave());
+        assert!(silent.has_to_close());
+        assert!(!calling.has_to_close() && !watching.has_to_close());
 
         drop(stream);
         connections.close_idle();
-        assert!(calling.has_to_leave() && watching.has_to_leave());
+        assert!(calling.has_to_close() && watching.has_to_close());
     }
 }

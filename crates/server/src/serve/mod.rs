@@ -219,15 +219,15 @@ fn grpc_port(
     let unproven = config.max_memory as usize / 8 / CONNECTION_BYTES;
     let usage = metrics.usage.clone();
     let reports = UsageReports::new(store.clone(), usage, config.port.max_report_events);
-    let gateway = Gateway::new(
-        WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone()),
-        Reports::new(reports, config.port),
-        live.clone(),
-        control(store, live, metrics, config, stop_notice),
-        PublicServices::new(health.clone()),
-        Web::new(&config.grpc_web_origins),
-        config.port,
-    );
+    let gateway = Gateway {
+        pool: WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone()),
+        reports: Reports::new(reports, config.port),
+        live: live.clone(),
+        control: control(store, live, metrics, config, stop_notice),
+        public: PublicServices::new(health.clone()),
+        web: Web::new(&config.grpc_web_origins),
+        limits: config.port,
+    };
     Port {
         gateway: Arc::new(gateway),
         places: Arc::new(Places::new(config.max_connections as usize, unproven, tls.is_some())),
