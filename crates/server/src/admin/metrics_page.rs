@@ -46,10 +46,12 @@ pub(super) async fn page(State(admin): State<Arc<Admin>>, headers: HeaderMap) ->
     }
 }
 
+/// The live leases by service, and the ended ones.
+type Leases = (Vec<(Box<str>, u64)>, Ends);
+
 /// Registers values that are read when the page is requested, for one page only, so that a service that
-/// is removed leaves no value behind. `leases` are the live leases by service and the ended ones; `None`
-/// when the store cannot be read.
-fn current_values(admin: &Admin, leases: Option<(Vec<(Box<str>, u64)>, Ends)>) -> Registry {
+/// is removed leaves no value behind. `leases` is `None` when the store cannot be read.
+fn current_values(admin: &Admin, leases: Option<Leases>) -> Registry {
     let live = admin.live.load();
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register(

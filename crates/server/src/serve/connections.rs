@@ -234,12 +234,13 @@ fn http(limits: &PortLimits, connection: &Arc<Connection>) -> auto::Builder<Call
     builder
 }
 
+/// Every open connection, by the number of its place, with the number of its calls at the last idle check.
+type Open = HashMap<u64, (Arc<Connection>, u64)>;
+
 /// The connections of one serving thread.
 #[derive(Debug, Default)]
 struct Connections {
-    /// Every open connection, by the number of its place, with the number of its calls at the last idle
-    /// check.
-    open: Arc<Mutex<HashMap<u64, (Arc<Connection>, u64)>>>,
+    open: Arc<Mutex<Open>>,
     tasks: TaskTracker,
 }
 
