@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
-use prost::Message;
 
 use crate::process::{LOAD_CORE, pinned};
 
@@ -68,27 +67,9 @@ fn summary(text: &str) -> Option<(f64, u64)> {
     Some((rate, succeeded))
 }
 
-/// Frames `message` for gRPC: a zero byte (not compressed), its length, its bytes.
-pub fn framed(message: &impl Message) -> Vec<u8> {
-    let bytes = message.encode_to_vec();
-    let length = u32::try_from(bytes.len()).expect("a request is far below 4 GiB");
-    let mut frame = vec![0];
-    frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(&bytes);
-    frame
-}
-
 #[cfg(test)]
 mod tests {
-    use wire::worker::KeepAliveRequest;
-
     use super::*;
-
-    #[test]
-    fn a_framed_request_starts_with_its_length() {
-        let request = KeepAliveRequest { worker_key: "abc".into(), api_key_id: String::new() };
-        assert_eq!(framed(&request), b"\x00\x00\x00\x00\x05\x0a\x03abc");
-    }
 
     #[test]
     fn the_summary_of_h2load_is_read() {

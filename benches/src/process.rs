@@ -4,11 +4,12 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
@@ -18,8 +19,11 @@ pub const SERVER_CORE: &str = "0";
 /// The core that load comes from.
 pub const LOAD_CORE: &str = "1";
 
-/// How long a server may take to accept.
-const START: Duration = Duration::from_secs(20);
+/// How long a server may take to accept; one that restores a million leases takes a while.
+const START: Duration = Duration::from_secs(60);
+
+/// How often a server that stops is looked at.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Ticks per second of `/proc/PID/stat`, part of the interface of the Linux kernel.
 const USER_HZ: f64 = 100.0;
@@ -48,19 +52,26 @@ pub fn pinned(cores: &str, program: &Path) -> Command {
 pub struct Server {
     child: Child,
     address: SocketAddr,
+    /// Where the admin port is, if it has one.
+    pub admin: Option<SocketAddr>,
 }
 
 impl Server {
-    /// Starts `command` and waits for the line of JSON with its `grpc` address; what it logs goes
-    /// to `log`.
+    /// Starts `command` and waits for the line of JSON with its addresses; what it logs is appended to
+    /// `log`. Without `log` it goes into a pipe that nobody reads.
     ///
     /// # Errors
     ///
-    /// The process cannot be started, ends, or tells no address within 20 s; the error shows the
+    /// The process cannot be started, ends, or tells no address within a minute; the error shows the
     /// end of its log.
-    pub fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
-        let errors =
-            File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    pub fn start(mut command: Command, log: Option<&Path>) -> anyhow::Result<Self> {
+        let errors = match log {
+            None => Stdio::piped(),
+            Some(log) => {
+                let file = File::options().create(true).append(true).open(log);
+                file.with_context(|| format!("cannot write {}", log.display()))?.into()
+            }
+        };
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -68,13 +79,13 @@ impl Server {
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
         let stdout = child.stdout.take().context("standard output was not piped")?;
-        match address_in(stdout) {
-            Some(address) => Ok(Self { child, address }),
+        match addresses_in(stdout) {
+            Some((address, admin)) => Ok(Self { child, address, admin }),
             None => {
                 // It does not serve; its log says why.
                 let _ = child.kill();
                 let _ = child.wait();
-                let said = fs::read_to_string(log).unwrap_or_default();
+                let said = log.map(fs::read_to_string).transpose()?.unwrap_or_default();
                 bail!("{command:?} does not serve. It said:\n{}", last_lines(&said, 20))
             }
         }
@@ -98,6 +109,39 @@ impl Server {
     pub fn id(&self) -> u32 {
         self.child.id()
     }
+
+    /// Kills it by SIGKILL, unless it has ended.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// How it ended, if it has ended.
+    ///
+    /// # Errors
+    ///
+    /// The system does not say.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Asks it to stop by SIGTERM and waits for its end, at most `limit`; none when it goes on.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be signalled.
+    pub fn stop(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        let process = Pid::from_child(&self.child);
+        kill_process(process, Signal::TERM).context("cannot send SIGTERM")?;
+        let asked = Instant::now();
+        loop {
+            match self.child.try_wait()? {
+                Some(status) => return Ok(Some(status)),
+                None if asked.elapsed() > limit => return Ok(None),
+                None => std::thread::sleep(LOOK),
+            }
+        }
+    }
 }
 
 /// CPU time that this thread has used so far, user and system.
@@ -120,23 +164,23 @@ pub fn cpu_of(process: u32) -> anyhow::Result<Duration> {
 impl Drop for Server {
     fn drop(&mut self) {
         // Nothing of it is needed any more, not even its store.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
-/// Reads lines until one tells the `grpc` address, then goes on emptying the pipe in the
-/// background so that the server never blocks on it.
-fn address_in(stdout: impl std::io::Read + Send + 'static) -> Option<SocketAddr> {
+/// Reads lines until one tells the `grpc` address, and the `admin` address if there is one. Then goes on
+/// emptying the pipe in the background so that the server never blocks on it.
+fn addresses_in(
+    stdout: impl std::io::Read + Send + 'static,
+) -> Option<(SocketAddr, Option<SocketAddr>)> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let address = serde_json::from_str::<Value>(&line)
-                .ok()
-                .and_then(|value| value.get("grpc")?.as_str()?.parse().ok());
-            if let Some(address) = address {
-                // The receiver is gone once it has its address.
-                let _ = sender.send(address);
+            let ready = serde_json::from_str::<Value>(&line).ok();
+            let address = |name| ready.as_ref()?.get(name)?.as_str()?.parse().ok();
+            if let Some(grpc) = address("grpc") {
+                // The receiver is gone once it has its addresses.
+                let _ = sender.send((grpc, address("admin")));
             }
         }
     });
@@ -154,7 +198,7 @@ fn cpu_time(stat: &str) -> Option<Duration> {
 }
 
 /// The last `count` lines of `text`.
-pub fn last_lines(text: &str, count: usize) -> String {
+fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
@@ -171,11 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn the_address_is_found_behind_other_lines() {
+    fn the_addresses_are_found_behind_other_lines() {
         let output: &[u8] =
             b"starting\n{\"grpc\":\"127.0.0.1:9010\",\"admin\":\"127.0.0.1:9011\"}\n";
-        assert_eq!(address_in(output), Some(SocketAddr::from(([127, 0, 0, 1], 9010))));
-        assert_eq!(address_in(&b"cannot bind\n"[..]), None);
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!(addresses_in(output), Some((at(9010), Some(at(9011)))));
+        let output = &b"{\"grpc\":\"127.0.0.1:9010\"}\n"[..];
+        assert_eq!(addresses_in(output), Some((at(9010), None)));
+        assert_eq!(addresses_in(&b"cannot bind\n"[..]), None);
     }
 
     #[test]
@@ -183,7 +230,7 @@ mod tests {
         let log = tempfile::NamedTempFile::new().expect("a temporary file");
         let mut command = Command::new("sh");
         command.args(["-c", "echo no such store >&2"]);
-        let error = Server::start(command, log.path()).expect_err("it never serves");
+        let error = Server::start(command, Some(log.path())).expect_err("it never serves");
         assert!(error.to_string().contains("no such store"), "{error}");
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tonic::transport::Endpoint;
 
-use crate::calls::{BYSTANDER_KEY, Caller, KeepAlive};
+use crate::calls::{BYSTANDER_KEY, Caller};
 
 /// Sessions that are held all the time.
 pub(crate) const SESSIONS: usize = 200;
@@ -86,18 +86,32 @@ pub(crate) struct Bystander {
 struct State {
     grpc: SocketAddr,
     habits: Habits,
-    waits: Mutex<Histogram<u64>>,
-    late: Mutex<Histogram<u64>>,
-    /// Microseconds of the longest reconnect.
-    reconnect: AtomicU64,
-    failed: AtomicU64,
-    lost: AtomicU64,
-    problems: Mutex<Vec<String>>,
+    figures: Mutex<Figures>,
     held: Mutex<VecDeque<String>>,
     /// Borrows, returns and bursts under way; keep-alives are not among them.
     under_way: AtomicUsize,
     resting: AtomicBool,
     over: AtomicBool,
+}
+
+/// What the client measures. Times are in microseconds.
+#[derive(Debug)]
+struct Figures {
+    waits: Histogram<u64>,
+    late: Histogram<u64>,
+    /// The longest reconnect.
+    reconnect: u64,
+    failed: u64,
+    lost: u64,
+    problems: Vec<String>,
+}
+
+impl Figures {
+    fn new() -> anyhow::Result<Self> {
+        let waits = Histogram::new_with_max(LONGEST, 3)?;
+        let late = waits.clone();
+        Ok(Self { waits, late, reconnect: 0, failed: 0, lost: 0, problems: Vec::new() })
+    }
 }
 
 impl Bystander {
@@ -110,12 +124,7 @@ impl Bystander {
         let state = Arc::new(State {
             grpc,
             habits,
-            waits: Mutex::new(Histogram::new_with_max(LONGEST, 3)?),
-            late: Mutex::new(Histogram::new_with_max(LONGEST, 3)?),
-            reconnect: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
-            problems: Mutex::default(),
+            figures: Mutex::new(Figures::new()?),
             held: Mutex::default(),
             under_way: AtomicUsize::new(0),
             resting: AtomicBool::new(false),
@@ -133,13 +142,9 @@ impl Bystander {
     }
 
     /// Forgets what was seen so far.
-    pub(crate) fn begin(&self) {
-        self.state.waits.lock().reset();
-        self.state.late.lock().reset();
-        self.state.problems.lock().clear();
-        self.state.reconnect.store(0, Ordering::Relaxed);
-        self.state.failed.store(0, Ordering::Relaxed);
-        self.state.lost.store(0, Ordering::Relaxed);
+    pub(crate) fn begin(&self) -> anyhow::Result<()> {
+        *self.state.figures.lock() = Figures::new()?;
+        Ok(())
     }
 
     /// Borrows nothing more; sessions are still kept alive.
@@ -159,18 +164,18 @@ impl Bystander {
 
     /// What was seen since [`Bystander::begin`], by calls that ended.
     pub(crate) fn seen(&self) -> Seen {
-        let waits = self.state.waits.lock();
+        let figures = self.state.figures.lock();
         let millis = |micros: u64| micros as f64 / 1e3;
         Seen {
-            calls: waits.len(),
-            p50_ms: millis(waits.value_at_quantile(0.5)),
-            p99_ms: millis(waits.value_at_quantile(0.99)),
-            worst_ms: millis(waits.max()),
-            reconnect_ms: millis(self.state.reconnect.load(Ordering::Relaxed)),
-            late_ms: millis(self.state.late.lock().value_at_quantile(0.99)),
-            failed: self.state.failed.load(Ordering::Relaxed),
-            lost: self.state.lost.load(Ordering::Relaxed),
-            problems: self.state.problems.lock().clone(),
+            calls: figures.waits.len(),
+            p50_ms: millis(figures.waits.value_at_quantile(0.5)),
+            p99_ms: millis(figures.waits.value_at_quantile(0.99)),
+            worst_ms: millis(figures.waits.max()),
+            reconnect_ms: millis(figures.reconnect),
+            late_ms: millis(figures.late.value_at_quantile(0.99)),
+            failed: figures.failed,
+            lost: figures.lost,
+            problems: figures.problems.clone(),
         }
     }
 }
@@ -203,7 +208,7 @@ impl State {
             tokio::select! {
                 biased;
                 due = pairs.tick() => {
-                    self.late.lock().saturating_record(micros(due.elapsed()));
+                    self.figures.lock().late.saturating_record(micros(due.elapsed()));
                     self.spawn(&mut calls, self.clone().pair(caller.clone(), due));
                 }
                 due = beats.tick() => {
@@ -268,13 +273,12 @@ impl State {
     }
 
     async fn beat(self: Arc<Self>, mut caller: Caller, key: String) {
-        let answer = self.answer("a keep-alive", caller.keep_alive(&key)).await;
-        if answer == Some(KeepAlive::Failed) {
+        if self.answer("a keep-alive", caller.keep_alive(&key)).await == Some(false) {
             let mut held = self.held.lock();
             let before = held.len();
             held.retain(|held| *held != key);
             // Several calls may find out about one lease.
-            self.lost.fetch_add((before - held.len()) as u64, Ordering::Relaxed);
+            self.figures.lock().lost += (before - held.len()) as u64;
         }
     }
 
@@ -310,12 +314,13 @@ impl State {
             }
             while calls.join_next().await.is_some() {}
         }
-        self.reconnect.fetch_max(micros(due.elapsed()), Ordering::Relaxed);
+        let mut figures = self.figures.lock();
+        figures.reconnect = figures.reconnect.max(micros(due.elapsed()));
     }
 
     /// Notes that a call that was due has its answer.
     fn waited(&self, due: Instant) {
-        self.waits.lock().saturating_record(micros(due.elapsed()));
+        self.figures.lock().waits.saturating_record(micros(due.elapsed()));
     }
 
     /// Waits for `call`, and notes whether it failed.
@@ -324,25 +329,17 @@ impl State {
         what: &'static str,
         call: impl Future<Output = anyhow::Result<T>>,
     ) -> Option<T> {
-        let answer = match timeout(DEADLINE, call).await {
-            Ok(answer) => answer,
-            Err(_) => Err(anyhow::anyhow!("no answer within {} s", DEADLINE.as_secs())),
-        };
-        match answer {
-            Ok(answer) => Some(answer),
-            Err(error) => {
-                self.fail(&error.context(what));
-                None
-            }
-        }
+        let late = |_| anyhow::anyhow!("no answer within {} s", DEADLINE.as_secs());
+        let answer = timeout(DEADLINE, call).await.map_err(late).flatten();
+        answer.map_err(|error| self.fail(&error.context(what))).ok()
     }
 
     fn fail(&self, error: &anyhow::Error) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-        let mut problems = self.problems.lock();
+        let mut figures = self.figures.lock();
+        figures.failed += 1;
         let problem = format!("{error:#}");
-        if problems.len() < TOLD && !problems.contains(&problem) {
-            problems.push(problem);
+        if figures.problems.len() < TOLD && !figures.problems.contains(&problem) {
+            figures.problems.push(problem);
         }
     }
 }

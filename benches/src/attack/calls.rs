@@ -72,15 +72,6 @@ pub(crate) fn policy(ttl: Duration, passing: Duration, indexers: bool) -> String
     policy
 }
 
-/// What a keep-alive was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeepAlive {
-    /// The lease has its whole TTL again.
-    Extended,
-    /// The lease is gone.
-    Failed,
-}
-
 /// One who calls, on one connection and with one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
@@ -135,18 +126,15 @@ impl Caller {
         Ok(answer.worker_key)
     }
 
-    /// Keeps a lease alive.
+    /// Keeps a lease alive; whether it is still there.
     ///
     /// # Errors
     ///
     /// The call failed.
-    pub(crate) async fn keep_alive(&mut self, key: &str) -> anyhow::Result<KeepAlive> {
+    pub(crate) async fn keep_alive(&mut self, key: &str) -> anyhow::Result<bool> {
         let request = KeepAliveRequest { worker_key: key.to_owned(), api_key_id: String::new() };
         let answer = self.pool.keep_alive(self.request(request)).await.map_err(told)?;
-        Ok(match answer.into_inner().status() {
-            KeepAliveStatus::TtlExtended => KeepAlive::Extended,
-            _ => KeepAlive::Failed,
-        })
+        Ok(answer.into_inner().status() == KeepAliveStatus::TtlExtended)
     }
 
     /// Keeps all of `keys` alive, in batches on one stream of session control; how many are gone.
@@ -196,36 +184,21 @@ impl Caller {
         Ok(())
     }
 
-    /// Reports that `organization` used `value` of [`METRIC`], under an idempotency key if there is
-    /// one; whether its budget is spent.
+    /// Reports `events`, under an idempotency key if there is one; whether any of their organizations
+    /// has spent a budget.
     ///
     /// # Errors
     ///
     /// The call failed; the code is in the error.
     pub(crate) async fn report(
         &mut self,
-        organization: &str,
-        value: f64,
+        events: Vec<metering::Event>,
         key: Option<&str>,
     ) -> anyhow::Result<bool> {
-        let event = usage_event(organization, [(METRIC.to_owned(), value)]);
-        let mut request = self.request(ReportRequest { events: vec![event] });
+        let mut request = self.request(ReportRequest { events });
         if let Some(key) = key {
             request.metadata_mut().insert("x-idempotency-key", key.parse()?);
         }
-        Ok(self.usage.report(request).await.map_err(told)?.into_inner().revoked)
-    }
-
-    /// Reports `events`; whether any of their organizations has spent a budget.
-    ///
-    /// # Errors
-    ///
-    /// The call failed; the code is in the error.
-    pub(crate) async fn report_events(
-        &mut self,
-        events: Vec<metering::Event>,
-    ) -> anyhow::Result<bool> {
-        let request = self.request(ReportRequest { events });
         Ok(self.usage.report(request).await.map_err(told)?.into_inner().revoked)
     }
 }

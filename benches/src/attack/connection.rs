@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
@@ -76,23 +76,36 @@ pub(crate) enum Reads {
 
 /// What the server did on one connection so far.
 #[derive(Debug)]
-pub(crate) struct Peer {
-    max_streams: AtomicU32,
+struct Peer {
+    state: Mutex<State>,
+    /// Signals that the state has changed.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    max_streams: u32,
     /// Bytes that may be sent.
-    window: AtomicI64,
-    stream_window: AtomicU32,
+    window: i64,
+    stream_window: u32,
     /// Streams that ended with a message.
-    answered: AtomicU64,
-    /// Streams that ended without one, or were reset.
-    refused: AtomicU64,
-    greeted: AtomicBool,
-    leaving: AtomicBool,
-    closed: AtomicBool,
-    news: Notify,
+    answered: u64,
+    /// Streams that ended without a message, or were reset.
+    refused: u64,
+    has_greeted: bool,
+    /// Whether the server closed the connection, or announced that it will.
+    is_over: bool,
     /// Messages of answers, without their prefixes.
-    answers: Mutex<Vec<Vec<u8>>>,
-    /// To be sent with the next bytes: acknowledgements and windows.
-    due: Mutex<Vec<u8>>,
+    answers: Vec<Vec<u8>>,
+    /// Acknowledgements, to be sent with the next bytes.
+    due: Vec<u8>,
+}
+
+impl State {
+    /// Streams that ended, answered or refused.
+    const fn ended(&self) -> u64 {
+        self.answered + self.refused
+    }
 }
 
 /// One connection. Dropped, it is closed.
@@ -125,19 +138,18 @@ impl Connection {
         let stream = timeout(GREETING, socket.connect(link.address)).await.context("connect")??;
         stream.set_nodelay(true)?;
         let (source, out) = stream.into_split();
-        let peer = Arc::new(Peer {
-            max_streams: AtomicU32::new(u32::MAX),
-            window: AtomicI64::new(WINDOW.into()),
-            stream_window: AtomicU32::new(WINDOW),
-            answered: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            greeted: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
-            news: Notify::new(),
-            answers: Mutex::default(),
-            due: Mutex::default(),
+        let state = Mutex::new(State {
+            max_streams: u32::MAX,
+            window: WINDOW.into(),
+            stream_window: WINDOW,
+            answered: 0,
+            refused: 0,
+            has_greeted: false,
+            is_over: false,
+            answers: Vec::new(),
+            due: Vec::new(),
         });
+        let peer = Arc::new(Peer { state, changed: Notify::new() });
         let out = Arc::new(Turns::new(out));
         let reader = tokio::spawn(read(source, reads, out.clone(), peer.clone())).abort_handle();
         let mut this = Self { out, peer, reader, allowance: link.allowance.clone(), next: 1 };
@@ -148,7 +160,7 @@ impl Connection {
             frame(&mut greeting, kind::WINDOW_UPDATE, flag::NONE, 0, &WIDE.to_be_bytes());
         }
         this.send(&greeting).await?;
-        timeout(GREETING, this.until(|peer| peer.greeted.load(Ordering::Acquire)))
+        timeout(GREETING, this.until(|peer| peer.has_greeted))
             .await
             .context("the server did not greet in time")??;
         Ok(this)
@@ -162,7 +174,7 @@ impl Connection {
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.allowance.spend(bytes.len())?;
         let mut out = self.out.lock().await;
-        let due = std::mem::take(&mut *self.peer.due.lock());
+        let due = std::mem::take(&mut self.peer.state.lock().due);
         out.write_all(&due).await?;
         out.write_all(bytes).await?;
         Ok(())
@@ -186,7 +198,7 @@ impl Connection {
     pub(crate) fn call(&mut self, out: &mut Vec<u8>, block: &Block, message: &[u8]) {
         let stream = self.begin(out, block);
         frame(out, kind::DATA, flag::END_STREAM, stream, message);
-        self.peer.window.fetch_sub(message.len() as i64, Ordering::Relaxed);
+        self.peer.state.lock().window -= message.len() as i64;
     }
 
     /// Waits until bytes of a body may be sent on this connection, and takes up to `most` of them.
@@ -195,54 +207,41 @@ impl Connection {
     ///
     /// The server closed the connection.
     pub(crate) async fn window(&self, most: usize) -> anyhow::Result<usize> {
-        self.until(|peer| peer.window.load(Ordering::Relaxed) > 0).await?;
-        let granted = self.peer.window.load(Ordering::Relaxed).min(most as i64).max(0);
-        self.peer.window.fetch_sub(granted, Ordering::Relaxed);
+        self.until(|peer| peer.window > 0).await?;
+        let mut peer = self.peer.state.lock();
+        let granted = peer.window.min(most as i64);
+        peer.window -= granted;
         Ok(granted as usize)
     }
 
     /// Whether the connection may send `bytes` of a body now.
     pub(crate) fn has_window(&self, bytes: usize) -> bool {
-        self.peer.window.load(Ordering::Relaxed) >= bytes as i64
+        self.peer.state.lock().window >= bytes as i64
     }
 
     /// The most streams at once, as the server announced it.
     pub(crate) fn max_streams(&self) -> u32 {
-        self.peer.max_streams.load(Ordering::Relaxed)
+        self.peer.state.lock().max_streams
     }
 
     /// What one stream may send ahead.
     pub(crate) fn stream_window(&self) -> usize {
-        self.peer.stream_window.load(Ordering::Relaxed) as usize
+        self.peer.state.lock().stream_window as usize
     }
 
     /// Streams that ended, answered or refused.
     pub(crate) fn ended(&self) -> u64 {
-        self.peer.answered.load(Ordering::Relaxed) + self.refused()
+        self.peer.state.lock().ended()
     }
 
     /// Streams that ended without a message.
     pub(crate) fn refused(&self) -> u64 {
-        self.peer.refused.load(Ordering::Relaxed)
+        self.peer.state.lock().refused
     }
 
     /// The messages of answers so far, taken out.
     pub(crate) fn answers(&self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut *self.peer.answers.lock())
-    }
-
-    /// Waits until the server does something.
-    ///
-    /// # Errors
-    ///
-    /// The server closed the connection.
-    pub(crate) async fn news(&self) -> anyhow::Result<()> {
-        let news = self.peer.news.notified();
-        if self.is_over() {
-            bail!("the server closed the connection");
-        }
-        news.await;
-        Ok(())
+        std::mem::take(&mut self.peer.state.lock().answers)
     }
 
     /// Waits until more than `ended` streams ended, or until a body of `bytes` may be sent, if any is
@@ -253,8 +252,7 @@ impl Connection {
     /// The server closed the connection.
     pub(crate) async fn until_ended(&self, ended: u64, bytes: Option<usize>) -> anyhow::Result<()> {
         self.until(|peer| {
-            peer.answered.load(Ordering::Relaxed) + peer.refused.load(Ordering::Relaxed) > ended
-                || bytes.is_some_and(|bytes| peer.window.load(Ordering::Relaxed) >= bytes as i64)
+            peer.ended() > ended || bytes.is_some_and(|bytes| peer.window >= bytes as i64)
         })
         .await
     }
@@ -271,26 +269,24 @@ impl Connection {
         }
     }
 
-    /// Waits until the server tells the connection to go, or closes it.
+    /// Waits until the server announces that it closes the connection, or closes it.
     pub(crate) async fn closed(&self) {
-        while self.news().await.is_ok() {}
+        let over = self.until(|_| false).await;
+        over.expect_err("the condition never holds");
     }
 
-    fn is_over(&self) -> bool {
-        self.peer.closed.load(Ordering::Acquire) || self.peer.leaving.load(Ordering::Acquire)
-    }
-
-    /// Waits until `holds` of the server.
-    async fn until(&self, holds: impl Fn(&Peer) -> bool) -> anyhow::Result<()> {
+    /// Waits until `condition` holds.
+    async fn until(&self, condition: impl Fn(&State) -> bool) -> anyhow::Result<()> {
         loop {
-            let news = self.peer.news.notified();
-            if holds(&self.peer) {
-                return Ok(());
+            let changed = self.peer.changed.notified();
+            {
+                let peer = self.peer.state.lock();
+                if condition(&peer) {
+                    return Ok(());
+                }
+                ensure!(!peer.is_over, "the server closed the connection");
             }
-            if self.is_over() {
-                bail!("the server closed the connection");
-            }
-            news.await;
+            changed.await;
         }
     }
 }
@@ -308,55 +304,55 @@ async fn read(
     while let Ok(1..) = source.read_buf(&mut bytes).await {
         let mut read = 0;
         while let Some((frame, length)) = Frame::first(&bytes[read..]) {
-            heed(&frame, reads, &peer, &mut bodies);
+            handle(&frame, reads, &mut peer.state.lock(), &mut bodies);
             read += length;
         }
         bytes.drain(..read);
-        peer.news.notify_waiters();
+        peer.changed.notify_waiters();
         // A writer that waits for the server sends what is due itself, once the server takes it.
         if let Ok(mut out) = out.try_lock() {
-            let due = std::mem::take(&mut *peer.due.lock());
+            let due = std::mem::take(&mut peer.state.lock().due);
             if out.write_all(&due).await.is_err() {
                 break;
             }
         }
-        if reads == Reads::Nothing && peer.greeted.load(Ordering::Acquire) {
+        if reads == Reads::Nothing && peer.state.lock().has_greeted {
             // The socket stays open, and unread.
             std::future::pending::<()>().await;
         }
     }
-    peer.closed.store(true, Ordering::Release);
-    peer.news.notify_waiters();
+    peer.state.lock().is_over = true;
+    peer.changed.notify_waiters();
 }
 
-fn heed(received: &Frame<'_>, reads: Reads, peer: &Peer, bodies: &mut HashMap<u32, Vec<u8>>) {
+/// Handles a frame that the server sent.
+fn handle(
+    received: &Frame<'_>,
+    reads: Reads,
+    peer: &mut State,
+    bodies: &mut HashMap<u32, Vec<u8>>,
+) {
     let Frame { kind, flags, stream, payload } = *received;
     match kind {
         kind::SETTINGS if flags & flag::ACK == 0 => {
             for (name, value) in received.settings() {
                 match name {
-                    setting::MAX_CONCURRENT_STREAMS => {
-                        peer.max_streams.store(value, Ordering::Relaxed);
-                    }
-                    setting::INITIAL_WINDOW_SIZE => {
-                        peer.stream_window.store(value, Ordering::Relaxed);
-                    }
+                    setting::MAX_CONCURRENT_STREAMS => peer.max_streams = value,
+                    setting::INITIAL_WINDOW_SIZE => peer.stream_window = value,
                     _ => {}
                 }
             }
-            frame(&mut peer.due.lock(), kind::SETTINGS, flag::ACK, 0, &[]);
-            peer.greeted.store(true, Ordering::Release);
+            frame(&mut peer.due, kind::SETTINGS, flag::ACK, 0, &[]);
+            peer.has_greeted = true;
         }
         kind::PING if flags & flag::ACK == 0 => {
-            frame(&mut peer.due.lock(), kind::PING, flag::ACK, 0, payload);
+            frame(&mut peer.due, kind::PING, flag::ACK, 0, payload);
         }
-        kind::WINDOW_UPDATE if stream == 0 => {
-            peer.window.fetch_add(received.increment().into(), Ordering::Relaxed);
-        }
-        kind::GOAWAY => peer.leaving.store(true, Ordering::Release),
+        kind::WINDOW_UPDATE if stream == 0 => peer.window += i64::from(received.increment()),
+        kind::GOAWAY => peer.is_over = true,
         kind::RST_STREAM => {
             bodies.remove(&stream);
-            peer.refused.fetch_add(1, Ordering::Relaxed);
+            peer.refused += 1;
         }
         kind::DATA | kind::HEADERS => {
             if kind == kind::DATA {
@@ -368,12 +364,12 @@ fn heed(received: &Frame<'_>, reads: Reads, peer: &Peer, bodies: &mut HashMap<u3
             if flags & flag::END_STREAM != 0 {
                 match bodies.remove(&stream) {
                     Some(body) => {
-                        peer.answered.fetch_add(1, Ordering::Relaxed);
+                        peer.answered += 1;
                         if reads == Reads::Answers {
-                            peer.answers.lock().push(body.get(5..).unwrap_or_default().to_vec());
+                            peer.answers.push(body.get(5..).unwrap_or_default().to_vec());
                         }
                     }
-                    None => drop(peer.refused.fetch_add(1, Ordering::Relaxed)),
+                    None => peer.refused += 1,
                 }
             }
         }

@@ -160,15 +160,6 @@ impl Block {
     }
 }
 
-/// A gRPC message, uncompressed.
-pub(crate) fn message(message: &impl prost::Message) -> Vec<u8> {
-    let length = u32::try_from(message.encoded_len()).expect("messages are short");
-    let mut bytes = vec![0];
-    bytes.extend_from_slice(&length.to_be_bytes());
-    message.encode(&mut bytes).expect("a vector has room");
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

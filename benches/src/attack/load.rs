@@ -3,14 +3,16 @@
 use std::ops::Range;
 
 use anyhow::ensure;
+use bytes::Bytes;
 use prost::Message as _;
 use tokio::task::JoinSet;
+use wire::framing::frame as message;
 use wire::worker::BorrowWorkerResponse;
 use wire::worker::borrow_worker_response::BorrowStatus;
 
 use crate::calls::{ATTACKER_KEY, borrow_request};
 use crate::connection::{Connection, Link, Reads};
-use crate::frames::{Block, message};
+use crate::frames::Block;
 
 /// Calls that are written at once.
 const BATCH: usize = 64;
@@ -55,7 +57,7 @@ pub(crate) async fn run(
     connection: &mut Connection,
     numbers: Range<u64>,
     most: u64,
-    call: impl Fn(u64) -> (Block, Vec<u8>),
+    call: impl Fn(u64) -> (Block, Bytes),
 ) -> anyhow::Result<Done> {
     let most = most.min(connection.max_streams().into());
     let (mut begun, all) = (0, numbers.end - numbers.start);
@@ -106,7 +108,7 @@ pub(crate) async fn spread(
     connections: u64,
     calls: u64,
     most: u64,
-    call: impl Fn(u64) -> (Block, Vec<u8>) + Clone + Send + 'static,
+    call: impl Fn(u64) -> (Block, Bytes) + Clone + Send + 'static,
 ) -> anyhow::Result<Done> {
     let mut parts = JoinSet::new();
     for part in 0..connections {

@@ -1,23 +1,12 @@
-//! The server under attack, as a process of its own.
+//! How the server under attack is started, and the memory that it takes.
 
-use benches::process::last_lines;
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-
-/// How long a server may take to accept; one that restores a million leases takes a while.
-const START: Duration = Duration::from_secs(60);
-
-/// How often a server that stops is looked at.
-const LOOK: Duration = Duration::from_millis(5);
+use anyhow::Context as _;
+use benches::process::Server;
 
 /// How a server is started.
 #[derive(Clone, Debug)]
@@ -27,128 +16,29 @@ pub(crate) struct Setup {
     /// The URL of its store.
     pub(crate) store: String,
     /// Flags beyond the usual ones.
-    pub(crate) flags: Vec<String>,
+    pub(crate) flags: &'static [&'static str],
     /// Whether its log goes into a pipe that nobody reads.
     pub(crate) unread_log: bool,
     /// Where its log goes otherwise.
     pub(crate) log: PathBuf,
 }
 
-/// A server that runs until this value is dropped.
-#[derive(Debug)]
-pub(crate) struct Server {
-    setup: Setup,
-    child: Child,
-    grpc: SocketAddr,
-    admin: SocketAddr,
-    /// Held open and never read.
-    _log: Option<ChildStderr>,
-}
-
-impl Server {
-    /// Starts a server on free ports of loopback.
+impl Setup {
+    /// Starts a server at these addresses of gRPC and of the admin port.
     ///
     /// # Errors
     ///
     /// It cannot be started, or does not serve within a minute.
-    pub(crate) fn start(setup: Setup) -> anyhow::Result<Self> {
-        let free = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self::start_on(setup, free, free)
-    }
-
-    fn start_on(setup: Setup, grpc: SocketAddr, admin: SocketAddr) -> anyhow::Result<Self> {
-        let mut command = Command::new(&setup.program);
-        command.args(["serve", "--format", "json", "--config"]).arg(&setup.policy);
-        command.args(["--store", &setup.store, "--listen", &grpc.to_string()]);
-        command.args(["--admin-listen", &admin.to_string()]).args(&setup.flags);
-        let log = match setup.unread_log {
-            true => Stdio::piped(),
-            false => File::options().create(true).append(true).open(&setup.log)?.into(),
-        };
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", setup.program.display()))?;
-        let log = child.stderr.take();
-        let stdout = child.stdout.take().context("standard output was not piped")?;
-        let Some((grpc, admin)) = addresses_in(stdout) else {
-            // Whatever it is doing, it does not serve; its log says why.
-            let _ = child.kill();
-            let _ = child.wait();
-            let said = fs::read_to_string(&setup.log).unwrap_or_default();
-            bail!("the server does not serve. The end of its log:\n{}", last_lines(&said, 10));
-        };
+    pub(crate) fn start(&self, grpc: SocketAddr, admin: SocketAddr) -> anyhow::Result<Server> {
+        let mut command = Command::new(&self.program);
+        command.args(["serve", "--format", "json", "--config"]).arg(&self.policy);
+        command.args(["--store", &self.store, "--listen", &grpc.to_string()]);
+        command.args(["--admin-listen", &admin.to_string()]).args(self.flags);
+        let server = Server::start(command, (!self.unread_log).then_some(&*self.log))?;
         // Should the machine run out of memory all the same, then this process goes first. Only a
         // precaution: where it is not permitted, the attacks are bounded as they were.
-        let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "1000");
-        Ok(Self { setup, child, grpc, admin, _log: log })
-    }
-
-    /// Kills it by SIGKILL and starts it again, on the same ports and store.
-    ///
-    /// # Errors
-    ///
-    /// As [`Server::start`].
-    pub(crate) fn kill_and_restart(&mut self) -> anyhow::Result<()> {
-        self.kill();
-        *self = Self::start_on(self.setup.clone(), self.grpc, self.admin)?;
-        Ok(())
-    }
-
-    /// Where gRPC is served.
-    pub(crate) const fn grpc(&self) -> SocketAddr {
-        self.grpc
-    }
-
-    /// Where the admin port is.
-    pub(crate) const fn admin(&self) -> SocketAddr {
-        self.admin
-    }
-
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Whether it runs still; how it ended otherwise.
-    ///
-    /// # Errors
-    ///
-    /// The system does not say.
-    pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?)
-    }
-
-    /// Asks it to stop by SIGTERM and waits for its end, at most `limit`; none when it goes on.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be signalled.
-    pub(crate) fn stop(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
-        let process = Pid::from_child(&self.child);
-        kill_process(process, Signal::TERM).context("cannot send SIGTERM")?;
-        let asked = Instant::now();
-        loop {
-            match self.child.try_wait()? {
-                Some(status) => return Ok(Some(status)),
-                None if asked.elapsed() > limit => return Ok(None),
-                None => std::thread::sleep(LOOK),
-            }
-        }
-    }
-
-    fn kill(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", server.id()), "1000");
+        Ok(server)
     }
 }
 
@@ -179,22 +69,6 @@ fn kilobytes(status: &str, name: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-/// Reads lines until one tells both addresses, then goes on emptying the pipe in the background.
-fn addresses_in(stdout: impl std::io::Read + Send + 'static) -> Option<(SocketAddr, SocketAddr)> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let ready = serde_json::from_str::<Value>(&line).ok();
-            let address = |name| ready.as_ref()?.get(name)?.as_str()?.parse().ok();
-            if let (Some(grpc), Some(admin)) = (address("grpc"), address("admin")) {
-                // The receiver is gone once it has them.
-                let _ = sender.send((grpc, admin));
-            }
-        }
-    });
-    receiver.recv_timeout(START).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,13 +80,5 @@ mod tests {
         assert_eq!(kilobytes(status, "VmSwap:"), None);
         let (now, peak) = memory(std::process::id()).expect("this process is there");
         assert!(now > 0 && peak >= now);
-    }
-
-    #[test]
-    fn both_addresses_are_found_behind_other_lines() {
-        let output: &[u8] =
-            b"{\"grpc\":\"127.0.0.1:1\"}\n{\"grpc\":\"127.0.0.1:1\",\"admin\":\"127.0.0.1:2\"}\n";
-        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        assert_eq!(addresses_in(output), Some((at(1), at(2))));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use benches::process::Server;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -19,7 +20,7 @@ use crate::connection::{Allowance, Link};
 use crate::http;
 use crate::options::{Options, Store};
 use crate::row::{Row, WAIT_MS, megabytes};
-use crate::server::{self, Server, Setup};
+use crate::server::{self, Setup};
 use crate::watch::{PROBE_LIMIT, Watch};
 
 /// What the server may take with no leases but those of the well-behaved client, in bytes.
@@ -91,7 +92,9 @@ pub(crate) struct Stage {
     pub(crate) span: Duration,
     /// The TTL of [`calls::PASSING`].
     pub(crate) passing: Duration,
+    setup: Setup,
     server: Server,
+    admin: SocketAddr,
     bystander: Bystander,
     watch: Arc<Watch>,
     allowance: Arc<Allowance>,
@@ -109,28 +112,30 @@ impl Stage {
 
     /// Where the attack's connections go.
     pub(crate) fn link(&self) -> Link {
-        Link { address: self.server.grpc(), allowance: self.allowance.clone() }
+        Link { address: self.server.address(), allowance: self.allowance.clone() }
     }
 
     /// Where the admin port is.
     pub(crate) const fn admin(&self) -> SocketAddr {
-        self.server.admin()
+        self.admin
     }
 
     /// A caller with the generated client and a connection of its own.
     pub(crate) fn caller(&self, key: &'static str) -> Caller {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.server.grpc()));
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.server.address()));
         let endpoint = endpoint.expect("an address makes a URL").timeout(Duration::from_secs(10));
         Caller::new(endpoint.connect_lazy(), Some(key))
     }
 
-    /// Kills the server and starts it again on its store and ports.
+    /// Kills the server by SIGKILL and starts it again on its store and ports.
     ///
     /// # Errors
     ///
     /// It does not come back.
     pub(crate) fn kill_and_restart(&mut self) -> anyhow::Result<()> {
-        self.server.kill_and_restart()
+        self.server.kill();
+        self.server = self.setup.start(self.server.address(), self.admin)?;
+        Ok(())
     }
 
     /// Ends the preparation: from now on everything is measured.
@@ -141,7 +146,7 @@ impl Stage {
     pub(crate) fn begin(&mut self) -> anyhow::Result<()> {
         server::reset_peak(self.server.id())?;
         self.watch.begin(self.server.id());
-        self.bystander.begin();
+        self.bystander.begin()?;
         self.began = Some(Instant::now());
         Ok(())
     }
@@ -156,13 +161,19 @@ impl Stage {
         self.row.faults.push(fault.into());
     }
 
-    /// Runs `play` for each of `connections` numbers at once until the attack's span is over; again
-    /// where it ends early, because the server closes connections or because `play` is done.
-    pub(crate) async fn crowd<F, P>(&mut self, connections: usize, play: F)
+    /// Ends the preparation, then runs `play` for each of `connections` numbers at once until the
+    /// attack's span is over. A `play` that ends early, because the server closes connections or because
+    /// it is done, runs again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::begin`].
+    pub(crate) async fn crowd<F, P>(&mut self, connections: usize, play: F) -> anyhow::Result<()>
     where
         F: Fn(Link, usize) -> P + Clone + Send + 'static,
         P: Future<Output = anyhow::Result<()>> + Send,
     {
+        self.begin()?;
         let over = Instant::now() + self.span;
         let ends = Arc::new(Mutex::new((0_u64, String::new())));
         let mut crowd = JoinSet::new();
@@ -185,8 +196,9 @@ impl Stage {
         crowd.shutdown().await;
         let (ended, last) = &*ends.lock();
         if *ended > 0 {
-            self.note(format!("{ended} connections were opened anew; why, at last: {last}"));
+            self.note(format!("{ended} connections were opened again; the last reason: {last}"));
         }
+        Ok(())
     }
 
     /// The attack is over: waits until the server is as before, for at most 2 s.
@@ -381,25 +393,28 @@ async fn raise(
             format!("file:{}", path.display())
         }
     };
-    let server = Server::start(Setup {
+    let setup = Setup {
         program: options.server.clone(),
         policy,
         store: url,
-        flags: attack.flags.iter().map(|&flag| flag.to_owned()).collect(),
+        flags: attack.flags,
         unread_log: attack.unread_log,
         log,
-    })?;
+    };
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = setup.start(free, free)?;
+    let admin = server.admin.context("the server told no admin address")?;
     let habits = Habits {
         keep_alive_every: ttl / 4,
         reconnect_every: pick(300, 1_000),
         // Without keys an address is all that tells callers apart.
         address: (!attack.indexers).then_some(OTHER_ADDRESS),
     };
-    let bystander = Bystander::start(server.grpc(), habits).await?;
+    let bystander = Bystander::start(server.address(), habits).await?;
     let most_memory = options.memory_stop << 20;
-    let watch = Arc::new(Watch::start(server.id(), server.admin(), most_memory)?);
+    let watch = Arc::new(Watch::start(server.id(), admin, most_memory)?);
     sleep(WARM_UP).await;
-    let (_, page) = http::get(server.admin(), "/metrics", PROBE_LIMIT).await?;
+    let (_, page) = http::get(admin, "/metrics", PROBE_LIMIT).await?;
     let connections_before = http::metric(&page, "tgm_session_connections");
     let connections_before = connections_before.context("there is no count of connections")?;
     Ok(Stage {
@@ -409,7 +424,9 @@ async fn raise(
         leases_after: Some(0),
         span: pick(700, 4_000),
         passing,
+        setup,
         server,
+        admin,
         bystander,
         watch,
         allowance: Arc::new(Allowance::new(ALLOWANCE)),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -31,14 +31,19 @@ pub(crate) struct Watch {
 
 #[derive(Debug)]
 struct State {
-    process: AtomicU32,
     admin: SocketAddr,
     most_memory: u64,
-    peak: AtomicU64,
-    too_much: AtomicBool,
-    told: Notify,
+    /// Signals that the process took too much memory.
+    too_much: Notify,
     over: AtomicBool,
-    probes: Mutex<Probes>,
+    figures: Mutex<Figures>,
+}
+
+#[derive(Debug, Default)]
+struct Figures {
+    process: u32,
+    peak: u64,
+    probes: Probes,
 }
 
 /// What the probe `/healthz` answered.
@@ -58,14 +63,11 @@ impl Watch {
     /// No thread can be had.
     pub(crate) fn start(process: u32, admin: SocketAddr, most_memory: u64) -> anyhow::Result<Self> {
         let state = Arc::new(State {
-            process: AtomicU32::new(process),
             admin,
             most_memory,
-            peak: AtomicU64::new(0),
-            too_much: AtomicBool::new(false),
-            told: Notify::new(),
+            too_much: Notify::new(),
             over: AtomicBool::new(false),
-            probes: Mutex::default(),
+            figures: Mutex::new(Figures { process, ..Figures::default() }),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let ours = state.clone();
@@ -79,19 +81,17 @@ impl Watch {
 
     /// Forgets what was seen so far, and goes on with `process`.
     pub(crate) fn begin(&self, process: u32) {
-        self.state.process.store(process, Ordering::Relaxed);
-        self.state.peak.store(0, Ordering::Relaxed);
-        *self.state.probes.lock() = Probes::default();
+        *self.state.figures.lock() = Figures { process, ..Figures::default() };
     }
 
     /// The most resident memory that was seen, in bytes.
     pub(crate) fn peak(&self) -> u64 {
-        self.state.peak.load(Ordering::Relaxed)
+        self.state.figures.lock().peak
     }
 
     /// What the probes answered.
     pub(crate) fn probes(&self) -> Probes {
-        self.state.probes.lock().clone()
+        self.state.figures.lock().probes.clone()
     }
 
     /// Waits until the first probe was answered or failed, which a short attack may have outrun.
@@ -104,10 +104,7 @@ impl Watch {
 
     /// Waits until the process takes more memory than it may.
     pub(crate) async fn too_much(&self) {
-        let told = self.state.told.notified();
-        if !self.state.too_much.load(Ordering::Acquire) {
-            told.await;
-        }
+        self.state.too_much.notified().await;
     }
 }
 
@@ -129,11 +126,12 @@ impl State {
     async fn look(&self) {
         while !self.is_over() {
             // A process that is gone, or about to be started again, takes none.
-            if let Ok((resident, _)) = memory(self.process.load(Ordering::Relaxed)) {
-                self.peak.fetch_max(resident, Ordering::Relaxed);
+            let process = self.figures.lock().process;
+            if let Ok((resident, _)) = memory(process) {
+                let mut figures = self.figures.lock();
+                figures.peak = figures.peak.max(resident);
                 if resident > self.most_memory {
-                    self.too_much.store(true, Ordering::Release);
-                    self.told.notify_waiters();
+                    self.too_much.notify_one();
                 }
             }
             sleep(LOOK).await;
@@ -144,15 +142,15 @@ impl State {
         while !self.is_over() {
             let asked = Instant::now();
             let answer = http::get(self.admin, "/healthz", PROBE_LIMIT).await;
+            let problem = match answer {
+                Ok((200, _)) => None,
+                Ok((status, body)) => Some(format!("/healthz answered {status}: {body}")),
+                Err(error) => Some(format!("{error:#}")),
+            };
             {
-                let mut probes = self.probes.lock();
+                let probes = &mut self.figures.lock().probes;
                 probes.asked += 1;
                 probes.worst = probes.worst.max(asked.elapsed());
-                let problem = match answer {
-                    Ok((200, _)) => None,
-                    Ok((status, body)) => Some(format!("/healthz answered {status}: {body}")),
-                    Err(error) => Some(format!("{error:#}")),
-                };
                 if let Some(problem) = problem {
                     probes.failed += 1;
                     probes.problem.get_or_insert(problem);

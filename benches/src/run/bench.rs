@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use crate::process::{LOAD_CORE, SERVER_CORE, Server, pinned};
+use crate::report::median;
 
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -61,6 +62,40 @@ impl Target {
             Self::Memory => "memory:",
             Self::File => "file:",
         }
+    }
+}
+
+/// What every target did, round by round.
+pub(super) struct Rounds<T>([Vec<T>; 3]);
+
+impl<T> Rounds<T> {
+    /// Runs `one` against every target once a round. The servers take turns, so that a slow moment of the
+    /// machine hits all of them.
+    pub(super) fn run(
+        what: &str,
+        rounds: u32,
+        one: impl Fn(Target) -> anyhow::Result<T>,
+    ) -> anyhow::Result<Self> {
+        let mut outcomes: [Vec<T>; 3] = Default::default();
+        for round in 1..=rounds {
+            eprintln!("{what}, round {round}/{rounds}");
+            for (target, outcomes) in Target::ALL.into_iter().zip(&mut outcomes) {
+                outcomes.push(one(target)?);
+            }
+        }
+        Ok(Self(outcomes))
+    }
+
+    /// The median of a figure of `target`.
+    pub(super) fn median(&self, target: Target, value: fn(&T) -> f64) -> f64 {
+        median(self.0[target as usize].iter().map(value).collect())
+    }
+
+    /// The median of a figure of `target` in proportion to the reference, round by round, because the
+    /// machine is the same within a round.
+    pub(super) fn of_reference(&self, target: Target, value: fn(&T) -> f64) -> f64 {
+        let pairs = self.0[target as usize].iter().zip(&self.0[0]);
+        median(pairs.map(|(ours, reference)| value(ours) / value(reference)).collect())
     }
 }
 
@@ -138,7 +173,7 @@ impl Bench {
                 command.arg("--store").arg(format!("file:{}", store.display()));
             }
         }
-        Server::start(command, &log)
+        Server::start(command, Some(&log))
     }
 }
 

@@ -3,9 +3,9 @@
 use anyhow::Context as _;
 
 use crate::pairs::{Latency, Measured};
-use crate::report::{Cell, Report, Table, median};
+use crate::report::{Cell, Report, Table};
 
-use super::bench::{Bench, Target, answer_of, micros_each, part};
+use super::bench::{Bench, Rounds, Target, answer_of, micros_each, part};
 
 const CALLERS: [u32; 3] = [1, 32, 256];
 
@@ -21,23 +21,17 @@ struct Outcome {
 pub(super) fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     for callers in CALLERS {
         let rounds = bench.pick(1, 3);
-        let mut outcomes: [Vec<Outcome>; 3] = Default::default();
-        for round in 1..=rounds {
-            eprintln!("borrow and return, {callers} callers, round {round}/{rounds}");
-            for (target, outcomes) in Target::ALL.into_iter().zip(&mut outcomes) {
-                outcomes.push(one(bench, target, callers, None)?);
-            }
-        }
-        show(report, callers, &outcomes);
+        let what = format!("borrow and return, {callers} callers");
+        let outcomes = Rounds::run(&what, rounds, |target| one(bench, target, callers, None))?;
+        show(report, callers, rounds, &outcomes);
     }
     steady(bench, report)
 }
 
-fn show(report: &mut Report, callers: u32, outcomes: &[Vec<Outcome>; 3]) {
+fn show(report: &mut Report, callers: u32, rounds: u32, outcomes: &Rounds<Outcome>) {
     let mut table = Table::new(
         format!(
-            "Borrow, then return; callers: {callers}, in one process on the generated client; medians, rounds: {}",
-            outcomes[0].len()
+            "Borrow, then return; callers: {callers}, in one process on the generated client; medians, rounds: {rounds}"
         ),
         &[
             "server",
@@ -51,24 +45,21 @@ fn show(report: &mut Report, callers: u32, outcomes: &[Vec<Outcome>; 3]) {
             "p99 µs",
         ],
     );
-    let each = |target: usize, value: fn(&Outcome) -> f64| {
-        median(outcomes[target].iter().map(value).collect())
-    };
-    let ratio = |target: usize, value: fn(&Outcome) -> f64| {
-        let pairs = outcomes[target].iter().zip(&outcomes[0]);
-        median(pairs.map(|(ours, reference)| value(ours) / value(reference)).collect())
-    };
-    for (index, target) in Target::ALL.into_iter().enumerate() {
+    for target in Target::ALL {
+        let each = |value| outcomes.median(target, value);
         table.row([
             target.name().into(),
-            Cell::Number(each(index, |outcome| outcome.measured.pairs_per_second), 0),
-            Cell::Number(ratio(index, |outcome| outcome.measured.pairs_per_second), 2),
-            Cell::Number(each(index, |outcome| outcome.micros), 2),
-            Cell::Number(ratio(index, |outcome| outcome.micros), 2),
-            Cell::Number(each(index, |outcome| outcome.measured.borrow.p50), 0),
-            Cell::Number(each(index, |outcome| outcome.measured.borrow.p99), 0),
-            Cell::Number(each(index, |outcome| outcome.measured.release.p50), 0),
-            Cell::Number(each(index, |outcome| outcome.measured.release.p99), 0),
+            Cell::Number(each(|outcome| outcome.measured.pairs_per_second), 0),
+            Cell::Number(
+                outcomes.of_reference(target, |outcome| outcome.measured.pairs_per_second),
+                2,
+            ),
+            Cell::Number(each(|outcome| outcome.micros), 2),
+            Cell::Number(outcomes.of_reference(target, |outcome| outcome.micros), 2),
+            Cell::Number(each(|outcome| outcome.measured.borrow.p50), 0),
+            Cell::Number(each(|outcome| outcome.measured.borrow.p99), 0),
+            Cell::Number(each(|outcome| outcome.measured.release.p50), 0),
+            Cell::Number(each(|outcome| outcome.measured.release.p99), 0),
         ]);
     }
     report.table(table);

@@ -44,7 +44,7 @@ fn server_of_defaults(bench: &Bench) -> anyhow::Result<Server> {
 fn gateway(bench: &Bench, address: SocketAddr) -> anyhow::Result<Server> {
     let mut command = pinned(LOAD_CORE, &std::env::current_exe()?);
     command.args(["gateway", "--address", &address.to_string()]);
-    Server::start(command, &bench.folder.path().join("gateway.log"))
+    Server::start(command, Some(&bench.folder.path().join("gateway.log")))
 }
 
 fn sessions(bench: &Bench) -> &'static str {

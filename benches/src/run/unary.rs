@@ -5,19 +5,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use tonic::transport::Channel;
+use wire::framing::frame;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as KeptAlive;
 use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, WorkersStateRequest};
 
 use crate::disk;
-use crate::h2load::{CONNECTIONS, Load, framed};
+use crate::h2load::{CONNECTIONS, Load};
 use crate::ids::{SESSIONS, Traces, api_key, organization};
 use crate::pairs::connect;
 use crate::process::Server;
 use crate::report::{Bound, Cell, Report, Table, median};
 
-use super::bench::{Bench, Target, micros_each};
+use super::bench::{Bench, Rounds, Target, micros_each};
 
 /// Streams at once on each connection.
 const STREAMS: [u32; 2] = [4, 32];
@@ -55,44 +57,36 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> 
     let rounds = bench.pick(2, 5);
     for method in [Method::Borrow, Method::KeepAlive] {
         for streams in STREAMS {
-            let mut outcomes: [Vec<Outcome>; 3] = Default::default();
-            for round in 1..=rounds {
-                eprintln!("{} {CONNECTIONS} × {streams}, round {round}/{rounds}", method.name());
-                // The servers take turns, so that a slow moment of the machine hits all of them.
-                for (target, outcomes) in Target::ALL.into_iter().zip(&mut outcomes) {
-                    outcomes.push(one(bench, method, target, streams)?);
-                }
-            }
-            show(report, method, streams, &outcomes);
+            let what = format!("{} {CONNECTIONS} × {streams}", method.name());
+            let outcomes =
+                Rounds::run(&what, rounds, |target| one(bench, method, target, streams))?;
+            show(report, method, streams, rounds, &outcomes);
         }
     }
     durable(bench, report)
 }
 
-fn show(report: &mut Report, method: Method, streams: u32, outcomes: &[Vec<Outcome>; 3]) {
+fn show(
+    report: &mut Report,
+    method: Method,
+    streams: u32,
+    rounds: u32,
+    outcomes: &Rounds<Outcome>,
+) {
     let mut table = Table::new(
         format!(
-            "{} from h2load, {CONNECTIONS} × {streams} streams; server on one core, load on another; medians, rounds: {}",
-            method.name(),
-            outcomes[0].len()
+            "{} from h2load, {CONNECTIONS} × {streams} streams; server on one core, load on another; medians, rounds: {rounds}",
+            method.name()
         ),
         &["server", "requests/s", "of reference", "CPU µs/request", "of reference"],
     );
-    let each = |target: usize, value: fn(&Outcome) -> f64| {
-        median(outcomes[target].iter().map(value).collect())
-    };
-    // Round by round, because the machine is the same within a round.
-    let ratio = |target: usize, value: fn(&Outcome) -> f64| {
-        let pairs = outcomes[target].iter().zip(&outcomes[0]);
-        median(pairs.map(|(ours, reference)| value(ours) / value(reference)).collect())
-    };
-    for (index, target) in Target::ALL.into_iter().enumerate() {
-        let cpu = ratio(index, |outcome| outcome.micros);
+    for target in Target::ALL {
+        let cpu = outcomes.of_reference(target, |outcome| outcome.micros);
         table.row([
             target.name().into(),
-            Cell::Number(each(index, |outcome| outcome.rate), 0),
-            Cell::Number(ratio(index, |outcome| outcome.rate), 2),
-            Cell::Number(each(index, |outcome| outcome.micros), 2),
+            Cell::Number(outcomes.median(target, |outcome| outcome.rate), 0),
+            Cell::Number(outcomes.of_reference(target, |outcome| outcome.rate), 2),
+            Cell::Number(outcomes.median(target, |outcome| outcome.micros), 2),
             Cell::Number(cpu, 2),
         ]);
         if target == Target::Memory {
@@ -128,8 +122,7 @@ fn load(
     requests: u64,
     streams: u32,
 ) -> anyhow::Result<(f64, Duration)> {
-    let caller = Caller::new(server)?;
-    let key = if target == Target::Reference { STAND_IN_KEY.into() } else { caller.borrow()? };
+    let key = if target == Target::Reference { STAND_IN_KEY.into() } else { borrow(server)? };
     let body = body(bench, method, &key)?;
     let warm_up = Load {
         address: server.address(),
@@ -145,8 +138,8 @@ fn load(
     if target != Target::Reference {
         match method {
             // h2load takes any answer; the server's own count tells whether each call was granted.
-            Method::Borrow => caller.holds(1 + WARM_UP + requests)?,
-            Method::KeepAlive => caller.keeps(key)?,
+            Method::Borrow => check_count(server, 1 + WARM_UP + requests)?,
+            Method::KeepAlive => check_alive(server, key)?,
         }
     }
     Ok((rate, cpu))
@@ -155,9 +148,9 @@ fn load(
 /// Writes the framed request of `method`.
 fn body(bench: &Bench, method: Method, key: &str) -> anyhow::Result<PathBuf> {
     let bytes = match method {
-        Method::Borrow => framed(&borrow_request(2)),
+        Method::Borrow => frame(&borrow_request(2)),
         Method::KeepAlive => {
-            framed(&KeepAliveRequest { worker_key: key.into(), api_key_id: api_key(0) })
+            frame(&KeepAliveRequest { worker_key: key.into(), api_key_id: api_key(0) })
         }
     };
     let path = bench.folder.path().join("framed.bin");
@@ -215,55 +208,47 @@ fn durable(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A caller that prepares runs and checks them.
-struct Caller<'a> {
-    server: &'a Server,
-    runtime: tokio::runtime::Runtime,
+/// Runs `call` with a client of `server` that has a connection of its own.
+fn with_client<T>(
+    server: &Server,
+    call: impl AsyncFnOnce(&mut WorkerPoolClient<Channel>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        call(&mut WorkerPoolClient::new(connect(server.address()).await?)).await
+    })
 }
 
-impl<'a> Caller<'a> {
-    fn new(server: &'a Server) -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { server, runtime })
-    }
+/// Borrows one session and returns its key.
+fn borrow(server: &Server) -> anyhow::Result<String> {
+    with_client(server, async |client| {
+        let answer = client.borrow_worker(borrow_request(1)).await?.into_inner();
+        ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {answer:?}");
+        Ok(answer.worker_key)
+    })
+}
 
-    /// Borrows one session and answers its key.
-    fn borrow(&self) -> anyhow::Result<String> {
-        self.runtime.block_on(async {
-            let mut client = WorkerPoolClient::new(connect(self.server.address()).await?);
-            let answer = client.borrow_worker(borrow_request(1)).await?.into_inner();
-            ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {answer:?}");
-            Ok(answer.worker_key)
-        })
-    }
+/// Checks that the pool holds exactly `leases`.
+fn check_count(server: &Server, leases: u64) -> anyhow::Result<()> {
+    let request = WorkersStateRequest {
+        service: SESSIONS.into(),
+        organization_id: organization(0),
+        api_key_id: api_key(0),
+    };
+    with_client(server, async |client| {
+        let answer = client.workers_state(request).await?.into_inner();
+        let held = answer.worker_state.context("no state was answered")?.borrowed_workers;
+        ensure!(u64::try_from(held) == Ok(leases), "the pool holds {held} leases, not {leases}");
+        Ok(())
+    })
+}
 
-    /// Checks that the pool holds exactly `leases`.
-    fn holds(&self, leases: u64) -> anyhow::Result<()> {
-        self.runtime.block_on(async {
-            let mut client = WorkerPoolClient::new(connect(self.server.address()).await?);
-            let request = WorkersStateRequest {
-                service: SESSIONS.into(),
-                organization_id: organization(0),
-                api_key_id: api_key(0),
-            };
-            let answer = client.workers_state(request).await?.into_inner();
-            let held = answer.worker_state.context("no state was answered")?.borrowed_workers;
-            ensure!(
-                u64::try_from(held) == Ok(leases),
-                "the pool holds {held} leases, not {leases}"
-            );
-            Ok(())
-        })
-    }
-
-    /// Checks that the lease of `key` is still alive.
-    fn keeps(&self, worker_key: String) -> anyhow::Result<()> {
-        self.runtime.block_on(async {
-            let mut client = WorkerPoolClient::new(connect(self.server.address()).await?);
-            let request = KeepAliveRequest { worker_key, api_key_id: api_key(0) };
-            let status = client.keep_alive(request).await?.into_inner().status();
-            ensure!(status == KeptAlive::TtlExtended, "a keep-alive was answered {status:?}");
-            Ok(())
-        })
-    }
+/// Checks that the lease of `key` is still alive.
+fn check_alive(server: &Server, worker_key: String) -> anyhow::Result<()> {
+    let request = KeepAliveRequest { worker_key, api_key_id: api_key(0) };
+    with_client(server, async |client| {
+        let status = client.keep_alive(request).await?.into_inner().status();
+        ensure!(status == KeptAlive::TtlExtended, "a keep-alive was answered {status:?}");
+        Ok(())
+    })
 }

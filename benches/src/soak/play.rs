@@ -157,7 +157,8 @@ impl Soak {
         command.arg("--store").arg(format!("file:{}", store.display()));
         let log = self.options.folder.join("server.log");
         // On another thread: this one carries the connections of the hosts meanwhile.
-        let started = tokio::task::spawn_blocking(move || Server::start(command, &log)).await?;
+        let started =
+            tokio::task::spawn_blocking(move || Server::start(command, Some(&log))).await?;
         let server = started?;
         *self.place.lock() = Some(server.address());
         self.server = Some(server);

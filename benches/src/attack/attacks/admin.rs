@@ -34,7 +34,6 @@ pub(super) async fn idle(stage: &mut Stage) -> anyhow::Result<()> {
 /// Holds connections open, each of which asks what `asks` says of its number, and reads the answers.
 async fn hold(stage: &mut Stage, asks: fn(usize) -> &'static str) -> anyhow::Result<()> {
     stage.span *= LONGER;
-    stage.begin()?;
     let admin = stage.admin();
     stage
         .crowd(CONNECTIONS, move |_, number| async move {
@@ -45,14 +44,12 @@ async fn hold(stage: &mut Stage, asks: fn(usize) -> &'static str) -> anyhow::Res
             while stream.read(&mut answer).await? > 0 {}
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Connections that ask for more than they read.
 pub(super) async fn readers(stage: &mut Stage) -> anyhow::Result<()> {
     stage.span *= LONGER;
-    stage.begin()?;
     let admin = stage.admin();
     stage
         .crowd(CONNECTIONS, move |_, number| async move {
@@ -67,6 +64,5 @@ pub(super) async fn readers(stage: &mut Stage) -> anyhow::Result<()> {
                 stream.write_all(request.as_bytes()).await?;
             }
         })
-        .await;
-    Ok(())
+        .await
 }

@@ -53,7 +53,6 @@ async fn keep_open(
 
 /// Header references that take one byte on the wire and a place each in the server's memory.
 pub(super) async fn references(stage: &mut Stage, key: Option<&'static str>) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, move |link, _| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
@@ -65,13 +64,11 @@ pub(super) async fn references(stage: &mut Stage, key: Option<&'static str>) -> 
             })
             .await
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// More streams than the server says that it permits.
 pub(super) async fn streams(stage: &mut Stage) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, |link, _| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
@@ -86,13 +83,11 @@ pub(super) async fn streams(stage: &mut Stage) -> anyhow::Result<()> {
             connection.closed().await;
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Bodies that fill every window and do not end.
 pub(super) async fn bodies(stage: &mut Stage, key: Option<&'static str>) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, move |link, number| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
@@ -117,14 +112,12 @@ pub(super) async fn bodies(stage: &mut Stage, key: Option<&'static str>) -> anyh
             }
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Bodies of one byte, with so many bytes between two of them that each stands in a read buffer of
 /// its own, which it may keep whole.
 pub(super) async fn pinned(stage: &mut Stage) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, |link, _| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
@@ -138,13 +131,11 @@ pub(super) async fn pinned(stage: &mut Stage) -> anyhow::Result<()> {
             })
             .await
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Streams that the server opens to all: watches of its health.
 pub(super) async fn health(stage: &mut Stage) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, |link, _| async move {
             let mut connection = Connection::open(&link, Reads::NoBodies).await?;
@@ -154,13 +145,11 @@ pub(super) async fn health(stage: &mut Stage) -> anyhow::Result<()> {
             })
             .await
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Streams that the server opens to all: questions for its descriptors, whose answers are long.
 pub(super) async fn reflection(stage: &mut Stage) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, |link, number| async move {
             let reads = if number % 2 == 0 { Reads::NoBodies } else { Reads::Nothing };
@@ -191,8 +180,7 @@ pub(super) async fn reflection(stage: &mut Stage) -> anyhow::Result<()> {
             }
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// A question for the file that has the symbol of the worker pool.

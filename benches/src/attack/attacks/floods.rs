@@ -18,7 +18,6 @@ const BROKEN: usize = 2_000;
 
 /// Calls that are reset as soon as they began.
 pub(super) async fn rapid_reset(stage: &mut Stage) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(20, |link, _| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
@@ -34,14 +33,12 @@ pub(super) async fn rapid_reset(stage: &mut Stage) -> anyhow::Result<()> {
                 connection.send(&bytes).await?;
             }
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Headers that never end, in long frames on one half of the connections and in empty ones on the
 /// other.
 pub(super) async fn continuation(stage: &mut Stage) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(50, |link, number| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
@@ -64,8 +61,7 @@ pub(super) async fn continuation(stage: &mut Stage) -> anyhow::Result<()> {
                 connection.send(&bytes).await?;
             }
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Questions whether anybody is there, which each want an answer.
@@ -88,7 +84,6 @@ pub(super) async fn settings_of(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Sends the same again and again, on connections that read no answers.
 async fn flood(stage: &mut Stage, bytes: Vec<u8>) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(20, move |link, _| {
             let bytes = bytes.clone();
@@ -99,8 +94,7 @@ async fn flood(stage: &mut Stage, bytes: Vec<u8>) -> anyhow::Result<()> {
                 }
             }
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Connections that break the protocol, each of which is a line of the log.

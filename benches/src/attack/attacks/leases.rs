@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use bytes::Bytes;
 use tokio::time::{Instant, sleep, sleep_until};
 use wire::control::AttachRequest;
+use wire::framing::frame as message;
 use wire::worker::{KeepAliveRequest, ReturnWorkerRequest, WorkersStateRequest};
 
 use crate::calls::{ATTACKER_KEY, LASTING, PASSING, borrow_request};
 use crate::connection::{Connection, Reads};
-use crate::frames::{LONGEST, flag, frame, kind, message};
+use crate::frames::{LONGEST, flag, frame, kind};
 use crate::http;
 use crate::load::{ATTACH, BORROW, RETURN, STATE, fill, keyed, run};
 use crate::options::Store;
@@ -28,7 +30,7 @@ const UNKNOWN_KEYS: u32 = 400;
 const LATE: Duration = Duration::from_secs(1);
 
 /// A question for the state of the attacker's pool.
-fn question() -> Vec<u8> {
+fn question() -> Bytes {
     message(&WorkersStateRequest {
         service: LASTING.into(),
         organization_id: ORGANIZATION.into(),
@@ -41,7 +43,7 @@ async fn pool(stage: &mut Stage) -> anyhow::Result<()> {
     fill(&stage.link(), LASTING, ORGANIZATION, POOL).await?;
     stage.leases = POOL;
     stage.leases_after = Some(POOL);
-    stage.begin()
+    Ok(())
 }
 
 /// Long answers that wait for ever: behind windows of 0, and behind a socket that nobody reads.
@@ -64,8 +66,7 @@ pub(super) async fn state_unread(stage: &mut Stage) -> anyhow::Result<()> {
             connection.closed().await;
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Long answers that are read, and asked for again.
@@ -78,13 +79,11 @@ pub(super) async fn state_again(stage: &mut Stage) -> anyhow::Result<()> {
             run(&mut connection, 0..u64::MAX, 8, |_| (block.clone(), question.clone())).await?;
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Streams of session control that send batches of keys nobody knows, and read no answer.
 pub(super) async fn attach(stage: &mut Stage) -> anyhow::Result<()> {
-    stage.begin()?;
     stage
         .crowd(100, |link, number| async move {
             let reads = if number % 2 == 0 { Reads::NoBodies } else { Reads::Nothing };
@@ -109,8 +108,7 @@ pub(super) async fn attach(stage: &mut Stage) -> anyhow::Result<()> {
             connection.closed().await;
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// How many leases expire together; a disk takes longer to keep them, and none may end before.
@@ -184,7 +182,6 @@ pub(super) async fn full_speed(stage: &mut Stage) -> anyhow::Result<()> {
     // What is under way when the connections close is returned by the server or not, as it happens.
     stage.leases_after = None;
     stage.leases = 100 * 1_024;
-    stage.begin()?;
     stage
         .crowd(100, |link, connection| async move {
             let first = (connection as u128) << 64 | u128::from(rand::random::<u32>()) << 96;
@@ -210,6 +207,5 @@ pub(super) async fn full_speed(stage: &mut Stage) -> anyhow::Result<()> {
             run(&mut connection, 0..u64::MAX, 1_024, call).await?;
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }

@@ -6,9 +6,10 @@ use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+use wire::framing::frame as message;
 
 use crate::connection::{Connection, Reads};
-use crate::frames::{Block, PREFACE, message};
+use crate::frames::{Block, PREFACE};
 use crate::load::{STATE, run};
 use crate::stage::Stage;
 
@@ -27,7 +28,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Connections that say nothing.
 pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
     stage.span *= LONGER;
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, |link, number| async move {
             let connect = timeout(CONNECT, TcpStream::connect(link.address));
@@ -38,14 +38,12 @@ pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
             stream.read_u8().await.context("the server closed it")?;
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Connections that make one call and stay.
 pub(super) async fn idle(stage: &mut Stage, key: Option<&'static str>) -> anyhow::Result<()> {
     stage.span *= LONGER;
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, move |link, _| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
@@ -63,14 +61,12 @@ pub(super) async fn idle(stage: &mut Stage, key: Option<&'static str>) -> anyhow
             connection.closed().await;
             Ok(())
         })
-        .await;
-    Ok(())
+        .await
 }
 
 /// Requests of HTTP/1.1 whose headers come slowly and never end.
 pub(super) async fn slow_headers(stage: &mut Stage) -> anyhow::Result<()> {
     stage.span *= LONGER;
-    stage.begin()?;
     stage
         .crowd(CONNECTIONS, |link, _| async move {
             let connect = timeout(CONNECT, TcpStream::connect(link.address));
@@ -84,6 +80,5 @@ pub(super) async fn slow_headers(stage: &mut Stage) -> anyhow::Result<()> {
                 sleep(SLOWLY).await;
             }
         })
-        .await;
-    Ok(())
+        .await
 }

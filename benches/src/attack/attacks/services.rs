@@ -1,8 +1,9 @@
 //! Services that nobody configured.
 
+use wire::framing::frame as message;
+
 use crate::calls::borrow_request;
 use crate::connection::Reads;
-use crate::frames::message;
 use crate::load::{BORROW, granted, keyed, spread};
 use crate::stage::Stage;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
+use wire::framing::frame as message;
 use wire::metering::Event;
 use wire::payment::ReportRequest;
 use wire::worker::ReturnWorkerRequest;
@@ -13,7 +14,6 @@ use crate::calls::{
     ATTACKER_KEY, BUDGET, BYSTANDER_KEY, LASTING, METERED, METRIC, borrow_request, usage_event,
 };
 use crate::connection::Reads;
-use crate::frames::message;
 use crate::load::{BORROW, REPORT, RETURN, keyed, spread};
 use crate::stage::Stage;
 
@@ -32,6 +32,11 @@ const EVENTS: u64 = 10_000;
 /// How much the well-behaved client reports: half of the budget.
 const USED: f64 = BUDGET / 2.0;
 
+/// An event that says that `organization` used `value` of [`METRIC`].
+fn used(organization: &str, value: f64) -> Event {
+    usage_event(organization, [(METRIC.to_owned(), value)])
+}
+
 /// Reports that take long to count.
 pub(super) async fn reports(stage: &mut Stage) -> anyhow::Result<()> {
     let events: Vec<Event> = (0..METRICS / METRICS_OF_EVENT)
@@ -48,7 +53,7 @@ pub(super) async fn reports(stage: &mut Stage) -> anyhow::Result<()> {
         callers.spawn(async move {
             let (mut counted, mut refused) = (0_u64, None);
             while Instant::now() < over {
-                match caller.report_events(events.clone()).await {
+                match caller.report(events.clone(), None).await {
                     Ok(_) => counted += 1,
                     Err(error) => refused = Some(error),
                 }
@@ -73,7 +78,7 @@ pub(super) async fn reports(stage: &mut Stage) -> anyhow::Result<()> {
 pub(super) async fn report_keys(stage: &mut Stage) -> anyhow::Result<()> {
     let reports = stage.pick(60_000, 1_000_001);
     let mut bystander = stage.caller(BYSTANDER_KEY);
-    bystander.report(METERED, USED, Some("the-report")).await?;
+    bystander.report(vec![used(METERED, USED)], Some("the-report")).await?;
     stage.begin()?;
     let (link, body) = (stage.link(), message(&ReportRequest::default()));
     let done = spread(&link, Reads::Everything, 8, reports, 256, move |number| {
@@ -82,9 +87,10 @@ pub(super) async fn report_keys(stage: &mut Stage) -> anyhow::Result<()> {
     let done = done.await?;
     stage.end().await?;
     stage.note(format!("{} of {reports} empty reports were taken", done.answered));
-    bystander.report(METERED, USED, Some("the-report")).await.context("the repeated report")?;
+    let again = bystander.report(vec![used(METERED, USED)], Some("the-report")).await;
+    again.context("the repeated report")?;
     // A report of nothing tells whether the budget is spent.
-    let spent = bystander.report(METERED, 0.0, None).await?;
+    let spent = bystander.report(vec![used(METERED, 0.0)], None).await?;
     ensure!(!spent, "a report of {USED} that came twice under one key counted twice");
     Ok(())
 }
@@ -132,9 +138,8 @@ pub(super) async fn counters(stage: &mut Stage, value: f64) -> anyhow::Result<()
             let mut refused = Vec::new();
             for report in (part..organizations / EVENTS).step_by(4) {
                 let names = report * EVENTS..(report + 1) * EVENTS;
-                let event =
-                    |number| usage_event(&format!("nobody-{number}"), [(METRIC.to_owned(), value)]);
-                if let Err(error) = caller.report_events(names.map(event).collect()).await {
+                let event = |number| used(&format!("nobody-{number}"), value);
+                if let Err(error) = caller.report(names.map(event).collect(), None).await {
                     refused.push(format!("{error:#}"));
                 }
             }
@@ -152,12 +157,12 @@ pub(super) async fn counters(stage: &mut Stage, value: f64) -> anyhow::Result<()
         stage.note(format!("{} reports were refused, the last: {last}", refused.len()));
     }
     let mut bystander = stage.caller(BYSTANDER_KEY);
-    let spent = bystander.report(METERED, USED, None).await;
+    let spent = bystander.report(vec![used(METERED, USED)], None).await;
     let spent = spent.context("a report of what has a budget")?;
     ensure!(!spent, "usage of {USED} spent a budget of {BUDGET}");
     // Together with an organization that is new, as real reports mix them.
-    let events = ["newcomer", METERED].map(|name| usage_event(name, [(METRIC.to_owned(), USED)]));
-    let spent = bystander.report_events(events.into()).await;
+    let events = vec![used("newcomer", USED), used(METERED, USED)];
+    let spent = bystander.report(events, None).await;
     let spent = spent.context("a report of what has a budget and of a new organization")?;
     ensure!(spent, "twice a usage of {USED} did not spend a budget of {BUDGET}");
     Ok(())
