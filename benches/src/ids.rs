@@ -2,6 +2,10 @@
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use wire::worker::BorrowWorkerRequest;
+
+/// Organizations that callers borrow for.
+pub const ORGANIZATIONS: u64 = 10_000;
 
 /// Bytes of an organization or API key id.
 pub const ID_BYTES: usize = 18;
@@ -20,6 +24,23 @@ pub fn organization(n: u64) -> String {
 /// The API key id of the `n`-th organization.
 pub fn api_key(n: u64) -> String {
     format!("key-{:014x}", scattered(n))
+}
+
+/// The number of the organization that comes in turn `turn`: neighbouring turns get different ones. The
+/// stride has no common factor with [`ORGANIZATIONS`], so that every organization comes.
+pub const fn in_turn(turn: u64) -> u64 {
+    turn.wrapping_mul(7919) % ORGANIZATIONS
+}
+
+/// A request for a session of the `n`-th organization.
+pub fn borrow_request(n: u64, trace_id: String) -> BorrowWorkerRequest {
+    BorrowWorkerRequest {
+        service: SESSIONS.into(),
+        organization_id: organization(n),
+        api_key_id: api_key(n),
+        trace_id,
+        max_worker_for_trace_id: 0,
+    }
 }
 
 /// Spreads small numbers over 56 bits, so that ids do not share long prefixes. Odd multiplication

@@ -10,12 +10,9 @@ use hashbrown::HashMap;
 use lease::{BorrowId, Config, KeptAlive, LeaseId, Ledger, Released, Request, Terms, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{SESSIONS, Traces, api_key, organization};
+use crate::ids::{ORGANIZATIONS, SESSIONS, Traces, api_key, in_turn, organization};
 use crate::process::thread_cpu;
 use crate::report::median;
-
-/// Organizations the sessions belong to.
-pub const ORGANIZATIONS: u64 = 10_000;
 
 /// Different traces of the speed run; each is used again only after all the others.
 const TRACES: usize = 1_100_000;
@@ -70,9 +67,7 @@ impl Bench {
     fn borrow(&mut self, trace: &str, borrow_id: Option<BorrowId>) -> anyhow::Result<LeaseId> {
         self.turn += 1;
         self.now = self.now + STEP;
-        // A stride without a common factor visits every organization, out of order.
-        let (organization, api_key) =
-            &self.organizations[(self.turn.wrapping_mul(7919) % ORGANIZATIONS) as usize];
+        let (organization, api_key) = &self.organizations[in_turn(self.turn) as usize];
         let request = Request {
             borrow_id,
             ..Request::session(SESSIONS, organization).trace(trace).api_key(api_key)
@@ -108,8 +103,7 @@ impl<'a> Bare<'a> {
 
     fn borrow(&mut self, trace: &'a str) {
         self.turn += 1;
-        let (organization, _) =
-            &self.organizations[(self.turn.wrapping_mul(7919) % ORGANIZATIONS) as usize];
+        let (organization, _) = &self.organizations[in_turn(self.turn) as usize];
         self.sessions.insert(trace, organization);
         *self.counts.entry(organization).or_insert(0) += 1;
     }

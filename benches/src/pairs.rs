@@ -15,15 +15,12 @@ use tonic::transport::{Channel, Endpoint};
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::return_worker_response::Status;
 use wire::worker::worker_pool_client::WorkerPoolClient;
-use wire::worker::{BorrowWorkerRequest, ReturnWorkerRequest};
+use wire::worker::{BorrowWorkerResponse, ReturnWorkerRequest};
 
-use crate::ids::{SESSIONS, Traces, api_key, organization};
+use crate::ids::{Traces, borrow_request, in_turn};
 
 /// Connections, at most; fewer with fewer callers.
 const CONNECTIONS: usize = 8;
-
-/// Organizations the callers borrow for.
-const ORGANIZATIONS: u64 = 10_000;
 
 /// How long callers run before anything is recorded.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -32,7 +29,7 @@ const WARM_UP: Duration = Duration::from_millis(300);
 const LONGEST: u64 = 60_000_000_000;
 
 /// The key that is sent to the reference server, which gives none.
-const STAND_IN_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+pub const STAND_IN_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// What one run of the load generator does.
 #[derive(Clone, Debug, clap::Args)]
@@ -184,22 +181,10 @@ impl Caller {
         }
     }
 
-    /// Borrows as the client library does: with every id, and a borrow id.
+    /// Borrows the next session, and returns its key.
     async fn borrow(&mut self) -> anyhow::Result<String> {
         self.turn += 1;
-        // Neighbouring callers, and neighbouring turns of one, fall on different organizations.
-        let n = self.turn.wrapping_mul(7919) % ORGANIZATIONS;
-        let mut request = tonic::Request::new(BorrowWorkerRequest {
-            service: SESSIONS.into(),
-            organization_id: organization(n),
-            api_key_id: api_key(n),
-            trace_id: self.traces.next_id(),
-            max_worker_for_trace_id: 0,
-        });
-        let borrow_id = format!("{:032x}", self.traces.next_borrow_id());
-        request.metadata_mut().insert("x-borrow-id", MetadataValue::try_from(borrow_id)?);
-        let answer = self.client.borrow_worker(request).await.context("a borrow failed")?;
-        let answer = answer.into_inner();
+        let answer = borrow(&mut self.client, self.turn, &mut self.traces).await?;
         if self.reference {
             return Ok(STAND_IN_KEY.into());
         }
@@ -208,12 +193,31 @@ impl Caller {
     }
 
     async fn release(&mut self, worker_key: String) -> anyhow::Result<()> {
-        let request = ReturnWorkerRequest { worker_key, minimal_worker_life_duration: None };
-        let answer = self.client.return_worker(request).await.context("a return failed")?;
-        let status = answer.into_inner().status();
+        let status = give_back(&mut self.client, worker_key).await?;
         ensure!(self.reference || status == Status::Returned, "a return was answered {status:?}");
         Ok(())
     }
+}
+
+/// Borrows a session for the organization of this turn, with every id that the client library sends.
+pub(crate) async fn borrow(
+    client: &mut WorkerPoolClient<Channel>,
+    turn: u64,
+    traces: &mut Traces,
+) -> anyhow::Result<BorrowWorkerResponse> {
+    let mut request = tonic::Request::new(borrow_request(in_turn(turn), traces.next_id()));
+    let borrow_id = format!("{:032x}", traces.next_borrow_id());
+    request.metadata_mut().insert("x-borrow-id", MetadataValue::try_from(borrow_id)?);
+    Ok(client.borrow_worker(request).await.context("a borrow failed")?.into_inner())
+}
+
+/// Returns a lease, and answers the status.
+pub(crate) async fn give_back(
+    client: &mut WorkerPoolClient<Channel>,
+    worker_key: String,
+) -> anyhow::Result<Status> {
+    let request = ReturnWorkerRequest { worker_key, minimal_worker_life_duration: None };
+    Ok(client.return_worker(request).await.context("a return failed")?.into_inner().status())
 }
 
 /// Borrows that are due at a fixed rate, whether the earlier ones are answered or not.

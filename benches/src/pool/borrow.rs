@@ -10,16 +10,14 @@ use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tgm_session::{Pool, Session};
-use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::return_worker_response::Status;
 use wire::worker::worker_pool_client::WorkerPoolClient;
-use wire::worker::{BorrowWorkerRequest, ReturnWorkerRequest};
 
-use super::{ORGANIZATIONS, on_one_thread, request};
-use crate::ids::{SESSIONS, Traces, api_key, organization};
-use crate::pairs::connect;
+use super::{on_one_thread, request};
+use crate::ids::Traces;
+use crate::pairs::{self, connect};
 use crate::process::thread_cpu;
 
 /// The longest latency the histogram tells apart, in nanoseconds: one minute.
@@ -185,8 +183,7 @@ async fn give_back(
     loop {
         let next = leases.borrow_mut().pop();
         let Some(Lease::Key(worker_key)) = next else { return Ok(()) };
-        let request = ReturnWorkerRequest { worker_key, minimal_worker_life_duration: None };
-        let status = client.return_worker(request).await?.into_inner().status();
+        let status = pairs::give_back(&mut client, worker_key).await?;
         ensure!(status == Status::Returned, "a return was answered {status:?}");
     }
 }
@@ -196,20 +193,11 @@ impl Way {
         match self {
             Self::Pool(pool) => Ok(Lease::Session(pool.borrow(request(number, traces)).await?)),
             Self::Bare(client) => {
-                let n = number.wrapping_mul(7919) % ORGANIZATIONS;
-                let mut request = tonic::Request::new(BorrowWorkerRequest {
-                    service: SESSIONS.into(),
-                    organization_id: organization(n),
-                    api_key_id: api_key(n),
-                    trace_id: traces.next_id(),
-                    max_worker_for_trace_id: 0,
-                });
-                let borrow_id = format!("{:032x}", rand::random::<u128>());
-                request.metadata_mut().insert("x-borrow-id", MetadataValue::try_from(borrow_id)?);
                 // Callers share a client as they share a pool, and a call needs one of its own.
                 let mut client = client.clone();
-                let answer = tokio::time::timeout(DEADLINE, client.borrow_worker(request)).await;
-                let answer = answer.context("a borrow took too long")??.into_inner();
+                let borrow = pairs::borrow(&mut client, number, traces);
+                let answer = tokio::time::timeout(DEADLINE, borrow).await;
+                let answer = answer.context("a borrow took too long")??;
                 ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {answer:?}");
                 Ok(Lease::Key(answer.worker_key))
             }

@@ -15,10 +15,7 @@ pub use borrow::{Cost, Plan as BorrowPlan};
 pub use hold::{Held, Plan as HoldPlan};
 pub use memory::{Bytes, Plan as MemoryPlan};
 
-use crate::ids::{SESSIONS, Traces, WORKERS, api_key, organization};
-
-/// Organizations the sessions belong to.
-const ORGANIZATIONS: u64 = 10_000;
+use crate::ids::{SESSIONS, Traces, WORKERS, api_key, in_turn, organization};
 
 /// Callers that borrow at the same time while everything is set up.
 const CALLERS: u64 = 64;
@@ -85,8 +82,7 @@ async fn borrow_all(pool: &Pool, load: Load, run: u64) -> anyhow::Result<Vec<Str
 
 /// A session as a streaming service asks for it.
 fn request(number: u64, traces: &mut Traces) -> SessionRequest {
-    // A stride without a common factor visits every organization, out of order.
-    let n = number.wrapping_mul(7919) % ORGANIZATIONS;
+    let n = in_turn(number);
     SessionRequest::new(SESSIONS, organization(n)).api_key(api_key(n)).trace(traces.next_id())
 }
 

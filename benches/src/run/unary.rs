@@ -10,12 +10,12 @@ use wire::framing::frame;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as KeptAlive;
 use wire::worker::worker_pool_client::WorkerPoolClient;
-use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, WorkersStateRequest};
+use wire::worker::{KeepAliveRequest, WorkersStateRequest};
 
 use crate::disk;
 use crate::h2load::{CONNECTIONS, Load};
-use crate::ids::{SESSIONS, Traces, api_key, organization};
-use crate::pairs::connect;
+use crate::ids::{SESSIONS, Traces, api_key, borrow_request, organization};
+use crate::pairs::{STAND_IN_KEY, connect};
 use crate::process::Server;
 use crate::report::{Bound, Cell, Report, Table, median};
 
@@ -26,9 +26,6 @@ const STREAMS: [u32; 2] = [4, 32];
 
 /// Requests before anything is measured.
 const WARM_UP: u64 = 20_000;
-
-/// What keep-alive requests carry to the reference server, which gives no keys.
-const STAND_IN_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// The two calls that a server answers most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +145,7 @@ fn load(
 /// Writes the framed request of `method`.
 fn body(bench: &Bench, method: Method, key: &str) -> anyhow::Result<PathBuf> {
     let bytes = match method {
-        Method::Borrow => frame(&borrow_request(2)),
+        Method::Borrow => frame(&borrow_request(0, Traces::new(2).next_id())),
         Method::KeepAlive => {
             frame(&KeepAliveRequest { worker_key: key.into(), api_key_id: api_key(0) })
         }
@@ -156,16 +153,6 @@ fn body(bench: &Bench, method: Method, key: &str) -> anyhow::Result<PathBuf> {
     let path = bench.folder.path().join("framed.bin");
     fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
-}
-
-fn borrow_request(trace: u64) -> BorrowWorkerRequest {
-    BorrowWorkerRequest {
-        service: SESSIONS.into(),
-        organization_id: organization(0),
-        api_key_id: api_key(0),
-        trace_id: Traces::new(trace).next_id(),
-        max_worker_for_trace_id: 0,
-    }
 }
 
 /// Durable borrows beside what the disk can do, with the server on one core and on all.
@@ -222,7 +209,8 @@ fn with_client<T>(
 /// Borrows one session and returns its key.
 fn borrow(server: &Server) -> anyhow::Result<String> {
     with_client(server, async |client| {
-        let answer = client.borrow_worker(borrow_request(1)).await?.into_inner();
+        let answer =
+            client.borrow_worker(borrow_request(0, Traces::new(1).next_id())).await?.into_inner();
         ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {answer:?}");
         Ok(answer.worker_key)
     })

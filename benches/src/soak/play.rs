@@ -13,7 +13,7 @@ use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
 use crate::counts::{Counts, TTL, policy};
-use crate::guest::Command;
+use crate::guest::{Command, Report};
 use crate::hosts::HostProcess;
 use crate::proxy::{Dial, Proxy, Wire};
 use crate::show::Progress;
@@ -64,6 +64,15 @@ struct Toll {
 
 /// The address at which the server was started last.
 type Place = Arc<Mutex<Option<std::net::SocketAddr>>>;
+
+impl Toll {
+    fn add(&mut self, report: &Report) {
+        self.granted += report.granted;
+        self.refused += report.refused;
+        self.unavailable += report.unavailable;
+        self.lost += report.lost;
+    }
+}
 
 struct Soak {
     options: Options,
@@ -201,7 +210,7 @@ impl Soak {
                 self.toll.host_kills += 1;
                 let next = self.start_host(unlucky)?;
                 let last = std::mem::replace(&mut self.hosts[unlucky], next).kill().await?;
-                self.count(&last);
+                self.toll.add(&last);
             }
             2 | 3 => {
                 self.toll.cuts += 1;
@@ -216,13 +225,6 @@ impl Soak {
             }
         }
         Ok(())
-    }
-
-    fn count(&mut self, last: &crate::guest::Report) {
-        self.toll.granted += last.granted;
-        self.toll.refused += last.refused;
-        self.toll.unavailable += last.unavailable;
-        self.toll.lost += last.lost;
     }
 
     /// Checks what must hold at any time: the ceilings, and that hosts with a good network lose nothing.
@@ -242,10 +244,7 @@ impl Soak {
         let mut toll = self.toll;
         let mut held = 0;
         for HostProcess { last, .. } in &self.hosts {
-            toll.granted += last.granted;
-            toll.refused += last.refused;
-            toll.unavailable += last.unavailable;
-            toll.lost += last.lost;
+            toll.add(last);
             held += last.holds.values().sum::<u64>();
         }
         let Toll { weathers, cuts, server_kills, host_kills, granted, refused, .. } = toll;
@@ -315,7 +314,7 @@ impl Soak {
     /// Closes every pool. After that the server holds nothing, also after a restart.
     async fn close(&mut self) -> anyhow::Result<()> {
         for host in self.hosts.drain(..).collect::<Vec<_>>() {
-            self.count(&host.last);
+            self.toll.add(&host.last);
             host.close().await?;
         }
         for restarted in [false, true] {

@@ -99,13 +99,7 @@ impl From<io::Error> for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let message = error.to_string();
-        match of_kind(&error) {
-            Kind::Refused => Self::Refused(message),
-            Kind::Unavailable => Self::Unavailable(message),
-            Kind::Usage => Self::Usage(message),
-            Kind::Failed => Self::Failed(message),
-        }
+        kind_of(&error)(error.to_string())
     }
 }
 
@@ -117,25 +111,18 @@ impl From<tgm_session_server::Error> for Failure {
     }
 }
 
-enum Kind {
-    Refused,
-    Unavailable,
-    Usage,
-    Failed,
-}
-
-/// Sorts the errors of a pool by the exit code that says the same.
-fn of_kind(error: &Error) -> Kind {
+/// Returns the failure whose exit code has the meaning of an error of a pool.
+fn kind_of(error: &Error) -> fn(String) -> Failure {
     match error {
-        Error::Lost { cause } => of_kind(cause),
-        Error::Unavailable { .. } => Kind::Unavailable,
-        Error::InvalidArgument { .. } => Kind::Usage,
+        Error::Lost { cause } => kind_of(cause),
+        Error::Unavailable { .. } => Failure::Unavailable,
+        Error::InvalidArgument { .. } => Failure::Usage,
         Error::Unauthenticated { .. }
         | Error::PermissionDenied { .. }
         | Error::QuotaExceeded { .. }
         | Error::ConcurrentStreamLimitExceeded { .. }
-        | Error::WorkersLimitExceeded { .. } => Kind::Refused,
-        _ => Kind::Failed,
+        | Error::WorkersLimitExceeded { .. } => Failure::Refused,
+        _ => Failure::Failed,
     }
 }
 
