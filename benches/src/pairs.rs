@@ -25,7 +25,7 @@ const CONNECTIONS: usize = 8;
 /// How long callers run before anything is recorded.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// The longest latency the histogram tells apart, in nanoseconds: one minute.
+/// The longest latency of the histogram, in nanoseconds: one minute.
 const LONGEST: u64 = 60_000_000_000;
 
 /// The key that is sent to the reference server, which gives none.
@@ -259,7 +259,7 @@ impl Arrivals {
     }
 }
 
-/// What the callers measured.
+/// The measurements of the callers.
 struct Book {
     record_from: Instant,
     pairs: u64,

@@ -1,4 +1,4 @@
-//! What a run found: tables for people, the same as JSON, and the goals.
+//! The results of a run: tables for people, the same as JSON, and the goals.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ pub enum Cell {
     Text(String),
     /// A number, shown with so many decimals.
     Number(f64, usize),
-    /// Nothing to say here.
+    /// No value.
     Empty,
 }
 
@@ -88,7 +88,7 @@ impl fmt::Display for Table {
             cells.chain([self.columns[column].chars().count()]).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
-        // Words stand to the left, numbers to the right, and a heading where its column stands.
+        // Text is aligned to the left, numbers to the right, and a heading like its column.
         let left: Vec<bool> = (0..self.columns.len())
             .map(|column| self.rows.iter().all(|row| !matches!(row[column], Cell::Number(..))))
             .collect();
@@ -108,7 +108,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// The side of a goal that is good.
+/// The bound of a goal.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
     /// At most this.
@@ -117,7 +117,7 @@ pub enum Bound {
     AtLeast(f64),
 }
 
-/// A figure that somebody asked for.
+/// A figure and its bound.
 #[derive(Clone, Debug)]
 struct Goal {
     name: String,
@@ -135,7 +135,7 @@ impl Goal {
     }
 }
 
-/// Everything one run found.
+/// All results of one run.
 #[derive(Debug, Default)]
 pub struct Report {
     facts: Vec<(&'static str, String)>,
@@ -144,7 +144,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Notes what the run ran on, and prints it.
+    /// Adds a fact about the run, and prints it.
     pub fn fact(&mut self, name: &'static str, value: impl Into<String>) {
         let value = value.into();
         println!("{name}: {value}");
@@ -157,7 +157,7 @@ impl Report {
         self.tables.push(table);
     }
 
-    /// Notes a figure and what it should be.
+    /// Adds a figure and its bound.
     pub fn goal(&mut self, name: impl Into<String>, value: f64, decimals: usize, bound: Bound) {
         self.goals.push(Goal { name: name.into(), value, decimals, bound });
     }

@@ -113,7 +113,7 @@ class Plugins:
         self.eventually(lambda: watching.count("gone"), 0)
         self.assertEqual(watching.count("gone", "t2w"), 0)
 
-    def test_a_user_reads_the_ceiling_that_refused(self):
+    def test_a_user_reads_the_limit_that_refused(self):
         plugin = self.plugin()
         for organization in ("north", "south"):
             plugin.held(organization, service="scarce")

@@ -97,14 +97,14 @@ class Pool(unittest.TestCase):
     def test_an_override_of_one_organization_beats_its_service(self):
         self.assertEqual(self.client.state("roomy").max_workers, 100)
 
-    def test_an_api_key_has_a_ceiling_of_its_own(self):
+    def test_an_api_key_has_a_limit_of_its_own(self):
         self.client.granted("keys", service="keyed", api_key="key-1")
         answer, metadata = self.client.borrow("keys", service="keyed", api_key="key-1")
         self.assertEqual(answer.status, EXHAUSTED)
         self.assertEqual(metadata["x-denied-scope"], "api_key")
         self.client.granted("keys", service="keyed", api_key="key-2")
 
-    def test_a_service_has_a_ceiling_over_all_organizations(self):
+    def test_a_service_has_a_limit_over_all_organizations(self):
         self.client.granted("scarce-1", service="scarce")
         self.client.granted("scarce-2", service="scarce")
         answer, metadata = self.client.borrow("scarce-3", service="scarce")
@@ -155,7 +155,7 @@ class Pool(unittest.TestCase):
         for key in ("", "never-given", "k" * 5000):
             self.assertEqual(self.client.give_back(key), "missing_key")
 
-    def test_an_argument_that_cannot_be_meant_is_named(self):
+    def test_an_invalid_argument_is_named(self):
         invalid = grpc.StatusCode.INVALID_ARGUMENT
         borrow = self.client.borrow
         self.refused(invalid, "service", call=lambda: borrow("acme", service=""))

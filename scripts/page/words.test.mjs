@@ -49,7 +49,7 @@ test('amounts of bytes have units of bytes, others are counted', () => {
   assert.equal(words.amount('processed_blocks', 7.5e6), '7.5 M');
 });
 
-test('ceilings say that they are none, and that nobody is admitted', () => {
+test('a limit may be absent, and 0 admits nobody', () => {
   assert.deepEqual([null, 0, 4000].map(words.ceiling), ['no limit', 'nobody', '4,000']);
 });
 

@@ -34,16 +34,16 @@ const BURST: usize = 200;
 /// How long one call may take until it counts as failed.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Most calls under way; those that come due beyond it count as failed.
+/// The most calls in flight; those that are due beyond it count as failed.
 const MOST: usize = 4_000;
 
-/// The longest wait that is told apart, in microseconds: one minute.
+/// The longest wait of the histogram, in microseconds: one minute.
 const LONGEST: u64 = 60_000_000;
 
-/// Problems that are told, of all that there were.
+/// The most problems that are reported.
 const TOLD: usize = 3;
 
-/// How the client behaves.
+/// The behaviour of the client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Habits {
     /// Between two keep-alives of a session; below a third of the TTL.
@@ -54,7 +54,7 @@ pub(crate) struct Habits {
     pub(crate) address: Option<IpAddr>,
 }
 
-/// What the client saw since the last [`Bystander::begin`].
+/// The figures since the last [`Bystander::begin`].
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Seen {
     /// Calls that came due.
@@ -65,13 +65,13 @@ pub(crate) struct Seen {
     pub(crate) worst_ms: f64,
     /// The longest that a fresh connection and all the calls at once on it took.
     pub(crate) reconnect_ms: f64,
-    /// How late the machine woke the client for its calls, at the 99th percentile: part of its waits.
+    /// How late the machine woke the client for its calls, at the 99th percentile. Waits include it.
     pub(crate) late_ms: f64,
     /// Calls that were not answered as they should be.
     pub(crate) failed: u64,
     /// Sessions that were kept alive and ended all the same.
     pub(crate) lost: u64,
-    /// Some of the problems, in words.
+    /// Some of the problems.
     pub(crate) problems: Vec<String>,
 }
 
@@ -88,8 +88,8 @@ struct State {
     habits: Habits,
     figures: Mutex<Figures>,
     held: Mutex<VecDeque<String>>,
-    /// Borrows, returns and bursts under way; keep-alives are not among them.
-    under_way: AtomicUsize,
+    /// Borrows, returns and bursts in flight, without keep-alives.
+    in_flight: AtomicUsize,
     resting: AtomicBool,
     over: AtomicBool,
 }
@@ -126,7 +126,7 @@ impl Bystander {
             habits,
             figures: Mutex::new(Figures::new()?),
             held: Mutex::default(),
-            under_way: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
             resting: AtomicBool::new(false),
             over: AtomicBool::new(false),
         });
@@ -141,7 +141,7 @@ impl Bystander {
         Ok(this)
     }
 
-    /// Forgets what was seen so far.
+    /// Forgets all figures.
     pub(crate) fn begin(&self) -> anyhow::Result<()> {
         *self.state.figures.lock() = Figures::new()?;
         Ok(())
@@ -157,9 +157,9 @@ impl Bystander {
         self.state.held.lock().len()
     }
 
-    /// Whether a borrow, a return or a burst is still under way.
+    /// Whether a borrow, a return or a burst is still in flight.
     pub(crate) fn is_busy(&self) -> bool {
-        self.state.under_way.load(Ordering::Acquire) > 0
+        self.state.in_flight.load(Ordering::Acquire) > 0
     }
 
     /// What was seen since [`Bystander::begin`], by calls that ended.
@@ -204,7 +204,7 @@ impl State {
         let mut pairs = paced(PAIR_EVERY);
         let mut reconnects = paced(self.habits.reconnect_every);
         while !self.over.load(Ordering::Acquire) {
-            // Due is when a call should begin, so that what the server delays counts in full.
+            // A wait counts from the time when its call was due, so that every delay of the server counts.
             tokio::select! {
                 biased;
                 due = pairs.tick() => {
@@ -257,22 +257,22 @@ impl State {
             return;
         }
         if calls.len() >= MOST {
-            return self.fail(&anyhow::anyhow!("more than {MOST} calls are under way"));
+            return self.fail(&anyhow::anyhow!("more than {MOST} calls are in flight"));
         }
-        self.under_way.fetch_add(1, Ordering::AcqRel);
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
         let this = self.clone();
         calls.spawn(async move {
             call.await;
-            this.under_way.fetch_sub(1, Ordering::AcqRel);
+            this.in_flight.fetch_sub(1, Ordering::AcqRel);
         });
     }
 
     async fn keep_alive(self: Arc<Self>, caller: Caller, key: String, due: Instant) {
-        self.clone().beat(caller, key).await;
+        self.clone().extend(caller, key).await;
         self.waited(due);
     }
 
-    async fn beat(self: Arc<Self>, mut caller: Caller, key: String) {
+    async fn extend(self: Arc<Self>, mut caller: Caller, key: String) {
         if self.answer("a keep-alive", caller.keep_alive(&key)).await == Some(false) {
             let mut held = self.held.lock();
             let before = held.len();
@@ -300,7 +300,7 @@ impl State {
             let keys: Vec<String> = self.held.lock().iter().take(BURST / 2).cloned().collect();
             let mut calls = JoinSet::new();
             for key in keys {
-                calls.spawn(self.clone().beat(caller.clone(), key));
+                calls.spawn(self.clone().extend(caller.clone(), key));
             }
             for _ in 0..BURST / 2 {
                 let (this, mut caller) = (self.clone(), caller.clone());
@@ -318,12 +318,12 @@ impl State {
         figures.reconnect = figures.reconnect.max(micros(due.elapsed()));
     }
 
-    /// Notes that a call that was due has its answer.
+    /// Records the wait of a call that has its answer.
     fn waited(&self, due: Instant) {
         self.figures.lock().waits.saturating_record(micros(due.elapsed()));
     }
 
-    /// Waits for `call`, and notes whether it failed.
+    /// Waits for `call`, and records a failure.
     async fn answer<T>(
         &self,
         what: &'static str,
@@ -348,7 +348,7 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Ticks that come late are made up for, so that no call is left out.
+/// An interval that makes up for late ticks, so that no call is left out.
 fn paced(every: Duration) -> tokio::time::Interval {
     let mut interval = interval(every);
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);

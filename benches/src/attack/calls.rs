@@ -43,7 +43,7 @@ pub(crate) const PASSING: &str = "passing";
 /// An organization with a budget of [`METRIC`].
 pub(crate) const METERED: &str = "metered";
 
-/// What the budget of [`METERED`] is of.
+/// The metric of the budget of [`METERED`].
 pub(crate) const METRIC: &str = "units";
 
 /// Keys of one batch of keep-alives.
@@ -52,7 +52,7 @@ const KEYS: usize = 1_000;
 /// Batches that wait to be sent.
 const BATCHES: usize = 8;
 
-/// That budget.
+/// The amount of that budget.
 pub(crate) const BUDGET: f64 = 10.0;
 
 /// The policy of the server under attack, with or without indexers.
@@ -72,7 +72,7 @@ pub(crate) fn policy(ttl: Duration, passing: Duration, indexers: bool) -> String
     policy
 }
 
-/// One who calls, on one connection and with one key.
+/// A caller with one connection and one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     pool: WorkerPoolClient<Channel>,
@@ -82,7 +82,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// One who shows `key` on `channel`.
+    /// A caller that shows `key` on `channel`.
     pub(crate) fn new(channel: Channel, key: Option<&'static str>) -> Self {
         let usage = UsageServiceClient::new(channel.clone());
         let control = SessionControlClient::new(channel.clone());
@@ -121,7 +121,7 @@ impl Caller {
         if let Some(id) = id {
             request.metadata_mut().insert("x-borrow-id", format!("{id:032x}").parse()?);
         }
-        let answer = self.pool.borrow_worker(request).await.map_err(told)?.into_inner();
+        let answer = self.pool.borrow_worker(request).await.map_err(failure)?.into_inner();
         ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {:?}", answer.status());
         Ok(answer.worker_key)
     }
@@ -133,7 +133,7 @@ impl Caller {
     /// The call failed.
     pub(crate) async fn keep_alive(&mut self, key: &str) -> anyhow::Result<bool> {
         let request = KeepAliveRequest { worker_key: key.to_owned(), api_key_id: String::new() };
-        let answer = self.pool.keep_alive(self.request(request)).await.map_err(told)?;
+        let answer = self.pool.keep_alive(self.request(request)).await.map_err(failure)?;
         Ok(answer.into_inner().status() == KeepAliveStatus::TtlExtended)
     }
 
@@ -156,10 +156,10 @@ impl Caller {
             sender.closed().await;
         });
         let request = self.request(ReceiverStream::new(receiver));
-        let mut answers = self.control.attach(request).await.map_err(told)?.into_inner();
+        let mut answers = self.control.attach(request).await.map_err(failure)?.into_inner();
         let mut gone = 0;
         for _ in 0..batches {
-            let answer = answers.message().await.map_err(told)?.context("the stream ended")?;
+            let answer = answers.message().await.map_err(failure)?.context("the stream ended")?;
             match answer.event {
                 Some(Event::Answer(answer)) => gone += answer.failed.len(),
                 other => bail!("a batch was answered {other:?}"),
@@ -178,7 +178,7 @@ impl Caller {
     pub(crate) async fn give_back(&mut self, key: &str) -> anyhow::Result<()> {
         let request =
             ReturnWorkerRequest { worker_key: key.to_owned(), minimal_worker_life_duration: None };
-        let answer = self.pool.return_worker(self.request(request)).await.map_err(told)?;
+        let answer = self.pool.return_worker(self.request(request)).await.map_err(failure)?;
         let status = answer.into_inner().status();
         ensure!(status == ReturnStatus::Returned, "a return was answered {status:?}");
         Ok(())
@@ -199,14 +199,14 @@ impl Caller {
         if let Some(key) = key {
             request.metadata_mut().insert("x-idempotency-key", key.parse()?);
         }
-        Ok(self.usage.report(request).await.map_err(told)?.into_inner().revoked)
+        Ok(self.usage.report(request).await.map_err(failure)?.into_inner().revoked)
     }
 }
 
 /// A failed call in one line.
-fn told(status: tonic::Status) -> anyhow::Error {
+fn failure(status: tonic::Status) -> anyhow::Error {
     match status.code() {
-        // The status has no more to say than what broke.
+        // The source says what broke.
         Code::Unknown | Code::Internal | Code::Unavailable => {
             let source = std::error::Error::source(&status);
             let source = source.map(|error| format!(" ({error})")).unwrap_or_default();

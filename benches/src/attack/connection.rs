@@ -1,4 +1,4 @@
-//! A connection whose frames are written by the attack itself.
+//! An HTTP/2 connection whose frames the attack writes itself.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,16 +17,16 @@ use tokio::time::timeout;
 
 use crate::frames::{Block, Frame, PREFACE, flag, frame, kind, setting, settings};
 
-/// How long a server may take to say its settings.
+/// How long a server may take to send its settings.
 const GREETING: Duration = Duration::from_secs(5);
 
-/// The window of a connection and of a stream before anybody says anything.
+/// The initial window of a connection and of a stream.
 const WINDOW: u32 = 65_535;
 
 /// The window of a connection that reads all its answers.
 const WIDE: u32 = 1 << 30;
 
-/// What the system keeps for a connection that reads nothing.
+/// The receive buffer of a connection that reads nothing.
 const NARROW_BUFFER: u32 = 16 * 1024;
 
 /// Bytes that one attack may send, so that each is bounded.
@@ -54,14 +54,14 @@ impl Allowance {
     }
 }
 
-/// Where connections go, and what they may send.
+/// The target of connections, and how much they may send.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub(crate) address: SocketAddr,
     pub(crate) allowance: Arc<Allowance>,
 }
 
-/// How a connection treats what the server sends.
+/// What a connection reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reads {
     /// Reads and acknowledges everything; the windows are wide enough for any attack.
@@ -300,7 +300,7 @@ async fn read(
 ) {
     let mut bytes = Vec::with_capacity(64 * 1024);
     let mut bodies = HashMap::new();
-    // Whatever the reason for anything else, the connection is over then.
+    // After an error or the end of the stream the connection is over.
     while let Ok(1..) = source.read_buf(&mut bytes).await {
         let mut read = 0;
         while let Some((frame, length)) = Frame::first(&bytes[read..]) {

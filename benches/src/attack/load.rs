@@ -37,7 +37,7 @@ pub(crate) fn keyed(path: &str) -> Block {
     Block::call(path).with("x-api-key", ATTACKER_KEY)
 }
 
-/// How calls became answers.
+/// The result of many calls.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     /// Answered with a message.
@@ -48,7 +48,7 @@ pub(crate) struct Done {
     pub(crate) answers: Vec<Vec<u8>>,
 }
 
-/// Makes the calls of `numbers` on one connection, at most `most` under way at a time.
+/// Makes the calls of `numbers` on one connection, at most `most` in flight.
 ///
 /// # Errors
 ///

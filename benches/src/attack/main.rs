@@ -1,5 +1,5 @@
-//! The attacks that `scripts/attack` builds and starts: callers that want to hurt, a well-behaved
-//! client beside them, and a real server, each judged by what that client and the machine feel.
+//! The attacks that `scripts/attack` builds and starts: attacking callers, a well-behaved client, and a real
+//! server. Each attack is judged by the waits of that client and the memory of the server.
 
 mod attacks;
 mod bystander;
@@ -29,8 +29,7 @@ use crate::stage::Attack;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// By how much the attack gives way to the server and the well-behaved client, which have to share
-/// the machine with it.
+/// The niceness of the attack, so that the server and the well-behaved client on the same machine go first.
 const NICENESS: i32 = 10;
 
 /// How often an attack is made that fails while the machine is busy, perhaps with something else.
@@ -65,12 +64,12 @@ fn play(options: &Options) -> anyhow::Result<bool> {
         .tempdir_in(&options.folder)
         .with_context(|| format!("no folder can be made in {}", options.folder.display()))?;
     raise_open_files()?;
-    // The raw connections live on the one worker; the server is started from this thread, which
-    // does not give way, because a process is as nice as the thread that starts it.
+    // The raw connections run on the one worker. The server is started from this thread, which has the usual
+    // niceness, because a process inherits that of its parent thread.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .on_thread_start(|| {
-            // Without it the attack is only harder to bear.
+            // If this fails, the attack takes more time from the others.
             let _ = nice(NICENESS);
         })
         .enable_all()

@@ -1,4 +1,4 @@
-//! What is asked for on the command line.
+//! The command line.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ pub(crate) enum Stores {
     Both,
 }
 
-/// Attacks a session server and says whether anybody else was hurt
+/// Attacks a session server and says whether other clients suffered
 #[derive(Debug, Parser)]
 #[command(name = "tgm-session-attack")]
 pub(crate) struct Options {
@@ -54,7 +54,7 @@ pub(crate) struct Options {
     /// An attack is broken off, and has failed, when the server takes more than so many MB
     #[arg(long, value_name = "MB", default_value_t = 3_072)]
     pub(crate) memory_stop: u64,
-    /// Tell the attacks and make none
+    /// List the attacks and make none
     #[arg(long)]
     pub(crate) list: bool,
     /// Only these attacks

@@ -68,8 +68,8 @@ impl Row {
         !self.passed() && (is_short || self.client.late_ms > LATE_MS)
     }
 
-    /// Notes as faults what was measured and is beyond its bound. The short form runs with the tests,
-    /// on machines that do other things too: there the waits are told and not judged.
+    /// Adds a fault for each figure beyond its bound. The short form runs with the tests, on busy machines:
+    /// its waits are reported and not judged.
     pub(crate) fn judge(&mut self, probes: &Probes, is_short: bool) {
         let Self { peak_mb, most_mb, ref client, .. } = *self;
         let (mut faults, mut waits) = (Vec::new(), Vec::new());
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hurts_nobody_passes() {
+    fn an_attack_within_all_bounds_passes() {
         let (mut row, probes) = good();
         row.judge(&probes, false);
         assert_eq!(row.faults, [""; 0]);

@@ -1,4 +1,4 @@
-//! What one attack runs on: a server, a well-behaved client beside the attack, and the judgement.
+//! The environment of one attack: a server, a well-behaved client, and the judgement.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -77,7 +77,7 @@ pub(crate) struct Attack {
     pub(crate) play: Play,
 }
 
-/// What one attack runs on.
+/// The environment of one attack.
 #[derive(Debug)]
 pub(crate) struct Stage {
     /// Whether this is the short form.
@@ -239,7 +239,7 @@ impl Stage {
         Ok(())
     }
 
-    /// What came of the attack, once it has ended; stops the server.
+    /// Judges the attack after its end, and stops the server.
     fn judged(mut self) -> anyhow::Result<Row> {
         let mut row = std::mem::take(&mut self.row);
         if let (Some(began), Some(ended)) = (self.began, self.ended) {
@@ -270,7 +270,7 @@ impl Stage {
         Ok(row)
     }
 
-    /// In what the server is not as it was before the attack.
+    /// What differs from the state of the server before the attack.
     async fn differences(&self) -> Vec<String> {
         let mut problems = Vec::new();
         match http::get(self.admin(), "/readyz", PROBE_LIMIT).await {
@@ -312,7 +312,7 @@ impl Stage {
     fn differences_in(&self, page: &str) -> Vec<String> {
         let mut problems = Vec::new();
         let open = http::metric(page, "tgm_session_connections");
-        // That of a probe may be closing yet.
+        // A connection of a probe may still be closing.
         if open.is_none_or(|open| open > self.connections_before + 1.0) {
             let (open, before) = (open.unwrap_or(f64::NAN), self.connections_before);
             problems.push(format!("{open} connections are open, and {before} were before it"));
@@ -328,7 +328,7 @@ impl Stage {
     }
 }
 
-/// Runs `attack` against a fresh server on `store`; what came of it.
+/// Runs `attack` against a fresh server on `store`, and returns the result.
 ///
 /// # Errors
 ///
@@ -371,7 +371,7 @@ pub(crate) async fn run(
     Ok(row)
 }
 
-/// A server with a well-behaved client that has warmed up.
+/// Starts a server, and a well-behaved client that has warmed up.
 async fn raise(
     attack: &Attack,
     store: Store,

@@ -1,4 +1,4 @@
-//! What is looked at all the time from outside of the server: its memory and its probes.
+//! Watches the memory and the probes of the server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// How long a probe may take.
 pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Looks on a thread of its own. Dropped, it ends.
+/// A watch on a thread of its own. It ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
     state: Arc<State>,
@@ -46,7 +46,7 @@ struct Figures {
     probes: Probes,
 }
 
-/// What the probe `/healthz` answered.
+/// The answers of the probe `/healthz`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Probes {
     pub(crate) asked: u64,
@@ -89,12 +89,12 @@ impl Watch {
         self.state.figures.lock().peak
     }
 
-    /// What the probes answered.
+    /// The answers of the probe.
     pub(crate) fn probes(&self) -> Probes {
         self.state.figures.lock().probes.clone()
     }
 
-    /// Waits until the first probe was answered or failed, which a short attack may have outrun.
+    /// Waits until the first probe was answered or has failed: an attack may be shorter than a probe.
     pub(crate) async fn first_probe(&self) {
         let end = Instant::now() + PROBE_EVERY + PROBE_LIMIT;
         while self.probes().asked == 0 && Instant::now() < end {

@@ -1,5 +1,5 @@
-//! What the pool adds to a call: borrows and returns through it, and bare ones on the generated
-//! client, with the same ids, metadata and deadline, on one thread and over one channel each.
+//! What the pool adds to a call: borrows and returns through the pool, and bare calls of the generated client.
+//! Both have the same ids, metadata and deadline, one thread and one channel.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::ids::Traces;
 use crate::pairs::{self, connect};
 use crate::process::thread_cpu;
 
-/// The longest latency the histogram tells apart, in nanoseconds: one minute.
+/// The longest latency of the histogram, in nanoseconds: one minute.
 const LONGEST: u64 = 60_000_000_000;
 
 /// How long all returns together may take.
@@ -29,7 +29,7 @@ const RETURNED: Duration = Duration::from_secs(60);
 /// How long one bare borrow may take: no caller of a server waits without end.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether all of them are through.
+/// How often the count of returns is read.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// What one run does.
@@ -62,7 +62,7 @@ pub struct Cost {
     pub give_back: f64,
 }
 
-/// Who borrows: the library, or a caller that does without it.
+/// How sessions are borrowed: with the library, or without it.
 #[derive(Clone)]
 enum Way {
     Pool(Pool),

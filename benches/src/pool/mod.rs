@@ -20,7 +20,7 @@ use crate::ids::{SESSIONS, Traces, WORKERS, api_key, in_turn, organization};
 /// Callers that borrow at the same time while everything is set up.
 const CALLERS: u64 = 64;
 
-/// What a pool shall hold.
+/// What a pool holds.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Load {
     /// Sessions, each with a trace of its own

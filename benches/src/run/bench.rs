@@ -1,4 +1,4 @@
-//! What every part of the benchmark works with: the options, the servers, and programs to run.
+//! Shared by all parts of the benchmark: options, servers, and programs to run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -99,14 +99,14 @@ impl<T> Rounds<T> {
     }
 }
 
-/// What every part works with.
+/// Shared by all parts.
 pub(super) struct Bench {
     pub(super) options: Options,
     pub(super) folder: TempDir,
     policy: PathBuf,
 }
 
-/// No ceilings, and a TTL that no run outlasts.
+/// No limits, and a TTL longer than any run.
 const POLICY: &str = "[server]\nmax_leases = 20_000_000\n\n[services.t1r]\nttl = \"1h\"\n";
 
 impl Bench {

@@ -1,10 +1,10 @@
-//! What the run ran on.
+//! The machine of the run.
 
 use std::fs;
 
 use crate::report::Report;
 
-/// Notes what makes figures of two runs comparable, or not.
+/// Adds the facts that decide whether figures of two runs can be compared.
 pub(super) fn describe(report: &mut Report) {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let processor = field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into());

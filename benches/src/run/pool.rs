@@ -1,4 +1,4 @@
-//! The pool of the client library: very much held for a while, and what it adds to a call.
+//! The pool of the client library: many leases held for a while, and what the pool adds to a call.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use crate::report::{Bound, Cell, Report, Table, median};
 
 use super::bench::{Bench, Target, answer_of, counting, part};
 
-/// No ceilings, and the TTL of the default: 60 s, kept alive every 20 s.
+/// No limits, and the default TTL: 60 s, with keep-alives every 20 s.
 const DEFAULTS: &str = "[services.t1r]\n[services.t2w]\n";
 
 /// The longest time between two keep-alives of a lease that the URL's default allows, in seconds.

@@ -110,7 +110,7 @@ fn one(bench: &Bench, method: Method, target: Target, streams: u32) -> anyhow::R
     Ok(Outcome { rate, micros: micros_each(cpu, requests) })
 }
 
-/// Warms the server up, runs `requests`, and checks that they did what they say.
+/// Warms the server up, runs `requests`, and checks that they had an effect.
 fn load(
     bench: &Bench,
     method: Method,

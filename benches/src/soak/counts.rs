@@ -11,17 +11,17 @@ use wire::worker::{WorkersState, WorkersStateRequest};
 
 use crate::hosts::ORGANIZATIONS;
 
-/// The services and their ceilings per organization.
+/// The services and their limits per organization.
 pub(crate) const SERVICES: [(&str, u64); 2] = [("t1r", 16), ("t2w", 50)];
 
 /// The time to live of every lease.
 pub(crate) const TTL: Duration = Duration::from_secs(12);
 
-/// Ceilings that are reached all the time, and a minimal life that some sessions do not reach.
+/// Limits that are reached all the time, and a minimal life that some sessions do not reach.
 pub(crate) fn policy() -> String {
-    let service = |(name, ceiling): (&str, u64)| {
+    let service = |(name, limit): (&str, u64)| {
         format!(
-            "[services.{name}]\nmax_per_organization = {ceiling}\nttl = \"{}s\"\n\
+            "[services.{name}]\nmax_per_organization = {limit}\nttl = \"{}s\"\n\
              minimal_life = \"500ms\"\n",
             TTL.as_secs()
         )
@@ -49,16 +49,16 @@ impl Counts {
     ///
     /// # Errors
     ///
-    /// The server does not answer, or counts more than a ceiling allows.
+    /// The server does not answer, or counts more than a limit allows.
     pub(crate) async fn by_trace(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let mut traces = BTreeMap::new();
         for organization in ORGANIZATIONS {
-            for (service, ceiling) in SERVICES {
+            for (service, limit) in SERVICES {
                 let state = self.state(service, organization).await?;
                 let counted = u64::try_from(state.borrowed_workers)?;
                 ensure!(
-                    counted <= ceiling,
-                    "{organization} holds {counted} of {service}, and {ceiling} are allowed"
+                    counted <= limit,
+                    "{organization} holds {counted} of {service}, and {limit} are allowed"
                 );
                 for (trace, leases) in state.worker_count_per_trace_id {
                     *traces.entry(trace).or_default() += u64::try_from(leases)?;

@@ -47,11 +47,11 @@ pub(crate) struct Report {
     pub(crate) holds: BTreeMap<String, u64>,
     /// Sessions and workers that were granted.
     pub(crate) granted: u64,
-    /// Borrows that a ceiling refused, and of workers whose session had ended.
+    /// Borrows that a limit refused, and borrows of workers whose session had ended.
     pub(crate) refused: u64,
     /// Borrows that found no server in time.
     pub(crate) unavailable: u64,
-    /// Sessions and workers that ended without the host's doing.
+    /// Sessions and workers that the host did not end.
     pub(crate) lost: u64,
     /// Leases that a close could not return.
     pub(crate) not_returned: u64,

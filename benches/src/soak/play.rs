@@ -49,7 +49,7 @@ impl Options {
     }
 }
 
-/// What happened.
+/// The counts of events.
 #[derive(Clone, Copy, Debug, Default)]
 struct Toll {
     weathers: u64,
@@ -143,7 +143,7 @@ impl Soak {
         Ok(soak)
     }
 
-    /// The last host has a good network all the time.
+    /// The last host always has a good network.
     fn lucky(&self) -> &HostProcess {
         self.hosts.last().expect("hosts are started before anything else")
     }
@@ -227,7 +227,7 @@ impl Soak {
         Ok(())
     }
 
-    /// Checks what must hold at any time: the ceilings, and that hosts with a good network lose nothing.
+    /// Checks what must hold at any time: the limits, and that hosts with a good network lose no lease.
     async fn look(&mut self) -> anyhow::Result<()> {
         if let Some(server) = &self.server {
             Counts::of(server.address())?.by_trace().await?;

@@ -1,4 +1,4 @@
-//! Which weather comes next, and its name.
+//! Chooses the next fault of the network.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use rand::RngExt as _;
 
 use crate::proxy::{Flow, Weather};
 
-/// Something that happens to a network, and what people call it.
+/// A random fault of the network, and its name.
 pub(crate) fn next() -> (&'static str, Weather) {
     let mut random = rand::rng();
     match random.random_range(0..9) {

@@ -1,4 +1,4 @@
-//! A ceiling and how much of it is taken, at a glance.
+//! A bar that shows how much of a limit is used.
 
 use std::fmt;
 
@@ -10,14 +10,14 @@ const WIDEST: u64 = 24;
 /// `███░░ 3/5`: one cell per slot while those fit, else in proportion.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bar {
-    /// Slots taken.
+    /// Slots in use.
     pub(crate) active: u64,
-    /// Slots there are; `None` without a ceiling.
+    /// The limit; `None` if there is none.
     pub(crate) max: Option<u64>,
 }
 
 impl Bar {
-    /// Cells alone, for something that is measured: `part` of `whole`.
+    /// The cells of a share: `part` of `whole`.
     #[cfg(unix)]
     pub(crate) fn cells_of(part: u128, whole: u128) -> String {
         let scaled = (part.min(whole) * u128::from(WIDEST)).div_ceil(whole.max(1));
@@ -50,14 +50,14 @@ impl Bar {
 }
 
 impl Bar {
-    /// Whether nothing more fits.
+    /// Whether the limit is reached.
     pub(crate) fn is_full(self) -> bool {
         self.max.is_some_and(|max| self.active >= max)
     }
 
-    /// `███░░ 3/5` without colours, in at most `widest` cells; `3` without a ceiling.
+    /// `███░░ 3/5` without colours, in at most `widest` cells; `3` without a limit.
     pub(crate) fn plain(self, widest: u64) -> String {
-        // Without a ceiling there is nothing that could be full.
+        // Without a limit, nothing can be full.
         let Some(max) = self.max else { return self.active.to_string() };
         let (full, empty) = self.cells_within(widest);
         format!("{}{} {}/{max}", "█".repeat(full), "░".repeat(empty), self.active)
@@ -76,7 +76,7 @@ impl fmt::Display for Bar {
         let picture = self.picture();
         match self.max {
             Some(max) => write!(f, "{picture} {}/{max}", self.active),
-            None => write!(f, "{picture} {}, no ceiling", self.active),
+            None => write!(f, "{picture} {}, no limit", self.active),
         }
     }
 }
@@ -104,10 +104,10 @@ mod tests {
     }
 
     #[test]
-    fn no_count_and_no_ceiling_breaks_a_bar() {
+    fn a_bar_is_right_for_any_count_and_without_a_limit() {
         assert_eq!(plain(7, Some(5)), "█████ 7/5");
         assert_eq!(Bar { active: 0, max: Some(0) }.cells(), (0, 1));
-        assert_eq!(plain(2, None), "██ 2, no ceiling");
+        assert_eq!(plain(2, None), "██ 2, no limit");
         assert_eq!(Bar { active: u64::MAX, max: Some(u64::MAX) }.cells(), (24, 0));
         assert_eq!(Bar { active: u64::MAX, max: None }.cells(), (24, 0));
     }

@@ -1,4 +1,4 @@
-//! `check`: would a server start with this policy file, and what does it say?
+//! `check`: says whether a server would start with a policy file, and summarizes the file.
 
 use std::fmt;
 use std::io::Read as _;
@@ -17,13 +17,12 @@ use crate::output::{FAINT, GOOD, Output, WARN, counted, styled};
 use crate::serve::settings::{self, Configured, Problem};
 
 const ABOUT: &str = "\
-Refuses what serve would refuse, in the same words, and tells everything that
-is wrong, each with its line; exit code 2. The flags of serve and its
-TGM_SESSION_... variables count here too. Files of TLS, tokens and keys are
-read. Only a start can know whether a port is free and the store opens.
-Warnings are about what is allowed but likely not meant; exit code 0. What
-max_leases needs at worst is held against the memory of this machine, or of its
-control group.
+Refuses what serve would refuse, in the same words, and lists every error with
+its line; exit code 2. It takes the flags of serve and its TGM_SESSION_...
+variables too, and reads the files of TLS, tokens and keys. Only a start can
+know whether a port is free and the store opens. A warning is about something
+that is valid but probably a mistake; exit code 0. It also warns if max_leases
+may need more memory than this machine, or its control group, has.
 
   tgm-session check policy.toml
   tgm-session check policy.toml --listen 0.0.0.0:9010
@@ -33,7 +32,7 @@ control group.
 /// The largest policy that is read from standard input.
 const MAX_INPUT: u64 = 64 << 20;
 
-/// Check whether a server would start with a policy file, and show what it says.
+/// Check whether a server would start with a policy file, and summarize the file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 struct Own {
@@ -194,7 +193,7 @@ impl fmt::Display for Valid<'_> {
         for Finding { line, column, problem } in &self.warnings {
             writeln!(f, "{} {file}:{line}:{column}: {problem}", styled(WARN, "warning:"))?;
         }
-        writeln!(f, "{} {file}", styled(GOOD, "sound"))?;
+        writeln!(f, "{} {file}", styled(GOOD, "valid"))?;
         let width = self.services.iter().map(|service| service.name.chars().count()).max();
         let width = width.unwrap_or(0).max("service".len());
         let heading = format!(
@@ -207,9 +206,9 @@ impl fmt::Display for Valid<'_> {
                 f,
                 "  {:<width$}  {:>16}  {:>11}  {:>9}  {:>7}  {:>12}{}",
                 service.name,
-                ceiling(service.max_per_organization),
-                ceiling(service.max_per_api_key),
-                ceiling(service.max_total),
+                limit(service.max_per_organization),
+                limit(service.max_per_api_key),
+                limit(service.max_total),
                 span(service.ttl_ms),
                 span(service.minimal_life_ms),
                 if service.observe { "  observed only" } else { "" }
@@ -247,7 +246,7 @@ impl fmt::Display for Invalid<'_> {
     }
 }
 
-fn ceiling(max: Option<u64>) -> String {
+fn limit(max: Option<u64>) -> String {
     max.map_or_else(|| "none".to_owned(), |max| max.to_string())
 }
 

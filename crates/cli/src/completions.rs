@@ -1,4 +1,4 @@
-//! `completions`: what the shell needs to complete commands and flags.
+//! `completions`: the completion script of a shell.
 
 use std::io::Write as _;
 
@@ -14,7 +14,7 @@ Examples:
   tgm-session completions zsh  > ~/.zfunc/_tgm-session   with ~/.zfunc in $fpath
   tgm-session completions fish > ~/.config/fish/completions/tgm-session.fish";
 
-/// Print the completions of a shell.
+/// Print the completion script of a shell.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args, mut command: Command) -> Result<(), Failure> {
 
 /// The script of bash with the hyphen in the name of the program written in one way everywhere:
 /// clap_complete writes it in two, so that nothing after a command would be completed
-/// (clap-rs/clap, issue 6421). Changes nothing once that is mended.
+/// (clap-rs/clap, issue 6421). Changes nothing once that is fixed.
 fn with_matching_labels(script: Vec<u8>, name: &str) -> Vec<u8> {
     match String::from_utf8(script) {
         Ok(script) => {

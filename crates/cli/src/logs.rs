@@ -26,7 +26,7 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// The queue in front of standard error, in a server.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
-/// How much is logged, and how.
+/// The level and the format of the log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Logs {
     /// What is logged to standard error: off, error, warn, info, debug, trace, or a filter per
@@ -41,8 +41,8 @@ pub(crate) struct Logs {
     )]
     log: Option<String>,
 
-    /// How log lines look, and the error that ends a command: text for people, or one JSON object
-    /// per line.
+    /// The format of log lines, and of the error that ends a command: text for people, or one JSON
+    /// object per line.
     #[arg(
         long,
         global = true,
@@ -56,7 +56,7 @@ pub(crate) struct Logs {
 }
 
 impl Logs {
-    /// How log lines look.
+    /// The format of log lines.
     pub(crate) const fn format(&self) -> LogFormat {
         self.log_format
     }
@@ -65,8 +65,8 @@ impl Logs {
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`] when the filter cannot be read, [`Failure::Failed`] when a server gets no
-    /// thread to log on.
+    /// [`Failure::Usage`] if the filter is invalid, [`Failure::Failed`] if a server cannot start the thread
+    /// that writes the log.
     pub(crate) fn start(&self, is_server: bool) -> Result<(), Failure> {
         let filter = self.log.as_deref().unwrap_or(if is_server { "info" } else { "warn" });
         let filter = EnvFilter::builder().parse(filter).map_err(|error| {
@@ -84,7 +84,7 @@ impl Logs {
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(writer)
-            // A log that nobody reads must not end the process with a panic.
+            // A log that cannot be written must not end the process with a panic.
             .log_internal_errors(false);
         match self.log_format {
             LogFormat::Text => subscriber.with_ansi(colours).init(),
@@ -93,11 +93,11 @@ impl Logs {
         Ok(())
     }
 
-    /// Puts a queue in front of standard error, which takes the messages of panics too.
+    /// Puts a queue in front of standard error, also for the messages of panics.
     fn start_queue(&self) -> Result<Queue, Failure> {
-        let tell =
+        let report =
             |lines| tracing::warn!(lines, "log lines were dropped: nobody read them in time");
-        let queue = Queue::start(std::io::stderr(), tell)
+        let queue = Queue::start(std::io::stderr(), report)
             .map_err(|error| Failure::Failed(format!("cannot start the log: {error}")))?;
         let (format, to) = (self.log_format, queue.clone());
         // The panic hook of the standard library would wait for the reader of standard error.
@@ -111,7 +111,7 @@ pub(crate) fn dropped() -> Arc<AtomicU64> {
     QUEUE.get().map(Queue::dropped).unwrap_or_default()
 }
 
-/// Waits until what was logged is written, and no longer than a second.
+/// Waits until all log lines are written, for a second at most.
 pub(crate) fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush(FLUSH_WITHIN);

@@ -1,9 +1,9 @@
-//! What the system gives this process: open files and memory.
+//! The open files and the memory that the system allows this process.
 
 use std::path::Path;
 
-/// Raises the soft limit of open files to the hard one, and answers how many files may be open;
-/// `None` for any number.
+/// Raises the soft limit of open files to the hard one. Returns how many files may be open; `None` means
+/// any number.
 #[cfg(unix)]
 pub(crate) fn allow_open_files() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -21,19 +21,19 @@ pub(crate) fn allow_open_files() -> Option<u64> {
     }
 }
 
-/// Where the system has no such limit.
+/// Other systems have no such limit.
 #[cfg(not(unix))]
 pub(crate) const fn allow_open_files() -> Option<u64> {
     None
 }
 
-/// How many bytes of memory this process may have: those of the machine, or of its control group
-/// where that allows fewer; `None` when the system does not tell.
+/// The memory that this process may use, in bytes: that of the machine, or of its control group if that is
+/// less; `None` if it is unknown.
 pub(crate) fn memory() -> Option<u64> {
     memory_under(Path::new("/"))
 }
 
-/// As [`memory`], of the system whose files are below `root`.
+/// As [`memory`], for a system whose files are below `root`.
 fn memory_under(root: &Path) -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
     let machine = read("proc/meminfo").and_then(|text| {
@@ -51,7 +51,7 @@ fn memory_under(root: &Path) -> Option<u64> {
         } else {
             return Vec::new();
         };
-        // A group has no more than those above it.
+        // A group is also bounded by the groups above it.
         let groups = Path::new(group).ancestors();
         let limit = |group: &Path| {
             let group = group.to_str()?.trim_matches('/');

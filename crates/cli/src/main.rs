@@ -32,7 +32,7 @@ use crate::logs::Logs;
 use crate::operator::{audit, disable, limit, organizations, policy, refusals, revoke, sessions};
 use crate::output::{Format, Output};
 
-/// A stream of small requests on few threads gains a few percent from a faster allocator.
+/// A faster allocator saves a few percent of CPU with many small requests.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -46,16 +46,16 @@ Start here:
 For the operator of a server, over its admin port (http://127.0.0.1:9011, or
 TGM_SESSION_ADMIN_URL):
   tgm-session top
-      who holds what, live
+      organizations and sessions, live
   tgm-session refusals --organization acme
-      why was it refused?
+      why it was refused
   tgm-session limit organization acme t1r 40
-      raise a ceiling, without a restart
+      raise a limit, without a restart
   tgm-session revoke --organization acme
-      end what it runs
+      end its sessions
 
-Exit codes: 0 done, 1 failed (a port or a store that cannot be had too), 2 a
-wrong flag, URL or policy, 3 refused (a ceiling, a budget, a revocation), 4
+Exit codes: 0 done, 1 failed (also a port or a store that is in use), 2 an
+invalid flag, URL or policy, 3 refused (a limit, a budget, a revocation), 4
 the server is unavailable.";
 
 /// Sessions and quotas for streaming data services: who may run how many streams and workers.
@@ -109,12 +109,12 @@ fn main() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
         Err(answer) => {
-            // Help and version too come as an error; whether anybody reads them changes nothing.
+            // Help and version come as an error too. A failure to print them is ignored.
             let text = answer.to_string();
             if !answer.use_stderr() || text.chars().all(|char| char == '\n' || is_plain(char)) {
                 let _ = answer.print();
             } else {
-                // It repeats an argument, which may be an id from elsewhere.
+                // The message repeats an argument, which may be an id of somebody else.
                 let text = plain_but(&text, |char| char == '\n');
                 let _ = std::io::stderr().write_all(text.as_bytes());
             }

@@ -21,7 +21,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
-    /// The folder that the pages are written to; it is made when it is not there.
+    /// The folder for the pages; it is created if it does not exist.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args, command: Command, mut output: Output) -> Result<(
     Ok(())
 }
 
-/// Writes one page. The examples keep their lines, which a page would else fill up.
+/// Writes one page. The examples keep their lines; otherwise they would be filled.
 fn page(command: &Command, to: &mut dyn Write) -> io::Result<()> {
     let man = Man::new(command.clone()).manual("tgm-session");
     man.render_title(to)?;

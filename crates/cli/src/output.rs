@@ -1,4 +1,4 @@
-//! What a command prints: the same things for people and for programs.
+//! The output of a command, for people and for programs.
 
 use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
@@ -23,10 +23,10 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Standard output, in the format that was asked for.
+/// Standard output in the chosen format.
 ///
-/// Colours reach terminals only, and none where `NO_COLOR` is set. Every line is flushed: what
-/// happened is visible when it happened, through a pipe too.
+/// Only terminals get colours, and not if `NO_COLOR` is set. Every line is flushed, so that it is visible at
+/// once, also through a pipe.
 #[derive(Debug)]
 pub(crate) struct Output {
     format: Format,
@@ -40,13 +40,13 @@ impl Output {
     /// Prints to standard output in `format`.
     pub(crate) fn new(format: Format) -> Self {
         let stdout = std::io::stdout();
-        // A terminal that cannot move its cursor gets the lines that a pipe gets.
+        // A terminal that cannot move its cursor gets the same lines as a pipe.
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let live = format == Format::Text && stdout.is_terminal() && !dumb;
         Self { format, stream: AutoStream::auto(stdout), live, dirty: false }
     }
 
-    /// Whether programs read this.
+    /// Whether the format is JSON.
     pub(crate) fn is_json(&self) -> bool {
         self.format == Format::Json
     }
@@ -101,7 +101,7 @@ impl Output {
     }
 
     /// Shows `text` on the last line of a terminal until the next [`Output::show_live`] or
-    /// [`Output::clear_live`]; anywhere else nothing, for it would be many lines that say little.
+    /// [`Output::clear_live`]. Shows nothing if the output is not a terminal.
     pub(crate) fn show_live(&mut self, text: &impl fmt::Display) -> Result<(), Failure> {
         if self.live {
             self.dirty = true;
@@ -111,7 +111,7 @@ impl Output {
         Ok(())
     }
 
-    /// Takes away what [`Output::show_live`] showed.
+    /// Clears what [`Output::show_live`] showed.
     pub(crate) fn clear_live(&mut self) -> Result<(), Failure> {
         if std::mem::take(&mut self.dirty) {
             write!(self.stream, "{CLEAR}")?;
@@ -149,8 +149,8 @@ pub(crate) fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// `text` on one line that a terminal shows as it is: ids and messages come from elsewhere, and
-/// must not move the cursor, nor change how the rest of the line is shown.
+/// `text` on one line, with everything escaped that is not plain: ids and messages come from callers, and
+/// must not move the cursor or change how the rest of the line is shown.
 pub(crate) fn plain(text: &str) -> String {
     text::plain(text).into_owned()
 }

@@ -6,7 +6,7 @@ use tgm_session::{Dsn, Error, TgmConfig, TgmPool};
 
 use crate::failure::Failure;
 
-/// A pool of one server, and where that server is.
+/// A pool of one server, and the address of that server.
 #[derive(Debug)]
 pub(crate) struct Remote {
     /// The pool: its leases, and what the server counts.
@@ -25,7 +25,7 @@ impl Remote {
         Ok(Self { pool: Arc::new(TgmPool::connect(&config)?), endpoint: config.shown_endpoint() })
     }
 
-    /// The failure of a call that ended with `error`; it says where when nobody answered there.
+    /// The failure of a call that ended with `error`. It names the address if the server is unavailable.
     pub(crate) fn failure(&self, error: Error) -> Failure {
         match Failure::from(error) {
             failure @ Failure::Unavailable(_) => failure.about(&self.endpoint),

@@ -1,14 +1,14 @@
-//! The runtime that a command runs on.
+//! The runtime of a command.
 
 use tokio::runtime::{Builder, Runtime};
 
 use crate::failure::Failure;
 
-/// Builds a runtime on this thread; servers bring threads of their own.
+/// Builds a runtime on this thread. Servers start threads of their own.
 ///
 /// # Errors
 ///
-/// [`Failure::Failed`] when the system refuses what a runtime needs.
+/// [`Failure::Failed`] if the system refuses what a runtime needs.
 pub(crate) fn current_thread() -> Result<Runtime, Failure> {
     Builder::new_current_thread()
         .enable_all()

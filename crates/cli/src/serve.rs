@@ -1,4 +1,4 @@
-//! `serve`: run a session server until it is asked to stop.
+//! `serve`: runs a session server until a signal stops it.
 
 #[cfg(target_os = "linux")]
 mod manager;
@@ -25,7 +25,7 @@ use crate::signals::{Hangups, Signals};
 pub(crate) use settings::Args;
 use settings::{Configured, Problem};
 
-/// What a server says once it accepts.
+/// Printed when the server accepts calls.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename = "ready")]
 struct Ready {
@@ -54,7 +54,7 @@ impl fmt::Display for Ready {
         };
         writeln!(f, "  store     {} {}", self.store, styled(FAINT, format_args!("({kept})")))?;
         let stopped = if self.store == StoreUrl::Memory.to_string() {
-            "Ctrl-C stops it; nothing is kept, for the store is in memory."
+            "Ctrl-C stops it; the store is in memory, so nothing is kept."
         } else {
             "Ctrl-C stops it; leases are kept for the next start."
         };
@@ -65,7 +65,7 @@ impl fmt::Display for Ready {
 /// Runs the command.
 pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     let (mut configured, file, policy) = settings::configure(&args)?;
-    // Whoever knows what was reported tells about metrics: the server itself.
+    // The server itself warns about metrics, because it knows which are reported.
     for warning in configured.warnings.iter().filter(|warning| warning.unheard_of.is_none()) {
         tracing::warn!("{warning}");
     }
@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
         let (running, recovered_leases) = tokio::select! {
             started = starting => started?,
             signal = signals.next() => {
-                // Nothing was accepted yet, and a disk that hangs would keep a thread for ever.
+                // Nothing was accepted yet. A clean end could wait forever for a disk that hangs.
                 tracing::info!(signal, "stopped before it accepted calls");
                 std::process::exit(0)
             }
@@ -100,17 +100,16 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
         let status = format!("gRPC on {grpc}, the admin port on {admin}");
         manager::ready(&status);
         let signal = tokio::select! {
-            signal = asked_to_stop(&running, &mut signals, &mut hangups, &status) => signal,
+            signal = wait_for_stop(&running, &mut signals, &mut hangups, &status) => signal,
             never = manager::feed_watchdog(&running) => match never {},
         };
         manager::stopping();
-        tracing::info!(signal, "stopping: calls under way may finish");
+        tracing::info!(signal, "stopping: calls in flight may finish");
         stop(running, signals).await
     })
 }
 
-/// Lets this process open as many files as the system allows it, and warns when these are fewer
-/// than connections may need.
+/// Raises the limit of open files as far as the system allows, and warns if connections may need more.
 fn make_room_for_files(config: &Config) {
     let (needed, allowed) = (most_open_files(config), machine::allow_open_files());
     if let Some(allowed) = allowed.filter(|allowed| *allowed < needed) {
@@ -124,8 +123,8 @@ fn make_room_for_files(config: &Config) {
     }
 }
 
-/// Prints that the server accepts. A server serves, whoever reads about it: a pipe that is full
-/// already holds up a thread that nobody waits for.
+/// Prints that the server accepts calls. It prints on a thread of its own, because a full pipe must not
+/// block the server.
 fn say_ready(ready: Ready, mut output: Output) -> Result<(), Failure> {
     let say = move || match output.show(&ready) {
         Err(Failure::OutputClosed) | Ok(()) => {}
@@ -136,8 +135,8 @@ fn say_ready(ready: Ready, mut output: Output) -> Result<(), Failure> {
     started.map(drop).map_err(failed)
 }
 
-/// Loads the policy again at each SIGHUP, and answers by which signal the server is to stop.
-async fn asked_to_stop(
+/// Loads the policy again at each SIGHUP. Returns the signal that stops the server.
+async fn wait_for_stop(
     running: &Running,
     signals: &mut Signals,
     hangups: &mut Hangups,
@@ -148,7 +147,7 @@ async fn asked_to_stop(
             signal = signals.next() => return signal,
             () = hangups.next() => {
                 manager::reloading();
-                // What came of it is in the log, and in the status of the policy.
+                // The log and the status of the policy have the result.
                 let by = By { from: "signal", note: "" };
                 let _: Result<_, _> = running.operator().reload(by).await;
                 manager::ready(status);
@@ -157,7 +156,7 @@ async fn asked_to_stop(
     }
 }
 
-/// Stops well, or at once when a second signal comes.
+/// Stops gracefully, or at once after a second signal.
 async fn stop(running: Running, mut signals: Signals) -> Result<(), Failure> {
     tokio::select! {
         stopped = running.stop() => {
@@ -166,7 +165,7 @@ async fn stop(running: Running, mut signals: Signals) -> Result<(), Failure> {
             Ok(())
         }
         signal = signals.next() => {
-            tracing::warn!(signal, "stopped at once; what was acknowledged is kept");
+            tracing::warn!(signal, "stopped at once; nothing that was acknowledged is lost");
             logs::flush();
             std::process::exit(1)
         }

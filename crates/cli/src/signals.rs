@@ -1,4 +1,4 @@
-//! The signals that ask a process to stop, or to load its configuration again.
+//! The signals that stop a process, or reload its configuration.
 
 #[cfg(not(unix))]
 mod other;

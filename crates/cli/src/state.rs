@@ -1,4 +1,4 @@
-//! `state`: what one organization holds, as the server counts it.
+//! `state`: the leases of one organization, as the server counts them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ const ABOUT: &str = "\
   tgm-session state 'tgm://HOST?indexer-api-key=$KEY' --organization acme \\
         --service t2w --format json";
 
-/// Show how full the pool of an organization is, and which traces hold it.
+/// Show how full the pool of an organization is, and which traces hold leases.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
@@ -69,12 +69,12 @@ impl fmt::Display for PoolReport {
 /// Runs the command.
 pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     let dsn = Dsn::parse(&args.url)?;
-    // What came out of a variable is not repeated.
+    // The URL may contain the value of a variable, so errors do not repeat it.
     match dsn.scheme() {
         "tgm" => {}
         "local" => {
-            let problem = "local:// counts inside of one process, so there is no server to ask; \
-                           give a tgm:// URL";
+            let problem = "local:// counts in one process, so there is no server to ask; give a tgm:// \
+                           URL";
             return Err(Failure::Usage(problem.into()));
         }
         _ => {

@@ -1,4 +1,4 @@
-//! Connections to the admin port that keep others from it.
+//! Attacks on the places of the admin port.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::stage::Stage;
 /// Connections, more than the port has places for.
 const CONNECTIONS: usize = 300;
 
-/// What the system keeps for a reader that reads nothing.
+/// The receive buffer of a connection that reads nothing.
 const NARROW_BUFFER: u32 = 4 * 1024;
 
-/// By how much longer than others this takes: whoever waits for a place has to show.
+/// How many times longer than others these attacks take, so that clients that wait for a place show.
 const LONGER: u32 = 3;
 
 /// How long an attacker waits for its connection.

@@ -1,4 +1,4 @@
-//! What callers without a key, or with a wrong one, can make the server keep.
+//! Attacks on the memory of the server by callers without a key, or with a wrong one.
 
 use crate::connection::{Connection, Reads};
 use crate::frames::{Block, LONGEST, flag, frame, kind};
@@ -20,7 +20,7 @@ const BATCH: u64 = 32;
 /// The first bytes of a message of 60,000 bytes.
 const LONG_MESSAGE: [u8; 5] = [0, 0, 0, 0xea, 0x60];
 
-fn shown(block: Block, key: Option<&str>) -> Block {
+pub(super) fn with_key(block: Block, key: Option<&str>) -> Block {
     match key {
         Some(key) => block.with("x-api-key", key),
         None => block,
@@ -56,7 +56,7 @@ pub(super) async fn references(stage: &mut Stage, key: Option<&'static str>) -> 
     stage
         .crowd(CONNECTIONS, move |link, _| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
-            let plain = shown(Block::call(BORROW), key);
+            let plain = with_key(Block::call(BORROW), key);
             let first = plain.clone().remembered("a", "").repeated(REFERENCES - 1);
             let next = plain.repeated(REFERENCES);
             keep_open(&mut connection, |connection, bytes, number| {
@@ -92,7 +92,7 @@ pub(super) async fn bodies(stage: &mut Stage, key: Option<&'static str>) -> anyh
         .crowd(CONNECTIONS, move |link, number| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
             let path = if number % 2 == 0 { BORROW } else { REPORT };
-            let block = shown(Block::call(path), key);
+            let block = with_key(Block::call(path), key);
             let filler = [&LONG_MESSAGE[..], &[0; LONGEST - LONG_MESSAGE.len()]].concat();
             let most = STREAMS.min(connection.max_streams().into());
             for opened in 0.. {
@@ -171,7 +171,7 @@ pub(super) async fn reflection(stage: &mut Stage) -> anyhow::Result<()> {
                 }
             }
             connection.send(&bytes).await?;
-            // The rest goes round and round over the same streams, as the windows are granted.
+            // The rest goes over the same streams in turn, as the windows are granted.
             for stream in (1..2 * most as u32).step_by(2).cycle() {
                 let part = connection.window(question.len()).await?;
                 bytes.clear();

@@ -64,7 +64,7 @@ pub(super) async fn continuation(stage: &mut Stage) -> anyhow::Result<()> {
         .await
 }
 
-/// Questions whether anybody is there, which each want an answer.
+/// Pings, each of which needs an answer.
 pub(super) async fn pings(stage: &mut Stage) -> anyhow::Result<()> {
     let mut bytes = Vec::new();
     for number in 0..BATCH as u64 {
@@ -73,7 +73,7 @@ pub(super) async fn pings(stage: &mut Stage) -> anyhow::Result<()> {
     flood(stage, bytes).await
 }
 
-/// Settings, which each want to be acknowledged.
+/// Settings, each of which needs an acknowledgement.
 pub(super) async fn settings_of(stage: &mut Stage) -> anyhow::Result<()> {
     let mut bytes = Vec::new();
     for number in 0..BATCH as u32 {

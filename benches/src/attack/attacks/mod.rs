@@ -14,7 +14,7 @@ use crate::stage::{Attack, Stage};
 /// An attack on a server with its usual flags.
 const PLAIN: Attack = Attack {
     name: "calm",
-    about: "Nobody attacks: what the figures are on this machine",
+    about: "No attack: the figures of this machine",
     flags: &[],
     indexers: true,
     unread_log: false,
@@ -259,7 +259,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "services",
-        about: "Leases of thousands of services that nobody configured, each with a ceiling of its own",
+        about: "Leases of thousands of services that nobody configured, each with a limit of its own",
         play: |stage| Box::pin(services::invented(stage)),
         ..PLAIN
     },

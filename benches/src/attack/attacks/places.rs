@@ -1,4 +1,4 @@
-//! Connections that take the places of others.
+//! Attacks on the places for connections.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use wire::framing::frame as message;
 
+use super::before_key::with_key;
 use crate::connection::{Connection, Reads};
 use crate::frames::{Block, PREFACE};
 use crate::load::{STATE, run};
@@ -16,7 +17,7 @@ use crate::stage::Stage;
 /// Connections, more than the server has places for.
 const CONNECTIONS: usize = 600;
 
-/// By how much longer than others this takes: whoever waits for a place has to show.
+/// How many times longer than others these attacks take, so that clients that wait for a place show.
 const LONGER: u32 = 2;
 
 /// Between two headers of a slow request.
@@ -47,10 +48,7 @@ pub(super) async fn idle(stage: &mut Stage, key: Option<&'static str>) -> anyhow
     stage
         .crowd(CONNECTIONS, move |link, _| async move {
             let mut connection = Connection::open(&link, Reads::Everything).await?;
-            let block = match key {
-                Some(key) => Block::call(STATE).with("x-api-key", key),
-                None => Block::call(STATE),
-            };
+            let block = with_key(Block::call(STATE), key);
             let question = wire::worker::WorkersStateRequest {
                 service: crate::calls::LASTING.into(),
                 organization_id: "squatter".into(),

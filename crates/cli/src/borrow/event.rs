@@ -1,4 +1,4 @@
-//! What becomes of a held session, for people and for programs.
+//! The events of a held session, for people and for programs.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tgm_session::{Error, Scope};
 use crate::bar::Bar;
 use crate::output::{BAD, FAINT, GOOD, NAME, WARN, counted, plain, styled};
 
-/// What happened, for people and for programs. No event carries a key: keys are proofs.
+/// An event, for people and for programs. No event carries a key: whoever has a key can end the lease.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Event<'a> {
@@ -68,7 +68,7 @@ pub(super) enum Event<'a> {
     },
 }
 
-/// What was asked for.
+/// What was borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
@@ -149,8 +149,8 @@ impl Event<'_> {
                 (NAME, "pool", format!("{} {} {bar}", plain(organization), plain(service)))
             }
             Self::KeptAlive { keep_alives, held_ms } => {
-                let beats = counted(*keep_alives, "keep-alive");
-                (FAINT, "kept alive", format!("{beats} in {} s", held_ms / 1000))
+                let count = counted(*keep_alives, "keep-alive");
+                (FAINT, "kept alive", format!("{count} in {} s", held_ms / 1000))
             }
             Self::BorrowedAgain { kind: Kind::Session, .. } => {
                 (WARN, "borrowed", "the session again: the server had forgotten it".into())
@@ -158,8 +158,8 @@ impl Event<'_> {
             Self::BorrowedAgain { number, .. } => {
                 (WARN, "borrowed", format!("worker {number} again: the server had forgotten it"))
             }
-            Self::Unreachable { message } => (WARN, "silence", plain(message)),
-            Self::Reachable => (GOOD, "back", "the server answers again".into()),
+            Self::Unreachable { message } => (WARN, "no answer", plain(message)),
+            Self::Reachable => (GOOD, "reachable", "the server answers again".into()),
             Self::Ended { kind, reason, .. } => (WARN, "ended", format!("{kind}: {reason}")),
             Self::Returning { why } => (FAINT, "returning", (*why).to_owned()),
             Self::Returned { returned, not_returned, held_ms } => {

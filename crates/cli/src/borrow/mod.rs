@@ -37,10 +37,10 @@ server is unavailable.";
 /// How long the returns at the end may take.
 const CLOSING: Duration = Duration::from_secs(10);
 /// Longer than any process lives.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// How often the screen and the server's count are brought up to date.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// How often the screen and the server's count are refreshed.
 const TICK: Duration = Duration::from_secs(1);
-/// The most workers one session may be given here: a tool to look at things, not to load them.
+/// The most workers of one session: this command is for looking at a server, not for loading it.
 const MOST_WORKERS: u32 = 10_000;
 
 /// Hold a session, and workers under it, until a time or Ctrl-C; show what happens.
@@ -139,10 +139,10 @@ struct Holder {
 /// What was reported last. Only changes are reported.
 #[derive(Default)]
 struct Reported {
-    /// How full the pool is; active and ceiling.
+    /// The active leases of the pool, and its limit.
     pool: Option<(u64, Option<u64>)>,
-    /// The server does not answer.
-    silent: bool,
+    /// Whether the server does not answer.
+    is_unreachable: bool,
     keep_alives: u64,
     keys: Vec<Arc<str>>,
 }
@@ -172,7 +172,7 @@ impl Holder {
         let trace = &trace.unwrap_or_default();
         self.show(&Event::Holding { workers: self.workers.len(), trace })?;
         let mut ends = self.ends();
-        let over = tokio::time::sleep(self.args.length.unwrap_or(FOR_EVER));
+        let over = tokio::time::sleep(self.args.length.unwrap_or(FOREVER));
         tokio::pin!(over);
         let mut ticks = ticks();
         loop {
@@ -220,7 +220,7 @@ impl Holder {
         ends
     }
 
-    /// Reports an end that came too early.
+    /// Reports that a lease ended before its time.
     fn report_end(&mut self, kind: Kind, number: usize, error: Error) -> Result<(), Failure> {
         // The end of a session ends its workers: its reason is the one to report.
         let reason = self.session.as_ref().and_then(|session| session.end_reason()).cloned();
@@ -292,7 +292,7 @@ impl Holder {
         self.reported.keep_alives = keep_alives;
         if self.output.is_live() {
             let seconds = self.since.elapsed().as_secs();
-            let pool = self.reported.pool.filter(|_| !self.reported.silent);
+            let pool = self.reported.pool.filter(|_| !self.reported.is_unreachable);
             let pool =
                 pool.map(|(active, max)| Bar { active, max }.to_string()).unwrap_or_default();
             let text = format!("held {seconds} s, {keep_alives} keep-alives  {pool}");
@@ -314,7 +314,7 @@ impl Holder {
         let state = tokio::time::timeout(TICK / 2, server.state(&service, &organization)).await;
         let message = match state {
             Ok(Ok(state)) => {
-                if std::mem::take(&mut self.reported.silent) {
+                if std::mem::take(&mut self.reported.is_unreachable) {
                     self.show(&Event::Reachable)?;
                 }
                 let now = (state.borrowed, state.max);
@@ -328,7 +328,7 @@ impl Holder {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the server does not answer".to_owned(),
         };
-        if std::mem::replace(&mut self.reported.silent, true) {
+        if std::mem::replace(&mut self.reported.is_unreachable, true) {
             return Ok(());
         }
         self.show(&Event::Unreachable { message: &message })

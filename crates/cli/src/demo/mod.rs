@@ -15,11 +15,11 @@ use crate::runtime;
 use crate::signals::Signals;
 
 const ABOUT: &str = "\
-It starts a server of its own on free ports, with a durable store in a
-temporary folder, and plays against it: three organizations streaming, workers
-under a session, a refusal with its reason, a client that dies without a word,
-the server killed and restarted, a clean close. Nothing is simulated. Whatever
-it shows it has checked; what did not happen is named, and the exit code is 1.
+Starts a server on free ports, with a durable store in a temporary folder, and
+uses it: three organizations stream, workers run under a session, a borrow is
+refused, a client is killed, the server is killed and restarted, everything is
+returned. Nothing is simulated, and every step is checked. The first check that
+fails ends the demo with exit code 1.
 
   tgm-session demo
   tgm-session demo --format json
@@ -28,7 +28,7 @@ it shows it has checked; what did not happen is named, and the exit code is 1.
 /// Longer than the whole demo takes. A demo that hangs has failed.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// See it work: a real server, three organizations, a crash and a clean end, in 10 seconds.
+/// Show how it works in 10 seconds: a real server, three organizations, a crash and a restart.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {}

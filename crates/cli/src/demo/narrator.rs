@@ -70,7 +70,7 @@ impl fmt::Display for Event<'_> {
                 writeln!(
                     f,
                     "\n{}",
-                    styled(GOOD, format_args!("All {checks} checks held, in {seconds:.1} s."))
+                    styled(GOOD, format_args!("All {checks} checks passed in {seconds:.1} s."))
                 )?;
                 writeln!(f, "Next:")?;
                 writeln!(
@@ -139,7 +139,7 @@ impl Narrator {
     ) -> Result<(), Failure> {
         if !holds {
             return Err(Failure::Failed(format!(
-                "scene {}: this did not happen: {what}; seen instead: {seen}",
+                "scene {}: the check failed: {what}; instead: {seen}",
                 self.scene
             )));
         }

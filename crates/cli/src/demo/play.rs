@@ -15,7 +15,7 @@ const SESSIONS: &str = "t1r";
 /// The service whose leases are workers.
 const WORKERS: &str = "t2w";
 
-/// The organizations, and how many streams each of them runs. The ceilings are 8, 4 and 3.
+/// The organizations, and how many streams each of them runs. The limits are 8, 4 and 3.
 const STREAMS: [(&str, usize); 3] = [("acme", 6), ("borealis", 2), ("cirrus", 2)];
 
 /// How often the server is asked while a scene waits.
@@ -56,7 +56,7 @@ pub(super) async fn play(
     let server = processes.start_server("127.0.0.1:0").await?;
     narrator.note(format_args!("gRPC on {}, durable store {}", server.grpc, server.store))?;
     narrator.note(format_args!(
-        "a lease that nobody keeps alive ends after {} s (the usual TTL is 60 s)",
+        "a lease without keep-alives expires after {} s (the default TTL is 60 s)",
         TTL.as_secs()
     ))?;
     let took = started.elapsed().as_millis();
@@ -68,8 +68,8 @@ pub(super) async fn play(
         Play { narrator, processes, counter, url, address: server.grpc, streamers: Vec::new() };
     play.organizations_stream().await?;
     play.workers_under_a_session().await?;
-    play.a_full_organization_hears_why().await?;
-    play.a_client_dies_silently().await?;
+    play.a_full_organization_is_refused().await?;
+    play.a_client_is_killed().await?;
     play.the_server_is_killed().await?;
     play.a_clean_close().await
 }
@@ -100,8 +100,7 @@ impl Play<'_> {
 
     async fn workers_under_a_session(&mut self) -> Result<(), Failure> {
         self.narrator.begin("Workers under a session")?;
-        self.narrator
-            .note("one stream of acme splits its work over 4 workers, and may have no more")?;
+        self.narrator.note("one stream of acme uses 4 workers, which is its limit")?;
         let acme = &mut self.streamers[0];
         let session = &acme.sessions[0];
         for _ in 0..4 {
@@ -119,19 +118,19 @@ impl Play<'_> {
         let expected = Error::WorkersLimitExceeded { active: 4, max: 4, scope: Scope::Trace };
         self.narrator.check(
             fifth.is_err_and(|error| error == expected),
-            "a fifth worker is refused, by the ceiling of the session",
+            "a fifth worker is refused by the limit of the session",
             refused,
         )?;
         let counted = self.counted(WORKERS).await?;
         self.narrator.check(
             counted == 4,
-            "workers are counted apart from streams: neither starves the other",
+            "workers and streams are counted separately",
             format_args!("the server counts {counted} workers"),
         )
     }
 
-    async fn a_full_organization_hears_why(&mut self) -> Result<(), Failure> {
-        self.narrator.begin("A full organization hears why")?;
+    async fn a_full_organization_is_refused(&mut self) -> Result<(), Failure> {
+        self.narrator.begin("A full organization is refused")?;
         let cirrus = &mut self.streamers[2];
         let third = cirrus.pool.borrow(request("cirrus", 2)).await?;
         cirrus.sessions.push(third);
@@ -148,7 +147,7 @@ impl Play<'_> {
         let expected = Error::ConcurrentStreamLimitExceeded { active: 3, max: 3, scope };
         self.narrator.check(
             fourth.is_err_and(|error| error == expected),
-            "a fourth stream is refused, with the count, the ceiling and whose it is",
+            "a fourth stream is refused with the count, the limit and its scope",
             refused,
         )?;
         let neighbour = self.streamers[1].pool.borrow(request("borealis", 2)).await;
@@ -160,9 +159,9 @@ impl Play<'_> {
         self.narrator.check(granted, "its neighbour borealis is served as before", said)
     }
 
-    async fn a_client_dies_silently(&mut self) -> Result<(), Failure> {
-        self.narrator.begin("A client dies without a word")?;
-        self.narrator.note("another process of borealis streams too, with 2 workers under it")?;
+    async fn a_client_is_killed(&mut self) -> Result<(), Failure> {
+        self.narrator.begin("A client is killed")?;
+        self.narrator.note("another process holds a stream of borealis with 2 workers")?;
         let before = self.counter.pool("borealis", SESSIONS).await?;
         self.processes.start_client(&self.url, "borealis", 2).await?;
         self.show_pool("borealis", SESSIONS).await?;
@@ -172,10 +171,10 @@ impl Play<'_> {
         let killed = Instant::now();
         let streams = self.counter.pool("borealis", SESSIONS).await?;
         let workers = self.counter.pool("borealis", WORKERS).await?;
-        self.narrator.note("kill -9: it returns nothing")?;
+        self.narrator.note("kill -9: the client returns nothing")?;
         self.narrator.check(
             streams.active == before.active + 1 && workers.active == 2,
-            "its slots stay taken at first: it might only be slow",
+            "its slots stay in use at first: the client might only be slow",
             format_args!("{} streams and {} workers", streams.active, workers.active),
         )?;
         let mut left = (streams.active, workers.active);
@@ -194,10 +193,10 @@ impl Play<'_> {
         self.show_pool("borealis", SESSIONS).await?;
         self.narrator.check(
             left == (before.active, 0),
-            format_args!("its slots came back by themselves after {took:.1} s"),
+            format_args!("its leases expired after {took:.1} s"),
             format_args!("{} streams and {} workers after {took:.1} s", left.0, left.1),
         )?;
-        self.nobody_ended("everyone who keeps alive streams on")
+        self.check_none_ended("all other streams continue")
     }
 
     async fn the_server_is_killed(&mut self) -> Result<(), Failure> {
@@ -206,10 +205,10 @@ impl Play<'_> {
         let keys = self.keys();
         self.processes.kill_server().await?;
         self.narrator.note(format_args!(
-            "kill -9 with {} sessions and {} workers out there",
+            "kill -9 while {} sessions and {} workers are held",
             before.0, before.1
         ))?;
-        self.narrator.live("the server is down; the streams run on")?;
+        self.narrator.live("the server is down; the streams continue")?;
         tokio::time::sleep(Duration::from_millis(400)).await;
 
         let restarted = Instant::now();
@@ -229,7 +228,7 @@ impl Play<'_> {
         let accepted = Instant::now();
         while let Some(rest) = (TTL + SLACK).checked_sub(accepted.elapsed()) {
             self.narrator.live(format_args!(
-                "{} a whole TTL goes by, {:.1} s",
+                "{} waiting for one TTL, {:.1} s",
                 Bar::cells_of(rest.as_millis(), (TTL + SLACK).as_millis()),
                 rest.as_secs_f64()
             ))?;
@@ -238,15 +237,15 @@ impl Play<'_> {
         let later = (self.counted(SESSIONS).await?, self.counted(WORKERS).await?);
         self.narrator.check(
             later == before,
-            "a whole TTL later they are all alive: the clients found their server again",
+            "one TTL later all are alive: the clients have reconnected",
             format_args!("{} sessions and {} workers", later.0, later.1),
         )?;
         self.narrator.check(
             self.keys() == keys,
-            "under the same keys: nothing was lost, so nothing was borrowed again",
+            "all have the same keys: nothing was borrowed again",
             "some key changed",
         )?;
-        self.nobody_ended("no stream noticed")
+        self.check_none_ended("no stream ended")
     }
 
     async fn a_clean_close(&mut self) -> Result<(), Failure> {
@@ -267,11 +266,11 @@ impl Play<'_> {
         let left = (self.counted(SESSIONS).await?, self.counted(WORKERS).await?);
         self.narrator.check(
             left == (0, 0),
-            "the server counts nothing any more",
+            "the server counts no lease",
             format_args!("{} sessions and {} workers are left", left.0, left.1),
         )?;
         let status = self.processes.stop_server().await?;
-        self.narrator.check(status.success(), "asked to stop, the server exits with 0", status)
+        self.narrator.check(status.success(), "on SIGTERM the server exits with 0", status)
     }
 
     async fn show_pool(&mut self, organization: &str, service: &str) -> Result<(), Failure> {
@@ -309,7 +308,7 @@ impl Play<'_> {
         .collect()
     }
 
-    fn nobody_ended(&mut self, what: &str) -> Result<(), Failure> {
+    fn check_none_ended(&mut self, what: &str) -> Result<(), Failure> {
         let ended: Vec<String> = self
             .streamers
             .iter()

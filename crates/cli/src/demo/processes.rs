@@ -180,15 +180,15 @@ impl Process {
         });
         match found.await {
             Ok(Some(event)) => Ok(event),
-            Ok(None) => Err(self.failure(&format!("a process ended and was never {name}"))),
-            Err(_) => Err(self.failure(&format!("a process did not get {name} in time"))),
+            Ok(None) => Err(self.failure(&format!("a process ended before it was {name}"))),
+            Err(_) => Err(self.failure(&format!("a process was not {name} in time"))),
         }
     }
 
     /// The error `what`, with the last line of the log.
     fn failure(&self, what: &str) -> Failure {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let last = log.lines().last().unwrap_or("it said nothing").to_owned();
+        let last = log.lines().last().unwrap_or("the log is empty").to_owned();
         Failure::Failed(format!("{what}: {last}"))
     }
 

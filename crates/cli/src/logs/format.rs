@@ -1,4 +1,4 @@
-//! The two forms of the log, and what a command writes to it by itself.
+//! The two formats of the log, and the lines of errors and panics.
 
 use std::io::Write as _;
 use std::panic::PanicHookInfo;
@@ -10,7 +10,7 @@ use tgm_session_server::text;
 
 use crate::output;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
@@ -21,7 +21,7 @@ pub(crate) enum LogFormat {
 }
 
 impl LogFormat {
-    /// The line that tells of an error.
+    /// The line of an error.
     pub(super) fn error_line(self, message: &str) -> Vec<u8> {
         match self {
             Self::Text => {
@@ -35,7 +35,7 @@ impl LogFormat {
         }
     }
 
-    /// The line, or lines, that tell of a panic.
+    /// The line or lines of a panic.
     pub(super) fn panic_line(self, panic: &PanicHookInfo<'_>) -> Vec<u8> {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("without a name");

@@ -99,7 +99,7 @@ impl Queue {
         self.0.work.notify_one();
     }
 
-    /// Waits until every line is written, and no longer than `most`.
+    /// Waits until every line is written, for `most` at most.
     pub(crate) fn flush(&self, most: Duration) {
         let by = Instant::now() + most;
         let mut state = self.state();
@@ -122,7 +122,7 @@ impl Queue {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes line after line, for ever.
+    /// Writes line after line, forever.
     fn write_all(&self, mut to: impl Write, report_dropped: impl Fn(u64)) {
         loop {
             let mut state = self.state();

@@ -32,8 +32,8 @@ impl Whom {
 /// Checks an id that goes into a request.
 pub(super) fn id(text: &str) -> Result<String, String> {
     match text.len() {
-        0 => Err("an id is not empty".into()),
+        0 => Err("the id is empty".into()),
         1..=256 => Ok(text.to_owned()),
-        _ => Err("an id has at most 256 bytes".into()),
+        _ => Err("the id has more than 256 bytes".into()),
     }
 }

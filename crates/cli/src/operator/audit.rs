@@ -1,4 +1,4 @@
-//! `audit`: what operators did.
+//! `audit`: the changes that operators made.
 
 use tgm_session_server::api::{AuditEntry, AuditQuery};
 
@@ -15,10 +15,10 @@ Examples:
 
 The server keeps the latest 10,000 entries, durably.";
 
-/// The most entries that the server tells at once.
+/// The most entries in one answer of the server.
 const PAGE: u32 = 1000;
 
-/// List what operators did, the latest first.
+/// List the changes that operators made, the latest first.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
@@ -46,16 +46,16 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
         let Some(last) = entries.last() else { break };
         before = Some(last.number);
         missing = missing.saturating_sub(u32::try_from(entries.len()).unwrap_or(u32::MAX));
-        output.show_all(&entries, listed)?;
+        output.show_all(&entries, entries_table)?;
     }
     output.clear_live()?;
     if before.is_none() && !output.is_json() {
-        output.show_all(&[(); 0], |_| styled(FAINT, "no operator did anything yet"))?;
+        output.show_all(&[(); 0], |_| styled(FAINT, "no operator has made a change yet"))?;
     }
     Ok(())
 }
 
-fn listed(entries: &[AuditEntry]) -> String {
+fn entries_table(entries: &[AuditEntry]) -> String {
     const COLUMNS: [Column<'_>; 6] = [
         Column::number("number"),
         Column::text("when"),

@@ -1,4 +1,4 @@
-//! How the result of a change is shown.
+//! Shows the result of a change.
 
 use std::fmt;
 

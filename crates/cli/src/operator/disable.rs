@@ -1,4 +1,4 @@
-//! `disable` and `enable`: keep an organization or an API key out, or let it in.
+//! `disable` and `enable`: refuse the borrows of an organization or an API key, or allow them.
 
 use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs};
@@ -12,19 +12,19 @@ Examples:
   tgm-session disable api-key key-1
 
 Its leases end at once, and its borrows are refused (PERMISSION_DENIED) until
-it is enabled. This is an override: durable, and stronger than the policy
-file, whatever is loaded later. enable --clear takes it away.";
+it is enabled. This is an override: it is durable, and takes precedence over
+the policy file, also over one that is loaded later. enable --clear clears it.";
 
 const ENABLING: &str = "\
 Examples:
   tgm-session enable organization acme --note 'paid'
   tgm-session enable organization acme --clear
-      leave it to the policy file again
+      the policy file decides again
 
-Without --clear this too is an override: it lets in what the policy file
+Without --clear this is an override too: it enables what the policy file
 disables.";
 
-/// Disable an organization or an API key: its leases end at once, and it is refused.
+/// Disable an organization or an API key: its leases end at once, and its borrows are refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = DISABLING)]
 pub(crate) struct Disable {
@@ -38,14 +38,14 @@ pub(crate) struct Disable {
     admin: AdminArgs,
 }
 
-/// Enable an organization or an API key, or leave it to the policy file again.
+/// Enable an organization or an API key, or clear the override.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ENABLING)]
 pub(crate) struct Enable {
     #[command(flatten)]
     whom: Whom,
 
-    /// Take away what an operator set: the policy file decides again.
+    /// Clear the override: the policy file decides again.
     #[arg(long)]
     clear: bool,
 

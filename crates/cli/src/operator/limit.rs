@@ -1,4 +1,4 @@
-//! `limit`: raise or lower a ceiling.
+//! `limit`: set the limit of an organization or an API key.
 
 use crate::failure::Failure;
 use crate::operator::admin::{Admin, AdminArgs};
@@ -10,15 +10,15 @@ const ABOUT: &str = "\
 Examples:
   tgm-session limit organization acme t1r 40 --note 'trial until Friday'
   tgm-session limit api-key key-1 t1r 0
-      nobody gets in with this key
+      no lease is granted for this key
   tgm-session limit organization acme t1r --clear
-      leave it to the policy file again
+      the policy file decides again
 
-The next borrow is held to it; a lowered limit ends nobody. This is an
-override: durable, and stronger than the policy file, whatever is loaded
-later.";
+It applies from the next borrow; a lowered limit ends no lease. This is an
+override: it is durable, and takes precedence over the policy file, also over
+one that is loaded later.";
 
-/// Set or clear the ceiling of an organization or an API key over a service.
+/// Set or clear the limit of an organization or an API key on a service.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(value_name = "MAX", required_unless_present = "clear", conflicts_with = "clear")]
     max: Option<u64>,
 
-    /// Take away what an operator set: the policy file decides again.
+    /// Clear the override: the policy file decides again.
     #[arg(long)]
     clear: bool,
 

@@ -1,4 +1,4 @@
-//! The commands of an operator: who holds what, why was this refused, and what to do about it.
+//! The commands of an operator: leases, refusals, overrides and the policy.
 
 pub(crate) mod admin;
 mod args;

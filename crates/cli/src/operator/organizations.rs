@@ -1,4 +1,4 @@
-//! `organizations`: what each may, holds and used.
+//! `organizations`: limits, leases and used budgets of organizations.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,20 +20,20 @@ use crate::output::{FAINT, Output, TITLE, WARN, counted, plain, styled};
 const ABOUT: &str = "\
 Examples:
   tgm-session organizations
-      the 50 that are closest to a ceiling or budget
+      the 50 that are closest to a limit or budget
   tgm-session organizations acme
       one of them, and where each number comes from
   tgm-session organizations --search west --sort name --all
   tgm-session organizations --sort refused --limit 10
-      who was refused most in the last hour
+      the most refused in the last hour
   tgm-session organizations --all --format json";
 
-/// The most organizations that the server tells at once.
+/// The most organizations in one answer of the server.
 const PAGE: u32 = 500;
 /// How many cells a bar takes in a table.
 const CELLS: u64 = 8;
 
-/// List organizations: what they hold of what they may, the budget used, refusals of the last hour.
+/// List organizations: their leases and limits, used budgets, and refusals of the last hour.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
@@ -45,8 +45,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     search: String,
 
-    /// In which order [default: fullest; with --all name, for an order that changes while page after
-    /// page is asked for loses some].
+    /// The order [default: fullest; with --all name, because an order that changes between two pages
+    /// loses organizations].
     #[arg(long, value_enum)]
     sort: Option<Sort>,
 
@@ -62,10 +62,10 @@ pub(crate) struct Args {
     admin: AdminArgs,
 }
 
-/// In which order organizations are listed.
+/// The order of organizations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sort {
-    /// Closest to a ceiling or a budget first.
+    /// Closest to a limit or a budget first.
     Fullest,
     /// Most leases first.
     Active,
@@ -119,7 +119,7 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     output.show_all(&[(); 0], |_| styled(FAINT, footer(shown.into(), total)))
 }
 
-/// How much of all is listed.
+/// The last line: how many organizations are listed, and of how many.
 pub(crate) fn footer(shown: u64, total: u64) -> String {
     match shown {
         0 => "no organizations".to_owned(),
@@ -167,7 +167,7 @@ pub(crate) fn listed(organizations: &[Organization]) -> String {
     )
 }
 
-/// One organization with all that is known about it.
+/// Everything about one organization.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct InFull(Organization);
@@ -188,7 +188,7 @@ impl fmt::Display for InFull {
             let source = service.ceiling.source.in_words().to_owned();
             [plain(&service.service), bar.plain(CELLS), source]
         });
-        let columns = [Column::text("service"), Column::text("leases"), Column::text("ceiling by")];
+        let columns = [Column::text("service"), Column::text("leases"), Column::text("limit by")];
         write!(f, "\n{}", table(&columns, rows))?;
         if !budgets.is_empty() {
             let rows = budgets.iter().map(|row| {

@@ -1,4 +1,4 @@
-//! `policy` and `reload`: what is in force, and what the file says now.
+//! `policy` and `reload`: show the policy in force, and load its file again.
 
 use std::fmt;
 
@@ -18,18 +18,18 @@ Examples:
   tgm-session policy
   tgm-session policy --format json | jq .overrides
 
-tgm-session organizations ID tells where each ceiling of an organization comes
+tgm-session organizations ID shows where each limit of an organization comes
 from.";
 
 const LOADING: &str = "\
 Examples:
   tgm-session reload
 
-The server looks at its policy file twice a second, so this is for those who
-do not want to wait, or want to hear how it went. A file that is not sound is
-refused with its line and reason, exit code 2, and the policy in force stays.";
+The server checks its policy file twice a second. Use this command to load it
+now and to see the result. An invalid file is refused with its line and reason
+and exit code 2; the policy in force stays.";
 
-/// Show the policy in force: services, plans, and what operators set.
+/// Show the policy in force: services, plans and overrides.
 #[derive(Debug, clap::Args)]
 #[command(after_help = SHOWING)]
 pub(crate) struct Show {
@@ -57,7 +57,7 @@ pub(crate) fn reload(args: &Reload, mut output: Output) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
     output.show_live(&"loading the policy file…")?;
     let done = admin.reload().map_err(|fault| match fault {
-        // The file is at fault, or there is none.
+        // The file is invalid, or there is none.
         Fault::Conflict(problem) => Failure::Usage(problem),
         fault => fault.into(),
     });
@@ -73,8 +73,8 @@ struct InForce(EffectivePolicy);
 impl fmt::Display for InForce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let EffectivePolicy { status, services, plans, indexers, overrides } = &self.0;
-        from(status, f)?;
-        write!(f, "\n{}", serviced(services))?;
+        write_status(status, f)?;
+        write!(f, "\n{}", services_table(services))?;
         for plan in plans {
             let limits =
                 plan.limits.iter().map(|limit| format!("{} {}", plain(&limit.service), limit.max));
@@ -94,12 +94,12 @@ impl fmt::Display for InForce {
         }
         match &overrides[..] {
             [] => write!(f, "\nno overrides"),
-            overrides => write!(f, "\n{}", overridden(overrides)),
+            overrides => write!(f, "\n{}", overrides_table(overrides)),
         }
     }
 }
 
-fn from(status: &PolicyStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn write_status(status: &PolicyStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let file = status.file.as_deref().unwrap_or("built in");
     write!(f, "policy {}, loaded {}", plain(file), moment(status.loaded_at))?;
     if let Some(refused) = &status.refused {
@@ -112,7 +112,7 @@ fn from(status: &PolicyStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-fn serviced(services: &[ServiceRow]) -> String {
+fn services_table(services: &[ServiceRow]) -> String {
     const COLUMNS: [Column<'_>; 8] = [
         Column::text("service"),
         Column::number("active"),
@@ -123,16 +123,16 @@ fn serviced(services: &[ServiceRow]) -> String {
         Column::number("minimal life"),
         Column::text(""),
     ];
-    let ceiling = |max: Option<u64>| max.map_or_else(|| "none".to_owned(), |max| max.to_string());
+    let limit = |max: Option<u64>| max.map_or_else(|| "none".to_owned(), |max| max.to_string());
     table(
         &COLUMNS,
         services.iter().map(|service| {
             [
                 plain(&service.service),
                 service.active.to_string(),
-                ceiling(service.max_total),
-                ceiling(service.max_per_organization),
-                ceiling(service.max_per_api_key),
+                limit(service.max_total),
+                limit(service.max_per_organization),
+                limit(service.max_per_api_key),
                 format!("{}s", service.ttl_seconds),
                 format!("{}s", service.minimal_life_seconds),
                 if service.observe { "observed only".to_owned() } else { String::new() },
@@ -141,7 +141,7 @@ fn serviced(services: &[ServiceRow]) -> String {
     )
 }
 
-fn overridden(overrides: &[Override]) -> String {
+fn overrides_table(overrides: &[Override]) -> String {
     const COLUMNS: [Column<'_>; 4] =
         [Column::text("override"), Column::text("is"), Column::text("since"), Column::text("why")];
     table(

@@ -1,4 +1,4 @@
-//! `refusals`: why was this refused?
+//! `refusals`: the latest refused borrows.
 
 use tgm_session_server::api::{Refusal, RefusalsQuery};
 
@@ -40,11 +40,11 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
     let refusals = admin.refusals(&query)?.refusals;
     output.show_all(&refusals, |refusals| match refusals {
         [] => styled(FAINT, "nothing was refused"),
-        refusals => listed(refusals),
+        refusals => refusals_table(refusals),
     })
 }
 
-fn listed(refusals: &[Refusal]) -> String {
+fn refusals_table(refusals: &[Refusal]) -> String {
     const COLUMNS: [Column<'_>; 5] = [
         Column::text("when"),
         Column::text("organization"),

@@ -1,4 +1,4 @@
-//! `revoke`: end what runs.
+//! `revoke`: end sessions and workers.
 
 use std::fmt;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -21,11 +21,12 @@ Examples:
   tgm-session revoke --organization acme --service t1r
 
 A lease ends at once, and with the last session of a trace its workers. The
-client is told and does not borrow it again; a stream that is opened anew is a
-new session, so disable the organization or lower its limit first to keep it
-out. Several are ended only after a confirmation, or with --yes.";
+server tells the client, which does not borrow it again. A stream that is
+opened again is a new session: to prevent that, disable the organization or
+lower its limit first. Several leases end only after a confirmation, or with
+--yes.";
 
-/// End a session or a worker at once, or all that pass a filter.
+/// End a session or a worker at once, or all that match a filter.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
@@ -41,7 +42,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     filter: Filter,
 
-    /// End all that pass the filter without asking.
+    /// End all that match the filter without a confirmation.
     #[arg(long, short, conflicts_with = "lease")]
     yes: bool,
 
@@ -52,7 +53,7 @@ pub(crate) struct Args {
     admin: AdminArgs,
 }
 
-/// What says which leases, in place of a number.
+/// The flags that select leases, instead of a number.
 const FILTERS: [&str; 5] = ["organization", "service", "trace", "api_key", "indexer"];
 
 fn lease(text: &str) -> Result<String, String> {
@@ -63,14 +64,14 @@ fn lease(text: &str) -> Result<String, String> {
     }
 }
 
-/// What came of several revocations.
+/// The result of several revocations.
 #[derive(Debug, Serialize)]
 struct Ended {
-    /// How many leases passed the filter.
+    /// How many leases matched the filter.
     matched: u64,
-    /// How many leases ended, the workers of ended sessions among them.
+    /// How many leases ended, including the workers of ended sessions.
     ended: u64,
-    /// How many had ended by themselves before it was their turn.
+    /// How many had already ended before they were revoked.
     gone: u64,
 }
 
@@ -93,13 +94,13 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
         return output.show(&Changed(done));
     }
     if !args.filter.is_narrow() {
-        let problem = "say what to end: the number of a lease, or a filter (--organization, \
-                       --service, --trace, --api-key, --indexer)";
+        let problem = "give the number of a lease, or a filter (--organization, --service, --trace, \
+                       --api-key, --indexer)";
         return Err(Failure::Usage(problem.into()));
     }
     output.show_live(&"asking the server…")?;
     let mut leases = Vec::new();
-    // All of them before the first is ended: what is borrowed meanwhile was not meant.
+    // All are listed before the first one ends: what is borrowed meanwhile is not revoked.
     args.filter.pages(&admin, AgeOrder::Oldest, u64::MAX, |page| {
         leases.extend(page.into_iter().map(|session| session.lease));
         Ok(())
@@ -113,7 +114,7 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
         output.show_live(&format_args!("ending {} of {}…", number + 1, leases.len()))?;
         match admin.revoke(lease, &args.note.note) {
             Ok(done) => ended.ended += done.ended,
-            // It ended by itself, or with the session before it.
+            // It has already ended, perhaps with its session.
             Err(Fault::NotFound(_)) => ended.gone += 1,
             Err(fault) => {
                 let far = format!("after {number} of {}", counted(ended.matched, "lease"));
@@ -124,11 +125,11 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     output.show(&ended)
 }
 
-/// Asks whether that is meant, where somebody can answer.
+/// Asks for a confirmation if standard input is a terminal.
 fn confirm(count: u64, filter: &Filter) -> Result<(), Failure> {
     let what = format!("{}{}", counted(count, filter.kind.noun()), described(filter));
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::Usage(format!("this would end {what}: say --yes when it is meant")));
+        return Err(Failure::Usage(format!("this would end {what}: confirm it with --yes")));
     }
     let mut stderr = anstream::stderr();
     write!(stderr, "End {what} at once? [y/N] ")?;

@@ -1,4 +1,4 @@
-//! `sessions`: who holds what.
+//! `sessions`: list leases.
 
 use clap::ValueEnum;
 use tgm_session_server::api::{AgeOrder, LeaseKinds, Session, SessionPage, SessionsQuery};
@@ -11,17 +11,17 @@ use crate::output::{FAINT, Output, counted, plain, styled};
 
 const ABOUT: &str = "\
 Examples:
-  tgm-session sessions                       the youngest 100
+  tgm-session sessions                       the newest 100
   tgm-session sessions --organization acme --service t1r
-  tgm-session sessions --oldest --limit 10   what runs for the longest time
+  tgm-session sessions --oldest --limit 10   the longest-running sessions
   tgm-session sessions --trace 4bf92f3577b34da6a3ce929d0e0e4736 --kind any
   tgm-session sessions --all --format json \\
         | jq -r .organization | sort | uniq -c
 
-The lease number in the first column is what revoke takes. It is no key:
-nobody can use it to keep a lease alive or to return it.";
+revoke takes the lease number of the first column. It is not a key: nobody can
+keep a lease alive or return it with that number.";
 
-/// The most leases that the server tells at once.
+/// The most leases in one answer of the server.
 const PAGE: u32 = 1000;
 
 /// List sessions and workers: who holds them, for how long, under which trace.
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     filter: Filter,
 
-    /// The oldest first, instead of the youngest.
+    /// The oldest first instead of the newest.
     #[arg(long)]
     oldest: bool,
 
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     admin: AdminArgs,
 }
 
-/// Which leases.
+/// The filter of leases.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Filter {
     /// Only of this organization.
@@ -88,7 +88,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// What one of them is called.
+    /// The word for one of them.
     pub(crate) const fn noun(self) -> &'static str {
         match self {
             Self::Session => "session",
@@ -109,14 +109,14 @@ impl From<Kind> for LeaseKinds {
 }
 
 impl Filter {
-    /// Whether it says anything but the kind.
+    /// Whether it has a condition other than the kind.
     pub(crate) fn is_narrow(&self) -> bool {
         let Self { organization, service, trace, api_key, indexer, kind: _ } = self;
         [organization, service, trace, api_key, indexer].into_iter().any(Option::is_some)
     }
 
-    /// Asks for the leases that pass, page by page, until `see` has seen `most` of them or says
-    /// `false`; returns how many there are altogether.
+    /// Passes the leases that match to `see`, page by page, until it has seen `most` of them. Returns how
+    /// many leases match.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Rows under headings, for people.
+//! Tables for people.
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, Table};
@@ -24,8 +24,8 @@ impl<'a> Column<'a> {
     }
 }
 
-/// Sets `rows` under the headings of `columns`: as wide as they need, without an end of line at the
-/// end. Cells hold no control characters.
+/// A table of `rows` under the headings of `columns`, as wide as needed, without a line break at its end.
+/// Cells must not contain control characters.
 pub(crate) fn table<R>(columns: &[Column<'_>], rows: impl IntoIterator<Item = R>) -> String
 where
     R: IntoIterator<Item = String>,
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_stands_left_and_numbers_stand_right_under_their_headings() {
+    fn text_is_aligned_to_the_left_and_numbers_to_the_right() {
         let rows = [["acme".to_owned(), "3".to_owned()], ["é".to_owned(), "1200".to_owned()]];
         let table = table(&[Column::text("organization"), Column::number("held")], rows);
         let plain = anstream::adapter::strip_str(&table).to_string();

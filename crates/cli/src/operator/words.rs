@@ -1,4 +1,4 @@
-//! Times and numbers, in words.
+//! Times and numbers as text.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use tgm_session_server::api::{BudgetRow, Refusals};
 
 /// A span of time in its two largest units, such as `1h02m`.
 pub(crate) fn span(seconds: f64) -> String {
-    // Negative and absurd spans come from elsewhere: they are shown as the nearest that can be.
+    // A server may send a negative or absurd span: it is clamped.
     let whole = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs();
     let (minutes, hours, days) = (whole / 60, whole / 3600, whole / 86400);
     match whole {
@@ -20,7 +20,7 @@ pub(crate) fn span(seconds: f64) -> String {
 /// A moment, as `2026-11-23 05:21:34 UTC`.
 pub(crate) fn moment(seconds: i64) -> String {
     let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-    // The last second that has four digits for its year.
+    // The last second of a year with four digits.
     let since = since.min(Duration::from_secs(253_402_300_799));
     let moment = humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string();
     moment.replace('T', " ").replace('Z', " UTC")
@@ -44,17 +44,17 @@ pub(crate) fn budget(budget: &BudgetRow) -> String {
     if budget.spent {
         return format!("{} spent", budget.metric);
     }
-    // Rounded up: something that is nearly spent is not shown as less than is used.
+    // Rounded up, so that a budget never looks less used than it is.
     format!("{} {:.0}% used", budget.metric, (used(budget) * 100.0).ceil())
 }
 
-/// How many borrows were refused, whatever refused them.
+/// How many borrows were refused, for any reason.
 pub(crate) const fn refused(refusals: &Refusals) -> u64 {
     let Refusals { service, organization, api_key, trace, budget, disabled } = *refusals;
     service + organization + api_key + trace + budget + disabled
 }
 
-/// What refused borrows and how many, the zeros left out.
+/// How many borrows each scope refused, without zeros.
 pub(crate) fn refusals(refusals: &Refusals) -> String {
     let Refusals { service, organization, api_key, trace, budget, disabled } = *refusals;
     let parts: Vec<_> = [

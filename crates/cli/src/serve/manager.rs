@@ -1,8 +1,8 @@
-//! What the service manager is told, if there is one: systemd's notify protocol (`Type=notify`).
+//! Informs the service manager, if there is one, by systemd's notify protocol (`Type=notify`).
 //!
-//! The watchdog is fed while every thread that serves gRPC turns and the store answers. A store that
-//! fails loudly does answer: it refuses changes, `/readyz` says so, keep-alives go on, and a restart
-//! would not mend the disk. What a restart does mend is a process that hangs.
+//! The watchdog is fed while every thread that serves gRPC responds and the store answers. A store that
+//! has failed does answer: it refuses changes, `/readyz` says so, and keep-alives continue. A restart would
+//! not repair the disk. It helps only against a process that hangs.
 
 use std::convert::Infallible;
 use std::io;
@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sd_notify::NotifyState;
 use tgm_session_server::Running;
 
-/// The server accepts calls; `status` says where.
+/// Says that the server accepts calls; `status` has the addresses.
 pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// The policy is loaded again; [`ready`] says that it is done.
+/// Says that the policy is being loaded again; [`ready`] follows.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -24,12 +24,12 @@ pub(super) fn reloading() {
     }
 }
 
-/// The server takes no calls any more, and will end.
+/// Says that the server accepts no more calls and will end.
 pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("calls under way may finish")]);
+    tell(&[NotifyState::Stopping, NotifyState::Status("calls in flight may finish")]);
 }
 
-/// Feeds the watchdog for ever, as long as `server` responds; waits for ever where there is none.
+/// Feeds the watchdog forever, while `server` responds. Without a watchdog it waits forever.
 pub(super) async fn feed_watchdog(server: &Running) -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
         return std::future::pending().await;
@@ -44,8 +44,8 @@ pub(super) async fn feed_watchdog(server: &Running) -> Infallible {
     }
 }
 
-/// Sends to where the manager listens, if there is one: a path or, behind an `@`, a name that is not
-/// in the file system. sd-notify knows paths alone.
+/// Sends a message to the socket of the manager, if there is one: a path, or after an `@` an abstract name.
+/// sd-notify supports paths only.
 fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
     let socket = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty());
     let Some(socket) = socket else { return Ok(()) };
@@ -67,7 +67,7 @@ fn send_to_name(name: &[u8], message: &[u8]) -> io::Result<()> {
 }
 
 fn tell(states: &[NotifyState<'_>]) {
-    /// Told once until it works again: the watchdog is fed every few seconds.
+    /// A failure is logged once until a message gets through: the watchdog is fed every few seconds.
     static FAILS: AtomicBool = AtomicBool::new(false);
     let told = notify(states);
     let failed_before = FAILS.swap(told.is_err(), Ordering::Relaxed);

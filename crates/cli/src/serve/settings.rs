@@ -1,4 +1,4 @@
-//! What a server is started with: flags, variables, the policy file and defaults, put together.
+//! Merges the configuration of a server from flags, variables, the policy file and defaults.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,9 +15,9 @@ use crate::failure::Failure;
 use crate::output::{FAINT, NAME, Output, plain, styled};
 
 const ABOUT: &str = "\
-Every flag but --print-config has a variable, and all but --config stand in
-the [server] section of the policy file too, with _ for -. The order is: flag,
-TGM_SESSION_... variable, file, default.
+Every flag but --print-config has a variable, and all but --config are keys of
+the [server] section of the policy file too, with _ for -. A flag takes
+precedence over its TGM_SESSION_... variable, then the file, then the default.
 
   tgm-session serve   loopback, built-in policy, durable store
   tgm-session serve --config policy.toml --listen 0.0.0.0:9010
@@ -26,13 +26,13 @@ TGM_SESSION_... variable, file, default.
   tgm-session serve --store memory: --listen 127.0.0.1:0 \\
         --admin-listen 127.0.0.1:0
 
-The policy file is looked at twice a second, and loaded when it changes;
-SIGHUP loads it at once. One that is not sound is refused, and the policy in
-force stays. A changed [server] section needs a restart.
+The policy file is checked twice a second, and loaded when it has changed;
+SIGHUP loads it at once. An invalid file is refused, and the policy in force
+stays. A changed [server] section needs a restart.
 
-SIGTERM or Ctrl-C: calls under way may finish for 10 s (--drain-timeout), the
-store is flushed, exit code 0. A second signal stops at once; nothing that was
-acknowledged is lost.";
+SIGTERM or Ctrl-C: calls in flight may finish within 10 s (--drain-timeout),
+the store is flushed, exit code 0. A second signal stops the server at once;
+nothing that was acknowledged is lost.";
 
 /// Run a session server.
 #[derive(Debug, clap::Args)]
@@ -111,8 +111,8 @@ pub(crate) fn flags() -> impl Iterator<Item = Arg> {
     settings::all().iter().map(flag)
 }
 
-/// The flag and the variable of a setting. What is given is read later: an error of ours says where
-/// it was given and never repeats a secret.
+/// The flag and the variable of a setting. The value is parsed later, by code whose errors name the flag
+/// or variable and never repeat a secret.
 fn flag(setting: &'static Setting) -> Arg {
     let flag = Arg::new(setting.name())
         .long(setting.flag())
@@ -163,7 +163,7 @@ impl Flags {
     }
 }
 
-/// Where a value was given, as people would look for it.
+/// The place where a value was given, as text.
 fn place(flag: &str, source: &Source) -> String {
     match source {
         Source::Flag => format!("--{flag}"),
@@ -394,7 +394,7 @@ pub(super) fn print(
     let mut rows: Vec<_> = std::iter::once(file).chain(settings).collect();
     let widest = |width: fn(&Printed<'_>) -> usize| rows.iter().map(width).max().unwrap_or(0);
     let names = widest(|row| row.name.len());
-    // One long path does not push all the others aside.
+    // One long path does not widen the column.
     let values = widest(|row| row.value.to_string().chars().count()).min(32);
     for row in &mut rows {
         row.widths = (names, values);
@@ -430,7 +430,7 @@ mod tests {
     fn a_flag_beats_the_file_and_the_file_beats_the_default() {
         let file = policy_file("listen = '127.0.0.1:1'\nstore = 'memory:'\nmax_leases = 7");
         let path = file.path().to_str().expect("a path");
-        let config = configured(&["--config", path, "--listen", "127.0.0.1:2"]).expect("sound");
+        let config = configured(&["--config", path, "--listen", "127.0.0.1:2"]).expect("valid");
         assert_eq!(config.listen.port(), 2);
         assert_eq!(config.admin_listen.port(), 9011);
         assert_eq!(config.store, StoreUrl::Memory);
@@ -441,7 +441,7 @@ mod tests {
     fn a_flag_can_take_back_what_the_file_allows() {
         let file = policy_file("allow_anonymous = true\nstore = 'memory:'");
         let path = file.path().to_str().expect("a path");
-        let allowed = |line: &[&str]| configured(line).expect("sound").allow_anonymous;
+        let allowed = |line: &[&str]| configured(line).expect("valid").allow_anonymous;
         assert!(allowed(&["--config", path]));
         assert!(!allowed(&["--config", path, "--allow-anonymous=false"]));
         assert!(allowed(&["--store", "memory:", "--allow-anonymous"]));

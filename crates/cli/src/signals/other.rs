@@ -1,4 +1,4 @@
-//! Ctrl-C, where there are no other signals.
+//! Ctrl-C, on systems without Unix signals.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,7 +12,7 @@ use crate::failure::Failure;
 pub(crate) struct Signals(());
 
 impl Signals {
-    /// Asks for nothing yet: Ctrl-C is taken over by the first [`Signals::next`].
+    /// Does nothing yet: the first [`Signals::next`] takes over Ctrl-C.
     pub(crate) fn take() -> Result<Self, Failure> {
         Ok(Self(()))
     }
@@ -31,23 +31,23 @@ impl Signals {
     }
 }
 
-/// What a process without a console waits for.
+/// Logs that Ctrl-C cannot be taken over, and waits forever.
 async fn never<T>(error: &io::Error) -> T {
     tracing::warn!(%error, "cannot take over Ctrl-C");
     std::future::pending().await
 }
 
-/// Nothing asks a server here to load its policy again but the admin port, and its file.
+/// A stand-in for SIGHUP: here only the admin port and a changed file reload the policy.
 #[derive(Debug)]
 pub(crate) struct Hangups(());
 
 impl Hangups {
-    /// Takes over nothing.
+    /// Does nothing.
     pub(crate) fn take() -> Result<Self, Failure> {
         Ok(Self(()))
     }
 
-    /// Waits for ever.
+    /// Waits forever.
     pub(crate) async fn next(&mut self) {
         match std::future::pending::<Infallible>().await {}
     }

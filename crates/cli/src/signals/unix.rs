@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::Failure;
 
-/// Ctrl-C, a polite kill, or the terminal going away.
+/// SIGINT, SIGTERM, and for some commands SIGHUP.
 #[derive(Debug)]
 pub(crate) struct Signals {
     interrupt: Signal,
@@ -28,7 +28,7 @@ impl Signals {
         })
     }
 
-    /// Takes over SIGHUP too, for a command that belongs to the terminal it was started on.
+    /// Takes over SIGHUP too, for a command that ends with its terminal.
     ///
     /// # Errors
     ///
@@ -53,7 +53,7 @@ impl Signals {
     }
 }
 
-/// SIGHUP, which asks a server to load its policy again.
+/// SIGHUP, which makes a server load its policy again.
 #[derive(Debug)]
 pub(crate) struct Hangups(Signal);
 
@@ -67,8 +67,7 @@ impl Hangups {
         Ok(Self(listening(signal(SignalKind::hangup()))?))
     }
 
-    /// Waits for the next one; those that come before it is waited for count as one. Cancellation
-    /// safe.
+    /// Waits for the next one. Signals that came before this call count as one. Cancellation safe.
     pub(crate) async fn next(&mut self) {
         self.0.recv().await;
     }

@@ -1,4 +1,4 @@
-//! The picture: totals and the connection on top, a list, and what the keys do.
+//! Draws the screen: connection and totals on top, a list, and the keys.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -40,7 +40,7 @@ fn header(app: &App, now: Instant, area: Rect, buffer: &mut Buffer) {
     Paragraph::new(lines).render(area, buffer);
 }
 
-/// Which server this is, and whether it answers.
+/// The server, and whether it answers.
 fn connection(app: &App, now: Instant) -> Line<'static> {
     let name = app.overview.as_ref().map_or("", |overview| &overview.version);
     let mut spans = vec![Span::styled(format!("tgm-session {}  ", plain(name)), TITLE)];
@@ -62,7 +62,7 @@ fn connection(app: &App, now: Instant) -> Line<'static> {
     Line::from(spans)
 }
 
-/// How long the server runs, by its clock and this one's.
+/// How long the server has run, by its clock and this one's.
 fn up(overview: &Overview) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit")]
@@ -94,11 +94,11 @@ fn services(overview: &Overview) -> Line<'static> {
     Line::from_iter(spans)
 }
 
-/// What is wrong with the server, or what came of the last key.
+/// A problem of the server, or the result of the last action.
 fn state(app: &App, overview: &Overview) -> Line<'static> {
     if !overview.ready {
-        let why = overview.problem.as_deref().unwrap_or("it does not say why");
-        let label = Span::styled("the server takes no changes: ", BAD);
+        let why = overview.problem.as_deref().unwrap_or("no reason was given");
+        let label = Span::styled("the server refuses changes: ", BAD);
         return Line::from_iter([label, Span::raw(plain(why))]);
     }
     if let Some(notice) = &app.notice {
@@ -115,7 +115,7 @@ fn state(app: &App, overview: &Overview) -> Line<'static> {
     }
 }
 
-/// What the keys do now.
+/// The keys of the current mode.
 fn footer(app: &App) -> Line<'static> {
     let keys: &[(&str, &str)] = match (&app.mode, &app.leases) {
         (Mode::Search, _) => {
@@ -144,10 +144,10 @@ fn footer(app: &App) -> Line<'static> {
 fn question(revocation: &Revocation, area: Rect, buffer: &mut Buffer) {
     let Revocation { lease, what, workers } = revocation;
     let rest = match workers {
-        0 => "It ends at once; its client is told.".to_owned(),
+        0 => "It ends at once, and its client is informed.".to_owned(),
         workers => {
             let workers = counted(*workers, "worker");
-            format!("It ends at once, and {workers} under its trace; its client is told.")
+            format!("It ends at once, and {workers} under its trace. Its client is informed.")
         }
     };
     let text = Text::from(vec![
@@ -176,7 +176,7 @@ fn help(area: Rect, buffer: &mut Buffer) {
         ("w", "sessions, workers, or both"),
         ("r", "end the selected session or worker"),
         ("q  Ctrl-C", "quit"),
-        ("", "any key takes this away"),
+        ("", "any key closes this help"),
     ];
     let lines = KEYS.map(|(key, what)| {
         Line::from_iter([Span::styled(format!("{key:<26}"), TITLE), Span::raw(what)])
@@ -184,11 +184,11 @@ fn help(area: Rect, buffer: &mut Buffer) {
     window("keys", Text::from_iter(lines), area, buffer);
 }
 
-/// Shows `text` over the middle of everything else.
+/// Shows `text` in a window in the middle of the screen.
 fn window(title: &'static str, text: Text<'static>, area: Rect, buffer: &mut Buffer) {
     let wide = u16::try_from(text.width()).unwrap_or(u16::MAX).saturating_add(4);
     let high = u16::try_from(text.height()).unwrap_or(u16::MAX).saturating_add(2);
-    // Text that is too wide wraps, and needs the more lines for it.
+    // Text that is too wide wraps, and needs more lines.
     let width = wide.min(area.width);
     let height = if wide > area.width { high.saturating_add(4) } else { high }.min(area.height);
     let place = Rect {

@@ -1,4 +1,4 @@
-//! What the screen wants to know, and asking for it.
+//! Fetches the data of the screen.
 
 use tgm_session_server::api::{
     AgeOrder, LeaseKinds, Organization, OrganizationOrder, OrganizationPage, OrganizationsQuery,
@@ -8,9 +8,9 @@ use tgm_session_server::api::{
 use crate::failure::Failure;
 use crate::operator::admin::{Admin, Fault};
 
-/// How many organizations are asked for at once: more than any screen shows.
+/// How many organizations are fetched at once: more than any screen shows.
 pub(super) const WINDOW: u32 = 300;
-/// How many sessions of one organization are asked for: the most the server tells at once.
+/// How many sessions of one organization are fetched: the most in one answer of the server.
 pub(super) const MOST_SESSIONS: u32 = 1000;
 /// How many refusals of one organization are shown.
 const REFUSALS: u32 = 3;
@@ -24,25 +24,25 @@ pub(super) enum Query {
     Leases { organization: String, order: AgeOrder, kinds: LeaseKinds },
 }
 
-/// What a look at the server brought.
+/// An answer of the server.
 #[derive(Clone, Debug)]
 pub(super) struct Update {
     pub(super) want: Query,
     pub(super) overview: Overview,
-    /// The list; `None` when it is as it was.
+    /// The list; `None` if it has not changed.
     pub(super) list: Option<List>,
 }
 
-/// A list as the server told it.
+/// The list in an answer.
 #[derive(Clone, Debug)]
 pub(super) enum List {
-    /// Organizations from the wanted offset on.
+    /// Organizations from the offset of the query on.
     Organizations(OrganizationPage),
-    /// One organization; `None` when nobody knows it any more.
+    /// One organization; `None` if the server does not know it.
     Leases(Option<Box<OrganizationLeases>>),
 }
 
-/// One organization and what it holds.
+/// One organization and its leases.
 #[derive(Clone, Debug)]
 pub(super) struct OrganizationLeases {
     pub(super) organization: Organization,
@@ -50,14 +50,14 @@ pub(super) struct OrganizationLeases {
     pub(super) refusals: Vec<Refusal>,
 }
 
-/// Asks for the overview, and for the list where the revision is not the `known` one.
+/// Fetches the overview, and the list if the revision is not the `known` one.
 ///
 /// # Errors
 ///
 /// Those of the calls.
 pub(super) fn fetch(admin: &Admin, want: Query, known: Option<u64>) -> Result<Update, Failure> {
-    // First the overview: a change after it makes the list newer than its revision, and is looked
-    // for again, while the other way round it would be missed.
+    // The overview comes first: a change between the two calls makes the list newer than its revision, and
+    // the next update fetches it again. In the other order that change would be missed.
     let overview = admin.overview()?;
     if known == Some(overview.revision) {
         return Ok(Update { want, overview, list: None });

@@ -1,4 +1,4 @@
-//! What keys do.
+//! Handles keys.
 
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
@@ -6,10 +6,10 @@ use super::state::{App, Mode, Move};
 
 /// How many rows a page key moves.
 const PAGE: isize = 10;
-/// The longest text that is searched for: as long as an id.
+/// The longest search: the length of an id.
 const LONGEST: usize = 256;
 
-/// What somebody wants that the screen cannot do alone.
+/// An action that needs more than the screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Nothing,
@@ -19,7 +19,7 @@ pub(super) enum Action {
 }
 
 impl App {
-    /// Does what `key` means now.
+    /// Handles `key` in the current mode.
     pub(super) fn press(&mut self, key: KeyEvent) -> Action {
         if key.kind == KeyEventKind::Release {
             return Action::Nothing;
@@ -36,7 +36,7 @@ impl App {
             Mode::Confirm(revocation) => match key.code {
                 KeyCode::Char('y' | 'Y') => Action::Revoke(revocation.lease),
                 KeyCode::Char('n' | 'N' | 'q') | KeyCode::Esc => Action::Nothing,
-                // Anything else is no answer.
+                // Any other key changes nothing.
                 _ => {
                     self.mode = Mode::Confirm(revocation);
                     Action::Nothing
@@ -80,15 +80,15 @@ impl App {
             KeyCode::Esc => {
                 goes_on = false;
                 self.search_mut().clear();
-                self.searched();
+                self.select_first();
             }
             KeyCode::Backspace => {
                 self.search_mut().pop();
-                self.searched();
+                self.select_first();
             }
             KeyCode::Char(char) if self.search().len() + char.len_utf8() <= LONGEST => {
                 self.search_mut().push(char);
-                self.searched();
+                self.select_first();
             }
             KeyCode::Up => self.move_cursor(Move::By(-1)),
             KeyCode::Down => self.move_cursor(Move::By(1)),

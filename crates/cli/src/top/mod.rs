@@ -1,4 +1,4 @@
-//! `top`: who holds what, live.
+//! `top`: a live view of organizations and their sessions.
 
 mod draw;
 mod fetch;
@@ -42,15 +42,15 @@ Examples:
       one value: overview and organizations, once
 
 Keys: arrows select, Enter shows the sessions of an organization, Esc goes
-back, / searches, s sorts, r ends a session after a question, ? tells them
-all, q quits.";
+back, / searches, s sorts, r ends a session after a confirmation, ? shows all
+keys, q quits.";
 
-/// How often the server is asked whether something changed.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How old a list may become while nothing changed: the refusals of the last hour change by themselves.
-const OLDEST: Duration = Duration::from_secs(5);
+/// How often the server is asked whether something has changed.
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// The age at which a list is fetched again although nothing has changed: refusals leave the last hour.
+const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// Watch who holds what, live: organizations, their sessions, budgets and refusals.
+/// Watch organizations live: their sessions, budgets and refusals.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
@@ -66,8 +66,8 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     }
     output.show_live(&"asking the server…")?;
     let mut app = App::new(admin.place());
-    // A server that cannot be had, or a wrong token, is an error and not an empty screen.
-    app.update(fetch::fetch(&admin, app.want(), None)?, Instant::now());
+    // A server that cannot be reached, or a wrong token, is an error and not an empty screen.
+    app.update(fetch::fetch(&admin, app.query(), None)?, Instant::now());
     output.clear_live()?;
     let runtime = runtime::current_thread()?;
     let outcome = runtime.block_on(async {
@@ -75,12 +75,12 @@ pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
         let mut screen = Screen::enter()?;
         watch(&admin, &mut app, &mut screen, &mut signals).await
     });
-    // A call under way is not worth waiting for.
+    // Does not wait for a call in flight.
     runtime.shutdown_background();
     outcome
 }
 
-/// Draws, listens and asks, until somebody quits.
+/// Draws the screen, handles keys and fetches updates until the user quits.
 async fn watch(
     admin: &Admin,
     app: &mut App,
@@ -88,18 +88,18 @@ async fn watch(
     signals: &mut Signals,
 ) -> Result<(), Failure> {
     let mut events = EventStream::new();
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut ticks = tokio::time::interval(REFRESH_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looking: Option<JoinHandle<Result<Update, Failure>>> = None;
+    let mut fetching: Option<JoinHandle<Result<Update, Failure>>> = None;
     let mut ending: Option<JoinHandle<Result<Done, Fault>>> = None;
     loop {
         screen.draw(app)?;
-        let mut look = false;
+        let mut refresh = false;
         tokio::select! {
             _ = signals.next() => return Ok(()),
             event = events.next() => match event {
                 Some(Ok(Event::Key(key))) => match app.press(key) {
-                    Action::Nothing => look = app.needs_list(),
+                    Action::Nothing => refresh = app.needs_list(),
                     Action::Quit => return Ok(()),
                     Action::Revoke(_) if ending.is_some() => app.refuse_second_revocation(),
                     Action::Revoke(lease) => {
@@ -114,28 +114,28 @@ async fn watch(
                 }
                 None => return Ok(()),
             },
-            _ = ticks.tick() => look = true,
-            news = end_of(&mut looking) => {
-                match news? {
-                    Ok(news) => app.update(news, Instant::now()),
+            _ = ticks.tick() => refresh = true,
+            update = end_of(&mut fetching) => {
+                match update? {
+                    Ok(update) => app.update(update, Instant::now()),
                     Err(failure) => app.mark_lost(failure, Instant::now()),
                 }
-                look = app.needs_list() && app.is_connected();
+                refresh = app.needs_list() && app.is_connected();
             }
             done = end_of(&mut ending) => {
                 app.ended(done?);
-                look = true;
+                refresh = true;
             }
         }
-        if look && looking.is_none() {
-            let (admin, want) = (admin.clone(), app.want());
-            let known = app.known_revision(Instant::now(), OLDEST);
-            looking = Some(tokio::task::spawn_blocking(move || fetch::fetch(&admin, want, known)));
+        if refresh && fetching.is_none() {
+            let (admin, want) = (admin.clone(), app.query());
+            let known = app.known_revision(Instant::now(), MAX_AGE);
+            fetching = Some(tokio::task::spawn_blocking(move || fetch::fetch(&admin, want, known)));
         }
     }
 }
 
-/// Waits for the end of a task, for ever when there is none. Cancellation safe.
+/// Waits for the end of a task; forever if there is none. Cancellation safe.
 async fn end_of<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, Failure> {
     let Some(running) = task else { return std::future::pending().await };
     let outcome = running.await;

@@ -31,7 +31,7 @@ pub(super) fn draw(app: &App, area: Rect, buffer: &mut Buffer) {
         .collect();
     let columns = Columns::new(app, area.width);
     let shown = rows.iter().map(|(selected, row)| {
-        // A row that the cursor came to before its window: it is asked for.
+        // A row that has not been fetched yet.
         let shown = row.map_or_else(|| Row::new([Cell::new("…")]), |row| columns.row(row));
         if *selected { shown.style(SELECTED) } else { shown }
     });
@@ -61,7 +61,7 @@ fn title(app: &App) -> Line<'static> {
     Line::from(spans)
 }
 
-/// Which columns fit.
+/// The columns that fit.
 struct Columns {
     services: Vec<String>,
     /// How many services have no column.
@@ -71,7 +71,7 @@ struct Columns {
 }
 
 impl Columns {
-    /// The services first, for who holds what is the question; then budgets, then plans.
+    /// Services come first, then budgets, then plans.
     fn new(app: &App, width: u16) -> Self {
         let services = services(app);
         let mut left = width.saturating_sub(NAME + 1 + REFUSED + 1);
@@ -139,7 +139,7 @@ impl Columns {
     }
 }
 
-/// The services of the policy in its order, and then those that only the rows name.
+/// The services in the order of the policy, then services that only the rows name.
 fn services(app: &App) -> Vec<String> {
     let listed = app.overview.iter().flat_map(|overview| &overview.services);
     let mut services: Vec<String> =

@@ -1,4 +1,4 @@
-//! Styles, bars and cells that both lists are made of.
+//! Styles, bars and cells of both lists.
 
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
@@ -10,14 +10,14 @@ use crate::output::plain;
 pub(super) const TITLE: Style = Style::new().add_modifier(Modifier::BOLD);
 /// Side remarks.
 pub(super) const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
-/// What is as it should be.
+/// Success.
 pub(super) const GOOD: Style = Style::new().fg(Color::Green);
 /// What is full, spent or disabled.
 pub(super) const WARN: Style = Style::new().fg(Color::Yellow);
-/// What went wrong.
+/// Errors.
 pub(super) const BAD: Style = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
-/// Slots that are taken.
-const TAKEN: Style = Style::new().fg(Color::Cyan);
+/// Slots in use.
+const IN_USE: Style = Style::new().fg(Color::Cyan);
 /// The row of the cursor.
 pub(super) const SELECTED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
@@ -28,9 +28,9 @@ pub(super) const CELLS: u16 = 10;
 pub(super) fn bar(active: u64, max: Option<u64>) -> Vec<Span<'static>> {
     let bar = Bar { active, max };
     let (full, empty) = bar.cells_within(CELLS.into());
-    // Without a ceiling there is nothing that could be full.
+    // Without a limit, nothing can be full.
     let (full, empty) = if max.is_some() { (full, empty) } else { (0, 0) };
-    let style = if bar.is_full() { WARN } else { TAKEN };
+    let style = if bar.is_full() { WARN } else { IN_USE };
     let numbers = match max {
         Some(max) => format!(" {active}/{max}"),
         None => format!("{active}"),
@@ -42,7 +42,7 @@ pub(super) fn bar(active: u64, max: Option<u64>) -> Vec<Span<'static>> {
     ]
 }
 
-/// A share from 0 to 1 as cells.
+/// A share from 0 to 1 as a bar.
 pub(super) fn share(part: f64) -> Vec<Span<'static>> {
     let cells = f64::from(CELLS);
     // In range: the share is between 0 and 1.
@@ -53,7 +53,7 @@ pub(super) fn share(part: f64) -> Vec<Span<'static>> {
     vec![Span::styled("█".repeat(full), style), Span::styled("░".repeat(empty), FAINT)]
 }
 
-/// `name 3` with the name in the background.
+/// `name 3` with a faint name.
 pub(super) fn labelled(label: &str, value: impl ToString) -> [Span<'static>; 3] {
     [
         Span::styled(format!("{label} "), FAINT),
@@ -62,7 +62,7 @@ pub(super) fn labelled(label: &str, value: impl ToString) -> [Span<'static>; 3] 
     ]
 }
 
-/// Text from elsewhere, on one line.
+/// Text of the server, on one line.
 pub(super) fn text(text: &str) -> Line<'static> {
     Line::raw(plain(text))
 }

@@ -1,4 +1,4 @@
-//! What `top` prints where nobody watches: the same, once.
+//! What `top` prints if the output is not a terminal: the same data, once.
 
 use std::fmt;
 
@@ -43,8 +43,8 @@ impl fmt::Display for Shown {
         let overview = &self.overview;
         writeln!(f, "tgm-session {}  {}", plain(&overview.version), plain(&overview.store))?;
         if !overview.ready {
-            let why = overview.problem.as_deref().unwrap_or("it does not say why");
-            writeln!(f, "{} {}", styled(BAD, "the server takes no changes:"), plain(why))?;
+            let why = overview.problem.as_deref().unwrap_or("no reason was given");
+            writeln!(f, "{} {}", styled(BAD, "the server refuses changes:"), plain(why))?;
         }
         if let Some(why) = &overview.policy.refused {
             writeln!(f, "{} {}", styled(BAD, "the policy file is refused:"), plain(why))?;

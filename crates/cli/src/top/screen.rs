@@ -1,4 +1,4 @@
-//! The terminal, taken over and given back.
+//! The terminal in full-screen mode.
 
 use std::time::Instant;
 
@@ -8,18 +8,18 @@ use super::draw::draw;
 use super::state::App;
 use crate::failure::Failure;
 
-/// A terminal that shows one picture. It is given back when this is dropped, and when a thread panics.
+/// A terminal in full-screen mode. It is restored when this value is dropped, and when a thread panics.
 #[derive(Debug)]
 pub(super) struct Screen {
     terminal: DefaultTerminal,
 }
 
 impl Screen {
-    /// Takes the terminal over.
+    /// Switches the terminal to full-screen mode.
     ///
     /// # Errors
     ///
-    /// [`Failure::Failed`] when it cannot be; then it is as it was.
+    /// [`Failure::Failed`] if that fails; the terminal is restored then.
     pub(super) fn enter() -> Result<Self, Failure> {
         match ratatui::try_init() {
             Ok(terminal) => Ok(Self { terminal }),
@@ -34,7 +34,7 @@ impl Screen {
     ///
     /// # Errors
     ///
-    /// [`Failure::Failed`] when the terminal does not take it.
+    /// [`Failure::Failed`] if writing to the terminal fails.
     pub(super) fn draw(&mut self, app: &App) -> Result<(), Failure> {
         let now = Instant::now();
         self.terminal

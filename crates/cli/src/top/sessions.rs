@@ -1,4 +1,4 @@
-//! One organization: what it may, and each lease it holds.
+//! One organization: its limits, and each of its leases.
 
 use std::time::Instant;
 
@@ -49,7 +49,7 @@ fn panel(leases: &Leases) -> Vec<Line<'static>> {
         spans.extend(bar(service.active, service.ceiling.max));
         let source = match service.ceiling.max {
             Some(_) => format!("   by {}", service.ceiling.source.in_words()),
-            None => "   no ceiling".to_owned(),
+            None => "   no limit".to_owned(),
         };
         spans.push(Span::styled(source, FAINT));
         Line::from(spans)

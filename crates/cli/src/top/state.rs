@@ -1,4 +1,4 @@
-//! What the screen knows and where its cursor stands. Time is an argument; nothing here does I/O.
+//! The state of the screen: data and cursors. Time is an argument; nothing here does I/O.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::output::counted;
 /// The whole screen.
 #[derive(Debug)]
 pub(super) struct App {
-    /// Where the server is.
+    /// The URL of the admin API.
     pub(super) place: String,
     pub(super) link: Link,
     pub(super) overview: Option<Overview>,
@@ -23,18 +23,18 @@ pub(super) struct App {
     /// The organization that was entered.
     pub(super) leases: Option<Leases>,
     pub(super) mode: Mode,
-    /// What came of the last thing that was done.
+    /// The result of the last action.
     pub(super) notice: Option<Notice>,
-    /// What was asked for when the list came, at which revision and when.
+    /// The query of the list on the screen, its revision, and when it came.
     seen: Option<(Query, u64, Instant)>,
 }
 
 /// Whether the server answers.
 #[derive(Debug)]
 pub(super) enum Link {
-    /// It does.
+    /// The last call was answered.
     Connected,
-    /// It does not.
+    /// The last call failed.
     Lost {
         /// Since when.
         since: Instant,
@@ -43,31 +43,31 @@ pub(super) enum Link {
     },
 }
 
-/// What keys mean.
+/// What keys do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// They move and act.
+    /// They move the cursor and start actions.
     Browse,
-    /// They are text that is searched for.
+    /// They edit the search.
     Search,
-    /// They answer whether this lease is to end.
+    /// They confirm that this lease ends, or keep it.
     Confirm(Revocation),
-    /// The next one takes the help away.
+    /// The next one closes the help.
     Help,
 }
 
-/// A lease that somebody wants to end.
+/// The lease of a revocation that is not yet confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Revocation {
     /// Its number.
     pub(super) lease: String,
     /// What it is, in words.
     pub(super) what: String,
-    /// What else ends.
+    /// How many workers end with it.
     pub(super) workers: u64,
 }
 
-/// What came of something.
+/// The result of an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Notice {
     pub(super) text: String,
@@ -79,9 +79,9 @@ pub(super) struct Notice {
 pub(super) struct Organizations {
     pub(super) order: OrganizationOrder,
     pub(super) search: String,
-    /// Counted from the first of all that match.
+    /// The index among all organizations that match.
     pub(super) selected: usize,
-    /// The selected one, once somebody has selected: the cursor stays on it when the order changes.
+    /// The selected organization, once a key has selected one: the cursor follows it when the order changes.
     chosen: Option<String>,
     pub(super) total: u64,
     pub(super) offset: usize,
@@ -95,16 +95,16 @@ pub(super) struct Leases {
     pub(super) order: AgeOrder,
     pub(super) kinds: LeaseKinds,
     pub(super) search: String,
-    /// Counted among those that pass the search.
+    /// The index among the leases that match the search.
     pub(super) selected: usize,
     chosen: Option<String>,
-    /// What is known about it, and since when; `None` before the first answer.
+    /// The data of the last answer, and when it came; `None` before the first answer.
     pub(super) held: Option<(Box<OrganizationLeases>, Instant)>,
-    /// Nobody knows this organization any more.
+    /// Whether the server does not know this organization any more.
     pub(super) gone: bool,
 }
 
-/// Where a cursor goes.
+/// A move of the cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Move {
     By(isize),
@@ -113,7 +113,7 @@ pub(super) enum Move {
 }
 
 impl Move {
-    /// Where it leads from `from` among `count`.
+    /// The index after a move from `from` among `count` rows.
     fn from(self, from: usize, count: usize) -> usize {
         let last = count.saturating_sub(1);
         match self {
@@ -139,35 +139,35 @@ impl App {
         }
     }
 
-    /// The list to ask for.
-    pub(super) fn want(&self) -> Query {
+    /// The query of the list that is shown.
+    pub(super) fn query(&self) -> Query {
         match &self.leases {
             Some(leases) => Query::Leases {
                 organization: leases.organization.clone(),
                 order: leases.order,
                 kinds: leases.kinds,
             },
-            None => self.organizations.want(),
+            None => self.organizations.query(),
         }
     }
 
-    /// Whether another list is wanted than the one that is known.
+    /// Whether the list on the screen belongs to another query.
     pub(super) fn needs_list(&self) -> bool {
-        self.seen.as_ref().is_none_or(|(want, ..)| *want != self.want())
+        self.seen.as_ref().is_none_or(|(want, ..)| *want != self.query())
     }
 
-    /// Whether the server answered last.
+    /// Whether the last call was answered.
     pub(super) const fn is_connected(&self) -> bool {
         matches!(self.link, Link::Connected)
     }
 
-    /// The revision of the list, unless it is another that is wanted, or it is older than `oldest`.
+    /// The revision of the list, unless the list belongs to another query or is older than `oldest`.
     pub(super) fn known_revision(&self, now: Instant, oldest: Duration) -> Option<u64> {
         let (want, revision, at) = self.seen.as_ref()?;
-        (*want == self.want() && now.saturating_duration_since(*at) < oldest).then_some(*revision)
+        (*want == self.query() && now.saturating_duration_since(*at) < oldest).then_some(*revision)
     }
 
-    /// Takes what a look at the server brought.
+    /// Takes an answer of the server.
     pub(super) fn update(&mut self, news: Update, now: Instant) {
         let Update { want, overview, list } = news;
         self.link = Link::Connected;
@@ -194,7 +194,7 @@ impl App {
         }
     }
 
-    /// Notes that the server did not answer.
+    /// Records that the server did not answer.
     pub(super) fn mark_lost(&mut self, failure: Failure, now: Instant) {
         let why = failure.message().unwrap_or("no answer").to_owned();
         let since = match self.link {
@@ -206,7 +206,7 @@ impl App {
         self.seen = None;
     }
 
-    /// Notes how a revocation went.
+    /// Records the result of a revocation.
     pub(super) fn ended(&mut self, outcome: Result<Done, Fault>) {
         self.notice = Some(match outcome {
             Ok(Done { ended, summary }) => {
@@ -221,9 +221,9 @@ impl App {
         self.seen = None;
     }
 
-    /// Says that the revocation before is still under way.
+    /// Says that the previous revocation is still in flight.
     pub(super) fn refuse_second_revocation(&mut self) {
-        let text = "not yet: the server has not answered the one before".to_owned();
+        let text = "not yet: the server has not answered the previous revocation".to_owned();
         self.notice = Some(Notice { text, good: false });
     }
 
@@ -246,18 +246,18 @@ impl App {
         }
     }
 
-    /// Takes back one thing: the search, or else the list of leases.
+    /// Clears the search; without a search, leaves the list of leases.
     pub(super) fn back(&mut self) {
         let search = self.search_mut();
         if search.is_empty() {
             self.leases = None;
         } else {
             search.clear();
-            self.searched();
+            self.select_first();
         }
     }
 
-    /// What is searched for in the list on the screen.
+    /// The search of the list on the screen.
     pub(super) fn search(&self) -> &str {
         match &self.leases {
             Some(leases) => &leases.search,
@@ -265,7 +265,7 @@ impl App {
         }
     }
 
-    /// The same, to be changed; [`App::searched`] follows.
+    /// The search, to be changed. Call [`App::select_first`] after a change.
     pub(super) fn search_mut(&mut self) -> &mut String {
         match &mut self.leases {
             Some(leases) => &mut leases.search,
@@ -273,15 +273,15 @@ impl App {
         }
     }
 
-    /// The search changed: the first match is what is looked for.
-    pub(super) fn searched(&mut self) {
+    /// Selects the first row, after a change of search or order.
+    pub(super) fn select_first(&mut self) {
         match &mut self.leases {
             Some(leases) => (leases.selected, leases.chosen) = (0, None),
             None => (self.organizations.selected, self.organizations.chosen) = (0, None),
         }
     }
 
-    /// Takes the next order of the list, or the one before.
+    /// Switches to the next order of the list, or to the previous one.
     pub(super) fn sort(&mut self, forward: bool) {
         match &mut self.leases {
             Some(leases) => {
@@ -292,10 +292,10 @@ impl App {
             }
             None => self.organizations.order = next_order(self.organizations.order, forward),
         }
-        self.searched();
+        self.select_first();
     }
 
-    /// Asks whether the selected lease is to end.
+    /// Asks for a confirmation that the selected lease ends.
     pub(super) fn ask_to_revoke(&mut self) {
         let Some(leases) = &self.leases else {
             let text =
@@ -313,7 +313,7 @@ impl App {
     }
 }
 
-/// The orders of organizations go round.
+/// The next or previous order; after the last comes the first.
 const fn next_order(order: OrganizationOrder, forward: bool) -> OrganizationOrder {
     use OrganizationOrder::{Active, Fullest, Name, Refused};
     match (order, forward) {
@@ -325,8 +325,8 @@ const fn next_order(order: OrganizationOrder, forward: bool) -> OrganizationOrde
 }
 
 impl Organizations {
-    /// A window around the cursor that moves in steps, so that most moves need no question.
-    fn want(&self) -> Query {
+    /// A window around the cursor that moves in steps, so that most moves need no call.
+    fn query(&self) -> Query {
         let step = WINDOW as usize / 3;
         let offset = (self.selected / step).saturating_sub(1) * step;
         Query::Organizations {
@@ -373,7 +373,7 @@ impl Organizations {
         self.selected = to.from(self.selected, self.count());
         self.chosen = self.selected_row().map(|row| row.organization.clone());
         if to == Move::First {
-            // The first one, whoever that will be.
+            // The cursor stays on the first row, also when another organization comes first.
             self.chosen = None;
         }
     }
@@ -413,7 +413,7 @@ impl Leases {
         }
     }
 
-    /// The leases that pass the search.
+    /// The leases that match the search.
     pub(super) fn visible(&self) -> Vec<&Session> {
         let Some((held, _)) = &self.held else { return Vec::new() };
         let search = self.search.to_ascii_lowercase();
@@ -428,7 +428,7 @@ impl Leases {
         .collect()
     }
 
-    /// Takes the next kind of leases.
+    /// Switches to the next kind of leases.
     pub(super) fn next_kinds(&mut self) {
         self.kinds = match self.kinds {
             LeaseKinds::Session => LeaseKinds::Worker,

@@ -116,7 +116,7 @@ impl Rig {
     /// Answers what the screen wants to know.
     fn fetch(&mut self) {
         self.revision += 1;
-        let want = self.app.want();
+        let want = self.app.query();
         let list = match &want {
             Query::Organizations { search, offset, .. } => {
                 let ids = self.ids.iter().filter(|id| id.contains(search));
@@ -383,7 +383,7 @@ fn an_unchanged_revision_needs_no_new_list_until_the_list_is_old() {
 fn an_answer_to_an_older_question_is_not_shown_as_the_answer_to_the_new_one() {
     let mut rig = Rig::new(["acme", "other"]);
     let late = Update {
-        want: rig.app.want(),
+        want: rig.app.query(),
         overview: overview(9),
         list: Some(List::Organizations(OrganizationPage {
             total: 1,
@@ -405,7 +405,7 @@ fn what_is_wrong_with_the_server_is_shown_before_anything_else() {
     let mut tell = |change: fn(&mut Overview)| {
         let mut overview = overview(2);
         change(&mut overview);
-        rig.app.update(Update { want: rig.app.want(), overview, list: None }, rig.now);
+        rig.app.update(Update { want: rig.app.query(), overview, list: None }, rig.now);
         rig.lines(140, 12)[3].clone()
     };
     assert_eq!(tell(|_| ()), "");
@@ -415,7 +415,7 @@ fn what_is_wrong_with_the_server_is_shown_before_anything_else() {
     let failed = tell(|seen| {
         (seen.ready, seen.problem) = (false, Some("the disk is full".into()));
     });
-    assert_eq!(failed, "the server takes no changes: the disk is full");
+    assert_eq!(failed, "the server refuses changes: the disk is full");
 }
 
 #[test]

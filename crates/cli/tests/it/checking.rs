@@ -1,4 +1,4 @@
-//! `check` and `serve` judge alike: what the one refuses, the other does, in the same words.
+//! `check` and `serve` refuse the same files, in the same words.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -50,7 +50,7 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
         format!("[server]\ntls_cert = '{certificate}'\ntls_key = '{key}'\n[services.t1r]\n")
     };
     let server = |line: &str| format!("[server]\n{line}\n[services.t1r]\n");
-    let sound = "[services.t1r]\n".to_owned();
+    let valid = "[services.t1r]\n".to_owned();
     type Case<'a> = (String, Vec<&'a str>, Vec<(&'a str, &'a str)>, i32, Vec<String>);
     let told = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
     let token_file = format!("admin_token_file = '{}'", path("token"));
@@ -59,9 +59,9 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
     let keys = "[services.t1r]\n[[indexers]]\nname = 'west'\nkey_sha256_file = 'missing'\n";
     let cases: Vec<Case<'_>> = vec![
         (server("listen = '0.0.0.0:0'"), vec![], vec![], 2, told(&["has no indexers"])),
-        (sound.clone(), vec!["--listen", "0.0.0.0:0"], vec![], 2, told(&["has no indexers"])),
+        (valid.clone(), vec!["--listen", "0.0.0.0:0"], vec![], 2, told(&["has no indexers"])),
         (
-            sound.clone(),
+            valid.clone(),
             vec![],
             vec![("TGM_SESSION_GRPC_WEB_ORIGINS", "*")],
             2,
@@ -120,9 +120,9 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
             2,
             told(&["--allow-anonymous"]),
         ),
-        (sound.clone(), vec!["--tls-cert=", "--tls-key=x"], vec![], 2, told(&["--tls-cert"])),
+        (valid.clone(), vec!["--tls-cert=", "--tls-key=x"], vec![], 2, told(&["--tls-cert"])),
         (
-            sound.clone(),
+            valid.clone(),
             vec!["--listen", "0.0.0.0:0", "--max-streams", "x"],
             vec![],
             2,
@@ -179,7 +179,7 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
 }
 
 #[test]
-fn what_check_finds_sound_serve_starts_with() {
+fn serve_starts_with_what_check_finds_valid() {
     let folder = folder();
     let text = "[server]\ndefault_organization = 'nobody'\n[services.t1r]\nttl = '30s'\n";
     let policy = file(&folder, "policy.toml", text);
@@ -224,10 +224,10 @@ observe = 'no'
         assert!(told[at].contains(&format!("did you mean {nearest}?")), "{}", told[at]);
     }
     let json = run(["check".as_ref(), policy.as_os_str(), "--format".as_ref(), "json".as_ref()]);
-    let [unsound] = &json.json()[..] else { panic!("{json:?}") };
-    let listed: Vec<_> = unsound["errors"].as_array().unwrap().iter().map(|e| &e["line"]).collect();
+    let [invalid] = &json.json()[..] else { panic!("{json:?}") };
+    let listed: Vec<_> = invalid["errors"].as_array().unwrap().iter().map(|e| &e["line"]).collect();
     assert_eq!(listed, lines.iter().collect::<Vec<_>>());
-    assert_eq!((&unsound["line"], &unsound["ok"]), (&Value::from(2), &Value::from(false)));
+    assert_eq!((&invalid["line"], &invalid["ok"]), (&Value::from(2), &Value::from(false)));
 }
 
 #[test]
@@ -238,9 +238,9 @@ fn a_policy_is_read_from_standard_input() {
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         harness::Process::new(child).finish()
     };
-    let sound = check("[services.t1r]\n");
-    assert_eq!((sound.code, &*sound.stderr), (Some(0), ""), "{sound:?}");
-    assert!(sound.stdout.contains("sound"), "{sound:?}");
+    let valid = check("[services.t1r]\n");
+    assert_eq!((valid.code, &*valid.stderr), (Some(0), ""), "{valid:?}");
+    assert!(valid.stdout.contains("valid"), "{valid:?}");
     let wrong = check("[services.t1r]\nttl = 5\n");
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
     assert!(wrong.error().starts_with("-:2:7: "), "{wrong:?}");
@@ -265,8 +265,8 @@ fn a_budget_on_a_metric_that_nobody_is_known_to_report_is_warned_about() {
     let policy = file(&folder, "policy.toml", text);
     let ran = run(["check".as_ref(), policy.as_os_str(), "--format".as_ref(), "json".as_ref()]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let sound = ran.json().remove(0);
-    let [warning] = &sound["warnings"].as_array().unwrap()[..] else { panic!("{sound}") };
+    let valid = ran.json().remove(0);
+    let [warning] = &valid["warnings"].as_array().unwrap()[..] else { panic!("{valid}") };
     assert_eq!(warning["line"], 3);
     let problem = warning["problem"].as_str().unwrap();
     assert!(problem.contains("did you mean \"egress_bytes\"?"), "{problem}");

@@ -2,7 +2,7 @@
 
 use crate::harness::{Talker, command, file, finish, folder, free_address, run};
 
-const SOUND: &str = r#"
+const VALID: &str = r#"
 [services.t1r]
 max_per_organization = 10
 max_per_api_key = 5
@@ -87,10 +87,10 @@ fn a_log_filter_that_cannot_be_read_is_a_usage_error() {
 #[test]
 fn a_sound_policy_is_summed_up_with_its_warnings() {
     let folder = folder();
-    let policy = file(&folder, "policy.toml", SOUND);
+    let policy = file(&folder, "policy.toml", VALID);
     let ran = run(["check".as_ref(), policy.as_os_str()]);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""));
-    for part in ["sound", "t1r", "t2w", "2 organizations (1 disabled)", "1 plan,", "1 indexer"] {
+    for part in ["valid", "t1r", "t2w", "2 organizations (1 disabled)", "1 plan,", "1 indexer"] {
         assert!(ran.stdout.contains(part), "{part:?} is missing: {}", ran.stdout);
     }
     assert!(ran.stdout.contains("policy.toml:6:"), "the warning has no line: {}", ran.stdout);
@@ -141,7 +141,7 @@ fn a_check_says_what_the_leases_need_and_warns_when_this_machine_has_less() {
 }
 
 #[test]
-fn an_unsound_policy_is_refused_with_its_file_line_and_reason() {
+fn an_invalid_policy_is_refused_with_its_file_line_and_reason() {
     let folder = folder();
     for (name, text, line, reason) in [
         ("unknown.toml", "[services.t1r]\nmax_per_organisation = 3\n", 2, "max_per_organisation"),
@@ -246,7 +246,7 @@ fn a_key_in_a_url_never_shows_up_in_an_error() {
 #[test]
 fn a_reader_that_leaves_early_causes_no_panic() {
     let folder = folder();
-    let policy = file(&folder, "policy.toml", SOUND);
+    let policy = file(&folder, "policy.toml", VALID);
     for args in [vec!["--help"], vec!["check", policy.to_str().unwrap()], vec!["demo"]] {
         let mut command = command(&args);
         // A pipe whose reading end is closed before anything is written.

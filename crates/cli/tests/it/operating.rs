@@ -270,7 +270,7 @@ fn a_limit_holds_for_the_next_borrow_and_ends_nobody() {
 fn a_refusal_says_why_and_the_audit_list_who_did_what() {
     let server = Operated::new();
     assert_eq!(server.text(&["refusals"]), "nothing was refused\n");
-    assert_eq!(server.text(&["audit"]), "no operator did anything yet\n");
+    assert_eq!(server.text(&["audit"]), "no operator has made a change yet\n");
     server.json(&["limit", "organization", "acme", "t1r", "0", "--note", "holidays"]);
     assert_eq!(server.borrow("acme"), Some(3));
     assert_eq!(server.borrow("closed"), Some(3));
@@ -338,7 +338,7 @@ fn the_admin_token_opens_the_port_and_is_never_shown() {
     assert_eq!(with(Some("s3cret-token")).code, Some(0));
     let wrong = with(Some("wr0ng-token"));
     assert_eq!(wrong.code, Some(3));
-    assert!(wrong.stderr.contains("does not take this admin token"), "{wrong:?}");
+    assert!(wrong.stderr.contains("refuses this admin token"), "{wrong:?}");
     let none = with(None);
     assert_eq!(none.code, Some(3));
     assert!(none.stderr.contains("TGM_SESSION_ADMIN_TOKEN"), "{none:?}");

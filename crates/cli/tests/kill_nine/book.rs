@@ -12,7 +12,7 @@ pub(crate) const SERVICES: [(&str, u64); 2] = [("t1r", 6), ("t2w", 9)];
 pub(crate) const SESSIONS: usize = 0;
 pub(crate) const WORKERS: usize = 1;
 
-/// An organization and a service: what one ceiling stands over.
+/// An organization and a service: what one limit applies to.
 pub(crate) type Pool = (usize, usize);
 
 /// One lease whose grant was acknowledged.
@@ -62,7 +62,7 @@ impl Book {
         self.pages().asking.remove(borrow_id);
     }
 
-    /// Writes down a grant, which must break no promise: a new key, and no pool over its ceiling.
+    /// Writes down a grant, which must break no promise: a new key, and no pool over its limit.
     pub(crate) fn granted(&self, borrow_id: &str, key: &str, lease: Lease) {
         let mut pages = self.pages();
         pages.asking.remove(borrow_id);
@@ -74,8 +74,8 @@ impl Book {
         assert!(before.is_none(), "the key {key} is held already");
         // Each of these is taken for certain right now, whatever else is under way.
         let held = pages.held_of(pool);
-        let (service, ceiling) = SERVICES[pool.1];
-        assert!(held <= ceiling, "{held} leases of {service} are held, over {ceiling}");
+        let (service, limit) = SERVICES[pool.1];
+        assert!(held <= limit, "{held} leases of {service} are held, over {limit}");
     }
 
     /// Writes down that a lease is being returned; a session takes the workers of its trace along.

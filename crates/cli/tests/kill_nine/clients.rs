@@ -71,7 +71,7 @@ impl Clients {
     }
 
     async fn borrow(&self, owner: usize, pool: Pool, trace: String) -> Result<(), NoAnswer> {
-        let (service, ceiling) = SERVICES[pool.1];
+        let (service, limit) = SERVICES[pool.1];
         let mut request = Request::new(BorrowWorkerRequest {
             service: service.into(),
             organization_id: ORGANIZATIONS[pool.0].into(),
@@ -84,15 +84,15 @@ impl Clients {
         self.book.ask(&borrow_id, pool);
         let answer = answered(self.client.clone().borrow_worker(request).await)?;
         let state = answer.worker_state.clone().unwrap();
-        assert_eq!(state.max_workers, ceiling as i64);
-        assert!(state.borrowed_workers <= state.max_workers, "over the ceiling: {state:?}");
+        assert_eq!(state.max_workers, limit as i64);
+        assert!(state.borrowed_workers <= state.max_workers, "over the limit: {state:?}");
         match answer.status() {
             BorrowStatus::Borrowed => {
                 let lease = Lease { owner, pool, trace };
                 self.book.granted(&borrow_id, &answer.worker_key, lease);
             }
             BorrowStatus::ResourceExhausted => {
-                assert_eq!(state.borrowed_workers, state.max_workers, "refused below the ceiling");
+                assert_eq!(state.borrowed_workers, state.max_workers, "refused below the limit");
                 self.book.refused(&borrow_id);
             }
             BorrowStatus::Unset => panic!("a borrow was answered with unset"),
@@ -122,10 +122,10 @@ impl Clients {
                 (pages.held_of(pool), pages.doubtful_of(pool))
             };
             let counted = self.counted(pool).await;
-            let ceiling = SERVICES[pool.1].1;
+            let limit = SERVICES[pool.1].1;
             assert!(
-                (held..=held + doubtful).contains(&counted) && counted <= ceiling,
-                "{pool:?}: {held} held, {doubtful} in doubt, {counted} counted, {ceiling} allowed"
+                (held..=held + doubtful).contains(&counted) && counted <= limit,
+                "{pool:?}: {held} held, {doubtful} in doubt, {counted} counted, {limit} allowed"
             );
         }
         let held: Vec<String> = self.book.pages().held.keys().cloned().collect();

@@ -30,7 +30,7 @@ const ROUNDS: u32 = 24;
 /// How many clients call it at once.
 const CLIENTS: usize = 16;
 
-/// The ceilings are low, so that they are reached all the time.
+/// The limits are low, so that they are reached all the time.
 const POLICY: &str = r#"
 [services.t1r]
 max_per_organization = 6

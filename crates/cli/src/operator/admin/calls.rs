@@ -1,4 +1,4 @@
-//! What can be asked of the admin API.
+//! The calls of the admin API.
 
 use serde::Serialize;
 use tgm_session_server::api;
@@ -15,7 +15,7 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    /// The collection of the API that it stands in.
+    /// The collection of the API.
     const fn collection(self) -> &'static str {
         match self {
             Self::Organization => "organizations",
@@ -33,15 +33,15 @@ pub(crate) struct Target<'a> {
     pub(crate) id: &'a str,
 }
 
-/// Why something is taken away, for the audit list.
+/// The note of a change, for the audit list.
 #[derive(Debug, Serialize)]
-struct Why<'a> {
+struct NoteQuery<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     note: &'a str,
 }
 
 impl Admin {
-    /// The server at a glance.
+    /// The overview of the server.
     pub(crate) fn overview(&self) -> Result<api::Overview, Fault> {
         self.get(&["overview"], &())
     }
@@ -66,10 +66,10 @@ impl Admin {
 
     /// Ends a lease, by its number.
     pub(crate) fn revoke(&self, lease: &str, note: &str) -> Result<api::Done, Fault> {
-        self.delete(&["sessions", lease], &Why { note })
+        self.delete(&["sessions", lease], &NoteQuery { note })
     }
 
-    /// Disables or enables whatever the policy file says.
+    /// Disables or enables an organization or API key. This takes precedence over the policy file.
     pub(crate) fn set_disabled(
         &self,
         whom: Target<'_>,
@@ -80,12 +80,12 @@ impl Admin {
         self.put(&[whom.subject.collection(), whom.id, "disabled"], &body)
     }
 
-    /// Leaves it to the policy file again whether something is disabled.
+    /// Clears the override: the policy file decides again.
     pub(crate) fn clear_disabled(&self, whom: Target<'_>, note: &str) -> Result<api::Done, Fault> {
-        self.delete(&[whom.subject.collection(), whom.id, "disabled"], &Why { note })
+        self.delete(&[whom.subject.collection(), whom.id, "disabled"], &NoteQuery { note })
     }
 
-    /// Sets a ceiling whatever the policy file says.
+    /// Sets a limit. It takes precedence over the policy file.
     pub(crate) fn set_limit(
         &self,
         whom: Target<'_>,
@@ -97,14 +97,14 @@ impl Admin {
         self.put(&[whom.subject.collection(), whom.id, "limits", service], &body)
     }
 
-    /// Leaves a ceiling to the policy file again.
+    /// Clears the override of a limit: the policy file decides again.
     pub(crate) fn clear_limit(
         &self,
         whom: Target<'_>,
         service: &str,
         note: &str,
     ) -> Result<api::Done, Fault> {
-        self.delete(&[whom.subject.collection(), whom.id, "limits", service], &Why { note })
+        self.delete(&[whom.subject.collection(), whom.id, "limits", service], &NoteQuery { note })
     }
 
     /// The policy in force.

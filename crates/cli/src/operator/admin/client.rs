@@ -1,4 +1,4 @@
-//! A client of the admin API: how it is asked, and what its answers and silences mean.
+//! A client of the admin API: its calls, and what answers and missing answers mean.
 
 use std::error::Error;
 use std::fmt;
@@ -17,10 +17,10 @@ use super::link::{Link, Unanswered};
 use super::url::AdminUrl;
 use crate::failure::Failure;
 
-/// The most an answer may measure: many times what the longest page of the longest ids does.
-const MOST_BYTES: usize = 32 * 1024 * 1024;
+/// The longest answer. The longest page with the longest ids is far shorter.
+const MAX_BYTES: usize = 32 * 1024 * 1024;
 
-/// Where the admin API is, and what opens it.
+/// The address of the admin API, and its token.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct AdminArgs {
@@ -32,11 +32,11 @@ pub(crate) struct AdminArgs {
         hide_env_values = true,
         default_value = "http://127.0.0.1:9011"
     )]
-    // Looked at later: clap would show the password of a URL that must not have one.
+    // Parsed later: clap would show the password of a URL that must not have one.
     admin: SecretString,
 
-    /// The bearer token of the admin port, where it has one; better given by its variable, for
-    /// others can read a command line [default: none].
+    /// The bearer token of the admin port, if it needs one. Prefer the variable, because others
+    /// can read a command line [default: none].
     #[arg(
         long,
         value_name = "TOKEN",
@@ -60,20 +60,20 @@ pub(crate) struct AdminArgs {
 
 fn token(text: &str) -> Result<SecretString, String> {
     // Anything more would have the refused value, a secret, in clap's message.
-    if text.is_empty() { Err("an empty token opens nothing".into()) } else { Ok(text.into()) }
+    if text.is_empty() { Err("the token is empty".into()) } else { Ok(text.into()) }
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
     let timeout = tgm_session::parse_duration(text).map_err(|error| error.to_string())?;
-    if timeout.is_zero() { Err("no answer comes in no time".into()) } else { Ok(timeout) }
+    if timeout.is_zero() { Err("the timeout is 0".into()) } else { Ok(timeout) }
 }
 
-/// Why a call brought nothing.
+/// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The server says that there is no such thing.
+    /// The server does not know what the call is about.
     NotFound(String),
-    /// The server says that this cannot be done as things are.
+    /// The server refuses the change in its present state.
     Conflict(String),
     /// Anything else.
     Failure(Failure),
@@ -128,7 +128,7 @@ impl Admin {
         })
     }
 
-    /// Where it is, as text.
+    /// The URL of the admin API.
     pub(crate) fn place(&self) -> &str {
         self.url.as_str()
     }
@@ -190,7 +190,7 @@ impl Admin {
         let answered = self.link.ask(async |client| {
             let (head, body) =
                 client.request(request).await.map_err(Unanswered::Call)?.into_parts();
-            let body = Limited::new(body, MOST_BYTES).collect().await;
+            let body = Limited::new(body, MAX_BYTES).collect().await;
             Ok((head.status, body.map_err(Unanswered::Body)?.to_bytes()))
         });
         match answered {
@@ -199,7 +199,7 @@ impl Admin {
         }
     }
 
-    /// Takes what the server said.
+    /// Reads an answer.
     fn read<T: DeserializeOwned>(&self, status: StatusCode, body: &[u8]) -> Result<T, Fault> {
         if status.is_success() {
             return serde_json::from_slice(body).map_err(|error| {
@@ -209,7 +209,7 @@ impl Admin {
             });
         }
         let problem = serde_json::from_slice(body).ok().map(|Problem { error }| error);
-        // A port for TLS may say so in plain words to who does not speak it.
+        // A port for TLS may answer plaintext with a message that names HTTPS or SSL.
         let says = |word: &[u8]| body.windows(word.len()).any(|part| part == word);
         if status == StatusCode::BAD_REQUEST
             && problem.is_none()
@@ -221,16 +221,16 @@ impl Admin {
         Err(self.refused(status, problem))
     }
 
-    /// Words an answer that says no.
+    /// The failure of a call that was refused.
     fn refused(&self, status: StatusCode, problem: Option<String>) -> Fault {
         let place = self.place();
         let failure = match (status, problem) {
             (StatusCode::NOT_FOUND, Some(problem)) => return Fault::NotFound(problem),
             (StatusCode::CONFLICT, Some(problem)) => return Fault::Conflict(problem),
             (StatusCode::UNAUTHORIZED, _) => Failure::Refused(match self.authorization {
-                Some(_) => format!("{place} does not take this admin token"),
+                Some(_) => format!("{place} refuses this admin token"),
                 None => format!(
-                    "{place} wants its admin token: set TGM_SESSION_ADMIN_TOKEN, or give \
+                    "{place} needs its admin token: set TGM_SESSION_ADMIN_TOKEN, or give \
                      --admin-token"
                 ),
             }),
@@ -252,7 +252,7 @@ impl Admin {
         failure.into()
     }
 
-    /// Words a call that no answer came to, and what that means when it was to change something.
+    /// The failure of a call without an answer. It is unknown whether a change was made.
     fn unanswered(&self, unanswered: &Unanswered, changes: bool) -> Failure {
         let place = self.place();
         let unknown = if changes { "; whether it was done is not known" } else { "" };
@@ -260,7 +260,7 @@ impl Admin {
         let error: &(dyn Error + 'static) = match unanswered {
             Unanswered::Late => return Failure::Unavailable(late() + unknown),
             Unanswered::Body(error) if error.is::<LengthLimitError>() => {
-                let problem = format!("{place} answered with more than {MOST_BYTES} bytes");
+                let problem = format!("{place} answered with more than {MAX_BYTES} bytes");
                 return Failure::Failed(problem + "; " + PORT);
             }
             Unanswered::Body(error) => &**error,
@@ -280,7 +280,7 @@ impl Admin {
         Failure::Unavailable(problem)
     }
 
-    /// Words a server that cannot be reached at any of its addresses: nothing was sent.
+    /// The failure to reach the server at any of its addresses. Nothing was sent.
     fn unreached(&self, unreached: &Unreached) -> Failure {
         let place = self.place();
         Failure::Unavailable(match unreached {
@@ -298,7 +298,7 @@ impl Admin {
         })
     }
 
-    /// Words that one end speaks TLS and the other does not.
+    /// The failure when one end speaks TLS and the other does not.
     fn mismatched(&self, mismatch: Mismatch) -> Failure {
         let scheme = match mismatch {
             Mismatch::Tls => "https",
@@ -314,7 +314,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// What to look at when an answer makes no sense.
+/// A hint for an unexpected answer.
 const PORT: &str = "is that the admin port (9011 by default) of a tgm-session server?";
 
 fn authorization(token: &SecretString) -> Result<HeaderValue, Failure> {

@@ -1,4 +1,4 @@
-//! HTTP to one server, for callers that wait on their thread.
+//! HTTP to one server, for callers that block their thread.
 
 use std::error::Error;
 use std::fmt;
@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use crate::failure::Failure;
 use crate::runtime;
 
-/// How much of a caller's patience connecting may take: there is time left to say what was tried.
-const FOR_CONNECTING: f64 = 0.9;
+/// The part of the timeout that connecting may take. The rest is for the error, which says what was tried.
+const CONNECT_PART: f64 = 0.9;
 
 /// What makes the calls.
 pub(super) type Client = legacy::Client<Connector, Full<Bytes>>;
@@ -37,9 +37,9 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A link over `way`, of which every answer may take `timeout`.
+    /// A link over `way`. Every answer may take `timeout`.
     pub(super) fn new(way: Way, timeout: Duration) -> Result<Self, Failure> {
-        let connector = Connector { way: Arc::new(way), within: timeout.mul_f64(FOR_CONNECTING) };
+        let connector = Connector { way: Arc::new(way), within: timeout.mul_f64(CONNECT_PART) };
         let client = legacy::Client::builder(TokioExecutor::new()).build(connector);
         let runtime = Arc::new(Background(Some(runtime::current_thread()?)));
         Ok(Self { runtime, client, timeout })
@@ -50,12 +50,12 @@ impl Link {
         self.timeout
     }
 
-    /// Asks, and waits for what comes of it.
+    /// Makes a call, and waits for its result.
     pub(super) fn ask<T>(
         &self,
         ask: impl AsyncFnOnce(&Client) -> Result<T, Unanswered>,
     ) -> Result<T, Unanswered> {
-        let runtime = self.runtime.0.as_ref().expect("it is there until it is dropped");
+        let runtime = self.runtime.0.as_ref().expect("it is taken only by the drop");
         runtime.block_on(async {
             let answered = tokio::time::timeout(self.timeout, ask(&self.client)).await;
             answered.unwrap_or(Err(Unanswered::Late))
@@ -66,15 +66,15 @@ impl Link {
 /// Why no answer came.
 #[derive(Debug)]
 pub(super) enum Unanswered {
-    /// The time was over.
+    /// The timeout passed.
     Late,
-    /// It could not be asked, or the answer did not begin.
+    /// The request could not be sent, or the answer did not begin.
     Call(legacy::Error),
     /// The answer broke off, or was too long.
     Body(Box<dyn Error + Send + Sync>),
 }
 
-/// A runtime of which nobody waits for the end: a name may still be looked up.
+/// A runtime whose drop does not wait: a lookup of a name may still run.
 struct Background(Option<Runtime>);
 
 impl Drop for Background {
@@ -85,7 +85,7 @@ impl Drop for Background {
     }
 }
 
-/// Connects to the one server there is, whatever a request says.
+/// Connects to the server, whatever URI a request has.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     way: Arc<Way>,
@@ -110,7 +110,7 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-/// A connection of which nothing more is to be known.
+/// A connection without further information for hyper.
 pub(super) struct Stream(Box<dyn Bytestream>);
 
 impl Connection for Stream {

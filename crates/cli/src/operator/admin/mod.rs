@@ -1,4 +1,4 @@
-//! The admin API of a server, as a client sees it.
+//! A client of the admin API.
 
 mod calls;
 mod client;

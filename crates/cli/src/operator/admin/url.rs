@@ -1,4 +1,4 @@
-//! Where an admin API is.
+//! The URL of an admin API.
 
 use std::fmt;
 
@@ -8,8 +8,8 @@ use url::Url;
 
 use crate::failure::Failure;
 
-/// What stands in a path as it is; a dot does not, for `..` would lead somewhere else.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+/// The characters of a path that are not escaped. A dot is, because `..` would lead to another path.
+const UNESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 
 /// The base URL of an admin API: scheme, host, port, and the path of a proxy in front of it.
 #[derive(Clone, PartialEq, Eq)]
@@ -35,10 +35,10 @@ impl AdminUrl {
             _ => return Err(wrong("the admin port speaks http")),
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(wrong("no user and password belong here, the token has its own flag"));
+            return Err(wrong("a user or a password is not allowed, the token has its own flag"));
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(wrong("no parameters belong here"));
+            return Err(wrong("parameters are not allowed"));
         }
         Ok(Self {
             text: url.as_str().trim_end_matches('/').to_owned(),
@@ -58,7 +58,7 @@ impl AdminUrl {
         self.tls
     }
 
-    /// The way to it. Over TLS it is believed by whom this machine trusts.
+    /// The way to the server. Over TLS its certificate is verified with the roots of this machine.
     pub(super) fn way(&self) -> Result<Way, Failure> {
         let way = Way::new(&self.host, self.port, Protocol::Http1);
         if !self.tls {
@@ -66,7 +66,7 @@ impl AdminUrl {
         }
         let files = TlsFiles { verify: Verify::System, identity: None };
         way.with_tls(files).map_err(|error| {
-            Failure::Failed(format!("{self}: {error}; SSL_CERT_FILE may name some"))
+            Failure::Failed(format!("{self}: {error}; SSL_CERT_FILE can name root certificates"))
         })
     }
 
@@ -75,7 +75,7 @@ impl AdminUrl {
         let mut call = format!("{}/api", self.text);
         for segment in path {
             call.push('/');
-            call.extend(utf8_percent_encode(segment, PLAIN));
+            call.extend(utf8_percent_encode(segment, UNESCAPED));
         }
         if !query.is_empty() {
             call.push('?');

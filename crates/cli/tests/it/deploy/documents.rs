@@ -1,4 +1,4 @@
-//! The manuals: their examples are sound, and what they name exists.
+//! The documents: their examples are valid, and what they name exists.
 
 use std::collections::BTreeSet;
 use std::path::Path;

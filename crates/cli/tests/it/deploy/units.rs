@@ -93,9 +93,9 @@ fn systemd_finds_nothing_wrong_with_the_unit_and_little_that_it_could_reach() {
         .replace("Documentation=man:tgm-session(1)\n", "");
     let unit = file(&folder, "tgm-session.service", &here);
     let unit = unit.to_str().unwrap();
-    let Some((sound, told)) = analyze(&["verify", "--man=no", unit]) else { return };
+    let Some((valid, told)) = analyze(&["verify", "--man=no", unit]) else { return };
     let about_it: Vec<_> = told.lines().filter(|line| line.contains("tgm-session.")).collect();
-    assert!(sound && about_it.is_empty(), "{told}");
+    assert!(valid && about_it.is_empty(), "{told}");
 
     let threshold = format!("--threshold={MOST_EXPOSURE}");
     let security = ["security", "--offline=true", "--no-pager", &*threshold, unit];

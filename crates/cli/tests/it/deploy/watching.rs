@@ -259,12 +259,12 @@ fn every_alert_says_what_it_means_how_bad_it_is_and_where_to_read_on() {
 fn promtool_finds_nothing_wrong_with_the_metrics_and_the_rules() {
     let (busy, with_tls) = pages();
     for page in [busy, with_tls] {
-        let Some((sound, told)) = promtool(&["check", "metrics"], &page) else { return };
-        assert!(sound && told.is_empty(), "{told}\n{page}");
+        let Some((valid, told)) = promtool(&["check", "metrics"], &page) else { return };
+        assert!(valid && told.is_empty(), "{told}\n{page}");
     }
     let rules = promtool(&["check", "rules", "deploy/alerts.yml"], "");
-    let (sound, told) = rules.expect("it was there a moment ago");
-    assert!(sound && told.contains("SUCCESS"), "{told}");
+    let (valid, told) = rules.expect("it was there a moment ago");
+    assert!(valid && told.contains("SUCCESS"), "{told}");
 }
 
 #[test]

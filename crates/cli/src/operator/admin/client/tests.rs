@@ -21,8 +21,8 @@ fn parse(line: &[&str]) -> Result<AdminArgs, clap::Error> {
 
 #[test]
 fn the_token_is_never_shown() {
-    let args = parse(&["--admin-token", "s3cret"]).expect("sound");
-    let admin = Admin::new(&args).expect("sound");
+    let args = parse(&["--admin-token", "s3cret"]).expect("valid");
+    let admin = Admin::new(&args).expect("valid");
     for shown in [format!("{args:?}"), format!("{admin:?}"), format!("{:?}", admin.authorization)] {
         assert!(!shown.contains("s3cret"), "{shown}");
     }
@@ -40,7 +40,7 @@ fn an_empty_token_and_no_time_at_all_are_no_settings() {
 
 #[test]
 fn the_status_of_a_refusal_chooses_the_exit_code() {
-    let admin = Admin::new(&parse(&[]).expect("sound")).expect("sound");
+    let admin = Admin::new(&parse(&[]).expect("valid")).expect("valid");
     let refused = |status: u16, problem: Option<&str>| {
         let status = StatusCode::from_u16(status).expect("a status");
         admin.refused(status, problem.map(str::to_owned))
@@ -57,14 +57,14 @@ fn the_status_of_a_refusal_chooses_the_exit_code() {
 /// An admin client of a server whose name has these addresses.
 fn admin_at(addresses: &[SocketAddr], timeout: &str) -> Admin {
     let line = ["--admin", "http://ops.example:9011", "--admin-timeout", timeout];
-    let args = parse(&line).expect("sound");
+    let args = parse(&line).expect("valid");
     let addresses = addresses.to_vec();
     let way = Way::new("ops.example", 9011, Protocol::Http1).resolved_by(Arc::new(move |_, _| {
         let addresses = addresses.clone();
         Box::pin(async { Ok(addresses) })
     }));
-    let link = Link::new(way, args.admin_timeout).expect("sound");
-    Admin { link, ..Admin::new(&args).expect("sound") }
+    let link = Link::new(way, args.admin_timeout).expect("valid");
+    Admin { link, ..Admin::new(&args).expect("valid") }
 }
 
 /// Answers one call with this, and returns what was asked.
