@@ -199,7 +199,7 @@ impl Error {
     }
 
     /// Whether a ceiling was reached: what `borrow-wait` waits for.
-    pub(crate) fn is_ceiling(&self) -> bool {
+    pub(crate) fn is_limit(&self) -> bool {
         matches!(
             self,
             Self::ConcurrentStreamLimitExceeded { .. } | Self::WorkersLimitExceeded { .. }
@@ -284,10 +284,10 @@ impl Scope {
     /// Returns the name of the scope as the wire writes it (`x-denied-scope`).
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Service => "service",
-            Self::Organization => "organization",
-            Self::ApiKey => "api_key",
-            Self::Trace => "trace",
+            Self::Service => lease::Scope::Service.as_str(),
+            Self::Organization => lease::Scope::Organization.as_str(),
+            Self::ApiKey => lease::Scope::ApiKey.as_str(),
+            Self::Trace => lease::Scope::Trace.as_str(),
             Self::Pool => "pool",
             Self::Unknown => "unknown",
         }
@@ -303,17 +303,6 @@ impl Scope {
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-impl Scope {
-    pub(crate) fn of_ledger(scope: lease::Scope) -> Self {
-        match scope {
-            lease::Scope::Service => Self::Service,
-            lease::Scope::Organization => Self::Organization,
-            lease::Scope::ApiKey => Self::ApiKey,
-            lease::Scope::Trace => Self::Trace,
-        }
     }
 }
 

@@ -143,6 +143,7 @@
 #[cfg(feature = "tgm")]
 mod api_key;
 mod callbacks;
+mod counts;
 mod dsn;
 mod duration;
 mod error;

@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lease::{Config, LeaseId, Ledger, Limits, MAX_TTL, Refusal, Request, Terms, Timestamp};
+use lease::{Limits, Request};
 use parking_lot::Mutex;
 
+use crate::counts::Counts;
 use crate::dsn::Dsn;
 use crate::error::{Error, Scope};
 use crate::held::{Lease, Release, Released};
@@ -17,10 +18,6 @@ use crate::stats::PoolStats;
 /// The ledger counts by service; here all services count together.
 const SESSIONS: &str = "sessions";
 const WORKERS: &str = "workers";
-
-/// How much time may pass for the ledger before every lease is kept alive: the process that holds
-/// them is the one that counts them, so none ever expires.
-const STEP: Duration = Duration::from_secs(24 * 3600);
 
 /// The limits of a pool that counts in this process. Every one is a parameter of `local://`.
 ///
@@ -146,15 +143,12 @@ impl LocalConfig {
 #[derive(Debug)]
 pub struct LocalPool {
     config: LocalConfig,
-    start: Instant,
     table: Mutex<Table>,
 }
 
 #[derive(Debug)]
 struct Table {
-    ledger: Ledger,
-    /// Until when every lease was kept alive.
-    kept: Timestamp,
+    counts: Counts,
     held: HashMap<u64, Held>,
     numbers: u64,
     sessions: u64,
@@ -164,7 +158,6 @@ struct Table {
 
 #[derive(Debug)]
 struct Held {
-    id: LeaseId,
     lease: Arc<Lease>,
     role: Role,
 }
@@ -178,17 +171,15 @@ enum Role {
 impl LocalPool {
     /// Makes an empty pool with these limits.
     pub fn new(config: LocalConfig) -> Self {
-        let ledger = Ledger::new(Config { seed: rand::random(), ..Config::default() });
         let table = Table {
-            ledger,
-            kept: Timestamp::ZERO,
+            counts: Counts::new(rand::random(), now()),
             held: HashMap::new(),
             numbers: 0,
             sessions: 0,
             closed: false,
             stats: PoolStats::default(),
         };
-        Self { config, start: now(), table: Mutex::new(table) }
+        Self { config, table: Mutex::new(table) }
     }
 
     /// Makes the pool that a `local://` URL describes.
@@ -198,13 +189,6 @@ impl LocalPool {
     /// As [`LocalConfig::from_dsn`].
     pub fn from_dsn(dsn: &Dsn) -> Result<Self, Error> {
         Ok(Self::new(LocalConfig::from_dsn(dsn)?))
-    }
-
-    fn with<R>(&self, act: impl FnOnce(&mut Table, Timestamp) -> R) -> R {
-        let now = Timestamp::ZERO + now().saturating_duration_since(self.start);
-        let mut table = self.table.lock();
-        table.keep_alive(now);
-        act(&mut table, now)
     }
 
     fn session(&self, request: SessionRequest) -> Result<Arc<Lease>, Error> {
@@ -223,7 +207,7 @@ impl LocalPool {
             api_key: None,
         };
         let ids = Ids { service, organization, api_key, trace };
-        self.with(|table, now| table.borrow_session(ids, limits, on_error, now))
+        self.table.lock().borrow_session(ids, limits, on_error)
     }
 
     fn worker(&self, session: u64, request: WorkerRequest) -> Result<Arc<Lease>, Error> {
@@ -234,7 +218,7 @@ impl LocalPool {
             api_key: None,
         };
         let cap = u64::from(request.max_per_session).min(self.config.max_workers_per_session);
-        self.with(|table, now| table.borrow_worker(session, request.service, cap, limits, now))
+        self.table.lock().borrow_worker(session, request.service, cap, limits)
     }
 
     fn counted(&self, borrowed: Result<Arc<Lease>, Error>) -> Result<Arc<Lease>, Error> {
@@ -247,7 +231,7 @@ impl LocalPool {
     fn release(&self, number: u64, minimal_life: Option<Duration>) -> Release {
         let mut ended = Vec::new();
         let life = minimal_life.unwrap_or_default();
-        let released = self.with(|table, now| table.release(number, life, now, &mut ended));
+        let released = self.table.lock().release(number, life, &mut ended);
         ended.into_iter().for_each(|lease| {
             lease.end(Error::SessionNotFound);
         });
@@ -256,38 +240,21 @@ impl LocalPool {
 }
 
 impl Table {
-    fn keep_alive(&mut self, now: Timestamp) {
-        while now.since(self.kept) > STEP {
-            self.kept = self.kept + STEP;
-            for held in self.held.values() {
-                self.ledger.keep_alive(held.id, None, self.kept);
-            }
-        }
-    }
-
     fn borrow_session(
         &mut self,
         ids: Ids,
         limits: Limits,
         on_error: Option<OnError>,
-        now: Timestamp,
     ) -> Result<Arc<Lease>, Error> {
         if self.closed {
             return Err(Error::Closed);
         }
         let key = format!("local-session-{}", self.sessions + 1);
         let request = Request::session(SESSIONS, &ids.organization).trace(&key);
-        let terms = Terms { limits, ttl: MAX_TTL, ..Terms::default() };
-        let grant = self.ledger.borrow(&request, &terms, now).map_err(|refusal| {
-            refused(refusal, |active, max, scope| Error::ConcurrentStreamLimitExceeded {
-                active,
-                max,
-                scope,
-            })
-        })?;
+        self.counts.add(self.numbers + 1, &request, limits, now())?;
         self.sessions += 1;
         let role = Role::Session { workers: BTreeSet::new(), named: 0 };
-        Ok(self.hold(grant.id, key, ids, on_error, role))
+        Ok(self.hold(key, ids, on_error, role))
     }
 
     fn borrow_worker(
@@ -296,7 +263,6 @@ impl Table {
         service: Arc<str>,
         cap: u64,
         limits: Limits,
-        now: Timestamp,
     ) -> Result<Arc<Lease>, Error> {
         if self.closed {
             return Err(Error::Closed);
@@ -305,20 +271,18 @@ impl Table {
         let Role::Session { workers, named } = &held.role else {
             return Err(Error::SessionNotFound);
         };
-        let full = |active, max, scope| Error::WorkersLimitExceeded { active, max, scope };
         if cap == 0 {
-            // The ledger takes a cap of 0 for a session.
-            return Err(full(workers.len() as u64, 0, Scope::Trace));
+            // The ledger takes a limit of 0 for a session.
+            let active = workers.len() as u64;
+            return Err(Error::WorkersLimitExceeded { active, max: 0, scope: Scope::Trace });
         }
         let ids = held.lease.ids().with_service(service);
         let trace = held.lease.key();
         let key = format!("{trace}-w{:04}", named + 1);
         let cap = i64::try_from(cap).unwrap_or(i64::MAX);
         let request = Request::worker(WORKERS, &ids.organization, &trace, cap);
-        let terms = Terms { limits, ttl: MAX_TTL, ..Terms::default() };
-        let grant =
-            self.ledger.borrow(&request, &terms, now).map_err(|refusal| refused(refusal, full))?;
-        let lease = self.hold(grant.id, key, ids, None, Role::Worker { session });
+        self.counts.add(self.numbers + 1, &request, limits, now())?;
+        let lease = self.hold(key, ids, None, Role::Worker { session });
         if let Some(Role::Session { workers, named, .. }) =
             self.held.get_mut(&session).map(|held| &mut held.role)
         {
@@ -328,18 +292,11 @@ impl Table {
         Ok(lease)
     }
 
-    fn hold(
-        &mut self,
-        id: LeaseId,
-        key: String,
-        ids: Ids,
-        on_error: Option<OnError>,
-        role: Role,
-    ) -> Arc<Lease> {
+    fn hold(&mut self, key: String, ids: Ids, on_error: Option<OnError>, role: Role) -> Arc<Lease> {
         self.numbers += 1;
         let lease = Arc::new(Lease::new(self.numbers, key, ids, on_error));
         self.stats.held(matches!(role, Role::Worker { .. }));
-        self.held.insert(self.numbers, Held { id, lease: lease.clone(), role });
+        self.held.insert(self.numbers, Held { lease: lease.clone(), role });
         lease
     }
 
@@ -348,7 +305,6 @@ impl Table {
         &mut self,
         number: u64,
         minimal_life: Duration,
-        now: Timestamp,
         ended: &mut Vec<Arc<Lease>>,
     ) -> Released {
         let Some(held) = self.held.remove(&number) else { return Released::Missing };
@@ -358,7 +314,7 @@ impl Table {
             Role::Session { workers, .. } => {
                 for worker in workers {
                     ended.extend(self.held.get(&worker).map(|held| held.lease.clone()));
-                    self.release(worker, Duration::ZERO, now, ended);
+                    self.release(worker, Duration::ZERO, ended);
                 }
             }
             Role::Worker { session } => {
@@ -369,11 +325,7 @@ impl Table {
                 }
             }
         }
-        match self.ledger.release(held.id, None, minimal_life, now) {
-            lease::Released::Returned => Released::Returned,
-            lease::Released::Lingers { .. } => Released::Lingers,
-            lease::Released::Missing => Released::Missing,
-        }
+        self.counts.remove(number, minimal_life, now())
     }
 }
 
@@ -400,17 +352,18 @@ impl SessionPool for LocalPool {
 
     fn close(&self, _deadline: Duration) -> BoxFuture<'_, CloseReport> {
         Box::pin(async move {
-            let held: Vec<Arc<Lease>> = self.with(|table, now| {
+            let held: Vec<Arc<Lease>> = {
+                let mut table = self.table.lock();
                 table.closed = true;
                 let mut numbers: Vec<u64> = table.held.keys().copied().collect();
                 numbers.sort_unstable();
                 let leases =
                     numbers.iter().map(|number| table.held[number].lease.clone()).collect();
                 for number in numbers {
-                    table.release(number, Duration::ZERO, now, &mut Vec::new());
+                    table.release(number, Duration::ZERO, &mut Vec::new());
                 }
                 leases
-            });
+            };
             let returned = held.len() as u64;
             held.into_iter().for_each(|lease| {
                 lease.end(Error::Closed);
@@ -427,22 +380,6 @@ impl SessionPool for LocalPool {
 /// The present, as the runtime tells it: tests may pause it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-fn refused(refusal: Refusal, full: impl FnOnce(u64, u64, Scope) -> Error) -> Error {
-    match refusal {
-        Refusal::Denied(denied) => {
-            let scope = match denied.scope {
-                // The one service of the ledger is everything this pool counts.
-                lease::Scope::Service => Scope::Pool,
-                scope => Scope::of_ledger(scope),
-            };
-            full(denied.active, denied.max, scope)
-        }
-        Refusal::Full { max_leases } => full(max_leases, max_leases, Scope::Pool),
-        // This pool has no budgets and names no borrows.
-        other => Error::unavailable(other.to_string()),
-    }
 }
 
 #[cfg(test)]

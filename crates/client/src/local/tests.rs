@@ -255,8 +255,8 @@ proptest! {
                 }
                 let held = sessions.iter().map(|(_, workers)| 1 + workers.len()).sum::<usize>();
                 let table = plugin.table.lock();
-                assert_eq!((table.ledger.len(), table.held.len()), (held, held));
-                table.ledger.audit().unwrap();
+                assert_eq!((table.counts.ledger.len(), table.held.len()), (held, held));
+                table.counts.ledger.audit().unwrap();
             }
         });
     }

@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use super::core::{Asked, BorrowAnswer, Core, Target, UNTOLD_TTL};
-use super::driver::{Shared, in_runtime};
+use super::core::{Asked, BorrowAnswer, Core, DEFAULT_TTL, Target};
+use super::driver::{Shared, in_runtime, now};
 use super::wire;
 use crate::error::Error;
 use crate::held::Lease;
-use crate::request::OnError;
+use crate::request::{Ids, OnError};
 
 /// The pauses between the tries of one borrow double from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Who a borrow is for.
 pub(crate) enum Wanted {
-    Session { asked: Asked, on_error: Option<OnError> },
+    Session { ids: Ids, on_error: Option<OnError> },
     Worker { session: u64, service: Arc<str>, max_per_session: u32 },
 }
 
@@ -42,7 +42,7 @@ impl Wanted {
 pub(crate) struct Patience {
     /// With every fault retried.
     pub(crate) timeout: Duration,
-    /// While a ceiling is reached.
+    /// While a limit is reached.
     pub(crate) wait: Duration,
     /// Whether the pool admits by itself what cannot reach the server.
     pub(crate) fail_open: bool,
@@ -100,7 +100,7 @@ async fn until_patience_ends(
             Err(error) => error,
         };
         let left = give_up.saturating_duration_since(Instant::now());
-        if !error.is_ceiling() || left.is_zero() {
+        if !error.is_limit() || left.is_zero() {
             return Err(error);
         }
         sleep(pause.next().min(left)).await;
@@ -111,7 +111,6 @@ async fn until_patience_ends(
 struct UnderWay<'a> {
     shared: &'a Arc<Shared>,
     asked: Asked,
-    session: Option<u64>,
     id: BorrowId,
     /// Whether the server may hold something for this borrow that nobody knows of.
     doubt: bool,
@@ -120,23 +119,18 @@ struct UnderWay<'a> {
 
 impl<'a> UnderWay<'a> {
     fn begin(shared: &'a Arc<Shared>, wanted: &Wanted) -> Result<Self, Error> {
-        let (asked, session) = match wanted {
-            Wanted::Session { asked, .. } => {
-                shared.note(|core| core.begin_session(asked))?;
-                (asked.clone(), None)
-            }
+        let asked = shared.note(|core| match wanted {
+            Wanted::Session { ids, .. } => core.begin_session(ids, now()),
             Wanted::Worker { session, service, max_per_session } => {
-                let asked =
-                    shared.note(|core| core.begin_worker(*session, service, *max_per_session))?;
-                (asked, Some(*session))
+                core.begin_worker(*session, service, *max_per_session)
             }
-        };
+        })?;
         let span = Span::current();
         span.record("service", &*asked.ids.service);
         span.record("organization", &*asked.ids.organization);
         span.record("trace", &*asked.ids.trace);
         let id = BorrowId(rand::random());
-        Ok(Self { shared, asked, session, id, doubt: false, over: false })
+        Ok(Self { shared, asked, id, doubt: false, over: false })
     }
 
     /// Tries until the server says yes or no, or the timeout passes.
@@ -177,11 +171,10 @@ impl<'a> UnderWay<'a> {
 
     /// Has the pool admit the borrow by itself.
     fn admit(mut self, wanted: &mut Wanted) -> Result<Arc<Lease>, Error> {
-        let (asked, session) = (&self.asked, self.session);
         let borrowing = self.doubt.then_some(self.id);
         let on_error = wanted.take_callback();
         let lease =
-            self.shared.tell(|core, now| core.admit(asked, session, on_error, borrowing, now))?;
+            self.shared.tell(|core, now| core.admit(&self.asked, on_error, borrowing, now))?;
         self.over = true;
         Ok(lease)
     }
@@ -195,7 +188,7 @@ impl<'a> UnderWay<'a> {
         let mut answer = wire::borrow(answer, &self.asked);
         if let Some(key) = answer.take_key() {
             let target = Target::Key(key.into());
-            self.shared.tell(|core, now| core.stray(target, UNTOLD_TTL, now));
+            self.shared.tell(|core, now| core.stray(target, DEFAULT_TTL, now));
         }
         match answer {
             BorrowAnswer::Granted(grant) => {
@@ -203,9 +196,8 @@ impl<'a> UnderWay<'a> {
                 self.doubt = false;
                 self.over = true;
                 let on_error = wanted.take_callback();
-                let (asked, session) = (&self.asked, self.session);
                 self.shared
-                    .tell(|core, now| core.handle_grant(asked, session, on_error, grant, sent, now))
+                    .tell(|core, now| core.handle_grant(&self.asked, on_error, grant, sent, now))
                     .map_err(Try::Over)
             }
             BorrowAnswer::Refused { error, .. } => {
@@ -213,17 +205,17 @@ impl<'a> UnderWay<'a> {
                 self.shared.tell(|core, now| core.handle_link(true, now));
                 Err(Try::Over(error))
             }
-            BorrowAnswer::Nonsense { error, .. } => {
+            BorrowAnswer::Invalid { error, .. } => {
                 self.doubt = doubted;
                 Err(Try::Over(error))
             }
-            BorrowAnswer::Spent(error) => {
+            BorrowAnswer::IdUsed(error) => {
                 // What the name took, if anything, is given back by it.
                 let spent = std::mem::replace(&mut self.id, BorrowId(rand::random()));
                 self.doubt = false;
                 self.shared.tell(|core, now| {
                     core.handle_link(true, now);
-                    core.stray(Target::Borrow(spent), UNTOLD_TTL, now);
+                    core.stray(Target::Borrow(spent), DEFAULT_TTL, now);
                 });
                 Err(Try::Fault(error))
             }
@@ -248,9 +240,9 @@ impl Drop for UnderWay<'_> {
         }
         self.shared.tell(|core, now| {
             if self.doubt {
-                core.stray(Target::Borrow(self.id), UNTOLD_TTL, now);
+                core.stray(Target::Borrow(self.id), DEFAULT_TTL, now);
             }
-            core.end_borrow(&self.asked);
+            core.end_borrow(&self.asked, now);
         });
     }
 }

@@ -96,10 +96,10 @@ impl Shared {
                 let answer = wire::keep_alive(answer);
                 self.tell(|core, now| core.handle_keep_alive(number, answer, sent, now));
             }
-            Call::Borrow { number, asked, id, deadline } => {
+            Call::Borrow { asked, id, deadline } => {
                 let answer = grpc::within(deadline, self.remote.borrow(&asked, id)).await;
                 let answer = wire::borrow(answer, &asked);
-                self.tell(|core, now| core.handle_borrow(number, answer, sent, now));
+                self.tell(|core, now| core.handle_borrow(asked.number, answer, sent, now));
             }
             Call::Return { number, target, minimal_life } => {
                 let answer = self.remote.give_back(&target, minimal_life);

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::borrow::{Patience, Wanted};
 pub use self::config::{OnUnavailable, TgmConfig};
-use self::core::{Asked, Core, Rules};
+use self::core::{Core, Rules};
 use self::driver::{Caretaker, Shared};
 use self::wire::Remote;
 use crate::api_key::ApiKey;
@@ -109,7 +109,7 @@ impl TgmPool {
             most_sessions: config.max_sessions_per_organization,
             fail_open,
         };
-        let core = Core::new(rules, rand::make_rng());
+        let core = Core::new(rules, rand::make_rng(), driver::now());
         let remote = Remote::new(Connection::new(connector), config.origin()?, key);
         let shared = Arc::new(Shared::new(core, remote));
         runtime.spawn(driver::run(Caretaker::new(shared.clone())));
@@ -183,8 +183,7 @@ impl SessionPool for TgmPool {
                 .trace(&request.trace)
                 .validate()
                 .map_err(Error::of_request)?;
-            let asked = Asked { ids: request.ids(), max_workers: 0 };
-            let wanted = Wanted::Session { asked, on_error: request.on_error };
+            let wanted = Wanted::Session { ids: request.ids(), on_error: request.on_error };
             borrow::borrow(&self.shared, wanted, self.patience).await
         })
     }

@@ -23,7 +23,7 @@ use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
-use super::core::{Asked, BorrowAnswer, Grant, KeepAliveAnswer, ReturnAnswer, Target, UNTOLD_TTL};
+use super::core::{Asked, BorrowAnswer, DEFAULT_TTL, Grant, KeepAliveAnswer, ReturnAnswer, Target};
 use crate::api_key::{ApiKey, Shown};
 use crate::error::{Error, Scope};
 use crate::held::Released;
@@ -87,7 +87,7 @@ impl Remote {
             organization_id: asked.ids.organization.to_string(),
             api_key_id: asked.ids.api_key.to_string(),
             trace_id: asked.ids.trace.to_string(),
-            max_worker_for_trace_id: asked.max_workers,
+            max_worker_for_trace_id: asked.worker.map_or(0, |worker| worker.most),
         };
         self.call(&self.borrow, Some(id), &message).await
     }
@@ -215,10 +215,10 @@ pub(crate) fn borrow(
         Err(status) => {
             let cancelled = status.code() == Code::Cancelled;
             return match Failure::of(&status) {
-                Failure { error, by_server: true, .. } if cancelled => BorrowAnswer::Spent(error),
+                Failure { error, by_server: true, .. } if cancelled => BorrowAnswer::IdUsed(error),
                 Failure { error, fault: true, sent, .. } => BorrowAnswer::Fault { error, sent },
                 // It is the session that is not found.
-                _ if status.code() == Code::NotFound && asked.is_worker() => {
+                _ if status.code() == Code::NotFound && asked.worker.is_some() => {
                     BorrowAnswer::Refused { error: Error::SessionNotFound, key: None }
                 }
                 Failure { error, .. } => BorrowAnswer::Refused { error, key: None },
@@ -231,7 +231,7 @@ pub(crate) fn borrow(
     match (status, key) {
         (BorrowStatus::Borrowed, Some(key)) => BorrowAnswer::Granted(Grant {
             key,
-            ttl: read_ttl(&metadata).unwrap_or(UNTOLD_TTL),
+            ttl: read_ttl(&metadata).unwrap_or(DEFAULT_TTL),
             minimal_life: body.minimal_worker_life_duration.and_then(|life| life.try_into().ok()),
         }),
         // What a session is told by UNAVAILABLE: it says nothing of the ceilings, and not for sure that
@@ -252,7 +252,7 @@ pub(crate) fn borrow(
             let error = Error::unavailable(format!(
                 "a borrow was answered with status {status} and {with}"
             ));
-            BorrowAnswer::Nonsense { error, key }
+            BorrowAnswer::Invalid { error, key }
         }
     }
 }
@@ -386,10 +386,9 @@ fn ceiling(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error
         metadata.get("x-denied-scope").and_then(|name| Scope::from_wire(name.to_str().ok()?));
     // A server without the metadata leaves it to the client to see which ceiling it was.
     let of_trace = state.worker_count_per_trace_id.get(&*asked.ids.trace).copied().unwrap_or(0);
-    let (seen, counts) = if asked.is_worker() && of_trace >= asked.max_workers {
-        (Scope::Trace, (of_trace, asked.max_workers))
-    } else {
-        (Scope::Organization, (state.borrowed_workers, state.max_workers))
+    let (seen, counts) = match asked.worker {
+        Some(worker) if of_trace >= worker.most => (Scope::Trace, (of_trace, worker.most)),
+        _ => (Scope::Organization, (state.borrowed_workers, state.max_workers)),
     };
     let counted = |count| u64::try_from(count).unwrap_or(0);
     let seen_counts = || (counts.1 > 0).then(|| (counted(counts.0), counted(counts.1)));
@@ -397,7 +396,7 @@ fn ceiling(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error
         Some(counts) => (scope.unwrap_or(seen), counts),
         None => (Scope::Unknown, (0, 0)),
     };
-    if asked.is_worker() {
+    if asked.worker.is_some() {
         Error::WorkersLimitExceeded { active, max, scope }
     } else {
         Error::ConcurrentStreamLimitExceeded { active, max, scope }

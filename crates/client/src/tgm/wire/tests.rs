@@ -2,6 +2,7 @@ use tonic::metadata::MetadataValue;
 
 use super::*;
 use crate::request::Ids;
+use crate::tgm::core::OfWorker;
 
 fn session() -> Asked {
     let ids = Ids {
@@ -10,11 +11,12 @@ fn session() -> Asked {
         api_key: "".into(),
         trace: "t".into(),
     };
-    Asked { ids, max_workers: 0 }
+    Asked { number: 1, ids, worker: None }
 }
 
 fn worker(max_workers: i64) -> Asked {
-    Asked { ids: session().ids.with_service("t2w".into()), max_workers }
+    let worker = Some(OfWorker { session: 1, most: max_workers });
+    Asked { number: 2, ids: session().ids.with_service("t2w".into()), worker }
 }
 
 fn response(status: BorrowStatus, key: &str) -> Response<BorrowWorkerResponse> {
@@ -164,10 +166,10 @@ fn a_grant_without_a_told_ttl_lives_a_minute() {
         BorrowAnswer::Granted(grant) => grant.ttl,
         answer => panic!("not a grant: {answer:?}"),
     };
-    assert_eq!(granted(&[]), UNTOLD_TTL);
+    assert_eq!(granted(&[]), DEFAULT_TTL);
     assert_eq!(granted(&[("x-lease-ttl-ms", "1500")]), Duration::from_millis(1500));
     for nonsense in ["0", "-1", "soon", "", "99999999999999999999999"] {
-        assert_eq!(granted(&[("x-lease-ttl-ms", nonsense)]), UNTOLD_TTL, "{nonsense}");
+        assert_eq!(granted(&[("x-lease-ttl-ms", nonsense)]), DEFAULT_TTL, "{nonsense}");
     }
     assert_eq!(granted(&[("x-lease-ttl-ms", "18446744073709551615")]), MAX_TTL);
 }
@@ -180,14 +182,14 @@ fn an_answer_that_contradicts_itself_is_an_error_and_its_key_is_kept_to_be_given
         (BorrowStatus::Borrowed, "", None),
     ] {
         let mut answer = borrow(Ok(response(status, key)), &session());
-        let BorrowAnswer::Nonsense { error, .. } = &answer else { panic!("{answer:?}") };
+        let BorrowAnswer::Invalid { error, .. } = &answer else { panic!("{answer:?}") };
         assert!(matches!(error, Error::Unavailable { .. }));
         assert_eq!(answer.take_key().as_deref(), kept);
     }
     let mut unknown = response(BorrowStatus::Unset, "k");
     unknown.get_mut().status = 77;
     let mut unknown = borrow(Ok(unknown), &session());
-    assert!(matches!(unknown, BorrowAnswer::Nonsense { .. }));
+    assert!(matches!(unknown, BorrowAnswer::Invalid { .. }));
     assert_eq!(unknown.take_key().as_deref(), Some("k"));
     // Without room in the server a worker has no key either.
     let busy =
@@ -200,7 +202,7 @@ fn a_refusal_with_a_key_is_a_refusal_and_its_key_is_kept_to_be_given_back() {
     for asked in [session(), worker(3)] {
         let mut answer = borrow(Ok(response(BorrowStatus::ResourceExhausted, "k")), &asked);
         let BorrowAnswer::Refused { error, .. } = &answer else { panic!("{answer:?}") };
-        assert!(error.is_ceiling());
+        assert!(error.is_limit());
         assert_eq!(answer.take_key().as_deref(), Some("k"));
     }
 }
@@ -263,7 +265,7 @@ fn every_code_means_one_thing_in_every_call() {
         let borrowed = |asked| match borrow(Err(status()), &asked) {
             BorrowAnswer::Refused { error, key: None } => word(&error),
             BorrowAnswer::Fault { sent: true, .. } => "fault",
-            BorrowAnswer::Spent(_) => "spent",
+            BorrowAnswer::IdUsed(_) => "spent",
             answer => panic!("{code:?}: {answer:?}"),
         };
         assert_eq!(borrowed(session()), of_session, "{code:?}");

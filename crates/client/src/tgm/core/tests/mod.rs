@@ -5,10 +5,7 @@ use futures_util::FutureExt;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::lease::Leases;
 use super::returns::MOST_STRAYS;
-use super::schedule::{Link, Schedule};
-use super::stream::Stream;
 use super::*;
 use crate::held::{Release, Released};
 
@@ -38,7 +35,7 @@ struct Bench {
 impl Bench {
     fn new(rules: Rules) -> Self {
         let now = Instant::now();
-        let core = Core::new(rules, StdRng::seed_from_u64(7));
+        let core = Core::new(rules, StdRng::seed_from_u64(7), now);
         Self { core, start: now, now, grants: 0 }
     }
 
@@ -47,18 +44,22 @@ impl Bench {
         Grant { key: format!("{name}#{}", self.grants), ttl: TTL, minimal_life: None }
     }
 
+    /// Begins a borrow of a session.
+    fn begin(&mut self) -> Result<Asked, Error> {
+        self.core.begin_session(&ids(), self.now)
+    }
+
     fn session(&mut self, on_error: Option<OnError>) -> Arc<Lease> {
-        let asked = asked();
-        self.core.begin_session(&asked).unwrap();
+        let asked = self.begin().unwrap();
         let grant = self.grant("session");
-        self.core.handle_grant(&asked, None, on_error, grant, self.now, self.now).unwrap()
+        self.core.handle_grant(&asked, on_error, grant, self.now, self.now).unwrap()
     }
 
     fn worker(&mut self, session: &Lease) -> Arc<Lease> {
         let session = session.number();
         let asked = self.core.begin_worker(session, &"t2w".into(), 9).unwrap();
         let grant = self.grant("worker");
-        self.core.handle_grant(&asked, Some(session), None, grant, self.now, self.now).unwrap()
+        self.core.handle_grant(&asked, None, grant, self.now, self.now).unwrap()
     }
 
     /// Takes the next call that is due. Nobody opens a stream, and nobody has to hear a thing later.
@@ -98,11 +99,11 @@ impl Bench {
 
     /// Answers a borrow of the task and returns the new key.
     fn regrant(&mut self, call: Option<Call>) -> String {
-        let Some(Call::Borrow { number, .. }) = call else { panic!("not a borrow: {call:?}") };
+        let Some(Call::Borrow { asked, .. }) = call else { panic!("not a borrow: {call:?}") };
         let grant = self.grant("again");
         let key = grant.key.clone();
         let answer = BorrowAnswer::Granted(grant);
-        self.core.handle_borrow(number, answer, self.now, self.now);
+        self.core.handle_borrow(asked.number, answer, self.now, self.now);
         self.tell();
         key
     }
@@ -134,14 +135,18 @@ impl Bench {
     }
 }
 
-fn asked() -> Asked {
-    let ids = Ids {
+fn ids() -> Ids {
+    Ids {
         service: "t1r".into(),
         organization: "acme".into(),
         api_key: "key-1".into(),
         trace: "t".into(),
-    };
-    Asked { ids, max_workers: 0 }
+    }
+}
+
+/// The most workers that a borrow asks for; 0 for a session.
+fn most_workers(asked: &Asked) -> i64 {
+    asked.worker.map_or(0, |worker| worker.most)
 }
 
 fn key(key: &str) -> Target {
@@ -204,7 +209,7 @@ fn a_forgotten_session_is_borrowed_again_for_the_same_ids_under_the_same_handle(
     let call = bench.call();
     let Some(Call::Borrow { asked, .. }) = &call else { panic!("not a borrow: {call:?}") };
     assert_eq!((&*asked.ids.service, &*asked.ids.organization), ("t1r", "acme"));
-    assert_eq!((&*asked.ids.api_key, &*asked.ids.trace, asked.max_workers), ("key-1", "t", 0));
+    assert_eq!((&*asked.ids.api_key, &*asked.ids.trace, most_workers(asked)), ("key-1", "t", 0));
     let new = bench.regrant(call);
     assert_eq!((&*session.key(), session.end_reason()), (&*new, None));
     bench.beat(session.number());
@@ -233,14 +238,16 @@ fn a_forgotten_worker_waits_until_its_session_is_known_to_live() {
     assert_eq!(bench.now, asked_at);
     bench.answer(session.number(), KeepAliveAnswer::Forgotten);
     let sessions = bench.call();
-    assert!(matches!(&sessions, Some(Call::Borrow { number, .. }) if *number == session.number()));
+    assert!(
+        matches!(&sessions, Some(Call::Borrow { asked, .. }) if asked.number == session.number())
+    );
     // While nobody knows about the session, the worker is not borrowed.
     assert!(bench.poll_call().is_none());
     bench.regrant(sessions);
     let workers = bench.call();
     assert!(matches!(
         &workers,
-        Some(Call::Borrow { number, asked, .. }) if *number == worker.number() && asked.max_workers == 9
+        Some(Call::Borrow { asked, .. }) if asked.number == worker.number() && most_workers(asked) == 9
     ));
     bench.regrant(workers);
     assert_eq!((session.end_reason(), worker.end_reason()), (None, None));
@@ -259,7 +266,7 @@ fn a_session_that_is_refused_when_borrowed_again_is_lost_with_its_workers() {
         }
     }
     let call = bench.call();
-    assert!(matches!(&call, Some(Call::Borrow { number, .. }) if *number == session.number()));
+    assert!(matches!(&call, Some(Call::Borrow { asked, .. }) if asked.number == session.number()));
     let full =
         Error::ConcurrentStreamLimitExceeded { active: 3, max: 3, scope: Scope::Organization };
     let answer = BorrowAnswer::Refused { error: full.clone(), key: None };
@@ -282,7 +289,8 @@ fn a_worker_that_is_refused_when_borrowed_again_is_lost_alone() {
             Some(Call::KeepAlive { number, .. }) => {
                 bench.answer(number, KeepAliveAnswer::Extended(None));
             }
-            Some(Call::Borrow { number, .. }) => {
+            Some(Call::Borrow { asked, .. }) => {
+                let number = asked.number;
                 assert_eq!(number, worker.number());
                 let full = Error::WorkersLimitExceeded { active: 9, max: 9, scope: Scope::Trace };
                 let answer = BorrowAnswer::Refused { error: full.clone(), key: None };

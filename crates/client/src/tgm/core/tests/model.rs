@@ -75,7 +75,7 @@ struct World {
 impl World {
     fn borrow(&mut self, session: Option<usize>) {
         let asked = match session {
-            None => self.bench.core.begin_session(&asked()).map(|()| asked()),
+            None => self.bench.begin(),
             Some(at) => {
                 let number = self.guards[at].0.number();
                 self.bench.core.begin_worker(number, &"t2w".into(), 9)
@@ -84,12 +84,11 @@ impl World {
         let Ok(asked) = asked else { return };
         self.borrows += 1;
         let id = BorrowId(u128::MAX - self.borrows);
-        let BorrowAnswer::Granted(grant) = self.server.borrow(id, asked.is_worker()) else {
+        let BorrowAnswer::Granted(grant) = self.server.borrow(id, asked.worker.is_some()) else {
             panic!("a new borrow id is refused")
         };
         let now = self.bench.now;
-        let number = session.map(|at| self.guards[at].0.number());
-        let lease = self.bench.core.handle_grant(&asked, number, None, grant, now, now);
+        let lease = self.bench.core.handle_grant(&asked, None, grant, now, now);
         match (lease, session) {
             (Ok(lease), None) => self.guards.push((lease, Vec::new())),
             (Ok(lease), Some(at)) => self.guards[at].1.push(lease),
@@ -110,8 +109,8 @@ impl World {
                     assert!(!self.sent_back.contains(&**key), "kept alive after its return");
                     assert!(!self.is_busy(*number), "two calls for one lease");
                 }
-                Call::Borrow { number, .. } => {
-                    assert!(!self.is_busy(*number), "two calls for one lease");
+                Call::Borrow { asked, .. } => {
+                    assert!(!self.is_busy(asked.number), "two calls for one lease");
                 }
                 Call::Return { number, target, .. } => {
                     assert!(!self.is_busy(*number), "returned beside another call");
@@ -126,16 +125,16 @@ impl World {
     }
 
     /// Returns what is given up by now.
-    fn past(&mut self) -> Vec<Target> {
-        let core = &mut self.bench.core;
-        let past = core.returns.ends.iter().take_while(|(end, _)| *end <= self.bench.now);
-        past.filter_map(|(_, number)| core.leases.returning_mut(*number)?.target.clone()).collect()
+    fn past(&self) -> Vec<Target> {
+        let returning = self.bench.core.leases.returning.values();
+        let past = returning.filter(|returning| returning.give_up <= self.bench.now);
+        past.filter_map(|returning| returning.target.clone()).collect()
     }
 
     fn is_busy(&self, lease: u64) -> bool {
         self.calls.iter().any(|call| {
             let (Call::KeepAlive { number, .. }
-            | Call::Borrow { number, .. }
+            | Call::Borrow { asked: Asked { number, .. }, .. }
             | Call::Return { number, .. }) = call;
             *number == lease
         })
@@ -156,19 +155,20 @@ impl World {
                     now,
                 );
             }
-            Call::Borrow { number, id, asked, .. } => {
-                let answer = heard.then(|| self.server.borrow(id, asked.is_worker()));
+            Call::Borrow { id, asked, .. } => {
+                let answer = heard.then(|| self.server.borrow(id, asked.worker.is_some()));
                 let fault = BorrowAnswer::Fault { error: away(), sent: true };
-                core.handle_borrow(number, answer.filter(|_| answered).unwrap_or(fault), now, now);
+                let answer = answer.filter(|_| answered).unwrap_or(fault);
+                core.handle_borrow(asked.number, answer, now, now);
             }
             Call::Return { number, target, .. } => {
                 let outcome = heard.then(|| self.server.give_back(&target)).filter(|_| answered);
                 let outcome = outcome.ok_or_else(away);
                 let failed = outcome.is_err();
                 let answer = ReturnAnswer { outcome, again: true, answered };
-                let waiting = core.leases.returning_count();
+                let waiting = core.leases.returning.len();
                 core.handle_return(number, answer, now);
-                if failed && core.leases.returning_count() < waiting {
+                if failed && core.leases.returning.len() < waiting {
                     // Given up after one TTL: the server's own TTL has ended the lease.
                     self.server.give_back(&target);
                 }
@@ -212,7 +212,7 @@ impl World {
             let keys = if lease.end_reason().is_none() { &mut alive } else { &mut ended };
             keys.insert(lease.key().to_string());
             // What a lost lease may have borrowed again goes back with its guard.
-            let held = self.bench.core.leases.held(lease.number()).unwrap();
+            let held = &self.bench.core.leases.held[&lease.number()];
             if let Some(Target::Borrow(id)) = held.target() {
                 ended.extend(self.server.by_borrow.get(&id).cloned().flatten());
             }
@@ -265,7 +265,8 @@ proptest! {
         }
         world.settle();
         prop_assert!(world.server.live.is_empty(), "left: {:?}", world.server.live);
-        prop_assert!(world.bench.core.leases.held_count() == 0 && world.bench.core.sessions.is_empty());
+        prop_assert!(world.bench.core.leases.held.is_empty());
+        prop_assert!(world.bench.core.counts.as_ref().unwrap().ledger.is_empty());
         drop(world.bench.core.close(world.bench.now));
         prop_assert!(world.bench.core.is_drained());
     }

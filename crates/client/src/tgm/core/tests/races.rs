@@ -41,7 +41,7 @@ impl Pool {
     fn new() -> Self {
         let rules = Rules { minimal_life: Some(Duration::ZERO), most_sessions: Some(9), ..RULES };
         let now = Instant::now();
-        let core = Core::new(rules, StdRng::seed_from_u64(7));
+        let core = Core::new(rules, StdRng::seed_from_u64(7), now);
         let ledger = Ledger::new(::lease::Config::default());
         Self {
             state: Mutex::new(State { core, now, borrows: 0 }),
@@ -110,10 +110,10 @@ impl Pool {
                 let answer = self.heard_keep_alive(&key);
                 self.tell(|core, now| core.handle_keep_alive(number, answer, sent, now));
             }
-            Call::Borrow { number, asked, id, .. } => {
+            Call::Borrow { asked, id, .. } => {
                 let grant = self.heard_borrow(&asked, id).unwrap();
                 let answer = BorrowAnswer::Granted(grant);
-                self.tell(|core, now| core.handle_borrow(number, answer, sent, now));
+                self.tell(|core, now| core.handle_borrow(asked.number, answer, sent, now));
             }
             Call::Return { number, target, .. } => {
                 let outcome = Ok(self.heard_return(&target));
@@ -138,7 +138,7 @@ impl Pool {
             &asked.ids.service,
             &asked.ids.organization,
             &asked.ids.trace,
-            asked.max_workers,
+            most_workers(asked),
         );
         let terms = Terms { ttl: TTL, ..Terms::default() };
         self.heard(|server, now| {
@@ -182,8 +182,8 @@ impl Pool {
     // ---- guards and callers ----
 
     fn begin(&self, session: Option<&Lease>) -> Result<(Asked, BorrowId), Error> {
-        let asked = self.tell(|core, _| match session {
-            None => core.begin_session(&asked()).map(|()| asked()),
+        let asked = self.tell(|core, now| match session {
+            None => core.begin_session(&ids(), now),
             Some(session) => core.begin_worker(session.number(), &"t2w".into(), 9),
         })?;
         let mut state = self.state.lock().unwrap();
@@ -199,8 +199,7 @@ impl Pool {
         let (asked, id) = self.begin(session)?;
         let sent = self.tell(|_, now| now);
         let grant = self.heard_borrow(&asked, id).unwrap();
-        let session = session.map(Lease::number);
-        self.tell(|core, now| core.handle_grant(&asked, session, on_error, grant, sent, now))
+        self.tell(|core, now| core.handle_grant(&asked, on_error, grant, sent, now))
     }
 
     fn release(&self, lease: &Lease) -> Release {
@@ -230,7 +229,10 @@ impl Pool {
             outcome
         });
         let state = self.state.lock().unwrap();
-        assert!(state.core.leases.held_count() == 0 && state.core.sessions.is_empty());
+        assert!(
+            state.core.leases.held.is_empty()
+                && state.core.counts.as_ref().unwrap().ledger.is_empty()
+        );
         assert_eq!(state.core.report().not_returned, 0);
         outcome
     }
@@ -302,7 +304,7 @@ fn a_borrow_whose_caller_left_before_the_answer_leaves_nothing_beside_a_close() 
         let leaves = || {
             pool.tell(|core, now| {
                 core.stray(Target::Borrow(id), TTL, now);
-                core.end_borrow(&asked);
+                core.end_borrow(&asked, now);
             });
             pool.close();
         };

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::plugin::CloseReport;
-use crate::tgm::core::lease::Record;
 
 #[test]
 fn a_return_waits_for_the_keep_alive_in_flight_on_the_same_key() {
@@ -24,7 +23,7 @@ fn a_session_released_while_it_is_borrowed_again_gives_back_what_the_borrow_brin
             BorrowAnswer::Granted(Grant { key: "new".into(), ttl: TTL, minimal_life: None }),
             Some("new"),
         ),
-        (BorrowAnswer::Nonsense { error: away(), key: Some("odd".into()) }, Some("odd")),
+        (BorrowAnswer::Invalid { error: away(), key: Some("odd".into()) }, Some("odd")),
         (BorrowAnswer::Refused { error: away(), key: Some("odd".into()) }, Some("odd")),
         (BorrowAnswer::Refused { error: denied(), key: None }, None),
     ] {
@@ -50,7 +49,7 @@ fn a_key_that_comes_with_a_refusal_or_after_the_end_is_given_back() {
     let full = Error::WorkersLimitExceeded { active: 0, max: 0, scope: Scope::Unknown };
     for (answer, ends_before, expected) in [
         (BorrowAnswer::Refused { error: full.clone(), key: Some("odd".into()) }, false, "odd"),
-        (BorrowAnswer::Nonsense { error: away(), key: Some("odd".into()) }, false, "odd"),
+        (BorrowAnswer::Invalid { error: away(), key: Some("odd".into()) }, false, "odd"),
         (BorrowAnswer::Refused { error: full, key: Some("odd".into()) }, true, "odd"),
         (
             BorrowAnswer::Granted(Grant { key: "new".into(), ttl: TTL, minimal_life: None }),
@@ -151,10 +150,9 @@ fn a_session_carries_the_minimal_life_of_the_url_then_the_servers_then_five_seco
         (Some(second(9)), Some(second(7)), Some(second(1)), second(1)),
     ] {
         let mut bench = Bench::new(Rules { minimal_life: url, ..RULES });
-        bench.core.begin_session(&asked()).unwrap();
+        let asked = bench.begin().unwrap();
         let grant = Grant { key: "s".into(), ttl: TTL, minimal_life: server };
-        let session =
-            bench.core.handle_grant(&asked(), None, None, grant, bench.now, bench.now).unwrap();
+        let session = bench.core.handle_grant(&asked, None, grant, bench.now, bench.now).unwrap();
         let worker = bench.worker(&session);
         bench.core.release(worker.number(), None, bench.now).now_or_never();
         bench.core.release(session.number(), asked_for, bench.now).now_or_never();
@@ -171,22 +169,29 @@ fn a_session_carries_the_minimal_life_of_the_url_then_the_servers_then_five_seco
 }
 
 #[test]
-fn the_pools_own_ceiling_counts_sessions_held_and_under_way_per_organization_and_service() {
+fn the_pools_own_limit_counts_sessions_held_and_under_way_per_organization_and_service() {
     let mut bench = Bench::new(Rules { most_sessions: Some(2), ..RULES });
     let held = bench.session(None);
-    bench.core.begin_session(&asked()).unwrap();
+    let begun = bench.begin().unwrap();
     let full = Error::ConcurrentStreamLimitExceeded { active: 2, max: 2, scope: Scope::Pool };
-    assert_eq!(bench.core.begin_session(&asked()).unwrap_err(), full);
-    let elsewhere = Asked { ids: Ids { organization: "umbra".into(), ..asked().ids }, ..asked() };
-    assert!(bench.core.begin_session(&elsewhere).is_ok());
-    let otherwise = Asked { ids: Ids { service: "t3x".into(), ..asked().ids }, ..asked() };
-    assert!(bench.core.begin_session(&otherwise).is_ok());
+    assert_eq!(bench.begin().unwrap_err(), full);
+    let elsewhere = Ids { organization: "umbra".into(), ..ids() };
+    assert!(bench.core.begin_session(&elsewhere, bench.now).is_ok());
+    let otherwise = Ids { service: "t3x".into(), ..ids() };
+    assert!(bench.core.begin_session(&otherwise, bench.now).is_ok());
     // A borrow that failed leaves the count, and so does a released session.
-    bench.core.end_borrow(&asked());
-    assert!(bench.core.begin_session(&asked()).is_ok());
-    assert!(bench.core.begin_session(&asked()).is_err());
+    bench.core.end_borrow(&begun, bench.now);
+    assert!(bench.begin().is_ok());
+    assert!(bench.begin().is_err());
     bench.release(&held).now_or_never();
-    assert!(bench.core.begin_session(&asked()).is_ok());
+    assert!(bench.begin().is_ok());
+    // An empty organization is the anonymous one.
+    for organization in ["", "anonymous"] {
+        let nobody = Ids { organization: organization.into(), ..ids() };
+        assert!(bench.core.begin_session(&nobody, bench.now).is_ok());
+    }
+    let nobody = Ids { organization: "".into(), ..ids() };
+    assert_eq!(bench.core.begin_session(&nobody, bench.now).unwrap_err(), full);
     // Workers are not sessions.
     let mut bench = Bench::new(Rules { most_sessions: Some(1), ..RULES });
     let session = bench.session(None);
@@ -208,21 +213,20 @@ fn a_grant_that_comes_after_the_close_or_after_its_session_is_given_back() {
     let asked = bench.core.begin_worker(session.number(), &"t2w".into(), 9).unwrap();
     bench.release(&session).now_or_never();
     let (grant, now) = (bench.grant("late"), bench.now);
-    let refused =
-        bench.core.handle_grant(&asked, Some(session.number()), None, grant, now, now).unwrap_err();
+    let refused = bench.core.handle_grant(&asked, None, grant, now, now).unwrap_err();
     assert_eq!(refused, Error::SessionNotFound);
     let back = [bench.take_back(), bench.take_back()];
     assert!(back.contains(&key("session#1")) && back.contains(&key("late#2")));
 
-    bench.core.begin_session(&self::asked()).unwrap();
+    let asked = bench.begin().unwrap();
     let mut closed = bench.core.close(bench.now);
     let grant = bench.grant("late");
-    let refused = bench.core.handle_grant(&self::asked(), None, None, grant, now, now).unwrap_err();
+    let refused = bench.core.handle_grant(&asked, None, grant, now, now).unwrap_err();
     assert_eq!(refused, Error::Closed);
     assert!(closed.try_recv().is_err());
     assert_eq!(bench.take_back(), key("late#3"));
     assert!(closed.try_recv().is_ok());
-    assert_eq!(bench.core.begin_session(&self::asked()).unwrap_err(), Error::Closed);
+    assert_eq!(bench.begin().unwrap_err(), Error::Closed);
 }
 
 #[test]
@@ -267,7 +271,7 @@ fn unanswered_borrows_waiting_for_their_return_are_bounded() {
     for id in 0..MOST_STRAYS as u128 + 10 {
         bench.core.stray(Target::Borrow(BorrowId(id)), TTL, bench.now);
     }
-    assert_eq!(bench.core.leases.returning_count(), MOST_STRAYS);
+    assert_eq!(bench.core.leases.returning.len(), MOST_STRAYS);
 }
 
 #[test]
@@ -288,7 +292,7 @@ fn many_keep_alives_are_under_way_at_once_and_no_more_than_the_bound() {
 fn a_held_lease_costs_less_than_three_quarters_of_a_kibibyte() {
     // Everything of one lease but its texts: hash tables are at least 7/16 full, the nodes of trees
     // half full.
-    let table = (size_of::<(u64, Box<Record>)>() + 1) * 16 / 7 + size_of::<Record>();
+    let table = (size_of::<(u64, Box<Held>)>() + 1) * 16 / 7 + size_of::<Held>();
     let keys = (size_of::<(Arc<str>, u64)>() + 1) * 16 / 7;
     let schedule = 3 * size_of::<(Instant, u64)>();
     let shared = size_of::<Lease>() + 2 * size_of::<usize>();

@@ -12,7 +12,6 @@ struct Bench {
     schedule: Schedule,
     leases: Leases,
     link: Link,
-    rng: StdRng,
     start: Instant,
     now: Instant,
 }
@@ -21,10 +20,9 @@ impl Bench {
     fn new(seed: u64) -> Self {
         let now = Instant::now();
         Self {
-            schedule: Schedule::new(DELAY, false),
+            schedule: Schedule::new(DELAY, false, StdRng::seed_from_u64(seed)),
             leases: Leases::default(),
             link: Link::default(),
-            rng: StdRng::seed_from_u64(seed),
             start: now,
             now,
         }
@@ -33,7 +31,7 @@ impl Bench {
     fn insert_new(&mut self, number: u64, is_worker: bool, ttl: Duration) {
         let key: Arc<str> = "key".into();
         let role = if is_worker {
-            Role::Worker { session: u64::MAX, max_workers: 1 }
+            Role::Worker(OfWorker { session: u64::MAX, most: 1 })
         } else {
             Role::Session(Workers::default())
         };
@@ -48,52 +46,52 @@ impl Bench {
             lapse: Lapse::None,
             state: State::New,
         };
-        self.leases.hold(number, held);
+        self.leases.held.insert(number, Box::new(held));
     }
 
     fn insert(&mut self, number: u64, ttl: Duration) {
         self.insert_new(number, false, ttl);
-        self.line_up_new(number);
+        self.add_new(number);
     }
 
     fn insert_worker(&mut self, number: u64) {
         self.insert_new(number, true, TTL);
-        self.line_up_new(number);
+        self.add_new(number);
     }
 
     /// Does something about a lease, if there is one of that number.
     fn with<R>(
         &mut self,
         number: u64,
-        what: impl FnOnce(&mut Schedule, &mut Held, Instant, &mut StdRng) -> R,
+        what: impl FnOnce(&mut Schedule, &mut Held, Instant) -> R,
     ) -> Option<R> {
         let held = self.leases.held_mut(number)?;
-        Some(what(&mut self.schedule, held, self.now, &mut self.rng))
+        Some(what(&mut self.schedule, held, self.now))
     }
 
-    fn line_up_new(&mut self, number: u64) {
-        self.with(number, |schedule, held, now, rng| schedule.line_up_new(number, held, now, rng));
+    fn add_new(&mut self, number: u64) {
+        self.with(number, |schedule, held, now| schedule.add_new(number, held, now));
     }
 
     fn forget(&mut self, number: u64) {
-        self.with(number, |schedule, held, now, _| schedule.forgotten(number, held, now));
+        self.with(number, |schedule, held, now| schedule.forgotten(number, held, now));
     }
 
     fn aside(&mut self, number: u64) {
-        self.with(number, |schedule, held, now, _| schedule.aside(number, held, now));
+        self.with(number, |schedule, held, now| schedule.aside(number, held, now));
     }
 
     fn hurry(&mut self, number: u64) {
-        self.with(number, |schedule, held, now, _| schedule.hurry(number, held, now));
+        self.with(number, |schedule, held, now| schedule.hurry(number, held, now));
     }
 
     fn take(&mut self, number: u64) -> bool {
-        self.with(number, |schedule, held, _, _| schedule.take(number, held)).unwrap_or(false)
+        self.with(number, |schedule, held, _| schedule.take(number, held)).unwrap_or(false)
     }
 
     /// Removes a lease, and returns whether a call for it is in flight.
     fn remove(&mut self, number: u64) -> bool {
-        let Some(held) = self.leases.take_held(number) else { return false };
+        let Some(held) = self.leases.held.remove(&number) else { return false };
         self.schedule.remove(number, &held);
         held.is_in_flight()
     }
@@ -109,8 +107,8 @@ impl Bench {
     }
 
     fn due(&mut self) -> Option<Due> {
-        let Self { leases, now, link, rng, .. } = self;
-        let due = self.schedule.due(leases, *now, link, rng);
+        let Self { schedule, leases, now, link, .. } = self;
+        let due = schedule.due(leases, *now, *now, Some(link));
         if let Some(Due::Lost(number)) = due {
             self.remove(number);
         }
@@ -118,7 +116,7 @@ impl Bench {
     }
 
     fn due_borrow(&mut self) -> Option<Due> {
-        self.schedule.due_borrow(&mut self.leases, self.now, &mut self.link, &mut self.rng)
+        self.schedule.due_borrow(&mut self.leases, self.now, &mut self.link)
     }
 
     fn succeed(&mut self, number: u64) {
@@ -126,13 +124,13 @@ impl Bench {
     }
 
     fn succeed_with(&mut self, number: u64, ttl: Option<Duration>, sent: Instant) {
-        self.with(number, |schedule, held, now, rng| {
-            schedule.succeeded(number, held, ttl, sent, now, rng);
+        self.with(number, |schedule, held, now| {
+            schedule.succeeded(number, held, ttl, sent, now);
         });
     }
 
     fn fail(&mut self, number: u64) {
-        self.with(number, |schedule, held, now, rng| schedule.failed(number, held, None, now, rng));
+        self.with(number, |schedule, held, now| schedule.failed(number, held, None, now));
     }
 
     fn passed(&self) -> Duration {
@@ -364,16 +362,16 @@ fn a_new_lease_is_due_when_it_is_lined_up_and_not_once_it_was_taken() {
     for number in 0..100 {
         bench.insert_new(number, false, TTL);
         assert_eq!(bench.schedule.next(), None);
-        bench.line_up_new(number);
+        bench.add_new(number);
         assert!(bench.schedule.next().unwrap() <= bench.now + DELAY);
         // It has a place of its own now.
-        bench.line_up_new(number);
+        bench.add_new(number);
         assert!(!bench.remove(number));
         assert_eq!(bench.schedule.next(), None);
     }
     bench.insert_new(7, false, TTL);
     assert!(bench.take(7) && !bench.take(7));
-    bench.line_up_new(7);
+    bench.add_new(7);
     assert_eq!(bench.schedule.next(), None);
     bench.succeed(7);
     assert!(bench.schedule.next().unwrap() <= bench.now + DELAY);
@@ -440,12 +438,12 @@ proptest! {
             bench.now += Duration::from_millis(pause);
             match what {
                 // A number is never used again while its lease is there.
-                0 | 1 if bench.leases.held(number).is_none() => bench.insert(number, TTL),
-                10 if bench.leases.held(number).is_none() => {
+                0 | 1 if !bench.leases.held.contains_key(&number) => bench.insert(number, TTL),
+                10 if !bench.leases.held.contains_key(&number) => {
                     bench.insert_new(number, false, TTL);
                 }
                 0 | 1 | 10 => {}
-                11 => bench.line_up_new(number),
+                11 => bench.add_new(number),
                 2 => drop(bench.remove(number)),
                 3 => bench.succeed(number),
                 4 => bench.fail(number),
@@ -455,8 +453,8 @@ proptest! {
                 8 => drop(bench.take(number)),
                 _ => drop(bench.due_borrow().or_else(|| bench.due())),
             }
-            let held = bench.leases.all_held();
-            let waiting = held.filter_map(|(number, held)| Some((held.state.due()?, number)));
+            let held = bench.leases.held.iter();
+            let waiting = held.filter_map(|(number, held)| Some((held.state.due()?, *number)));
             prop_assert_eq!(waiting.collect::<BTreeSet<_>>(), bench.schedule.queue.clone());
         }
     }

@@ -18,14 +18,14 @@ impl Bench {
     }
 
     fn open(&mut self, held: std::ops::Range<u64>) {
-        assert!(matches!(self.stream.poll_wish(true, self.now), Some(Wish::Open)));
+        assert!(matches!(self.stream.poll_output(true, self.now), Some(Output::OpenStream)));
         self.stream.opened(held, self.now);
     }
 
     /// Closes the stream and returns how long none is opened.
     fn close(&mut self, why: Detached) -> Duration {
         self.stream.over(why, self.now, &mut self.rng);
-        assert!(self.stream.poll_wish(true, self.now).is_none());
+        assert!(self.stream.poll_output(true, self.now).is_none());
         let at = self.stream.opens_at(self.now).unwrap();
         let pause = at - self.now;
         self.now = at;
@@ -36,9 +36,9 @@ impl Bench {
 #[test]
 fn a_stream_is_opened_once_and_only_when_it_is_wanted() {
     let mut bench = Bench::new();
-    assert!(bench.stream.poll_wish(false, bench.now).is_none());
-    assert!(matches!(bench.stream.poll_wish(true, bench.now), Some(Wish::Open)));
-    assert!(bench.stream.poll_wish(true, bench.now).is_none());
+    assert!(bench.stream.poll_output(false, bench.now).is_none());
+    assert!(matches!(bench.stream.poll_output(true, bench.now), Some(Output::OpenStream)));
+    assert!(bench.stream.poll_output(true, bench.now).is_none());
     assert!(!bench.stream.is_open());
     bench.stream.opened(0..0, bench.now);
     assert!(bench.stream.is_open() && bench.stream.has_room());
@@ -56,7 +56,7 @@ fn a_stream_that_keeps_breaking_is_tried_ever_more_rarely_until_it_works() {
         longest = (longest * 2).min(LONGEST_PAUSE);
     }
     bench.open(0..0);
-    let batch = bench.stream.sends(vec![1], bench.now);
+    let batch = bench.stream.send(vec![1], bench.now);
     assert!(bench.stream.answered(batch).is_some());
     assert!(bench.close(Detached::Draining) <= FIRST_PAUSE);
 }
@@ -64,7 +64,7 @@ fn a_stream_that_keeps_breaking_is_tried_ever_more_rarely_until_it_works() {
 #[test]
 fn a_server_that_does_not_know_the_stream_is_not_asked_again_for_minutes() {
     let mut bench = Bench::new();
-    assert!(matches!(bench.stream.poll_wish(true, bench.now), Some(Wish::Open)));
+    assert!(matches!(bench.stream.poll_output(true, bench.now), Some(Output::OpenStream)));
     assert!(bench.close(Detached::Unknown) >= NOT_KNOWN_PAUSE / 2);
     bench.open(0..0);
     assert!(bench.close(Detached::Broken) <= FIRST_PAUSE);
@@ -93,7 +93,7 @@ fn few_batches_wait_at_once_and_the_oldest_says_when_the_stream_is_late() {
     let start = bench.now;
     for number in 0..MOST_BATCHES as u64 {
         assert!(bench.stream.has_room());
-        bench.stream.sends(vec![number], bench.now);
+        bench.stream.send(vec![number], bench.now);
         bench.now += Duration::from_millis(1);
     }
     assert!(!bench.stream.has_room());

@@ -3,8 +3,7 @@
 use super::*;
 use crate::plugin::CloseReport;
 use crate::tgm::core::lease::Returning;
-use crate::tgm::core::returns::{FIRST_PAUSE, LONGEST_PAUSE, SESSION_PATIENCE};
-use crate::tgm::core::state::MOST_RETURNS;
+use crate::tgm::core::returns::{FIRST_PAUSE, LONGEST_PAUSE, MOST_RETURNS, SESSION_PATIENCE};
 
 /// Leases on their way back, and the time, which only the test moves.
 struct Bench {
@@ -14,16 +13,13 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self { core: Core::new(RULES, StdRng::seed_from_u64(1)), now: Instant::now() }
+        let now = Instant::now();
+        Self { core: Core::new(RULES, StdRng::seed_from_u64(1), now), now }
     }
 
     fn add(&mut self, number: u64, holds: usize, session: Option<u64>) {
         let target = Some(Target::Key(format!("key-{number}").into()));
-        let returning = Returning::new(target, None, self.now + TTL).held_by(holds);
-        let returning = match session {
-            Some(session) => returning.before(session),
-            None => returning,
-        };
+        let returning = Returning { holds, session, ..Returning::new(target, self.now + TTL) };
         self.core.add_return(number, returning, self.now);
     }
 
@@ -49,7 +45,7 @@ impl Bench {
     }
 
     fn len(&self) -> usize {
-        self.core.leases.returning_count()
+        self.core.leases.returning.len()
     }
 }
 
@@ -64,7 +60,7 @@ fn a_lost_return_is_tried_again_with_growing_pauses_for_one_ttl() {
     bench.add(1, 0, None);
     let mut outcome = bench.core.watch(1).unwrap();
     let mut pauses = Vec::new();
-    while let Some(at) = bench.core.returns.next() {
+    while let Some(at) = bench.core.returns.next(bench.now) {
         pauses.push(at - bench.now);
         bench.now = at;
         match bench.due() {
@@ -78,7 +74,7 @@ fn a_lost_return_is_tried_again_with_growing_pauses_for_one_ttl() {
     assert!(pauses.len() > 12, "{pauses:?}");
     std::iter::from_fn(|| bench.core.poll_notice()).for_each(Notice::deliver);
     assert_eq!(outcome.try_recv().unwrap(), fault());
-    assert_eq!(bench.core.returns.tally, CloseReport { returned: 0, not_returned: 1 });
+    assert_eq!(bench.core.report(), CloseReport { returned: 0, not_returned: 1 });
 }
 
 #[test]
@@ -109,7 +105,7 @@ fn the_first_try_of_a_worker_is_told_once_whether_it_worked_or_not() {
     assert_eq!(bench.holds(10), 8);
     // What the server no longer holds needs no try.
     bench.add(2, 1, Some(10));
-    bench.core.retarget(2, None);
+    bench.core.leases.returning_mut(2).unwrap().target = None;
     bench.core.unhold(2, bench.now);
     assert_eq!((bench.holds(10), bench.len()), (7, 1));
 }
@@ -124,10 +120,10 @@ fn a_session_waits_a_moment_for_the_first_try_of_a_worker_and_no_longer() {
     }
     let (until, end) = (bench.now + SESSION_PATIENCE, bench.now + TTL);
     bench.answer(2, Ok(Released::Returned));
-    assert_eq!((bench.holds(10), bench.core.returns.next()), (8, Some(until)));
+    assert_eq!((bench.holds(10), bench.core.returns.next(bench.now)), (8, Some(until)));
     bench.now = until;
     assert_eq!(bench.due(), None);
-    assert_eq!((bench.holds(10), bench.core.returns.next()), (6, Some(end)));
+    assert_eq!((bench.holds(10), bench.core.returns.next(bench.now)), (6, Some(end)));
     // What they are told now, nobody waits for; and all they are told is heard.
     bench.answer(1, fault());
     bench.answer(3, Ok(Released::Returned));
@@ -140,7 +136,7 @@ fn an_answer_that_no_try_can_change_ends_the_return() {
     bench.add(1, 0, None);
     assert_eq!(bench.due(), Some(1));
     bench.answer_with(1, fault(), false);
-    assert_eq!((bench.len(), bench.core.returns.next()), (0, None));
+    assert_eq!((bench.len(), bench.core.returns.next(bench.now)), (0, None));
 }
 
 #[test]
@@ -148,13 +144,16 @@ fn few_returns_are_under_way_at_once_and_fewer_while_the_link_is_down() {
     let mut bench = Bench::new();
     (0..200).for_each(|number| bench.add(number, 0, None));
     let first: Vec<u64> = std::iter::from_fn(|| bench.due()).collect();
-    assert_eq!((first.len(), bench.core.returns.next()), (MOST_RETURNS, Some(bench.now + TTL)));
+    assert_eq!(
+        (first.len(), bench.core.returns.next(bench.now)),
+        (MOST_RETURNS, Some(bench.now + TTL))
+    );
     for number in first {
         bench.answer(number, Ok(Released::Returned));
     }
     bench.core.link.failed(bench.now);
     assert_eq!(std::iter::from_fn(|| bench.due()).count(), 16);
-    assert!(bench.core.returns.next().is_some_and(|at| at > bench.now));
+    assert!(bench.core.returns.next(bench.now).is_some_and(|at| at > bench.now));
 }
 
 #[test]
@@ -172,7 +171,7 @@ fn a_return_ends_with_its_ttl_whatever_it_waits_for() {
     let later = Duration::from_millis(1);
     bench.now += later;
     bench.add(4, 1, None);
-    assert_eq!((bench.due(), bench.core.returns.next()), (None, Some(start + TTL)));
+    assert_eq!((bench.due(), bench.core.returns.next(bench.now)), (None, Some(start + TTL)));
     for (after, left) in [(TTL, 2), (TTL + TTL / 2, 1), (TTL + TTL / 2 + later, 0)] {
         bench.now = start + after;
         bench.core.link.failed(bench.now);
@@ -182,12 +181,12 @@ fn a_return_ends_with_its_ttl_whatever_it_waits_for() {
             assert_eq!(bench.holds(4), 0, "its session does not wait for it any more");
         }
     }
-    assert_eq!(bench.core.returns.next(), None);
+    assert_eq!(bench.core.returns.next(bench.now), None);
     let settled = CloseReport { returned: 0, not_returned: 3 + MOST_RETURNS as u64 + 1 };
-    assert_eq!(bench.core.returns.tally, settled);
+    assert_eq!(bench.core.report(), settled);
     // An answer that comes now finds nobody, and makes room.
     bench.answer(2, Ok(Released::Returned));
-    assert_eq!(bench.core.returns.tally, settled);
+    assert_eq!(bench.core.report(), settled);
 }
 
 #[test]
@@ -199,5 +198,5 @@ fn giving_up_settles_everything_and_late_answers_change_nothing() {
     bench.core.give_up(bench.now);
     bench.answer(1, Ok(Released::Returned));
     assert_eq!((bench.len(), bench.due()), (0, None));
-    assert_eq!(bench.core.returns.tally, CloseReport { returned: 0, not_returned: 2 });
+    assert_eq!(bench.core.report(), CloseReport { returned: 0, not_returned: 2 });
 }
