@@ -1,15 +1,14 @@
-//! The key that a pool shows to its server: as it was given, or out of a file that is read again.
+//! The key that a pool shows to its server: a fixed one, or the contents of a file that is read again.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use connect::NamedFile;
 use http::HeaderValue;
-use tokio::sync::{Mutex, watch};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -18,7 +17,7 @@ use crate::secret::Secret;
 /// The most bytes of a file with a key.
 const MOST_BYTES: u64 = 8 * 1024;
 
-/// How old what was read may be when a key is needed, and when a server has refused it.
+/// When a file is read again: before a call, and after a server has refused the key.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_AGAIN_REFUSED: Duration = Duration::from_millis(100);
 
@@ -26,8 +25,8 @@ const LOOK_AGAIN_REFUSED: Duration = Duration::from_millis(100);
 pub(crate) enum ApiKey {
     /// It never changes.
     Fixed(Option<HeaderValue>),
-    /// It is what the file holds, or held when it was last sound.
-    Filed(Box<Filed>),
+    /// The last valid contents of a file.
+    Filed(Filed),
 }
 
 /// A key, with the number of the reading that brought it.
@@ -39,19 +38,20 @@ pub(crate) struct Shown {
 
 pub(crate) struct Filed {
     file: NamedFile,
-    shown: watch::Sender<Shown>,
-    /// Held by the one who reads.
-    reader: Arc<Mutex<Reader>>,
+    latest: Arc<Mutex<Latest>>,
 }
 
-struct Reader {
+/// The last valid key of a file.
+struct Latest {
+    shown: Shown,
+    /// When the last reading began.
     read_at: Instant,
-    /// What is wrong with the file by now, as far as it was told.
-    told: Option<String>,
+    /// The problem of the file that was logged last, while it lasts.
+    logged: Option<String>,
 }
 
 impl ApiKey {
-    /// The key that is given, or that is in `file`, which has to be sound this time.
+    /// Makes the key that is given, or that is in `file`, which must be valid now.
     ///
     /// # Errors
     ///
@@ -60,15 +60,17 @@ impl ApiKey {
         if let Some(file) = file {
             let wrong =
                 |problem| Error::invalid(format!("`indexer-api-key-file={file}`: {problem}"));
-            let key = read(file.path.clone()).map_err(|problem| match problem {
+            let key = read(file).map_err(|problem| match problem {
                 Problem::Io(error) => wrong(error.to_string()).caused_by(error),
                 problem => wrong(problem.to_string()),
             })?;
-            return Ok(Self::Filed(Box::new(Filed {
-                file: file.clone(),
-                shown: watch::Sender::new(Shown { key: Some(key), reading: 0 }),
-                reader: Arc::new(Mutex::new(Reader { read_at: Instant::now(), told: None })),
-            })));
+            let latest = Latest {
+                shown: Shown { key: Some(key), reading: 0 },
+                read_at: Instant::now(),
+                logged: None,
+            };
+            let latest = Arc::new(Mutex::new(latest));
+            return Ok(Self::Filed(Filed { file: file.clone(), latest }));
         }
         let key = key.map(|key| header(key.expose().as_bytes()));
         let wrong = |problem| Error::invalid(format!("`indexer-api-key` {problem}"));
@@ -86,7 +88,7 @@ impl ApiKey {
     /// The key to show after the server has refused this one; `None` when there is no other.
     pub(crate) async fn instead_of(&self, refused: &Shown) -> Option<Shown> {
         let Self::Filed(filed) = self else { return None };
-        let shown = filed.shown.borrow().clone();
+        let shown = filed.latest.lock().shown.clone();
         let is_other = |shown: &Shown| shown.reading != refused.reading;
         if is_other(&shown) {
             return Some(shown);
@@ -96,53 +98,50 @@ impl ApiKey {
 }
 
 impl Filed {
-    /// Reads the file, unless it was read less than `age` ago or somebody is at it.
+    /// Reads the file, unless it was read less than `age` ago or is being read.
     async fn read_after(&self, age: Duration) -> Shown {
-        if let Ok(mut reader) = self.reader.clone().try_lock_owned()
-            && reader.read_at.elapsed() >= age
-        {
-            reader.read_at = Instant::now();
-            let path = self.file.path.clone();
-            // It may hang for as long as its disk does, and nobody else reads meanwhile.
-            let reading = tokio::task::spawn_blocking(move || (read(path), reader));
-            // A runtime that shuts down reads nothing more.
-            if let Ok((read, mut reader)) = reading.await {
-                reader.take(read, &self.file, &self.shown);
-            }
+        let due = {
+            let mut latest = self.latest.lock();
+            // Whoever reads the file has a clone.
+            let is_being_read = Arc::strong_count(&self.latest) > 1;
+            let is_due = !is_being_read && latest.read_at.elapsed() >= age;
+            is_due.then(|| {
+                latest.read_at = Instant::now();
+                self.latest.clone()
+            })
+        };
+        if let Some(latest) = due {
+            let file = self.file.clone();
+            // The disk may hang. Other calls use the last key meanwhile. A runtime that is being shut
+            // down does not read.
+            let _ = tokio::task::spawn_blocking(move || {
+                let read = read(&file);
+                latest.lock().update(read, &file);
+            })
+            .await;
         }
-        self.shown.borrow().clone()
+        self.latest.lock().shown.clone()
     }
 }
 
-impl Reader {
-    fn take(
-        &mut self,
-        read: Result<HeaderValue, Problem>,
-        file: &NamedFile,
-        shown: &watch::Sender<Shown>,
-    ) {
+impl Latest {
+    fn update(&mut self, read: Result<HeaderValue, Problem>, file: &NamedFile) {
         match read {
             Ok(key) => {
-                self.told = None;
-                let is_new = shown.send_if_modified(|shown| {
-                    let is_new = shown.key.as_ref() != Some(&key);
-                    if is_new {
-                        *shown = Shown { key: Some(key), reading: shown.reading + 1 };
-                    }
-                    is_new
-                });
-                if is_new {
+                self.logged = None;
+                if self.shown.key.as_ref() != Some(&key) {
+                    self.shown = Shown { key: Some(key), reading: self.shown.reading + 1 };
                     tracing::info!(%file, "the indexer API key has changed and is in use");
                 }
             }
             Err(problem) => {
                 let problem = problem.to_string();
-                if self.told.as_ref() != Some(&problem) {
+                if self.logged.as_ref() != Some(&problem) {
                     tracing::warn!(
                         %file, problem,
                         "there is no indexer API key in its file; the one before it stays"
                     );
-                    self.told = Some(problem);
+                    self.logged = Some(problem);
                 }
             }
         }
@@ -158,7 +157,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// What is wrong with a key or its file. It shows nothing of either.
+/// What is wrong with a key or its file. The text shows nothing of the key.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
     #[error("{0}")]
@@ -171,9 +170,9 @@ enum Problem {
     Unsendable,
 }
 
-fn read(path: PathBuf) -> Result<HeaderValue, Problem> {
+fn read(file: &NamedFile) -> Result<HeaderValue, Problem> {
     let mut contents = Vec::new();
-    File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut contents)?;
+    File::open(&file.path)?.take(MOST_BYTES + 1).read_to_end(&mut contents)?;
     if contents.len() as u64 > MOST_BYTES {
         return Err(Problem::TooLong);
     }

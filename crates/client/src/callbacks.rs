@@ -1,8 +1,8 @@
-//! The callbacks of sessions, called away from whatever keeps the sessions alive.
+//! Calls the `on_error` callbacks of sessions on threads of their own.
 //!
-//! An `on_error` callback is an application's code: it may block, panic, or drop guards of the same
-//! pool. So a plugin gets one that only queues, and threads of the pool call what the application
-//! gave. They are made when the first callback is given and end with the pool.
+//! A callback is code of the application: it may block, panic, or drop guards of the same pool. So a
+//! plugin gets a callback that only queues, and threads of the pool call that of the application. The
+//! threads are made when the first callback is given, and end with the pool.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,11 +16,11 @@ use tokio::runtime::Handle;
 use crate::error::Error;
 use crate::request::{Ids, OnError};
 
-/// The most threads of one pool. Another one is made only while all others call something.
+/// The most threads of one pool. Another one is made only while all others run a callback.
 const MOST_THREADS: usize = 8;
 
-/// The threads of one pool. All clones are one; with the last of them the threads end, once they
-/// have called what is due.
+/// The threads of one pool. Clones share them. When the last clone is dropped, the threads run the
+/// callbacks that are due and end.
 #[derive(Clone, Default)]
 pub(crate) struct Callbacks(Arc<Owner>);
 
@@ -30,13 +30,13 @@ struct Owner(Arc<Queue>);
 #[derive(Default)]
 struct Queue {
     state: Mutex<State>,
-    /// Wakes one thread for what is due, or all of them at the end.
-    news: Condvar,
+    /// Wakes one thread for a callback that is due, or all threads at the end.
+    wake: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// No longer than there are sessions: each has one callback.
+    /// At most one callback of each session.
     due: VecDeque<Due>,
     threads: usize,
     waiting: usize,
@@ -48,19 +48,19 @@ struct Due {
     callback: OnError,
     reason: Error,
     ids: Ids,
-    /// What a callback is called in, so that it may spawn.
+    /// The runtime that the callback may spawn tasks in.
     runtime: Option<Handle>,
 }
 
-/// The callback of a session that somebody holds. Dropping it forgets the callback.
+/// The callback of a session that is held. Dropping this drops the callback.
 pub(crate) struct Kept(Arc<Mutex<Option<OnError>>>);
 
 impl Callbacks {
-    /// Keeps the callback of a session until it ends, and returns what a plugin calls then.
+    /// Keeps the callback of a session until it ends. Also returns the callback for the plugin.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] when the system gives no thread.
+    /// [`Error::Unavailable`] when no thread can be made.
     pub(crate) fn keep(&self, callback: OnError, ids: Ids) -> Result<(Kept, OnError), Error> {
         self.0.0.begin()?;
         let slot = Arc::new(Mutex::new(Some(callback)));
@@ -77,7 +77,7 @@ impl Callbacks {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        // What it holds may be anything, and goes when the lock is free.
+        // Its drop is code of the application, and runs without the lock.
         let callback = self.0.lock().take();
         drop(callback);
     }
@@ -86,7 +86,7 @@ impl Drop for Kept {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.0.state.lock().over = true;
-        self.0.news.notify_all();
+        self.0.wake.notify_all();
     }
 }
 
@@ -106,28 +106,28 @@ impl Queue {
     fn add_thread(self: &Arc<Self>, state: &mut State) -> std::io::Result<()> {
         let queue = self.clone();
         let thread = thread::Builder::new().name("tgm-session-on-error".into());
-        thread.spawn(move || queue.call_what_is_due())?;
+        thread.spawn(move || queue.run())?;
         state.threads += 1;
         Ok(())
     }
 
     fn push(&self, due: Due) {
         self.state.lock().due.push_back(due);
-        self.news.notify_one();
+        self.wake.notify_one();
     }
 
-    fn call_what_is_due(self: Arc<Self>) {
+    fn run(self: Arc<Self>) {
         while let Some(due) = self.next() {
             due.call();
         }
     }
 
-    /// Waits for what is due; `None` when this thread is not needed any more.
+    /// Waits for a callback that is due; `None` when this thread is not needed any more.
     fn next(self: &Arc<Self>) -> Option<Due> {
         let mut state = self.state.lock();
         loop {
             if let Some(due) = state.due.pop_front() {
-                // Somebody has to wait for the next one while this one is called.
+                // Another thread must wait for the next callback while this one runs.
                 if state.waiting == 0
                     && state.threads < MOST_THREADS
                     && let Err(error) = self.add_thread(&mut state)
@@ -141,7 +141,7 @@ impl Queue {
                 return None;
             }
             state.waiting += 1;
-            self.news.wait(&mut state);
+            self.wake.wait(&mut state);
             state.waiting -= 1;
         }
     }
@@ -151,7 +151,7 @@ impl Due {
     fn call(self) {
         let Self { callback, reason, ids, runtime } = self;
         let _runtime = runtime.as_ref().map(Handle::enter);
-        // The callback is gone after this call, so nobody can see what it left half done.
+        // The callback is dropped after this call, so no half-changed state can be seen.
         if catch_unwind(AssertUnwindSafe(|| callback(reason))).is_err() {
             tracing::error!(
                 service = &*ids.service,

@@ -1,7 +1,7 @@
 //! Session URLs: one parser for `tgm://`, `local://` and every scheme an application adds.
 //!
-//! Variables are replaced in the whole text before it is split, as Go does it, so any part may have
-//! come out of one. Each part therefore keeps how it was written, and messages show that.
+//! Variables are replaced in the whole text before it is split, as Go does it. So any part may hold the
+//! value of a variable. Each part keeps its original text, and messages show that.
 
 mod given;
 mod parameters;
@@ -23,8 +23,8 @@ use crate::secret::Secret;
 /// The longest session URL, in bytes, before and after its variables are replaced.
 const MAX_BYTES: usize = 16 * 1024;
 
-/// What has a meaning of its own in a query. A variable that holds one of them would be cut, split
-/// or changed without a word.
+/// The characters with a meaning in a query. The value of a variable with one of them would be cut,
+/// split or changed silently.
 const SYNTAX: [char; 5] = ['&', '#', '%', '+', ' '];
 
 /// A session URL, split into its parts.
@@ -34,8 +34,8 @@ const SYNTAX: [char; 5] = ['&', '#', '%', '+', ' '];
 /// fragment mean nothing: a warning says that they are ignored. Of a parameter that is given twice
 /// the first counts.
 ///
-/// Parameter values may be secrets: `Debug` and errors never show the URL, what came out of a
-/// variable, or the value of a parameter that is read with [`Parameters::secret`].
+/// Parameter values may be secrets: `Debug` and errors never show the value of a variable, or of a
+/// parameter that is read with [`Parameters::secret`].
 ///
 /// ```
 /// let dsn = tgm_session::Dsn::parse("tgm://sessions.example:9010?plaintext=true")?;
@@ -53,7 +53,7 @@ pub struct Dsn {
 struct Place {
     host: Option<Given>,
     port: Option<u16>,
-    /// How messages write the port, if not as it is.
+    /// How messages write the port, if it comes out of a variable.
     shown_port: Option<String>,
 }
 
@@ -61,7 +61,7 @@ struct Place {
 struct Parameter {
     name: Given,
     value: Secret,
-    /// How messages write the value, if not as it is.
+    /// How messages write the value, if it comes out of a variable.
     shown: Option<String>,
 }
 
@@ -96,7 +96,7 @@ impl Dsn {
         }
     }
 
-    /// Splits `text` after replacing variables by what `lookup` says; `None` is one that is not set.
+    /// Splits `text` after replacing variables by what `lookup` returns; `None` is one that is not set.
     ///
     /// # Errors
     ///
@@ -161,7 +161,7 @@ impl Dsn {
 }
 
 impl fmt::Debug for Dsn {
-    /// Shows where the URL leads and the names of its parameters, without their values.
+    /// Shows scheme, host, port and the names of the parameters, without their values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&Given> = self.parameters.iter().map(|parameter| &parameter.name).collect();
         f.debug_struct("Dsn")
@@ -173,7 +173,7 @@ impl fmt::Debug for Dsn {
     }
 }
 
-/// Where the parts of a URL lie in its text.
+/// The places of the parts of a URL in its text.
 struct Parts {
     scheme: Range<usize>,
     /// The host and the port.
@@ -186,7 +186,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Finds the parts of `url`, whose text stays out of every message: it may carry a key.
+    /// Finds the parts of `url`. No message shows its text, which may hold a key.
     fn of(url: &Expanded) -> Result<Self, Error> {
         let text = url.text();
         let is_scheme = |scheme: &str| {
@@ -244,7 +244,7 @@ fn warn_of_unset(variables: &[Variable]) {
     }
 }
 
-/// The variable that the character at `place` came out of.
+/// Returns the variable whose value the character at `place` belongs to.
 fn variable_at(url: &Expanded, place: usize) -> Option<&Variable> {
     url.variables().iter().find(|variable| variable.place.contains(&place))
 }
@@ -261,9 +261,9 @@ fn refuse_control_characters(url: &Expanded) -> Result<(), Error> {
     })
 }
 
-/// Refuses a variable inside of the query whose value the query would not be read with.
+/// Refuses a variable in the query whose value has characters with a meaning there.
 fn refuse_syntax_in_variables(url: &Expanded, query: &Range<usize>) -> Result<(), Error> {
-    // One that begins with a # begins where the query ends.
+    // A value that begins with a # begins at the end of the query.
     let inside = |variable: &&Variable| {
         (query.start..=query.end).contains(&variable.place.start)
             && url.text()[variable.place.clone()].contains(SYNTAX)
@@ -278,7 +278,7 @@ fn refuse_syntax_in_variables(url: &Expanded, query: &Range<usize>) -> Result<()
     )))
 }
 
-/// Takes a part out of a URL, changed by `read`.
+/// Returns a part of a URL, changed by `read`.
 fn given(url: &Expanded, part: Range<usize>, read: impl Fn(&str) -> String) -> Given {
     Given::new(read(&url.text()[part.clone()]), url.shown(part))
 }
@@ -286,7 +286,7 @@ fn given(url: &Expanded, part: Range<usize>, read: impl Fn(&str) -> String) -> G
 /// Reads host and port, and how messages write the port.
 fn place(url: &Expanded, place: Range<usize>) -> Result<Place, Error> {
     let text = &url.text()[place.clone()];
-    // What other schemes have behind their hosts is read here already.
+    // The path and the query were split off before.
     let read =
         Url::parse(&format!("tgm://{text}")).map_err(|error| invalid(error).caused_by(error))?;
     if read.port() == Some(0) {

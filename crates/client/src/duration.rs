@@ -5,7 +5,7 @@ use std::time::Duration;
 /// A text that is not a duration in Go's syntax, or does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidDuration {
-    /// There is no number where one must be.
+    /// A number is missing.
     #[error("is not a duration; write it like 20s, 1m30s or 250ms")]
     NotADuration,
     /// A number has no unit.
@@ -17,7 +17,7 @@ pub enum InvalidDuration {
     /// It is longer than 2^63-1 ns, about 292 years.
     #[error("is longer than 292 years")]
     TooLong,
-    /// It is negative where only a length of time makes sense.
+    /// It is negative.
     #[error("is negative")]
     Negative,
 }
@@ -26,7 +26,7 @@ pub enum InvalidDuration {
 ///
 /// # Errors
 ///
-/// [`InvalidDuration`] says what is wrong, ready to follow the text in a sentence.
+/// [`InvalidDuration`] says what is wrong. Its text continues a sentence that begins with the value.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,7 +40,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidDuration> {
     u64::try_from(nanos).map(Duration::from_nanos).map_err(|_| InvalidDuration::Negative)
 }
 
-/// The longest magnitude on the way to the result: `i64::MIN` has this one.
+/// The largest magnitude of a result, which is that of `i64::MIN`.
 const MAX_MAGNITUDE: u64 = 1 << 63;
 
 /// Reads a signed number of nanoseconds exactly as Go's `time.ParseDuration` does.
@@ -49,7 +49,7 @@ fn parse_nanos(text: &str) -> Result<i64, InvalidDuration> {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
-    // Zero alone needs no unit.
+    // Only zero needs no unit.
     if rest == "0" {
         return Ok(0);
     }
@@ -67,7 +67,7 @@ fn parse_nanos(text: &str) -> Result<i64, InvalidDuration> {
     }
     match i64::try_from(total) {
         Ok(nanos) => Ok(if negative { -nanos } else { nanos }),
-        // The one magnitude that fits a negative number only.
+        // Only a negative number can have this magnitude.
         Err(_) if negative => Ok(i64::MIN),
         Err(_) => Err(InvalidDuration::TooLong),
     }
@@ -99,7 +99,7 @@ fn parse_part(text: &str) -> Result<(u64, &str), InvalidDuration> {
 fn nanos_of_fraction(digits: &str, unit: u64) -> u64 {
     let (mut value, mut scale) = (0u64, 1f64);
     for digit in digits.bytes() {
-        // Go drops the digits that no longer fit 63 bits; so many cannot change a nanosecond.
+        // Go drops digits that do not fit into 63 bits. They change less than a nanosecond.
         if value > (MAX_MAGNITUDE - 1) / 10 {
             break;
         }
@@ -110,7 +110,7 @@ fn nanos_of_fraction(digits: &str, unit: u64) -> u64 {
         value = next;
         scale *= 10.0;
     }
-    // Below one unit, and the largest unit has 3.6e12 ns: it fits.
+    // It fits: it is less than one unit, and the largest unit has 3.6e12 ns.
     (value as f64 * (unit as f64 / scale)) as u64
 }
 
@@ -128,7 +128,7 @@ fn nanos_of(unit: &str) -> Result<u64, InvalidDuration> {
     })
 }
 
-/// Splits before the first byte that `stops`. Only ASCII bytes may stop it.
+/// Splits before the first byte that `stops` accepts. It must accept only ASCII bytes.
 fn split_at_first(text: &str, stops: impl Fn(u8) -> bool) -> (&str, &str) {
     text.split_at(text.bytes().position(stops).unwrap_or(text.len()))
 }

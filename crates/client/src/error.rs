@@ -1,4 +1,4 @@
-//! What can go wrong, each kind apart and with its facts.
+//! The errors of the library, each kind with its facts.
 
 #[cfg(feature = "tgm")]
 use std::error::Error as _;
@@ -11,9 +11,9 @@ use tonic::Code;
 
 /// Why a session or worker was not granted, or why it ended.
 ///
-/// A usage budget that is spent ([`Error::QuotaExceeded`]) and a ceiling that is reached
-/// ([`Error::ConcurrentStreamLimitExceeded`], [`Error::WorkersLimitExceeded`]) are never mixed up:
-/// waiting helps with the second and not with the first.
+/// A usage budget that is spent ([`Error::QuotaExceeded`]) and a limit that is reached
+/// ([`Error::ConcurrentStreamLimitExceeded`], [`Error::WorkersLimitExceeded`]) are different errors:
+/// waiting helps only with a limit.
 ///
 /// ```
 /// use tgm_session::{Error, Scope};
@@ -26,78 +26,78 @@ use tonic::Code;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The session server cannot be reached, does not answer in time, or answers nonsense.
+    /// The session server cannot be reached, does not answer in time, or its answer is invalid.
     #[error("session server unavailable: {message}")]
     #[non_exhaustive]
     Unavailable {
-        /// What was seen, with what caused it.
+        /// The problem and its causes.
         message: String,
-        /// What caused it, if anything did.
+        /// The cause, if there is one.
         source: Option<Cause>,
     },
     /// The session server does not accept the indexer API key.
     #[error("unauthenticated: {message}")]
     Unauthenticated {
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
     /// The organization, the API key or the service is disabled, or an operator ended the session.
     #[error("permission denied: {message}")]
     PermissionDenied {
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
     /// A usage budget of the organization is spent.
     #[error("usage quota exceeded: {message}")]
     QuotaExceeded {
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
-    /// A ceiling on sessions is reached.
+    /// A limit of sessions is reached.
     #[error("Concurrent stream limit exceeded{}", Numbers("sessions", *active, *max, *scope))]
     ConcurrentStreamLimitExceeded {
         /// How many the scope holds; 0 when that is [`Scope::Unknown`].
         active: u64,
         /// How many it may hold; 0 when the scope is [`Scope::Unknown`].
         max: u64,
-        /// What the ceiling stands over.
+        /// What the limit counts.
         scope: Scope,
     },
-    /// A ceiling on workers is reached.
+    /// A limit of workers is reached.
     #[error("Worker limit exceeded{}", Numbers("workers", *active, *max, *scope))]
     WorkersLimitExceeded {
         /// How many the scope holds; 0 when that is [`Scope::Unknown`].
         active: u64,
         /// How many it may hold; 0 when the scope is [`Scope::Unknown`].
         max: u64,
-        /// What the ceiling stands over.
+        /// What the limit counts.
         scope: Scope,
     },
     /// The session of a worker was released or has ended.
     #[error("session not found: it was released or has ended")]
     SessionNotFound,
-    /// The call or the session URL cannot mean anything.
+    /// The call or the session URL is invalid.
     #[error("invalid argument: {message}")]
     #[non_exhaustive]
     InvalidArgument {
         /// The field or parameter, and what is wrong with it.
         message: String,
-        /// What caused it, if anything did.
+        /// The cause, if there is one.
         source: Option<Cause>,
     },
     /// The pool is closed, or the runtime that it was made in is gone.
     #[error("the session pool is closed")]
     Closed,
-    /// The lease was held and is gone, and could not be had again.
+    /// The lease was held and is lost, and could not be borrowed again.
     #[error("lost: {cause}")]
     Lost {
-        /// Why it could not be kept, or not be borrowed again.
+        /// Why it could not be kept alive or borrowed again.
         #[source]
         cause: Box<Error>,
     },
 }
 
-/// What a refusal says of its ceiling: nothing when nobody told.
+/// The numbers of a limit in a message; nothing when they are unknown.
 struct Numbers(&'static str, u64, u64, Scope);
 
 impl fmt::Display for Numbers {
@@ -117,8 +117,8 @@ impl fmt::Display for Numbers {
 }
 
 impl Error {
-    /// Says whether the same borrow may succeed later although nobody changes a limit, a budget,
-    /// a key or the call itself.
+    /// Whether the same borrow may succeed later, without a change of a limit, a budget, a key or the
+    /// call.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unavailable { .. }
@@ -134,7 +134,7 @@ impl Error {
         }
     }
 
-    /// Returns the gRPC code a streaming service answers its own caller with.
+    /// Returns the gRPC code of the answer of a streaming service to its own caller.
     #[cfg(any(feature = "tgm", feature = "tonic-status"))]
     pub(crate) fn code(&self) -> Code {
         match self {
@@ -150,20 +150,19 @@ impl Error {
         }
     }
 
-    /// Says that a session server cannot be reached: for plugins of an application's own.
+    /// Makes an [`Error::Unavailable`], also for plugins of an application.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::Unavailable { message: message.into(), source: None }
     }
 
-    /// Says that a call or a session URL cannot mean anything: for plugins of an application's own.
+    /// Makes an [`Error::InvalidArgument`], also for plugins of an application.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::InvalidArgument { message: message.into(), source: None }
     }
 
-    /// Adds what caused the error, where the error has room for it: [`Error::Unavailable`] and
-    /// [`Error::InvalidArgument`].
+    /// Adds the cause to an [`Error::Unavailable`] or [`Error::InvalidArgument`].
     ///
-    /// The message should say it, too: it is what a caller over gRPC hears.
+    /// The message should say the cause, too: a caller over gRPC gets only the message.
     ///
     /// ```
     /// use std::error::Error as _;
@@ -183,7 +182,7 @@ impl Error {
         self
     }
 
-    /// Adds what caused a status that the transport made up.
+    /// Adds the cause of a status that the transport made.
     #[cfg(feature = "tgm")]
     pub(crate) fn caused_by_status(mut self, status: &tonic::Status) -> Self {
         if let Self::Unavailable { source, .. } | Self::InvalidArgument { source, .. } = &mut self
@@ -198,7 +197,7 @@ impl Error {
         Self::Lost { cause: Box::new(self) }
     }
 
-    /// Whether a ceiling was reached: what `borrow-wait` waits for.
+    /// Whether a limit was reached, for which `borrow-wait` waits.
     pub(crate) fn is_limit(&self) -> bool {
         matches!(
             self,
@@ -209,7 +208,7 @@ impl Error {
 
 #[cfg(feature = "tonic-status")]
 impl From<Error> for tonic::Status {
-    /// Makes the answer a streaming service gives its own caller.
+    /// Makes the answer of a streaming service to its own caller.
     fn from(error: Error) -> Self {
         Self::new(error.code(), error.to_string())
     }
@@ -221,16 +220,16 @@ impl Error {
     }
 }
 
-/// What caused an [`Error`]; [`source`](std::error::Error::source) gives what is inside.
+/// The cause of an [`Error`], which [`source`](std::error::Error::source) returns.
 ///
-/// Two causes are equal when they say the same.
+/// Two causes are equal when their texts are.
 #[derive(Clone)]
 pub struct Cause(Inside);
 
 #[derive(Clone)]
 enum Inside {
     Own(Arc<dyn std::error::Error + Send + Sync>),
-    /// What caused a status that the transport made up.
+    /// The cause of a status that the transport made.
     #[cfg(feature = "tgm")]
     OfStatus(Arc<tonic::Status>),
 }
@@ -257,12 +256,12 @@ impl Eq for Cause {}
 
 impl fmt::Debug for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Only what it says: what is inside may hold what no message shows.
+        // Only its text: the cause itself may hold what messages must not show.
         self.to_string().fmt(f)
     }
 }
 
-/// What a ceiling stands over.
+/// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scope {
@@ -274,9 +273,9 @@ pub enum Scope {
     ApiKey,
     /// The workers of one trace, that is of one session.
     Trace,
-    /// What this pool admits by itself, whatever its server would say.
+    /// The leases of this pool, by a limit of its own.
     Pool,
-    /// The server did not say which ceiling is reached, nor where it stands.
+    /// The server did not say which limit is reached.
     Unknown,
 }
 
@@ -347,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ceiling_may_be_retried_and_a_spent_budget_may_not() {
+    fn a_limit_may_be_retried_and_a_spent_budget_may_not() {
         let quota = Error::QuotaExceeded { message: "egress_bytes 10/10".into() };
         assert!(FULL.is_retryable() && !quota.is_retryable());
         assert_eq!(FULL.code(), quota.code());

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// A text with its variables replaced, which knows what came out of them.
+/// A text with its variables replaced, and the place of each value in it.
 #[derive(Clone)]
 pub(crate) struct Expanded {
     text: String,
@@ -10,12 +10,12 @@ pub(crate) struct Expanded {
     variables: Vec<Variable>,
 }
 
-/// A variable of the text, and what came out of it.
+/// A variable of the text, and the place of its value.
 #[derive(Clone)]
 pub(crate) struct Variable {
     /// As it was written, `$NAME` or `${NAME}`.
     pub(crate) written: String,
-    /// Where in the text its value lies.
+    /// Where its value is in the text.
     pub(crate) place: Range<usize>,
     /// Whether there is such a variable.
     pub(crate) is_set: bool,
@@ -35,13 +35,13 @@ impl Expanded {
         &self.variables
     }
 
-    /// Writes a part of the text with its variables as they were written, if it has any.
+    /// Returns a part of the text with its variables as they were written; `None` if it has none.
     pub(crate) fn shown(&self, part: Range<usize>) -> Option<String> {
         let mut shown: Option<String> = None;
         let mut from = part.start;
         for Variable { written, place, .. } in &self.variables {
             let overlaps = place.start < part.end && place.end > part.start;
-            // What came out of one that is empty lies between two bytes, or at an end.
+            // An empty value lies between two bytes, or at an end.
             let touches = place.is_empty() && part.start <= place.start && place.start <= part.end;
             if overlaps || touches {
                 let shown = shown.get_or_insert_default();
@@ -56,8 +56,8 @@ impl Expanded {
     }
 }
 
-/// Replaces every `$NAME` and `${NAME}` of `text` by what `lookup` knows; an unknown name gives
-/// nothing, and a `$` before anything else stays. `None` when it gets longer than `most` bytes.
+/// Replaces every `$NAME` and `${NAME}` of `text` by the value that `lookup` returns. An unknown name
+/// is replaced by nothing, and any other `$` stays. `None` when the text is longer than `most` bytes.
 ///
 /// The quirks are Go's, because the URLs in production were written for it: `$1` and `$$` name
 /// variables too, `${}` and an unclosed `${` vanish, and the shell's `${NAME:-default}` looks for

@@ -11,19 +11,19 @@ use crate::held::{Lease, Release};
 use crate::plugin::SessionPool;
 use crate::request::{Id, Ids, WorkerRequest};
 
-/// What [`Session`] and [`Worker`] have in common: who it is for, and how it ends.
+/// The common part of [`Session`] and [`Worker`]: who the lease is for, and how it ends.
 ///
-/// Both dereference to it, and return what they hold when they are dropped.
+/// Both dereference to it, and return their lease when they are dropped.
 pub struct Guard {
     pool: Arc<dyn SessionPool>,
     lease: Arc<Lease>,
     kind: Kind,
     released: bool,
-    /// Goes where the guard goes, and not on the pool's task.
+    /// It is dropped with the guard, and not by the task of the pool.
     on_error: Option<Kept>,
 }
 
-/// What a guard holds: each has its own verb of the plugin that returns it.
+/// The kind of a lease. A plugin has one method for each to return it.
 #[derive(Clone, Copy)]
 enum Kind {
     Session,
@@ -59,23 +59,23 @@ impl Guard {
         self.lease.ids()
     }
 
-    /// Resolves with the reason when the lease is revoked or lost, or its pool is closed; that of a
-    /// worker when its session ends or is released, too.
+    /// Resolves with the reason when the lease is revoked or lost, or its pool is closed. A worker also
+    /// ends when its session ends or is released.
     ///
-    /// The future stands on its own: it may outlive the guard, and never resolves once the guard
-    /// was released. Cancellation safe.
+    /// The future may outlive the guard. It never resolves after the guard was released. Cancellation
+    /// safe.
     pub fn ended(&self) -> impl Future<Output = Error> + Send + use<> {
         self.lease.clone().ended()
     }
 
-    /// Returns why the lease ended, or `None` while it may go on.
+    /// Returns why the lease ended, or `None` while it lives.
     pub fn end_reason(&self) -> Option<&Error> {
         self.lease.end_reason()
     }
 
     /// Returns how many keep-alives of the lease the server has answered with a full TTL.
     ///
-    /// It stays 0 where nothing has to be kept alive, as with `local://`.
+    /// It stays 0 with `local://`, which needs no keep-alives.
     pub fn keep_alives(&self) -> u64 {
         self.lease.keep_alives()
     }
@@ -87,9 +87,9 @@ impl Guard {
         self.lease.key()
     }
 
-    /// Queues the return now, whoever has the guard and however long.
+    /// Queues the return now, although the guard is still held.
     ///
-    /// Returning it again when the guard goes is no error, and frees nothing twice.
+    /// A second return when the guard is dropped has no effect.
     pub(crate) fn give_back(&self, minimal_life: Option<Duration>) -> Release {
         match self.kind {
             Kind::Session => self.pool.release_session(&self.lease, minimal_life),
@@ -120,8 +120,8 @@ impl fmt::Debug for Guard {
 
 /// The right to run one stream, returned when dropped.
 ///
-/// Dropping never blocks and never spawns: the return is queued, after the returns of the
-/// session's workers. Workers end with their session. See [`Guard`] for what it tells.
+/// Dropping never blocks and never spawns: the return is queued, after the returns of the workers of
+/// the session. Workers end with their session. See [`Guard`] for its methods.
 #[derive(Debug)]
 #[must_use = "a session is returned when it is dropped"]
 pub struct Session(Guard);
@@ -135,7 +135,7 @@ impl Session {
         Self(Guard::new(pool, lease, Kind::Session, on_error))
     }
 
-    /// Borrows a worker of `service` under this session, which may hold `max_per_session`.
+    /// Borrows a worker of `service` under this session, which may hold `max_per_session` of them.
     ///
     /// Cancellation safe: a borrow that is dropped holds nothing afterwards.
     ///
@@ -152,7 +152,7 @@ impl Session {
         Ok(Worker::new(self.0.pool.clone(), lease))
     }
 
-    /// Returns the session, its workers first; the future resolves with the server's answer.
+    /// Returns the session, its workers first. The future resolves with the answer of the server.
     ///
     /// The return begins at once and goes on if the future is dropped.
     ///
@@ -181,7 +181,7 @@ impl Deref for Session {
     }
 }
 
-/// The right to run one job under a session, returned when dropped. See [`Guard`] for what it tells.
+/// The right to run one job under a session, returned when dropped. See [`Guard`] for its methods.
 #[derive(Debug)]
 #[must_use = "a worker is returned when it is dropped"]
 pub struct Worker(Guard);
@@ -191,7 +191,7 @@ impl Worker {
         Self(Guard::new(pool, lease, Kind::Worker, None))
     }
 
-    /// Returns the worker; the future resolves with the server's answer.
+    /// Returns the worker. The future resolves with the answer of the server.
     ///
     /// The return begins at once and goes on if the future is dropped.
     ///

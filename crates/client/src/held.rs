@@ -1,4 +1,4 @@
-//! One lease as its holder sees it: its key, and how it ends.
+//! One lease as its holder sees it: its key and its end.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,25 +13,24 @@ use tokio::sync::{Notify, oneshot};
 use crate::error::Error;
 use crate::request::{Ids, OnError, SessionRequest, WorkerRequest};
 
-/// One session or worker that a pool granted: the part that pool and guard share.
+/// One session or worker that a pool granted. The pool and the guard share it.
 ///
 /// A plugin makes one per grant, with a number that it never uses again, and ends it when the
-/// lease is revoked or lost. Applications meet it only through [`Session`](crate::Session) and
+/// lease is revoked or lost. Applications use it through [`Session`](crate::Session) and
 /// [`Worker`](crate::Worker).
 pub struct Lease {
     number: u64,
     ids: Ids,
     key: Mutex<Arc<str>>,
     keep_alives: AtomicU64,
-    /// Boxed, because most leases end without one.
+    /// In a box, because most leases end without a reason.
     reason: OnceLock<Box<Error>>,
     ended: Notify,
     on_error: Mutex<Option<OnError>>,
 }
 
 impl Lease {
-    /// Makes the lease of a granted session, which `key` names on the wire and `number` inside of
-    /// its pool.
+    /// Makes the lease of a granted session. `key` is its name on the wire, and `number` in its pool.
     pub fn of_session(number: u64, key: impl Into<Arc<str>>, request: SessionRequest) -> Self {
         let SessionRequest { service, organization, api_key, trace, on_error } = request;
         Self::new(number, key, Ids { service, organization, api_key, trace }, on_error)
@@ -64,7 +63,7 @@ impl Lease {
         }
     }
 
-    /// Returns the number of the lease inside of its pool; it stays when the key changes.
+    /// Returns the number of the lease in its pool. It stays when the key changes.
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -81,7 +80,7 @@ impl Lease {
         self.key.lock().clone()
     }
 
-    /// Gives the lease the key of its new grant.
+    /// Sets the key of a new grant.
     pub fn set_key(&self, key: impl Into<Arc<str>>) {
         *self.key.lock() = key.into();
     }
@@ -95,16 +94,16 @@ impl Lease {
     ///
     /// A plugin calls this for one lease from one thread at a time.
     pub fn kept_alive(&self) {
-        // There is one writer. An atomic addition would hold the processor up until the lease is in
-        // its cache, and with many leases it never is.
+        // There is one writer. An atomic addition would wait until the lease is in the cache, and with
+        // many leases it is not.
         self.keep_alives.store(self.keep_alives() + 1, Ordering::Relaxed);
     }
 
-    /// Ends the lease for `reason`, and returns whether it had not ended before.
+    /// Ends the lease for `reason`. Returns false if it had ended before.
     ///
-    /// Wakes everyone who waits in [`Lease::ended`] and then calls the `on_error` callback, once
-    /// in the life of the lease, on this thread. A panic in the callback is caught and logged. A
-    /// plugin calls this with none of its locks held.
+    /// Wakes all who wait in [`Lease::ended`] and then calls the `on_error` callback on this thread,
+    /// once in the life of the lease. A panic in the callback is caught and logged. A plugin must
+    /// not hold a lock when it calls this.
     pub fn end(&self, reason: Error) -> bool {
         if self.reason.set(Box::new(reason.clone())).is_err() {
             return false;
@@ -112,7 +111,7 @@ impl Lease {
         self.ended.notify_waiters();
         let callback = self.on_error.lock().take();
         if let Some(callback) = callback {
-            // The callback is gone after this call, so nobody can see what it left half done.
+            // The callback is dropped after this call, so no half-changed state can be seen.
             if catch_unwind(AssertUnwindSafe(|| callback(reason))).is_err() {
                 tracing::error!(lease = self.number, "the on_error callback of a session panicked");
             }
@@ -129,19 +128,19 @@ impl Lease {
     ///
     /// A lease that its holder released never ends in this sense.
     pub async fn ended(self: Arc<Self>) -> Error {
-        // Made before the check, so that an end between the two is not missed.
+        // It is made before the check, so that an end between the two is not missed.
         let notified = self.ended.notified();
         if let Some(reason) = self.end_reason() {
             return reason.clone();
         }
         notified.await;
-        self.end_reason().cloned().expect("the reason is set before anyone is woken")
+        self.end_reason().cloned().expect("the reason is set before `ended` is notified")
     }
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The key is a proof of holding the lease: it stays out.
+        // Whoever knows the key can return the lease.
         f.debug_struct("Lease")
             .field("number", &self.number)
             .field("ended", &self.reason.get())
@@ -161,14 +160,14 @@ pub enum Released {
     Missing,
 }
 
-/// A return under way. It began when this was made; waiting for it is a choice.
+/// A return in flight. It began when this was made, and goes on if this is dropped.
 ///
-/// Resolves with the server's answer. Dropping it stops nothing.
+/// Resolves with the answer of the server.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] when the server could not be told within one TTL: its own TTL frees the
-/// slot then. [`Error::Closed`] when the pool stopped before it had an answer.
+/// [`Error::Unavailable`] when the server did not answer within one TTL, which has freed the slot
+/// then. [`Error::Closed`] when the pool stopped before it had an answer.
 #[derive(Debug)]
 pub struct Release(State);
 
@@ -184,7 +183,7 @@ impl Release {
         Self(State::Known(outcome))
     }
 
-    /// Makes a return whose outcome somebody will send.
+    /// Makes a return whose outcome will be sent.
     pub fn waiting(outcome: oneshot::Receiver<Result<Released, Error>>) -> Self {
         Self(State::Waiting(outcome))
     }

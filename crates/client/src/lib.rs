@@ -151,7 +151,7 @@ mod expand;
 mod guard;
 mod held;
 mod local;
-#[cfg(feature = "metrics")]
+#[cfg(feature = "tgm")]
 mod metered;
 mod plugin;
 mod pool;

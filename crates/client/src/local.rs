@@ -15,7 +15,7 @@ use crate::plugin::{BoxFuture, CloseReport, SessionPool};
 use crate::request::{Ids, OnError, SessionRequest, WorkerRequest};
 use crate::stats::PoolStats;
 
-/// The ledger counts by service; here all services count together.
+/// The ledger counts by service. Here all services count together.
 const SESSIONS: &str = "sessions";
 const WORKERS: &str = "workers";
 
@@ -98,25 +98,23 @@ impl LocalConfig {
             );
         }
         let mut p = dsn.parameters();
-        let Self {
-            max_sessions,
-            max_sessions_per_organization,
-            max_workers,
-            max_workers_per_organization,
-            max_workers_per_session,
-        } = Self::default();
+        let default = Self::default();
+        let mut count = |names: &[&'static str], default| Ok(p.count(names)?.unwrap_or(default));
         let config = Self {
-            max_sessions: p.count(&["max_sessions"])?.unwrap_or(max_sessions),
-            max_sessions_per_organization: p
-                .count(&["max_sessions_per_organization", "max_sessions_per_user"])?
-                .unwrap_or(max_sessions_per_organization),
-            max_workers: p.count(&["max_workers"])?.unwrap_or(max_workers),
-            max_workers_per_organization: p
-                .count(&["max_workers_per_organization", "max_workers_per_user"])?
-                .unwrap_or(max_workers_per_organization),
-            max_workers_per_session: p
-                .count(&["max_workers_per_session"])?
-                .unwrap_or(max_workers_per_session),
+            max_sessions: count(&["max_sessions"], default.max_sessions)?,
+            max_sessions_per_organization: count(
+                &["max_sessions_per_organization", "max_sessions_per_user"],
+                default.max_sessions_per_organization,
+            )?,
+            max_workers: count(&["max_workers"], default.max_workers)?,
+            max_workers_per_organization: count(
+                &["max_workers_per_organization", "max_workers_per_user"],
+                default.max_workers_per_organization,
+            )?,
+            max_workers_per_session: count(
+                &["max_workers_per_session"],
+                default.max_workers_per_session,
+            )?,
         };
         p.finish()?;
         Ok(config)
@@ -125,7 +123,7 @@ impl LocalConfig {
 
 /// A pool that counts in this process, by the rules of the session server.
 ///
-/// Nothing expires: the process is the owner, and its leases go with it.
+/// Nothing expires: the process holds its leases as long as it runs.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -142,12 +140,12 @@ impl LocalConfig {
 /// ```
 #[derive(Debug)]
 pub struct LocalPool {
-    config: LocalConfig,
     table: Mutex<Table>,
 }
 
 #[derive(Debug)]
 struct Table {
+    config: LocalConfig,
     counts: Counts,
     held: HashMap<u64, Held>,
     numbers: u64,
@@ -172,6 +170,7 @@ impl LocalPool {
     /// Makes an empty pool with these limits.
     pub fn new(config: LocalConfig) -> Self {
         let table = Table {
+            config,
             counts: Counts::new(rand::random(), now()),
             held: HashMap::new(),
             numbers: 0,
@@ -179,7 +178,7 @@ impl LocalPool {
             closed: false,
             stats: PoolStats::default(),
         };
-        Self { config, table: Mutex::new(table) }
+        Self { table: Mutex::new(table) }
     }
 
     /// Makes the pool that a `local://` URL describes.
@@ -191,41 +190,12 @@ impl LocalPool {
         Ok(Self::new(LocalConfig::from_dsn(dsn)?))
     }
 
-    fn session(&self, request: SessionRequest) -> Result<Arc<Lease>, Error> {
-        let SessionRequest { service, mut organization, api_key, trace, on_error } = request;
-        if organization.is_empty() {
-            organization = lease::ANONYMOUS.into();
-        }
-        Request::session(&service, &organization)
-            .api_key(&api_key)
-            .trace(&trace)
-            .validate()
-            .map_err(Error::of_request)?;
-        let limits = Limits {
-            service: Some(self.config.max_sessions),
-            organization: Some(self.config.max_sessions_per_organization),
-            api_key: None,
-        };
-        let ids = Ids { service, organization, api_key, trace };
-        self.table.lock().borrow_session(ids, limits, on_error)
-    }
-
-    fn worker(&self, session: u64, request: WorkerRequest) -> Result<Arc<Lease>, Error> {
-        lease::validate_id("service", &request.service, true).map_err(Error::of_request)?;
-        let limits = Limits {
-            service: Some(self.config.max_workers),
-            organization: Some(self.config.max_workers_per_organization),
-            api_key: None,
-        };
-        let cap = u64::from(request.max_per_session).min(self.config.max_workers_per_session);
-        self.table.lock().borrow_worker(session, request.service, cap, limits)
-    }
-
-    fn counted(&self, borrowed: Result<Arc<Lease>, Error>) -> Result<Arc<Lease>, Error> {
-        if let Err(error) = &borrowed {
-            self.table.lock().stats.denied.count(error);
-        }
-        borrowed
+    fn borrow(
+        &self,
+        borrow: impl FnOnce(&mut Table) -> Result<Arc<Lease>, Error>,
+    ) -> Result<Arc<Lease>, Error> {
+        let mut table = self.table.lock();
+        borrow(&mut table).inspect_err(|error| table.stats.denied.count(error))
     }
 
     fn release(&self, number: u64, minimal_life: Option<Duration>) -> Release {
@@ -240,15 +210,25 @@ impl LocalPool {
 }
 
 impl Table {
-    fn borrow_session(
-        &mut self,
-        ids: Ids,
-        limits: Limits,
-        on_error: Option<OnError>,
-    ) -> Result<Arc<Lease>, Error> {
+    fn borrow_session(&mut self, request: SessionRequest) -> Result<Arc<Lease>, Error> {
+        let SessionRequest { service, mut organization, api_key, trace, on_error } = request;
+        if organization.is_empty() {
+            organization = lease::ANONYMOUS.into();
+        }
+        Request::session(&service, &organization)
+            .api_key(&api_key)
+            .trace(&trace)
+            .validate()
+            .map_err(Error::of_request)?;
         if self.closed {
             return Err(Error::Closed);
         }
+        let limits = Limits {
+            service: Some(self.config.max_sessions),
+            organization: Some(self.config.max_sessions_per_organization),
+            api_key: None,
+        };
+        let ids = Ids { service, organization, api_key, trace };
         let key = format!("local-session-{}", self.sessions + 1);
         let request = Request::session(SESSIONS, &ids.organization).trace(&key);
         self.counts.add(self.numbers + 1, &request, limits, now())?;
@@ -257,30 +237,32 @@ impl Table {
         Ok(self.hold(key, ids, on_error, role))
     }
 
-    fn borrow_worker(
-        &mut self,
-        session: u64,
-        service: Arc<str>,
-        cap: u64,
-        limits: Limits,
-    ) -> Result<Arc<Lease>, Error> {
+    fn borrow_worker(&mut self, session: u64, request: WorkerRequest) -> Result<Arc<Lease>, Error> {
+        let WorkerRequest { service, max_per_session } = request;
+        lease::validate_id("service", &service, true).map_err(Error::of_request)?;
         if self.closed {
             return Err(Error::Closed);
         }
+        let limits = Limits {
+            service: Some(self.config.max_workers),
+            organization: Some(self.config.max_workers_per_organization),
+            api_key: None,
+        };
         let held = self.held.get(&session).ok_or(Error::SessionNotFound)?;
         let Role::Session { workers, named } = &held.role else {
             return Err(Error::SessionNotFound);
         };
-        if cap == 0 {
-            // The ledger takes a limit of 0 for a session.
+        let most = u64::from(max_per_session).min(self.config.max_workers_per_session);
+        if most == 0 {
+            // With a limit of 0 the ledger would grant a session.
             let active = workers.len() as u64;
             return Err(Error::WorkersLimitExceeded { active, max: 0, scope: Scope::Trace });
         }
         let ids = held.lease.ids().with_service(service);
         let trace = held.lease.key();
         let key = format!("{trace}-w{:04}", named + 1);
-        let cap = i64::try_from(cap).unwrap_or(i64::MAX);
-        let request = Request::worker(WORKERS, &ids.organization, &trace, cap);
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let request = Request::worker(WORKERS, &ids.organization, &trace, most);
         self.counts.add(self.numbers + 1, &request, limits, now())?;
         let lease = self.hold(key, ids, None, Role::Worker { session });
         if let Some(Role::Session { workers, named, .. }) =
@@ -331,7 +313,7 @@ impl Table {
 
 impl SessionPool for LocalPool {
     fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>> {
-        Box::pin(async move { self.counted(self.session(request)) })
+        Box::pin(async move { self.borrow(|table| table.borrow_session(request)) })
     }
 
     fn borrow_worker<'a>(
@@ -339,7 +321,7 @@ impl SessionPool for LocalPool {
         session: &'a Lease,
         request: WorkerRequest,
     ) -> BoxFuture<'a, Result<Arc<Lease>, Error>> {
-        Box::pin(async move { self.counted(self.worker(session.number(), request)) })
+        Box::pin(async move { self.borrow(|table| table.borrow_worker(session.number(), request)) })
     }
 
     fn release_session(&self, session: &Lease, minimal_life: Option<Duration>) -> Release {
@@ -377,7 +359,7 @@ impl SessionPool for LocalPool {
     }
 }
 
-/// The present, as the runtime tells it: tests may pause it.
+/// The present, by the clock of the runtime, which tests may pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -1,41 +1,45 @@
-//! Tells what a pool counts to the recorder of the `metrics` crate.
+//! Reports what a pool counts to the recorder of the `metrics` crate.
 //!
-//! The pool counts for itself in any case; the difference is told once a second. So a slow recorder
-//! costs the hot paths nothing, and the numbers of several pools add up. That is also why nothing is
-//! labelled by service: each lease would have to know which of several sets of counters is its own.
+//! The pool counts in any case, and the difference is reported once a second. So a slow recorder costs
+//! the hot paths nothing, and the numbers of several pools add up. Nothing is labelled by service:
+//! each lease would need its own set of counters. Without the feature nothing is reported.
 
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "metrics")]
 use metrics::{counter, gauge};
 
 use crate::stats::PoolStats;
 
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// What was told so far.
+/// What was reported so far.
 #[derive(Debug, Default)]
 pub(crate) struct Metered {
-    told: PoolStats,
+    reported: PoolStats,
     at: Option<Instant>,
 }
 
 impl Metered {
-    /// Tells what has changed, unless something was told a moment ago and this is not the `last`
-    /// time; returns when to tell the rest.
-    pub(crate) fn tell(&mut self, stats: PoolStats, last: bool, now: Instant) -> Option<Instant> {
-        if stats == self.told {
+    /// Reports what has changed, unless the last report was a moment ago and this is not the `last`
+    /// one. Returns when to report the rest.
+    pub(crate) fn report(&mut self, stats: PoolStats, last: bool, now: Instant) -> Option<Instant> {
+        if !cfg!(feature = "metrics") || stats == self.reported {
             return None;
         }
         if let Some(next) = self.at.map(|at| at + PERIOD).filter(|next| *next > now && !last) {
             return Some(next);
         }
         self.at = Some(now);
-        add(&std::mem::replace(&mut self.told, stats), &stats);
+        #[cfg(feature = "metrics")]
+        add(&self.reported, &stats);
+        self.reported = stats;
         None
     }
 }
 
-/// Tells the difference of two moments.
+/// Adds the difference between two moments.
+#[cfg(feature = "metrics")]
 fn add(before: &PoolStats, stats: &PoolStats) {
     let more = |count: fn(&PoolStats) -> u64| count(stats) - count(before);
     let held = |count: fn(&PoolStats) -> u64| count(stats) as f64 - count(before) as f64;

@@ -1,4 +1,4 @@
-//! A pool as an application has it: guards on top of a plugin.
+//! The pool of an application: guards on top of a plugin.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::plugin::{CloseReport, SessionPool};
 use crate::request::SessionRequest;
 use crate::stats::PoolStats;
 
-/// A pool of sessions and workers. Cloning it is cheap, and all clones are one pool.
+/// A pool of sessions and workers. Clones are cheap and share the pool.
 ///
-/// Dropping the last clone and the last guard returns what is still queued, in the background, as
-/// long as the runtime runs. [`Pool::close`] waits for it and says what became of it.
+/// After the last clone and the last guard are dropped, the queued returns go on in the background,
+/// as long as the runtime runs. [`Pool::close`] waits for them and reports the results.
 #[derive(Clone, Debug)]
 pub struct Pool {
     plugin: Arc<dyn SessionPool>,
@@ -21,7 +21,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Puts guards on top of a plugin.
+    /// Makes a pool with guards on top of a plugin.
     pub fn new(plugin: Arc<dyn SessionPool>) -> Self {
         Self { plugin, callbacks: Callbacks::default() }
     }
@@ -49,12 +49,11 @@ impl Pool {
         self.plugin.stats()
     }
 
-    /// Refuses new borrows from now on, waits for what is under way, and returns everything held
-    /// with minimal life 0, workers first, for at most `deadline`. Polled outside of a tokio runtime
-    /// it begins the same and does not wait.
+    /// Refuses new borrows from now on, and returns everything held with minimal life 0, workers first.
+    /// Waits for this and for the calls in flight, for at most `deadline`. Outside of a tokio runtime it
+    /// does the same without waiting.
     ///
-    /// Everything held ends as [`Error::Closed`]. A second close waits for the same and reports
-    /// what it saw itself.
+    /// Everything held ends as [`Error::Closed`]. A second close waits, too, and reports the same.
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         self.plugin.close(deadline).await
     }

@@ -1,4 +1,4 @@
-//! Which plugin serves which URL scheme.
+//! The plugin of each URL scheme.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ type Factory = dyn Fn(Dsn) -> BoxFuture<'static, Result<Arc<dyn SessionPool>, Er
 
 /// The plugins an application can choose from by URL scheme.
 ///
-/// A registry is a value, not a hidden global: two parts of a program may know different schemes.
+/// A registry is a value and not global: two parts of a program may know different schemes.
 /// [`Registry::default`] knows `tgm` and `local`.
 ///
 /// ```
@@ -44,8 +44,8 @@ impl Registry {
         Self { factories: BTreeMap::new() }
     }
 
-    /// Lets `factory` make the pools of `scheme` (in any case) from now on, and returns whether
-    /// another factory did so before.
+    /// Sets the factory for the pools of `scheme`, in upper or lower case. Returns whether it replaces
+    /// another one.
     pub fn register<F, R>(&mut self, scheme: &str, factory: F) -> bool
     where
         F: Fn(Dsn) -> R + Send + Sync + 'static,
@@ -64,14 +64,14 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when the URL is wrong, or when no plugin knows its scheme: then
-    /// the message names those that are known. A server that cannot be reached is no error here:
-    /// the first borrow finds out.
+    /// [`Error::InvalidArgument`] when the URL is invalid, or when no plugin knows its scheme. The
+    /// message names the known schemes. A server that cannot be reached is no error here, but of the
+    /// first borrow.
     pub async fn connect(&self, url: &str) -> Result<Pool, Error> {
         self.open(Dsn::parse(url)?).await
     }
 
-    /// Makes the pool that a URL describes which was split before.
+    /// Makes the pool that a parsed URL describes.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a pool is asked for, and for whom.
+//! Requests for sessions and workers, and the ids of their holders.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 
-/// What is called when a session ends before its holder released it.
+/// The callback for a session that ends before its holder released it.
 pub type OnError = Box<dyn FnOnce(Error) + Send>;
 
 /// Who a lease is for.
@@ -19,19 +19,18 @@ pub struct Ids {
     pub organization: Arc<str>,
     /// The id of the API key the stream came with; empty when there is none.
     pub api_key: Arc<str>,
-    /// The trace id that ties workers to their session: the one that was asked for, or the random one
-    /// that the library made.
+    /// The trace id that ties workers to their session: that of the request, or a random one.
     pub trace: Arc<str>,
 }
 
 impl Ids {
-    /// Returns the ids of a worker of `service` under the session of these.
+    /// Returns the ids of a worker of `service` under the session with these ids.
     pub(crate) fn with_service(&self, service: Arc<str>) -> Self {
         Self { service, ..self.clone() }
     }
 }
 
-/// What a session is asked for.
+/// A request for a session.
 ///
 /// ```
 /// # use tgm_session::SessionRequest;
@@ -44,17 +43,17 @@ impl Ids {
 pub struct SessionRequest {
     /// The service to run, as the server's policy names it.
     pub service: Arc<str>,
-    /// The organization that pays. When empty, the server's `default_organization`, which it may lack;
-    /// with `local://`, `anonymous`.
+    /// The organization that pays. An empty one stands for the `default_organization` of the server, if
+    /// it has one; with `local://`, for `anonymous`.
     pub organization: Arc<str>,
     /// The id of the API key the stream came with; empty when there is none.
     pub api_key: Arc<str>,
     /// The trace id that ties workers to the session.
     ///
-    /// An empty one, or one of zeros alone, is none: the session gets a random one of its own then,
-    /// because without any the server applies no ceiling on its workers.
+    /// An empty one, or one of zeros only, is none. The session gets a random one then, because the
+    /// server limits the workers of a trace.
     pub trace: Arc<str>,
-    /// What is called if the session ends before it is released.
+    /// The callback for a session that ends before it is released.
     pub on_error: Option<OnError>,
 }
 
@@ -76,20 +75,20 @@ impl SessionRequest {
         self
     }
 
-    /// Adds the trace id of the stream; without it the session gets a random one.
+    /// Adds the trace id of the stream. Without it the session gets a random one.
     pub fn trace(mut self, trace: impl Into<Id>) -> Self {
         self.trace = trace.into().into();
         self
     }
 
-    /// Adds what is called, at most once, if the session is revoked or lost.
+    /// Adds a callback that is called, at most once, if the session is revoked or lost.
     ///
-    /// It gets what [`Guard::ended`](crate::Guard::ended) resolves with. It runs on a thread of the pool that
-    /// has nothing else to do, in the context of the runtime that borrowed: it may block, and a panic
-    /// is logged. Other sessions end meanwhile and their callbacks run, unless eight of them block.
+    /// Its argument is what [`Guard::ended`](crate::Guard::ended) resolves with. It runs on a thread of
+    /// the pool for callbacks, in the context of the runtime that borrowed. It may block, and a panic is
+    /// logged. The callbacks of other sessions run meanwhile, unless eight of them block.
     ///
-    /// A plugin gets a callback that only queues this one. Whoever calls a [`SessionPool`](crate::SessionPool) itself
-    /// has its callback called by the plugin, and must not block there.
+    /// A plugin gets a callback that only queues this one. With a direct call of
+    /// [`SessionPool`](crate::SessionPool) the plugin calls the callback, which must not block then.
     pub fn on_error(mut self, on_error: impl FnOnce(Error) + Send + 'static) -> Self {
         self.on_error = Some(Box::new(on_error));
         self
@@ -124,13 +123,13 @@ impl fmt::Debug for SessionRequest {
     }
 }
 
-/// What a worker is asked for.
+/// A request for a worker.
 #[derive(Clone, Debug)]
 #[must_use = "a request borrows nothing by itself"]
 pub struct WorkerRequest {
     /// The service to run, as the server's policy names it.
     pub service: Arc<str>,
-    /// Most workers under the session at once; 0 admits nobody.
+    /// The most workers under the session at once; 0 admits none.
     pub max_per_session: u32,
 }
 

@@ -1,10 +1,10 @@
-//! A text that nobody may see.
+//! A secret text.
 
 use std::fmt;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-/// A secret text, such as a key: `Debug` does not show it, and its memory is wiped when it goes.
+/// A secret text, such as a key. `Debug` does not show it, and dropping it wipes its memory.
 ///
 /// ```
 /// let key = tgm_session::Secret::new("s3cret");
@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Takes a text that nobody may see from now on.
+    /// Makes a secret of a text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
     }

@@ -1,10 +1,10 @@
-//! What a pool has done so far, in numbers.
+//! Numbers of what a pool holds and has done.
 
 use crate::error::Error;
 
 /// What a pool holds now, and what it has done since it was made.
 ///
-/// Every number but what is held only grows. All of them together are of one moment.
+/// All numbers are of one moment. They only grow, except for what is held.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -23,9 +23,9 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStats {
-    /// Sessions whose guard lives, those that have ended included.
+    /// Sessions whose guard is held, including those that have ended.
     pub sessions_held: u64,
-    /// Workers whose session and guard live, those that have ended included.
+    /// Workers whose guard and session are held, including those that have ended.
     pub workers_held: u64,
     /// Whether keep-alives go over one stream, and revocations are pushed.
     pub attached: bool,
@@ -35,11 +35,11 @@ pub struct PoolStats {
     pub workers_borrowed: u64,
     /// Sessions and workers that the pool admitted by itself while its server was away.
     pub failed_open: u64,
-    /// Borrows that failed, by kind. A borrow that its caller dropped is none of them.
+    /// Borrows that failed, by kind. A borrow that its caller dropped does not count.
     pub denied: Denied,
-    /// Leases that the server has back, or did not hold any more.
+    /// Leases that were returned, or that the server did not hold any more.
     pub returned: u64,
-    /// Leases that the server could not be told about: they counted until their TTL ended.
+    /// Leases that could not be returned: they counted until their TTL ended.
     pub not_returned: u64,
     /// Borrows and returns that were sent again.
     pub retried: u64,
@@ -72,7 +72,7 @@ pub struct Denied {
     pub sessions_limit: u64,
     /// [`Error::WorkersLimitExceeded`].
     pub workers_limit: u64,
-    /// Everything else: calls that could not be meant, closed pools, sessions that had ended.
+    /// Everything else: invalid arguments, closed pools, sessions that had ended.
     pub other: u64,
 }
 

@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use self::body::HeldSession;
 pub use self::body::SessionBody;
-use self::protocol::{Protocol, told};
+use self::protocol::{Protocol, answer_to_caller};
 use crate::error::Error;
 use crate::guard::Session;
 use crate::plugin::BoxFuture;
@@ -26,7 +26,7 @@ use crate::request::{Id, SessionRequest};
 
 type Identify = dyn Fn(&Parts) -> Result<SessionRequest, Error> + Send + Sync;
 
-/// What is answered without a session: probes have to work while everything else is refused.
+/// Paths that need no session: probes must work while everything else is refused.
 const EXEMPT: [&str; 3] = [
     "/grpc.health.v1.Health",
     "/grpc.reflection.v1.ServerReflection",
@@ -35,15 +35,15 @@ const EXEMPT: [&str; 3] = [
 
 /// Gates a tonic or axum service: each request needs a session, held until its response is over.
 ///
-/// The session is borrowed before the handler runs. It goes back when the response body has ended
-/// or failed, or when it is dropped because the client left; so it does when the handler fails,
-/// panics or is dropped. The handler finds it in the extensions of the request, as
-/// `Arc<`[`Session`]`>`, to borrow workers under it. Keeping that `Arc` does not keep the session.
+/// The session is borrowed before the handler runs. It is returned when the response body has ended
+/// or failed, or is dropped because the client left; also when the handler fails, panics or is
+/// dropped. The handler finds it in the extensions of the request, as `Arc<`[`Session`]`>`, to borrow
+/// workers under it. Keeping that `Arc` does not keep the session.
 ///
-/// A refusal is answered as the request was asked: `application/grpc` with a gRPC status (HTTP
+/// A refusal is answered in the protocol of the request: `application/grpc` with a gRPC status (HTTP
 /// 200 without a body), everything else with 400, 401, 403, 429 or 503 and a line of text. A session
-/// that is revoked or lost ends the response at once: with its gRPC status and message as trailers, or
-/// else by breaking off, so that nobody takes half a body for a whole one. A handler that has not
+/// that is revoked or lost ends the response at once: in gRPC with status and message as trailers, else
+/// with an error of the body, so that a part is not taken for the whole body. A handler that has not
 /// answered by then is dropped, as if its client had left.
 ///
 /// ```
@@ -58,22 +58,22 @@ const EXEMPT: [&str; 3] = [
 ///
 /// # Who is asking
 ///
-/// [`SessionLayer::new`] believes the headers that [`SessionRequest::from_headers`] reads. Whatever
-/// authenticates the callers has to set them, and to remove what callers sent themselves.
+/// [`SessionLayer::new`] trusts the headers that [`SessionRequest::from_headers`] reads. The
+/// authentication in front of it must set them, and remove those that callers sent.
 /// [`SessionLayer::identified_by`] takes a closure instead.
 ///
 /// # Limits
 ///
 /// - gRPC-Web: put `GrpcWebLayer` outside of this one, in tonic's builder as
 ///   `.layer(GrpcWebLayer::new()).layer(SessionLayer::new(pool, "t1r"))`; plain gRPC passes through
-///   both. The other way round refusals are told, but a revocation breaks the response off without
-///   its status: a body that was translated already has its trailers among its data, where nobody
-///   outside can tell whether a message is complete, and they could be read as a part of it.
-/// - A client that reads nothing is told nothing: the server does not ask for more of a body that
-///   cannot be sent. Its slot is free all the same.
-/// - A connection that is upgraded (a WebSocket) is no response body any more: borrow in its handler.
+///   both. In the other order refusals work, but a revocation ends the response without its status:
+///   a translated body has its trailers in its data. Outside of the translation a layer cannot see
+///   where a message ends, so trailers could be read as a part of it.
+/// - A client that does not read learns of a revocation late: the server does not poll a body that
+///   cannot be sent. The slot is free in any case.
+/// - An upgraded connection (a WebSocket) is no response body: borrow in its handler.
 #[derive(Clone)]
-#[must_use = "a layer gates what it is put around"]
+#[must_use = "a layer does nothing until it wraps a service"]
 pub struct SessionLayer {
     pool: Pool,
     identify: Arc<Identify>,
@@ -81,7 +81,7 @@ pub struct SessionLayer {
 }
 
 impl SessionLayer {
-    /// Gates by sessions of `service`, for whom the trusted headers of each request name.
+    /// Gates by sessions of `service`, for the organization in the trusted headers of each request.
     pub fn new(pool: Pool, service: impl Into<Id>) -> Self {
         let service: Arc<str> = service.into().into();
         Self::identified_by(pool, move |parts| {
@@ -92,7 +92,7 @@ impl SessionLayer {
     /// Gates by the session that `identify` asks for, given the head of each request.
     ///
     /// It runs on every request that is not exempt, and must not block. Its error is the answer;
-    /// [`Error::Unauthenticated`] says that nobody knows who is asking.
+    /// [`Error::Unauthenticated`] means that the caller is unknown.
     ///
     /// ```
     /// # async fn example() -> Result<(), tgm_session::Error> {
@@ -120,8 +120,8 @@ impl SessionLayer {
 
     /// Lets requests to `path`, and to everything below it, pass without a session.
     ///
-    /// gRPC health and reflection pass anyway. A path of gRPC is `/package.Service/Method`, so
-    /// `/package.Service` stands for a whole service.
+    /// gRPC health and reflection always pass. A path of gRPC is `/package.Service/Method`, so
+    /// `/package.Service` is a whole service.
     pub fn exempt(mut self, path: &str) -> Self {
         self.exempt.push(path.trim_end_matches('/').to_owned());
         self
@@ -157,7 +157,7 @@ impl SessionLayer {
         let mut ended: BoxFuture<'static, Error> = Box::pin(held.0.ended());
         let response = tokio::select! {
             biased;
-            reason = &mut ended => return Ok(protocol.refuse(told(reason)).map(SessionBody::text)),
+            reason = &mut ended => return Ok(protocol.refuse(answer_to_caller(reason)).map(SessionBody::text)),
             response = inner.call(Request::from_parts(parts, body)) => response?,
         };
         Ok(response.map(|body| SessionBody::held(body, protocol, ended, held)))
@@ -168,7 +168,7 @@ impl SessionLayer {
         let (service, organization) = (request.service.clone(), request.organization.clone());
         self.pool.borrow(request).await.map_err(|error| {
             tracing::debug!(%service, %organization, %error, "a request is refused its session");
-            told(error)
+            answer_to_caller(error)
         })
     }
 }

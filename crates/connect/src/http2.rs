@@ -7,17 +7,19 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::Shared;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::Status;
 
@@ -72,7 +74,7 @@ impl fmt::Debug for Connector {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum NotConnected {
     /// The next attempt may succeed.
-    #[error("there is no connection to the server")]
+    #[error("there is no connection to the session server")]
     Failed(#[source] Arc<io::Error>),
     /// One end speaks TLS and the other does not, so no attempt succeeds.
     #[error("{mismatch}")]
@@ -104,21 +106,15 @@ struct Inner {
     connector: Connector,
     /// Where connections live, whichever runtime the call that needs one is made in.
     runtime: Handle,
-    /// `None` before the first connection, and when the connection is gone.
-    phase: Mutex<Option<Phase>>,
+    /// The connection or the attempt to make it; `None` before the first call. The connection may be
+    /// gone: the call that finds this out calls [`Connection::forget`].
+    current: Mutex<Option<Attempt>>,
     /// Whether a connection has worked: then a mismatch is not a mistake in the configuration.
     worked: Arc<AtomicBool>,
 }
 
-#[derive(Clone)]
-enum Phase {
-    Connecting(watch::Receiver<Outcome>),
-    /// The connection may be gone. The call that finds this out calls [`Connection::forget`].
-    Open(Open),
-}
-
-/// The result of an attempt to connect; `None` while it goes on.
-type Outcome = Option<Result<Open, NotConnected>>;
+/// An attempt to connect, and its result once it is over.
+type Attempt = Shared<Pin<Box<dyn Future<Output = Result<Open, NotConnected>> + Send>>>;
 
 #[derive(Clone)]
 struct Open {
@@ -139,9 +135,9 @@ impl Connection {
     ///
     /// Outside of a tokio runtime.
     pub fn new(connector: Connector) -> Self {
-        let (runtime, phase) = (Handle::current(), Mutex::new(None));
+        let (runtime, current) = (Handle::current(), Mutex::new(None));
         let worked = Arc::new(AtomicBool::new(false));
-        Self(Arc::new(Inner { connector, runtime, phase, worked }))
+        Self(Arc::new(Inner { connector, runtime, current, worked }))
     }
 
     /// Waits until a request can be sent, and connects first if necessary. Cancellation safe.
@@ -151,14 +147,13 @@ impl Connection {
     /// A status whose source is [`NotConnected`].
     pub(crate) async fn ready(&self) -> Result<Ready, Status> {
         loop {
-            let (Open { mut requests, signs }, is_new) = match self.phase() {
-                Phase::Open(open) => (open, false),
-                Phase::Connecting(attempt) => (self.connected(attempt).await?, true),
-            };
+            let attempt = self.attempt();
+            let is_new = attempt.peek().is_none();
+            let Open { mut requests, signs } = attempt.clone().await?;
             match poll_fn(|cx| requests.poll_ready(cx)).await {
                 Ok(()) => return Ok(Ready { requests, call: InFlight::begin(signs) }),
                 Err(error) => {
-                    self.forget(&signs);
+                    self.forget(&attempt);
                     if is_new {
                         return Err(NotConnected::failed(error).into());
                     }
@@ -169,39 +164,25 @@ impl Connection {
         }
     }
 
-    /// Returns the connection or the attempt to connect. Begins an attempt if there is neither.
-    fn phase(&self) -> Phase {
-        let mut phase = self.0.phase.lock();
-        let begin = || {
-            let (outcome, attempt) = watch::channel(None);
-            let (connector, worked) = (self.0.connector.clone(), self.0.worked.clone());
-            let inner = Arc::downgrade(&self.0);
-            self.0.runtime.spawn(connect(connector, worked, inner, outcome));
-            Phase::Connecting(attempt)
-        };
-        phase.get_or_insert_with(begin).clone()
-    }
-
-    /// Waits for the result of an attempt to connect.
-    async fn connected(&self, mut attempt: watch::Receiver<Outcome>) -> Result<Open, NotConnected> {
-        if let Ok(outcome) = attempt.wait_for(Option::is_some).await
-            && let Some(outcome) = &*outcome
+    /// Returns the current attempt. Begins one if there is none, or if it has failed.
+    fn attempt(&self) -> Attempt {
+        let mut current = self.0.current.lock();
+        if let Some(attempt) = &*current
+            && attempt.peek().is_none_or(Result::is_ok)
         {
-            return outcome.clone();
+            return attempt.clone();
         }
-        // The task of the attempt ended without a result: it panicked, or its runtime was shut down.
-        let mut phase = self.0.phase.lock();
-        if matches!(&*phase, Some(Phase::Connecting(now)) if now.same_channel(&attempt)) {
-            *phase = None;
-        }
-        Err(NotConnected::failed("the runtime of the connection has shut down"))
+        let (result, attempt) = oneshot::channel();
+        let (connector, worked) = (self.0.connector.clone(), self.0.worked.clone());
+        self.0.runtime.spawn(connect(connector, worked, result));
+        // Without a result the task panicked, or its runtime was shut down.
+        let aborted = |_| Err(NotConnected::failed("the attempt to connect was aborted"));
+        let attempt = attempt.map(move |result| result.unwrap_or_else(aborted)).boxed().shared();
+        current.insert(attempt).clone()
     }
 
-    fn forget(&self, signs: &Arc<Signs>) {
-        let mut phase = self.0.phase.lock();
-        if matches!(&*phase, Some(Phase::Open(open)) if Arc::ptr_eq(&open.signs, signs)) {
-            *phase = None;
-        }
+    fn forget(&self, attempt: &Attempt) {
+        self.0.current.lock().take_if(|current| current.ptr_eq(attempt));
     }
 }
 
@@ -211,34 +192,29 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Connects, publishes the result, and then runs the connection until it is closed.
+/// Connects, sends the result, and then runs the connection until it is closed.
 async fn connect(
     connector: Connector,
     worked: Arc<AtomicBool>,
-    inner: Weak<Inner>,
-    outcome: watch::Sender<Outcome>,
+    result: oneshot::Sender<Result<Open, NotConnected>>,
 ) {
-    let (open, driven) = match open(&connector, &worked).await {
+    match open(&connector, &worked).await {
         Ok((open, http2)) => {
             let signs = open.signs.clone();
-            (Ok(open), Some(drive(http2, signs)))
+            // This task keeps no `SendRequest`: the connection closes when the last one is dropped.
+            let _ = result.send(Ok(open));
+            drive(http2, signs).await;
         }
-        Err(error) => match (&connector, Mismatch::of(&error)) {
-            (Connector::Way(way), Some(mismatch)) if !worked.load(Ordering::Relaxed) => {
-                (Err(NotConnected::Mismatch { server: way.to_string(), mismatch }), None)
-            }
-            _ => (Err(NotConnected::Failed(Arc::new(error))), None),
-        },
-    };
-    if let Some(inner) = inner.upgrade() {
-        *inner.phase.lock() = open.as_ref().ok().map(|open| Phase::Open(open.clone()));
-    }
-    // It is no error when no call waits any more. This task keeps no `SendRequest`: the connection
-    // closes when the last one is dropped.
-    let _ = outcome.send(Some(open));
-    drop(outcome);
-    if let Some(driven) = driven {
-        driven.await;
+        Err(error) => {
+            let error = match (&connector, Mismatch::of(&error)) {
+                (Connector::Way(way), Some(mismatch)) if !worked.load(Ordering::Relaxed) => {
+                    NotConnected::Mismatch { server: way.to_string(), mismatch }
+                }
+                _ => NotConnected::Failed(Arc::new(error)),
+            };
+            // It is no error when no call waits any more.
+            let _ = result.send(Err(error));
+        }
     }
 }
 

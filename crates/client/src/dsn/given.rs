@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A text that a URL gives. Wherever it is shown, a variable stands for what came out of it.
+/// A text of a URL. Messages show the names of variables instead of their values.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Given {
     text: String,
@@ -11,12 +11,12 @@ pub(crate) struct Given {
 }
 
 impl Given {
-    /// A text that messages write as `shown`, if that is another.
+    /// Makes a text that messages write as `shown`, if that differs.
     pub(crate) fn new(text: impl Into<String>, shown: Option<String>) -> Self {
         Self { text: text.into(), shown }
     }
 
-    /// The text itself, which no message may show.
+    /// Returns the text itself, which no message may show.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }

@@ -10,8 +10,8 @@ use crate::secret::Secret;
 
 /// The parameters of a session URL, read one by one and by type.
 ///
-/// Every name that is asked for becomes known; [`Parameters::finish`] refuses the rest, so that a
-/// misspelled parameter never goes unnoticed. A parameter with an empty value counts as absent.
+/// Every name that is read becomes known, and [`Parameters::finish`] refuses the other ones. So a
+/// misspelled parameter is always found. A parameter with an empty value counts as absent.
 ///
 /// ```
 /// let dsn = tgm_session::Dsn::parse("counting://?limit=3")?;
@@ -32,14 +32,14 @@ impl<'a> Parameters<'a> {
         Self { dsn, known: Vec::new(), hidden: Vec::new() }
     }
 
-    /// Returns the value of `name` as it stands.
+    /// Returns the value of `name`.
     ///
-    /// It may have come out of a variable: an error about it is made by [`Parameters::wrong`].
+    /// It may be the value of a variable: errors about it are made by [`Parameters::wrong`].
     pub fn text(&mut self, name: &'static str) -> Option<&'a str> {
         self.get(name).map(|parameter| parameter.value.expose())
     }
 
-    /// Returns the value of `name`, which never shows up in `Debug` or in an error.
+    /// Returns the value of `name`, which is never shown in `Debug` or in an error.
     pub fn secret(&mut self, name: &'static str) -> Option<Secret> {
         self.hidden.push(name);
         self.get(name).map(|parameter| parameter.value.clone())
@@ -61,7 +61,7 @@ impl<'a> Parameters<'a> {
         read.map(Some).map_err(|error| self.wrong(name, error).caused_by(error))
     }
 
-    /// Returns the number that any of `names` gives: the name of today first, then old ones.
+    /// Returns the number that any of `names` gives: first the current name, then old ones.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl<'a> Parameters<'a> {
 
     /// Makes an error about the value of `name`, which has a `problem`, as "is not a colour".
     ///
-    /// What came out of a variable of the URL does not show in it: the variable stands there.
+    /// The message shows the names of variables instead of their values.
     ///
     /// ```
     /// let dsn = tgm_session::Dsn::parse_with("x://?mode=$MODE", |_| Some("secret".into()))?;
@@ -117,7 +117,7 @@ impl<'a> Parameters<'a> {
         Some(connect::NamedFile { path: given.text().into(), shown: given.to_string() })
     }
 
-    /// Refuses every parameter that nobody asked for.
+    /// Refuses every parameter that was not read.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl<'a> Parameters<'a> {
         })
     }
 
-    /// Finds the parameter `name`, unless its value is empty: that stands for the default.
+    /// Finds the parameter `name`, unless its value is empty, which stands for the default.
     fn get(&mut self, name: &'static str) -> Option<&'a Parameter> {
         self.known.push(name);
         self.dsn.find(name).filter(|parameter| !parameter.value.expose().is_empty())

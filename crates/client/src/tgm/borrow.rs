@@ -1,4 +1,4 @@
-//! A caller's borrow: tries, retries, and what is left behind when the caller goes away.
+//! A borrow of a caller: its tries, and what is returned when the caller drops it.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use ::connect::grpc;
 use lease::BorrowId;
-use rand::RngExt;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use super::core::{Asked, BorrowAnswer, Core, DEFAULT_TTL, Target};
+use super::core::{Asked, BorrowAnswer, Core, DEFAULT_TTL, Target, backoff};
 use super::driver::{Shared, in_runtime, now};
 use super::wire;
 use crate::error::Error;
@@ -22,7 +21,7 @@ use crate::request::{Ids, OnError};
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Who a borrow is for.
+/// What a caller borrows.
 pub(crate) enum Wanted {
     Session { ids: Ids, on_error: Option<OnError> },
     Worker { session: u64, service: Arc<str>, max_per_session: u32 },
@@ -40,21 +39,21 @@ impl Wanted {
 /// How long a borrow may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// With every fault retried.
+    /// With retries after faults.
     pub(crate) timeout: Duration,
-    /// While a limit is reached.
+    /// In addition, while a limit is reached.
     pub(crate) wait: Duration,
-    /// Whether the pool admits by itself what cannot reach the server.
+    /// Whether the pool admits borrows by itself while the server is away.
     pub(crate) fail_open: bool,
 }
 
-/// Borrows what is wanted. May be dropped at any point: whatever a server took is given back.
+/// Borrows what is wanted. It may be dropped at any point: a lease that was granted is returned.
 pub(crate) async fn borrow(
     shared: &Arc<Shared>,
     wanted: Wanted,
     patience: Patience,
 ) -> Result<Arc<Lease>, Error> {
-    // The names are OpenTelemetry's, where it has any.
+    // The names are those of OpenTelemetry, if it has one.
     let span = tracing::debug_span!(
         "borrow",
         otel.kind = "client",
@@ -68,7 +67,7 @@ pub(crate) async fn borrow(
         lease = Empty,
         error = Empty,
     );
-    let borrowing = until_patience_ends(shared, wanted, patience).instrument(span.clone());
+    let borrowing = borrow_or_wait(shared, wanted, patience).instrument(span.clone());
     let borrowed = in_runtime(pin!(borrowing)).await;
     match &borrowed {
         Ok(lease) => {
@@ -84,15 +83,15 @@ pub(crate) async fn borrow(
     borrowed
 }
 
-async fn until_patience_ends(
+async fn borrow_or_wait(
     shared: &Arc<Shared>,
     mut wanted: Wanted,
     patience: Patience,
 ) -> Result<Arc<Lease>, Error> {
     let give_up = Instant::now() + patience.wait;
-    let mut pause = Pause::default();
+    let mut failures = 0;
     loop {
-        let error = match UnderWay::begin(shared, &wanted) {
+        let error = match InFlight::begin(shared, &wanted) {
             Ok(borrow) => match borrow.finish(&mut wanted, patience).await {
                 Ok(lease) => return Ok(lease),
                 Err(error) => error,
@@ -103,21 +102,22 @@ async fn until_patience_ends(
         if !error.is_limit() || left.is_zero() {
             return Err(error);
         }
-        sleep(pause.next().min(left)).await;
+        sleep(next_pause(&mut failures).min(left)).await;
     }
 }
 
-/// One borrow that the core counts as under way, until this is dropped.
-struct UnderWay<'a> {
+/// One borrow that the core counts as in flight, until this is dropped.
+struct InFlight<'a> {
     shared: &'a Arc<Shared>,
     asked: Asked,
     id: BorrowId,
-    /// Whether the server may hold something for this borrow that nobody knows of.
+    /// Whether the server may hold a lease for this borrow id whose grant did not arrive.
     doubt: bool,
-    over: bool,
+    /// Whether the core has a lease for it.
+    is_granted: bool,
 }
 
-impl<'a> UnderWay<'a> {
+impl<'a> InFlight<'a> {
     fn begin(shared: &'a Arc<Shared>, wanted: &Wanted) -> Result<Self, Error> {
         let asked = shared.note(|core| match wanted {
             Wanted::Session { ids, .. } => core.begin_session(ids, now()),
@@ -130,10 +130,10 @@ impl<'a> UnderWay<'a> {
         span.record("organization", &*asked.ids.organization);
         span.record("trace", &*asked.ids.trace);
         let id = BorrowId(rand::random());
-        Ok(Self { shared, asked, id, doubt: false, over: false })
+        Ok(Self { shared, asked, id, doubt: false, is_granted: false })
     }
 
-    /// Tries until the server says yes or no, or the timeout passes.
+    /// Tries until the server grants or refuses, or the timeout passes.
     async fn finish(
         mut self,
         wanted: &mut Wanted,
@@ -141,7 +141,7 @@ impl<'a> UnderWay<'a> {
     ) -> Result<Arc<Lease>, Error> {
         let Patience { timeout, fail_open, .. } = patience;
         let deadline = Instant::now() + timeout;
-        let mut pause = Pause::default();
+        let mut failures = 0;
         let mut fault = None;
         loop {
             if fail_open && self.shared.tell(|core, now| core.fails_open(timeout, now)) {
@@ -149,8 +149,8 @@ impl<'a> UnderWay<'a> {
             }
             let error = match self.attempt(wanted, deadline).await {
                 Ok(lease) => return Ok(lease),
-                Err(Try::Over(error)) => return Err(error),
-                // A try that the deadline cut short says less than the one before it.
+                Err(Try::Final(error)) => return Err(error),
+                // The error of a try that the deadline ended says less than the one before.
                 Err(Try::Fault(error)) => {
                     fault.take().filter(|_| Instant::now() >= deadline).unwrap_or(error)
                 }
@@ -158,7 +158,7 @@ impl<'a> UnderWay<'a> {
             if self.shared.note(|core| core.is_closing()) {
                 return Err(Error::Closed);
             }
-            let again = Instant::now() + pause.next();
+            let again = Instant::now() + next_pause(&mut failures);
             if again >= deadline {
                 return if fail_open { self.admit(wanted) } else { Err(error) };
             }
@@ -169,13 +169,13 @@ impl<'a> UnderWay<'a> {
         }
     }
 
-    /// Has the pool admit the borrow by itself.
+    /// Lets the pool admit the borrow by itself.
     fn admit(mut self, wanted: &mut Wanted) -> Result<Arc<Lease>, Error> {
         let borrowing = self.doubt.then_some(self.id);
         let on_error = wanted.take_callback();
         let lease =
             self.shared.tell(|core, now| core.admit(&self.asked, on_error, borrowing, now))?;
-        self.over = true;
+        self.is_granted = true;
         Ok(lease)
     }
 
@@ -192,37 +192,37 @@ impl<'a> UnderWay<'a> {
         }
         match answer {
             BorrowAnswer::Granted(grant) => {
-                // The same id brings the same lease, so earlier tries are no longer in doubt.
+                // All tries have one id, and one id gets one lease.
                 self.doubt = false;
-                self.over = true;
+                self.is_granted = true;
                 let on_error = wanted.take_callback();
                 self.shared
                     .tell(|core, now| core.handle_grant(&self.asked, on_error, grant, sent, now))
-                    .map_err(Try::Over)
+                    .map_err(Try::Final)
             }
             BorrowAnswer::Refused { error, .. } => {
                 self.doubt = doubted;
                 self.shared.tell(|core, now| core.handle_link(true, now));
-                Err(Try::Over(error))
+                Err(Try::Final(error))
             }
             BorrowAnswer::Invalid { error, .. } => {
                 self.doubt = doubted;
-                Err(Try::Over(error))
+                Err(Try::Final(error))
             }
             BorrowAnswer::IdUsed(error) => {
-                // What the name took, if anything, is given back by it.
-                let spent = std::mem::replace(&mut self.id, BorrowId(rand::random()));
+                // The lease of the old id, if any, is returned by that id.
+                let used = std::mem::replace(&mut self.id, BorrowId(rand::random()));
                 self.doubt = false;
                 self.shared.tell(|core, now| {
                     core.handle_link(true, now);
-                    core.stray(Target::Borrow(spent), DEFAULT_TTL, now);
+                    core.stray(Target::Borrow(used), DEFAULT_TTL, now);
                 });
                 Err(Try::Fault(error))
             }
-            // No try by this session URL brings anything else, and no outage is to be waited out.
+            // Another try with this session URL does not help, and this is no outage.
             BorrowAnswer::Fault { error: error @ Error::InvalidArgument { .. }, sent } => {
                 self.doubt = doubted || sent;
-                Err(Try::Over(error))
+                Err(Try::Final(error))
             }
             BorrowAnswer::Fault { error, sent } => {
                 self.doubt = doubted || sent;
@@ -233,9 +233,9 @@ impl<'a> UnderWay<'a> {
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        if self.over {
+        if self.is_granted {
             return;
         }
         self.shared.tell(|core, now| {
@@ -247,27 +247,16 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Why a try brought no lease.
+/// Why a try failed.
 enum Try {
-    /// The server decided.
-    Over(Error),
-    /// The next try may bring one.
+    /// Another try does not help.
+    Final(Error),
+    /// Another try may help.
     Fault(Error),
 }
 
-/// Growing pauses, each somewhere in the upper half of its length.
-struct Pause(Duration);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self(FIRST_PAUSE)
-    }
-}
-
-impl Pause {
-    fn next(&mut self) -> Duration {
-        let pause = self.0.mul_f64(rand::rng().random_range(0.5..=1.0));
-        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
-        pause
-    }
+/// Returns the pause after the next failure, and counts it.
+fn next_pause(failures: &mut u32) -> Duration {
+    *failures = failures.saturating_add(1);
+    backoff(*failures, FIRST_PAUSE, LONGEST_PAUSE, &mut rand::rng())
 }

@@ -1,4 +1,4 @@
-//! The parameters of `tgm://`.
+//! The parameters of `tgm://`, and the connections that they describe.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use crate::dsn::{Dsn, Given, invalid};
 use crate::error::Error;
 use crate::secret::Secret;
 
-/// Where a URL without a host leads.
+/// The host of a URL without one.
 const DEFAULT_HOST: &str = "session.thegraph.market";
 
-/// How to reach a session server, and how to behave towards it.
+/// How to reach a session server, and how to use it.
 ///
-/// It is read from a URL, or made step by step; every step is a parameter of the URL, and the
-/// crate's table of them says what they mean.
+/// It is read from a URL, or made step by step. Each step is a parameter of the URL, and the table in
+/// the documentation of the crate says what it means.
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,17 +31,16 @@ const DEFAULT_HOST: &str = "session.thegraph.market";
 /// assert_eq!(config.endpoint(), "sessions.example:9010");
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "a configuration reaches nobody by itself"]
+#[must_use = "a configuration does nothing by itself"]
 pub struct TgmConfig {
     /// An IPv6 address in its brackets.
     pub(crate) host: Given,
     port: Option<u16>,
-    /// How messages write the port, if not as it is.
+    /// How messages write the port, if it comes out of a variable.
     shown_port: Option<String>,
     pub(crate) plaintext: bool,
     pub(crate) insecure: bool,
     pub(crate) ca_file: Option<NamedFile>,
-    /// The certificate that this client shows, and its key.
     pub(crate) client_identity: Option<Identity>,
     pub(crate) indexer_api_key: Option<Secret>,
     pub(crate) indexer_api_key_file: Option<NamedFile>,
@@ -61,20 +60,20 @@ pub enum OnUnavailable {
     #[default]
     Deny,
     /// Sessions go on, and borrows are admitted up to
-    /// [`TgmConfig::max_sessions_per_organization`], or 10. They are borrowed for real when the
-    /// server is back; one that it refuses ends.
+    /// [`TgmConfig::max_sessions_per_organization`], or 10. They are borrowed from the server when it
+    /// is back. A session that it refuses ends.
     Allow,
 }
 
 impl Default for TgmConfig {
-    /// The server that a URL without a host leads to.
+    /// The server of a URL without a host.
     fn default() -> Self {
         Self::new(DEFAULT_HOST)
     }
 }
 
 impl TgmConfig {
-    /// Leads to `host`, an IPv6 address in its brackets, by TLS.
+    /// Makes the configuration for `host`, over TLS. An IPv6 address has its brackets.
     pub fn new(host: impl Into<String>) -> Self {
         Self {
             host: Given::new(host, None),
@@ -120,7 +119,7 @@ impl TgmConfig {
                     ));
                 }
             },
-            // A key of blanks is none, as an empty one is.
+            // Blanks are no key, as an empty text is none.
             indexer_api_key: p
                 .secret("indexer-api-key")
                 .filter(|key| !key.expose().trim().is_empty()),
@@ -146,7 +145,7 @@ impl TgmConfig {
         Ok(config)
     }
 
-    /// Sets the port: 443 without, or 80 with plaintext.
+    /// Sets the port. The default is 443, or 80 with plaintext.
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self.shown_port = None;
@@ -171,7 +170,7 @@ impl TgmConfig {
         self
     }
 
-    /// Shows the certificate in one file, whose key is in another.
+    /// Shows the server the certificate in one file, whose key is in another.
     pub fn client_identity(
         mut self,
         certificate: impl Into<PathBuf>,
@@ -182,13 +181,13 @@ impl TgmConfig {
         self
     }
 
-    /// Sets what this client is known by.
+    /// Sets the API key of this client.
     pub fn indexer_api_key(mut self, key: Secret) -> Self {
         self.indexer_api_key = Some(key);
         self
     }
 
-    /// Names the file with what this client is known by, which is read again when it changes.
+    /// Names the file with the API key of this client. It is read again when it changes.
     pub fn indexer_api_key_file(mut self, file: impl Into<PathBuf>) -> Self {
         self.indexer_api_key_file = Some(file.into().into());
         self
@@ -206,7 +205,7 @@ impl TgmConfig {
         self
     }
 
-    /// Sets the minimal life sent when a session is released, instead of the one the server told.
+    /// Sets the minimal life sent when a session is released, instead of that of the server.
     pub fn minimal_life(mut self, life: Duration) -> Self {
         self.minimal_life = Some(life);
         self
@@ -218,7 +217,7 @@ impl TgmConfig {
         self
     }
 
-    /// Sets how long a borrow keeps trying while a ceiling is reached.
+    /// Sets how long a borrow is tried again while a limit is reached.
     pub fn borrow_wait(mut self, wait: Duration) -> Self {
         self.borrow_wait = wait;
         self
@@ -235,8 +234,7 @@ impl TgmConfig {
         format!("{}:{}", self.host.text(), self.at_port())
     }
 
-    /// Returns `host:port` as messages write it: with the variables of the URL, and not with what
-    /// came out of them.
+    /// Returns `host:port` as messages write it: with the names of variables instead of their values.
     pub fn shown_endpoint(&self) -> String {
         match &self.shown_port {
             Some(port) => format!("{}:{port}", self.host),
@@ -244,12 +242,12 @@ impl TgmConfig {
         }
     }
 
-    /// The port, or the default one.
+    /// Returns the port, or the default one.
     pub(crate) fn at_port(&self) -> u16 {
         self.port.unwrap_or(if self.plaintext { 80 } else { 443 })
     }
 
-    /// Refuses what contradicts itself.
+    /// Refuses values that contradict each other.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let wrong = |problem| Err(Error::invalid(problem));
         if self.keep_alive_delay.is_zero() {

@@ -1,9 +1,7 @@
-//! The one task of a remote pool: does the I/O that the core asks for, and tells it what came.
+//! The one task of a remote pool: it does the I/O that the core asks for, and gives it the results.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::future::poll_fn;
-#[cfg(feature = "metrics")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +11,7 @@ use std::time::{Duration, Instant};
 use ::connect::grpc::{self, NoRoom};
 use ::wire::control::attach_response::Event;
 use ::wire::control::{AttachRequest, AttachResponse, BatchAnswer, Reason};
+use futures_util::FutureExt as _;
 use futures_util::stream::{self, BoxStream, FuturesUnordered, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -24,9 +23,7 @@ use super::core::{
 };
 use super::wire::{self, Remote};
 use crate::error::Error;
-#[cfg(feature = "metrics")]
 use crate::metered::Metered;
-#[cfg(feature = "metrics")]
 use crate::stats::PoolStats;
 
 /// How long one try of a return may take.
@@ -44,11 +41,11 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct State {
     core: Core,
-    /// When the task looks again by itself; `None` when it waits for answers only.
+    /// When the task asks the core again by itself; `None` when it only waits for answers.
     planned: Option<Instant>,
 }
 
-/// The present, as the runtime tells it: tests may pause it.
+/// The present, by the clock of the runtime, which tests may pause.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
@@ -59,7 +56,7 @@ impl Shared {
         Self { state, earlier: Notify::new(), remote: Arc::new(remote) }
     }
 
-    /// Tells the core something. What others have to hear of it is delivered when the lock is free.
+    /// Calls a method of the core. The notices that follow are delivered when the lock is free.
     pub(crate) fn tell<R>(&self, what: impl FnOnce(&mut Core, Instant) -> R) -> R {
         let now = now();
         let mut state = self.state.lock();
@@ -83,7 +80,7 @@ impl Shared {
         result
     }
 
-    /// Tells the core something that makes nothing due and nobody hear anything, or asks it.
+    /// Calls a method of the core after which nothing is due and no notice is delivered.
     pub(crate) fn note<R>(&self, what: impl FnOnce(&mut Core) -> R) -> R {
         what(&mut self.state.lock().core)
     }
@@ -121,23 +118,22 @@ pub(crate) fn runtime() -> Result<Handle, Error> {
     })
 }
 
-/// Does what needs the clock of a runtime at every step, and fails where it is polled outside of one.
+/// Runs a future that needs the clock of a runtime. It fails when it is polled outside of a runtime.
 pub(crate) fn in_runtime<T>(
     mut what: Pin<&mut impl Future<Output = Result<T, Error>>>,
 ) -> impl Future<Output = Result<T, Error>> {
-    // By reference: a future that takes another one is as large as both.
+    // By reference: a future that owns another one has the size of both.
     poll_fn(move |cx| match runtime() {
         Ok(_) => what.as_mut().poll(cx),
         Err(error) => Poll::Ready(Err(error)),
     })
 }
 
-/// What one look at the core brought to do.
+/// What the core asked the task to do.
 struct Turn {
     outputs: Vec<Output>,
     planned: Option<Instant>,
     over: bool,
-    #[cfg(feature = "metrics")]
     stats: PoolStats,
 }
 
@@ -151,37 +147,30 @@ impl Shared {
             outputs,
             planned: state.planned,
             over: state.core.is_drained(),
-            #[cfg(feature = "metrics")]
             stats: state.core.stats(),
         }
     }
 }
 
-/// The part of a pool's task that outlives it by a moment: when the task goes before its work is done,
-/// because its runtime is shut down or because it panics, everything ends that it took care of.
+/// What the task of a pool owns. When the task ends before its work is done, because its runtime is
+/// shut down or because it panics, dropping this ends all leases of the pool.
 pub(crate) struct Caretaker {
     shared: Arc<Shared>,
-    #[cfg(feature = "metrics")]
     metered: Metered,
 }
 
 impl Caretaker {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            #[cfg(feature = "metrics")]
-            metered: Metered::default(),
-        }
+        Self { shared, metered: Metered::default() }
     }
 }
 
 impl Drop for Caretaker {
     fn drop(&mut self) {
         self.shared.tell(Core::abandon);
-        // Gauges must not tell for ever what is no longer held. It may be the recorder that panicked.
-        #[cfg(feature = "metrics")]
+        // Gauges must not show leases that are gone. Perhaps the recorder is what panicked.
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            self.metered.tell(self.shared.note(|core| core.stats()), true, now())
+            self.metered.report(self.shared.note(|core| core.stats()), true, now())
         }));
     }
 }
@@ -189,21 +178,13 @@ impl Drop for Caretaker {
 /// Runs until the pool is closed and nothing is left to do.
 ///
 /// All calls and the stream run inside of this task: none is spawned, so nothing outlives it.
-pub(crate) async fn run(
-    #[cfg_attr(not(feature = "metrics"), expect(unused_mut, reason = "nothing is metered"))]
-    mut caretaker: Caretaker,
-) {
+pub(crate) async fn run(mut caretaker: Caretaker) {
     let shared = caretaker.shared.clone();
     let mut calls = FuturesUnordered::new();
     let mut stream: Option<Stream> = None;
     loop {
-        #[cfg_attr(not(feature = "metrics"), expect(unused_mut, reason = "nothing is metered"))]
-        let mut turn = shared.turn();
-        #[cfg(feature = "metrics")]
-        {
-            let again = caretaker.metered.tell(turn.stats, turn.over, now());
-            turn.planned = turn.planned.into_iter().chain(again).min();
-        }
+        let turn = shared.turn();
+        let report = caretaker.metered.report(turn.stats, turn.over, now());
         for output in turn.outputs {
             match output {
                 Output::Notice(notice) => notice.deliver(),
@@ -221,10 +202,10 @@ pub(crate) async fn run(
         if turn.over {
             return;
         }
-        let at = turn.planned.map(tokio::time::Instant::from_std);
+        let at = turn.planned.into_iter().chain(report).min();
         let time = async {
             match at {
-                Some(at) => tokio::time::sleep_until(at).await,
+                Some(at) => tokio::time::sleep_until(at.into()).await,
                 None => std::future::pending().await,
             }
         };
@@ -253,7 +234,7 @@ pub(crate) async fn run(
 /// How long a server may take to accept a stream.
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// One stream, from its opening until it breaks. Dropping it ends it without a word.
+/// One stream, from its opening to its end. Dropping it ends it.
 pub(crate) struct Stream {
     outgoing: mpsc::Sender<AttachRequest>,
     events: BoxStream<'static, StreamEvent>,
@@ -262,9 +243,22 @@ pub(crate) struct Stream {
 impl Stream {
     /// Opens a stream, as it is polled.
     pub(crate) fn open(remote: Arc<Remote>) -> Self {
-        let (outgoing, batches) = mpsc::channel(MOST_BATCHES);
-        let events = stream::unfold(Incoming::Opening(remote, batches), Incoming::next);
-        Self { outgoing, events: events.boxed() }
+        let (outgoing, mut batches) = mpsc::channel(MOST_BATCHES);
+        let opening = async move {
+            let request = remote.stream(stream::poll_fn(move |cx| batches.poll_recv(cx))).await;
+            let mut control = remote.control();
+            match grpc::within(ACCEPT_DEADLINE, control.attach(request)).await {
+                Ok(response) => {
+                    let events = stream::unfold(response.into_inner(), next_event);
+                    stream::once(async { StreamEvent::Opened }).chain(events).boxed()
+                }
+                Err(status) => {
+                    let refused = StreamEvent::Over(refused(&status));
+                    stream::once(async { refused }).boxed()
+                }
+            }
+        };
+        Self { outgoing, events: opening.flatten_stream().boxed() }
     }
 
     /// Sends a batch; false when the stream takes no more.
@@ -273,67 +267,38 @@ impl Stream {
         self.outgoing.try_send(AttachRequest { batch: number, worker_keys: keys }).is_ok()
     }
 
-    /// Waits for the next event; the last one is [`StreamEvent::Over`]. Cancellation safe.
+    /// Waits for the next event. [`StreamEvent::Over`] is the last one. Cancellation safe.
     pub(crate) async fn next(&mut self) -> StreamEvent {
         self.events.next().await.unwrap_or(StreamEvent::Over(Detached::Broken))
     }
 }
 
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").finish_non_exhaustive()
-    }
-}
-
-/// What comes over a stream.
-enum Incoming {
-    Opening(Arc<Remote>, mpsc::Receiver<AttachRequest>),
-    Open(Box<Streaming<AttachResponse>>),
-    Over,
-}
-
-impl Incoming {
-    async fn next(self) -> Option<(StreamEvent, Self)> {
-        let mut events = match self {
-            Self::Opening(remote, mut batches) => {
-                let request = remote.stream(stream::poll_fn(move |cx| batches.poll_recv(cx))).await;
-                let mut control = remote.control();
-                return Some(match grpc::within(ACCEPT_DEADLINE, control.attach(request)).await {
-                    Ok(response) => {
-                        (StreamEvent::Opened, Self::Open(Box::new(response.into_inner())))
-                    }
-                    Err(status) => (StreamEvent::Over(refused(&status)), Self::Over),
-                });
-            }
-            Self::Open(events) => events,
-            Self::Over => return None,
+/// Reads the next event of an open stream. What follows after [`StreamEvent::Over`] is not read.
+async fn next_event(
+    mut events: Streaming<AttachResponse>,
+) -> Option<(StreamEvent, Streaming<AttachResponse>)> {
+    let event = loop {
+        break match events.message().await {
+            Ok(Some(AttachResponse { event })) => match event {
+                Some(Event::Answer(answer)) => {
+                    StreamEvent::Answer { batch: answer.batch, places: places(answer) }
+                }
+                Some(Event::Revoked(revoked)) => {
+                    let reason = reason(revoked.reason(), &revoked.message);
+                    StreamEvent::Revoked { key: revoked.worker_key, reason }
+                }
+                Some(Event::Draining(_)) => StreamEvent::Over(Detached::Draining),
+                // A server newer than this client may send other events.
+                None => continue,
+            },
+            Ok(None) => StreamEvent::Over(Detached::Broken),
+            Err(status) => StreamEvent::Over(refused(&status)),
         };
-        loop {
-            let why = match events.message().await {
-                Ok(Some(AttachResponse { event })) => match event {
-                    Some(Event::Answer(answer)) => {
-                        let batch = answer.batch;
-                        let event = StreamEvent::Answer { batch, places: places(answer) };
-                        return Some((event, Self::Open(events)));
-                    }
-                    Some(Event::Revoked(revoked)) => {
-                        let reason = reason(revoked.reason(), &revoked.message);
-                        let event = StreamEvent::Revoked { key: revoked.worker_key, reason };
-                        return Some((event, Self::Open(events)));
-                    }
-                    Some(Event::Draining(_)) => Detached::Draining,
-                    // A server newer than this client has more to say.
-                    None => continue,
-                },
-                Ok(None) => Detached::Broken,
-                Err(status) => refused(&status),
-            };
-            return Some((StreamEvent::Over(why), Self::Over));
-        }
-    }
+    };
+    Some((event, events))
 }
 
-/// Reads what became of the keys that do not simply have their full TTL again.
+/// Reads the answers for the keys that do not have their full TTL again.
 fn places(answer: BatchAnswer) -> HashMap<u32, KeepAliveAnswer> {
     let unknown = || Error::unavailable("the server cannot look leases up now");
     let unavailable = answer.unavailable.into_iter();

@@ -31,13 +31,13 @@ use crate::stats::PoolStats;
 
 /// A pool of sessions and workers that a session server counts.
 ///
-/// One task does all the work in the background: it keeps every lease alive, returns what was
-/// released, and borrows again what a restarted server forgot. It ends when the pool is closed, or
-/// when the pool and all its guards are gone and everything is returned.
+/// One task works in the background: it keeps every lease alive, returns what was released, and
+/// borrows again what a restarted server forgot. It ends when the pool is closed, or when the pool and
+/// all its guards are dropped and everything is returned.
 ///
-/// The task lives in the runtime that the pool was made in. When that is shut down before, everything
-/// held ends as [`Error::Closed`], and borrows and releases from other runtimes fail with it. What was
-/// held counts on the server until its TTL ends.
+/// The task lives in the runtime that the pool was made in. If that is shut down first, everything
+/// held ends as [`Error::Closed`], and borrows and releases from other runtimes fail with this error.
+/// What was held counts on the server until its TTL ends.
 #[derive(Debug)]
 pub struct TgmPool {
     shared: Arc<Shared>,
@@ -45,7 +45,7 @@ pub struct TgmPool {
 }
 
 impl TgmPool {
-    /// Makes the pool that a `tgm://` URL describes. The server is reached by the first borrow.
+    /// Makes the pool that a `tgm://` URL describes. The first borrow connects to the server.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl TgmPool {
         Self::connect(&TgmConfig::from_dsn(dsn)?)
     }
 
-    /// Makes the pool that `config` describes. The server is reached by the first borrow.
+    /// Makes the pool that `config` describes. The first borrow connects to the server.
     ///
     /// # Errors
     ///
@@ -64,11 +64,11 @@ impl TgmPool {
         Self::over(config, config.connector()?)
     }
 
-    /// As [`TgmPool::connect`], over streams of bytes that the application makes by its own means:
-    /// what `config` says about TLS does not count, and its host is a name.
+    /// As [`TgmPool::connect`], over streams of bytes that the application makes. What `config` says
+    /// about TLS has no effect, and its host is only a name.
     ///
-    /// `connect` is called for the first call and whenever the connection is gone, and has three
-    /// seconds. HTTP/2 is spoken over what it makes.
+    /// `connect` is called before the first call and whenever the connection is gone, and may take
+    /// three seconds. The pool speaks HTTP/2 over its stream.
     ///
     /// ```no_run
     /// # fn example(config: &tgm_session::TgmConfig) -> Result<(), tgm_session::Error> {
@@ -118,13 +118,12 @@ impl TgmPool {
         Ok(Self { shared, patience })
     }
 
-    /// Asks the server what `organization` holds of `service`.
+    /// Reads from the server what `organization` holds of `service`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for a service the server does not know,
-    /// [`Error::Unauthenticated`], and [`Error::Unavailable`] after the borrow timeout. Polled outside
-    /// of a tokio runtime it is [`Error::InvalidArgument`].
+    /// [`Error::InvalidArgument`] for a service that the server does not know, and outside of a tokio
+    /// runtime; [`Error::Unauthenticated`]; [`Error::Unavailable`] after the borrow timeout.
     pub async fn state(&self, service: &str, organization: &str) -> Result<PoolState, Error> {
         let answer = async {
             let answer = self.shared.remote.state(service, organization);
@@ -143,9 +142,9 @@ impl TgmPool {
 pub struct PoolState {
     /// Live leases, sessions and workers alike.
     pub borrowed: u64,
-    /// The ceiling; `None` when there is none.
+    /// The limit; `None` when there is none.
     pub max: Option<u64>,
-    /// How many more fit under the ceiling; `None` when there is none.
+    /// How many more the limit allows; `None` when there is none.
     pub available: Option<u64>,
     /// Distinct trace ids with a live lease.
     pub active_traces: u64,
@@ -157,7 +156,7 @@ impl PoolState {
     fn from_wire(state: WorkersState) -> Self {
         let count = |count: i64| u64::try_from(count).unwrap_or(0);
         let per_trace = state.worker_count_per_trace_id.into_iter();
-        // On the wire a maximum of 0 is no ceiling, unless nothing is available either.
+        // On the wire a maximum of 0 is no limit, unless nothing is available either.
         let (max, available) = (count(state.max_workers), count(state.available_workers));
         let is_limited = max > 0 || available == 0;
         Self {
@@ -174,7 +173,7 @@ impl SessionPool for TgmPool {
     fn borrow_session(&self, request: SessionRequest) -> BoxFuture<'_, Result<Arc<Lease>, Error>> {
         Box::pin(async move {
             let request = request.with_trace();
-            // The server may know an organization for whoever names none.
+            // The server may have a default organization.
             let organization =
                 lease::organization_of(&request.organization, Some(lease::ANONYMOUS))
                     .map_err(Error::of_request)?;
@@ -235,7 +234,7 @@ impl SessionPool for TgmPool {
 
 impl Drop for TgmPool {
     fn drop(&mut self) {
-        // Nobody waits; the task goes on until everything is returned.
+        // This does not wait. The task goes on until everything is returned.
         drop(self.shared.tell(Core::close));
     }
 }

@@ -1,8 +1,8 @@
 //! What a pool asks its session server on the wire, and what the answers mean.
 //!
-//! A server may be old, broken, or not a session server at all; and the transport makes up
-//! statuses of its own. Only a status that the server itself sent ends a session or refuses a
-//! borrow: a refused HTTP/2 stream must not look like a spent budget.
+//! A server may be old, broken, or no session server at all. And the transport has statuses of its
+//! own. Only a status that the server itself sent ends a session or refuses a borrow: a refused HTTP/2
+//! stream must not look like a spent budget.
 
 use std::error::Error as _;
 use std::fmt;
@@ -31,14 +31,14 @@ use crate::held::Released;
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const BORROW_ID: HeaderName = HeaderName::from_static("x-borrow-id");
 
-/// Who this is, to a server that counts its clients.
+/// The name of this client for the server.
 const AGENT: &str = concat!("tgm-session/", env!("CARGO_PKG_VERSION"));
 
 /// The session server of one pool.
 ///
-/// A call takes as long as the server does, and is cancelled when it is dropped. Its error is the
-/// status that the server answered; or one with a source when no whole answer came, which is
-/// [`NotConnected`] when nothing can have been sent.
+/// A call has no deadline of its own, and is cancelled when it is dropped. Its error is the status
+/// that the server answered. Without a complete answer the status has a source, which is
+/// [`NotConnected`] if nothing was sent.
 pub(crate) struct Remote {
     connection: Connection,
     origin: Uri,
@@ -46,13 +46,13 @@ pub(crate) struct Remote {
     keep_alive: Uri,
     give_back: Uri,
     state: Uri,
-    /// What every unary call carries.
+    /// The headers of every unary call.
     headers: HeaderMap,
     key: ApiKey,
 }
 
 impl Remote {
-    /// The server at `origin`, to which every call shows `key`.
+    /// Makes the server at `origin`. Every call to it has `key`.
     pub(crate) fn new(connection: Connection, origin: Uri, key: ApiKey) -> Self {
         let method = |name| {
             let mut parts = origin.clone().into_parts();
@@ -76,7 +76,7 @@ impl Remote {
         }
     }
 
-    /// Borrows what is `asked` under the name `id`.
+    /// Borrows what is `asked` for under the borrow id `id`.
     pub(crate) async fn borrow(
         &self,
         asked: &Asked,
@@ -109,7 +109,7 @@ impl Remote {
         target: &Target,
         minimal_life: Option<Duration>,
     ) -> Result<Response<ReturnWorkerResponse>, Status> {
-        // A life that no wire duration can hold is longer than any server grants.
+        // A longer life than the longest that a server grants may not fit into a wire duration.
         let minimal_worker_life_duration = minimal_life.map(|life| {
             life.min(lease::MAX_MINIMAL_LIFE).try_into().expect("ten minutes fit a wire duration")
         });
@@ -121,7 +121,7 @@ impl Remote {
         self.call(&self.give_back, borrow, &message).await
     }
 
-    /// Asks what an organization holds of a service.
+    /// Reads what an organization holds of a service.
     pub(crate) async fn state(
         &self,
         service: &str,
@@ -135,12 +135,12 @@ impl Remote {
         self.call(&self.state, None, &message).await
     }
 
-    /// The client of the stream of keep-alives.
+    /// Makes the client for the stream of keep-alives.
     pub(crate) fn control(&self) -> SessionControlClient<Connection> {
         SessionControlClient::with_origin(self.connection.clone(), self.origin.clone())
     }
 
-    /// Wraps what is sent on the stream with what every call carries.
+    /// Makes the request that opens the stream and sends `messages` on it.
     pub(crate) async fn stream<T>(&self, messages: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(messages);
         if let Some(key) = self.key.present().await.key {
@@ -149,7 +149,7 @@ impl Remote {
         request
     }
 
-    /// Makes a call; once more when the server refuses a key that was replaced meanwhile.
+    /// Makes a call. It is made again when the server refuses a key that was replaced meanwhile.
     async fn call<A: Message + Default>(
         &self,
         method: &Uri,
@@ -177,35 +177,35 @@ impl Remote {
             request.headers_mut().insert(API_KEY, key.clone());
         }
         if let Some(id) = borrow {
-            request.headers_mut().insert(BORROW_ID, named(id));
+            request.headers_mut().insert(BORROW_ID, borrow_id_header(id));
         }
         request
     }
 }
 
 impl fmt::Debug for Remote {
-    /// Shows no address: it may have come out of a variable.
+    /// Hides the address: it may be the value of a variable.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Remote").field("key", &self.key).finish_non_exhaustive()
     }
 }
 
-/// The metadata value that names a borrow.
-fn named(BorrowId(id): BorrowId) -> HeaderValue {
+/// Writes a borrow id as a header.
+fn borrow_id_header(BorrowId(id): BorrowId) -> HeaderValue {
     let mut digits = [0; 32];
     hex::encode_to_slice(id.to_be_bytes(), &mut digits).expect("there are two digits to a byte");
     let mut value = HeaderValue::from_bytes(&digits).expect("hex digits are a header value");
-    // Whoever knows it can return the lease. And no table of headers needs what is used once.
+    // Whoever knows it can return the lease. And HPACK must not store a value that is used once.
     value.set_sensitive(true);
     value
 }
 
 // ---- answers ----
 
-/// Most bytes of a server's message that are kept.
+/// The most bytes that are kept of a message of the server.
 const LONGEST_MESSAGE: usize = 1024;
 
-/// Reads the answer to a borrow of what was `asked`.
+/// Reads the answer to a borrow of what was `asked` for.
 pub(crate) fn borrow(
     answer: Result<Response<BorrowWorkerResponse>, Status>,
     asked: &Asked,
@@ -217,7 +217,7 @@ pub(crate) fn borrow(
             return match Failure::of(&status) {
                 Failure { error, by_server: true, .. } if cancelled => BorrowAnswer::IdUsed(error),
                 Failure { error, fault: true, sent, .. } => BorrowAnswer::Fault { error, sent },
-                // It is the session that is not found.
+                // The session is what was not found.
                 _ if status.code() == Code::NotFound && asked.worker.is_some() => {
                     BorrowAnswer::Refused { error: Error::SessionNotFound, key: None }
                 }
@@ -234,8 +234,7 @@ pub(crate) fn borrow(
             ttl: read_ttl(&metadata).unwrap_or(DEFAULT_TTL),
             minimal_life: body.minimal_worker_life_duration.and_then(|life| life.try_into().ok()),
         }),
-        // What a session is told by UNAVAILABLE: it says nothing of the ceilings, and not for sure that
-        // nothing is held.
+        // For a worker this stands for UNAVAILABLE: no limit was reached, and a lease may be held.
         (BorrowStatus::ResourceExhausted, None)
             if metadata.get("x-denied-scope").is_some_and(|scope| scope == "server") =>
         {
@@ -243,7 +242,7 @@ pub(crate) fn borrow(
             BorrowAnswer::Fault { error, sent: true }
         }
         (BorrowStatus::ResourceExhausted, key) => {
-            let error = ceiling(&metadata, &body.worker_state.unwrap_or_default(), asked);
+            let error = reached_limit(&metadata, &body.worker_state.unwrap_or_default(), asked);
             BorrowAnswer::Refused { error, key }
         }
         (status, key) => {
@@ -262,7 +261,7 @@ pub(crate) fn keep_alive(answer: Result<Response<KeepAliveResponse>, Status>) ->
     match answer {
         Ok(response) => match response.get_ref().status() {
             keep_alive_response::Status::Failed => KeepAliveAnswer::Forgotten,
-            // Some servers answer OK and nothing more; a status that is not known here reads as unset.
+            // Some servers answer only OK. An unknown status reads as unset.
             keep_alive_response::Status::TtlExtended | keep_alive_response::Status::Unset => {
                 KeepAliveAnswer::Extended(read_ttl(response.metadata()))
             }
@@ -298,7 +297,7 @@ pub(crate) fn give_back(answer: Result<Response<ReturnWorkerResponse>, Status>) 
         }
     };
     let outcome = match status {
-        // As with keep-alives: some servers answer OK and nothing more.
+        // As with keep-alives: some servers answer only OK.
         return_worker_response::Status::Returned | return_worker_response::Status::Unset => {
             Ok(Released::Returned)
         }
@@ -311,7 +310,7 @@ pub(crate) fn give_back(answer: Result<Response<ReturnWorkerResponse>, Status>) 
     ReturnAnswer { outcome, again: true, answered: true }
 }
 
-/// Reads a status that answers a question.
+/// Reads the status of any other call.
 pub(crate) fn error(status: &Status) -> Error {
     Failure::of(status).error
 }
@@ -319,17 +318,17 @@ pub(crate) fn error(status: &Status) -> Error {
 /// What a gRPC status means.
 struct Failure {
     error: Error,
-    /// Whether the next try may bring another answer.
+    /// Whether the next try may have another answer.
     fault: bool,
     /// Whether the call may have reached the server.
     sent: bool,
-    /// Whether it is the server's own.
+    /// Whether the server sent the status.
     by_server: bool,
 }
 
 impl Failure {
     fn of(status: &Status) -> Self {
-        // A status with a source was made up on this side of the wire.
+        // A status with a source was made by the transport on this side.
         if status.source().is_some() {
             let not_connected = cause::<NotConnected>(status);
             let error = match not_connected {
@@ -345,14 +344,14 @@ impl Failure {
             Code::PermissionDenied => Error::PermissionDenied { message },
             Code::ResourceExhausted => Error::QuotaExceeded { message },
             Code::InvalidArgument => Error::invalid(message),
-            // Wrong server or wrong path among them: asking again gives the same answer.
+            // Among them are a wrong server and a wrong path, where trying again does not help.
             _ => Error::unavailable(describe(status)),
         };
         Self { error, fault: is_fault(status.code()), sent: true, by_server: true }
     }
 }
 
-/// What to change in the session URL when one end speaks TLS and the other does not.
+/// Says what to change in the session URL when one end speaks TLS and the other does not.
 fn mismatched(server: &str, mismatch: Mismatch) -> Error {
     Error::invalid(match mismatch {
         Mismatch::Tls => format!(
@@ -364,7 +363,7 @@ fn mismatched(server: &str, mismatch: Mismatch) -> Error {
     })
 }
 
-/// Whether a server that answers `code` may answer otherwise a moment later.
+/// Whether a server that answers `code` may have another answer a moment later.
 fn is_fault(code: Code) -> bool {
     matches!(
         code,
@@ -378,13 +377,13 @@ fn is_fault(code: Code) -> bool {
     )
 }
 
-/// The ceiling that an answer of status `resource_exhausted` names.
-fn ceiling(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error {
+/// Reads the limit that an answer of status `resource_exhausted` names.
+fn reached_limit(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error {
     let number = |name| metadata.get(name)?.to_str().ok()?.parse::<u64>().ok();
     let stated = number("x-denied-active").zip(number("x-denied-max"));
     let scope =
         metadata.get("x-denied-scope").and_then(|name| Scope::from_wire(name.to_str().ok()?));
-    // A server without the metadata leaves it to the client to see which ceiling it was.
+    // Without the metadata the counts show which limit it was.
     let of_trace = state.worker_count_per_trace_id.get(&*asked.ids.trace).copied().unwrap_or(0);
     let (seen, counts) = match asked.worker {
         Some(worker) if of_trace >= worker.most => (Scope::Trace, (of_trace, worker.most)),
@@ -403,40 +402,34 @@ fn ceiling(metadata: &MetadataMap, state: &WorkersState, asked: &Asked) -> Error
     }
 }
 
-/// The TTL a server told, if it makes sense.
+/// Reads the TTL that the server says, if it is valid.
 fn read_ttl(metadata: &MetadataMap) -> Option<Duration> {
     let millis =
         metadata.get("x-lease-ttl-ms")?.to_str().ok()?.parse().ok().filter(|ms| *ms > 0)?;
     Some(Duration::from_millis(millis).min(MAX_TTL))
 }
 
-/// What a status says, with what caused it.
+/// Describes a status with its causes.
 fn describe(status: &Status) -> String {
     let mut text = match status.message() {
         "" => status.code().description().to_owned(),
         message => message.to_owned(),
     };
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+    for cause in causes(status).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
         }
-        cause = error.source();
     }
     clip(&text)
 }
 
-/// The cause of a status that is an `E`.
+/// Finds the cause of a status that is an `E`.
 pub(crate) fn cause<E: std::error::Error + 'static>(status: &Status) -> Option<&E> {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        cause = error.source();
-    }
-    None
+    causes(status).find_map(|cause| cause.downcast_ref())
+}
+
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(status.source(), |&cause| cause.source())
 }
 
 pub(crate) fn clip(message: &str) -> String {

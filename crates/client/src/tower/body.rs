@@ -1,4 +1,4 @@
-//! The body of a gated response: it ends with the session, and the session with it.
+//! The body of a gated response. It ends when the session ends, and returns the session at its end.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::protocol::{Protocol, told};
+use super::protocol::{Protocol, answer_to_caller};
 use crate::error::Error;
 use crate::guard::Session;
 use crate::plugin::BoxFuture;
@@ -19,8 +19,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pin_project! {
     /// The response body of a service behind a [`SessionLayer`](crate::SessionLayer).
     ///
-    /// It holds the session of the response until the body inside has ended or failed, or until it
-    /// is dropped. When the session ends before, so does the body, between two frames.
+    /// It holds the session of the response until the inner body has ended or failed, or until it is
+    /// dropped. When the session ends first, the body ends, between two frames.
     pub struct SessionBody<B> {
         #[pin]
         state: State<B>,
@@ -30,22 +30,22 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<B> {
-        /// Exempt: nothing is held for it.
+        /// The path is exempt, and there is no session.
         Open { #[pin] body: B },
         Held {
-            // Dropped in this order: workers in the body go before their session.
+            // Dropped in this order: workers in the body before their session.
             #[pin] body: B,
             protocol: Protocol,
             ended: BoxFuture<'static, Error>,
             held: HeldSession,
         },
-        /// The words of a refusal.
+        /// The text of a refusal.
         Text { text: Bytes },
         Over,
     }
 }
 
-/// The session of one response, returned when this is dropped, whoever else has the guard.
+/// The session of one response, returned when this is dropped, even if the handler keeps the guard.
 pub(super) struct HeldSession(pub(super) Arc<Session>);
 
 impl Drop for HeldSession {
@@ -91,10 +91,12 @@ where
                     .poll_frame(cx)
                     .map(|frame| frame.map(|frame| frame.map_err(Into::into)));
             }
-            // The session first: a body that always has a frame must not outrun its revocation.
+            // The session first: otherwise a body that always has a frame would ignore a revocation.
             StateProjection::Held { mut body, protocol, ended, .. } => {
                 match ended.as_mut().poll(cx) {
-                    Poll::Ready(reason) => (Some(protocol.break_off(told(reason))), true),
+                    Poll::Ready(reason) => {
+                        (Some(protocol.break_off(answer_to_caller(reason))), true)
+                    }
                     Poll::Pending => {
                         let frame = ready!(body.as_mut().poll_frame(cx));
                         let over = match &frame {
@@ -125,7 +127,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.state {
             State::Open { body } => body.size_hint(),
-            State::Held { body, protocol, .. } if protocol.tells_length() => body.size_hint(),
+            State::Held { body, protocol, .. } if protocol.announces_length() => body.size_hint(),
             State::Held { .. } => SizeHint::default(),
             State::Text { text } => SizeHint::with_exact(text.len() as u64),
             State::Over => SizeHint::with_exact(0),

@@ -1,4 +1,4 @@
-//! Who is asking, as trusted headers tell it.
+//! The caller of a request, from trusted headers.
 
 use http::HeaderMap;
 
@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::request::{Id, SessionRequest};
 
 impl SessionRequest {
-    /// Asks for a session of `service` for whom the headers of a request name.
+    /// Asks for a session of `service` for the organization in the headers of a request.
     ///
     /// | header | |
     /// | --- | --- |
@@ -14,14 +14,14 @@ impl SessionRequest {
     /// | `x-api-key-id` | the id of the API key; may be absent |
     /// | `x-trace-id` | the trace id; without it the session gets a random one |
     ///
-    /// An organization is needed: a service that authenticates nobody asks for whom it likes by a
-    /// closure of its own, or for the server's `default_organization` by an empty name.
+    /// An organization is required. A service without authentication chooses it in a closure of its
+    /// own; an empty name is the `default_organization` of the server.
     ///
-    /// They are believed: only whatever authenticates callers may set them.
+    /// The headers are trusted: only the authentication in front of the service may set them.
     ///
-    /// `traceparent` is not read. Callers set it as they like, and one distributed trace may open
-    /// many streams; these would share one ceiling on their workers, and their workers would not
-    /// end with their session. A trace id of its own gives every session both.
+    /// `traceparent` is not read. Callers choose it, and one distributed trace may open many streams.
+    /// These would share one limit of workers, and their workers would not end with their session. So
+    /// every session has a trace id of its own.
     ///
     /// # Errors
     ///
@@ -40,9 +40,9 @@ impl SessionRequest {
     }
 }
 
-/// Returns the one value of a header, if there is any in it.
+/// Returns the value of a header, if it has one that is not empty.
 ///
-/// A second value means that somebody added one to what the caller sent: neither is to be believed.
+/// A second value may come from the caller, so that neither can be trusted.
 fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Error> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! How a refusal and a revocation are said to whoever asked.
+//! The answer to a caller whose request is refused or whose session is revoked.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -10,11 +10,11 @@ use crate::error::Error;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the caller speaks.
+/// The protocol of the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Grpc,
-    /// gRPC-Web that no layer outside translates: it has no trailers. With its content type.
+    /// gRPC-Web that no outer layer translates, with its content type. It has no trailers.
     GrpcWeb(HeaderValue),
     Http,
 }
@@ -31,7 +31,7 @@ impl Protocol {
         }
     }
 
-    /// The whole response to a request that gets no session, or that lost it before its answer.
+    /// Makes the response to a request that gets no session, or whose session ended before its answer.
     pub(super) fn refuse(self, error: Error) -> Response<Bytes> {
         if self == Self::Http {
             let status = http_status(error.code());
@@ -41,7 +41,7 @@ impl Protocol {
             response.headers_mut().insert(CONTENT_TYPE, kind);
             return response;
         }
-        // Trailers only, which every kind of gRPC reads from the headers.
+        // In a response without a body every kind of gRPC reads the status from the headers.
         let response = Status::from(error).into_http::<()>();
         let mut response = response.map(|()| Bytes::new());
         if let Self::GrpcWeb(kind) = self {
@@ -50,7 +50,7 @@ impl Protocol {
         response
     }
 
-    /// The last frame of a response whose session has ended.
+    /// Makes the last frame of a response whose session has ended.
     pub(super) fn break_off(&self, reason: Error) -> Result<Frame<Bytes>, BoxError> {
         if *self != Self::Grpc {
             return Err(reason.into());
@@ -60,17 +60,17 @@ impl Protocol {
         Ok(Frame::trailers(trailers))
     }
 
-    /// Whether a response that breaks off may be announced with its length.
-    pub(super) fn tells_length(&self) -> bool {
-        // An early end of gRPC is a good end, with trailers: it must not fall short of a promise.
+    /// Whether a response may announce the length of its body.
+    pub(super) fn announces_length(&self) -> bool {
+        // In gRPC a revocation ends the body regularly, with trailers, before the announced length.
         *self != Self::Grpc
     }
 }
 
-/// Returns what the caller of the service is told about an error of the pool.
+/// Returns the error of the pool for the caller of the service.
 ///
-/// Whom the session server does not accept is this service, and not its caller.
-pub(super) fn told(error: Error) -> Error {
+/// Where the session server does not accept the key of this service, the caller is not at fault.
+pub(super) fn answer_to_caller(error: Error) -> Error {
     if error.code() != Code::Unauthenticated {
         return error;
     }

@@ -1,16 +1,22 @@
-//! Keep-alives of held leases, borrows of forgotten ones, and what their answers change.
+//! Keep-alives of held leases, alone and in batches, borrows of forgotten ones, and what their answers
+//! change.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::lease::{
     Answered, BorrowAnswer, DEFAULT_TTL, Grant, KeepAliveAnswer, Place, Role, State, Target,
 };
 use super::schedule::{Due, RETRY};
-use super::{Call, Core, MOST_CALLS, Notice};
+use super::stream::{Batch, Detached, InFlight, MOST_KEYS, StreamEvent};
+use super::{Call, Core, MOST_CALLS, Notice, Phase};
 use crate::error::Error;
 
 /// The longest a keep-alive or a borrow of the driver may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How much too early a keep-alive may be sent together with one that is due.
+const EARLY: Duration = Duration::from_millis(100);
 
 impl Core {
     /// Returns the next call that is due at `now`.
@@ -273,5 +279,123 @@ impl Core {
                 self.end(worker, reason);
             }
         }
+    }
+
+    // ---- keep-alives in batches ----
+
+    pub(super) fn wants_stream(&self) -> bool {
+        self.phase == Phase::Open && !self.leases.held.is_empty()
+    }
+
+    /// Handles an event of the stream.
+    pub(crate) fn handle_stream(&mut self, event: StreamEvent, now: Instant) {
+        match event {
+            StreamEvent::Opened => {
+                tracing::debug!("keep-alives go over one stream");
+                self.handle_link(true, now);
+                // It names every held lease, so that a revocation is pushed.
+                self.stream.opened(self.leases.held.keys().copied(), now);
+            }
+            StreamEvent::Answer { batch, places } => {
+                if !self.handle_batch(batch, places, now) {
+                    tracing::warn!(
+                        "the server answered a batch that does not exist; attaching again"
+                    );
+                    self.handle_stream(StreamEvent::Over(Detached::Broken), now);
+                    self.stream.is_given_up = true;
+                }
+            }
+            StreamEvent::Revoked { key, reason } => {
+                if let Some(number) = self.keys.get(key.as_str()).copied() {
+                    self.revoke(number, &reason);
+                }
+            }
+            StreamEvent::Over(why) => {
+                let batches = self.close_stream(why, now);
+                tracing::debug!(?why, batches = batches.len(), "keep-alives are unary calls");
+                // No lease ends with the stream. What was in flight is due at once.
+                for number in batches.into_iter().flat_map(|batch| batch.numbers) {
+                    match self.leases.answered(number) {
+                        Answered::Held(held) => self.schedule.interrupted(number, held, now),
+                        Answered::Ended(_) => {}
+                        Answered::Returning => self.unhold(number, now),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the batches that will not be answered. New leases that were not named get a keep-alive.
+    fn close_stream(&mut self, why: Detached, now: Instant) -> Vec<InFlight> {
+        for number in std::mem::take(&mut self.stream.unnamed) {
+            if let Some(held) = self.leases.held_mut(number) {
+                self.schedule.add_new(number, held, now);
+            }
+        }
+        self.stream.over(why, now, &mut self.schedule.rng)
+    }
+
+    /// Returns the next batch that is due at `now`.
+    pub(super) fn poll_batch(&mut self, now: Instant) -> Option<Batch> {
+        if self.stream.is_late(now) {
+            self.close_late_stream(now);
+        }
+        let beats = self.schedule.next().is_some_and(|at| at <= now);
+        if !self.stream.has_room() || !(beats || self.stream.naming_is_due(now)) {
+            return None;
+        }
+        let mut numbers = Vec::new();
+        let mut keys = Vec::new();
+        let until = now + EARLY.min(self.rules.delay / 8);
+        // First what is due and what will be soon, then what must be named.
+        while beats && numbers.len() < MOST_KEYS {
+            match self.schedule.due(&mut self.leases, now, until, None) {
+                Some(Due::KeepAlive(number)) => numbers.push(number),
+                Some(Due::Lost(number)) => self.lose(number),
+                Some(Due::Borrow(_)) | None => break,
+            }
+        }
+        while numbers.len() < MOST_KEYS {
+            let Some(number) = self.stream.next_unnamed(now) else { break };
+            if let Some(held) = self.leases.held_mut(number)
+                && self.schedule.take(number, held)
+            {
+                numbers.push(number);
+            }
+        }
+        if numbers.is_empty() {
+            return None;
+        }
+        keys.reserve_exact(numbers.len());
+        keys.extend(numbers.iter().filter_map(|n| Some(self.leases.held.get(n)?.key.to_string())));
+        Some(Batch { number: self.stream.send(numbers, now), keys })
+    }
+
+    /// Closes the stream, because an answer is too late.
+    fn close_late_stream(&mut self, now: Instant) {
+        let error = Error::unavailable("keep-alives over the stream were not answered in time");
+        for batch in self.close_stream(Detached::Broken, now) {
+            for number in batch.numbers {
+                let fault = KeepAliveAnswer::Fault(error.clone());
+                self.handle_one_keep_alive(number, fault, batch.sent, now);
+            }
+        }
+        self.stream.is_given_up = true;
+    }
+
+    /// Handles the answer to a batch, and returns whether it is valid.
+    fn handle_batch(
+        &mut self,
+        batch: u64,
+        mut places: HashMap<u32, KeepAliveAnswer>,
+        now: Instant,
+    ) -> bool {
+        let Some(batch) = self.stream.answered(batch) else { return false };
+        self.handle_link(true, now);
+        for (place, number) in (0..).zip(batch.numbers) {
+            let answer = places.remove(&place).unwrap_or(KeepAliveAnswer::Extended(None));
+            self.handle_one_keep_alive(number, answer, batch.sent, now);
+        }
+        places.is_empty()
     }
 }

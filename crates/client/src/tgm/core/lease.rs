@@ -1,6 +1,6 @@
 //! One lease as the core knows it, from its grant until its return has ended.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +15,9 @@ use crate::request::Ids;
 
 /// The TTL of a lease whose server does not say it.
 pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(60);
+
+/// Most returns in flight at once.
+pub(super) const MOST_RETURNS: usize = 64;
 
 /// What a borrow asks for. It is asked for again when the server forgot the lease.
 #[derive(Clone, Debug)]
@@ -169,6 +172,37 @@ impl Returning {
             fault: None,
             waiters: Vec::new(),
         }
+    }
+}
+
+/// The order in which leases are returned.
+#[derive(Debug, Default)]
+pub(super) struct Returns {
+    /// One entry per return, at its next event: its next try, the end of its session's patience, or
+    /// when it is given up.
+    pub(super) queue: BTreeSet<(Instant, u64)>,
+    /// Those whose try is due.
+    pub(super) ready: VecDeque<u64>,
+    /// Tries in flight.
+    pub(super) calls: usize,
+}
+
+impl Returns {
+    pub(super) fn has_room(&self) -> bool {
+        self.calls < MOST_RETURNS
+    }
+
+    /// Returns when to ask `Core::due_return` again; `None` when only an answer can change that.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        let try_at = (self.has_room() && !self.ready.is_empty()).then_some(now);
+        try_at.into_iter().chain(self.queue.first().map(|(at, _)| *at)).min()
+    }
+
+    /// Sets the next event of a return, which is given up at its time in any case.
+    pub(super) fn set_due(&mut self, number: u64, returning: &mut Returning, due: Instant) {
+        self.queue.remove(&(returning.due, number));
+        returning.due = due.min(returning.give_up);
+        self.queue.insert((returning.due, number));
     }
 }
 

@@ -26,11 +26,11 @@ use tokio::sync::oneshot;
 pub(crate) use self::lease::{
     Asked, BorrowAnswer, DEFAULT_TTL, Grant, KeepAliveAnswer, OfWorker, ReturnAnswer, Target,
 };
-use self::lease::{Held, Lapse, Leases, Role, State, Workers};
-use self::returns::Returns;
-use self::schedule::Schedule;
+use self::lease::{Held, Lapse, Leases, Returns, Role, State, Workers};
+pub(crate) use self::schedule::backoff;
+use self::schedule::{Link, Schedule};
+use self::stream::Stream;
 pub(crate) use self::stream::{Batch, Detached, MOST_BATCHES, StreamEvent};
-use self::stream::{Link, Stream};
 use crate::counts::Counts;
 use crate::error::{Error, Scope};
 use crate::held::{Lease, Released};
@@ -181,9 +181,14 @@ impl Core {
         if let Some(call) = self.poll_call(now) {
             return Some(Output::Call(call));
         }
-        let wanted = self.wants_stream();
+        if self.stream.take_given_up() {
+            return Some(Output::CloseStream);
+        }
+        if self.wants_stream() && self.stream.begin_opening(now) {
+            return Some(Output::OpenStream);
+        }
         // Leases may have been lost above.
-        self.stream.poll_output(wanted, now).or_else(|| self.poll_notice().map(Output::Notice))
+        self.poll_notice().map(Output::Notice)
     }
 
     /// Returns the next notice. Whoever calls a method of the core delivers the notices that follow.

@@ -1,21 +1,17 @@
 //! How leases leave the pool: by a release, by a close, workers before their session.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use rand::RngExt as _;
 use tokio::sync::oneshot;
 
 use super::lease::{OfWorker, ReturnAnswer, Returning, Role, Target};
+use super::schedule::backoff;
 use super::stream::Stream;
 use super::{Call, Core, Notice, Phase};
 use crate::error::Error;
 use crate::held::{Release, Released};
 use crate::plugin::CloseReport;
 use crate::stats::PoolStats;
-
-/// Most returns in flight at once.
-pub(super) const MOST_RETURNS: usize = 64;
 
 /// Most leases without a known key that may wait for their return at once.
 pub(super) const MOST_STRAYS: usize = 65_536;
@@ -33,33 +29,6 @@ const LINK_PAUSE: Duration = Duration::from_secs(1);
 
 /// The minimal life of a session when neither the URL nor the server says one.
 const MINIMAL_LIFE: Duration = Duration::from_secs(5);
-
-/// The order in which leases are returned.
-#[derive(Debug, Default)]
-pub(super) struct Returns {
-    /// One entry per return, at its next event: its next try, the end of its session's patience, or
-    /// when it is given up.
-    queue: BTreeSet<(Instant, u64)>,
-    /// Those whose try is due.
-    ready: VecDeque<u64>,
-    /// Tries in flight.
-    calls: usize,
-}
-
-impl Returns {
-    /// Returns when to ask [`Core::due_return`] again; `None` when only an answer can change that.
-    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        let try_at = (self.calls < MOST_RETURNS && !self.ready.is_empty()).then_some(now);
-        try_at.into_iter().chain(self.queue.first().map(|(at, _)| *at)).min()
-    }
-
-    /// Sets the next event of a return, which is given up at its time in any case.
-    fn set_due(&mut self, number: u64, returning: &mut Returning, due: Instant) {
-        self.queue.remove(&(returning.due, number));
-        returning.due = due.min(returning.give_up);
-        self.queue.insert((returning.due, number));
-    }
-}
 
 impl Core {
     /// Queues the return of a lease, its workers first. Unknown and returned leases are no error.
@@ -190,7 +159,7 @@ impl Core {
                 self.returns.ready.push_back(number);
             }
         }
-        while self.returns.calls < MOST_RETURNS {
+        while self.returns.has_room() {
             let number = self.returns.ready.pop_front()?;
             // It may have been given up meanwhile.
             let Some(returning) = self.leases.returning.get_mut(&number) else { continue };
@@ -220,9 +189,8 @@ impl Core {
         returning.in_flight = false;
         match outcome {
             Err(error) if again => {
-                let doublings = returning.tries.min(16).saturating_sub(1);
-                let pause = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
-                let next = now + pause.mul_f64(self.schedule.rng.random_range(0.5..=1.0));
+                let (tries, rng) = (returning.tries, &mut self.schedule.rng);
+                let next = now + backoff(tries, FIRST_PAUSE, LONGEST_PAUSE, rng);
                 returning.fault = Some(Box::new(error));
                 self.stats.retried += u64::from(next < returning.give_up);
                 self.returns.set_due(number, returning, next);

@@ -7,11 +7,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use lease::BorrowId;
-use rand::RngExt as _;
+use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::lease::{Held, Lapse, Leases, Place, State};
-use super::stream::Link;
 use crate::error::Error;
 
 /// The pause after a failed call.
@@ -28,6 +27,13 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// By which part of its interval a keep-alive may be early or late.
 const SPREAD: f64 = 0.05;
+
+/// How many calls per [`WINDOW`] test whether the server is back.
+const PROBES: u32 = 16;
+pub(super) const WINDOW: Duration = Duration::from_secs(1);
+
+/// How old the last failure of an outage may be beyond the length of the outage.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -334,9 +340,71 @@ impl Schedule {
     }
 }
 
+/// Returns the pause after `failures` in a row, of which there is one at least. The pauses double from
+/// `first` to `longest`, and each is up to a half shorter, so that clients do not retry together.
+pub(crate) fn backoff(
+    failures: u32,
+    first: Duration,
+    longest: Duration,
+    rng: &mut impl RngExt,
+) -> Duration {
+    let pause = first.saturating_mul(1 << (failures.clamp(1, 17) - 1)).min(longest);
+    pause.mul_f64(rng.random_range(0.5..=1.0))
+}
+
 /// Leaves time for the wait in the line, which takes up to one interval, even when the server was
 /// asked so late that the lease would be lost already.
 fn allow_a_try(held: &mut Held, now: Instant) {
     held.lost_at = held.lost_at.max(now + held.ttl / 2);
     held.lapse.fail(None);
+}
+
+/// Whether the server can be reached, as the last calls showed.
+///
+/// While the server is away ten thousand leases would retry every second, and each try could cost an
+/// attempt to connect. So only a few calls are made, until one is answered.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    down: Option<Probing>,
+}
+
+#[derive(Debug)]
+struct Probing {
+    /// The first and the last failure since the server answered.
+    failed: (Instant, Instant),
+    /// The calls of the current [`WINDOW`], and when it began.
+    sent: u32,
+    since: Option<Instant>,
+}
+
+impl Link {
+    /// Notes that the server answered, and returns whether that ends an outage.
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
+        self.down.take().is_some_and(|Probing { failed: (first, _), .. }| now >= first + WINDOW)
+    }
+
+    /// Notes that a call failed in the network, or that the server could not serve it.
+    pub(super) fn failed(&mut self, now: Instant) {
+        let failed = (now, now);
+        self.down.get_or_insert(Probing { failed, since: None, sent: 0 }).failed.1 = now;
+    }
+
+    /// Whether nothing was answered for `outage`, and the last failure is so recent that the server
+    /// must be taken to be away.
+    pub(super) fn is_down_since(&self, outage: Duration, now: Instant) -> bool {
+        self.down.as_ref().is_some_and(|Probing { failed: (first, last), .. }| {
+            now >= *first + outage && now <= *last + outage + FRESH
+        })
+    }
+
+    /// Returns whether one more call may go out at `now`, and counts it.
+    pub(super) fn admits(&mut self, now: Instant) -> bool {
+        let Some(probing) = &mut self.down else { return true };
+        if probing.since.is_none_or(|since| now >= since + WINDOW) {
+            *probing = Probing { since: Some(now), sent: 0, ..*probing };
+        }
+        let admitted = probing.sent < PROBES;
+        probing.sent += u32::from(admitted);
+        admitted
+    }
 }

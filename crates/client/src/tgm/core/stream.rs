@@ -1,18 +1,17 @@
 //! The stream that carries keep-alives in batches: when it is opened, what is in flight on it, and
-//! which leases it must name. And whether the server can be reached at all.
+//! which leases it must name.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use rand::{Rng, RngExt as _};
+use rand::RngExt;
 
-use super::lease::{Answered, KeepAliveAnswer};
-use super::schedule::Due;
-use super::{Core, Output, Phase};
+use super::lease::KeepAliveAnswer;
+use super::schedule::backoff;
 use crate::error::Error;
 
 /// Most keys of one batch, by the contract of the wire.
-const MOST_KEYS: usize = 1000;
+pub(super) const MOST_KEYS: usize = 1000;
 
 /// Most batches that wait for their answers at once.
 pub(crate) const MOST_BATCHES: usize = 32;
@@ -38,16 +37,6 @@ const NO_ROOM_PAUSE: Duration = Duration::from_secs(30);
 
 /// The pause before the next attempt at a server that does not know the stream.
 pub(super) const NOT_KNOWN_PAUSE: Duration = Duration::from_secs(300);
-
-/// How much too early a keep-alive may be sent together with one that is due.
-const EARLY: Duration = Duration::from_millis(100);
-
-/// How many calls per [`WINDOW`] test whether the server is back.
-const PROBES: u32 = 16;
-pub(super) const WINDOW: Duration = Duration::from_secs(1);
-
-/// How old the last failure of an outage may be beyond the length of the outage.
-const FRESH: Duration = Duration::from_secs(5);
 
 /// Why a stream has ended, or was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,14 +93,14 @@ enum State {
 pub(super) struct Stream {
     state: State,
     /// Whether the driver must drop its stream.
-    is_given_up: bool,
-    /// The pause after the next failure.
-    pause: Duration,
+    pub(super) is_given_up: bool,
+    /// How many streams broke since one worked.
+    failures: u32,
     /// In the order in which they were sent, which is the order of their deadlines.
     batches: BTreeMap<u64, InFlight>,
     last: u64,
     /// Leases that this stream has not named yet. Until then no revocation of them is pushed.
-    unnamed: VecDeque<u64>,
+    pub(super) unnamed: VecDeque<u64>,
     name_at: Option<Instant>,
 }
 
@@ -121,7 +110,7 @@ impl Stream {
         Self {
             state: State::Off(None),
             is_given_up: false,
-            pause: FIRST_PAUSE,
+            failures: 0,
             batches: BTreeMap::new(),
             last: 0,
             unnamed: VecDeque::new(),
@@ -142,16 +131,18 @@ impl Stream {
         }
     }
 
-    /// Returns what the driver must do about the stream at `now`.
-    pub(super) fn poll_output(&mut self, is_wanted: bool, now: Instant) -> Option<Output> {
-        if std::mem::take(&mut self.is_given_up) {
-            return Some(Output::CloseStream);
-        }
-        if is_wanted && self.opens_at(now).is_some_and(|at| at <= now) {
+    /// Returns whether the driver must drop its stream, once.
+    pub(super) fn take_given_up(&mut self) -> bool {
+        std::mem::take(&mut self.is_given_up)
+    }
+
+    /// Returns whether a stream may be opened at `now`, and counts on it being opened.
+    pub(super) fn begin_opening(&mut self, now: Instant) -> bool {
+        let is_due = self.opens_at(now).is_some_and(|at| at <= now);
+        if is_due {
             self.state = State::Opening;
-            return Some(Output::OpenStream);
         }
-        None
+        is_due
     }
 
     /// Notes that the server has accepted the stream, which must name all of `held`.
@@ -166,19 +157,16 @@ impl Stream {
         &mut self,
         why: Detached,
         now: Instant,
-        rng: &mut impl Rng,
+        rng: &mut impl RngExt,
     ) -> Vec<InFlight> {
         let pause = match why {
-            Detached::Unknown => NOT_KNOWN_PAUSE,
-            Detached::NoRoom => NO_ROOM_PAUSE,
+            Detached::Unknown => backoff(1, NOT_KNOWN_PAUSE, NOT_KNOWN_PAUSE, rng),
+            Detached::NoRoom => backoff(1, NO_ROOM_PAUSE, NO_ROOM_PAUSE, rng),
             Detached::Draining | Detached::Broken => {
-                let pause = self.pause;
-                self.pause = (pause * 2).min(LONGEST_PAUSE);
-                pause
+                self.failures = self.failures.saturating_add(1);
+                backoff(self.failures, FIRST_PAUSE, LONGEST_PAUSE, rng)
             }
         };
-        // After a restart of the server not all of its clients come back at the same moment.
-        let pause = pause.mul_f64(rng.random_range(0.5..=1.0));
         self.state = State::Off(Some(now + pause));
         self.unnamed = VecDeque::new();
         std::mem::take(&mut self.batches).into_values().collect()
@@ -243,175 +231,7 @@ impl Stream {
     /// Takes the batch of an answer. It shows that the stream works.
     pub(super) fn answered(&mut self, batch: u64) -> Option<InFlight> {
         let batch = self.batches.remove(&batch)?;
-        self.pause = FIRST_PAUSE;
+        self.failures = 0;
         Some(batch)
-    }
-}
-
-impl Core {
-    pub(super) fn wants_stream(&self) -> bool {
-        self.phase == Phase::Open && !self.leases.held.is_empty()
-    }
-
-    /// Handles an event of the stream.
-    pub(crate) fn handle_stream(&mut self, event: StreamEvent, now: Instant) {
-        match event {
-            StreamEvent::Opened => {
-                tracing::debug!("keep-alives go over one stream");
-                self.handle_link(true, now);
-                // It names every held lease, so that a revocation is pushed.
-                self.stream.opened(self.leases.held.keys().copied(), now);
-            }
-            StreamEvent::Answer { batch, places } => {
-                if !self.handle_batch(batch, places, now) {
-                    tracing::warn!(
-                        "the server answered a batch that does not exist; attaching again"
-                    );
-                    self.handle_stream(StreamEvent::Over(Detached::Broken), now);
-                    self.stream.is_given_up = true;
-                }
-            }
-            StreamEvent::Revoked { key, reason } => {
-                if let Some(number) = self.keys.get(key.as_str()).copied() {
-                    self.revoke(number, &reason);
-                }
-            }
-            StreamEvent::Over(why) => {
-                let batches = self.close_stream(why, now);
-                tracing::debug!(?why, batches = batches.len(), "keep-alives are unary calls");
-                // No lease ends with the stream. What was in flight is due at once.
-                for number in batches.into_iter().flat_map(|batch| batch.numbers) {
-                    match self.leases.answered(number) {
-                        Answered::Held(held) => self.schedule.interrupted(number, held, now),
-                        Answered::Ended(_) => {}
-                        Answered::Returning => self.unhold(number, now),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Returns the batches that will not be answered. New leases that were not named get a keep-alive.
-    fn close_stream(&mut self, why: Detached, now: Instant) -> Vec<InFlight> {
-        for number in std::mem::take(&mut self.stream.unnamed) {
-            if let Some(held) = self.leases.held_mut(number) {
-                self.schedule.add_new(number, held, now);
-            }
-        }
-        self.stream.over(why, now, &mut self.schedule.rng)
-    }
-
-    /// Returns the next batch that is due at `now`.
-    pub(super) fn poll_batch(&mut self, now: Instant) -> Option<Batch> {
-        if self.stream.is_late(now) {
-            self.close_late_stream(now);
-        }
-        let beats = self.schedule.next().is_some_and(|at| at <= now);
-        if !self.stream.has_room() || !(beats || self.stream.naming_is_due(now)) {
-            return None;
-        }
-        let mut numbers = Vec::new();
-        let mut keys = Vec::new();
-        let until = now + EARLY.min(self.rules.delay / 8);
-        // First what is due and what will be soon, then what must be named.
-        while beats && numbers.len() < MOST_KEYS {
-            match self.schedule.due(&mut self.leases, now, until, None) {
-                Some(Due::KeepAlive(number)) => numbers.push(number),
-                Some(Due::Lost(number)) => self.lose(number),
-                Some(Due::Borrow(_)) | None => break,
-            }
-        }
-        while numbers.len() < MOST_KEYS {
-            let Some(number) = self.stream.next_unnamed(now) else { break };
-            if let Some(held) = self.leases.held_mut(number)
-                && self.schedule.take(number, held)
-            {
-                numbers.push(number);
-            }
-        }
-        if numbers.is_empty() {
-            return None;
-        }
-        keys.reserve_exact(numbers.len());
-        keys.extend(numbers.iter().filter_map(|n| Some(self.leases.held.get(n)?.key.to_string())));
-        Some(Batch { number: self.stream.send(numbers, now), keys })
-    }
-
-    /// Closes the stream, because an answer is too late.
-    fn close_late_stream(&mut self, now: Instant) {
-        let error = Error::unavailable("keep-alives over the stream were not answered in time");
-        for batch in self.close_stream(Detached::Broken, now) {
-            for number in batch.numbers {
-                let fault = KeepAliveAnswer::Fault(error.clone());
-                self.handle_one_keep_alive(number, fault, batch.sent, now);
-            }
-        }
-        self.stream.is_given_up = true;
-    }
-
-    /// Handles the answer to a batch, and returns whether it is valid.
-    fn handle_batch(
-        &mut self,
-        batch: u64,
-        mut places: HashMap<u32, KeepAliveAnswer>,
-        now: Instant,
-    ) -> bool {
-        let Some(batch) = self.stream.answered(batch) else { return false };
-        self.handle_link(true, now);
-        for (place, number) in (0..).zip(batch.numbers) {
-            let answer = places.remove(&place).unwrap_or(KeepAliveAnswer::Extended(None));
-            self.handle_one_keep_alive(number, answer, batch.sent, now);
-        }
-        places.is_empty()
-    }
-}
-
-/// Whether the server can be reached, as the last calls showed.
-///
-/// While the server is away ten thousand leases would retry every second, and each try could cost an
-/// attempt to connect. So only a few calls are made, until one is answered.
-#[derive(Debug, Default)]
-pub(super) struct Link {
-    down: Option<Probing>,
-}
-
-#[derive(Debug)]
-struct Probing {
-    /// The first and the last failure since the server answered.
-    failed: (Instant, Instant),
-    /// The calls of the current [`WINDOW`], and when it began.
-    sent: u32,
-    since: Option<Instant>,
-}
-
-impl Link {
-    /// Notes that the server answered, and returns whether that ends an outage.
-    pub(super) fn answered(&mut self, now: Instant) -> bool {
-        self.down.take().is_some_and(|Probing { failed: (first, _), .. }| now >= first + WINDOW)
-    }
-
-    /// Notes that a call failed in the network, or that the server could not serve it.
-    pub(super) fn failed(&mut self, now: Instant) {
-        let failed = (now, now);
-        self.down.get_or_insert(Probing { failed, since: None, sent: 0 }).failed.1 = now;
-    }
-
-    /// Whether nothing was answered for `outage`, and the last failure is so recent that the server
-    /// must be taken to be away.
-    pub(super) fn is_down_since(&self, outage: Duration, now: Instant) -> bool {
-        self.down.as_ref().is_some_and(|Probing { failed: (first, last), .. }| {
-            now >= *first + outage && now <= *last + outage + FRESH
-        })
-    }
-
-    /// Returns whether one more call may go out at `now`, and counts it.
-    pub(super) fn admits(&mut self, now: Instant) -> bool {
-        let Some(probing) = &mut self.down else { return true };
-        if probing.since.is_none_or(|since| now >= since + WINDOW) {
-            *probing = Probing { since: Some(now), sent: 0, ..*probing };
-        }
-        let admitted = probing.sent < PROBES;
-        probing.sent += u32::from(admitted);
-        admitted
     }
 }

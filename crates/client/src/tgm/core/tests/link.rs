@@ -1,7 +1,7 @@
 //! How many calls look whether a server is back.
 
 use super::*;
-use crate::tgm::core::stream::WINDOW;
+use crate::tgm::core::schedule::WINDOW;
 
 #[test]
 fn a_link_that_is_down_admits_a_few_calls_per_second_and_all_once_one_is_answered() {

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::plugin::CloseReport;
+use crate::tgm::core::lease::MOST_RETURNS;
 use crate::tgm::core::lease::Returning;
-use crate::tgm::core::returns::{FIRST_PAUSE, LONGEST_PAUSE, MOST_RETURNS, SESSION_PATIENCE};
+use crate::tgm::core::returns::{FIRST_PAUSE, LONGEST_PAUSE, SESSION_PATIENCE};
 
 /// Leases on their way back, and the time, which only the test moves.
 struct Bench {
