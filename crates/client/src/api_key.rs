@@ -1,6 +1,5 @@
 //! The key that a pool shows to its server: a fixed one, or the contents of a file that is read again.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::Arc;
@@ -30,7 +29,7 @@ pub(crate) enum ApiKey {
 }
 
 /// A key, with the number of the reading that brought it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub(crate) struct Shown {
     pub(crate) key: Option<HeaderValue>,
     reading: u64,
@@ -112,13 +111,12 @@ impl Filed {
         };
         if let Some(latest) = due {
             let file = self.file.clone();
-            // The disk may hang. Other calls use the last key meanwhile. A runtime that is being shut
-            // down does not read.
-            let _ = tokio::task::spawn_blocking(move || {
-                let read = read(&file);
-                latest.lock().update(read, &file);
-            })
-            .await;
+            // The disk may hang. Other calls use the last key meanwhile.
+            let reading = tokio::task::spawn_blocking(move || (read(&file), latest));
+            // A runtime that is being shut down does not read.
+            if let Ok((read, latest)) = reading.await {
+                latest.lock().update(read, &self.file);
+            }
         }
         self.latest.lock().shown.clone()
     }
@@ -144,15 +142,6 @@ impl Latest {
                     self.logged = Some(problem);
                 }
             }
-        }
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Fixed(key) => f.debug_tuple("Fixed").field(key).finish(),
-            Self::Filed(filed) => f.debug_tuple("Filed").field(&filed.file).finish(),
         }
     }
 }

@@ -219,20 +219,13 @@ impl Parts {
     }
 
     fn warn_of_ignored(&self) {
-        if self.has_user {
-            tracing::warn!(
-                "the session URL names a user, which is ignored; a key goes into the parameter \
-                 `indexer-api-key`"
-            );
-        }
-        if self.has_path {
-            tracing::warn!("the session URL has a path, which is ignored");
-        }
-        if self.has_fragment {
-            tracing::warn!(
-                "the session URL has a fragment, which is ignored; a # inside of a value is \
-                 written %23"
-            );
+        let user =
+            "names a user, which is ignored; a key goes into the parameter `indexer-api-key`";
+        let path = "has a path, which is ignored";
+        let fragment = "has a fragment, which is ignored; a # inside of a value is written %23";
+        let ignored = [(self.has_user, user), (self.has_path, path), (self.has_fragment, fragment)];
+        for (_, problem) in ignored.iter().filter(|(is_there, _)| *is_there) {
+            tracing::warn!("the session URL {problem}");
         }
     }
 }
@@ -244,16 +237,12 @@ fn warn_of_unset(variables: &[Variable]) {
     }
 }
 
-/// Returns the variable whose value the character at `place` belongs to.
-fn variable_at(url: &Expanded, place: usize) -> Option<&Variable> {
-    url.variables().iter().find(|variable| variable.place.contains(&place))
-}
-
 fn refuse_control_characters(url: &Expanded) -> Result<(), Error> {
     let Some(place) = url.text().find(|character: char| character.is_control()) else {
         return Ok(());
     };
-    Err(match variable_at(url, place) {
+    let variable = url.variables().iter().find(|variable| variable.place.contains(&place));
+    Err(match variable {
         Some(Variable { written, .. }) => {
             invalid(format_args!("takes in {written}, which holds a line break or the like"))
         }

@@ -72,7 +72,8 @@ pub(crate) fn expand(
     while let Some((before, behind)) = rest.split_once('$') {
         expanded.text.push_str(before);
         rest = match name_at_start(behind) {
-            Name::Variable { name, behind: left } => {
+            Some(("", left)) => left,
+            Some((name, left)) => {
                 let value = lookup(name);
                 let start = expanded.text.len();
                 expanded.text.push_str(value.as_deref().unwrap_or_default());
@@ -83,8 +84,7 @@ pub(crate) fn expand(
                 });
                 left
             }
-            Name::Broken { behind } => behind,
-            Name::None => {
+            None => {
                 expanded.text.push('$');
                 behind
             }
@@ -97,20 +97,11 @@ pub(crate) fn expand(
     (expanded.text.len() <= most).then_some(expanded)
 }
 
-/// What follows a `$`.
-enum Name<'a> {
-    Variable { name: &'a str, behind: &'a str },
-    Broken { behind: &'a str },
-    None,
-}
-
-fn name_at_start(text: &str) -> Name<'_> {
+/// Splits what follows a `$` into a name and the rest. The name of `${}` and of an unclosed `${` is
+/// empty; `None` when the `$` stays.
+fn name_at_start(text: &str) -> Option<(&str, &str)> {
     if let Some(braced) = text.strip_prefix('{') {
-        return match braced.split_once('}') {
-            Some(("", behind)) => Name::Broken { behind },
-            Some((name, behind)) => Name::Variable { name, behind },
-            None => Name::Broken { behind: braced },
-        };
+        return Some(braced.split_once('}').unwrap_or(("", braced)));
     }
     let length = match text.bytes().next() {
         Some(b'*' | b'#' | b'$' | b'@' | b'!' | b'?' | b'-' | b'0'..=b'9') => 1,
@@ -119,10 +110,7 @@ fn name_at_start(text: &str) -> Name<'_> {
             text.bytes().position(|byte| !in_name(byte)).unwrap_or(text.len())
         }
     };
-    match text.split_at(length) {
-        ("", _) => Name::None,
-        (name, behind) => Name::Variable { name, behind },
-    }
+    (length > 0).then(|| text.split_at(length))
 }
 
 #[cfg(test)]

@@ -31,15 +31,6 @@ enum Kind {
 }
 
 impl Guard {
-    fn new(
-        pool: Arc<dyn SessionPool>,
-        lease: Arc<Lease>,
-        kind: Kind,
-        on_error: Option<Kept>,
-    ) -> Self {
-        Self { pool, lease, kind, released: false, on_error }
-    }
-
     /// Returns who the lease is for.
     ///
     /// ```
@@ -132,7 +123,7 @@ impl Session {
         lease: Arc<Lease>,
         on_error: Option<Kept>,
     ) -> Self {
-        Self(Guard::new(pool, lease, Kind::Session, on_error))
+        Self(Guard { pool, lease, kind: Kind::Session, released: false, on_error })
     }
 
     /// Borrows a worker of `service` under this session, which may hold `max_per_session` of them.
@@ -149,7 +140,8 @@ impl Session {
     ) -> Result<Worker, Error> {
         let request = WorkerRequest::new(service, max_per_session);
         let lease = self.0.pool.borrow_worker(&self.0.lease, request).await?;
-        Ok(Worker::new(self.0.pool.clone(), lease))
+        let (pool, kind) = (self.0.pool.clone(), Kind::Worker);
+        Ok(Worker(Guard { pool, lease, kind, released: false, on_error: None }))
     }
 
     /// Returns the session, its workers first. The future resolves with the answer of the server.
@@ -187,10 +179,6 @@ impl Deref for Session {
 pub struct Worker(Guard);
 
 impl Worker {
-    fn new(pool: Arc<dyn SessionPool>, lease: Arc<Lease>) -> Self {
-        Self(Guard::new(pool, lease, Kind::Worker, None))
-    }
-
     /// Returns the worker. The future resolves with the answer of the server.
     ///
     /// The return begins at once and goes on if the future is dropped.

@@ -184,19 +184,15 @@ where
             () = connected.notified() => next_at = Instant::now() + SILENCE_AFTER_CONNECT,
             () = sleep_until(next_at), if waiting.peek().is_some() => {}
             () = sleep_until(deadline) => {
-                let late = |why: &str| io::Error::new(io::ErrorKind::TimedOut, why);
                 let untried: Vec<_> = waiting.collect();
-                let silent = addresses.into_iter().filter(|address| {
-                    !untried.contains(address) && failed.iter().all(|one| one.address != *address)
-                });
-                let silent: Vec<_> = silent
-                    .map(|address| Try { address, error: late("no answer in time") })
-                    .collect();
-                failed.extend(silent);
-                failed.extend(untried.into_iter().map(|address| Try {
-                    address,
-                    error: late("not tried in time"),
-                }));
+                for address in addresses {
+                    let why = match untried.contains(&address) {
+                        true => "not tried in time",
+                        false if failed.iter().any(|one| one.address == address) => continue,
+                        false => "no answer in time",
+                    };
+                    failed.push(Try { address, error: io::Error::new(io::ErrorKind::TimedOut, why) });
+                }
                 return Err(failed);
             }
         }

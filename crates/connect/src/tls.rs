@@ -142,14 +142,13 @@ impl Tls {
 
     fn update(&self, read: Result<Contents, Unusable>) -> Arc<ClientConfig> {
         let mut in_use = self.in_use.lock();
-        let news = match read {
-            Ok(contents) if contents == in_use.contents => Ok(None),
-            Ok(contents) => match contents.configure(self.protocol) {
-                Ok(config) => Ok(Some((contents, config))),
-                Err(problem) => Err(problem),
-            },
-            Err(problem) => Err(problem),
-        };
+        let news = read.and_then(|contents| {
+            if contents == in_use.contents {
+                return Ok(None);
+            }
+            let config = contents.configure(self.protocol)?;
+            Ok(Some((contents, config)))
+        });
         match news {
             Ok(news) => {
                 in_use.warned = None;

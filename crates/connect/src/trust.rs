@@ -68,8 +68,7 @@ impl ServerCertVerifier for Verifier {
         let by_rules =
             by_rules.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         if by_rules.is_err() && given.iter().any(|given| given == end_entity) {
-            verify_dates(end_entity, now)?;
-            verify_name(end_entity, server_name)?;
+            verify_given(end_entity, server_name, now)?;
             return Ok(ServerCertVerified::assertion());
         }
         by_rules
@@ -98,13 +97,14 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Error> {
+/// Verifies the dates and the name of a certificate that was given.
+fn verify_given(
+    certificate: &CertificateDer<'_>,
+    name: &ServerName<'_>,
+    now: UnixTime,
+) -> Result<(), Error> {
     let parsed = X509Certificate::from_der(certificate);
-    parsed.map(|(_, parsed)| parsed).map_err(|_| CertificateError::BadEncoding.into())
-}
-
-fn verify_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-    let parsed = parse(certificate)?;
+    let (_, parsed) = parsed.map_err(|_| Error::from(CertificateError::BadEncoding))?;
     let (validity, at) = (parsed.validity(), i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     if at < validity.not_before.timestamp() {
         return Err(CertificateError::NotValidYet.into());
@@ -112,12 +112,7 @@ fn verify_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), E
     if at > validity.not_after.timestamp() {
         return Err(CertificateError::Expired.into());
     }
-    Ok(())
-}
-
-fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
     let by_rules = verify_server_name(&ParsedCertificate::try_from(certificate)?, name);
-    let parsed = parse(certificate)?;
     // webpki ignores the common name, but many self-signed certificates have no other name.
     let names = parsed.subject_alternative_name();
     if by_rules.is_err() && matches!(names, Ok(None)) {

@@ -23,17 +23,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a caller borrows.
 pub(crate) enum Wanted {
-    Session { ids: Ids, on_error: Option<OnError> },
+    Session { ids: Ids },
     Worker { session: u64, service: Arc<str>, max_per_session: u32 },
-}
-
-impl Wanted {
-    fn take_callback(&mut self) -> Option<OnError> {
-        match self {
-            Self::Session { on_error, .. } => on_error.take(),
-            Self::Worker { .. } => None,
-        }
-    }
 }
 
 /// How long a borrow may take.
@@ -51,6 +42,7 @@ pub(crate) struct Patience {
 pub(crate) async fn borrow(
     shared: &Arc<Shared>,
     wanted: Wanted,
+    on_error: Option<OnError>,
     patience: Patience,
 ) -> Result<Arc<Lease>, Error> {
     // The names are those of OpenTelemetry, if it has one.
@@ -67,7 +59,7 @@ pub(crate) async fn borrow(
         lease = Empty,
         error = Empty,
     );
-    let borrowing = borrow_or_wait(shared, wanted, patience).instrument(span.clone());
+    let borrowing = borrow_or_wait(shared, wanted, on_error, patience).instrument(span.clone());
     let borrowed = in_runtime(pin!(borrowing)).await;
     match &borrowed {
         Ok(lease) => {
@@ -85,14 +77,15 @@ pub(crate) async fn borrow(
 
 async fn borrow_or_wait(
     shared: &Arc<Shared>,
-    mut wanted: Wanted,
+    wanted: Wanted,
+    mut on_error: Option<OnError>,
     patience: Patience,
 ) -> Result<Arc<Lease>, Error> {
     let give_up = Instant::now() + patience.wait;
     let mut failures = 0;
     loop {
         let error = match InFlight::begin(shared, &wanted) {
-            Ok(borrow) => match borrow.finish(&mut wanted, patience).await {
+            Ok(borrow) => match borrow.finish(&mut on_error, patience).await {
                 Ok(lease) => return Ok(lease),
                 Err(error) => error,
             },
@@ -120,7 +113,7 @@ struct InFlight<'a> {
 impl<'a> InFlight<'a> {
     fn begin(shared: &'a Arc<Shared>, wanted: &Wanted) -> Result<Self, Error> {
         let asked = shared.note(|core| match wanted {
-            Wanted::Session { ids, .. } => core.begin_session(ids, now()),
+            Wanted::Session { ids } => core.begin_session(ids, now()),
             Wanted::Worker { session, service, max_per_session } => {
                 core.begin_worker(*session, service, *max_per_session)
             }
@@ -136,7 +129,7 @@ impl<'a> InFlight<'a> {
     /// Tries until the server grants or refuses, or the timeout passes.
     async fn finish(
         mut self,
-        wanted: &mut Wanted,
+        on_error: &mut Option<OnError>,
         patience: Patience,
     ) -> Result<Arc<Lease>, Error> {
         let Patience { timeout, fail_open, .. } = patience;
@@ -145,9 +138,9 @@ impl<'a> InFlight<'a> {
         let mut fault = None;
         loop {
             if fail_open && self.shared.tell(|core, now| core.fails_open(timeout, now)) {
-                return self.admit(wanted);
+                return self.admit(on_error);
             }
-            let error = match self.attempt(wanted, deadline).await {
+            let error = match self.attempt(on_error, deadline).await {
                 Ok(lease) => return Ok(lease),
                 Err(Try::Final(error)) => return Err(error),
                 // The error of a try that the deadline ended says less than the one before.
@@ -160,7 +153,7 @@ impl<'a> InFlight<'a> {
             }
             let again = Instant::now() + next_pause(&mut failures);
             if again >= deadline {
-                return if fail_open { self.admit(wanted) } else { Err(error) };
+                return if fail_open { self.admit(on_error) } else { Err(error) };
             }
             tracing::debug!(%error, "a borrow failed and is tried again");
             self.shared.note(Core::count_retry);
@@ -170,16 +163,20 @@ impl<'a> InFlight<'a> {
     }
 
     /// Lets the pool admit the borrow by itself.
-    fn admit(mut self, wanted: &mut Wanted) -> Result<Arc<Lease>, Error> {
+    fn admit(mut self, on_error: &mut Option<OnError>) -> Result<Arc<Lease>, Error> {
         let borrowing = self.doubt.then_some(self.id);
-        let on_error = wanted.take_callback();
+        let on_error = on_error.take();
         let lease =
             self.shared.tell(|core, now| core.admit(&self.asked, on_error, borrowing, now))?;
         self.is_granted = true;
         Ok(lease)
     }
 
-    async fn attempt(&mut self, wanted: &mut Wanted, deadline: Instant) -> Result<Arc<Lease>, Try> {
+    async fn attempt(
+        &mut self,
+        on_error: &mut Option<OnError>,
+        deadline: Instant,
+    ) -> Result<Arc<Lease>, Try> {
         let sent = Instant::now();
         let doubted = std::mem::replace(&mut self.doubt, true);
         let left = deadline.saturating_duration_since(sent);
@@ -195,7 +192,7 @@ impl<'a> InFlight<'a> {
                 // All tries have one id, and one id gets one lease.
                 self.doubt = false;
                 self.is_granted = true;
-                let on_error = wanted.take_callback();
+                let on_error = on_error.take();
                 self.shared
                     .tell(|core, now| core.handle_grant(&self.asked, on_error, grant, sent, now))
                     .map_err(Try::Final)

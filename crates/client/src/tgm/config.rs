@@ -249,23 +249,22 @@ impl TgmConfig {
 
     /// Refuses values that contradict each other.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let wrong = |problem| Err(Error::invalid(problem));
-        if self.keep_alive_delay.is_zero() {
-            return wrong("`request-keep-alive-delay` is 0, and it must be above 0");
+        let has_files = self.ca_file.is_some() || self.client_identity.is_some();
+        let has_two_keys = self.indexer_api_key.is_some() && self.indexer_api_key_file.is_some();
+        let problems = [
+            (
+                self.keep_alive_delay.is_zero(),
+                "`request-keep-alive-delay` is 0, and it must be above 0",
+            ),
+            (self.borrow_timeout.is_zero(), "`borrow-timeout` is 0, and it must be above 0"),
+            (self.plaintext && has_files, "`plaintext=true` has no use for certificate files"),
+            (self.insecure && self.ca_file.is_some(), "`insecure=true` has no use for `ca-file`"),
+            (has_two_keys, "`indexer-api-key` and `indexer-api-key-file` are given; one is enough"),
+        ];
+        match problems.into_iter().find(|(is_there, _)| *is_there) {
+            Some((_, problem)) => Err(Error::invalid(problem)),
+            None => Ok(()),
         }
-        if self.borrow_timeout.is_zero() {
-            return wrong("`borrow-timeout` is 0, and it must be above 0");
-        }
-        if self.plaintext && (self.ca_file.is_some() || self.client_identity.is_some()) {
-            return wrong("`plaintext=true` has no use for certificate files");
-        }
-        if self.insecure && self.ca_file.is_some() {
-            return wrong("`insecure=true` has no use for `ca-file`");
-        }
-        if self.indexer_api_key.is_some() && self.indexer_api_key_file.is_some() {
-            return wrong("`indexer-api-key` and `indexer-api-key-file` are given; one is enough");
-        }
-        Ok(())
     }
 
     /// Returns what makes connections to the server. Nothing is sent before the first call.

@@ -24,13 +24,11 @@ use super::core::{
 use super::wire::{self, Remote};
 use crate::error::Error;
 use crate::metered::Metered;
-use crate::stats::PoolStats;
 
 /// How long one try of a return may take.
 const RETURN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What guards, callers and the task of one pool share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
     /// Wakes the task when something is due earlier than it planned.
@@ -38,7 +36,6 @@ pub(crate) struct Shared {
     pub(crate) remote: Arc<Remote>,
 }
 
-#[derive(Debug)]
 struct State {
     core: Core,
     /// When the task asks the core again by itself; `None` when it only waits for answers.
@@ -129,40 +126,11 @@ pub(crate) fn in_runtime<T>(
     })
 }
 
-/// What the core asked the task to do.
-struct Turn {
-    outputs: Vec<Output>,
-    planned: Option<Instant>,
-    over: bool,
-    stats: PoolStats,
-}
-
-impl Shared {
-    fn turn(&self) -> Turn {
-        let now = now();
-        let mut state = self.state.lock();
-        let outputs = std::iter::from_fn(|| state.core.poll_output(now)).collect();
-        state.planned = state.core.poll_timeout(now);
-        Turn {
-            outputs,
-            planned: state.planned,
-            over: state.core.is_drained(),
-            stats: state.core.stats(),
-        }
-    }
-}
-
 /// What the task of a pool owns. When the task ends before its work is done, because its runtime is
 /// shut down or because it panics, dropping this ends all leases of the pool.
 pub(crate) struct Caretaker {
-    shared: Arc<Shared>,
-    metered: Metered,
-}
-
-impl Caretaker {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, metered: Metered::default() }
-    }
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metered: Metered,
 }
 
 impl Drop for Caretaker {
@@ -183,9 +151,15 @@ pub(crate) async fn run(mut caretaker: Caretaker) {
     let mut calls = FuturesUnordered::new();
     let mut stream: Option<Stream> = None;
     loop {
-        let turn = shared.turn();
-        let report = caretaker.metered.report(turn.stats, turn.over, now());
-        for output in turn.outputs {
+        let (outputs, planned, over, stats) = {
+            let now = now();
+            let mut state = shared.state.lock();
+            let outputs: Vec<_> = std::iter::from_fn(|| state.core.poll_output(now)).collect();
+            state.planned = state.core.poll_timeout(now);
+            (outputs, state.planned, state.core.is_drained(), state.core.stats())
+        };
+        let report = caretaker.metered.report(stats, over, now());
+        for output in outputs {
             match output {
                 Output::Notice(notice) => notice.deliver(),
                 Output::Call(call) => calls.push(shared.call(call)),
@@ -199,10 +173,10 @@ pub(crate) async fn run(mut caretaker: Caretaker) {
                 }
             }
         }
-        if turn.over {
+        if over {
             return;
         }
-        let at = turn.planned.into_iter().chain(report).min();
+        let at = planned.into_iter().chain(report).min();
         let time = async {
             match at {
                 Some(at) => tokio::time::sleep_until(at.into()).await,

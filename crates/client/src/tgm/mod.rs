@@ -6,6 +6,7 @@ mod core;
 mod driver;
 mod wire;
 
+use std::fmt;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::api_key::ApiKey;
 use crate::dsn::Dsn;
 use crate::error::Error;
 use crate::held::{Lease, Release};
+use crate::metered::Metered;
 use crate::plugin::{BoxFuture, CloseReport, SessionPool};
 use crate::request::{SessionRequest, WorkerRequest};
 use crate::stats::PoolStats;
@@ -38,7 +40,6 @@ use crate::stats::PoolStats;
 /// The task lives in the runtime that the pool was made in. If that is shut down first, everything
 /// held ends as [`Error::Closed`], and borrows and releases from other runtimes fail with this error.
 /// What was held counts on the server until its TTL ends.
-#[derive(Debug)]
 pub struct TgmPool {
     shared: Arc<Shared>,
     patience: Patience,
@@ -112,7 +113,8 @@ impl TgmPool {
         let core = Core::new(rules, rand::make_rng(), driver::now());
         let remote = Remote::new(Connection::new(connector), config.origin()?, key);
         let shared = Arc::new(Shared::new(core, remote));
-        runtime.spawn(driver::run(Caretaker::new(shared.clone())));
+        let caretaker = Caretaker { shared: shared.clone(), metered: Metered::default() };
+        runtime.spawn(driver::run(caretaker));
         let (timeout, wait) = (config.borrow_timeout, config.borrow_wait);
         let patience = Patience { timeout, wait, fail_open };
         Ok(Self { shared, patience })
@@ -182,8 +184,8 @@ impl SessionPool for TgmPool {
                 .trace(&request.trace)
                 .validate()
                 .map_err(Error::of_request)?;
-            let wanted = Wanted::Session { ids: request.ids(), on_error: request.on_error };
-            borrow::borrow(&self.shared, wanted, self.patience).await
+            let wanted = Wanted::Session { ids: request.ids() };
+            borrow::borrow(&self.shared, wanted, request.on_error, self.patience).await
         })
     }
 
@@ -199,7 +201,7 @@ impl SessionPool for TgmPool {
                 service: request.service,
                 max_per_session: request.max_per_session,
             };
-            borrow::borrow(&self.shared, wanted, self.patience).await
+            borrow::borrow(&self.shared, wanted, None, self.patience).await
         })
     }
 
@@ -229,6 +231,12 @@ impl SessionPool for TgmPool {
 
     fn stats(&self) -> PoolStats {
         self.shared.note(|core| core.stats())
+    }
+}
+
+impl fmt::Debug for TgmPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TgmPool").field("patience", &self.patience).finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,6 @@
 //! stream must not look like a spent budget.
 
 use std::error::Error as _;
-use std::fmt;
 use std::time::Duration;
 
 use ::connect::{Connection, Mismatch, NotConnected, grpc};
@@ -180,13 +179,6 @@ impl Remote {
             request.headers_mut().insert(BORROW_ID, borrow_id_header(id));
         }
         request
-    }
-}
-
-impl fmt::Debug for Remote {
-    /// Hides the address: it may be the value of a variable.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remote").field("key", &self.key).finish_non_exhaustive()
     }
 }
 

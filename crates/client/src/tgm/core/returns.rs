@@ -199,16 +199,13 @@ impl Core {
         }
     }
 
-    /// Notes that the return of a worker was tried: its session does not wait for it any more.
+    /// Notes that the return of a worker was tried: its session, held or being returned, does not wait
+    /// for it any more.
     fn mark_tried(&mut self, number: u64, now: Instant) {
         let returning = self.leases.returning_mut(number);
-        if let Some(session) = returning.and_then(|returning| returning.session.take()) {
-            self.release_session_from(session, now);
-        }
-    }
-
-    /// Notes that a session, held or being returned, waits for one worker less.
-    fn release_session_from(&mut self, session: u64, now: Instant) {
+        let Some(session) = returning.and_then(|returning| returning.session.take()) else {
+            return;
+        };
         match self.leases.workers_mut(session) {
             Some(workers) => workers.leaving -= 1,
             None => self.unhold(session, now),
