@@ -24,7 +24,7 @@ use tower::ServiceExt as _;
 use super::api::Peer;
 use crate::accept::Acceptor;
 use crate::stream::{Tracked, Tracker};
-use places::{Connection, Places};
+use places::{AdminConnection, AdminPlaces};
 
 /// The most bytes of the headers of a request, and of an answer in the write buffer.
 const BUFFER: usize = 64 * 1024;
@@ -36,7 +36,7 @@ static ACCEPTOR: Acceptor = Acceptor::new("the admin port");
 
 /// Serves `router` until the server stops, then drops every connection.
 pub(crate) async fn serve(listener: TcpListener, router: Router, stopped: CancellationToken) {
-    let places = Places::new();
+    let places = AdminPlaces::new();
     let serve = |stream, peer| {
         let (router, stopped) = (router.clone(), stopped.clone());
         let connection = places.admit();
@@ -51,18 +51,18 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stopped: Cancel
     ACCEPTOR.run(listener, &stopped, serve).await;
 }
 
-impl Tracker for Arc<Connection> {
+impl Tracker for Arc<AdminConnection> {
     fn received(&mut self, _: &[u8]) {
         self.bytes_received();
     }
 
     fn flushed(&mut self) {
-        Connection::flushed(self);
+        AdminConnection::flushed(self);
     }
 }
 
 /// Serves one connection until it ends, misses a deadline or is evicted.
-async fn drive<I>(stream: I, peer: Peer, router: Router, connection: Arc<Connection>)
+async fn drive<I>(stream: I, peer: Peer, router: Router, connection: Arc<AdminConnection>)
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -163,10 +163,10 @@ mod tests {
         let connection = Connection::of_a_test();
         let other = connection.another_of_a_test();
         let (begun, goes_on) = (CancellationToken::new(), CancellationToken::new());
-        let (told, asked) = (begun.clone(), goes_on.clone());
+        let (begins, asked) = (begun.clone(), goes_on.clone());
         let (done, is_done) = tokio::sync::oneshot::channel();
         Calls(connection.clone()).execute(async move {
-            told.cancel();
+            begins.cancel();
             asked.cancelled().await;
             let _ = done.send(());
         });

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use policy::{Outside, Place, Policy, SettingError, Warning};
 
 use super::given::Given;
-use super::watch::{self, Digest, Read};
+use super::watch::{self, Digest, FileDigests};
 use crate::error::Error;
 
 /// A policy file that was read: the policy, the settings of the server, and warnings.
@@ -27,7 +27,7 @@ pub struct Loaded {
 #[derive(Clone, Debug)]
 pub struct PolicyFile {
     /// The policy file, and then the files that it names.
-    files: Read,
+    files: FileDigests,
     server: Given,
     warnings: Vec<Warning>,
 }
@@ -86,7 +86,7 @@ impl Loaded {
         path: &Path,
         contents: io::Result<Vec<u8>>,
         read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
-    ) -> (Read, Result<Self, NotLoaded>) {
+    ) -> (FileDigests, Result<Self, NotLoaded>) {
         let mut files = Files::new(read);
         let loaded = files.load(path, contents);
         (files.seen, loaded)
@@ -97,7 +97,7 @@ impl Loaded {
 struct Files<'a> {
     read: &'a mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
     /// Every file that was requested, with the digest of its contents if it could be read.
-    seen: Read,
+    seen: FileDigests,
     server: Given,
     /// The names of the settings that are invalid.
     invalid: Vec<String>,

@@ -30,7 +30,7 @@ impl Digest {
 }
 
 /// Files that were read, each with the digest of its contents if it could be read.
-pub(crate) type Read = Vec<(PathBuf, Option<Digest>)>;
+pub(crate) type FileDigests = Vec<(PathBuf, Option<Digest>)>;
 
 /// The result of reading a file: its contents, or why they cannot be read.
 type Found = Result<Digest, io::ErrorKind>;

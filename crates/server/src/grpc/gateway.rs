@@ -23,7 +23,7 @@ use super::deadline::WithDeadline;
 use super::framing::{SMALL, decode, no_memory};
 use super::public::{self, PublicServices, Tonic};
 use super::report::Reports;
-use super::route::{Call, Protocol, is_of, is_report, method_of};
+use super::route::{PoolCall, Protocol, is_of, is_report, method_of};
 use super::service::{NotBorrowed, Undecided, WorkerPool};
 use super::timed_body::RequestBody;
 use super::unary::{self, Answer, Body, ForCall as _, Read, status_only};
@@ -80,7 +80,7 @@ impl Gateway {
                 let answer = self.public.answer(public, refusal, request, call, &self.limits);
                 return Ok(Box::pin(answer).await);
             }
-            let method = Call::at(request.uri().path());
+            let method = PoolCall::at(request.uri().path());
             let live = self.live.load();
             let caller = match identify(&live.policy, request.headers()) {
                 Ok(caller) => caller,
@@ -135,7 +135,7 @@ impl Gateway {
     /// Answers a call of the worker pool that has to wait for its message or for its turn.
     async fn answer_later<B: RequestBody>(
         &self,
-        method: Call,
+        method: PoolCall,
         request: &mut Request<B>,
         begun: Bytes,
         call: &mut InFlight,
@@ -162,7 +162,7 @@ impl Gateway {
 
     fn finish(
         &self,
-        method: Call,
+        method: PoolCall,
         answer: Result<Answer, Status>,
         mut call: InFlight,
     ) -> Response<Body> {
@@ -188,7 +188,7 @@ impl Gateway {
     /// caller is identified.
     async fn answer_unusual<B: RequestBody>(
         &self,
-        method: Option<Call>,
+        method: Option<PoolCall>,
         refusal: Option<StatusCode>,
         mut request: Request<B>,
         mut call: InFlight,
@@ -236,13 +236,13 @@ impl Gateway {
     /// A borrow is still read, because a borrow of a worker gets a different answer.
     async fn refuse_full<B: RequestBody>(
         &self,
-        method: Option<Call>,
+        method: Option<PoolCall>,
         problem: Full,
         mut request: Request<B>,
         mut call: InFlight,
     ) -> Response<Body> {
         let mut refused = Err(no_memory(problem));
-        if method == Some(Call::BorrowWorker)
+        if method == Some(PoolCall::BorrowWorker)
             && let Ok(message) = unary::read_small(request.body_mut(), &self.limits).await
             && let encoding = Encoding::of(request.headers())
             && let Ok(message) = decompress(message, encoding, SMALL, &mut call)
@@ -309,7 +309,7 @@ impl Gateway {
     #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
     fn dispatch<'c, 'l>(
         &'c self,
-        call: Call,
+        call: PoolCall,
         live: &'l Live,
         caller: Option<&'c Indexer>,
         metadata: &'c HeaderMap,
@@ -319,7 +319,7 @@ impl Gateway {
         async move {
             let pool = &self.pool;
             match call {
-                Call::BorrowWorker => {
+                PoolCall::BorrowWorker => {
                     let message = decode(message)?;
                     match pool.borrow(live, caller, metadata, message, &mut *undecided).await {
                         Ok(answer) => Ok(answer),
@@ -329,9 +329,11 @@ impl Gateway {
                         }
                     }
                 }
-                Call::KeepAlive => pool.keep_alive(caller, decode(message)?).await,
-                Call::ReturnWorker => pool.return_worker(caller, metadata, decode(message)?).await,
-                Call::WorkersState => pool.state(live, caller, decode(message)?).await,
+                PoolCall::KeepAlive => pool.keep_alive(caller, decode(message)?).await,
+                PoolCall::ReturnWorker => {
+                    pool.return_worker(caller, metadata, decode(message)?).await
+                }
+                PoolCall::WorkersState => pool.state(live, caller, decode(message)?).await,
             }
         }
     }

@@ -49,7 +49,7 @@ struct Large {
 }
 
 /// The place of one large report: among those of its caller, and among all. Dropping it frees the place.
-type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+type LargePlace = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 impl Large {
     fn new() -> Self {
@@ -57,7 +57,7 @@ impl Large {
     }
 
     /// Waits for a place. Cancellation safe.
-    async fn place(&self, caller: Option<&str>) -> Result<Place, Status> {
+    async fn place(&self, caller: Option<&str>) -> Result<LargePlace, Status> {
         let of_one = {
             let mut of_one = self.of_one.lock();
             let places = of_one.entry(caller.map(Into::into));
@@ -125,7 +125,7 @@ impl Reports {
         caller: Option<&str>,
         body: &mut B,
         call: &mut InFlight,
-    ) -> Result<(Bytes, Option<Place>), Status> {
+    ) -> Result<(Bytes, Option<LargePlace>), Status> {
         let mut message = BytesMut::new();
         let mut place = None;
         let (most, large) = (self.limits.max_report_bytes, self.limits.max_message_bytes);
@@ -150,9 +150,9 @@ impl Reports {
         caller: Option<&str>,
         message: Bytes,
         encoding: Encoding,
-        mut place: Option<Place>,
+        mut place: Option<LargePlace>,
         call: &mut InFlight,
-    ) -> Result<(Bytes, Option<Place>), Status> {
+    ) -> Result<(Bytes, Option<LargePlace>), Status> {
         if !is_flagged(&message) {
             return Ok((message, place));
         }

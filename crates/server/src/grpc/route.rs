@@ -14,14 +14,14 @@ pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
 
 /// One call of the worker pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(super) enum PoolCall {
     BorrowWorker,
     KeepAlive,
     ReturnWorker,
     WorkersState,
 }
 
-impl Call {
+impl PoolCall {
     pub(super) fn at(path: &str) -> Option<Self> {
         match path.strip_prefix('/')?.strip_prefix(WORKER_POOL)? {
             "/BorrowWorker" => Some(Self::BorrowWorker),
@@ -33,7 +33,7 @@ impl Call {
     }
 }
 
-impl Call {
+impl PoolCall {
     /// Whether the call needs a place of its caller. A keep-alive never waits.
     pub(super) const fn needs_place(self) -> bool {
         !matches!(self, Self::KeepAlive)
@@ -49,19 +49,19 @@ impl Call {
     }
 }
 
-impl From<Call> for Method {
-    fn from(call: Call) -> Self {
+impl From<PoolCall> for Method {
+    fn from(call: PoolCall) -> Self {
         match call {
-            Call::BorrowWorker => Self::BorrowWorker,
-            Call::KeepAlive => Self::KeepAlive,
-            Call::ReturnWorker => Self::ReturnWorker,
-            Call::WorkersState => Self::WorkersState,
+            PoolCall::BorrowWorker => Self::BorrowWorker,
+            PoolCall::KeepAlive => Self::KeepAlive,
+            PoolCall::ReturnWorker => Self::ReturnWorker,
+            PoolCall::WorkersState => Self::WorkersState,
         }
     }
 }
 
 /// The method that a call is counted as.
-pub(super) fn method_of(call: Option<Call>, path: &str) -> Method {
+pub(super) fn method_of(call: Option<PoolCall>, path: &str) -> Method {
     match call {
         Some(call) => call.into(),
         None if is_report(path) => Method::Report,

@@ -155,7 +155,7 @@ impl Answer {
     pub(crate) fn into_http(self) -> http::Response<Body> {
         let Self { message, metadata, delivery } = self;
         let mut response =
-            http::Response::new(Body::from_kind(Kind::Message { message, delivery }));
+            http::Response::new(Body::from_kind(BodyKind::Message { message, delivery }));
         *response.headers_mut() = metadata;
         response
     }
@@ -164,7 +164,7 @@ impl Answer {
 /// The body of a response of the gRPC port. Its call is in flight until the answer was written.
 #[derive(Debug)]
 pub(crate) struct Body {
-    kind: Kind,
+    kind: BodyKind,
     call: Option<InFlight>,
 }
 
@@ -188,7 +188,7 @@ impl AsRef<[u8]> for SentMessage {
 }
 
 #[derive(Debug)]
-enum Kind {
+enum BodyKind {
     /// One message to send.
     Message { message: Bytes, delivery: Option<Delivery> },
     /// The status after the message. The transport polls it when it had room for the message; then the
@@ -203,26 +203,26 @@ enum Kind {
 impl Body {
     /// An empty body.
     pub(crate) const fn none() -> Self {
-        Self::from_kind(Kind::Done)
+        Self::from_kind(BodyKind::Done)
     }
 
     /// The streaming answer of a tonic service.
     pub(crate) const fn stream(body: tonic::body::Body) -> Self {
-        Self::from_kind(Kind::Tonic { body, is_stream: true, _place: None })
+        Self::from_kind(BodyKind::Tonic { body, is_stream: true, _place: None })
     }
 
     /// The answer of a public service: a stream that holds `place`, or one short answer without a place.
     pub(super) fn public(body: tonic::body::Body, place: Option<PublicPlace>) -> Self {
-        Self::from_kind(Kind::Tonic { body, is_stream: place.is_some(), _place: place })
+        Self::from_kind(BodyKind::Tonic { body, is_stream: place.is_some(), _place: place })
     }
 
-    const fn from_kind(kind: Kind) -> Self {
+    const fn from_kind(kind: BodyKind) -> Self {
         Self { kind, call: None }
     }
 
     /// Whether the answer is a stream, which may stay open.
     pub(crate) const fn is_stream(&self) -> bool {
-        matches!(self.kind, Kind::Tonic { is_stream: true, .. })
+        matches!(self.kind, BodyKind::Tonic { is_stream: true, .. })
     }
 }
 
@@ -250,27 +250,27 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Kind::Tonic { body, .. } = &mut self.kind {
+        if let BodyKind::Tonic { body, .. } = &mut self.kind {
             return Pin::new(body).poll_frame(context);
         }
-        let (frame, next) = match std::mem::replace(&mut self.kind, Kind::Done) {
-            Kind::Message { message, delivery } => {
+        let (frame, next) = match std::mem::replace(&mut self.kind, BodyKind::Done) {
+            BodyKind::Message { message, delivery } => {
                 // HTTP/2 may keep the message after the body was dropped, until the caller reads it.
                 let message = match self.call.take() {
                     Some(call) => Bytes::from_owner(SentMessage { message, _call: call }),
                     None => message,
                 };
-                (Frame::data(message), Kind::Trailers { delivery })
+                (Frame::data(message), BodyKind::Trailers { delivery })
             }
-            Kind::Trailers { delivery } => {
+            BodyKind::Trailers { delivery } => {
                 if let Some(delivery) = delivery {
                     delivery.complete();
                 }
                 let mut trailers = HeaderMap::with_capacity(1);
                 trailers.insert(GRPC_STATUS, OK);
-                (Frame::trailers(trailers), Kind::Done)
+                (Frame::trailers(trailers), BodyKind::Done)
             }
-            Kind::Done | Kind::Tonic { .. } => return Poll::Ready(None),
+            BodyKind::Done | BodyKind::Tonic { .. } => return Poll::Ready(None),
         };
         self.kind = next;
         Poll::Ready(Some(Ok(frame)))
@@ -278,15 +278,15 @@ impl HttpBody for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Message { .. } | Kind::Trailers { .. } => false,
-            Kind::Done => true,
-            Kind::Tonic { body, .. } => body.is_end_stream(),
+            BodyKind::Message { .. } | BodyKind::Trailers { .. } => false,
+            BodyKind::Done => true,
+            BodyKind::Tonic { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Tonic { body, .. } => body.size_hint(),
+            BodyKind::Tonic { body, .. } => body.size_hint(),
             // Not exact: otherwise hyper would send a content-length, which gRPC does not use.
             _ => SizeHint::default(),
         }

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_spent_budget_may_be_told_as_resource_exhausted() {
+    fn only_a_spent_budget_is_answered_as_resource_exhausted() {
         let memory = lease::Remembers::IdempotencyKeys;
         let full = lease::MemoryFull { memory, indexer: Some("west".into()), most: 7 };
         let status = refused(ReportError::Refused(ReportRefusal::MemoryFull(full)));

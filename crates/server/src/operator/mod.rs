@@ -28,7 +28,7 @@ use tokio::sync::broadcast;
 use crate::blocking::{blocking, detached};
 use crate::config::Config;
 use crate::config::PolicyFile;
-use crate::config::watch::Read;
+use crate::config::watch::FileDigests;
 use crate::error::Error;
 use crate::live::Live;
 use crate::metrics::Metrics;
@@ -93,7 +93,7 @@ struct State {
     status: PolicyStatus,
     /// The digests of the policy file and the files that it names when they were last read, whether
     /// they were valid or not; `None` for a file that could not be read.
-    read: Read,
+    read: FileDigests,
 }
 
 /// The durable overrides. Only these are in force.

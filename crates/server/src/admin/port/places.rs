@@ -1,4 +1,4 @@
-//! Places of the admin port: how many requests are answered at once, and how many connections may be
+//! AdminPlaces of the admin port: how many requests are answered at once, and how many connections may be
 //! open without a request.
 //!
 //! A connection without a request costs little, and its purpose is not known yet. So every connection is
@@ -43,7 +43,7 @@ const PLACELESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The kinds of requests that need a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RequestKind {
     /// The metrics.
     Metrics,
     /// The stream of events.
@@ -54,7 +54,7 @@ pub(super) enum Kind {
     Api,
 }
 
-impl Kind {
+impl RequestKind {
     const ALL: [Self; 4] = [Self::Metrics, Self::Events, Self::Page, Self::Api];
 
     fn of(path: &str) -> Self {
@@ -99,8 +99,8 @@ impl Kind {
 const MAX_CONNECTIONS: usize = {
     let mut most = MAX_WAITING;
     let mut kind = 0;
-    while kind < Kind::ALL.len() {
-        most += Kind::ALL[kind].places();
+    while kind < RequestKind::ALL.len() {
+        most += RequestKind::ALL[kind].places();
         kind += 1;
     }
     most
@@ -111,9 +111,9 @@ const _: () = assert!(MAX_CONNECTIONS == ADMIN_CONNECTIONS);
 
 /// The places of one admin port.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct AdminPlaces {
     waiting: Mutex<Waiting>,
-    kinds: [Arc<Semaphore>; Kind::ALL.len()],
+    kinds: [Arc<Semaphore>; RequestKind::ALL.len()],
 }
 
 /// The connections without a place, by number: the first has waited longest.
@@ -123,14 +123,14 @@ struct Waiting {
     connections: BTreeMap<u64, CancellationToken>,
 }
 
-impl Places {
+impl AdminPlaces {
     pub(super) fn new() -> Arc<Self> {
-        let kinds = Kind::ALL.map(|kind| Arc::new(Semaphore::new(kind.places())));
+        let kinds = RequestKind::ALL.map(|kind| Arc::new(Semaphore::new(kind.places())));
         Arc::new(Self { waiting: Mutex::default(), kinds })
     }
 
     /// Registers a new connection, and evicts the one that has waited longest if there are too many.
-    pub(super) fn admit(self: &Arc<Self>) -> Arc<Connection> {
+    pub(super) fn admit(self: &Arc<Self>) -> Arc<AdminConnection> {
         let evicted = CancellationToken::new();
         let state = State {
             stage: Stage::Idle,
@@ -138,7 +138,7 @@ impl Places {
             waiting_number: Some(self.wait(&evicted)),
             place: None,
         };
-        Arc::new(Connection { places: self.clone(), evicted, state: Mutex::new(state) })
+        Arc::new(AdminConnection { places: self.clone(), evicted, state: Mutex::new(state) })
     }
 
     /// Adds a connection to those without a place, and returns its number among them.
@@ -165,8 +165,8 @@ impl Places {
 
 /// The state of one connection, shared by its stream, its requests and the places.
 #[derive(Debug)]
-pub(super) struct Connection {
-    places: Arc<Places>,
+pub(super) struct AdminConnection {
+    places: Arc<AdminPlaces>,
     evicted: CancellationToken,
     state: Mutex<State>,
 }
@@ -193,7 +193,7 @@ enum Stage {
     Answered,
 }
 
-impl Connection {
+impl AdminConnection {
     /// Cancelled when the connection is evicted.
     pub(super) const fn evicted(&self) -> &CancellationToken {
         &self.evicted
@@ -227,7 +227,7 @@ impl Connection {
     }
 
     /// Takes a place for the request. Returns false when there is none.
-    fn take_place(&self, kind: Kind) -> bool {
+    fn take_place(&self, kind: RequestKind) -> bool {
         let Ok(place) = self.places.kinds[kind as usize].clone().try_acquire_owned() else {
             return false;
         };
@@ -251,7 +251,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for AdminConnection {
     fn drop(&mut self) {
         self.places.stop_waiting(self.state.get_mut().waiting_number);
     }
@@ -259,7 +259,7 @@ impl Drop for Connection {
 
 /// Marks a request whose answer is not complete.
 #[derive(Debug)]
-pub(super) struct InFlight(Arc<Connection>);
+pub(super) struct InFlight(Arc<AdminConnection>);
 
 impl InFlight {
     /// An answer with this `body`. The answer is complete when the body ends.
@@ -303,8 +303,8 @@ impl HttpBody for Answer {
 
 /// Takes a place for each request, and answers 503 when there is none.
 pub(in crate::admin) async fn take_place(request: Request, next: Next) -> Response {
-    let kind = Kind::of(request.uri().path());
-    let connection = request.extensions().get::<Arc<Connection>>();
+    let kind = RequestKind::of(request.uri().path());
+    let connection = request.extensions().get::<Arc<AdminConnection>>();
     if connection.expect("the port puts it into every request").take_place(kind) {
         return next.run(request).await;
     }
@@ -318,10 +318,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_connection_that_waits_longest_is_evicted_and_one_with_a_place_is_not() {
-        let places = Places::new();
+        let places = AdminPlaces::new();
         let works = places.admit();
         let in_flight = works.request_started();
-        assert!(works.take_place(Kind::Api));
+        assert!(works.take_place(RequestKind::Api));
         let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| places.admit()).collect();
         assert!(!waiting[0].evicted().is_cancelled());
         let newest = places.admit();
@@ -339,20 +339,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_place_is_held_until_the_answer_is_sent_and_not_until_it_is_made() {
-        let places = Places::new();
-        let held: Vec<_> = (0..Kind::Metrics.places()).map(|_| places.admit()).collect();
-        let in_flight: Vec<_> = held.iter().map(Connection::request_started).collect();
-        assert!(held.iter().all(|connection| connection.take_place(Kind::Metrics)));
+        let places = AdminPlaces::new();
+        let held: Vec<_> = (0..RequestKind::Metrics.places()).map(|_| places.admit()).collect();
+        let in_flight: Vec<_> = held.iter().map(AdminConnection::request_started).collect();
+        assert!(held.iter().all(|connection| connection.take_place(RequestKind::Metrics)));
         let next = places.admit();
         let _in_flight = next.request_started();
-        assert!(!next.take_place(Kind::Metrics));
-        assert!(next.take_place(Kind::Api), "kinds do not share their places");
+        assert!(!next.take_place(RequestKind::Metrics));
+        assert!(next.take_place(RequestKind::Api), "kinds do not share their places");
         // Bytes that are flushed before the end of the answer do not end it.
         held[0].flushed();
-        assert!(!next.take_place(Kind::Metrics));
+        assert!(!next.take_place(RequestKind::Metrics));
         drop(in_flight);
-        assert!(!next.take_place(Kind::Metrics));
+        assert!(!next.take_place(RequestKind::Metrics));
         held[0].flushed();
-        assert!(next.take_place(Kind::Metrics));
+        assert!(next.take_place(RequestKind::Metrics));
     }
 }

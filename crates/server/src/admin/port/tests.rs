@@ -10,7 +10,7 @@ use super::*;
 const SHORT: Duration = Duration::from_millis(100);
 
 /// Connects to a port with a few pages, through a pipe that holds `room` bytes.
-fn connect(places: &Arc<Places>, room: usize) -> (DuplexStream, JoinHandle<()>) {
+fn connect(places: &Arc<AdminPlaces>, room: usize) -> (DuplexStream, JoinHandle<()>) {
     let router = Router::new()
         .route("/api/long", get(|| async { "long ".repeat(10_000) }))
         .route("/api/body", post(|body: String| async move { body }))
@@ -41,7 +41,7 @@ async fn ends_after(connection: JoinHandle<()>) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn headers_have_to_be_whole_two_seconds_after_they_began() {
-    let places = Places::new();
+    let places = AdminPlaces::new();
     let (_silent, connection) = connect(&places, 1024);
     assert_eq!(ends_after(connection).await, HEADER_TIMEOUT);
 
@@ -77,7 +77,7 @@ async fn headers_have_to_be_whole_two_seconds_after_they_began() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_read_too_slowly_and_a_body_that_never_ends_time_out() {
-    let places = Places::new();
+    let places = AdminPlaces::new();
     let (mut slow, connection) = connect(&places, 64);
     let reading = tokio::spawn(async move {
         slow.write_all(b"GET /api/long HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
@@ -97,7 +97,7 @@ async fn an_answer_that_is_read_too_slowly_and_a_body_that_never_ends_time_out()
 
 #[tokio::test]
 async fn probes_are_answered_while_slow_readers_have_every_place() {
-    let places = Places::new();
+    let places = AdminPlaces::new();
     let mut slow = Vec::new();
     for _ in 0..64 {
         let (mut stream, connection) = connect(&places, 1024);
