@@ -190,39 +190,39 @@ mod tests {
     #[test]
     fn callbacks_that_block_hold_up_neither_their_caller_nor_each_other() {
         let callbacks = Callbacks::default();
-        let (told, hears) = mpsc::channel();
+        let (called, calls) = mpsc::channel();
         let mut blocked = Vec::new();
         let mut kept = Vec::new();
         for number in 0..MOST_THREADS - 1 {
             let (release, wait) = mpsc::channel::<()>();
-            let told = told.clone();
+            let called = called.clone();
             let (keeps, call) = keep(&callbacks, move |_| {
-                told.send(number).unwrap();
+                called.send(number).unwrap();
                 let _ = wait.recv();
             });
             call(Error::Closed);
-            assert_eq!(hears.recv(), Ok(number));
+            assert_eq!(calls.recv(), Ok(number));
             blocked.push(release);
             kept.push(keeps);
         }
-        let (_kept, call) = keep(&callbacks, move |_| told.send(99).unwrap());
+        let (_kept, call) = keep(&callbacks, move |_| called.send(99).unwrap());
         call(Error::Closed);
-        assert_eq!(hears.recv(), Ok(99));
+        assert_eq!(calls.recv(), Ok(99));
         assert_eq!(threads(&callbacks.0.0), MOST_THREADS);
     }
 
     #[test]
     fn no_more_threads_are_made_than_there_may_be_and_what_is_due_waits_its_turn() {
         let callbacks = Callbacks::default();
-        let (told, hears) = mpsc::channel();
+        let (called, calls) = mpsc::channel();
         let (release, wait) = mpsc::channel::<()>();
         let wait = Arc::new(Mutex::new(wait));
         let kept: Vec<Kept> = (0..100)
             .map(|number| {
-                let (told, wait) = (told.clone(), wait.clone());
+                let (called, wait) = (called.clone(), wait.clone());
                 let (kept, call) = keep(&callbacks, move |_| {
                     let _ = wait.lock().recv();
-                    told.send(number).unwrap();
+                    called.send(number).unwrap();
                 });
                 call(Error::Closed);
                 kept
@@ -231,7 +231,7 @@ mod tests {
         for _ in 0..100 {
             release.send(()).unwrap();
         }
-        let mut all: Vec<i32> = hears.iter().take(100).collect();
+        let mut all: Vec<i32> = calls.iter().take(100).collect();
         all.sort_unstable();
         assert_eq!(all, (0..100).collect::<Vec<_>>());
         assert!(threads(&callbacks.0.0) <= MOST_THREADS);
@@ -241,25 +241,25 @@ mod tests {
     #[test]
     fn callbacks_that_panic_cost_no_thread_however_many_they_are() {
         let callbacks = Callbacks::default();
-        let (told, hears) = mpsc::channel();
+        let (called, calls) = mpsc::channel();
         let mut kept = Vec::new();
         for _ in 0..2 * MOST_THREADS {
             let (keeps, call) = keep(&callbacks, |_| panic!("in a callback"));
             call(Error::Closed);
             kept.push(keeps);
         }
-        let (_kept, call) = keep(&callbacks, move |reason| told.send(reason).unwrap());
+        let (_kept, call) = keep(&callbacks, move |reason| called.send(reason).unwrap());
         call(Error::SessionNotFound);
-        assert_eq!(hears.recv_timeout(Duration::from_secs(60)), Ok(Error::SessionNotFound));
+        assert_eq!(calls.recv_timeout(Duration::from_secs(60)), Ok(Error::SessionNotFound));
     }
 
     #[test]
     fn a_session_that_is_let_go_drops_its_callback_there_and_nobody_calls_it() {
         let callbacks = Callbacks::default();
-        let (told, hears) = mpsc::channel::<()>();
-        let (kept, call) = keep(&callbacks, move |_| told.send(()).unwrap());
+        let (called, calls) = mpsc::channel::<()>();
+        let (kept, call) = keep(&callbacks, move |_| called.send(()).unwrap());
         drop(kept);
-        assert_eq!(hears.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+        assert_eq!(calls.try_recv(), Err(mpsc::TryRecvError::Disconnected));
         call(Error::Closed);
         assert!(callbacks.0.0.state.lock().due.is_empty());
     }
@@ -268,11 +268,11 @@ mod tests {
     fn what_is_due_is_called_after_its_pool_has_gone_and_then_the_threads_end() {
         let callbacks = Callbacks::default();
         let queue = callbacks.0.0.clone();
-        let (told, hears) = mpsc::channel();
-        let (_kept, call) = keep(&callbacks, move |_| told.send(()).unwrap());
+        let (called, calls) = mpsc::channel();
+        let (_kept, call) = keep(&callbacks, move |_| called.send(()).unwrap());
         drop(callbacks);
         call(Error::Closed);
-        assert_eq!(hears.recv(), Ok(()));
+        assert_eq!(calls.recv(), Ok(()));
         while threads(&queue) > 0 {
             thread::yield_now();
         }
@@ -281,11 +281,11 @@ mod tests {
     #[tokio::test]
     async fn a_callback_may_spawn_in_the_runtime_of_its_session() {
         let callbacks = Callbacks::default();
-        let (told, hears) = tokio::sync::oneshot::channel();
+        let (called, calls) = tokio::sync::oneshot::channel();
         let (_kept, call) = keep(&callbacks, move |_| {
-            tokio::spawn(async move { told.send(()).unwrap() });
+            tokio::spawn(async move { called.send(()).unwrap() });
         });
         call(Error::Closed);
-        assert_eq!(hears.await, Ok(()));
+        assert_eq!(calls.await, Ok(()));
     }
 }

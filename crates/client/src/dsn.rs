@@ -105,8 +105,8 @@ impl Dsn {
         let Some(mut url) = expand(text.trim(), MAX_BYTES, lookup) else {
             return Err(invalid(format_args!("is longer than {MAX_BYTES} bytes")));
         };
-        warn_of_unset(url.variables());
-        if url.text().is_empty() {
+        warn_of_unset(&url.variables);
+        if url.text.is_empty() {
             url = Expanded::plain("tgm://");
         }
         refuse_control_characters(&url)?;
@@ -188,7 +188,7 @@ struct Parts {
 impl Parts {
     /// Finds the parts of `url`. No message shows its text, which may hold a key.
     fn of(url: &Expanded) -> Result<Self, Error> {
-        let text = url.text();
+        let text = url.text.as_str();
         let is_scheme = |scheme: &str| {
             scheme.starts_with(|first: char| first.is_ascii_alphabetic())
                 && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
@@ -238,10 +238,10 @@ fn warn_of_unset(variables: &[Variable]) {
 }
 
 fn refuse_control_characters(url: &Expanded) -> Result<(), Error> {
-    let Some(place) = url.text().find(|character: char| character.is_control()) else {
+    let Some(place) = url.text.find(|character: char| character.is_control()) else {
         return Ok(());
     };
-    let variable = url.variables().iter().find(|variable| variable.place.contains(&place));
+    let variable = url.variables.iter().find(|variable| variable.place.contains(&place));
     Err(match variable {
         Some(Variable { written, .. }) => {
             invalid(format_args!("takes in {written}, which holds a line break or the like"))
@@ -255,9 +255,9 @@ fn refuse_syntax_in_variables(url: &Expanded, query: &Range<usize>) -> Result<()
     // A value that begins with a # begins at the end of the query.
     let inside = |variable: &&Variable| {
         (query.start..=query.end).contains(&variable.place.start)
-            && url.text()[variable.place.clone()].contains(SYNTAX)
+            && url.text[variable.place.clone()].contains(SYNTAX)
     };
-    let Some(Variable { written, .. }) = url.variables().iter().find(inside) else {
+    let Some(Variable { written, .. }) = url.variables.iter().find(inside) else {
         return Ok(());
     };
     Err(invalid(format_args!(
@@ -269,12 +269,12 @@ fn refuse_syntax_in_variables(url: &Expanded, query: &Range<usize>) -> Result<()
 
 /// Returns a part of a URL, changed by `read`.
 fn given(url: &Expanded, part: Range<usize>, read: impl Fn(&str) -> String) -> Given {
-    Given::new(read(&url.text()[part.clone()]), url.shown(part))
+    Given::new(read(&url.text[part.clone()]), url.shown(part))
 }
 
 /// Reads host and port, and how messages write the port.
 fn place(url: &Expanded, place: Range<usize>) -> Result<Place, Error> {
-    let text = &url.text()[place.clone()];
+    let text = &url.text[place.clone()];
     // The path and the query were split off before.
     let read =
         Url::parse(&format!("tgm://{text}")).map_err(|error| invalid(error).caused_by(error))?;
@@ -293,7 +293,7 @@ fn place(url: &Expanded, place: Range<usize>) -> Result<Place, Error> {
 fn parameters(url: &Expanded, query: Range<usize>) -> Result<Vec<Parameter>, Error> {
     let mut parameters: Vec<Parameter> = Vec::new();
     let mut start = query.start;
-    for pair in url.text()[query].split('&') {
+    for pair in url.text[query].split('&') {
         let all = start..start + pair.len();
         start = all.end + 1;
         if pair.is_empty() {
@@ -314,7 +314,7 @@ fn parameters(url: &Expanded, query: Range<usize>) -> Result<Vec<Parameter>, Err
 }
 
 fn decoded(url: &Expanded, part: Range<usize>) -> Result<String, Error> {
-    let text = url.text()[part].replace('+', " ");
+    let text = url.text[part].replace('+', " ");
     let decoded = percent_decode_str(&text).decode_utf8();
     let decoded = decoded.map_err(|_| invalid("holds a parameter that is not UTF-8"))?;
     Ok(decoded.into_owned())

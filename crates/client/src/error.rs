@@ -193,6 +193,10 @@ impl Error {
         self
     }
 
+    pub(crate) fn of_request(invalid: lease::Invalid) -> Self {
+        Self::invalid(invalid.to_string())
+    }
+
     pub(crate) fn lost(self) -> Self {
         Self::Lost { cause: Box::new(self) }
     }
@@ -211,12 +215,6 @@ impl From<Error> for tonic::Status {
     /// Makes the answer of a streaming service to its own caller.
     fn from(error: Error) -> Self {
         Self::new(error.code(), error.to_string())
-    }
-}
-
-impl Error {
-    pub(crate) fn of_request(invalid: lease::Invalid) -> Self {
-        Self::invalid(invalid.to_string())
     }
 }
 

@@ -5,9 +5,9 @@ use std::ops::Range;
 /// A text with its variables replaced, and the place of each value in it.
 #[derive(Clone)]
 pub(crate) struct Expanded {
-    text: String,
+    pub(crate) text: String,
     /// In the order of the text.
-    variables: Vec<Variable>,
+    pub(crate) variables: Vec<Variable>,
 }
 
 /// A variable of the text, and the place of its value.
@@ -25,14 +25,6 @@ impl Expanded {
     /// A text without variables.
     pub(crate) fn plain(text: &str) -> Self {
         Self { text: text.to_owned(), variables: Vec::new() }
-    }
-
-    pub(crate) fn text(&self) -> &str {
-        &self.text
-    }
-
-    pub(crate) fn variables(&self) -> &[Variable] {
-        &self.variables
     }
 
     /// Returns a part of the text with its variables as they were written; `None` if it has none.

@@ -32,8 +32,7 @@ pub struct Lease {
 impl Lease {
     /// Makes the lease of a granted session. `key` is its name on the wire, and `number` in its pool.
     pub fn of_session(number: u64, key: impl Into<Arc<str>>, request: SessionRequest) -> Self {
-        let SessionRequest { service, organization, api_key, trace, on_error } = request;
-        Self::new(number, key, Ids { service, organization, api_key, trace }, on_error)
+        Self::new(number, key, request.ids(), request.on_error)
     }
 
     /// Makes the lease of a worker granted under `session`.

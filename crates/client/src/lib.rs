@@ -58,7 +58,7 @@
 //! | `default-max-request-per-organization` | none | most sessions of one organization and service that this pool admits (10 while it fails open); formerly `default-max-request-per-user` |
 //! | `minimal-worker-life-duration` | the server's, else `5s` | a session released younger counts until this age |
 //! | `borrow-timeout` | `5s` | how long a borrow may take, retries included |
-//! | `borrow-wait` | `0s` | how long a borrow keeps trying while a ceiling is reached |
+//! | `borrow-wait` | `0s` | how long a borrow keeps trying while a limit is reached |
 //! | `on-unavailable` | `deny` | what happens while the server cannot be reached: `deny` or `allow`; see below |
 //!
 //! Every address of the host is tried, the next one beside one that is silent. The certificate files and

@@ -334,17 +334,15 @@ impl SessionPool for LocalPool {
 
     fn close(&self, _deadline: Duration) -> BoxFuture<'_, CloseReport> {
         Box::pin(async move {
-            let held: Vec<Arc<Lease>> = {
+            let held = {
                 let mut table = self.table.lock();
                 table.closed = true;
-                let mut numbers: Vec<u64> = table.held.keys().copied().collect();
-                numbers.sort_unstable();
-                let leases =
-                    numbers.iter().map(|number| table.held[number].lease.clone()).collect();
-                for number in numbers {
-                    table.release(number, Duration::ZERO, &mut Vec::new());
+                let mut held: Vec<_> = table.held.values().map(|held| held.lease.clone()).collect();
+                held.sort_unstable_by_key(|lease| lease.number());
+                for lease in &held {
+                    table.release(lease.number(), Duration::ZERO, &mut Vec::new());
                 }
-                leases
+                held
             };
             let returned = held.len() as u64;
             held.into_iter().for_each(|lease| {

@@ -167,14 +167,14 @@ async fn a_session_never_expires() {
 #[tokio::test]
 async fn a_closed_pool_refuses_and_tells_every_holder_once() {
     let pool = pool("local://").await;
-    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
-    let request = stream("acme").on_error(move |reason| told.send(reason).unwrap());
+    let (sender, mut calls) = tokio::sync::mpsc::unbounded_channel();
+    let request = stream("acme").on_error(move |reason| sender.send(reason).unwrap());
     let session = pool.borrow(request).await.unwrap();
     let worker = session.borrow_worker("t2w", 1).await.unwrap();
     let report = CloseReport { returned: 2, not_returned: 0 };
     assert_eq!(pool.close(Duration::ZERO).await, report);
     assert_eq!((session.ended().await, worker.ended().await), (Error::Closed, Error::Closed));
-    assert_eq!((hears.recv().await, hears.recv().await), (Some(Error::Closed), None));
+    assert_eq!((calls.recv().await, calls.recv().await), (Some(Error::Closed), None));
     assert_eq!(pool.borrow(stream("acme")).await.unwrap_err(), Error::Closed);
     assert_eq!(session.borrow_worker("t2w", 1).await.unwrap_err(), Error::Closed);
     drop((session, worker));

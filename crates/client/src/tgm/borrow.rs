@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use super::core::{Asked, BorrowAnswer, Core, DEFAULT_TTL, Target, backoff};
+use super::core::{Asked, BorrowAnswer, DEFAULT_TTL, Target, backoff};
 use super::driver::{Shared, in_runtime, now};
 use super::wire;
 use crate::error::Error;
@@ -69,7 +69,7 @@ pub(crate) async fn borrow(
         Err(error) => {
             span.record("error", tracing::field::display(error));
             span.record("rpc.grpc.status_code", i32::from(error.code()));
-            shared.note(|core| core.count_denied(error));
+            shared.note(|core| core.stats.denied.count(error));
         }
     }
     borrowed
@@ -156,7 +156,7 @@ impl<'a> InFlight<'a> {
                 return if fail_open { self.admit(on_error) } else { Err(error) };
             }
             tracing::debug!(%error, "a borrow failed and is tried again");
-            self.shared.note(Core::count_retry);
+            self.shared.note(|core| core.stats.retried += 1);
             fault = Some(error);
             sleep_until(again).await;
         }

@@ -12,6 +12,7 @@ use ::connect::grpc::{self, NoRoom};
 use ::wire::control::attach_response::Event;
 use ::wire::control::{AttachRequest, AttachResponse, BatchAnswer, Reason};
 use futures_util::FutureExt as _;
+use futures_util::future::OptionFuture;
 use futures_util::stream::{self, BoxStream, FuturesUnordered, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -177,28 +178,18 @@ pub(crate) async fn run(mut caretaker: Caretaker) {
             return;
         }
         let at = planned.into_iter().chain(report).min();
-        let time = async {
-            match at {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        let streaming = async {
-            match &mut stream {
-                Some(stream) => stream.next().await,
-                None => std::future::pending().await,
-            }
-        };
+        let time = OptionFuture::from(at.map(|at| tokio::time::sleep_until(at.into())));
+        let event = OptionFuture::from(stream.as_mut().map(Stream::next));
         tokio::select! {
             Some(()) = calls.next(), if !calls.is_empty() => {}
-            event = streaming => {
+            Some(event) = event => {
                 if matches!(event, StreamEvent::Over(_)) {
                     stream = None;
                 }
                 shared.tell(|core, now| core.handle_stream(event, now));
             }
             () = shared.earlier.notified() => {}
-            () = time => {}
+            Some(()) = time => {}
         }
     }
 }

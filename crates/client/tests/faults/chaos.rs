@@ -21,7 +21,7 @@ const ROUNDS: u32 = 4;
 /// How long things go wrong in each.
 const TROUBLE: Duration = Duration::from_secs(200);
 
-/// The ceilings of [`POLICY`].
+/// The limits of [`POLICY`].
 const CEILINGS: (u64, u64) = (10, 50);
 
 /// Serves streams until `end`.

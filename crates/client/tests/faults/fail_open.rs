@@ -65,7 +65,7 @@ async fn a_server_out_of_reach_for_two_minutes_counts_the_same_streams_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_that_a_server_has_no_room_for_end_by_its_ceiling_when_it_is_back() {
+async fn streams_that_a_server_has_no_room_for_end_by_its_limit_when_it_is_back() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool(OPEN);
         world.kill_server();

@@ -11,8 +11,8 @@ use crate::world::{SECOND, TTL, World, stream};
 
 /// A session, and what its callback was called with.
 async fn watched(pool: &Pool) -> (Session, UnboundedReceiver<Error>) {
-    let (told, calls) = unbounded_channel();
-    let request = stream("watched").on_error(move |reason| told.send(reason).unwrap());
+    let (sender, calls) = unbounded_channel();
+    let request = stream("watched").on_error(move |reason| sender.send(reason).unwrap());
     (pool.borrow(request).await.unwrap(), calls)
 }
 
@@ -67,7 +67,7 @@ async fn a_revocation_whose_push_vanishes_is_heard_before_the_session_would_be_l
         let (pool, _plugin) = world.pool("");
         let (session, mut calls) = watched(&pool).await;
         sleep(TTL).await;
-        // What is connected now hears nothing more; new connections work.
+        // What is connected now calls nothing more; new connections work.
         let deaf = Weather { arrival: Arrival::Carried, ..Weather::answers(Flow::BlackHole) };
         world.proxy.set(deaf);
         world.disable().await;

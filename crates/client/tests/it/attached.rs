@@ -120,8 +120,8 @@ async fn next_stream(script: &mut Script, streams: &mut UnboundedReceiver<Attach
 async fn a_pushed_revocation_ends_the_session_at_once_and_calls_back_once() {
     let (mut script, mut streams) = Script::attachable();
     let pool = script.pool("");
-    let (told, mut hears) = unbounded_channel();
-    let request = stream().on_error(move |reason| told.send(reason).unwrap());
+    let (sender, mut calls) = unbounded_channel();
+    let request = stream().on_error(move |reason| sender.send(reason).unwrap());
     let session = script.grant("s", pool.borrow(request)).await.unwrap();
     let other = script.session(&pool, "s2").await;
     let mut stream = streams.recv().await.unwrap();
@@ -145,7 +145,7 @@ async fn a_pushed_revocation_ends_the_session_at_once_and_calls_back_once() {
         assert_eq!(batch.worker_keys, ["s2"]);
         stream.extend(&batch);
     }
-    assert_eq!((hears.recv().await, hears.recv().await), (Some(reason), None));
+    assert_eq!((calls.recv().await, calls.recv().await), (Some(reason), None));
     assert_eq!(other.end_reason(), None);
     script.hears_nothing_for(Duration::from_millis(1)).await;
 }

@@ -187,7 +187,7 @@ async fn a_worker_that_the_server_cannot_decide_on_is_asked_for_again_inside_of_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_the_server_never_decides_on_is_unavailable_and_no_ceiling_to_wait_for() {
+async fn a_worker_that_the_server_never_decides_on_is_unavailable_and_no_limit_to_wait_for() {
     let mut script = Script::new();
     let pool = script.pool("borrow-timeout=2s&borrow-wait=1h");
     let session = script.session(&pool, "s").await;
@@ -334,7 +334,7 @@ async fn a_server_that_cannot_be_reached_is_unavailable_within_the_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_waits_while_a_ceiling_is_reached_as_long_as_the_url_says() {
+async fn a_borrow_waits_while_a_limit_is_reached_as_long_as_the_url_says() {
     let mut script = Script::new();
     let pool = script.pool("borrow-wait=30s");
     let start = Instant::now();

@@ -11,7 +11,7 @@ use crate::scripted::{Borrow, Call, Script, answer_with_status, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Refuses without a word about the ceiling, and names a lease nevertheless.
+/// Refuses without a word about the limit, and names a lease nevertheless.
 fn refuse_with_a_key(borrow: Borrow, key: &str) {
     borrow.answer(Ok(answer_with_status(BorrowStatus::ResourceExhausted, key)));
 }

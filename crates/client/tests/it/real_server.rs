@@ -107,7 +107,7 @@ async fn sessions_and_workers_are_borrowed_counted_refused_and_released() {
 }
 
 #[tokio::test]
-async fn the_ceiling_on_the_workers_of_a_session_holds_without_a_trace() {
+async fn the_limit_on_the_workers_of_a_session_holds_without_a_trace() {
     let server = memory().await;
     let (pool, plugin) = pool(server.grpc_address(), "");
     let request = || SessionRequest::new("t1r", "acme");
@@ -141,7 +141,7 @@ async fn a_session_younger_than_its_minimal_life_lingers_and_keeps_its_slot() {
 }
 
 #[tokio::test]
-async fn refusals_that_are_no_ceiling_keep_their_kind() {
+async fn refusals_that_are_no_limit_keep_their_kind() {
     let server = memory().await;
     let (pool, _) = pool(server.grpc_address(), "borrow-wait=1h");
     let disabled = pool.borrow(SessionRequest::new("t1r", "gone")).await.unwrap_err();

@@ -56,11 +56,11 @@ fn is_outside(error: &Error) -> bool {
     matches!(error, Error::InvalidArgument { message, .. } if message.contains("tokio runtime"))
 }
 
-/// A request, and what its callback is told.
+/// A request, and the calls of its callback.
 fn noting() -> (SessionRequest, std::sync::mpsc::Receiver<Error>) {
-    let (note, told) = std::sync::mpsc::channel();
+    let (note, calls) = std::sync::mpsc::channel();
     let request = SessionRequest::new("t1r", "acme");
-    (request.on_error(move |reason| note.send(reason).unwrap()), told)
+    (request.on_error(move |reason| note.send(reason).unwrap()), calls)
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn everything_a_pool_holds_ends_with_its_runtime_and_nothing_fails_open() {
     let server = elsewhere.block_on(memory());
     for policy in POLICIES {
         let home = runtime();
-        let (request, told) = noting();
+        let (request, calls) = noting();
         let (pool, session, worker, other) = soon(&home, async {
             let (pool, _) = pool(server.grpc_address(), policy);
             let session = pool.borrow(request).await.unwrap();
@@ -79,7 +79,7 @@ fn everything_a_pool_holds_ends_with_its_runtime_and_nothing_fails_open() {
         });
         let waiting = elsewhere.spawn(session.ended());
         drop(home);
-        assert_eq!(told.recv_timeout(SOON), Ok(Error::Closed));
+        assert_eq!(calls.recv_timeout(SOON), Ok(Error::Closed));
 
         soon(&elsewhere, async {
             assert_eq!(waiting.await.unwrap(), Error::Closed);
@@ -173,13 +173,13 @@ fn a_panic_in_the_task_of_a_pool_is_the_end_of_the_pool() {
     let elsewhere = runtime();
     let server = elsewhere.block_on(memory());
     let home = Builder::new_current_thread().enable_all().build().unwrap();
-    let (request, told) = noting();
+    let (request, calls) = noting();
     metrics::with_local_recorder(&Panics, || {
         soon(&home, async {
             let (pool, _) = pool(server.grpc_address(), "on-unavailable=allow");
             let session = pool.borrow(request).await.unwrap();
             assert_eq!(session.ended().await, Error::Closed);
-            assert_eq!(told.recv_timeout(SOON), Ok(Error::Closed));
+            assert_eq!(calls.recv_timeout(SOON), Ok(Error::Closed));
             assert_eq!(pool.borrow(stream()).await.unwrap_err(), Error::Closed);
             assert_eq!(session.release().await, Err(Error::Closed));
             assert_eq!(pool.close(HOUR).await, CloseReport { returned: 0, not_returned: 1 });

@@ -115,8 +115,8 @@ async fn an_open_stream_shows_in_the_numbers() {
     assert_eq!((counted.kept_alive, counted.attached), (1, false));
 }
 
-/// What a recorder was told, by name and label.
-fn told(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
+/// What a recorder has, by name and label.
+fn recorded(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     let values = snapshotter.snapshot().into_vec().into_iter().map(|(key, _, _, value)| {
         let key = key.key();
         let labels: Vec<&str> = key.labels().map(metrics::Label::value).collect();
@@ -147,7 +147,7 @@ async fn the_recorder_of_the_application_hears_the_same_numbers_of_all_pools_tog
     script.hears_nothing_for(Duration::ZERO).await;
     let mut total = BTreeMap::new();
     let mut hear = || {
-        for (name, value) in told(&snapshotter) {
+        for (name, value) in recorded(&snapshotter) {
             // A snapshot takes away what it shows.
             *total.entry(name).or_insert(0.0) += value;
         }

@@ -30,7 +30,7 @@ pub(crate) struct Habits {
 pub(crate) struct Tally {
     /// Sessions and workers that were granted.
     pub(crate) granted: u64,
-    /// Borrows that a ceiling refused, and of workers whose session had ended.
+    /// Borrows that a limit refused, and of workers whose session had ended.
     pub(crate) refused: u64,
     /// Borrows that found no server in time.
     pub(crate) unavailable: u64,

@@ -71,7 +71,7 @@ async fn a_stream_above_the_limit_is_refused_before_its_handler_runs() {
 }
 
 #[tokio::test]
-async fn the_ceiling_on_its_workers_holds_for_a_request_without_a_trace() {
+async fn the_limit_on_its_workers_holds_for_a_request_without_a_trace() {
     let sessions = Sessions::start().await;
     let service = Told(async |session: Arc<Session>, _| {
         let _one = session.borrow_worker("t2w", 1).await?;

@@ -218,11 +218,8 @@ impl Core {
             session.is_some_and(|session| !session.is_forgotten() && session.proven >= sent)
         });
         let Some(held) = self.leases.held_mut(number) else { return };
-        if lives {
-            return self.schedule.forgotten(number, held, now);
-        }
-        self.schedule.aside(number, held, now);
-        if let Some(session) = session
+        self.schedule.forgotten(number, held, !lives, now);
+        if let Some(session) = session.filter(|_| !lives)
             && let Some(held) = self.leases.held_mut(session)
         {
             if let Role::Session(workers) = &mut held.role {
@@ -242,7 +239,7 @@ impl Core {
             if let Some(held) = self.leases.held_mut(number)
                 && matches!(held.state, State::Forgotten { place: Place::Aside, .. })
             {
-                self.schedule.forgotten(number, held, now);
+                self.schedule.forgotten(number, held, false, now);
             }
         }
     }

@@ -138,7 +138,8 @@ pub(crate) struct Core {
     phase: Phase,
     closers: Vec<oneshot::Sender<()>>,
     notices: VecDeque<Notice>,
-    stats: PoolStats,
+    /// What the pool holds and has done, without what [`Core::stats`] adds.
+    pub(crate) stats: PoolStats,
     /// What was returned when the close began.
     before_close: CloseReport,
 }
@@ -378,16 +379,6 @@ impl Core {
     pub(crate) fn end_borrow(&mut self, asked: &Asked, now: Instant) {
         self.borrows -= 1;
         self.uncount(asked.number, now);
-    }
-
-    /// Notes that a borrow of a caller failed for good.
-    pub(crate) fn count_denied(&mut self, error: &Error) {
-        self.stats.denied.count(error);
-    }
-
-    /// Notes that a borrow of a caller is sent again.
-    pub(crate) fn count_retry(&mut self) {
-        self.stats.retried += 1;
     }
 
     /// Whether the server is known to be away, and has been for `outage`: then a borrow is admitted

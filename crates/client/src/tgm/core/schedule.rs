@@ -254,16 +254,19 @@ impl Schedule {
         self.put(number, held, State::Waiting(now));
     }
 
-    /// Puts a lease that the server forgot into the line of those that are borrowed again.
-    pub(super) fn forgotten(&mut self, number: u64, held: &mut Held, now: Instant) {
-        allow_a_try(held, now);
-        self.line_up(number, held);
-    }
-
-    /// Keeps a lease that the server forgot out of the line, until [`Schedule::forgotten`] is called.
-    pub(super) fn aside(&mut self, number: u64, held: &mut Held, now: Instant) {
-        allow_a_try(held, now);
-        self.wait_at(Some(Place::Aside), number, held);
+    /// Lets a lease that the server forgot be borrowed again: in its turn, or `aside` from the line
+    /// until this is called again.
+    ///
+    /// It has time for the wait in the line, which takes up to one interval, even when the server was
+    /// asked so late that the lease would be lost already.
+    pub(super) fn forgotten(&mut self, number: u64, held: &mut Held, aside: bool, now: Instant) {
+        held.lost_at = held.lost_at.max(now + held.ttl / 2);
+        held.lapse.fail(None);
+        if aside {
+            self.wait_at(Some(Place::Aside), number, held);
+        } else {
+            self.line_up(number, held);
+        }
     }
 
     fn line_up(&mut self, number: u64, held: &mut Held) {
@@ -350,13 +353,6 @@ pub(crate) fn backoff(
 ) -> Duration {
     let pause = first.saturating_mul(1 << (failures.clamp(1, 17) - 1)).min(longest);
     pause.mul_f64(rng.random_range(0.5..=1.0))
-}
-
-/// Leaves time for the wait in the line, which takes up to one interval, even when the server was
-/// asked so late that the lease would be lost already.
-fn allow_a_try(held: &mut Held, now: Instant) {
-    held.lost_at = held.lost_at.max(now + held.ttl / 2);
-    held.lapse.fail(None);
 }
 
 /// Whether the server can be reached, as the last calls showed.

@@ -18,9 +18,9 @@ fn a_stream_that_is_refused_is_broken_unless_the_server_does_not_know_it() {
 fn every_reason_of_a_revocation_ends_the_session_and_has_words() {
     for (reason, is_quota) in [(0, false), (1, false), (2, false), (3, false), (4, true)] {
         let reason = Reason::try_from(reason).unwrap();
-        let told = super::reason(reason, "in its own words");
+        let revoked = super::reason(reason, "in its own words");
         let silent = super::reason(reason, "");
-        for error in [&told, &silent] {
+        for error in [&revoked, &silent] {
             match error {
                 Error::QuotaExceeded { message } => assert!(is_quota && !message.is_empty()),
                 Error::PermissionDenied { message } => {
@@ -29,7 +29,7 @@ fn every_reason_of_a_revocation_ends_the_session_and_has_words() {
                 error => panic!("{reason:?}: {error}"),
             }
         }
-        assert!(told.to_string().ends_with("in its own words"));
+        assert!(revoked.to_string().ends_with("in its own words"));
     }
     // What a newer server says reads as unspecified.
     let newer = ::wire::control::Revocation { reason: 99, ..Default::default() };

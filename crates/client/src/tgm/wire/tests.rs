@@ -87,7 +87,7 @@ fn the_numbers_of_the_metadata_count_before_those_of_the_state() {
 }
 
 #[test]
-fn without_metadata_the_state_of_the_pool_tells_which_ceiling_was_reached() {
+fn without_metadata_the_state_of_the_pool_tells_which_limit_was_reached() {
     let full = |own_trace: i64| {
         let mut full = response(BorrowStatus::ResourceExhausted, "");
         full.get_mut().worker_state = Some(WorkersState {
@@ -114,7 +114,7 @@ fn without_metadata_the_state_of_the_pool_tells_which_ceiling_was_reached() {
 }
 
 #[test]
-fn a_refusal_without_numbers_names_no_ceiling_and_shows_none() {
+fn a_refusal_without_numbers_names_no_limit_and_shows_none() {
     let full = |state: Option<WorkersState>, metadata: &[_]| {
         let mut full = response(BorrowStatus::ResourceExhausted, "");
         full.get_mut().worker_state = state;
@@ -139,7 +139,7 @@ fn a_refusal_without_numbers_names_no_ceiling_and_shows_none() {
             Error::WorkersLimitExceeded { active, max, scope }
         );
     }
-    // A ceiling of 0 that was told is one.
+    // A limit of 0 that was told is one.
     let nobody = [("x-denied-active", "0"), ("x-denied-max", "0")];
     let (active, max, scope) = (0, 0, Scope::Organization);
     assert_eq!(

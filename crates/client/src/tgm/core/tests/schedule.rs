@@ -74,11 +74,11 @@ impl Bench {
     }
 
     fn forget(&mut self, number: u64) {
-        self.with(number, |schedule, held, now| schedule.forgotten(number, held, now));
+        self.with(number, |schedule, held, now| schedule.forgotten(number, held, false, now));
     }
 
     fn aside(&mut self, number: u64) {
-        self.with(number, |schedule, held, now| schedule.aside(number, held, now));
+        self.with(number, |schedule, held, now| schedule.forgotten(number, held, true, now));
     }
 
     fn hurry(&mut self, number: u64) {
