@@ -21,6 +21,8 @@ mod reporting;
 mod serving_threads;
 mod shared;
 mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod url;
 
 use std::time::Duration;

@@ -15,10 +15,10 @@ use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::attached::{Attached, metric};
 use crate::auth::two_indexers;
-use crate::disk::Disk;
 use crate::harness::{
     ManualClock, ROOMY, TestServer, channel, config, eventually, seconds, session, worker,
 };
+use store::testing::Disk;
 
 #[tokio::test]
 async fn a_batch_is_answered_by_the_places_of_its_keys() {

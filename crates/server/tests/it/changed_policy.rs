@@ -12,9 +12,9 @@ use tgm_session_server::{Clock, Policy, Running, Server};
 use tonic::Code;
 use wire::worker::borrow_worker_response::BorrowStatus as Status;
 
-use crate::disk::Disk;
 use crate::harness::{Client, ManualClock, ROOMY, TestServer, config, eventually, session, worker};
 use crate::undecided::assert_busy;
+use store::testing::Disk;
 
 /// Borrows look at the wall clock for the budget, once they have their terms and before they are
 /// applied.

@@ -8,10 +8,10 @@ use tgm_session_server::store::{Error, Options, Recovered, StoreUrl};
 use wire::worker::keep_alive_response::Status as Kept;
 use wire::worker::return_worker_response::Status as Returned;
 
-use crate::disk::Disk;
 use crate::harness::{
     ManualClock, ROOMY, TestServer, config, eventually, seconds, session, worker,
 };
+use store::testing::Disk;
 
 fn store() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();

@@ -8,8 +8,8 @@ use tonic::Code;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as Kept;
 
-use crate::disk::Disk;
 use crate::harness::{ManualClock, ROOMY, TestServer, eventually, get, session, text, worker};
+use store::testing::Disk;
 
 /// A server with two leases, of which the second was returned, whose disk then broke.
 async fn broken() -> (TestServer, String, String) {

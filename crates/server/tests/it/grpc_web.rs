@@ -33,10 +33,10 @@ use wire::worker::{
 
 use crate::auth::two_indexers;
 use crate::compressed::{flagged, gzip};
-use crate::disk::Disk;
 use crate::harness::{
     LONGEST_STOP, ManualClock, ROOMY, TestServer, channel, config, eventually, session, text,
 };
+use store::testing::Disk;
 
 const BORROW: &str = "/sf.worker.v1.WorkerPool/BorrowWorker";
 const WEB: &str = "content-type: application/grpc-web+proto\r\n";

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+pub(crate) use store::testing::{ManualClock, eventually};
 use tgm_session_server::store::{Options, Recovered, StoreUrl, Unavailable};
-use tgm_session_server::{Clock, Config, Policy, Running, Server};
+use tgm_session_server::{Config, Policy, Running, Server};
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
@@ -17,41 +17,6 @@ use wire::worker::{
     BorrowWorkerRequest, BorrowWorkerResponse, KeepAliveRequest, ReturnWorkerRequest, WorkersState,
     WorkersStateRequest, keep_alive_response, return_worker_response,
 };
-
-/// A clock that goes only when it is told to.
-#[derive(Debug, Default)]
-pub(crate) struct ManualClock {
-    monotonic: Mutex<Duration>,
-    unix: Mutex<Duration>,
-}
-
-impl ManualClock {
-    pub(crate) fn new() -> Arc<Self> {
-        let clock = Self::default();
-        *clock.unix.lock() = Duration::from_secs(1_800_000_000);
-        Arc::new(clock)
-    }
-
-    /// Lets both clocks jump, as for a process that was stopped.
-    pub(crate) fn jump(&self, by: Duration) {
-        *self.monotonic.lock() += by;
-        *self.unix.lock() += by;
-    }
-
-    pub(crate) fn set_unix(&self, unix: Duration) {
-        *self.unix.lock() = unix;
-    }
-}
-
-impl Clock for ManualClock {
-    fn monotonic(&self) -> Duration {
-        *self.monotonic.lock()
-    }
-
-    fn unix(&self) -> Duration {
-        *self.unix.lock()
-    }
-}
 
 /// One server.
 pub(crate) struct TestServer {
@@ -311,20 +276,6 @@ pub(crate) fn text(metadata: &MetadataMap, name: &str) -> Option<String> {
 
 pub(crate) fn seconds(seconds: i64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
-}
-
-/// Waits, for a bounded time, until something outside of this task has happened.
-pub(crate) async fn eventually<F: Future<Output = bool>>(
-    what: &str,
-    mut happened: impl FnMut() -> F,
-) {
-    for _ in 0..8_000 {
-        if happened().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never happened: {what}");
 }
 
 /// One HTTP/1.1 GET: the status and the body.

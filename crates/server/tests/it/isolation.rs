@@ -17,7 +17,6 @@ use wire::worker::borrow_worker_response::BorrowStatus;
 
 use crate::auth::two_indexers;
 use crate::compressed::{flagged, gzip};
-use crate::disk::Disk;
 use crate::harness::{
     ManualClock, ROOMY, TestServer, channel, config, eventually, get, session, worker,
 };
@@ -25,6 +24,7 @@ use crate::limits::{
     Body, HEADERS, PREFACE, RST_STREAM, Raw, SETTINGS, call, connect, frame, header_block, message,
     open_body, status,
 };
+use store::testing::Disk;
 
 const SHORT: Duration = Duration::from_millis(150);
 const GOAWAY: u8 = 7;

@@ -1,7 +1,7 @@
 //! A borrow that nobody hears of takes no slot.
 
-use crate::disk::Disk;
 use crate::harness::{Client, ManualClock, ROOMY, TestServer, eventually, session};
+use store::testing::Disk;
 
 const ID: &str = "00112233445566778899aabbccddeeff";
 

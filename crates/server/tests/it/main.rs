@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
-mod acknowledged;
 mod admin;
 mod admin_client;
 mod api;
@@ -17,26 +16,20 @@ mod certificates;
 mod changed_policy;
 mod codes;
 mod compressed;
-mod damaged;
-mod disk;
 mod drain;
 mod durable;
-mod ending;
 mod events;
 mod failing;
 mod grpc_web;
 mod harness;
 mod isolation;
 mod keep_alive;
-mod large_reports;
 mod limits;
-mod listing;
 mod log;
 mod lost;
 mod metrics;
 mod nameless;
 mod observed;
-mod operated;
 mod overrides;
 mod place;
 mod policy;
@@ -51,6 +44,5 @@ mod start_stop;
 mod state;
 mod tls;
 mod undecided;
-mod upgrade;
 mod usage;
 mod written;

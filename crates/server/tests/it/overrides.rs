@@ -16,8 +16,8 @@ use wire::control::Reason;
 use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::attached::Attached;
-use crate::disk::Disk;
 use crate::harness::{ManualClock, ROOMY, TestServer, eventually, session, worker};
+use store::testing::Disk;
 
 const ACME: (Subject, &str) = (Subject::Organization, "acme");
 

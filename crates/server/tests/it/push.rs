@@ -14,8 +14,8 @@ use wire::control::Reason;
 use wire::control::attach_response::Event;
 
 use crate::attached::{Attached, metric};
-use crate::disk::Disk;
 use crate::harness::{ManualClock, ROOMY, TestServer, eventually, session};
+use store::testing::Disk;
 
 const SOLD: &str = "
     [services.t1r]

@@ -18,8 +18,8 @@ use wire::worker::return_worker_response::Status as Returned;
 
 use crate::attached::{Attached, metric};
 use crate::auth::digest;
-use crate::disk::Disk;
 use crate::harness::{ManualClock, TestServer, eventually, session};
+use store::testing::Disk;
 
 const BY: By<'_> = By { from: "test", note: "" };
 

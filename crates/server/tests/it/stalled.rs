@@ -21,11 +21,11 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use wire::worker::keep_alive_response::Status as Kept;
 
-use crate::disk::Disk;
 use crate::harness::{
     Ask, ManualClock, ROOMY, TestServer, channel, config, eventually, get, session,
 };
-use crate::operated::{entry, note, set};
+use store::testing::Disk;
+use store::testing::{entry, note, set};
 
 /// As long as anybody waits for the disk.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);

@@ -12,8 +12,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use wire::worker::keep_alive_response::Status as Kept;
 
-use crate::disk::Disk;
 use crate::harness::{ManualClock, ROOMY, TestServer, channel, config, eventually, get, session};
+use store::testing::Disk;
 
 #[tokio::test]
 async fn a_taken_port_is_refused_by_name() {

@@ -12,13 +12,13 @@ use tonic::{Code, Response};
 use wire::worker::BorrowWorkerResponse;
 use wire::worker::borrow_worker_response::BorrowStatus;
 
-use crate::disk::Disk;
 use crate::grpc_web;
 use crate::harness::{
     Ask, Client, ManualClock, ROOMY, TestServer, config, eventually, get, session, text, worker,
 };
 use crate::limits::{HEADERS, PING, PREFACE, Raw, SETTINGS, frame, header_block};
 use crate::stalled::{borrow_within, overdue, soon};
+use store::testing::Disk;
 
 const DATA: u8 = 0;
 const GOAWAY: u8 = 7;

@@ -14,8 +14,8 @@ use wire::payment::{ReportRequest, ReportResponse};
 
 use crate::attached::{Attached, metric};
 use crate::auth::two_indexers;
-use crate::disk::Disk;
 use crate::harness::{ManualClock, TestServer, channel, config, session, text};
+use store::testing::Disk;
 
 /// 2027-01-15T08:00:00Z is when the manual clock starts.
 const SOLD: &str = "

@@ -7,9 +7,9 @@ use tgm_session_server::operator::{By, OperatorError};
 use tgm_session_server::store::{AuditNote, Options, Order, Recovered, Store};
 use wire::worker::return_worker_response::Status as Returned;
 
-use crate::disk::Disk;
 use crate::harness::{ManualClock, ROOMY, TestServer, eventually, session};
-use crate::operated::entry;
+use store::testing::Disk;
+use store::testing::entry;
 
 const DISABLED: &str = "[services.t1r]\n[organizations.acme]\ndisabled = true";
 

@@ -8,30 +8,16 @@ use lease::{Change, Config, RECORDS_PER_HOLD, Request, Terms};
 use redb::backends::InMemoryBackend;
 
 use super::*;
-use crate::clock::Clock;
 use crate::enforcing::Enforcing;
 use crate::journal::file::{Backend, FileJournal};
 use crate::journal::rows::Rows;
 use crate::journal::{Journal as _, Restored};
 use crate::reporting::Reporting;
-
-/// A clock that is set by hand.
-#[derive(Debug, Default)]
-struct Hands(Mutex<Duration>);
-
-impl Clock for Hands {
-    fn monotonic(&self) -> Duration {
-        *self.0.lock()
-    }
-
-    fn unix(&self) -> Duration {
-        Duration::from_secs(1_800_000_000)
-    }
-}
+use crate::testing::ManualClock;
 
 /// A store without threads.
-fn shared(journaled: bool) -> (Arc<Shared>, Arc<Hands>) {
-    let clock = Arc::<Hands>::default();
+fn shared(journaled: bool) -> (Arc<Shared>, Arc<ManualClock>) {
+    let clock = ManualClock::new();
     let mut ledger = Ledger::new(Config { journal: journaled, ..Config::default() });
     ledger.resume(Timestamp::ZERO, 1, Timestamp::ZERO);
     let stamp = Stamp::default();
@@ -49,9 +35,9 @@ fn borrow(shared: &Shared, leases: usize) {
 }
 
 /// Lets a TTL pass without removing a lease.
-fn pass(shared: &Shared, clock: &Hands) {
+fn pass(shared: &Shared, clock: &ManualClock) {
     for _ in 0..121 {
-        *clock.0.lock() += Duration::from_millis(500);
+        clock.jump(Duration::from_millis(500));
         let mut state = shared.state.lock();
         let now = shared.now(&mut state);
         state.time.heard(now);
@@ -124,7 +110,7 @@ fn nothing_expires_while_a_thread_that_serves_calls_is_stuck() {
     let now = || shared.read(Ledger::now).unwrap();
     let step = Duration::from_millis(100);
     let tick = || {
-        *clock.0.lock() += step;
+        clock.jump(step);
         shared.tick();
     };
     for _ in 0..3 {

@@ -2,11 +2,8 @@
 
 use lease::{BorrowId, KeptAlive, LeaseId, Reason, Request, Terms};
 use redb::{Database, ReadableDatabase as _, TableDefinition};
-use tgm_session_server::store::{Error, LeaseFilter, Options, Order, Recovered, Store};
-
-use crate::disk::Disk;
-use crate::harness::ManualClock;
-use crate::operated::{entry, note, set};
+use store::testing::{Disk, ManualClock, entry, note, set};
+use store::{Error, LeaseFilter, Options, Order, Recovered, Store};
 
 const META: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("meta");
 const LEASES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("leases");

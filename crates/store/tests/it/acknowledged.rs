@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use lease::{KeptAlive, LeaseId, Reason, Refusal, Request, Terms};
 use proptest::prelude::*;
-use tgm_session_server::store::{BorrowError, Options, Recovered, Store};
-
-use crate::disk::Disk;
-use crate::harness::ManualClock;
+use store::testing::{Disk, ManualClock};
+use store::{BorrowError, Options, Recovered, Store};
 
 const ORGANIZATIONS: [&str; 3] = ["acme", "globex", "initech"];
 const TRACES: [&str; 3] = ["", "trace-a", "trace-b"];

@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use lease::{KeptAlive, Kind, LeaseId, LeaseNumber, Reason, Request, RevokedFor, Terms, Usage};
 use parking_lot::Mutex;
+use policy::Policy;
 use proptest::prelude::*;
-use tgm_session_server::Policy;
-use tgm_session_server::store::{
+use store::testing::{ManualClock, entry};
+use store::{
     LeaseFilter, LeasePage, Listener, MAX_PAGE, Options, Order, Recovered, Store, UsageReport,
 };
-
-use crate::harness::ManualClock;
-use crate::operated::entry;
 
 fn store() -> (Store, Arc<ManualClock>) {
     let clock = ManualClock::new();

@@ -3,51 +3,15 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use lease::{KeptAlive, Request, Terms, WallTime};
+use lease::{KeptAlive, Request, Terms};
+use policy::Policy;
+use policy::overrides::{
+    AuditEntry, MAX_AUDIT, MAX_OVERRIDES, OverrideChange, OverrideKey, Subject,
+};
 use proptest::prelude::*;
 use redb::{ReadableDatabase as _, ReadableTableMetadata as _};
-use tgm_session_server::Policy;
-use tgm_session_server::policy::overrides::{
-    AuditEntry, MAX_AUDIT, MAX_OVERRIDES, Override, OverrideChange, OverrideKey, Subject,
-};
-use tgm_session_server::store::{
-    AuditNote, Enforced, MAX_PAGE, Options, RecordError, Recovered, Store, Unavailable,
-};
-
-use crate::disk::Disk;
-use crate::harness::{ManualClock, eventually};
-
-/// An entry of the audit list before it has its number.
-pub(crate) fn entry(action: &str) -> AuditEntry {
-    AuditEntry {
-        number: 0,
-        at: WallTime::from_unix(1_800_000_000),
-        from: "127.0.0.1:5".into(),
-        action: action.into(),
-        note: "a note".into(),
-        ended: 0,
-    }
-}
-
-/// Sets the limit of an organization.
-pub(crate) fn set(organization: &str, max: u64) -> OverrideChange {
-    let key = OverrideKey {
-        subject: Subject::Organization,
-        id: organization.into(),
-        service: Some("t1r".into()),
-    };
-    let value = Override {
-        value: max,
-        set_at: WallTime::from_unix(1_800_000_000),
-        note: format!("{max} for {organization}").into(),
-    };
-    OverrideChange { key, value: Some(value) }
-}
-
-/// What was done, entry by entry.
-pub(crate) fn note(entries: &[AuditEntry]) -> Vec<&str> {
-    entries.iter().map(|entry| &*entry.action).collect()
-}
+use store::testing::{Disk, ManualClock, entry, eventually, note, set};
+use store::{AuditNote, Enforced, MAX_PAGE, Options, RecordError, Recovered, Store, Unavailable};
 
 fn open(disk: &Disk) -> Store {
     let options = Options { clock: ManualClock::new(), ..Options::default() };

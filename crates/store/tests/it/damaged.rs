@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use lease::{KeptAlive, LeaseId, Request, Terms};
 use proptest::prelude::*;
-use tgm_session_server::store::{Error, Options, Recovered, Store};
+use store::testing::{Disk, ManualClock, eventually};
+use store::{Error, Options, Recovered, Store};
 
 use crate::acknowledged::{answers, open, operate};
-use crate::disk::Disk;
-use crate::harness::ManualClock;
 
 const PAGE: usize = 4_096;
 
@@ -160,7 +159,7 @@ async fn whatever_part_of_a_commit_reached_the_disk_a_loss_of_power_is_no_damage
     disk.hold();
     let waits = store.clone();
     let unheard = tokio::spawn(async move { borrow(&waits).await });
-    crate::harness::eventually("the flush is under way", || async { disk.is_waiting() }).await;
+    eventually("the flush is under way", || async { disk.is_waiting() }).await;
     let mut kept = BTreeSet::new();
     for torn in 0..1_024_usize {
         let crashed = disk.after_power_loss(|write| torn >> (write % 10) & 1 == 1);

@@ -1,15 +1,22 @@
-//! A disk in memory that can be slow, can fail, and can lose power.
+//! What tests of a store need: a disk and a clock that they control, and records of operators.
+
+#![allow(missing_docs, reason = "only tests use this")]
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use lease::WallTime;
 use parking_lot::{Condvar, Mutex};
+use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
 use redb::StorageBackend;
+
+use crate::clock::Clock;
 
 /// What a file system keeps of one file. Clones are the same disk.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Disk(Arc<Inner>);
+pub struct Disk(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -31,45 +38,45 @@ struct Data {
 
 impl Disk {
     /// Lets flushes wait until [`Disk::release`].
-    pub(crate) fn hold(&self) {
+    pub fn hold(&self) {
         *self.0.held.lock() = true;
     }
 
-    pub(crate) fn release(&self) {
+    pub fn release(&self) {
         *self.0.held.lock() = false;
         self.0.released.notify_all();
     }
 
     /// Whether a flush waits.
-    pub(crate) fn is_waiting(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         self.0.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// Lets every write and flush fail from now on.
-    pub(crate) fn fail(&self) {
+    pub fn fail(&self) {
         self.0.failing.store(true, Ordering::SeqCst);
     }
 
     /// How many flushes were done.
-    pub(crate) fn flushes(&self) -> usize {
+    pub fn flushes(&self) -> usize {
         self.0.flushes.load(Ordering::SeqCst)
     }
 
     /// A disk with this on it.
-    pub(crate) fn with(bytes: Vec<u8>) -> Self {
+    pub fn with(bytes: Vec<u8>) -> Self {
         let disk = Self::default();
         *disk.0.data.lock() = Data { flushed: bytes.clone(), now: bytes, unflushed: Vec::new() };
         disk
     }
 
     /// What is on it, for whoever reads it now: after a kill of the process, say.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         self.0.data.lock().now.clone()
     }
 
     /// The disk as a machine finds it that lost power now: all that was flushed, and of the writes
     /// since then those that `kept` says, by their number.
-    pub(crate) fn after_power_loss(&self, kept: impl Fn(usize) -> bool) -> Self {
+    pub fn after_power_loss(&self, kept: impl Fn(usize) -> bool) -> Self {
         let data = self.0.data.lock().clone();
         let mut now = data.flushed;
         for (number, (offset, bytes)) in data.unflushed.into_iter().enumerate() {
@@ -139,4 +146,82 @@ impl StorageBackend for Disk {
         data.unflushed.push((offset, bytes.to_owned()));
         Ok(())
     }
+}
+
+/// A clock that goes only when it is told to.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    monotonic: Mutex<Duration>,
+    unix: Mutex<Duration>,
+}
+
+impl ManualClock {
+    pub fn new() -> Arc<Self> {
+        let clock = Self::default();
+        *clock.unix.lock() = Duration::from_secs(1_800_000_000);
+        Arc::new(clock)
+    }
+
+    /// Lets both clocks jump, as for a process that was stopped.
+    pub fn jump(&self, by: Duration) {
+        *self.monotonic.lock() += by;
+        *self.unix.lock() += by;
+    }
+
+    pub fn set_unix(&self, unix: Duration) {
+        *self.unix.lock() = unix;
+    }
+}
+
+impl Clock for ManualClock {
+    fn monotonic(&self) -> Duration {
+        *self.monotonic.lock()
+    }
+
+    fn unix(&self) -> Duration {
+        *self.unix.lock()
+    }
+}
+
+/// Waits, for a bounded time, until something outside of this task has happened.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut happened: impl FnMut() -> F) {
+    for _ in 0..8_000 {
+        if happened().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never happened: {what}");
+}
+
+/// An entry of the audit list before it has its number.
+pub fn entry(action: &str) -> AuditEntry {
+    AuditEntry {
+        number: 0,
+        at: WallTime::from_unix(1_800_000_000),
+        from: "127.0.0.1:5".into(),
+        action: action.into(),
+        note: "a note".into(),
+        ended: 0,
+    }
+}
+
+/// Sets the limit of an organization.
+pub fn set(organization: &str, max: u64) -> OverrideChange {
+    let key = OverrideKey {
+        subject: Subject::Organization,
+        id: organization.into(),
+        service: Some("t1r".into()),
+    };
+    let value = Override {
+        value: max,
+        set_at: WallTime::from_unix(1_800_000_000),
+        note: format!("{max} for {organization}").into(),
+    };
+    OverrideChange { key, value: Some(value) }
+}
+
+/// What was done, entry by entry.
+pub fn note(entries: &[AuditEntry]) -> Vec<&str> {
+    entries.iter().map(|entry| &*entry.action).collect()
 }

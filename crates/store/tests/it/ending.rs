@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use lease::{KeptAlive, LeaseId, Reason, Request, Terms};
-use tgm_session_server::Policy;
-use tgm_session_server::store::{AuditNote, Enforced, Options, Recovered, Store};
-
-use crate::harness::ManualClock;
+use policy::Policy;
+use store::testing::ManualClock;
+use store::{AuditNote, Enforced, Options, Recovered, Store};
 
 /// Two changes for each of so many: a revocation of them has to wait for the disk on its way.
 const LEASES: usize = 27_000;

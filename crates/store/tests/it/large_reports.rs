@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use lease::{Request as Borrow, Terms, Usage};
-use tgm_session_server::Policy;
-use tgm_session_server::store::{BorrowError, Options, Recovered, Store, Unavailable, UsageReport};
-
-use crate::disk::Disk;
-use crate::harness::{ManualClock, eventually};
+use policy::Policy;
+use store::testing::{Disk, ManualClock, eventually};
+use store::{BorrowError, Options, Recovered, Store, Unavailable, UsageReport};
 
 /// A store without budgets on `disk`.
 fn store_on(disk: Disk) -> Store {
