@@ -37,7 +37,7 @@ pub enum Change {
     TraceGone(Box<TraceEnd>),
     /// A lease was revoked. One that is past the time it is remembered needs no keeping.
     Revoked(Box<Revocation>),
-    /// The usage counts of one metric of one organization stand at `used` now.
+    /// One metric of one organization has the usage counts `used` now.
     Used {
         /// The organization.
         organization: Box<str>,
@@ -69,8 +69,8 @@ pub enum Change {
         /// How many of its amounts are counted.
         applied: u64,
     },
-    /// A borrow id buys nothing until `until`: its lease has ended, or it was returned before it
-    /// arrived.
+    /// A borrow id gets no lease until `until`: its lease has ended, or the borrow was returned before
+    /// it arrived.
     BorrowEnded {
         /// The indexer that borrowed.
         indexer: Option<Box<str>>,

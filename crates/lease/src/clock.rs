@@ -1,4 +1,4 @@
-//! Store time, made from a monotonic clock that somebody else reads.
+//! Store time, made from the readings of a monotonic clock.
 
 use std::time::Duration;
 
@@ -38,18 +38,18 @@ impl std::ops::Add<Duration> for Timestamp {
     }
 }
 
-/// The longest silence between two readings that still counts in full, and the furthest that store
-/// time gets beyond the last moment at which everything that had arrived was heard.
+/// The longest time between two readings that still counts in full, and the furthest that store
+/// time advances beyond the last moment at which all calls that had arrived were handled.
 pub const LONGEST_STEP: Duration = Duration::from_millis(500);
 
 /// Store time: it starts where the journal ended, and from then on follows a monotonic clock. It
-/// looks at no wall clock: time while nothing runs does not count.
+/// ignores the wall clock: time while the server does not run does not count.
 ///
 /// A process that was stopped for minutes finds the keep-alives of those minutes waiting in its
-/// sockets, and must not expire them before it has read them. So a silence of more than
+/// sockets, and must not expire their leases before it has read them. So a time of more than
 /// [`LONGEST_STEP`] between two readings counts as [`LONGEST_STEP`], and store time waits there
-/// until whoever serves the sockets says that everything which arrived was heard. Whoever owns the
-/// clock therefore reads it often, whether there are calls or not.
+/// until the server says that all calls that had arrived were handled. The owner of the clock
+/// therefore reads it often, whether there are calls or not.
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,18 +57,18 @@ pub const LONGEST_STEP: Duration = Duration::from_millis(500);
 ///
 /// let mut clock = StoreClock::starting_at(Timestamp::from_nanos(7), Duration::ZERO);
 /// assert_eq!(clock.read(Duration::from_nanos(5)).as_nanos(), 12);
-/// clock.heard(Timestamp::from_nanos(12));
+/// clock.mark_handled(Timestamp::from_nanos(12));
 /// let after_a_stall = clock.read(Duration::from_secs(3600));
 /// assert_eq!(after_a_stall.since(Timestamp::from_nanos(12)), Duration::from_millis(500));
-/// // Until the keep-alives of that hour are heard, there it stays.
+/// // Store time stays there until the keep-alives of that hour are handled.
 /// assert_eq!(clock.read(Duration::from_secs(3601)), after_a_stall);
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct StoreClock {
     now: Timestamp,
     read_at: Duration,
-    /// The latest point of time up to which everything that arrived is known to have been heard.
-    heard: Timestamp,
+    /// The latest point of time up to which all calls that arrived were handled.
+    handled: Timestamp,
 }
 
 impl StoreClock {
@@ -77,20 +77,20 @@ impl StoreClock {
 
     /// A clock that shows `start` at the monotonic reading `monotonic`.
     pub const fn starting_at(start: Timestamp, monotonic: Duration) -> Self {
-        Self { now: start, read_at: monotonic, heard: start }
+        Self { now: start, read_at: monotonic, handled: start }
     }
 
     /// Store time at the monotonic reading `monotonic`; one that goes back changes nothing.
     pub fn read(&mut self, monotonic: Duration) -> Timestamp {
         let step = monotonic.saturating_sub(self.read_at).min(LONGEST_STEP);
         self.read_at = self.read_at.max(monotonic);
-        self.now = (self.now + step).min(self.heard + LONGEST_STEP);
+        self.now = (self.now + step).min(self.handled + LONGEST_STEP);
         self.now
     }
 
-    /// Says that whatever had arrived at `at`, a point of time that was read before, has been heard.
-    pub fn heard(&mut self, at: Timestamp) {
-        self.heard = self.heard.max(at.min(self.now));
+    /// Says that all calls that had arrived at `at`, a point of time that was read before, were handled.
+    pub fn mark_handled(&mut self, at: Timestamp) {
+        self.handled = self.handled.max(at.min(self.now));
     }
 
     /// Store time as it was read last.

@@ -1,8 +1,8 @@
-//! What a ledger is made with.
+//! The configuration of a ledger.
 
 use crate::slab::RECORDS_PER_HOLD;
 
-/// What a ledger is made with.
+/// The configuration of a ledger.
 #[derive(Clone, Copy)]
 pub struct Config {
     /// Most leases at once, whatever the policy allows.
@@ -16,7 +16,7 @@ pub struct Config {
     pub max_report_keys: u64,
     /// Most counts of usage, of one metric of one organization each; those of budgets always fit.
     pub max_counts: u64,
-    /// Most of them that one indexer brings about for organizations that the policy does not know.
+    /// Most of these counts that one indexer causes for organizations that the policy does not know.
     pub max_unknown_counts: u64,
     /// Where the secrets of keys and the order of hash tables come from. A server fills it from
     /// the operating system; the same seed gives the same ledger.

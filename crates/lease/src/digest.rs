@@ -1,4 +1,4 @@
-//! Numbers that stand for texts in stores: the same on every machine and in every release.
+//! Digests of texts, for stores: the same on every machine and in every release.
 
 use sha2::{Digest as _, Sha256};
 
@@ -27,10 +27,10 @@ impl Fingerprint {
     }
 }
 
-/// Stands for the trace of an organization in 16 bytes: the first half of a SHA-256.
+/// The digest of the trace of an organization, in 16 bytes: the first half of a SHA-256.
 ///
-/// So a trace takes up the same room however long its ids are, and nobody finds ids that stand for
-/// the trace of another. It is the same on every machine and in every release, because stores keep it.
+/// So every trace takes the same room, however long its ids are, and no caller can find other ids
+/// with the same digest. It is the same on every machine and in every release, because stores keep it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TraceDigest([u8; 16]);
 

@@ -10,9 +10,9 @@ use subtle::ConstantTimeEq as _;
 /// The longest id a request may carry, in bytes.
 pub const MAX_ID_BYTES: usize = 256;
 
-/// The key of one lease: where it stands in the table, a serial number and 96 random bits.
+/// The key of one lease: its slot in the table, a serial number and 96 random bits.
 ///
-/// Serial numbers rise for ever, across restarts too, so no key is used twice. The random bits
+/// Serial numbers always rise, across restarts too, so no key is used twice. The random bits
 /// make a key a proof of holding the lease: they are compared in constant time, and `Debug`
 /// leaves them out. The wire form, from [`Display`](fmt::Display), is 32 ASCII characters.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,23 +29,23 @@ impl LeaseId {
     /// The length of the wire form in bytes.
     pub const WIRE_BYTES: usize = 32;
 
-    /// Builds the id of the `serial`-th grant, which stands at `slot`.
+    /// Builds the id of the `serial`-th grant, at `slot`.
     pub const fn new(slot: u32, serial: u64, secret: [u8; 12]) -> Self {
         Self { slot, serial, secret }
     }
 
-    /// The serial number of the grant: names a lease to people without giving its key away.
+    /// The serial number of the grant. It identifies the lease and reveals no key.
     pub const fn serial(&self) -> u64 {
         self.serial
     }
 
-    /// Where the lease stands in the table. Leases that live at the same time stand at different
-    /// places, and a place is taken again once its lease has ended.
+    /// The slot of the lease in the table. Leases that live at the same time have different slots, and
+    /// a slot is used again once its lease has ended.
     pub const fn slot(&self) -> u32 {
         self.slot
     }
 
-    /// What names the lease to people without giving its key away.
+    /// The number by which operators identify the lease. It reveals no key.
     pub const fn number(&self) -> LeaseNumber {
         LeaseNumber { serial: self.serial, slot: self.slot }
     }
@@ -110,9 +110,9 @@ impl fmt::Debug for LeaseId {
     }
 }
 
-/// Names one lease to people: its serial number and where it stands in the table.
+/// The number by which operators identify a lease: its serial number and its slot.
 ///
-/// It is no key: who knows it can find the lease, and neither keep it alive nor return it. A later
+/// It is no key: a caller that knows it can find the lease, and can neither keep it alive nor return it. A later
 /// grant has a higher number. The text form is 24 hex digits.
 ///
 /// ```
@@ -181,6 +181,18 @@ pub struct NotALeaseId;
 /// The caller's own name for one borrow, the same through its retries: 128 random bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BorrowId(pub u128);
+
+impl BorrowId {
+    /// The higher and the lower half.
+    pub const fn halves(self) -> [u64; 2] {
+        [(self.0 >> 64) as u64, self.0 as u64]
+    }
+
+    /// The id with these halves.
+    pub const fn from_halves([high, low]: [u64; 2]) -> Self {
+        Self((high as u128) << 64 | low as u128)
+    }
+}
 
 impl fmt::Display for BorrowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -33,7 +33,7 @@ pub use enforcing::Enforcement;
 pub use reading::{ListedLease, PoolReading};
 pub use recovery::RESUME_SPREAD;
 use remembered_borrow::RememberedBorrow;
-pub use reporting::{MAX_SPENT_TOLD, Reporting};
+pub use reporting::{MAX_SPENT_LISTED, Reporting};
 
 /// Every lease of a server and every rule about them.
 ///
@@ -58,8 +58,8 @@ pub struct Ledger {
     borrows: Memory<RememberedBorrow>,
     /// Why leases were revoked.
     revoked: Memory<RevokedLease>,
-    /// The traces of sessions among those. They need no bound of their own: each stands for one
-    /// revocation that is remembered as long.
+    /// The traces of revoked sessions. They need no bound of their own: each belongs to one revocation,
+    /// which is remembered as long.
     revoked_traces: Memory<RevokedTrace>,
     usage: UsageBook,
     changes: Option<Vec<Change>>,
@@ -75,8 +75,8 @@ pub struct Ledger {
     begun: Timestamp,
     /// Whether leases that have ended stay in the table for now.
     paused: bool,
-    /// Sessions that may still be looked at, at this point of time, to find out whether a worker
-    /// has ended with them.
+    /// How many more sessions may be checked at this point of time, to find out whether their workers
+    /// have ended.
     looks: usize,
 }
 
@@ -86,7 +86,7 @@ struct EndedTrace {
     trace: u32,
     /// Its leases have lower serial numbers than this.
     before: u64,
-    /// What a change said of it, if one did.
+    /// The change that recorded the end, if one did.
     journaled: Option<Box<TraceEnd>>,
 }
 
@@ -196,14 +196,6 @@ impl Ledger {
     /// The number of leases in the table of each service that has any.
     pub fn leases_by_service(&self) -> impl Iterator<Item = (&str, u64)> {
         self.table.leases_by_service()
-    }
-
-    /// Every live lease, in no particular order. Borrow ids are left out: see [`Ledger::snapshot`].
-    pub fn leases(&self) -> impl Iterator<Item = Lease> {
-        let mut looks = usize::MAX;
-        let leases = self.table.leases.iter();
-        let live = leases.filter(move |(_, entry)| self.ended_within(entry, &mut looks).is_none());
-        live.map(|(slot, entry)| self.lease(slot, entry))
     }
 
     fn lease(&self, slot: u32, entry: &Entry) -> Lease {

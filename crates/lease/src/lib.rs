@@ -54,10 +54,10 @@ pub use id::{
 };
 pub use lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE, MAX_TTL, Reason};
 pub use ledger::{
-    Enforcement, Ledger, ListedLease, MAX_SPENT_TOLD, PoolReading, RESUME_SPREAD, Reporting,
+    Enforcement, Ledger, ListedLease, MAX_SPENT_LISTED, PoolReading, RESUME_SPREAD, Reporting,
 };
 pub use policy::Policy;
-pub use pool::{MAX_TRACES_TOLD, PoolCount, PoolState, PoolUse};
+pub use pool::{MAX_TRACES_LISTED, PoolCount, PoolState, PoolUse};
 pub use report::{
     MAX_AMOUNTS, MAX_METRICS, Report, ReportRefusal, Reported, Skipped, Submission, Uncountable,
 };

@@ -34,8 +34,8 @@ impl From<PoolCount<&str>> for PoolCount {
     }
 }
 
-/// Most traces that the state of a pool tells of.
-pub const MAX_TRACES_TOLD: usize = 4_096;
+/// The most traces that the state of a pool lists.
+pub const MAX_TRACES_LISTED: usize = 4_096;
 
 /// The counts of one pool (organization, service).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct PoolUse {
     /// Leases of the pool, lingering ones too.
     pub leases: u64,
     /// Leases by trace, of those that have one: the traces with the most leases first, at most
-    /// [`MAX_TRACES_TOLD`].
+    /// [`MAX_TRACES_LISTED`].
     pub traces: Vec<(Box<str>, u64)>,
     /// How many traces are left out.
     pub omitted: u64,

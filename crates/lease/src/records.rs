@@ -1,4 +1,4 @@
-//! Records with stable numbers that are found by what they are called.
+//! Records with stable numbers, found by their keys.
 
 use std::hash::{BuildHasher as _, Hash};
 
@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 
 use crate::slab::{NONE, Slab};
 
-/// Something that is found by a key it carries itself.
+/// A record that contains its own key.
 pub(crate) trait Record {
     type Key<'a>: Eq + Hash
     where
@@ -41,7 +41,7 @@ impl<R: Record> Records<R> {
         self.index.find(hash, |&at| self.slab[at].key() == key).map_or(NONE, |&at| at)
     }
 
-    /// The numbers of all records of that key, where a key may stand for several.
+    /// The numbers of all records of that key, where several may have one key.
     pub(crate) fn all<'a>(&'a self, key: R::Key<'a>) -> impl Iterator<Item = u32> {
         let hash = self.hasher.hash_one(&key);
         self.index.iter_hash(hash).copied().filter(move |&at| self.slab[at].key() == key)

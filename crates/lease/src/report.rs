@@ -17,8 +17,8 @@ pub const MAX_AMOUNTS: usize = 1 << 18;
 
 /// The amounts of one report: what its events add up to, by organization and metric.
 ///
-/// Their order does not depend on the order of the events, so that a report that stopped half way
-/// goes on where it stopped when it is sent again.
+/// Their order does not depend on the order of the events. So a report that was interrupted continues
+/// where it stopped when it is sent again.
 ///
 /// ```
 /// let mut report = lease::Report::builder();
@@ -59,7 +59,7 @@ impl Report {
         self.amounts.is_empty()
     }
 
-    /// A number that tells this report from others under the same idempotency key. It is the same
+    /// A number that distinguishes this report from others under the same idempotency key. It is the same
     /// on every machine and in every release, because stores keep it.
     pub const fn fingerprint(&self) -> u64 {
         self.fingerprint
@@ -223,11 +223,11 @@ pub struct Submission {
     pub idempotency_key: Option<Box<str>>,
     /// The report.
     pub report: Report,
-    /// The organizations of which the answer tells whether a budget is spent.
+    /// The organizations whose spent budgets the answer lists.
     pub organizations: Vec<Box<str>>,
 }
 
-/// What came of a report of usage.
+/// The result of a report of usage.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reported {
     /// Whether it counted now; a repeated one does not.

@@ -1,10 +1,10 @@
-//! How a borrow asks for a lease.
+//! The request of a borrow.
 
 use crate::digest::Fingerprint;
 use crate::id::{BorrowId, Invalid, validate_id};
 use crate::lease::Kind;
 
-/// One borrow, as it was asked for.
+/// The request of one borrow.
 ///
 /// ```
 /// use lease::{Kind, Request};
@@ -81,7 +81,7 @@ impl<'a> Request<'a> {
         if self.max_workers > 0 { Kind::Worker } else { Kind::Session }
     }
 
-    /// A number that tells this request from others under the same borrow id.
+    /// A number that distinguishes this request from others under the same borrow id.
     ///
     /// It covers every field but the indexer and the borrow id, and is the same on every machine
     /// and in every release, because stores keep it.

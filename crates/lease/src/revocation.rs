@@ -39,7 +39,7 @@ impl From<BudgetSpent> for RevokedFor {
 }
 
 impl fmt::Display for RevokedFor {
-    /// Says of a spent budget what the refusal of a borrow says of it.
+    /// Describes a spent budget as the refusal of a borrow does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.spent {
             Some(spent) => spent.fmt(f),

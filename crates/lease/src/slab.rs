@@ -1,6 +1,6 @@
 //! A table of slots with stable numbers.
 
-/// The number that stands for no slot.
+/// The number of no slot.
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// Most records that one operation handles. It bounds how long a lock around the ledger is held.
@@ -81,10 +81,10 @@ impl<T> Slab<T> {
         slots.filter_map(|(value, slot)| value.as_ref().map(|value| (slot, value)))
     }
 
-    /// The values of the `part`-th thousand (and 24) slots; `None` past the last slot.
+    /// The values of the `part`-th [`RECORDS_PER_HOLD`] slots; `None` past the last slot.
     ///
-    /// A value keeps its slot, so a walk from part to part sees each value once that stays, whatever
-    /// comes and goes meanwhile.
+    /// A value keeps its slot. So a walk from part to part sees each value that stays exactly once,
+    /// whatever is inserted and removed meanwhile.
     pub(crate) fn part(&self, part: u32) -> Option<impl Iterator<Item = (u32, &T)>> {
         let chunk = self.chunks.get(part as usize)?;
         let slots = chunk.iter().zip(part * CHUNK as u32..);

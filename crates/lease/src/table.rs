@@ -23,7 +23,7 @@ mod reading;
 mod scopes;
 mod unnamed;
 
-pub(crate) use ending::{AtPool, Sessions, TraceNames};
+pub(crate) use ending::{AtPool, Sessions};
 pub(crate) use entry::{ANYBODY, Entry, NewLease, whole_milliseconds};
 pub(crate) use ranking::TracesRead;
 pub(crate) use reading::Named;
@@ -46,7 +46,7 @@ pub(crate) struct Table {
     levels: Slab<Level>,
 }
 
-/// Where a request's scopes stand, [`NONE`] for those that hold no lease.
+/// The records of a request's scopes, [`NONE`] for those that hold no lease.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     service: u32,
@@ -60,7 +60,7 @@ pub(crate) struct Place {
     others: u64,
     /// A cell of those.
     other: u32,
-    /// Traces of the organization under that id, ended ones too.
+    /// How many traces the organization has under that id, ended ones too.
     traces: usize,
 }
 
@@ -70,13 +70,13 @@ impl Place {
         self.trace
     }
 
-    /// How many traces had to be looked at to find that one.
-    pub(crate) const fn traces_looked_at(&self) -> usize {
+    /// How many traces had to be checked to find that one.
+    pub(crate) const fn traces_checked(&self) -> usize {
         self.traces
     }
 }
 
-/// What one scope after the other holds, as a borrow compares it with the limits.
+/// How many leases each scope holds, as a borrow compares it with its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) service: u64,
@@ -101,7 +101,7 @@ impl Table {
         }
     }
 
-    /// The number that stands for an indexer, for as long as the table does.
+    /// The number of an indexer. It stays as long as the table.
     pub(crate) fn indexer(&mut self, name: Option<&str>) -> u32 {
         let Some(name) = name else { return ANYBODY };
         let known = self.indexers.iter().position(|known| &**known == name);
@@ -115,7 +115,7 @@ impl Table {
             .expect("a policy names fewer than 2^29 indexers")
     }
 
-    /// The number that stands for an indexer, if it has one.
+    /// The number of an indexer, if it has one.
     pub(crate) fn known_indexer(&self, name: Option<&str>) -> Option<u32> {
         let Some(name) = name else { return Some(ANYBODY) };
         let at = self.indexers.iter().position(|known| &**known == name)?;

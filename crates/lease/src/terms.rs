@@ -1,4 +1,4 @@
-//! The terms of one borrow, and what the rules answer to it.
+//! The terms of one borrow, and the answers of the ledger.
 
 use std::time::Duration;
 
@@ -26,20 +26,20 @@ pub struct Limits {
 /// Everything the policy says about one borrow.
 ///
 /// Terms are an argument of each borrow and never part of the table, so a changed policy applies
-/// to the next call, and a lowered limit ends nobody.
+/// to the next call, and a lowered limit ends no lease.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms<'a> {
     /// The limits.
     pub limits: Limits,
     /// How long the lease lives without a keep-alive; kept with the lease.
     pub ttl: Duration,
-    /// The minimal life told to the borrower. The rules do not enforce it.
+    /// The minimal life that the borrower is told. The rules do not enforce it.
     pub minimal_life: Duration,
     /// Whether limits and budgets are counted and reported, but refuse nobody.
     pub observe: bool,
     /// The usage budgets of the organization.
     pub budgets: &'a [Budget],
-    /// The wall clock, which budget windows follow; not looked at without budgets.
+    /// The wall clock, which budget windows follow; ignored without budgets.
     pub wall: WallTime,
     /// The bound on services of the indexer that have no entry in the policy, where the service of
     /// the borrow is one of them.
@@ -125,24 +125,24 @@ pub enum Refusal {
     /// There is no room to remember the borrow id, or a revocation of the lease later.
     #[error(transparent)]
     MemoryFull(#[from] MemoryFull),
-    /// Too much of the trace has ended and is not taken out of the table yet to tell what the borrow
-    /// would join. A moment later it can be decided.
+    /// Too many leases of the trace have ended and are still in the table, so the trace of the borrow is
+    /// not known yet. A moment later the borrow can be decided.
     #[error("the server is still taking out leases of the trace that have ended")]
     Behind,
-    /// The terms come from a policy that another one has replaced. The borrow is to be decided on under
-    /// that one.
+    /// The terms come from a policy that another policy has replaced. The borrow has to be decided under
+    /// the new one.
     #[error("the policy has changed meanwhile")]
     OldTerms,
     /// The borrow id names another request.
     #[error("x-borrow-id names a borrow with other fields")]
     BorrowIdReused,
     /// The lease of this borrow id has ended, or was returned before this try of it arrived: one
-    /// borrow id buys one lease.
+    /// borrow id gets one lease.
     #[error("the lease of this x-borrow-id has ended")]
     BorrowEnded,
 }
 
-/// An indexer has as much remembered as it may have. Nothing is forgotten early to make room.
+/// An indexer has the most facts remembered that it may have. No fact is forgotten early to make room.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{most} {memory} of {} are remembered, the most there may be",

@@ -1,4 +1,4 @@
-//! When which slot has to be looked at.
+//! When which slot has to be checked.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,20 +10,20 @@ use crate::slab::NONE;
 const BUCKET_BITS: u32 = 26;
 const BUCKETS: u32 = 1 << 10;
 
-/// Where a slot stands when it is not in the ring.
+/// The place of a slot that is not in the ring.
 const NOWHERE: u16 = u16::MAX;
 const SOON: u16 = u16::MAX - 1;
 
 /// Tells which slots may have ended, in the order of their ends.
 ///
 /// A ring of buckets, refiled lazily: a keep-alive moves a lease's end without touching the timer,
-/// and the slot is filed again when its old bucket comes up. The slots of the current bucket stand
-/// in a small heap, so ends are exact to the nanosecond. Every slot stands in one place at most; a
-/// freed slot keeps its place for the next lease that takes it. A slot costs 12 bytes.
+/// and the slot is filed again when its old bucket becomes current. The slots of the current bucket
+/// are in a small heap, so ends are exact to the nanosecond. Every slot is in one place at most; a
+/// freed slot keeps its place for the next lease that gets the slot. A slot costs 12 bytes.
 #[derive(Debug)]
 pub(crate) struct Timer {
-    /// The bucket that is current: all slots due in it or before stand in `soon`, but for those that
-    /// are still filed in it.
+    /// The current bucket: all slots due in it or before are in `soon`, except those that are still
+    /// filed in it.
     current: u64,
     /// The first slot of each bucket of the ring.
     heads: Vec<u32>,
@@ -35,7 +35,7 @@ pub(crate) struct Timer {
 struct Link {
     next: u32,
     prev: u32,
-    /// The place in the ring where the slot stands, [`SOON`] or [`NOWHERE`].
+    /// The place of the slot in the ring, or [`SOON`] or [`NOWHERE`].
     place: u16,
 }
 
@@ -53,14 +53,14 @@ impl Timer {
         }
     }
 
-    /// Sees to it that `slot` is looked at no later than `at`.
+    /// Makes sure that `slot` is checked no later than `at`.
     pub(crate) fn set(&mut self, slot: u32, at: Timestamp) {
         let index = slot as usize;
         if index >= self.links.len() {
             let nowhere = Link { next: NONE, prev: NONE, place: NOWHERE };
             self.links.resize(index + 1, nowhere);
         }
-        // What ends after the ring does is filed in its last bucket and looked at again there.
+        // A slot that ends after the ring is filed in the last bucket, and checked again there.
         let bucket = bucket_of(at).min(self.current + u64::from(BUCKETS) - 1);
         let filed = self.links[index].place;
         if bucket <= self.current {
@@ -77,22 +77,22 @@ impl Timer {
         }
     }
 
-    /// The bucket to come that stands at a place of the ring.
+    /// The next bucket that has this place in the ring.
     fn bucket_at(&self, at: u16) -> u64 {
         let first = self.current + 1;
         first + u64::from(at.wrapping_sub(place(first))) % u64::from(BUCKETS)
     }
 
-    /// Starts an empty timer at `now`, so that nothing before it is looked at.
+    /// Starts an empty timer at `now`, so that no earlier bucket is checked.
     pub(crate) fn start_at(&mut self, now: Timestamp) {
         debug_assert!(self.next().is_none(), "nothing is filed before a timer starts");
         self.current = bucket_of(now);
     }
 
-    /// Takes the next slot whose end, as `end_of` tells it, is not after `now`.
+    /// Takes the next slot whose end is not after `now`. `end_of` returns the end of a slot.
     ///
     /// Slots come in the order of their ends. `end_of` answers `None` for a free slot. Every slot
-    /// that is looked at takes one off `allowance`, whether it has ended or is only filed again;
+    /// that is checked takes one off `allowance`, whether it has ended or is only filed again;
     /// `None` with nothing left of it means that there may be more.
     pub(crate) fn pop(
         &mut self,
@@ -149,7 +149,7 @@ impl Timer {
         (self.current + 1..=last).find(|&bucket| self.heads[usize::from(place(bucket))] != NONE)
     }
 
-    /// Files the slots of the current bucket again: those that end in it stand in `soon` then.
+    /// Files the slots of the current bucket again: those that end in it are in `soon` then.
     fn file_current(&mut self, allowance: &mut usize, end_of: &impl Fn(u32) -> Option<Timestamp>) {
         while *allowance > 0 {
             let slot = self.heads[usize::from(place(self.current))];
@@ -186,7 +186,7 @@ impl Timer {
     }
 }
 
-/// Where in the ring a bucket stands.
+/// The place of a bucket in the ring.
 const fn place(bucket: u64) -> u16 {
     (bucket % BUCKETS as u64) as u16
 }

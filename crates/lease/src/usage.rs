@@ -17,10 +17,10 @@ use crate::report::{Amount, MAX_METRICS, Report, Skipped, Uncountable};
 /// How long an idempotency key is remembered.
 const REPORT_MEMORY: std::time::Duration = std::time::Duration::from_secs(600);
 
-/// Counts that one report looks at, to forget those of windows long past.
+/// How many counts one report checks, to forget those of windows long past.
 const LOOK_AT_ONCE: usize = 16;
 
-/// Counts that are looked at to find one that makes room.
+/// How many counts are checked to find one that makes room.
 const LOOK_FOR_ROOM: usize = 64;
 
 /// How much a [`UsageBook`] holds.
@@ -28,7 +28,7 @@ const LOOK_FOR_ROOM: usize = 64;
 pub(crate) struct UsageBounds {
     /// Most counts; those of budgets always fit.
     pub(crate) counts: usize,
-    /// Most counts that one indexer brought about for organizations the policy does not know.
+    /// Most counts that one indexer caused for organizations that the policy does not know.
     pub(crate) unknown_counts: usize,
     /// Most idempotency keys of one indexer.
     pub(crate) report_keys: usize,
@@ -40,7 +40,7 @@ struct Count {
     organization: CompactString,
     metric: CompactString,
     used: Used,
-    /// The indexer that brought it about, while the policy does not know the organization.
+    /// The indexer that caused it, while the policy does not know the organization.
     charged: Option<u32>,
 }
 
@@ -77,9 +77,9 @@ pub(crate) struct UsageBook {
     bounds: UsageBounds,
     /// How many counts each indexer is charged with.
     charged: HashMap<u32, usize, FixedState>,
-    /// Where to look next for counts of windows long past.
+    /// The next count to check for a window long past.
     next_look: u32,
-    /// Where to look next for a count that makes room.
+    /// The next count to check for room.
     next_room: u32,
     reports: Memory<Reported>,
 }

@@ -349,8 +349,8 @@ impl Check<'_> {
         found
     }
 
-    /// An organization without an entry is a valid default. One whose name is nearly that of an
-    /// entry is likely a slip.
+    /// An organization without an entry is a valid default. A name that is similar to that of an entry
+    /// is likely a mistake.
     fn default_organization(&mut self, place: Place, named: &str) {
         let organizations = &self.entries.subjects.organizations;
         if organizations.contains_key(named) {

@@ -4,19 +4,13 @@
 //! waiter per serving thread, and that waiter wakes the others on its thread. All of them answer at
 //! the same time, which lets a connection send their answers in one write.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
 use crate::answers::Unavailable;
 use crate::lane::{self, LANES};
-
-const GATHERING: u8 = 0;
-/// The disk took too long: calls wait for this batch no longer. It may still become durable.
-const STALLED: u8 = 1;
-const DURABLE: u8 = 2;
-const FAILED: u8 = 3;
-const FILE_LOST: u8 = 4;
 
 /// A batch of changes, shared by all calls that wait for it. A waiter costs no allocation.
 ///
@@ -24,7 +18,9 @@ const FILE_LOST: u8 = 4;
 /// calls that wait are answered, and the batch itself goes on.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    state: AtomicU8,
+    outcome: OnceLock<Result<(), Unavailable>>,
+    /// Whether the disk took too long, so that calls wait for the batch no longer.
+    stalled: AtomicBool,
     lanes: [Notify; LANES],
 }
 
@@ -32,13 +28,7 @@ impl Batch {
     /// Settles the batch and wakes all waiters. Only the first call counts: a batch that failed does
     /// not become durable later.
     pub(crate) fn settle(&self, outcome: Result<(), Unavailable>) {
-        let settled = match outcome {
-            Ok(()) => DURABLE,
-            Err(Unavailable::FileLost) => FILE_LOST,
-            Err(_) => FAILED,
-        };
-        let settle = |state| (state <= STALLED).then_some(settled);
-        if self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, settle).is_ok() {
+        if self.outcome.set(outcome).is_ok() {
             for lane in &self.lanes {
                 lane.notify_one();
             }
@@ -47,16 +37,14 @@ impl Batch {
 
     /// Answers all calls that wait for the batch, now or later, that the disk takes too long.
     pub(crate) fn stall(&self) {
-        let stalled =
-            self.state.compare_exchange(GATHERING, STALLED, Ordering::AcqRel, Ordering::Acquire);
-        if stalled.is_ok() {
+        if self.outcome().is_none() && !self.stalled.swap(true, Ordering::AcqRel) {
             self.wake();
         }
     }
 
     /// Whether calls wait for the batch no longer.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.state.load(Ordering::Acquire) == STALLED
+        self.outcome().is_none() && self.stalled.load(Ordering::Acquire)
     }
 
     /// Wakes all waiters, so that calls check their own deadlines. This costs a system call for
@@ -106,12 +94,7 @@ impl Batch {
     }
 
     fn outcome(&self) -> Option<Result<(), Unavailable>> {
-        match self.state.load(Ordering::Acquire) {
-            GATHERING | STALLED => None,
-            DURABLE => Some(Ok(())),
-            FILE_LOST => Some(Err(Unavailable::FileLost)),
-            _ => Some(Err(Unavailable::Failed)),
-        }
+        self.outcome.get().copied()
     }
 }
 

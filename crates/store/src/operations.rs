@@ -196,7 +196,7 @@ impl Store {
     /// Ends every lease that `policy` no longer allows: of a disabled organization or API key, or of an
     /// organization with a spent budget.
     ///
-    /// A lowered ceiling ends no lease. The entry of the audit list that `noted` names counts at any
+    /// A lowered limit ends no lease. The entry of the audit list that `noted` names counts at any
     /// time the leases that ended durably, also after a kill. Where there is an entry, the answer
     /// waits for the disk as long as that takes.
     pub fn enforce(
@@ -353,11 +353,6 @@ impl Store {
         entry: AuditEntry,
     ) -> impl Future<Output = Result<u64, RecordError>> + Send + use<> {
         let recorded = self.shared.record(change, entry);
-        async move {
-            match recorded {
-                Ok(recorded) => Ok(when_settled(Ok(recorded)).await?),
-                Err(refused) => Err(refused),
-            }
-        }
+        async move { Ok(when_settled(Ok(recorded?)).await?) }
     }
 }

@@ -86,7 +86,7 @@ impl Store {
     /// The caller says that all calls that had arrived were handled. Otherwise store time advances
     /// at most half a second beyond the last answered probe of the [`ServingThreads`].
     pub fn tick(&self) {
-        self.shared.tick_heard();
+        self.shared.tick_handled();
     }
 
     /// The threads that serve calls of this store.

@@ -69,7 +69,7 @@ impl Disk {
         disk
     }
 
-    /// What is on it, for whoever reads it now: after a kill of the process, say.
+    /// Its present content, as after a kill of the process.
     pub fn bytes(&self) -> Vec<u8> {
         self.0.data.lock().now.clone()
     }
@@ -148,7 +148,7 @@ impl StorageBackend for Disk {
     }
 }
 
-/// A clock that goes only when it is told to.
+/// A clock that advances only when a test says so.
 #[derive(Debug, Default)]
 pub struct ManualClock {
     monotonic: Mutex<Duration>,

@@ -1,4 +1,4 @@
-//! Granting a lease, or saying what stands against it.
+//! Granting a lease, or refusing it.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::table::{NewLease, Place, Sessions, whole_milliseconds};
 use crate::terms::{Denied, Grant, Refusal, Remembers, Terms};
 
 use super::Ledger;
-use super::remembered_borrow::{RememberedBorrow, halves};
+use super::remembered_borrow::RememberedBorrow;
 
 impl Ledger {
-    /// Grants one lease, or says what stands against it. The request must be valid.
+    /// Grants one lease, or refuses it. The request must be valid.
     ///
     /// Within one TTL a retry under the same borrow id gets the same live lease, with its full TTL
     /// again. All limits are checked before anything changes.
@@ -54,10 +54,10 @@ impl Ledger {
         Ok(Grant { id, ttl, pool, replayed: false, observed })
     }
 
-    /// Where the scopes of a borrow stand. Nothing joins a trace that has ended.
+    /// The records of the scopes of a borrow. No lease joins a trace that has ended.
     fn find_place(&mut self, request: &Request<'_>, indexer: u32) -> Result<Place, Refusal> {
         let place = self.table.place(request, indexer);
-        if place.traces_looked_at() > RECORDS_PER_HOLD / 2 {
+        if place.traces_checked() > RECORDS_PER_HOLD / 2 {
             return Err(Refusal::Behind);
         }
         if !self.timer.is_behind(self.now) {
@@ -74,7 +74,7 @@ impl Ledger {
         }
     }
 
-    /// Looks for what stands against a borrow, without changing anything.
+    /// Checks the budgets and the limits, and changes nothing.
     fn check_limits(
         &self,
         request: &Request<'_>,
@@ -104,7 +104,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Looks for what stands against one more lease, whatever the policy allows.
+    /// Checks the bounds of the ledger itself, whatever the policy allows.
     fn check_bounds(
         &mut self,
         request: &Request<'_>,
@@ -170,7 +170,7 @@ impl Ledger {
         (id, ttl)
     }
 
-    /// The lease that an earlier try of the same borrow took.
+    /// The lease that an earlier try of the same borrow was granted.
     fn replay(
         &mut self,
         request: &Request<'_>,
@@ -178,7 +178,7 @@ impl Ledger {
         indexer: u32,
     ) -> Result<Option<Grant>, Refusal> {
         let Some(borrow_id) = request.borrow_id else { return Ok(None) };
-        let Some(&borrow) = self.borrows.get(indexer, halves(borrow_id), self.now) else {
+        let Some(&borrow) = self.borrows.get(indexer, borrow_id.halves(), self.now) else {
             return Ok(None);
         };
         if borrow.fingerprint().is_some_and(|known| known != request.fingerprint()) {

@@ -3,12 +3,10 @@
 //! A lease that is past its end, or whose trace has ended, *counts as ended* for every answer at
 //! once. It is taken out of the table, and off the counts of its scopes, at most
 //! [`RECORDS_PER_HOLD`] at a time. An operation that needs it before that takes it out.
-//!
-//! [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
 
 use std::time::Duration;
 
-use crate::change::{Change, End, TraceEnd};
+use crate::change::{Change, End};
 use crate::clock::Timestamp;
 use crate::id::{BorrowId, LeaseId};
 use crate::lease::{Kind, MAX_MINIMAL_LIFE};
@@ -16,21 +14,19 @@ use crate::slab::{NONE, RECORDS_PER_HOLD};
 use crate::table::{Entry, Sessions};
 use crate::terms::{MemoryFull, Released, Remembers};
 
-use super::remembered_borrow::{RememberedBorrow, halves};
+use super::remembered_borrow::RememberedBorrow;
 use super::{EndedTrace, Ledger};
 
 /// Facts of each kind that an operation forgets in passing.
 const FORGET_IN_PASSING: usize = 64;
 
-/// How long the end of a borrow id is remembered when no lease tells a TTL.
+/// How long the end of a borrow id is remembered when no lease has a TTL for it.
 const BORROW_ID_MEMORY: Duration = Duration::from_secs(60);
 
 /// Taking out what counts as ended.
 impl Ledger {
     /// Takes out leases that have ended by `now`, in the order of their ends: at most [`RECORDS_PER_HOLD`]
     /// leases. See [`Ledger::has_backlog`].
-    ///
-    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
     pub fn expire(&mut self, now: Timestamp) {
         self.advance(now);
         self.forget_past(self.records_per_hold / 4);
@@ -39,7 +35,7 @@ impl Ledger {
         }
     }
 
-    /// Whether [`Ledger::expire`] has more to take out at the latest time the ledger was told.
+    /// Whether [`Ledger::expire`] has more to take out at the latest `now`.
     pub fn has_backlog(&self) -> bool {
         self.is_behind()
             || self.borrows.has_past(self.now)
@@ -48,7 +44,7 @@ impl Ledger {
             || self.usage.has_past(self.now)
     }
 
-    /// Whether leases that have ended may still stand in the table.
+    /// Whether leases that have ended may still be in the table.
     fn is_behind(&self) -> bool {
         !self.ended.is_empty() || self.timer.is_behind(self.now)
     }
@@ -158,7 +154,7 @@ impl Ledger {
         });
     }
 
-    /// Ends a lease, and what goes with it as far as the hold of this operation allows.
+    /// Ends a lease, and the workers that end with it, as many as one operation may handle.
     pub(super) fn end_with_workers(&mut self, slot: u32, end: End) {
         self.end_lease(slot, end);
         if !self.paused {
@@ -174,7 +170,7 @@ impl Ledger {
         self.ended.push_back(EndedTrace { trace, before, journaled: None });
     }
 
-    /// Has it written down which traces have ended, as far as that is not known from the ends of
+    /// Records which traces have ended, as far as that is not known from the ends of
     /// all their leases: a restart must not revive a worker whose session is known to have ended.
     pub(super) fn journal_ended_traces(&mut self) {
         for at in (0..self.ended.len()).rev() {
@@ -182,13 +178,7 @@ impl Ledger {
             if journaled.is_some() {
                 break;
             }
-            let names = self.table.names_of_trace(trace);
-            let end = Box::new(TraceEnd {
-                indexer: names.indexer.map(Into::into),
-                organization: names.organization.into(),
-                trace: names.trace.into(),
-                before,
-            });
+            let end = Box::new(self.table.trace_end(trace, before));
             self.ended[at].journaled = Some(end.clone());
             self.record(|| Change::TraceEnded(end));
         }
@@ -209,9 +199,9 @@ impl Ledger {
     }
 }
 
-/// Telling what counts as ended.
+/// What counts as ended.
 impl Ledger {
-    /// How the lease at a slot has ended, if it only still stands in the table.
+    /// How the lease at a slot has ended, if it has ended and is still in the table.
     pub(super) fn ended(&mut self, slot: u32) -> Option<End> {
         let mut looks = self.looks;
         let end = self.ended_within(self.table.leases.get(slot)?, &mut looks);
@@ -219,8 +209,8 @@ impl Ledger {
         end
     }
 
-    /// As [`Ledger::ended`], looking at no more than `looks` sessions to find out; a worker of which
-    /// that does not tell counts as live.
+    /// As [`Ledger::ended`], checking no more than `looks` sessions; a worker for which that is not
+    /// enough counts as live.
     pub(super) fn ended_within(&self, entry: &Entry, looks: &mut usize) -> Option<End> {
         if !self.is_behind() {
             return None;
@@ -311,7 +301,7 @@ impl Ledger {
     ) -> Result<Released, MemoryFull> {
         self.begin(now);
         let indexer = self.table.indexer(caller);
-        if let Some(&borrow) = self.borrows.get(indexer, halves(borrow_id), self.now) {
+        if let Some(&borrow) = self.borrows.get(indexer, borrow_id.halves(), self.now) {
             let id = borrow.lease_in(&self.table.leases).map(|entry| entry.id(borrow.slot));
             return Ok(
                 id.map_or(Released::Missing, |id| self.release(id, caller, minimal_life, now))
@@ -338,14 +328,14 @@ impl Ledger {
         self.begin(now);
         let Some(indexer) = self.live(id).map(|entry| entry.indexer()) else { return false };
         if let Some(borrow_id) = borrow_id {
-            let known = self.borrows.find(indexer, halves(borrow_id), self.now);
+            let known = self.borrows.find(indexer, borrow_id.halves(), self.now);
             self.borrows.forget(known.unwrap_or(NONE));
         }
         self.end_with_workers(id.slot, End::Returned);
         true
     }
 
-    /// Whether `caller` may keep and return a lease of that id that stands in the table.
+    /// Whether `caller` may keep alive and return the lease of that id.
     pub(super) fn holds(&self, id: LeaseId, caller: Option<&str>) -> bool {
         self.table.find(id).is_some_and(|entry| self.table.belongs_to(entry, caller))
     }

@@ -1,11 +1,9 @@
 //! Ending every lease that a policy does not let live: of a disabled organization or API key, or of
 //! an organization that has spent a usage budget.
 //!
-//! It goes in parts of [`RECORDS_PER_HOLD`] at most, so that a lock around the ledger is free
-//! between two parts. Each part asks the policy again: another one may have come into
-//! force since.
-//!
-//! [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
+//! An enforcement is done in parts of [`RECORDS_PER_HOLD`](crate::RECORDS_PER_HOLD) records at most, so
+//! that a lock around the ledger is free between two parts. Each part asks the policy again: another
+//! policy may have come into force since.
 
 use std::collections::VecDeque;
 
@@ -71,7 +69,7 @@ impl Enforcement {
 }
 
 impl Ledger {
-    /// Ends the next leases that `policy` does not let live, at most [`RECORDS_PER_HOLD`] of them, and
+    /// Ends the next leases that `policy` does not let live, at most [`RECORDS_PER_HOLD`](crate::RECORDS_PER_HOLD) of them, and
     /// answers their keys with the reasons.
     ///
     /// All leases of a disabled organization end, and all of a disabled API key. Where a budget is
@@ -99,8 +97,6 @@ impl Ledger {
     /// }
     /// assert_eq!(ledger.len(), 1);
     /// ```
-    ///
-    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
     pub fn enforce(
         &mut self,
         policy: &dyn Policy,

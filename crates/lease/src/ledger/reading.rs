@@ -12,7 +12,7 @@ use crate::change::Ends;
 use crate::clock::Timestamp;
 use crate::id::LeaseNumber;
 use crate::lease::Kind;
-use crate::pool::{MAX_TRACES_TOLD, PoolCount, PoolUse};
+use crate::pool::{MAX_TRACES_LISTED, PoolCount, PoolUse};
 use crate::slab::RECORDS_PER_HOLD;
 use crate::table::{Entry, Named, TracesRead};
 
@@ -49,24 +49,19 @@ pub struct ListedLease<N = Box<str>> {
 
 impl From<ListedLease<&str>> for ListedLease {
     fn from(lease: ListedLease<&str>) -> Self {
-        let ListedLease { number, kind, age, ttl, ends_in, lingers, workers, .. } = lease;
-        let ListedLease { indexer, service, organization, api_key, trace, .. } = lease;
-        let [service, organization, api_key, trace] =
-            [service, organization, api_key, trace].map(Into::into);
-        let indexer = indexer.map(Into::into);
         Self {
-            number,
-            kind,
-            indexer,
-            service,
-            organization,
-            api_key,
-            trace,
-            age,
-            ttl,
-            ends_in,
-            lingers,
-            workers,
+            number: lease.number,
+            kind: lease.kind,
+            indexer: lease.indexer.map(Into::into),
+            service: lease.service.into(),
+            organization: lease.organization.into(),
+            api_key: lease.api_key.into(),
+            trace: lease.trace.into(),
+            age: lease.age,
+            ttl: lease.ttl,
+            ends_in: lease.ends_in,
+            lingers: lease.lingers,
+            workers: lease.workers,
         }
     }
 }
@@ -84,7 +79,7 @@ pub struct PoolReading {
 }
 
 impl PoolReading {
-    /// Whether the pool was read to its end, or as far as is told.
+    /// Whether the pool was read to its end, or as far as is listed.
     pub const fn is_done(&self) -> bool {
         self.done
     }
@@ -92,9 +87,9 @@ impl PoolReading {
     /// What was read.
     pub fn finish(self) -> PoolUse {
         let Self { mut pool, distinct, .. } = self;
-        // What moved while it was read may stand out of order.
+        // A trace that moved while the pool was read may be out of order.
         pool.traces.sort_by(|(_, one), (_, other)| other.cmp(one));
-        pool.traces.truncate(MAX_TRACES_TOLD);
+        pool.traces.truncate(MAX_TRACES_LISTED);
         pool.omitted = distinct.saturating_sub(pool.traces.len() as u64);
         pool
     }
@@ -107,8 +102,8 @@ impl Ledger {
         self.revision
     }
 
-    /// How many leases have ended since the ledger was made, and how. One that is taken back because
-    /// nobody heard of it counts as returned.
+    /// How many leases have ended since the ledger was made, and how. A lease that is taken
+    /// back because its answer was lost counts as returned.
     pub const fn ends(&self) -> Ends {
         self.ends
     }
@@ -171,9 +166,7 @@ impl Ledger {
     /// Reads the next part of a pool: at most half of [`RECORDS_PER_HOLD`] traces.
     ///
     /// It is called with the same `reading` until that is done. What changes between two parts may
-    /// show as it was or as it is; a pool that is read in one part is told exactly.
-    ///
-    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
+    /// show as it was or as it is; the counts of a pool that is read in one part are exact.
     pub fn read_pool(
         &mut self,
         service: &str,
@@ -191,17 +184,9 @@ impl Ledger {
             }
         }
         *parts += 1;
-        // However much moves meanwhile, a reading comes to an end.
-        let enough = pool.traces.len() >= MAX_TRACES_TOLD || *parts > 2 * MAX_TRACES_TOLD / most;
+        // A reading ends, however much changes meanwhile.
+        let enough =
+            pool.traces.len() >= MAX_TRACES_LISTED || *parts > 2 * MAX_TRACES_LISTED / most;
         *done = read.is_done() || enough;
-    }
-
-    /// The counts of the pool (organization, service), read in one go.
-    pub fn state(&mut self, service: &str, organization: &str, now: Timestamp) -> PoolUse {
-        let mut reading = PoolReading::default();
-        while !reading.is_done() {
-            self.read_pool(service, organization, &mut reading, now);
-        }
-        reading.finish()
     }
 }

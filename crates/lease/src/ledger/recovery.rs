@@ -9,7 +9,7 @@ use crate::id::Invalid;
 use crate::lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE};
 use crate::request::Request;
 use crate::revocation::{Revocation, RevokedLease};
-use crate::table::{NewLease, TraceNames};
+use crate::table::NewLease;
 
 use super::Ledger;
 use super::remembered_borrow::RememberedBorrow;
@@ -17,18 +17,18 @@ use super::remembered_borrow::RememberedBorrow;
 /// How much longer than its TTL a recovered lease may live: the ends of leases that came back at one
 /// moment are spread over this, so that they do not all end at one moment.
 ///
-/// A lease nobody keeps alive is gone within a second more than its TTL; this leaves the rest of
-/// that second to taking it out.
+/// A lease that is not kept alive is gone within one second after its TTL; this leaves the rest of
+/// that second for taking it out.
 pub const RESUME_SPREAD: Duration = Duration::from_millis(800);
 
 impl Ledger {
-    /// Puts back what a change said, into a ledger that no operation has touched yet.
+    /// Restores the content of a change, in a ledger on which no operation has run yet.
     ///
     /// A store gives back the leases it kept as [`Change::Granted`], with
-    /// [`Lease::lingers_until`] as it stands; then ends of traces, revocations, usage counts and
+    /// the present [`Lease::lingers_until`]; then ends of traces, revocations, usage counts and
     /// report keys, in any order. [`Ledger::resume`] has to follow.
     ///
-    /// What has ended with its trace is taken out at once, which is a change like any other.
+    /// Leases that have ended with their trace are taken out at once, which is a change like any other.
     ///
     /// # Errors
     ///
@@ -110,9 +110,7 @@ impl Ledger {
 
     /// Takes out what ended with its trace and was still kept when the server stopped.
     fn restore_trace_end(&mut self, end: TraceEnd) {
-        let TraceEnd { indexer, organization, trace, before } = &end;
-        let names = TraceNames { indexer: indexer.as_deref(), organization, trace };
-        for slot in self.table.leases_before(names, *before) {
+        for slot in self.table.leases_of(&end) {
             // What was granted later is another trace, whatever left it now.
             let Some((entry, _)) = self.table.remove(slot) else { continue };
             self.record_end(slot, &entry, End::WithSession);

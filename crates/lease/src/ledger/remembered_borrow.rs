@@ -24,7 +24,7 @@ impl RememberedBorrow {
     /// A borrow id without a live lease.
     pub(super) fn ended(id: BorrowId, fingerprint: Option<u64>) -> Self {
         Self {
-            id: halves(id),
+            id: id.halves(),
             serial: 0,
             slot: NONE,
             arrived: fingerprint.is_some(),
@@ -38,14 +38,13 @@ impl RememberedBorrow {
         Self { serial, slot, ..Self::ended(id, Some(fingerprint)) }
     }
 
-    /// The lease, while it stands in the table.
+    /// The lease, while it is in the table.
     pub(super) fn lease_in<'t>(&self, leases: &'t Slab<Entry>) -> Option<&'t Entry> {
         leases.get(self.slot).filter(|entry| entry.serial.get() == self.serial)
     }
 
     pub(super) const fn borrow_id(&self) -> BorrowId {
-        let [high, low] = self.id;
-        BorrowId((high as u128) << 64 | low as u128)
+        BorrowId::from_halves(self.id)
     }
 
     pub(super) fn fingerprint(&self) -> Option<u64> {
@@ -59,8 +58,4 @@ impl Record for RememberedBorrow {
     fn key(&self) -> [u64; 2] {
         self.id
     }
-}
-
-pub(super) const fn halves(id: BorrowId) -> [u64; 2] {
-    [(id.0 >> 64) as u64, id.0 as u64]
 }

@@ -14,13 +14,13 @@ use crate::usage::Part;
 use super::Ledger;
 use super::enforcing::Enforcement;
 
-/// Most organizations that the answer to a report tells the spent budgets of.
-pub const MAX_SPENT_TOLD: usize = 16;
+/// The most organizations whose spent budgets the answer to a report lists.
+pub const MAX_SPENT_LISTED: usize = 16;
 
 /// A report of usage and how far it has come; see [`Ledger::report`].
 ///
-/// All of it is counted first. Then the leases of organizations of which it spent a budget end. Then
-/// it is read which of the organizations that were asked about have spent a budget.
+/// All of the report is counted first. Then the leases end of each organization of which the report
+/// spent a budget. Then the budgets are read of the organizations that the caller asked about.
 #[derive(Debug)]
 pub struct Reporting {
     submission: Submission,
@@ -73,10 +73,10 @@ impl Reporting {
 
     fn is_read(&self) -> bool {
         self.read >= self.submission.organizations.len()
-            || self.reported.spent.len() >= MAX_SPENT_TOLD
+            || self.reported.spent.len() >= MAX_SPENT_LISTED
     }
 
-    /// What came of the report.
+    /// The result of the report.
     pub fn finish(self) -> Reported {
         self.reported
     }
@@ -100,8 +100,6 @@ impl Ledger {
     ///
     /// The key is empty or too long, or names another report, or the caller has as many keys
     /// remembered as it may have. Nothing is counted then.
-    ///
-    /// [`RECORDS_PER_HOLD`]: crate::RECORDS_PER_HOLD
     pub fn report(
         &mut self,
         policy: &dyn Policy,
@@ -180,7 +178,7 @@ impl Ledger {
             let spent = self.spent(name, policy.budgets(name), *wall)?;
             Some((name.clone(), spent))
         });
-        reported.spent.extend(spent.take(MAX_SPENT_TOLD - reported.spent.len()));
+        reported.spent.extend(spent.take(MAX_SPENT_LISTED - reported.spent.len()));
         *read = end;
     }
 

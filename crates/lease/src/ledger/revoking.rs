@@ -95,8 +95,8 @@ impl Ledger {
         self.revoked.remember(indexer, RevokedLease { id, why, trace_at }, until);
     }
 
-    /// Of several sessions of one trace the one that is remembered longest counts, whatever the
-    /// order in which they are told.
+    /// Of several sessions of one trace the one that is remembered longest counts, whatever the order
+    /// in which they were revoked or restored.
     fn remember_trace(&mut self, indexer: u32, trace: RevokedTrace, until: Timestamp) -> u32 {
         let known = self.revoked_traces.find(indexer, trace.digest, self.now);
         let known = known.and_then(|at| self.revoked_traces.at(at));
@@ -127,13 +127,13 @@ impl Ledger {
         session.map_or(Ok(()), |session| Err(Refusal::Revoked(session.why.clone())))
     }
 
-    /// Checks that every trace stands for a revocation that is remembered as long.
+    /// Checks that every trace belongs to a revocation that is remembered as long.
     pub(super) fn audit_revoked(&self) -> Result<(), String> {
         for trace in self.revoked_traces.iter().filter(|trace| trace.until > self.now) {
             let session = self.revoked.find(trace.indexer, trace.what.serial, self.now);
             let until = session.and_then(|at| self.revoked.at(at)).map(|session| session.until);
             if until != Some(trace.until) {
-                return Err("a trace is remembered otherwise than the revocation".to_owned());
+                return Err("a trace is not remembered as long as its revocation".to_owned());
             }
         }
         Ok(())

@@ -102,7 +102,7 @@ impl Table {
         }
         let with_trace = self.leases.iter().filter(|(_, entry)| entry.cell != NONE).count();
         if in_pools != self.leases.len() || in_traces != with_trace {
-            return Err("a lease stands in no list of its pool or trace".to_owned());
+            return Err("a lease is in no list of its pool or trace".to_owned());
         }
         for (at, organization) in self.organizations.iter() {
             let belongs = |pool: &Pool| pool.organization == at;
@@ -113,7 +113,7 @@ impl Table {
             in_organizations += list.len();
         }
         if in_organizations != self.pools.len() {
-            return Err("a pool stands in no list of its organization".to_owned());
+            return Err("a pool is in no list of its organization".to_owned());
         }
         Ok(())
     }
@@ -135,7 +135,7 @@ impl Table {
                 }
                 let (mut cell, mut before) = (here.head, NONE);
                 while cell != NONE {
-                    let Rank::Stands { level: on, next, prev } = self.cells[cell].rank else {
+                    let Rank::Represents { level: on, next, prev } = self.cells[cell].rank else {
                         return Err(format!("cell {cell} is ranked behind another"));
                     };
                     let trace = (at, &*self.traces[self.cells[cell].trace].id);
@@ -156,16 +156,16 @@ impl Table {
         for (at, cell) in self.cells.iter() {
             let Rank::Behind { first } = cell.rank else { continue };
             let stands = self.cells.get(first).is_some_and(|first| {
-                matches!(first.rank, Rank::Stands { .. })
+                matches!(first.rank, Rank::Represents { .. })
                     && first.pool == cell.pool
                     && self.traces[first.trace].id == self.traces[cell.trace].id
             });
             if !stands {
-                return Err(format!("nobody stands for cell {at}"));
+                return Err(format!("no cell represents cell {at}"));
             }
         }
         if ranked != traces.len() || levels != self.levels.len() {
-            return Err("a trace or a level stands in no order of its pool".to_owned());
+            return Err("a trace or a level is in no order of its pool".to_owned());
         }
         Ok(())
     }

@@ -133,7 +133,7 @@ impl Table {
             Kind::Worker => trace.workers -= 1,
         }
         if trace.has_ended() {
-            // It goes when whoever takes out its leases finds none.
+            // The ledger removes it after its last lease.
             return None;
         }
         let orphaned = entry.kind() == Kind::Session && trace.sessions == 0;

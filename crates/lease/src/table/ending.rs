@@ -1,5 +1,6 @@
 //! Traces that have ended, and the leases of an organization in the order they are revoked in.
 
+use crate::change::TraceEnd;
 use crate::clock::Timestamp;
 use crate::lease::Kind;
 use crate::slab::NONE;
@@ -8,23 +9,15 @@ use super::Table;
 use super::entry::Entry;
 use super::scopes::{HAS_ENDED, Trace};
 
-/// What the sessions of a trace say about it.
+/// The state of the sessions of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sessions {
     /// One is live, or the trace never had any.
     Live,
     /// There are some, and all are past their ends: the trace has ended.
     Ended,
-    /// More of them would have to be looked at than may be.
+    /// More sessions would have to be checked than is allowed.
     Unknown,
-}
-
-/// One trace as a change names it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TraceNames<'a> {
-    pub(crate) indexer: Option<&'a str>,
-    pub(crate) organization: &'a str,
-    pub(crate) trace: &'a str,
 }
 
 impl Table {
@@ -42,7 +35,7 @@ impl Table {
         self.traces.iter().filter(|(_, trace)| trace.has_ended()).count()
     }
 
-    /// Looks for a session of the trace that is not past its end; each one looked at takes one off
+    /// Looks for a session of the trace that is not past its end; each one checked takes one off
     /// `looks`.
     pub(crate) fn sessions_of(&self, trace: u32, now: Timestamp, looks: &mut usize) -> Sessions {
         let Some(trace) = self.traces.get(trace).filter(|trace| trace.sessions > 0) else {
@@ -66,7 +59,7 @@ impl Table {
         self.traces.get(trace).is_some_and(|trace| trace.sessions > 0)
     }
 
-    /// Says that a trace has ended: it is found by its id no more, and stays until
+    /// Marks a trace as ended: it is no longer found by its id, and stays until
     /// [`Table::forget_trace`].
     pub(crate) fn end_trace(&mut self, trace: u32) {
         self.traces[trace].indexer |= HAS_ENDED;
@@ -83,28 +76,30 @@ impl Table {
         self.traces.remove(trace);
     }
 
-    pub(crate) fn names_of_trace(&self, trace: u32) -> TraceNames<'_> {
+    /// The end of a trace, of all leases that were granted before the one of serial number `before`.
+    pub(crate) fn trace_end(&self, trace: u32, before: u64) -> TraceEnd {
         let trace = &self.traces[trace];
-        TraceNames {
-            indexer: self.indexer_name(trace.indexer & !HAS_ENDED),
-            organization: &self.organizations[trace.organization].name,
-            trace: &trace.id,
+        TraceEnd {
+            indexer: self.indexer_name(trace.indexer & !HAS_ENDED).map(Into::into),
+            organization: self.organizations[trace.organization].name.as_str().into(),
+            trace: trace.id.clone(),
+            before,
         }
     }
 
-    /// The leases of a trace that were granted before the one of serial number `before`.
-    pub(crate) fn leases_before(&self, names: TraceNames<'_>, before: u64) -> Vec<u32> {
-        let organization = self.organizations.find(names.organization);
+    /// The leases that an end of a trace is about.
+    pub(crate) fn leases_of(&self, end: &TraceEnd) -> Vec<u32> {
+        let organization = self.organizations.find(&end.organization);
         let mut slots = Vec::new();
-        for at in self.traces.all((organization, names.trace)) {
+        for at in self.traces.all((organization, &end.trace)) {
             let trace = &self.traces[at];
-            if self.indexer_name(trace.indexer) != names.indexer {
+            if self.indexer_name(trace.indexer) != end.indexer.as_deref() {
                 continue;
             }
             for mut slot in [trace.heads.sessions, trace.heads.workers] {
                 while slot != NONE {
                     let entry = &self.leases[slot];
-                    if entry.serial.get() < before {
+                    if entry.serial.get() < end.before {
                         slots.push(slot);
                     }
                     slot = entry.in_trace.next;
@@ -133,8 +128,8 @@ impl Table {
         self.organizations.find(organization) != NONE
     }
 
-    /// The pool of an organization at which a walk goes on: the first one again when the one it
-    /// stood at is gone.
+    /// The pool of an organization at which a walk continues: the first one again when the pool of the
+    /// walk is gone.
     pub(crate) fn pool_at(&self, organization: &str, at: AtPool) -> Option<u32> {
         let organization = self.organizations.find(organization);
         let head = self.organizations.get(organization)?.head;
@@ -149,7 +144,7 @@ impl Table {
         }
     }
 
-    /// Where a walk goes on after a pool.
+    /// The position after a pool.
     pub(crate) fn after_pool(&self, pool: u32) -> AtPool {
         match self.pools[pool].in_organization.next {
             NONE => AtPool::End,

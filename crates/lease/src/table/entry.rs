@@ -1,4 +1,4 @@
-//! One lease as it stands in the table.
+//! One lease in the table.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::slab::NONE;
 
 use super::links::Links;
 
-/// One live lease. The names it counts against stand in the records that the numbers point to.
+/// One live lease. The records with these numbers have the names that it counts against.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// Not zero, so that an empty slot needs no room of its own.
@@ -27,7 +27,7 @@ pub(crate) struct Entry {
     /// The number under which its borrow id is remembered; [`NONE`] without a borrow id. The number
     /// may stand for another borrow id by now.
     pub(crate) borrow: u32,
-    /// The indexer and, above it, the facts below: a table of a million leases feels 8 bytes.
+    /// The indexer in the lower bits, and the flags below: in a table of a million leases 8 bytes count.
     pub(super) flags_and_indexer: u32,
     pub(super) in_pool: Links,
     pub(super) in_trace: Links,
@@ -41,7 +41,7 @@ const IS_WORKER: u32 = 1 << 30;
 const LINGERS: u32 = 1 << 31;
 
 impl Entry {
-    /// A lease that stands in no list yet.
+    /// A lease that is in no list yet.
     pub(super) fn new(new: NewLease, indexer: u32, pool: u32, key: u32, cell: u32) -> Self {
         Self {
             serial: new.serial,

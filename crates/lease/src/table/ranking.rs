@@ -1,9 +1,9 @@
 //! The traces of each pool, ordered by how many leases they have there.
 //!
 //! A trace counts once in a pool whichever indexers hold leases under its id: one of their cells
-//! *stands for* all of them. The cells that stand for traces of the same number of leases are a
+//! *represents* all of them. The cells that represent traces of the same number of leases are a
 //! list, a *level*, and the levels of a pool are a list too, from the most leases to the fewest. A
-//! lease more or less moves a trace to the neighbouring level: no order is ever sought.
+//! lease more or less moves a trace to the neighbouring level: nothing is ever sorted.
 
 use std::num::NonZeroU32;
 
@@ -13,15 +13,17 @@ use crate::records::Record as _;
 use crate::slab::NONE;
 
 impl Table {
-    /// The cell that stands for the trace of `cell`, and its level.
-    pub(super) fn stands_for(&self, cell: u32) -> (u32, u32) {
+    /// The cell that represents the trace of `cell`, and its level.
+    pub(super) fn representative(&self, cell: u32) -> (u32, u32) {
         let first = match self.cells[cell].rank {
-            Rank::Stands { level, .. } => return (cell, level),
+            Rank::Represents { level, .. } => return (cell, level),
             Rank::Behind { first } => first,
         };
         match self.cells[first].rank {
-            Rank::Stands { level, .. } => (first, level),
-            Rank::Behind { .. } => unreachable!("a cell that stands for a trace is behind nobody"),
+            Rank::Represents { level, .. } => (first, level),
+            Rank::Behind { .. } => {
+                unreachable!("a cell that represents a trace is behind no other")
+            }
         }
     }
 
@@ -34,17 +36,17 @@ impl Table {
             return;
         }
         if is_new {
-            let (first, _) = self.stands_for(others);
+            let (first, _) = self.representative(others);
             self.cells[cell].rank = Rank::Behind { first };
         }
-        let (first, level) = self.stands_for(cell);
+        let (first, level) = self.representative(cell);
         let Level { leases, above, .. } = self.levels[level];
         self.move_to(first, leases.saturating_add(1), level, above);
     }
 
     /// Counts one lease less for the trace of `cell`. Answers whether it has none left in the pool.
     pub(super) fn rank_down(&mut self, cell: u32) -> bool {
-        let (first, level) = self.stands_for(cell);
+        let (first, level) = self.representative(cell);
         let Level { leases, below, .. } = self.levels[level];
         match NonZeroU32::new(leases.get() - 1) {
             Some(fewer) => {
@@ -58,10 +60,10 @@ impl Table {
         }
     }
 
-    /// Lets another cell of the same trace stand in for `cell`, which goes.
+    /// Lets another cell of the same trace represent it, because `cell` is removed.
     pub(super) fn hand_over(&mut self, cell: u32) {
         let Cell { trace, pool, rank, .. } = self.cells[cell];
-        let Rank::Stands { level, next, prev } = rank else { return };
+        let Rank::Represents { level, next, prev } = rank else { return };
         let key = self.traces[trace].key();
         let others: Vec<u32> = self
             .traces
@@ -80,13 +82,13 @@ impl Table {
 
     /// Moves a cell to the level of `leases`, which is `below` or `above` or lies between the two.
     fn move_to(&mut self, cell: u32, leases: NonZeroU32, below: u32, above: u32) {
-        let (_, from) = self.stands_for(cell);
+        let (_, from) = self.representative(cell);
         let there = [below, above]
             .into_iter()
             .any(|level| level != from && level != NONE && self.levels[level].leases == leases);
-        let Rank::Stands { next, prev, .. } = self.cells[cell].rank else { return };
+        let Rank::Represents { next, prev, .. } = self.cells[cell].rank else { return };
         if !there && next == NONE && prev == NONE {
-            // Alone in its level, and nobody is where it goes.
+            // It is alone in its level, and the new level does not exist.
             self.levels[from].leases = leases;
             return;
         }
@@ -118,11 +120,11 @@ impl Table {
         });
         let next = std::mem::replace(&mut self.levels[level].head, cell);
         self.set_prev(next, cell);
-        self.cells[cell].rank = Rank::Stands { level, next, prev: NONE };
+        self.cells[cell].rank = Rank::Represents { level, next, prev: NONE };
     }
 
     fn leave(&mut self, cell: u32) {
-        let (_, level) = self.stands_for(cell);
+        let (_, level) = self.representative(cell);
         self.unlink_cell(cell);
         if self.levels[level].head == NONE {
             self.remove_level(self.cells[cell].pool, level);
@@ -130,7 +132,7 @@ impl Table {
     }
 
     fn unlink_cell(&mut self, cell: u32) {
-        if let Rank::Stands { level, next, prev } = self.cells[cell].rank {
+        if let Rank::Represents { level, next, prev } = self.cells[cell].rank {
             self.set_next(prev, level, next);
             self.set_prev(next, prev);
         }
@@ -151,13 +153,14 @@ impl Table {
     /// Lets `to` follow `cell`, or come first in `level` where there is no such cell.
     fn set_next(&mut self, cell: u32, level: u32, to: u32) {
         match self.cells.get_mut(cell).map(|cell| &mut cell.rank) {
-            Some(Rank::Stands { next, .. }) => *next = to,
+            Some(Rank::Represents { next, .. }) => *next = to,
             _ => self.levels[level].head = to,
         }
     }
 
     fn set_prev(&mut self, cell: u32, to: u32) {
-        if let Some(Rank::Stands { prev, .. }) = self.cells.get_mut(cell).map(|cell| &mut cell.rank)
+        if let Some(Rank::Represents { prev, .. }) =
+            self.cells.get_mut(cell).map(|cell| &mut cell.rank)
         {
             *prev = to;
         }
@@ -200,7 +203,7 @@ impl Table {
             if read.leases != Some(*leases) {
                 (read.leases, read.cells) = (Some(*leases), Vec::new());
             }
-            while let Some(Cell { trace, rank: Rank::Stands { next, .. }, .. }) =
+            while let Some(Cell { trace, rank: Rank::Represents { next, .. }, .. }) =
                 self.cells.get(cell)
                 && traces.len() < most
             {
@@ -224,9 +227,9 @@ impl Table {
     fn read_on(&self, pool: u32, most: usize, read: &TracesRead) -> (u32, u32) {
         let head = |level| self.levels.get(level).map_or(NONE, |level: &Level| level.head);
         let Some(Pool { top, .. }) = self.pools.get(pool) else { return (NONE, NONE) };
-        // After the last one shown that stands where it stood.
+        // After the last shown cell that is still at its level.
         for &shown in read.cells.iter().rev() {
-            if let Some(Cell { pool: of, rank: Rank::Stands { level, next, .. }, .. }) =
+            if let Some(Cell { pool: of, rank: Rank::Represents { level, next, .. }, .. }) =
                 self.cells.get(shown)
                 && *of == pool
                 && Some(self.levels[*level].leases) == read.leases

@@ -7,7 +7,7 @@ use crate::slab::NONE;
 use super::Table;
 use super::entry::Entry;
 
-/// The names of a lease, as they stand in the table.
+/// The names of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Named<'a> {
     pub(crate) indexer: Option<&'a str>,

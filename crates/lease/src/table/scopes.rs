@@ -114,7 +114,7 @@ impl Record for KeyScope {
 /// in one probe. One that has ended stays until its last lease is taken out; nothing joins it.
 #[derive(Debug)]
 pub(super) struct Trace {
-    /// The indexer and, above it, whether the trace has ended: one that has is nobody's.
+    /// The indexer in the lower bits, and [`HAS_ENDED`]. A trace that has ended belongs to no indexer.
     pub(super) indexer: u32,
     pub(super) organization: u32,
     pub(super) id: Box<str>,
@@ -164,12 +164,12 @@ impl Record for Cell {
     }
 }
 
-/// Where a cell stands in the order of its pool.
+/// The place of a cell in the order of its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rank {
-    /// It stands for its trace: its level, and its neighbours there.
-    Stands { level: u32, next: u32, prev: u32 },
-    /// Another cell, of another indexer, stands for its trace.
+    /// The cell represents its trace: its level, and its neighbours there.
+    Represents { level: u32, next: u32, prev: u32 },
+    /// Another cell, of another indexer, represents the trace.
     Behind { first: u32 },
 }
 
@@ -177,7 +177,7 @@ pub(super) enum Rank {
 #[derive(Debug)]
 pub(super) struct Level {
     pub(super) leases: NonZeroU32,
-    /// The first of the cells that stand for them.
+    /// The first of the cells that represent the traces.
     pub(super) head: u32,
     /// The level with more leases, and the one with fewer.
     pub(super) above: u32,

@@ -6,8 +6,8 @@ use crate::slab::RECORDS_PER_HOLD;
 
 /// How many leases an indexer holds of each service that the policy did not name at their grant.
 ///
-/// What came back after a restart is taken to be unnamed until somebody asks, because no policy is
-/// known then.
+/// After a restart the service of every lease counts as unnamed until the next check, because no policy
+/// is known then.
 #[derive(Debug, Default)]
 pub(crate) struct Unnamed(HashMap<u32, HashMap<u32, u32>>);
 

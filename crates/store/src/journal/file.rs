@@ -15,6 +15,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lease::{Change, StoreClock, Timestamp};
 use redb::backends::FileBackend;
@@ -26,7 +27,7 @@ use redb::{
 pub(crate) use self::backend::Backend;
 pub(crate) use self::create::make_folders;
 use self::create::{create, remove_unfinished};
-use self::lock::{FileWatch, StorePath};
+use self::lock::{FileWatch, lock_path};
 use self::note::Note;
 use self::tables::{AUDIT, LEASES, LINGERING, META, OVERRIDES, REMEMBERED, USAGE, create_tables};
 use super::encoding::{AuditRow, BadRow, LeaseRow, OverrideRow, RememberedRow, UsedRow};
@@ -56,7 +57,7 @@ pub(crate) struct FileJournal {
     backend: Backend,
     path: PathBuf,
     /// Keeps the path locked as long as the journal lives. `None` for a store on another backend.
-    watch: Option<FileWatch>,
+    watch: Option<Arc<FileWatch>>,
     /// The format of the file.
     format: u64,
     /// The number of the last batch.
@@ -74,8 +75,10 @@ impl FileJournal {
     /// never leaves one behind.
     pub(crate) fn open(path: &Path, accept_older_state: bool) -> Result<Self, Error> {
         let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
-        let place = StorePath::take(path)?;
-        remove_unfinished(&place);
+        let lock = lock_path(path)?;
+        if lock.is_some() {
+            remove_unfinished(path);
+        }
         let open = || OpenOptions::new().read(true).write(true).open(path);
         let file = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -89,11 +92,11 @@ impl FileJournal {
             let problem = "it is empty; remove it to start without leases".to_owned();
             return Err(Error::Damaged { path: path.to_owned(), problem });
         }
-        let watch = FileWatch::of(place, &file).map_err(failed)?;
+        let watch = FileWatch::of(path, lock, &file).map_err(failed)?;
         let backend =
             FileBackend::new(file).map_err(|error| explain(path, "open", error.into()))?;
         let journal = Self::on(Backend::of_file(backend), path, accept_older_state)?;
-        Ok(Self { watch: Some(watch), ..journal })
+        Ok(Self { watch: Some(Arc::new(watch)), ..journal })
     }
 
     /// Opens the journal on `backend`, or creates it there; `path` is the name of it in errors.
@@ -286,7 +289,7 @@ impl FileJournal {
 impl From<FileJournal> for Opened {
     fn from(journal: FileJournal) -> Self {
         let path = journal.path.clone();
-        let watch = journal.watch.clone().map(|watch| Box::new(watch) as Box<dyn Watch>);
+        let watch = journal.watch.clone().map(|watch| watch as Arc<dyn Watch>);
         Self { journal: Box::new(journal), path, watch }
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod rows;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use lease::{Ledger, Timestamp};
 
@@ -23,11 +24,11 @@ pub(crate) struct Opened {
     /// The path that errors and log lines name.
     pub(crate) path: PathBuf,
     /// Checks whether the journal is still this store's; `None` where nobody can take it away.
-    pub(crate) watch: Option<Box<dyn Watch>>,
+    pub(crate) watch: Option<Arc<dyn Watch>>,
 }
 
 /// A check whether an open journal is still this store's alone.
-pub(crate) trait Watch: fmt::Debug + Send {
+pub(crate) trait Watch: fmt::Debug + Send + Sync {
     /// Checks it once. The store calls this every second, after an error too.
     ///
     /// # Errors

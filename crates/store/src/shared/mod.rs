@@ -161,25 +161,6 @@ impl State {
         }
     }
 
-    /// Moves the changes of the ledger into the gathering batch. Returns the batch to wait for so that
-    /// every change up to now is durable.
-    fn gather(&mut self) -> Wait {
-        if !self.journaled {
-            return None;
-        }
-        if self.failed.is_some() || self.closing {
-            // They are committed no more, and no answer reveals them.
-            self.ledger.drain_changes().for_each(drop);
-            return None;
-        }
-        self.pending.changes.extend(self.ledger.drain_changes());
-        if self.pending.is_empty() {
-            return self.committing.clone();
-        }
-        self.pending.since.get_or_insert_with(Instant::now);
-        Some(self.gathering.clone())
-    }
-
     /// While the disk is busy, the batch to wait for before work that can wait continues.
     fn batch_if_busy(&self) -> Wait {
         let batch = self.committing.as_ref().unwrap_or(&self.gathering);
@@ -272,17 +253,31 @@ impl Shared {
         let now = state.time.read(self.clock.monotonic());
         if !self.serving_threads.has_threads() {
             // No thread reads calls from sockets, so no call waits there.
-            state.time.heard(now);
+            state.time.mark_handled(now);
         }
         now
     }
 
+    /// Moves the changes of the ledger into the gathering batch. Returns the batch to wait for so that
+    /// every change up to now is durable.
     fn gather(&self, state: &mut State) -> Wait {
-        let wait = state.gather();
-        if wait.is_some() && state.committing.is_none() {
+        if !state.journaled {
+            return None;
+        }
+        if state.failed.is_some() || state.closing {
+            // They are committed no more, and no answer reveals them.
+            state.ledger.drain_changes().for_each(drop);
+            return None;
+        }
+        state.pending.changes.extend(state.ledger.drain_changes());
+        if state.pending.is_empty() {
+            return state.committing.clone();
+        }
+        state.pending.since.get_or_insert_with(Instant::now);
+        if state.committing.is_none() {
             self.work.notify_one();
         }
-        wait
+        Some(state.gathering.clone())
     }
 
     /// Adds records of operators to the gathering batch, whatever waits there.

@@ -40,7 +40,7 @@ fn pass(shared: &Shared, clock: &ManualClock) {
         clock.jump(Duration::from_millis(500));
         let mut state = shared.state.lock();
         let now = shared.now(&mut state);
-        state.time.heard(now);
+        state.time.mark_handled(now);
     }
 }
 
@@ -168,8 +168,8 @@ fn a_restart_in_the_middle_of_the_end_of_a_trace_revives_no_worker() {
         let traces = restored.drain_changes();
         let traces = traces.filter(|change| matches!(change, Change::TraceGone(_))).count();
         restored.resume(stamp.time, stamp.next_serial, stamp.time);
-        let live: Vec<_> = restored.leases().map(|lease| lease.id).collect();
-        assert_eq!(live, [again]);
+        let live: Vec<_> = restored.listed(0).unwrap().map(|lease| lease.number).collect();
+        assert_eq!(live, [again.number()]);
         restarts += 1;
         if !ledger.has_backlog() {
             assert_eq!(traces, 0, "nothing is kept of a trace that is gone");

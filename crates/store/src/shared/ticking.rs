@@ -40,11 +40,11 @@ impl Shared {
     }
 
     /// Ticks until no lease that has ended is left. All calls that arrived until now count as handled.
-    pub(crate) fn tick_heard(&self) {
+    pub(crate) fn tick_handled(&self) {
         let mut state = self.state.lock();
         loop {
             let now = self.now(&mut state);
-            state.time.heard(now);
+            state.time.mark_handled(now);
             self.tick_locked(&mut state);
             if !state.ledger.has_backlog() || state.pending.len() > BUSY_PENDING || state.applying {
                 return;
@@ -60,7 +60,7 @@ impl Shared {
         }
         let now = self.now(state);
         if self.serving_threads.probe() {
-            state.time.heard(state.probed_at);
+            state.time.mark_handled(state.probed_at);
             state.probed_at = now;
         }
         self.apply_below(FULL_PENDING, state, |ledger, now| ledger.expire(now));

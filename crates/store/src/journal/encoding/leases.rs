@@ -59,10 +59,9 @@ impl From<Lease> for LeaseRow {
             trace: lease.trace.into(),
             granted_at: lease.granted_at.as_nanos(),
             ttl_nanos: u64::try_from(lease.ttl.as_nanos()).unwrap_or(u64::MAX),
-            borrowed_as: lease.borrowed_as.map(|BorrowedAs { id, fingerprint }| BorrowedAsRow {
-                id_high: (id.0 >> 64) as u64,
-                id_low: id.0 as u64,
-                fingerprint,
+            borrowed_as: lease.borrowed_as.map(|BorrowedAs { id, fingerprint }| {
+                let [id_high, id_low] = id.halves();
+                BorrowedAsRow { id_high, id_low, fingerprint }
             }),
         }
     }
@@ -88,11 +87,9 @@ impl LeaseRow {
             granted_at: Timestamp::from_nanos(row.granted_at),
             ttl: Duration::from_nanos(row.ttl_nanos),
             lingers_until: lingers_until.map(Timestamp::from_nanos),
-            borrowed_as: row.borrowed_as.map(|borrowed_as| BorrowedAs {
-                id: BorrowId(
-                    u128::from(borrowed_as.id_high) << 64 | u128::from(borrowed_as.id_low),
-                ),
-                fingerprint: borrowed_as.fingerprint,
+            borrowed_as: row.borrowed_as.map(|row| BorrowedAs {
+                id: BorrowId::from_halves([row.id_high, row.id_low]),
+                fingerprint: row.fingerprint,
             }),
         })
     }

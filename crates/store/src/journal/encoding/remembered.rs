@@ -197,7 +197,7 @@ impl RememberedRow {
     /// The key and the row of a borrow id that grants nothing any more.
     pub(crate) fn borrow_ended(
         indexer: Option<Box<str>>,
-        BorrowId(id): BorrowId,
+        id: BorrowId,
         fingerprint: Option<u64>,
         until: Timestamp,
     ) -> (Vec<u8>, Self) {
@@ -206,13 +206,9 @@ impl RememberedRow {
         key.push(0xfe);
         key.extend(indexer.as_deref().unwrap_or_default().as_bytes());
         key.push(0xff);
-        key.extend(id.to_be_bytes());
-        let row = BorrowEndedRow {
-            indexer: indexer.map(String::from),
-            id_high: (id >> 64) as u64,
-            id_low: id as u64,
-            fingerprint,
-        };
+        key.extend(id.0.to_be_bytes());
+        let (indexer, [id_high, id_low]) = (indexer.map(String::from), id.halves());
+        let row = BorrowEndedRow { indexer, id_high, id_low, fingerprint };
         (key, Self { fact: Some(Remembered::BorrowEnded(row)) })
     }
 
@@ -239,7 +235,7 @@ impl RememberedRow {
             },
             Remembered::BorrowEnded(row) => Change::BorrowEnded {
                 indexer: row.indexer.map(Into::into),
-                id: BorrowId(u128::from(row.id_high) << 64 | u128::from(row.id_low)),
+                id: BorrowId::from_halves([row.id_high, row.id_low]),
                 fingerprint: row.fingerprint,
                 until,
             },

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use redb::backends::FileBackend;
 
 use super::backend::Backend;
-use super::lock::{StorePath, folder_of};
+use super::lock::folder_of;
 use crate::error::Error;
 
 /// The part of an unfinished file's name between the name of the store and the random characters.
@@ -49,17 +49,14 @@ pub(crate) fn create(
     File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
-/// Removes unfinished files beside `place`, left by servers that were killed while they created them.
+/// Removes unfinished files beside `store`, left by servers that were killed while they created them.
 ///
-/// This is done only while the path is locked, and never to a file that another server has open.
-pub(crate) fn remove_unfinished(place: &StorePath) {
-    if !place.is_locked() {
-        return;
-    }
-    let Ok(entries) = std::fs::read_dir(folder_of(place.path())) else { return };
+/// The path has to be locked. A file that another server has open is left alone.
+pub(crate) fn remove_unfinished(store: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder_of(store)) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if !is_unfinished(place.path(), &name.to_string_lossy()) {
+        if !is_unfinished(store, &name.to_string_lossy()) {
             continue;
         }
         let path = entry.path();
@@ -161,7 +158,7 @@ mod tests {
         // Another server is at it: one of a version that takes no lock beside the store.
         let open = File::open(folder.path().join(names[2])).unwrap();
         open.lock().unwrap();
-        remove_unfinished(&StorePath::take(&path).unwrap());
+        remove_unfinished(&path);
         let mut left: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();

@@ -50,7 +50,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 
 /// The lock of a path. Dropping it releases the lock and removes the lock file.
 #[derive(Debug)]
-struct PathLock {
+pub(crate) struct PathLock {
     path: PathBuf,
     file: File,
 }
@@ -104,41 +104,38 @@ impl Drop for PathLock {
     }
 }
 
-/// The path of a store file, locked as long as this lives.
-#[derive(Debug)]
-pub(crate) struct StorePath {
-    path: PathBuf,
-    lock: Mutex<Option<PathLock>>,
+/// Locks `path` for one store.
+///
+/// Where no lock file can be created, in a read-only folder or on a full disk, the path is not
+/// locked: a process that cannot write there cannot replace the store file either.
+///
+/// # Errors
+///
+/// [`Error::InUse`] when another server has locked it.
+pub(crate) fn lock_path(path: &Path) -> Result<Option<PathLock>, Error> {
+    match PathLock::take(path) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => Err(Error::InUse { path: path.to_owned() }),
+        Err(error) => {
+            tracing::debug!(path = %path.display(), %error, "there is no lock file");
+            Ok(None)
+        }
+    }
 }
 
-impl StorePath {
-    /// Locks `path` for one store.
-    ///
-    /// Where no lock file can be created, in a read-only folder or on a full disk, the path is not
-    /// locked: a process that cannot write there cannot replace the store file either.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InUse`] when another server has locked it.
-    pub(crate) fn take(path: &Path) -> Result<Self, Error> {
-        let lock = match PathLock::take(path) {
-            Ok(Some(lock)) => Some(lock),
-            Ok(None) => return Err(Error::InUse { path: path.to_owned() }),
-            Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "there is no lock file");
-                None
-            }
-        };
-        Ok(Self { path: path.to_owned(), lock: Mutex::new(lock) })
-    }
+/// An open store file and its path, locked as long as this lives.
+#[derive(Debug)]
+pub(crate) struct FileWatch {
+    path: PathBuf,
+    lock: Mutex<Option<PathLock>>,
+    file: Identity,
+}
 
-    /// Whether the path is locked.
-    pub(crate) fn is_locked(&self) -> bool {
-        self.lock.lock().is_some()
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+impl FileWatch {
+    /// Remembers which file is at the path.
+    pub(crate) fn of(path: &Path, lock: Option<PathLock>, file: &File) -> io::Result<Self> {
+        let (path, file) = (path.to_owned(), Identity::of(&file.metadata()?));
+        Ok(Self { path, lock: Mutex::new(lock), file })
     }
 
     /// Locks the path again if the lock file was removed, as when a folder is emptied.
@@ -153,28 +150,11 @@ impl StorePath {
             *lock = Some(taken);
         }
     }
-}
-
-/// An open store file and its path.
-#[derive(Clone, Debug)]
-pub(crate) struct FileWatch {
-    store_path: std::sync::Arc<StorePath>,
-    file: Identity,
-}
-
-impl FileWatch {
-    /// Remembers which file is at the path.
-    pub(crate) fn of(store_path: StorePath, file: &File) -> io::Result<Self> {
-        Ok(Self {
-            store_path: std::sync::Arc::new(store_path),
-            file: Identity::of(&file.metadata()?),
-        })
-    }
 
     /// Whether the path still leads to the file: `false` when the file is gone from there, or
     /// another one is there.
     fn is_in_place(&self) -> bool {
-        match std::fs::metadata(self.store_path.path()) {
+        match std::fs::metadata(&self.path) {
             Ok(metadata) => Identity::of(&metadata) == self.file,
             // After any other error the file may still be there.
             Err(error) => !matches!(
@@ -190,7 +170,7 @@ impl FileWatch {
 impl Watch for FileWatch {
     /// Checks that the path still leads to the file, and keeps the path locked.
     fn check(&self) -> Result<(), Unavailable> {
-        self.store_path.renew();
+        self.renew();
         if self.is_in_place() { Ok(()) } else { Err(Unavailable::FileLost) }
     }
 }
@@ -208,21 +188,21 @@ mod tests {
     }
 
     fn watch(path: &Path) -> FileWatch {
-        FileWatch::of(StorePath::take(path).unwrap(), &File::open(path).unwrap()).unwrap()
+        FileWatch::of(path, lock_path(path).unwrap(), &File::open(path).unwrap()).unwrap()
     }
 
     #[test]
     fn one_place_is_taken_once_and_others_beside_it_are_free() {
         let (folder, path) = store();
-        let store_path = StorePath::take(&path).unwrap();
-        assert!(store_path.is_locked());
-        assert!(matches!(StorePath::take(&path), Err(Error::InUse { .. })));
+        let lock = lock_path(&path).unwrap();
+        assert!(lock.is_some());
+        assert!(matches!(lock_path(&path), Err(Error::InUse { .. })));
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(matches!(StorePath::take(&link), Err(Error::InUse { .. })));
-        assert!(StorePath::take(&folder.path().join("t.redb")).unwrap().is_locked());
-        drop(store_path);
-        assert!(StorePath::take(&path).unwrap().is_locked());
+        assert!(matches!(lock_path(&link), Err(Error::InUse { .. })));
+        assert!(lock_path(&folder.path().join("t.redb")).unwrap().is_some());
+        drop(lock);
+        assert!(lock_path(&path).unwrap().is_some());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no lock file is left");
     }
 
@@ -230,7 +210,7 @@ mod tests {
     fn a_lock_file_that_a_killed_server_left_is_taken() {
         let (folder, path) = store();
         std::fs::write(folder.path().join("s.redb.lock"), "").unwrap();
-        assert!(StorePath::take(&path).unwrap().is_locked());
+        assert!(lock_path(&path).unwrap().is_some());
     }
 
     #[test]
@@ -257,6 +237,6 @@ mod tests {
             std::fs::remove_file(entry.unwrap().path()).unwrap();
         }
         assert!(watch.check().is_err());
-        assert!(matches!(StorePath::take(&path), Err(Error::InUse { .. })));
+        assert!(matches!(lock_path(&path), Err(Error::InUse { .. })));
     }
 }

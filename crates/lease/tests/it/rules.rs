@@ -3,19 +3,17 @@
 //!
 //! One file: the operations, how the model answers each, and the comparison change together.
 
-mod model;
-mod policy;
-
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crate::ReadWhole as _;
+use crate::model::{Answer, Ask, Bounds, Deal, Model, Stops};
+use crate::policy::Plain;
 use lease::{
     BorrowId, Budget, Change, Config, Enforcement, KeptAlive, Ledger, Limits, MemoryFull, Period,
     Policy, Reason, Refusal, Released, Report, ReportRefusal, Reporting, Request, RevokedFor,
     Submission, Terms, Timestamp, UnnamedServices, Used, WallTime,
 };
-use model::{Answer, Ask, Bounds, Deal, Model, Stops};
-use policy::Plain;
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
@@ -247,7 +245,7 @@ impl Tested {
             observe: deal.observe,
             budgets: &deal.budgets,
             wall: WallTime::from_unix(self.wall),
-            unnamed: (!model::is_named(ask.service))
+            unnamed: (!crate::model::is_named(ask.service))
                 .then_some(UnnamedServices { max: deal.max_unnamed, policy: &Names }),
             ..Terms::default()
         };
@@ -396,7 +394,7 @@ impl Tested {
     /// a borrow may be refused that would be granted a moment later.
     fn applied(&mut self, step: &Step) -> Answer {
         // A service without an entry is held for as long as one of its leases stands in the table.
-        if matches!(step, Step::Borrow(ask, _) if !model::is_named(ask.service)) {
+        if matches!(step, Step::Borrow(ask, _) if !crate::model::is_named(ask.service)) {
             self.take_out();
         }
         let answer = self.apply(step);
@@ -472,7 +470,7 @@ struct Names;
 
 impl Policy for Names {
     fn is_named(&self, service: &str) -> bool {
-        model::is_named(service)
+        crate::model::is_named(service)
     }
 }
 

@@ -1,15 +1,13 @@
 //! The rows of the contract about usage budgets, revocation and borrow ids, sentence by sentence.
 
-mod policy;
-
 use std::time::Duration;
 
+use crate::policy::Plain;
 use lease::{
     BorrowId, Budget, BudgetSpent, Change, Config, End, Enforcement, Grant, KeptAlive, Ledger,
     Limits, MemoryFull, Period, Reason, Refusal, Released, Remembers, Report, Reporting, Request,
     Submission, Terms, Timestamp, WallTime,
 };
-use policy::Plain;
 
 /// 2026-11-30T23:59:00Z, a minute before a day and a month end.
 const LATE_NOVEMBER: WallTime = WallTime::from_unix(1_796_083_140);

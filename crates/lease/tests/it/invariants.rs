@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::ReadWhole as _;
 use lease::{
     BorrowId, Config, KeptAlive, Kind, Lease, LeaseId, Ledger, Limits, RESUME_SPREAD, Reason,
     Refusal, Released, Request, StoreClock, Terms, Timestamp,
@@ -313,7 +314,7 @@ proptest! {
             }
             let step = Duration::from_nanos(reading).saturating_sub(monotonic);
             let now = clock.read(Duration::from_nanos(reading));
-            clock.heard(now);
+            clock.mark_handled(now);
             prop_assert!(now >= last && now.since(last) <= lease::LONGEST_STEP);
             if number > 0 && step <= lease::LONGEST_STEP {
                 prop_assert_eq!(now.since(last), step);
@@ -340,7 +341,7 @@ proptest! {
             if let Some(before) = heard_at {
                 // Even what lies ahead of the latest reading is not taken for heard.
                 let at = Timestamp::from_nanos((now.as_nanos() + 500_000_000).saturating_sub(before));
-                clock.heard(at);
+                clock.mark_handled(at);
                 heard = heard.max(at.min(now));
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::ReadWhole as _;
 use lease::{
     Config, Kind, LeaseNumber, Ledger, ListedLease, Reason, Refusal, Report, Reporting, Request,
     Submission, Terms, Timestamp, WallTime,

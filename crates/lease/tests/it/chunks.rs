@@ -2,17 +2,16 @@
 //!
 //! One file: each test cuts the same histories into parts of other sizes.
 
-mod policy;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::ReadWhole as _;
+use crate::policy::Plain;
 use lease::{
     Budget, Change, Config, End, Enforcement, KeptAlive, Lease, LeaseId, Ledger, Limits,
-    MAX_TRACES_TOLD, Period, PoolReading, RECORDS_PER_HOLD, RESUME_SPREAD, Reason, Refusal,
+    MAX_TRACES_LISTED, Period, PoolReading, RECORDS_PER_HOLD, RESUME_SPREAD, Reason, Refusal,
     Released, Request, Terms, Timestamp, TraceEnd, WallTime,
 };
-use policy::Plain;
 use proptest::prelude::*;
 
 const NOW: Timestamp = Timestamp::from_nanos(1 << 60);
@@ -374,9 +373,9 @@ fn a_pool_tells_of_its_largest_traces_and_how_many_it_leaves_out() {
         }
     }
     let pool = reading.finish();
-    assert_eq!(parts, MAX_TRACES_TOLD.div_ceil(RECORDS_PER_HOLD / 2));
-    assert_eq!(pool.traces.len(), MAX_TRACES_TOLD);
-    assert_eq!((pool.leases, pool.omitted), (5_014, 4_999 - MAX_TRACES_TOLD as u64));
+    assert_eq!(parts, MAX_TRACES_LISTED.div_ceil(RECORDS_PER_HOLD / 2));
+    assert_eq!(pool.traces.len(), MAX_TRACES_LISTED);
+    assert_eq!((pool.leases, pool.omitted), (5_014, 4_999 - MAX_TRACES_LISTED as u64));
     let first: Vec<_> = pool.traces[..4].iter().map(|(id, leases)| (&**id, *leases)).collect();
     assert_eq!(first[..3], [("trace-17", 10), ("trace-4999", 6), ("trace-1000", 2)]);
     assert_eq!(first[3].1, 1);

@@ -1,14 +1,12 @@
 //! After the revocation of a session nothing is borrowed under it, while that is remembered.
 
-mod policy;
-
 use std::time::Duration;
 
+use crate::policy::Plain;
 use lease::{
     Budget, BudgetSpent, Change, Config, KeptAlive, LeaseId, Ledger, Limits, Period, Reason,
     Refusal, Report, Reporting, Request, Scope, Submission, Terms, Timestamp, WallTime,
 };
-use policy::Plain;
 
 const NOW: Timestamp = Timestamp::from_nanos(1 << 60);
 /// The longer of ten minutes and ten TTLs.
