@@ -132,10 +132,7 @@ impl End {
             Self::Lingered => 1,
             Self::Expired => 2,
             Self::WithSession => 3,
-            Self::Revoked(Reason::Operator) => 4,
-            Self::Revoked(Reason::OrganizationDisabled) => 5,
-            Self::Revoked(Reason::ApiKeyDisabled) => 6,
-            Self::Revoked(Reason::BudgetSpent) => 7,
+            Self::Revoked(reason) => 4 + reason as usize,
         }
     }
 }

@@ -1,30 +1,16 @@
 //! Digests of texts, for stores: the same on every machine and in every release.
 
+use std::hash::Hasher as _;
+
+use fnv::FnvHasher;
 use sha2::{Digest as _, Sha256};
 
-/// FNV-1a, whose numbers are the same on every machine and in every release.
-#[derive(Debug)]
-pub(crate) struct Fingerprint(u64);
-
-impl Fingerprint {
-    pub(crate) const fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    pub(crate) fn bytes(&mut self, bytes: impl IntoIterator<Item = u8>) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    /// Takes in a text and a byte after it that no UTF-8 text contains.
-    pub(crate) fn text(&mut self, text: &str) {
-        self.bytes(text.bytes().chain([0xff]));
-    }
-
-    pub(crate) const fn finish(&self) -> u64 {
-        self.0
-    }
+/// Adds a text to a fingerprint, and a byte after it that no UTF-8 text contains.
+///
+/// Fingerprints are FNV-1a, whose numbers are the same on every machine and in every release.
+pub(crate) fn add_text(fingerprint: &mut FnvHasher, text: &str) {
+    fingerprint.write(text.as_bytes());
+    fingerprint.write_u8(0xff);
 }
 
 /// The digest of the trace of an organization, in 16 bytes: the first half of a SHA-256.

@@ -112,8 +112,8 @@ impl fmt::Debug for LeaseId {
 
 /// The number by which operators identify a lease: its serial number and its slot.
 ///
-/// It is no key: a caller that knows it can find the lease, and can neither keep it alive nor return it. A later
-/// grant has a higher number. The text form is 24 hex digits.
+/// It is no key: a caller that knows it can find the lease, and can neither keep it alive nor return
+/// it. A later grant has a higher number. The text form is 24 hex digits.
 ///
 /// ```
 /// use lease::{LeaseId, LeaseNumber};

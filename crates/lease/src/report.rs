@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::hash::Hasher as _;
 use std::sync::Arc;
 
+use fnv::FnvHasher;
+
 use crate::budget::BudgetSpent;
-use crate::digest::Fingerprint;
+use crate::digest::add_text;
 use crate::id::{Invalid, validate_id};
 use crate::terms::MemoryFull;
 
@@ -147,12 +150,12 @@ impl ReportBuilder {
         let mut sums: Vec<_> = self.sums.into_iter().collect();
         sums.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let mut amounts = Vec::with_capacity(self.amounts);
-        let mut fingerprint = Fingerprint::new();
+        let mut fingerprint = FnvHasher::default();
         for (organization, metrics) in sums {
             for (metric, (value, events)) in metrics {
-                fingerprint.text(&organization);
-                fingerprint.text(&metric);
-                fingerprint.bytes(value.to_bits().to_be_bytes());
+                add_text(&mut fingerprint, &organization);
+                add_text(&mut fingerprint, &metric);
+                fingerprint.write(&value.to_bits().to_be_bytes());
                 amounts.push(Amount { organization: organization.clone(), metric, value, events });
             }
         }

@@ -1,6 +1,10 @@
 //! The request of a borrow.
 
-use crate::digest::Fingerprint;
+use std::hash::Hasher as _;
+
+use fnv::FnvHasher;
+
+use crate::digest::add_text;
 use crate::id::{BorrowId, Invalid, validate_id};
 use crate::lease::Kind;
 
@@ -86,11 +90,11 @@ impl<'a> Request<'a> {
     /// It covers every field but the indexer and the borrow id, and is the same on every machine
     /// and in every release, because stores keep it.
     pub fn fingerprint(&self) -> u64 {
-        let mut fingerprint = Fingerprint::new();
+        let mut fingerprint = FnvHasher::default();
         for text in [self.service, self.organization, self.api_key, self.trace] {
-            fingerprint.text(text);
+            add_text(&mut fingerprint, text);
         }
-        fingerprint.bytes(self.max_workers.to_be_bytes());
+        fingerprint.write(&self.max_workers.to_be_bytes());
         fingerprint.finish()
     }
 

@@ -29,6 +29,9 @@ const DEFAULT_ORGANIZATION: &str = "default_organization";
 /// leases with a shorter TTL.
 const SHORT_TTL: Duration = Duration::from_secs(60);
 
+/// The default minimal life.
+const MINIMAL_LIFE: Duration = Duration::from_secs(5);
+
 /// The most services that an error message lists.
 const MAX_NAMED: usize = 20;
 
@@ -182,16 +185,13 @@ impl Check<'_> {
     fn services(&mut self, written: file::Named<file::Service>) {
         for (name, written) in written {
             let ttl = self.ttl(name.get_ref(), written.ttl.as_ref());
-            let minimal_life = match &written.minimal_life {
-                None => Duration::from_secs(5),
-                Some(life) => {
-                    let file::Span(value) = *life.get_ref();
-                    if value > lease::MAX_MINIMAL_LIFE {
-                        self.error(life.span(), "minimal_life must be at most 10m");
-                    }
-                    value
-                }
-            };
+            let written_life = written.minimal_life.as_ref();
+            let minimal_life = written_life.map_or(MINIMAL_LIFE, |life| life.get_ref().0);
+            if let Some(life) = written_life
+                && minimal_life > lease::MAX_MINIMAL_LIFE
+            {
+                self.error(life.span(), "minimal_life must be at most 10m");
+            }
             if let Some(max) = &written.max_unnamed_services
                 && name.get_ref() != DEFAULT_SERVICE
             {

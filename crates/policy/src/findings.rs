@@ -101,9 +101,7 @@ impl<'a> SourceText<'a> {
         let breaks = text.match_indices('\n').map(|(newline, _)| newline + 1);
         Self { text, name, lines: std::iter::once(0).chain(breaks).collect() }
     }
-}
 
-impl SourceText<'_> {
     /// The place at an offset. The time depends on the length of the line, not of the file.
     pub(crate) fn place(&self, offset: usize) -> Place {
         let offset = if self.text.is_char_boundary(offset) { offset } else { self.text.len() };

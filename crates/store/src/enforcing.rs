@@ -23,7 +23,8 @@ pub(crate) struct Enforcing {
     /// The number of the audit entry that counts the leases that ended.
     entry: Option<u64>,
     enforcement: Enforcement,
-    revoked: usize,
+    /// How many leases were revoked so far.
+    pub(crate) revoked: usize,
     wait: Wait,
 }
 
@@ -76,12 +77,6 @@ impl Enforcing {
 
     pub(crate) fn is_done(&self) -> bool {
         self.enforcement.is_done()
-    }
-
-    /// How many leases were revoked so far.
-    #[cfg(test)]
-    pub(crate) fn revoked(&self) -> usize {
-        self.revoked
     }
 
     /// Does all parts that are left. Blocks while too many changes wait for the disk.

@@ -165,11 +165,7 @@ impl Store {
         id: LeaseId,
         reason: Reason,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send + use<> {
-        when_durable(self.shared.revoke(|ledger, now, revoked| {
-            let found = ledger.revoke(id, reason, now);
-            revoked.extend(found.then_some((id, reason.into())));
-            found
-        }))
+        when_durable(self.shared.revoke(id, reason))
     }
 
     /// Ends the lease of that number at once, remembers why, and records the audit entry of the

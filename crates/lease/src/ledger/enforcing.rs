@@ -69,8 +69,8 @@ impl Enforcement {
 }
 
 impl Ledger {
-    /// Ends the next leases that `policy` does not let live, at most [`RECORDS_PER_HOLD`](crate::RECORDS_PER_HOLD) of them, and
-    /// answers their keys with the reasons.
+    /// Ends the next leases that `policy` does not let live, at most
+    /// [`RECORDS_PER_HOLD`](crate::RECORDS_PER_HOLD) of them, and answers their keys with the reasons.
     ///
     /// All leases of a disabled organization end, and all of a disabled API key. Where a budget is
     /// spent in the window of `wall`, leases of services that the policy only observes live on. It is
@@ -120,7 +120,7 @@ impl Ledger {
             let some = candidates.len().min(self.records_per_hold);
             let some = candidates.drain(..some);
             stopped.extend(some.filter(|name| {
-                self.has_leases_of(name) && self.stops(policy, name, wall).is_some()
+                self.table.has_leases_of(name) && self.stops(policy, name, wall).is_some()
             }));
         } else if let Some((kind, part)) = *api_keys {
             *api_keys = match (self.revoke_api_keys(policy, kind, part, &mut revoked), kind) {
@@ -153,7 +153,7 @@ impl Ledger {
         let lives = |service: &str| why.reason == Reason::BudgetSpent && policy.observes(service);
         for _ in 0..self.records_per_hold {
             let Some(pool) = self.table.pool_at(organization, walk.at) else {
-                if walk.workers_done || !self.has_leases_of(organization) {
+                if walk.workers_done || !self.table.has_leases_of(organization) {
                     return true;
                 }
                 (walk.workers_done, walk.at) = (true, AtPool::Start);

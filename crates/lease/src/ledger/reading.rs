@@ -124,11 +124,6 @@ impl Ledger {
         is_live.then(|| self.listed_at(number.slot, entry))
     }
 
-    /// Whether the organization holds any lease.
-    pub fn has_leases_of(&self, organization: &str) -> bool {
-        self.table.has_leases_of(organization)
-    }
-
     /// The counts of the pools of one part, from part 0 on; `None` past the last one.
     pub fn pools(&self, part: u32) -> Option<impl Iterator<Item = PoolCount<&str>>> {
         self.table.pool_counts(part)

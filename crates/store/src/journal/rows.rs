@@ -45,18 +45,12 @@ impl Rows {
                     self.ended.push(id.serial());
                 }
             }
-            Change::TraceEnded(end) => {
-                let (key, row) = RememberedRow::trace_ended(*end);
-                self.remembered.insert(key, Some(row));
-            }
+            Change::TraceEnded(end) => self.remember(RememberedRow::trace_ended(*end)),
             Change::TraceGone(end) => {
                 let (key, _) = RememberedRow::trace_ended(*end);
                 self.remembered.insert(key, None);
             }
-            Change::Revoked(revocation) => {
-                let (key, row) = RememberedRow::revoked(*revocation);
-                self.remembered.insert(key, Some(row));
-            }
+            Change::Revoked(revocation) => self.remember(RememberedRow::revoked(*revocation)),
             Change::Used { organization, metric, used } => {
                 self.used.insert((organization, metric), Some(used.into()));
             }
@@ -64,13 +58,15 @@ impl Rows {
                 self.used.insert((organization, metric), None);
             }
             Change::Reported { indexer, key, until, fingerprint, applied } => {
-                let (key, row) = RememberedRow::reported(indexer, key, until, fingerprint, applied);
-                self.remembered.insert(key, Some(row));
+                self.remember(RememberedRow::reported(indexer, key, until, fingerprint, applied));
             }
             Change::BorrowEnded { indexer, id, fingerprint, until } => {
-                let (key, row) = RememberedRow::borrow_ended(indexer, id, fingerprint, until);
-                self.remembered.insert(key, Some(row));
+                self.remember(RememberedRow::borrow_ended(indexer, id, fingerprint, until));
             }
         }
+    }
+
+    fn remember(&mut self, (key, row): (Vec<u8>, RememberedRow)) {
+        self.remembered.insert(key, Some(row));
     }
 }

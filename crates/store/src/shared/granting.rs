@@ -80,13 +80,10 @@ impl Shared {
             let takes_back = match (request.borrow_id, grant.replayed) {
                 (None, _) => true,
                 (Some(_), false) => state.undelivered.insert(grant.id.serial(), 1).is_none(),
-                (Some(_), true) => match state.undelivered.get_mut(&grant.id.serial()) {
-                    Some(answers) => {
-                        *answers += 1;
-                        true
-                    }
-                    None => false,
-                },
+                (Some(_), true) => {
+                    let answers = state.undelivered.get_mut(&grant.id.serial());
+                    answers.map(|answers| *answers += 1).is_some()
+                }
             };
             let (store, id, borrow_id) = (self.clone(), grant.id, request.borrow_id);
             let pending = takes_back.then_some(Pending { store, id, borrow_id });

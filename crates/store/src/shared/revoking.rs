@@ -14,24 +14,18 @@ use crate::records::OperatorRecord;
 type Revoked = Vec<(LeaseId, RevokedFor)>;
 
 impl Shared {
-    /// Applies an operation that revokes leases, and pushes the revocations to listeners once they are
-    /// durable. The operation adds the leases that it revoked to its last argument. It is made
-    /// whether there is room for its changes or not, because an operator or a policy demands it.
-    pub(crate) fn revoke<R>(
-        &self,
-        operation: impl FnOnce(&mut Ledger, Timestamp, &mut Revoked) -> R,
-    ) -> Result<(R, Wait), Unavailable> {
-        let mut revoked = Revoked::new();
+    /// Ends one lease. It ends whether there is room for the change or not, because an operator or a
+    /// policy demands it; so do the leases of the operations below.
+    pub(crate) fn revoke(&self, id: LeaseId, reason: Reason) -> Result<(bool, Wait), Unavailable> {
         let mut state = self.state.lock();
         state.check_writable()?;
-        let (answer, wait) =
-            self.apply(&mut state, |ledger, now| operation(ledger, now, &mut revoked));
-        self.push_revocations(state, revoked);
-        Ok((answer, wait))
+        let (found, wait) = self.apply(&mut state, |ledger, now| ledger.revoke(id, reason, now));
+        self.push_revocations(state, found.then_some((id, reason.into())).into_iter().collect());
+        Ok((found, wait))
     }
 
-    /// As [`Shared::revoke`], for one part of an operation that has many, unless the disk is busy.
-    /// Returns how many leases the part revoked.
+    /// Does one part of an operation that revokes many leases, unless the disk is busy. Returns how many
+    /// leases the part revoked.
     ///
     /// The operation gets the policy in force, and returns the leases that it revoked. The audit entry
     /// of that number, if there is one, counts them in the same batch.

@@ -221,7 +221,7 @@ fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
         while !enforcing.is_done() {
             enforcing.step(&shared).unwrap();
         }
-        assert_eq!((held(&shared), enforcing.revoked()), (left, gone));
+        assert_eq!((held(&shared), enforcing.revoked), (left, gone));
     }
 }
 
