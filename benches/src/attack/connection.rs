@@ -9,15 +9,15 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpSocket;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Mutex as Turns, Notify};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::frames::{Block, Frame, PREFACE, flag, frame, kind, setting, settings};
 
-/// How long a server may take to send its settings.
+/// How long a connection, and then the settings of the server, may take.
 const GREETING: Duration = Duration::from_secs(5);
 
 /// The initial window of a connection and of a stream.
@@ -52,6 +52,15 @@ impl Allowance {
         ensure!(sent <= self.most, "the attack has sent all it may, {} bytes", self.most);
         Ok(())
     }
+}
+
+/// Connects to `address`, which may take 5 s.
+///
+/// # Errors
+///
+/// Nobody listens, or the connection takes too long.
+pub(crate) async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    Ok(timeout(GREETING, TcpStream::connect(address)).await.context("it cannot connect")??)
 }
 
 /// The target of connections, and how much they may send.

@@ -26,11 +26,6 @@ impl Bar {
         styled(NAME, "█".repeat(full)) + &styled(FAINT, "░".repeat(empty))
     }
 
-    /// The number of full and of empty cells.
-    fn cells(self) -> (usize, usize) {
-        self.cells_within(WIDEST)
-    }
-
     /// The number of full and of empty cells when there is room for `widest`.
     pub(crate) fn cells_within(self, widest: u64) -> (usize, usize) {
         let max = self.max.unwrap_or(self.active).max(1);
@@ -47,9 +42,7 @@ impl Bar {
         let shown = usize::try_from(shown).unwrap_or(usize::MAX);
         (full, shown - full)
     }
-}
 
-impl Bar {
     /// Whether the limit is reached.
     pub(crate) fn is_full(self) -> bool {
         self.max.is_some_and(|max| self.active >= max)
@@ -65,7 +58,7 @@ impl Bar {
 
     /// The cells alone.
     pub(crate) fn picture(self) -> String {
-        let (full, empty) = self.cells();
+        let (full, empty) = self.cells_within(WIDEST);
         let style = if self.is_full() { WARN } else { NAME };
         styled(style, "█".repeat(full)) + &styled(FAINT, "░".repeat(empty))
     }
@@ -98,17 +91,17 @@ mod tests {
 
     #[test]
     fn a_long_bar_is_full_only_when_every_slot_is_taken() {
-        assert_eq!(Bar { active: 1, max: Some(4000) }.cells(), (1, 23));
-        assert_eq!(Bar { active: 3999, max: Some(4000) }.cells(), (23, 1));
-        assert_eq!(Bar { active: 4000, max: Some(4000) }.cells(), (24, 0));
+        assert_eq!(Bar { active: 1, max: Some(4000) }.cells_within(WIDEST), (1, 23));
+        assert_eq!(Bar { active: 3999, max: Some(4000) }.cells_within(WIDEST), (23, 1));
+        assert_eq!(Bar { active: 4000, max: Some(4000) }.cells_within(WIDEST), (24, 0));
     }
 
     #[test]
     fn a_bar_is_right_for_any_count_and_without_a_limit() {
         assert_eq!(plain(7, Some(5)), "█████ 7/5");
-        assert_eq!(Bar { active: 0, max: Some(0) }.cells(), (0, 1));
+        assert_eq!(Bar { active: 0, max: Some(0) }.cells_within(WIDEST), (0, 1));
         assert_eq!(plain(2, None), "██ 2, no limit");
-        assert_eq!(Bar { active: u64::MAX, max: Some(u64::MAX) }.cells(), (24, 0));
-        assert_eq!(Bar { active: u64::MAX, max: None }.cells(), (24, 0));
+        assert_eq!(Bar { active: u64::MAX, max: Some(u64::MAX) }.cells_within(WIDEST), (24, 0));
+        assert_eq!(Bar { active: u64::MAX, max: None }.cells_within(WIDEST), (24, 0));
     }
 }

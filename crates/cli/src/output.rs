@@ -139,11 +139,6 @@ pub(crate) fn styled(style: Style, text: impl fmt::Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// `text` as the start of an error line.
-pub(crate) fn error(text: &str) -> String {
-    styled(BAD, text)
-}
-
 /// `1 lease`, `2 leases`.
 pub(crate) fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
+use crate::connection::connect;
 use crate::stage::Stage;
 
 /// Connections, more than the port has places for.
@@ -37,8 +38,7 @@ async fn hold(stage: &mut Stage, asks: fn(usize) -> &'static str) -> anyhow::Res
     let admin = stage.admin();
     stage
         .crowd(CONNECTIONS, move |_, number| async move {
-            let connect = timeout(CONNECT, TcpStream::connect(admin));
-            let mut stream = connect.await.context("it cannot connect")??;
+            let mut stream = connect(admin).await?;
             stream.write_all(asks(number).as_bytes()).await?;
             let mut answer = [0; 1_024];
             while stream.read(&mut answer).await? > 0 {}

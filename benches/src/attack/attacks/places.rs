@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use wire::framing::frame as message;
 
 use super::before_key::with_key;
-use crate::connection::{Connection, Reads};
+use crate::connection::{Connection, Reads, connect};
 use crate::frames::{Block, PREFACE};
 use crate::load::{STATE, run};
 use crate::stage::Stage;
@@ -23,16 +22,12 @@ const LONGER: u32 = 2;
 /// Between two headers of a slow request.
 const SLOWLY: Duration = Duration::from_millis(100);
 
-/// How long an attacker waits for its connection.
-const CONNECT: Duration = Duration::from_secs(5);
-
 /// Connections that say nothing.
 pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
     stage.span *= LONGER;
     stage
         .crowd(CONNECTIONS, |link, number| async move {
-            let connect = timeout(CONNECT, TcpStream::connect(link.address));
-            let mut stream = connect.await.context("it cannot connect")??;
+            let mut stream = connect(link.address).await?;
             // One half begins to greet.
             stream.write_all(&PREFACE[..number % 2 * 10]).await?;
             // Until the server closes it.
@@ -67,8 +62,7 @@ pub(super) async fn slow_headers(stage: &mut Stage) -> anyhow::Result<()> {
     stage.span *= LONGER;
     stage
         .crowd(CONNECTIONS, |link, _| async move {
-            let connect = timeout(CONNECT, TcpStream::connect(link.address));
-            let mut stream = connect.await.context("it cannot connect")??;
+            let mut stream = connect(link.address).await?;
             let begin =
                 "POST /sf.worker.v1.WorkerPool/BorrowWorker HTTP/1.1\r\nhost: localhost\r\n";
             stream.write_all(begin.as_bytes()).await?;

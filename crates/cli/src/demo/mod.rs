@@ -1,6 +1,5 @@
 //! `demo`: a real server, real clients and real crashes. Each step is checked.
 
-mod counter;
 mod narrator;
 mod play;
 mod processes;

@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tgm_session::{Error, Pool, Scope, Session, SessionRequest, Worker};
+use tgm_session::{Dsn, Error, Pool, PoolState, Scope, Session, SessionRequest, TgmPool, Worker};
 
 use crate::bar::Bar;
-use crate::demo::counter::Counter;
 use crate::demo::narrator::Narrator;
 use crate::demo::processes::{Processes, TTL};
 use crate::failure::Failure;
@@ -39,7 +38,8 @@ struct Streamer {
 struct Play<'a> {
     narrator: &'a mut Narrator,
     processes: &'a mut Processes,
-    counter: Counter,
+    /// Asks the server what it counts.
+    counter: TgmPool,
     url: String,
     address: String,
     streamers: Vec<Streamer>,
@@ -63,7 +63,7 @@ pub(super) async fn play(
     narrator.check(true, format_args!("it accepts calls after {took} ms"), "")?;
 
     let url = format!("tgm://{}?plaintext=true&request-keep-alive-delay=600ms", server.grpc);
-    let counter = Counter::new(&url)?;
+    let counter = TgmPool::from_dsn(&Dsn::parse(&url)?)?;
     let mut play =
         Play { narrator, processes, counter, url, address: server.grpc, streamers: Vec::new() };
     play.organizations_stream().await?;
@@ -162,23 +162,23 @@ impl Play<'_> {
     async fn a_client_is_killed(&mut self) -> Result<(), Failure> {
         self.narrator.begin("A client is killed")?;
         self.narrator.note("another process holds a stream of borealis with 2 workers")?;
-        let before = self.counter.pool("borealis", SESSIONS).await?;
+        let before = self.count("borealis", SESSIONS).await?.borrowed;
         self.processes.start_client(&self.url, "borealis", 2).await?;
         self.show_pool("borealis", SESSIONS).await?;
         self.show_pool("borealis", WORKERS).await?;
 
         self.processes.kill_client().await?;
         let killed = Instant::now();
-        let streams = self.counter.pool("borealis", SESSIONS).await?;
-        let workers = self.counter.pool("borealis", WORKERS).await?;
+        let streams = self.count("borealis", SESSIONS).await?.borrowed;
+        let workers = self.count("borealis", WORKERS).await?.borrowed;
         self.narrator.note("kill -9: the client returns nothing")?;
         self.narrator.check(
-            streams.active == before.active + 1 && workers.active == 2,
+            streams == before + 1 && workers == 2,
             "its slots stay in use at first: the client might only be slow",
-            format_args!("{} streams and {} workers", streams.active, workers.active),
+            format_args!("{streams} streams and {workers} workers"),
         )?;
-        let mut left = (streams.active, workers.active);
-        while left != (before.active, 0) && killed.elapsed() < LONGEST_WAIT {
+        let mut left = (streams, workers);
+        while left != (before, 0) && killed.elapsed() < LONGEST_WAIT {
             let shown = TTL.saturating_sub(killed.elapsed());
             self.narrator.live(format_args!(
                 "{} until its leases end, {:.1} s",
@@ -186,13 +186,13 @@ impl Play<'_> {
                 shown.as_secs_f64()
             ))?;
             tokio::time::sleep(LOOK).await;
-            left.0 = self.counter.pool("borealis", SESSIONS).await?.active;
-            left.1 = self.counter.pool("borealis", WORKERS).await?.active;
+            left.0 = self.count("borealis", SESSIONS).await?.borrowed;
+            left.1 = self.count("borealis", WORKERS).await?.borrowed;
         }
         let took = killed.elapsed().as_secs_f64();
         self.show_pool("borealis", SESSIONS).await?;
         self.narrator.check(
-            left == (before.active, 0),
+            left == (before, 0),
             format_args!("its leases expired after {took:.1} s"),
             format_args!("{} streams and {} workers after {took:.1} s", left.0, left.1),
         )?;
@@ -273,9 +273,14 @@ impl Play<'_> {
         self.narrator.check(status.success(), "on SIGTERM the server exits with 0", status)
     }
 
+    /// Asks how many leases `organization` holds of `service`, and how many it may hold.
+    async fn count(&self, organization: &str, service: &str) -> Result<PoolState, Failure> {
+        Ok(self.counter.state(service, organization).await?)
+    }
+
     async fn show_pool(&mut self, organization: &str, service: &str) -> Result<(), Failure> {
-        let pool = self.counter.pool(organization, service).await?;
-        self.narrator.pool(organization, service, pool.active, pool.max)?;
+        let pool = self.count(organization, service).await?;
+        self.narrator.pool(organization, service, pool.borrowed, pool.max)?;
         self.narrator.pause(BEAT).await;
         Ok(())
     }
@@ -293,7 +298,7 @@ impl Play<'_> {
     async fn counted(&mut self, service: &str) -> Result<u64, Failure> {
         let mut sum = 0;
         for (organization, _) in STREAMS {
-            sum += self.counter.pool(organization, service).await?.active;
+            sum += self.count(organization, service).await?.borrowed;
         }
         Ok(sum)
     }

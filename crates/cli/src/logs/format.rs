@@ -8,7 +8,7 @@ use anstream::AutoStream;
 use serde_json::json;
 use tgm_session_server::text;
 
-use crate::output;
+use crate::output::{BAD, plain, styled};
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -27,7 +27,7 @@ impl LogFormat {
             Self::Text => {
                 let choice = AutoStream::choice(&std::io::stderr());
                 let mut line = AutoStream::new(Vec::new(), choice);
-                writeln!(line, "{}: {}", output::error("error"), output::plain(message))
+                writeln!(line, "{}: {}", styled(BAD, "error"), plain(message))
                     .expect("a vector takes everything");
                 line.into_inner()
             }

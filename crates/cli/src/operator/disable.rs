@@ -59,18 +59,14 @@ pub(crate) struct Enable {
 /// Runs `disable`.
 pub(crate) fn disable(args: &Disable, mut output: Output) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
-    let done = admin.set_disabled(args.whom.target(), true, &args.note.note)?;
+    let done = admin.set_disabled(args.whom.target(), Some(true), &args.note.note)?;
     output.show(&Changed(done))
 }
 
 /// Runs `enable`.
 pub(crate) fn enable(args: &Enable, mut output: Output) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
-    let (whom, note) = (args.whom.target(), &*args.note.note);
-    let done = if args.clear {
-        admin.clear_disabled(whom, note)?
-    } else {
-        admin.set_disabled(whom, false, note)?
-    };
+    let disabled = (!args.clear).then_some(false);
+    let done = admin.set_disabled(args.whom.target(), disabled, &args.note.note)?;
     output.show(&Changed(done))
 }

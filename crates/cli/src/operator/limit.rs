@@ -47,10 +47,6 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
-    let (whom, note) = (args.whom.target(), &*args.note.note);
-    let done = match args.max {
-        Some(max) => admin.set_limit(whom, &args.service, max, note)?,
-        None => admin.clear_limit(whom, &args.service, note)?,
-    };
+    let done = admin.set_limit(args.whom.target(), &args.service, args.max, &args.note.note)?;
     output.show(&Changed(done))
 }

@@ -69,42 +69,36 @@ impl Admin {
         self.delete(&["sessions", lease], &NoteQuery { note })
     }
 
-    /// Disables or enables an organization or API key. This takes precedence over the policy file.
+    /// Disables or enables an organization or API key. This takes precedence over the policy file; `None`
+    /// clears the override.
     pub(crate) fn set_disabled(
         &self,
         whom: Target<'_>,
-        disabled: bool,
+        disabled: Option<bool>,
         note: &str,
     ) -> Result<api::Done, Fault> {
-        let body = api::SetDisabled { disabled, note: note.to_owned() };
-        self.put(&[whom.subject.collection(), whom.id, "disabled"], &body)
+        let path = [whom.subject.collection(), whom.id, "disabled"];
+        match disabled {
+            Some(disabled) => {
+                self.put(&path, &api::SetDisabled { disabled, note: note.to_owned() })
+            }
+            None => self.delete(&path, &NoteQuery { note }),
+        }
     }
 
-    /// Clears the override: the policy file decides again.
-    pub(crate) fn clear_disabled(&self, whom: Target<'_>, note: &str) -> Result<api::Done, Fault> {
-        self.delete(&[whom.subject.collection(), whom.id, "disabled"], &NoteQuery { note })
-    }
-
-    /// Sets a limit. It takes precedence over the policy file.
+    /// Sets a limit. It takes precedence over the policy file; `None` clears the override.
     pub(crate) fn set_limit(
         &self,
         whom: Target<'_>,
         service: &str,
-        max: u64,
+        max: Option<u64>,
         note: &str,
     ) -> Result<api::Done, Fault> {
-        let body = api::SetLimit { max, note: note.to_owned() };
-        self.put(&[whom.subject.collection(), whom.id, "limits", service], &body)
-    }
-
-    /// Clears the override of a limit: the policy file decides again.
-    pub(crate) fn clear_limit(
-        &self,
-        whom: Target<'_>,
-        service: &str,
-        note: &str,
-    ) -> Result<api::Done, Fault> {
-        self.delete(&[whom.subject.collection(), whom.id, "limits", service], &NoteQuery { note })
+        let path = [whom.subject.collection(), whom.id, "limits", service];
+        match max {
+            Some(max) => self.put(&path, &api::SetLimit { max, note: note.to_owned() }),
+            None => self.delete(&path, &NoteQuery { note }),
+        }
     }
 
     /// The policy in force.
