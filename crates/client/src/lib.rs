@@ -1,8 +1,8 @@
 //! Borrow, keep alive and return the sessions and workers of a streaming data service.
 //!
 //! A *session* is the right to run one stream; a *worker* is the right to run one job under it.
-//! Many server processes share what an organization bought, so each asks a session server, or
-//! counts by itself with `local://`.
+//! Many server processes share what an organization bought. So each process borrows from a session
+//! server, or counts by itself with `local://`.
 //!
 //! ```no_run
 //! # async fn serve() {}
@@ -34,17 +34,17 @@
 //!
 //! # Pools by URL
 //!
-//! [`connect()`] knows `tgm://` and `local://`; a [`Registry`] learns the schemes of an application.
-//! `$VAR` and `${VAR}` are replaced from the environment first; one that is not set is empty, and a
-//! warning names it. What came out of a variable is in no message: the variable stands there. A
-//! variable in the query whose value holds `&`, `#`, `%`, `+` or a space is refused, for it would be
-//! cut or changed; such a key goes into a file (`indexer-api-key-file`).
+//! [`connect()`] knows `tgm://` and `local://`. A [`Registry`] adds the schemes of an application.
+//! `$VAR` and `${VAR}` are replaced from the environment first. A variable that is not set is empty,
+//! and a warning names it. Messages show the names of variables and never their values. A variable in
+//! the query whose value holds `&`, `#`, `%`, `+` or a space is refused, because the value would be cut
+//! or changed. Such a key goes into a file (`indexer-api-key-file`).
 //!
 //! An unknown parameter is an error, and an empty value is the default. A user, a path, a fragment
 //! and the second of two parameters with one name are ignored, with a warning.
 //!
-//! **`tgm://HOST[:PORT]`**, a session server. The host may be left out: it is
-//! `session.thegraph.market`. The port is 443, or 80 with plaintext.
+//! **`tgm://HOST[:PORT]`**, a session server. The default host is `session.thegraph.market`. The default
+//! port is 443, or 80 with plaintext.
 //!
 //! | parameter | default | meaning |
 //! | --- | --- | --- |
@@ -58,14 +58,14 @@
 //! | `default-max-request-per-organization` | none | most sessions of one organization and service that this pool admits (10 while it fails open); formerly `default-max-request-per-user` |
 //! | `minimal-worker-life-duration` | the server's, else `5s` | a session released younger counts until this age |
 //! | `borrow-timeout` | `5s` | how long a borrow may take, retries included |
-//! | `borrow-wait` | `0s` | how long a borrow keeps trying while a limit is reached |
+//! | `borrow-wait` | `0s` | how long a borrow is tried again while a limit is reached |
 //! | `on-unavailable` | `deny` | what happens while the server cannot be reached: `deny` or `allow`; see below |
 //!
-//! Every address of the host is tried, the next one beside one that is silent. The certificate files and
-//! the system's authorities are read again before each handshake; while they cannot be used, the last
-//! ones that could be stay in use, with a warning in the log.
+//! Every address of the host is tried. While one is silent, the next one is tried in parallel. The
+//! certificate files and the authorities of the system are read again before each handshake. While they
+//! are invalid, the last valid ones stay in use, and the log has a warning.
 //!
-//! **`local://`**, this process alone:
+//! **`local://`**, only this process:
 //!
 //! | parameter | default | most |
 //! | --- | --- | --- |
@@ -79,61 +79,60 @@
 //!
 //! The pool keeps every lease alive from one task, at a third of its TTL or every
 //! `request-keep-alive-delay`. A failed keep-alive is repeated every second. A session ends, and
-//! its `on_error` callback is called, when the server says so ([`Error::PermissionDenied`],
-//! [`Error::QuotaExceeded`]), or when it is lost ([`Error::Lost`]): one TTL went by without a
-//! successful keep-alive, or a server that forgot it does not grant it again. A server that was
-//! restarted and forgot everything grants it again without anyone noticing.
+//! its `on_error` callback is called, when the server revokes it ([`Error::PermissionDenied`],
+//! [`Error::QuotaExceeded`]), or when it is lost ([`Error::Lost`]): one TTL passed without a successful
+//! keep-alive, or a server that forgot it does not grant it again. A server that was restarted and
+//! forgot everything grants it again, and the holder notices nothing.
 //!
-//! Where the server has it, keep-alives go in batches over one stream, and a session that is revoked
-//! hears of it at once. Everywhere else, and whenever that stream breaks, they go one by one, and a
-//! revocation is heard of with the next one. No session ends because of the stream.
+//! If the server supports it, keep-alives are sent in batches over one stream, and a revocation arrives
+//! at once. With other servers, and whenever the stream breaks, each keep-alive is a call of its own,
+//! and a revocation arrives with the next one. No session ends because of the stream.
 //!
 //! # Outages
 //!
-//! With `on-unavailable=allow` the pool *fails open*: while the server cannot be reached sessions go
-//! on however long it takes, and new ones are admitted, after `borrow-timeout` at first and at once
-//! while the outage goes on. All are borrowed for real when the server is back, sessions before
-//! workers; one that no longer fits ends as [`Error::ConcurrentStreamLimitExceeded`].
+//! With `on-unavailable=allow` the pool *fails open*: while the server cannot be reached, sessions go
+//! on, and new ones are admitted: the first ones after `borrow-timeout`, and later ones at once. When
+//! the server is back, all are borrowed from it, sessions before workers. A session that its limits do
+//! not allow ends as [`Error::ConcurrentStreamLimitExceeded`].
 //!
-//! Returns are repeated for up to one TTL. A borrow whose answer never came is given back by its
+//! Returns are repeated for up to one TTL. A borrow whose answer did not arrive is returned by its
 //! borrow id, so a lost packet costs no slot.
 //!
 //! # Features
 //!
-//! `tgm` and `tonic-status` are on by default. Without `tgm` there is `local://` alone, and neither
-//! gRPC, HTTP/2 nor TLS is compiled; `tower` gates services over such a pool too. `metrics` needs
-//! `tgm`.
+//! `tgm` and `tonic-status` are on by default. Without `tgm` there is only `local://`, and neither gRPC,
+//! HTTP/2 nor TLS is compiled. `tower` gates services with such a pool, too. `metrics` needs `tgm`.
 //!
-//! # What of other crates shows
+//! # Types of other crates in signatures
 //!
-//! A type of another crate in a signature ties its users to one version of that crate. So it is only
-//! these, and each for a reason:
+//! A type of another crate in a signature ties its users to one version of that crate. So there are only
+//! these:
 //!
-//! - `tokio` 1: the streams of bytes of [`TgmPool::with_connector`], and the channel that a plugin
-//!   answers a [`Release`] by. Nothing else in the library can run without it either.
+//! - `tokio` 1: the streams of bytes of [`TgmPool::with_connector`], and the channel of the answer of a
+//!   [`Release`]. The whole library needs it.
 //! - `tonic` 0.14, feature `tonic-status`, on by default: [`Error`] converts to its `Status`, which is
-//!   what a streaming service answers. It is a conversion of its own feature, so that another version
-//!   can stand beside it.
-//! - `http` 1, `http-body` 1, `bytes` 1, `tower-layer` 0.3 and `tower-service` 0.3, feature `tower`: a
-//!   layer is what these traits say it is. The two of tower have no 1.0, and have not changed since
-//!   2019; tonic and axum name the same ones.
-//! - `metrics` 0.24, feature `metrics`: nothing of it is in a signature, but it finds the recorder that
-//!   was installed for that version.
+//!   what a streaming service answers. The conversion has a feature of its own, so that another one for
+//!   another version can be added.
+//! - `http` 1, `http-body` 1, `bytes` 1, `tower-layer` 0.3 and `tower-service` 0.3, feature `tower`:
+//!   these traits define a layer. The two crates of tower have no version 1.0, and have not changed since
+//!   2019. tonic and axum use the same ones.
+//! - `metrics` 0.24, feature `metrics`: no signature has it, but the recorder must be installed for this
+//!   version.
 //!
-//! # What is measured
+//! # Metrics
 //!
-//! [`Pool::stats`] tells what a pool holds and has done. With the feature `metrics` the `tgm://` pools
-//! tell the same, once a second, to the recorder that the application installed for the `metrics`
+//! [`Pool::stats`] returns what a pool holds and has done. With the feature `metrics` the `tgm://` pools
+//! report the same, once a second, to the recorder that the application installed for the `metrics`
 //! crate: gauges `tgm_session_pool_held` (`kind` = `session`, `worker`) and
 //! `tgm_session_pool_attached`; counters `tgm_session_pool_borrowed_total` (`kind`), `…_denied_total`
 //! (`reason`), `…_ended_total` (`reason` = `revoked`, `lost`), `…_keep_alives_total` (`outcome` =
 //! `extended`, `failed`), `…_returned_total`, `…_not_returned_total`, `…_retried_total`,
 //! `…_borrowed_again_total` and `…_failed_open_total`. All pools of a process add up.
 //!
-//! None of them is labelled by service. `kind` tells sessions from workers, which are the two services
-//! of a program; and keep-alives, returns and retries are about the way to the server, which all
-//! services share. What each service holds and is refused, over all programs, is in the metrics of
-//! the session server (`tgm_session_live_leases`, `tgm_session_borrows_total`).
+//! None of them is labelled by service. The label `kind` distinguishes sessions and workers, which are
+//! the two services of a program. Keep-alives, returns and retries belong to the connection, which all
+//! services share. The metrics of the session server show what each service holds and is refused, over
+//! all programs (`tgm_session_live_leases`, `tgm_session_borrows_total`).
 
 #![cfg_attr(
     not(feature = "tgm"),

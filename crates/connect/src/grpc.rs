@@ -66,7 +66,7 @@ async fn read<A: Message + Default>(
     while let Some(data) = body.data().await {
         let data = data.map_err(broken)?;
         if message.len() + data.len() > MOST_BYTES {
-            return Err(nonsense(format!("an answer of more than {MOST_BYTES} bytes")));
+            return Err(invalid(format!("an answer of more than {MOST_BYTES} bytes")));
         }
         body.flow_control().release_capacity(data.len()).map_err(broken)?;
         if message.is_empty() {
@@ -97,24 +97,24 @@ fn refusal(mut headers: HeaderMap, status: StatusCode) -> Status {
     match Status::from_header_map(&headers) {
         Some(status) if status.code() != Code::Ok => status,
         _ if status != StatusCode::OK => {
-            nonsense(format!("an answer without gRPC status, of HTTP status {status}"))
+            invalid(format!("an answer without gRPC status, of HTTP status {status}"))
         }
-        _ => nonsense("an answer without gRPC status"),
+        _ => invalid("an answer without gRPC status"),
     }
 }
 
 fn unframed<A: Message + Default>(body: Bytes) -> Result<A, Status> {
     let message = match framing::unframe(body) {
         Ok((false, message)) => message,
-        Ok((true, _)) => return Err(nonsense("a compressed message, which was not asked for")),
-        Err(NotOne::Missing) => return Err(nonsense("an answer without a message")),
-        Err(NotOne::Other) => return Err(nonsense("an answer that is not exactly one message")),
+        Ok((true, _)) => return Err(invalid("a compressed message, which was not asked for")),
+        Err(NotOne::Missing) => return Err(invalid("an answer without a message")),
+        Err(NotOne::Other) => return Err(invalid("an answer that is not exactly one message")),
     };
-    A::decode(message).map_err(|error| nonsense(format!("a message that cannot be read: {error}")))
+    A::decode(message).map_err(|error| invalid(format!("a message that cannot be read: {error}")))
 }
 
 /// The status of an answer that is not valid gRPC.
-fn nonsense(what: impl Into<String>) -> Status {
+fn invalid(what: impl Into<String>) -> Status {
     Status::from_error(what.into().into())
 }
 
