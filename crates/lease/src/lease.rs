@@ -12,6 +12,11 @@ pub const MAX_MINIMAL_LIFE: Duration = Duration::from_secs(600);
 /// The longest TTL terms may set; a longer one is clamped to it.
 pub const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// A TTL as leases have it: in whole milliseconds, rounded up.
+pub fn whole_milliseconds(ttl: Duration) -> u32 {
+    u32::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
+}
+
 /// What a lease is the right to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {

@@ -52,7 +52,7 @@ pub use id::{
     BorrowId, Invalid, LeaseId, LeaseNumber, MAX_ID_BYTES, NotALeaseId, NotALeaseNumber,
     validate_id,
 };
-pub use lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE, MAX_TTL, Reason};
+pub use lease::{BorrowedAs, Kind, Lease, MAX_MINIMAL_LIFE, MAX_TTL, Reason, whole_milliseconds};
 pub use ledger::{
     Enforcement, Ledger, ListedLease, MAX_SPENT_LISTED, PoolReading, RESUME_SPREAD, Reporting,
 };

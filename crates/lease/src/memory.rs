@@ -152,7 +152,7 @@ impl<R: Record> Memory<R> {
         }
     }
 
-    pub(crate) const fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.facts.len() == 0
     }
 

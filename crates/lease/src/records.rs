@@ -66,31 +66,8 @@ impl<R: Record> Records<R> {
         Some(record)
     }
 
-    /// The record of that number; none for [`NONE`].
-    pub(crate) fn get(&self, at: u32) -> Option<&R> {
-        self.slab.get(at)
-    }
-
     pub(crate) fn get_mut(&mut self, at: u32) -> Option<&mut R> {
         self.slab.get_mut(at)
-    }
-
-    /// The records of one part, as [`Slab::part`] cuts them.
-    pub(crate) fn part(&self, part: u32) -> Option<impl Iterator<Item = (u32, &R)>> {
-        self.slab.part(part)
-    }
-
-    /// One past the highest number ever given.
-    pub(crate) fn end(&self) -> u32 {
-        self.slab.end()
-    }
-
-    pub(crate) const fn len(&self) -> usize {
-        self.slab.len()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &R)> {
-        self.slab.iter()
     }
 
     /// How many bytes of ids all records keep.
@@ -104,6 +81,15 @@ impl<R: Record> Records<R> {
         self.id_bytes == id_bytes
             && self.index.len() == self.slab.len()
             && self.slab.iter().all(|(at, record)| self.all(record.key()).any(|found| found == at))
+    }
+}
+
+/// Records are read by number, as the values of the slab.
+impl<R> std::ops::Deref for Records<R> {
+    type Target = Slab<R>;
+
+    fn deref(&self) -> &Slab<R> {
+        &self.slab
     }
 }
 

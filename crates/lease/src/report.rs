@@ -1,7 +1,6 @@
 //! A report of usage on its way into the counts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 use std::hash::Hasher as _;
 use std::sync::Arc;
 
@@ -205,12 +204,6 @@ impl Uncountable {
             Self::NoRoom => "no_room",
             Self::Unreadable => "unreadable",
         }
-    }
-}
-
-impl fmt::Display for Uncountable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

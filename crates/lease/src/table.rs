@@ -24,7 +24,7 @@ mod scopes;
 mod unnamed;
 
 pub(crate) use ending::{AtPool, Sessions};
-pub(crate) use entry::{ANYBODY, Entry, NewLease, whole_milliseconds};
+pub(crate) use entry::{ANYBODY, Entry, NewLease};
 pub(crate) use ranking::TracesRead;
 pub(crate) use reading::Named;
 use scopes::{Cell, KeyScope, Level, Organization, Pool, Service, Trace};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lease::{Budget, Limits, MAX_ID_BYTES, MAX_TTL};
+use lease::{Budget, Limits, MAX_ID_BYTES, MAX_TTL, whole_milliseconds};
 use toml::Spanned;
 
 use crate::digests::{Digest, read_digests};
@@ -243,8 +243,7 @@ impl Check<'_> {
                 source.warning(at, problem)
             });
         }
-        let milliseconds = value.as_nanos().div_ceil(1_000_000);
-        Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX))
+        Duration::from_millis(whole_milliseconds(value).into())
     }
 
     /// Finds the entry of a name. The default entry does not count here, or a misspelt name would set a

@@ -132,12 +132,9 @@ impl Store {
             // A panic of the thread was caught and has failed the store.
             drop(thread.join());
         }
-        match self.shared.failure() {
-            None => Ok(()),
-            Some(why) => {
-                Err(Error::Failed { problem: format!("{why}; changes since then were not kept") })
-            }
-        }
+        self.shared.failure().map_or(Ok(()), |why| {
+            Err(Error::Failed { problem: format!("{why}; changes since then were not kept") })
+        })
     }
 }
 

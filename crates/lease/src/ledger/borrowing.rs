@@ -7,11 +7,11 @@ use rand_chacha::rand_core::Rng as _;
 use crate::change::Change;
 use crate::clock::Timestamp;
 use crate::id::LeaseId;
-use crate::lease::{BorrowedAs, Kind, Lease, MAX_TTL};
+use crate::lease::{BorrowedAs, Kind, Lease, MAX_TTL, whole_milliseconds};
 use crate::request::Request;
 use crate::scope::{Scope, forms_a_scope};
 use crate::slab::RECORDS_PER_HOLD;
-use crate::table::{NewLease, Place, Sessions, whole_milliseconds};
+use crate::table::{NewLease, Place, Sessions};
 use crate::terms::{Denied, Grant, Refusal, Remembers, Terms};
 
 use super::Ledger;

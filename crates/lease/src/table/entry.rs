@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::id::{LeaseId, Secret};
-use crate::lease::Kind;
+use crate::lease::{Kind, whole_milliseconds};
 use crate::slab::NONE;
 
 use super::links::Links;
@@ -112,9 +112,4 @@ pub(crate) struct NewLease {
     pub(crate) ttl: Duration,
     /// Whether its service has no entry in the policy, as far as is known.
     pub(crate) unnamed: bool,
-}
-
-/// A TTL as the table keeps it: whole milliseconds, a fraction counting as one.
-pub(crate) fn whole_milliseconds(ttl: Duration) -> u32 {
-    u32::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }

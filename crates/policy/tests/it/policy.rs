@@ -200,7 +200,7 @@ fn what_operators_set_wins_over_the_file_and_says_so() {
         (ApiKey, "key-2", Some("t1r"), 9),
         (ApiKey, "new", Some("t2w"), 3),
     ]));
-    for (organization, service, ceiling) in [
+    for (organization, service, limit) in [
         ("acme", "t1r", (Some(7), Source::Override)),
         ("acme", "t2w", (Some(300), Source::Plan)),
         ("new", "t1r", (Some(10), Source::Service)),
@@ -208,9 +208,9 @@ fn what_operators_set_wins_over_the_file_and_says_so() {
         ("new", "t9", (Some(0), Source::Override)),
         ("other", "t9", (Some(10), Source::Default)),
     ] {
-        assert_eq!(policy.limit(organization, service), ceiling, "{organization} {service}");
+        assert_eq!(policy.limit(organization, service), limit, "{organization} {service}");
     }
-    for (api_key, service, ceiling) in [
+    for (api_key, service, limit) in [
         ("key-2", "t1r", (Some(9), Source::Override)),
         ("new", "t2w", (Some(3), Source::Override)),
         ("new", "t1r", (Some(5), Source::Service)),
@@ -218,7 +218,7 @@ fn what_operators_set_wins_over_the_file_and_says_so() {
     ] {
         assert_eq!(
             policy.limit_of(Subject::ApiKey, api_key, service),
-            ceiling,
+            limit,
             "{api_key} {service}"
         );
     }
