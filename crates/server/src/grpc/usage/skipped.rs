@@ -97,7 +97,7 @@ impl fmt::Display for Line {
         let reasons = Uncountable::ALL.into_iter().zip(self.why).filter(|(_, count)| *count > 0);
         for (place, (why, count)) in reasons.enumerate() {
             let comma = if place > 0 { ", " } else { "" };
-            write!(f, "{comma}{why} {count}")?;
+            write!(f, "{comma}{} {count}", why.as_str())?;
         }
         Ok(())
     }
