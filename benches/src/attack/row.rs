@@ -90,8 +90,8 @@ impl Row {
                  {reconnect_ms:.0} ms, and may take {RECONNECT_MS:.0}"
             ));
         }
-        let told = if is_short { &mut self.notes } else { &mut faults };
-        told.append(&mut waits);
+        let list = if is_short { &mut self.notes } else { &mut faults };
+        list.append(&mut waits);
         if calls == 0 {
             faults.push("the well-behaved client got no answer at all".into());
         }

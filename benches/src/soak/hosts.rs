@@ -64,8 +64,8 @@ impl HostProcess {
     ///
     /// The host has ended (its log says why), or does not answer.
     pub(crate) async fn tell(&mut self, command: Command) -> anyhow::Result<&Report> {
-        let told = timeout(ANSWER, self.exchange(command)).await;
-        let report = told.map_err(|_| anyhow::anyhow!("it does not answer")).flatten();
+        let answered = timeout(ANSWER, self.exchange(command)).await;
+        let report = answered.map_err(|_| anyhow::anyhow!("it does not answer")).flatten();
         self.last = report.with_context(|| format!("the host {}", self.name))?;
         Ok(&self.last)
     }

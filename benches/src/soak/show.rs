@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 /// How often a line is written when standard error is no terminal.
 const SELDOM: Duration = Duration::from_secs(10);
 
-/// One line that changes on a terminal; elsewhere a line now and then.
+/// One line that changes on a terminal; elsewhere a new line every [`SELDOM`].
 #[derive(Debug)]
 pub(crate) struct Progress {
     terminal: bool,
-    told: Option<Instant>,
+    shown_at: Option<Instant>,
 }
 
 impl Progress {
     /// Progress on standard error.
     pub(crate) fn new() -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), told: None }
+        Self { terminal: std::io::stderr().is_terminal(), shown_at: None }
     }
 
-    /// Shows `line`, or leaves it where the last one is recent enough.
+    /// Shows `line`; without a terminal only when the last line is older than [`SELDOM`].
     pub(crate) fn show(&mut self, line: &str) {
         let mut err = std::io::stderr().lock();
         let shown = if self.terminal {
             write!(err, "\r\x1b[2K{line}").and_then(|()| err.flush())
-        } else if self.told.is_none_or(|told| told.elapsed() >= SELDOM) {
-            self.told = Some(Instant::now());
+        } else if self.shown_at.is_none_or(|shown_at| shown_at.elapsed() >= SELDOM) {
+            self.shown_at = Some(Instant::now());
             writeln!(err, "{line}")
         } else {
             Ok(())
@@ -39,6 +39,6 @@ impl Progress {
         if self.terminal {
             eprintln!();
         }
-        self.told = None;
+        self.shown_at = None;
     }
 }

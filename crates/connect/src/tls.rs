@@ -261,7 +261,7 @@ fn certificates(
     let pem = read(parameter, file)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
-        .map_err(|_| Unusable::file(parameter, file, "it is not sound PEM"))?;
+        .map_err(|_| Unusable::file(parameter, file, "it is not valid PEM"))?;
     if certificates.is_empty() {
         return Err(Unusable::file(parameter, file, "there is no certificate in it, as PEM"));
     }

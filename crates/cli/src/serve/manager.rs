@@ -69,9 +69,9 @@ fn send_to_name(name: &[u8], message: &[u8]) -> io::Result<()> {
 fn tell(states: &[NotifyState<'_>]) {
     /// A failure is logged once until a message gets through: the watchdog is fed every few seconds.
     static FAILS: AtomicBool = AtomicBool::new(false);
-    let told = notify(states);
-    let failed_before = FAILS.swap(told.is_err(), Ordering::Relaxed);
-    if let (Err(error), false) = (told, failed_before) {
+    let sent = notify(states);
+    let failed_before = FAILS.swap(sent.is_err(), Ordering::Relaxed);
+    if let (Err(error), false) = (sent, failed_before) {
         tracing::warn!(%error, "cannot tell the service manager");
     }
 }

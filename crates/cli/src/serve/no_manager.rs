@@ -1,4 +1,4 @@
-//! Where no service manager speaks systemd's protocol, nobody is told anything.
+//! Systems without systemd: no service manager is notified.
 
 use std::convert::Infallible;
 

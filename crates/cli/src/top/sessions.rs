@@ -112,7 +112,7 @@ fn title(leases: &Leases) -> Line<'static> {
         LeaseKinds::Worker => "worker",
         LeaseKinds::Any => "lease",
     };
-    let (told, total) = leases
+    let (listed, total) = leases
         .held
         .as_ref()
         .map_or((0, 0), |(held, _)| (held.page.sessions.len() as u64, held.page.total));
@@ -120,8 +120,8 @@ fn title(leases: &Leases) -> Line<'static> {
         Span::styled(format!(" {}", counted(total, kinds)), TITLE),
         Span::raw(format!(" · {order} ")),
     ];
-    if told < total {
-        spans.push(Span::raw(format!("· the first {told} ")));
+    if listed < total {
+        spans.push(Span::raw(format!("· the first {listed} ")));
     }
     if !leases.search.is_empty() {
         let matching = leases.visible().len();

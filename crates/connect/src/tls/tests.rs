@@ -121,7 +121,7 @@ fn a_file_that_cannot_be_used_is_named_and_a_key_is_never_shown() {
     let error = read(Verify::File(hidden), None).unwrap_err();
     assert!(error.starts_with("`ca-file=$FOLDER/ca.pem`: No such file"), "{error}");
     let error = read(Verify::File(folder.file("own.pem")), None).unwrap_err();
-    assert!(error.contains("own.pem`: TLS cannot be set up: it is not sound PEM"), "{error}");
+    assert!(error.contains("own.pem`: TLS cannot be set up: it is not valid PEM"), "{error}");
     let error = read(Verify::Nothing, Some(("own.pem", "own.key"))).unwrap_err();
     assert!(error.starts_with("`client-cert-file="), "{error}");
     let error = read(Verify::Nothing, Some(("ca.pem", "own.key"))).unwrap_err();

@@ -136,7 +136,7 @@ fn client_verifier(
 fn certificates(path: &Path, contents: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(contents)
         .collect::<Result<_, _>>()
-        .map_err(|_| unusable(path, "it is not sound PEM"))?;
+        .map_err(|_| unusable(path, "it is not valid PEM"))?;
     if certificates.is_empty() {
         return Err(unusable(path, "there is no certificate in it, as PEM"));
     }

@@ -252,7 +252,7 @@ async fn a_file_that_cannot_be_used_keeps_a_server_from_starting_and_is_named() 
         ("server.pem", Some(""), "there is no certificate in it"),
         ("server.key", Some(&one.certificate), "there is no private key in it"),
         ("server.key", Some(&other.key), "it is not the key of the certificate"),
-        ("clients.pem", Some("-----BEGIN CERTIFICATE-----\n"), "it is not sound PEM"),
+        ("clients.pem", Some("-----BEGIN CERTIFICATE-----\n"), "it is not valid PEM"),
         ("clients.pem", Some(&other.key), "there is no certificate in it"),
     ];
     for (name, text, reason) in breaks {
