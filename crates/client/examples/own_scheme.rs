@@ -1,4 +1,4 @@
-//! A plugin for your own URL scheme: `permits://` limits the number of streams, whoever they are for.
+//! A plugin for your own URL scheme: `permits://` limits the streams of all organizations together.
 //!
 //! The library provides the guards, the callbacks and the trace ids. A plugin provides the five methods
 //! of [`SessionPool`].
@@ -100,7 +100,7 @@ impl SessionPool for Permits {
                 state.closed = true;
                 state.sessions.drain().map(|(_, lease)| lease).collect()
             };
-            // Without the lock, because code that is told of the end may call the pool at once.
+            // The lock is free here, because code that waits for the end may call the pool at once.
             held.iter().for_each(|lease| {
                 lease.end(Error::Closed);
             });
@@ -154,13 +154,13 @@ mod tests {
     use super::{registry, story};
 
     #[tokio::test]
-    async fn the_story_comes_true() {
+    async fn the_example_runs() {
         story("permits://?streams=3").await.unwrap();
         story("local://?max_sessions=2").await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_url_that_cannot_be_meant_is_refused_with_its_parameter() {
+    async fn an_invalid_url_is_refused_and_the_error_says_why() {
         for (url, about) in [
             ("permits://?streams=0", "`streams=0`: `0` lets nobody run"),
             ("permits://?stream=1", "`stream`, which permits:// does not know"),

@@ -29,8 +29,8 @@ async fn story(url: &str) -> Result<(), Error> {
         other => println!("the slot is not free yet: {other:?}"),
     }
 
-    // A stream is told at once when its session ends. Here the pool is closed; a revocation by an operator
-    // or a spent budget looks the same.
+    // A stream learns at once that its session ended. Here the pool is closed; a revocation by an operator or
+    // a spent budget looks the same.
     let session = borrow(&pool).await?;
     let streaming = tokio::spawn(async move { stream(&session, u64::MAX).await });
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -78,7 +78,7 @@ async fn stream(session: &Session, blocks: u64) -> Result<u64, (u64, Error)> {
 #[cfg(test)]
 mod tests {
     #[tokio::test]
-    async fn the_story_comes_true() {
+    async fn the_example_runs() {
         super::story("local://").await.unwrap();
     }
 }

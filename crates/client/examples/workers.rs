@@ -74,7 +74,7 @@ mod tests {
     use super::MAX_WORKERS;
 
     #[tokio::test]
-    async fn every_job_is_done_and_never_more_at_once_than_there_may_be() {
+    async fn every_job_is_done_and_the_limit_on_workers_holds() {
         let most_at_once = super::story("local://", 12).await.unwrap();
         assert_eq!(most_at_once, MAX_WORKERS as usize);
     }

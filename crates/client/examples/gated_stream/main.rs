@@ -183,7 +183,7 @@ fn check(holds: bool, what: &str) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_story_comes_true() {
+    fn the_example_runs() {
         super::main().unwrap();
     }
 }

@@ -1,8 +1,7 @@
-//! Everything at once, at random: streams that come and go, a network that fails in every way, a
-//! server that dies. Afterwards the server counts exactly what is held.
+//! Random faults of all kinds: streams begin and end, the network fails in every way, and the
+//! server is killed. Afterwards the server must count exactly the leases that clients hold.
 //!
-//! `scripts/soak` plays the same in real time, with processes that are killed and a store on a
-//! disk.
+//! `scripts/soak` does the same in real time, with processes that are killed and a store on a disk.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,10 +14,10 @@ use crate::host::{Habits, Host};
 use crate::proxy::Weather;
 use crate::world::{POLICY, SECOND, TTL, World};
 
-/// How often the whole is played.
+/// How many rounds the test runs.
 const ROUNDS: u32 = 4;
 
-/// How long things go wrong in each.
+/// How long faults occur in each round.
 const TROUBLE: Duration = Duration::from_secs(200);
 
 /// The limits of [`POLICY`].
@@ -32,12 +31,12 @@ async fn serve(mut host: Host, end: Instant) -> Host {
     host
 }
 
-/// Up to so many milliseconds.
+/// A random time of less than `millis` milliseconds.
 fn up_to(millis: u64) -> Duration {
     Duration::from_millis(rand::rng().random_range(0..millis))
 }
 
-/// Lets one thing after another go wrong until `end`.
+/// Causes one random fault after another until `end`.
 async fn trouble(world: &World, end: Instant) {
     while Instant::now() < end {
         sleep(up_to(10_000)).await;
@@ -45,7 +44,7 @@ async fn trouble(world: &World, end: Instant) {
             0 => world.proxy.cut(),
             1 => {
                 world.kill_server();
-                // Rarely for longer than the TTL.
+                // The outage is rarely longer than the TTL.
                 let long = rand::rng().random_bool(0.1);
                 sleep(if long { TTL + 5 * SECOND } else { up_to(20_000) }).await;
                 world.start_server(POLICY).await;
@@ -62,13 +61,14 @@ async fn trouble(world: &World, end: Instant) {
     world.proxy.clear();
 }
 
-/// What all hosts hold, by trace.
+/// How many leases the hosts hold, by trace.
 fn held(hosts: &mut [Host]) -> BTreeMap<String, u64> {
     hosts.iter_mut().for_each(|host| host.stop_what_ended().unwrap());
     hosts.iter().flat_map(Host::holds).collect()
 }
 
-/// Waits until the server counts what the hosts hold: how many slots, and how long it took.
+/// Waits until the server counts exactly the leases that the hosts hold. Returns their number, and
+/// how long it took.
 async fn agreed(world: &World, hosts: &mut [Host]) -> (u64, Duration) {
     let start = Instant::now();
     loop {
@@ -82,14 +82,14 @@ async fn agreed(world: &World, hosts: &mut [Host]) -> (u64, Duration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_any_series_of_faults_the_server_holds_exactly_what_is_held_and_then_nothing() {
+async fn after_random_faults_the_server_counts_exactly_what_clients_hold() {
     for round in 1..=ROUNDS {
-        // Every other round without a stream.
+        // Every second round has no stream for keep-alives.
         let world = World::new(round % 2 == 1).await;
         let end = Instant::now() + TROUBLE;
         let mut running = JoinSet::new();
         for number in 0..3 {
-            // One of them fails open.
+            // One host fails open.
             let open = if number == 0 { "&on-unavailable=allow" } else { "" };
             let (pool, _) = world.pool(&format!("request-keep-alive-delay=5s{open}"));
             let habits = Habits {
@@ -106,7 +106,8 @@ async fn after_any_series_of_faults_the_server_holds_exactly_what_is_held_and_th
 
         let (slots, took) = agreed(&world, &mut hosts).await;
         println!("round {round}: {slots} slots, {took:?} after the last fault");
-        // It stays so when every lease of the bad time has ended and every return was tried.
+        // One TTL later, every lease that no host holds has expired, and every return was tried.
+        // The counts must still agree.
         sleep(TTL).await;
         assert_eq!(held(&mut hosts), world.held_by_trace().await);
         for host in hosts {

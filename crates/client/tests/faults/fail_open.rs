@@ -10,11 +10,11 @@ use crate::world::{POLICY, SECOND, Streams, TTL, World, stream};
 
 const TWO_MINUTES: Duration = Duration::from_secs(120);
 
-/// Eight sessions at most while nobody can be asked.
+/// A pool that fails open, with its own limit of eight sessions per organization.
 const OPEN: &str = "on-unavailable=allow&default-max-request-per-organization=8&borrow-timeout=1s";
 
 #[tokio::test(start_paused = true)]
-async fn two_minutes_without_a_server_cost_no_stream_and_all_are_counted_when_one_is_back() {
+async fn two_minutes_without_a_server_end_no_stream_and_the_next_server_counts_all_streams() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool(OPEN);
         let streams = Streams::begin(&pool, 5).await;
@@ -94,7 +94,7 @@ async fn streams_that_a_server_has_no_room_for_end_by_its_limit_when_it_is_back(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_began_and_ended_without_a_server_is_never_counted() {
+async fn streams_that_began_and_ended_without_a_server_are_never_counted() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool(OPEN);
         let kept = Streams::begin(&pool, 2).await;

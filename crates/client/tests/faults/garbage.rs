@@ -1,4 +1,4 @@
-//! Something that is no session server answers in its place for a while.
+//! A program that is no session server answers in place of the server, or bytes are corrupted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use wire::worker::{BorrowWorkerResponse, KeepAliveResponse, ReturnWorkerResponse
 use crate::proxy::{Flow, Weather};
 use crate::world::{Impostor, LOST, SECOND, Streams, TTL, World, stream};
 
-/// Lets `impostor` answer for `time`, on connections made anew.
+/// Lets `impostor` answer for `time`. Resets all connections before and after, so that clients
+/// connect again.
 async fn impersonate(world: &World, impostor: Impostor, time: Duration) {
     let fooled = world.fooled();
     world.set_impostor(Some(impostor));
@@ -26,13 +27,14 @@ async fn impersonate(world: &World, impostor: Impostor, time: Duration) {
     assert!(world.fooled() > fooled, "nobody came");
 }
 
-/// What a borrow is told while an impostor answers: nobody knows, never that a budget is spent.
+/// Checks that a borrow failed as unavailable. The answer of an impostor is no decision, so it must
+/// never look like one, such as a spent budget.
 fn assert_nobody_knows(error: &Error) {
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_changed_on_their_way_end_nothing_and_take_no_second_slot() {
+async fn corrupted_answers_end_no_session_and_take_no_second_slot() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 3).await;
@@ -59,7 +61,7 @@ async fn answers_changed_on_their_way_end_nothing_and_take_no_second_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_changed_on_their_way_are_nobodys_and_take_nothing() {
+async fn corrupted_requests_end_no_session_and_take_no_slot() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 3).await;
@@ -124,7 +126,7 @@ fn answer(
     Response::builder().status(status).header("content-type", content_type).body(body).unwrap()
 }
 
-/// A gRPC answer with this message, which says that all is well.
+/// A gRPC response with this message and the status OK.
 fn fine(message: Vec<u8>) -> Answer {
     let mut body = vec![0];
     body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
@@ -132,7 +134,7 @@ fn fine(message: Vec<u8>) -> Answer {
     answer(200, "application/grpc", body, &[("grpc-status", "0")])
 }
 
-/// An answer whose body breaks off.
+/// A response whose body fails in the middle of a message.
 fn cut_short() -> Answer {
     let parts = vec![
         Ok(http_body::Frame::data(Bytes::from_static(&[0, 0, 0, 0, 40, 10]))),
@@ -142,10 +144,10 @@ fn cut_short() -> Answer {
     Response::builder().header("content-type", "application/grpc").body(body).unwrap()
 }
 
-/// What an impostor answers, whatever is asked.
+/// Makes the response of an impostor, which is the same for every request.
 type Nonsense = fn() -> Answer;
 
-/// Answers of every kind that no session server gives.
+/// Responses of every kind that no session server gives, each with a description.
 fn nonsense() -> Vec<(&'static str, Nonsense)> {
     const GRPC: &str = "application/grpc";
     vec![
@@ -184,12 +186,12 @@ fn nonsense() -> Vec<(&'static str, Nonsense)> {
     ]
 }
 
-/// What may be the answer to a return by a server that says less than ours.
+/// Responses that the client accepts as a successful return, because some servers answer only OK.
 const READ_AS_DONE: [&str; 3] =
     ["empty messages", "a borrow without a key", "a keep-alive of unknown status"];
 
 #[tokio::test(start_paused = true)]
-async fn nonsense_in_the_place_of_answers_ends_no_session_and_leaves_no_slot() {
+async fn invalid_answers_end_no_session_and_leave_no_slot() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         for (what, nonsense) in nonsense() {
@@ -208,7 +210,7 @@ async fn nonsense_in_the_place_of_answers_ends_no_session_and_leaves_no_slot() {
             streams.assert_alive();
             assert_eq!((world.held().await, streams.keys()), (streams.slots(), keys), "{what}");
 
-            // A return that an impostor answered has not been made.
+            // A return that an impostor answered did not reach the server.
             let (session, _) = streams.0.pop().unwrap();
             let release = async {
                 sleep(SECOND).await;
@@ -216,7 +218,7 @@ async fn nonsense_in_the_place_of_answers_ends_no_session_and_leaves_no_slot() {
             };
             let (released, ()) = tokio::join!(release, impersonate(world, answers, 5 * SECOND));
             assert_eq!(released, Ok(Released::Returned), "{what}");
-            // Some servers say nothing where a return is done: its lease ends with its TTL.
+            // The client accepted this answer as a return, so only the TTL frees the slot.
             if READ_AS_DONE.contains(&what) {
                 world.until_held(streams.slots()).await;
             }
@@ -230,7 +232,7 @@ async fn nonsense_in_the_place_of_answers_ends_no_session_and_leaves_no_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_impostor_that_stays_costs_every_session_its_life_after_one_ttl() {
+async fn with_an_impostor_every_session_is_lost_after_one_ttl() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 3).await;

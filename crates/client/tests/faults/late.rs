@@ -41,7 +41,7 @@ async fn a_borrow_answered_after_its_deadline_leaves_no_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keep_alives_answered_in_time_though_late_keep_everything() {
+async fn slow_answers_to_keep_alives_before_the_deadline_end_no_session() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 5).await;
@@ -63,13 +63,15 @@ async fn keep_alives_answered_after_their_deadline_count_as_failed_and_end_the_s
         let start = Instant::now();
         let (_, lost) = streams.lost().await;
         assert!(lost - start <= LOST, "{:?}", lost - start);
-        // The server heard every keep-alive; the returns free what it still counts.
+        // The server received every keep-alive, so it still counts the leases. Their returns free
+        // the slots.
         assert_eq!(world.held().await, streams.slots());
         let (sessions, _) = streams.slots();
         drop(streams);
         let took = world.until_held((sessions, 0)).await;
         assert!(took <= SECOND, "{took:?}");
-        // They go before their sessions, which do not wait for the answers.
+        // The return of a session waits only for a short time for the answers to the returns of its
+        // workers.
         let took = world.until_held((0, 0)).await;
         assert!(took <= 2 * SECOND, "{took:?}");
         world.proxy.clear();
@@ -86,7 +88,8 @@ async fn leases_borrowed_again_with_late_answers_take_one_slot_each() {
         let streams = Streams::begin(&pool, 3).await;
         world.kill_server();
         world.start_server(POLICY).await;
-        // Every answer but that to the first tries comes too late: the same borrow ids come again.
+        // Answers now come after the deadline of their calls. A borrow that is tried again has the
+        // same borrow id, so it takes no second slot.
         world.proxy.set(answers_after(7 * SECOND));
         sleep(25 * SECOND).await;
         let (sessions, workers) = world.held().await;
@@ -119,7 +122,7 @@ async fn a_release_with_late_answers_frees_its_slot_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_of_the_network_lets_everything_through_afterwards() {
+async fn after_a_pause_of_the_network_every_call_succeeds_and_no_session_ends() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("borrow-timeout=1m");
         let streams = Streams::begin(&pool, 3).await;

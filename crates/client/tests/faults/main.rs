@@ -1,8 +1,9 @@
-//! What becomes of sessions when servers and networks fail: which go on, which end and why, and
-//! that the server afterwards counts exactly what is held.
+//! What happens to sessions when servers and networks fail: which sessions go on, which end and
+//! why. After the faults the server must count exactly the leases that clients hold.
 //!
-//! Everything but the bad luck is real: the library with its own channel, the server, TCP between
-//! them. The proxy in the middle is the tests' own, because no network fails on demand.
+//! Everything but the faults is real: the library with its own channel, the server, and TCP between
+//! them. The proxy between them is part of the tests, because a real network does not fail on
+//! demand.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 

@@ -1,4 +1,4 @@
-//! A bad way to a good server: resets, lost packets, little bandwidth, silence.
+//! A bad network in front of a healthy server: resets, lost packets, low bandwidth, no answers.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::world::{LOST, SECOND, Streams, TTL, World, stream};
 const BORROW_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[tokio::test(start_paused = true)]
-async fn both_ways_of_keeping_alive_are_at_work_here() {
+async fn keep_alives_use_a_stream_if_the_server_has_one() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 1).await;
@@ -36,13 +36,14 @@ async fn connections_reset_again_and_again_end_nothing_and_leak_nothing() {
         let start = Instant::now();
         let mut round = 0;
         while start.elapsed() < 2 * TTL {
-            // Sometimes between two calls and sometimes within one.
+            // The delays vary, so that the reset comes sometimes between two calls and sometimes
+            // during one.
             world.proxy.set(Weather::slow(Duration::from_millis(round % 7)));
             let (borrowed, ()) = tokio::join!(pool.borrow(stream(format!("r{round}"))), async {
                 sleep(Duration::from_millis(round % 11)).await;
                 world.proxy.cut();
             });
-            // With five seconds for retries, a reset is nothing that a caller hears of.
+            // The client retries for up to five seconds, so a reset causes no error for the caller.
             drop(borrowed.unwrap());
             sleep(Duration::from_millis(700)).await;
             round += 1;
@@ -67,7 +68,7 @@ async fn a_borrow_whose_answer_is_lost_with_the_connection_gets_the_same_slot_ag
 
         world.proxy.set(Weather::answers(Flow::Held));
         let (session, ()) = tokio::join!(pool.borrow(stream(1)), async {
-            // The server has granted it and said so; nobody has heard of that.
+            // The server has granted the session, but the proxy holds its answer back.
             world.until_held((1, 0)).await;
             sleep(SECOND).await;
             world.proxy.cut();
@@ -84,7 +85,7 @@ async fn a_borrow_whose_answer_is_lost_with_the_connection_gets_the_same_slot_ag
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_gives_up_a_borrow_under_way_leaves_no_slot_taken() {
+async fn a_borrow_that_is_dropped_in_flight_leaves_no_slot_taken() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let session = pool.borrow(stream("kept")).await.unwrap();
@@ -96,7 +97,8 @@ async fn a_caller_that_gives_up_a_borrow_under_way_leaves_no_slot_taken() {
             _ = join_all(workers) => panic!("no answer arrives"),
             _ = world.until_held((6, 5)) => {}
         }
-        // All of them are dropped now; the server holds their slots until it hears so.
+        // All borrows are dropped now. The server counts their slots until it receives their
+        // returns.
         world.proxy.clear();
         world.until_held((1, 0)).await;
         sleep(2 * TTL).await;
@@ -106,7 +108,7 @@ async fn a_caller_that_gives_up_a_borrow_under_way_leaves_no_slot_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_third_of_all_packets_lost_costs_time_and_nothing_else() {
+async fn with_a_third_of_all_packets_lost_no_session_ends_and_no_slot_leaks() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("borrow-timeout=1m");
         world.proxy.set(Weather::lossy(0.3));
@@ -114,7 +116,7 @@ async fn a_third_of_all_packets_lost_costs_time_and_nothing_else() {
         let keys = streams.keys();
         for round in 0..10 {
             let session = pool.borrow(stream(format!("r{round}"))).await.unwrap();
-            // When the answer to the first try comes too late, a second one finds nothing to return.
+            // If the answer to the first try comes too late, a second try finds no lease to return.
             let released = session.release().await.unwrap();
             assert!(matches!(released, Released::Returned | Released::Missing), "{released:?}");
             sleep(12 * SECOND).await;
@@ -129,7 +131,7 @@ async fn a_third_of_all_packets_lost_costs_time_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kilobyte_per_second_is_enough_to_live_on() {
+async fn a_kilobyte_per_second_is_enough_for_keep_alives() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("borrow-timeout=1m");
         world.proxy.set(Weather::throttled(1024));
@@ -153,7 +155,7 @@ async fn a_half_open_connection_is_noticed_and_replaced_before_any_session_is_lo
         let keys = streams.keys();
         sleep(TTL).await;
         for _ in 0..3 {
-            // The far end of what is connected now is gone without a word; new connections work.
+            // Open connections carry nothing more, without a reset. New connections work.
             let before = world.proxy.seen().connections;
             let silent = Weather { arrival: Arrival::Carried, ..Weather::half_open() };
             world.proxy.set(silent);
@@ -168,7 +170,8 @@ async fn a_half_open_connection_is_noticed_and_replaced_before_any_session_is_lo
                 assert!(start.elapsed() < TTL, "the connection is still believed in");
                 sleep(SECOND / 10).await;
             }
-            // A ping ten seconds after the last sign of life, and five seconds for its answer.
+            // The client sends a ping ten seconds after the last bytes arrived, and waits five
+            // seconds for the answer.
             let noticed = vanished.elapsed();
             assert!(noticed <= 16 * SECOND, "{noticed:?}");
             sleep(TTL).await;
@@ -194,7 +197,7 @@ async fn a_server_that_accepts_and_never_answers_refuses_borrows_in_time_and_hol
         world.proxy.clear();
         sleep(2 * TTL).await;
         assert_eq!(world.held().await, (0, 0));
-        // And nothing of it is in the way afterwards.
+        // The failed borrow does not block later borrows.
         let session = pool.borrow(stream(1)).await.unwrap();
         assert_eq!(session.release().await, Ok(Released::Returned));
     })
@@ -202,7 +205,7 @@ async fn a_server_that_accepts_and_never_answers_refuses_borrows_in_time_and_hol
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_vanish_take_no_slot_and_cost_the_sessions_held_after_one_ttl() {
+async fn lost_requests_take_no_slot_and_end_every_session_after_one_ttl() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 3).await;
@@ -226,7 +229,7 @@ async fn requests_that_vanish_take_no_slot_and_cost_the_sessions_held_after_one_
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_vanish_end_sessions_that_the_server_still_counts_and_gets_back() {
+async fn lost_answers_end_every_session_and_the_returns_still_free_the_slots() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 3).await;
@@ -236,7 +239,7 @@ async fn answers_that_vanish_end_sessions_that_the_server_still_counts_and_gets_
         assert!(matches!(refused, Error::Unavailable { .. }), "{refused}");
         let (_, lost) = streams.lost().await;
         assert!(lost - start <= LOST, "{:?}", lost - start);
-        // Requests still arrive: the borrow that nobody heard of has been taken back by its id.
+        // Requests still arrive, so the unanswered borrow was returned by its borrow id.
         assert_eq!(world.held().await, streams.slots());
         drop(streams);
         world.until_held((0, 0)).await;
@@ -264,7 +267,7 @@ async fn a_return_whose_answers_are_lost_is_repeated_and_frees_one_slot() {
         assert!(!release.is_finished());
         world.proxy.clear();
         world.proxy.cut();
-        // The first try freed the slot, so to the last one there was nothing to return.
+        // The first try freed the slot, so the last try found no lease to return.
         assert_eq!(release.await.unwrap(), Ok(Released::Missing));
         drop(workers);
         sleep(TTL).await;

@@ -1,4 +1,4 @@
-//! A server that is away for a while: gone with its memory, or out of reach.
+//! Outages: the server is killed and loses its leases, or it cannot be reached for a while.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ async fn a_server_that_restarts_and_forgets_everything_holds_the_same_sessions_a
             sleep(3 * SECOND).await;
             world.start_server(POLICY).await;
             assert_eq!(world.held().await, (0, 0));
-            // One interval until it is asked, and one until all have been borrowed again.
+            // The next keep-alive comes within one interval. Borrowing all leases again takes up to
+            // another one.
             let took = world.until_held(streams.slots()).await;
             assert!(took <= 45 * SECOND, "{took:?}");
             streams.assert_alive();
@@ -31,7 +32,7 @@ async fn a_server_that_restarts_and_forgets_everything_holds_the_same_sessions_a
             streams.keys().iter().all(|key| !keys.contains(key)),
             "the new server made new keys"
         );
-        // Much later nothing was borrowed twice or lost.
+        // Fifteen minutes later, no lease was borrowed twice or lost.
         for _ in 0..10 {
             sleep(90 * SECOND).await;
             assert_eq!(world.held().await, streams.slots());
@@ -62,7 +63,7 @@ async fn a_server_gone_for_two_minutes_ends_every_session_as_lost_after_one_ttl(
 
         sleep(TWO_MINUTES - gone.elapsed()).await;
         world.start_server(POLICY).await;
-        // Nothing that ended is borrowed again, and what begins now is counted.
+        // Sessions that ended are not borrowed again, and a new session is counted.
         let session = pool.borrow(stream("new")).await.unwrap();
         sleep(2 * TTL).await;
         assert_eq!(world.held().await, (1, 0));
@@ -83,7 +84,8 @@ async fn a_server_out_of_reach_for_two_minutes_frees_every_slot_while_its_sessio
         let gone = Instant::now();
         let (_, lost) = streams.lost().await;
         let freed = gone.elapsed() + world.until_held((0, 0)).await;
-        // The client knows first: the server counts from when it heard, the client from when it spoke.
+        // A session ends first in the client: there its TTL starts when a keep-alive is sent, and
+        // in the server when the keep-alive is received.
         assert!(lost - gone <= freed && freed <= TTL + SECOND, "{:?} {freed:?}", lost - gone);
 
         sleep(TWO_MINUTES - gone.elapsed()).await;
@@ -98,7 +100,7 @@ async fn a_server_out_of_reach_for_two_minutes_frees_every_slot_while_its_sessio
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_shorter_than_the_ttl_ends_no_session_and_moves_no_slot() {
+async fn an_outage_shorter_than_the_ttl_ends_no_session_and_changes_no_key() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 5).await;

@@ -1,5 +1,5 @@
-//! Restarts of a server that keeps its leases on the disk, in real time: no paused runtime can
-//! wait for the thread of its journal.
+//! Restarts of a server that keeps its leases on the disk. The tests run in real time, because a
+//! paused runtime cannot wait for the thread of the journal.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::proxy::{Proxy, Weather, over_tcp};
 use crate::world::{POLICY, Streams, is_silence, pool, stream};
 
-/// Far more than anything here takes.
+/// A timeout that is much longer than every step of these tests.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A server on a file that is killed and started again on the same port.
+/// A server on a file. Tests stop it and start it again on the same port.
 struct Machine {
     policy: String,
     folder: tempfile::TempDir,
@@ -33,12 +33,12 @@ impl Machine {
         Self { policy, folder, address, running: Some(running) }
     }
 
-    /// Ends the server at once, without a word to anyone.
+    /// Ends the server at once, without draining.
     fn kill(&mut self) {
         drop(self.running.take().expect("a server runs"));
     }
 
-    /// Stops the server well: it drains, and tells whoever is attached.
+    /// Stops the server gracefully: it drains, and informs the attached clients.
     async fn stop(&mut self) {
         self.running.take().expect("a server runs").stop().await.unwrap();
     }
@@ -86,7 +86,7 @@ async fn a_server_killed_or_stopped_and_started_again_on_its_file_keeps_every_se
         } else {
             machine.stop().await;
         }
-        // One is released and one begun while nobody is there.
+        // One session is released and one is borrowed while no server runs.
         let (gone, workers) = streams.0.pop().unwrap();
         let released = tokio::spawn(gone.release());
         let (begun, ()) = tokio::join!(pool.borrow(stream(format!("r{round}"))), async {
@@ -101,7 +101,7 @@ async fn a_server_killed_or_stopped_and_started_again_on_its_file_keeps_every_se
         drop(begun);
         machine.until_held(streams.slots()).await;
     }
-    // Everybody that was held before is known by the same key, and kept alive by it.
+    // The server still knows every session: it extends each one, and no key changes.
     let keys = streams.keys();
     let kept: Vec<u64> = streams.0.iter().map(|(session, _)| session.keep_alives()).collect();
     let beat = async {
@@ -135,7 +135,8 @@ async fn a_server_on_a_file_gone_for_longer_than_the_ttl_gets_back_what_it_still
     assert!(gone.elapsed() > Duration::from_secs(2), "{:?}", gone.elapsed());
 
     machine.start_again().await;
-    // They count, for the server cannot know; the streams stop and give them back.
+    // The server counts the lost sessions, because it does not know that they ended. The streams
+    // then return them.
     assert_eq!(machine.held().await, streams.slots());
     proxy.set(Weather::default());
     drop(streams);

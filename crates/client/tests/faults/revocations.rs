@@ -1,4 +1,4 @@
-//! Decisions of an operator that a bad network delays, and never loses.
+//! Revocations by an operator. A bad network may delay them, but they are never lost.
 
 use std::time::Duration;
 
@@ -9,14 +9,15 @@ use tokio::time::{Instant, sleep};
 use crate::proxy::{Arrival, Flow, Weather};
 use crate::world::{SECOND, TTL, World, stream};
 
-/// A session, and what its callback was called with.
+/// A session, and the reasons that its `on_error` callback gets.
 async fn watched(pool: &Pool) -> (Session, UnboundedReceiver<Error>) {
     let (sender, calls) = unbounded_channel();
     let request = stream("watched").on_error(move |reason| sender.send(reason).unwrap());
     (pool.borrow(request).await.unwrap(), calls)
 }
 
-/// Waits until the session ends as its operator wants, and returns how long that took.
+/// Waits until the session ends because an operator disabled its organization, and returns how long
+/// that took. Checks that the callback is called exactly once.
 async fn revoked(session: &Session, calls: &mut UnboundedReceiver<Error>) -> Duration {
     let start = Instant::now();
     let reason = session.ended().await;
@@ -28,7 +29,7 @@ async fn revoked(session: &Session, calls: &mut UnboundedReceiver<Error>) -> Dur
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revocation_is_heard_at_once_over_a_stream_and_with_the_next_keep_alive_without_one() {
+async fn a_revocation_arrives_at_once_over_a_stream_or_else_with_the_next_keep_alive() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let (session, mut calls) = watched(&pool).await;
@@ -43,7 +44,7 @@ async fn a_revocation_is_heard_at_once_over_a_stream_and_with_the_next_keep_aliv
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revocation_during_an_outage_is_heard_when_the_server_is_in_reach_again() {
+async fn a_revocation_during_an_outage_arrives_when_the_server_is_reachable_again() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let (session, mut calls) = watched(&pool).await;
@@ -62,12 +63,12 @@ async fn a_revocation_during_an_outage_is_heard_when_the_server_is_in_reach_agai
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revocation_whose_push_vanishes_is_heard_before_the_session_would_be_lost() {
+async fn a_revocation_whose_push_is_dropped_arrives_before_the_session_would_be_lost() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let (session, mut calls) = watched(&pool).await;
         sleep(TTL).await;
-        // What is connected now calls nothing more; new connections work.
+        // Open connections carry no more answers to the client. New connections work.
         let deaf = Weather { arrival: Arrival::Carried, ..Weather::answers(Flow::BlackHole) };
         world.proxy.set(deaf);
         world.disable().await;
@@ -82,7 +83,7 @@ async fn a_revocation_whose_push_vanishes_is_heard_before_the_session_would_be_l
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revocation_reaches_a_pool_that_fails_open_and_ends_what_it_may_not_go_on_with() {
+async fn a_revocation_reaches_a_pool_that_fails_open_and_ends_its_sessions() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("on-unavailable=allow&borrow-timeout=1s");
         let (session, mut calls) = watched(&pool).await;

@@ -1,13 +1,13 @@
 //! The real server, real pools and a bad network, in virtual time.
 //!
-//! Pools connect over TCP, with the channel that the library makes itself, to a fault proxy; the
-//! proxy hands each connection to the real server by a pipe. Everything that has a connection runs
-//! on the one paused runtime of the test, and bytes on loopback are there when the call that sent
-//! them returns: so the runtime sees whether anything is left to happen but time, and two minutes
-//! pass in a fraction of a second.
+//! Pools connect over TCP to a fault proxy, with the library's own channel. The proxy passes each
+//! connection to the real server through a pipe. All code that has a connection runs on the one
+//! paused runtime of the test, and bytes on loopback have arrived when the call that sent them
+//! returns. So the runtime advances its clock only when no task can run, and two minutes pass in a
+//! fraction of a second.
 //!
-//! The store is `memory:`. A `file:` store answers from its journal's thread, which no paused
-//! runtime can wait for; restarts on a file are tested in real time, in `restarts.rs`.
+//! The store is `memory:`. A `file:` store answers from the thread of its journal, and a paused
+//! runtime cannot wait for that thread. `restarts.rs` tests restarts on a file, in real time.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -39,13 +39,14 @@ use crate::proxy::{Dial, Proxy, Wire};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
-/// The time to live of every lease here: the default.
+/// The TTL of every lease in these tests: the default.
 pub(crate) const TTL: Duration = Duration::from_secs(60);
 
-/// When a session is lost that nobody answered for: a last call may be under way, for a second.
+/// How long a session lives at most without an answer: the TTL, and one second because a last call
+/// may still be in flight.
 pub(crate) const LOST: Duration = Duration::from_secs(61);
 
-/// Ten sessions at once, whose slots are free when they are returned.
+/// Allows ten sessions at once. A slot is free as soon as its lease is returned.
 pub(crate) const POLICY: &str = r#"
     [services.t1r]
     max_per_organization = 10
@@ -55,17 +56,19 @@ pub(crate) const POLICY: &str = r#"
     minimal_life = "0s"
 "#;
 
-/// How often a server looks at its clock: a longer silence would count as a stall of the process.
+/// How often the store reads its clock. It treats a pause of more than 500 ms as a stall of the
+/// process.
 const TICK: Duration = Duration::from_millis(200);
 
-/// The least real time a tick takes, so that the kernel's own threads get their turn on a busy
-/// machine: at most 2000 virtual seconds in a second.
+/// The least real time of a tick, so that the threads of the kernel can run on a busy machine. It
+/// allows at most 2000 virtual seconds per second.
 const PACE: Duration = Duration::from_micros(100);
 
 /// Bytes that fit into a pipe to the server.
 const PIPE: usize = 256 * 1024;
 
-/// The clock of the test's runtime, for the threads of a server that have none.
+/// The paused clock of the test's runtime. Threads of the server read it from outside of the
+/// runtime.
 #[derive(Debug)]
 struct PausedClock {
     runtime: Handle,
@@ -89,12 +92,12 @@ impl Clock for PausedClock {
     }
 }
 
-/// Who answers in the place of the server.
+/// A program that answers in place of the server.
 #[derive(Clone)]
 pub(crate) enum Impostor {
-    /// Something that says this to whoever connects, whatever it is told, and hangs up.
+    /// A program that sends these bytes on each connection, ignores every request, and disconnects.
     Says(&'static [u8]),
-    /// An HTTP/2 server that answers everything with what this makes.
+    /// An HTTP/2 server that answers every request with the result of this function.
     Answers(Arc<dyn Fn() -> Response<BoxBody<Bytes, io::Error>> + Send + Sync>),
 }
 
@@ -102,7 +105,7 @@ impl Impostor {
     async fn serve(self, mut stream: DuplexStream) {
         match self {
             Self::Says(said) => {
-                // Whoever does not listen does not hear.
+                // The client may have closed the connection already.
                 let _ = stream.write_all(said).await;
                 let _ = stream.shutdown().await;
             }
@@ -113,25 +116,26 @@ impl Impostor {
                 });
                 let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
                 let service = TowerToHyperService::new(service);
-                // It ends when the client hangs up, with an error or without.
+                // It ends when the client disconnects, with or without an error.
                 let _ = builder.serve_connection(TokioIo::new(stream), service).await;
             }
         }
     }
 }
 
-/// Where the server runs, if it does.
+/// The machine of the server. The server runs on it, or is stopped.
 #[derive(Default)]
 struct Machine {
-    /// Whether it does not know `SessionControl`.
+    /// Whether the server is an old one, without `SessionControl`.
     is_old: bool,
     server: Mutex<Option<Arc<Running>>>,
     impostor: Mutex<Option<Impostor>>,
-    /// How many connections impostors were given.
+    /// How many connections went to an impostor.
     fooled: AtomicU64,
 }
 
-/// A server that can be gone, a way to it, and those who look at it from the inside.
+/// A server that can be stopped, and the proxy through which clients reach it. Tests can also read
+/// what the server counts.
 pub(crate) struct World {
     clock: Arc<PausedClock>,
     machine: Arc<Machine>,
@@ -139,7 +143,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A world with a server of [`POLICY`], which keeps alive over a stream, or by calls alone.
+    /// Starts a server with [`POLICY`]. Clients keep leases alive over a stream if `stream` is set,
+    /// else by single calls.
     pub(crate) async fn new(stream: bool) -> Self {
         let clock = Arc::new(PausedClock::new());
         let machine = Arc::new(Machine { is_old: !stream, ..Machine::default() });
@@ -150,7 +155,7 @@ impl World {
         world
     }
 
-    /// Plays the same where keep-alives go over a stream, and where they go by calls alone.
+    /// Runs `play` twice: with keep-alives over a stream, and with keep-alives by single calls.
     pub(crate) async fn each(play: impl AsyncFn(&Self)) {
         for stream in [true, false] {
             println!("keep-alives over a stream: {stream}");
@@ -158,12 +163,12 @@ impl World {
         }
     }
 
-    /// Whether the server knows how to keep alive over a stream.
+    /// Whether the server accepts keep-alives over a stream.
     pub(crate) fn has_stream(&self) -> bool {
         !self.machine.is_old
     }
 
-    /// Starts a server that knows nothing of the one before.
+    /// Starts a server. It knows none of the leases of an earlier server.
     pub(crate) async fn start_server(&self, policy: &str) {
         let policy = Policy::parse(policy, "test.toml").unwrap().policy;
         let mut config = Config::new(policy, StoreUrl::Memory);
@@ -176,12 +181,12 @@ impl World {
         assert!(self.machine.server.lock().replace(running).is_none(), "one server at a time");
     }
 
-    /// Ends the server at once: its connections break, what it counted is forgotten.
+    /// Ends the server at once. Its connections break, and its leases are forgotten.
     pub(crate) fn kill_server(&self) {
         drop(self.machine.server.lock().take().expect("a server runs"));
     }
 
-    /// Disables the organization of every stream here, while the server runs.
+    /// Disables `acme`, the organization of every stream in these tests, while the server runs.
     pub(crate) async fn disable(&self) {
         let policy = format!("{POLICY}\n[organizations.acme]\ndisabled = true\n");
         let policy = Policy::parse(&policy, "test.toml").unwrap().policy;
@@ -189,12 +194,12 @@ impl World {
         assert!(server.set_policy(policy).await.unwrap() > 0, "nothing was revoked");
     }
 
-    /// Lets somebody else answer on connections made from now on, or the server again.
+    /// Sends new connections to `impostor`, or to the server again if it is `None`.
     pub(crate) fn set_impostor(&self, impostor: Option<Impostor>) {
         *self.machine.impostor.lock() = impostor;
     }
 
-    /// How many connections came to somebody else than the server.
+    /// How many connections went to an impostor instead of the server.
     pub(crate) fn fooled(&self) -> u64 {
         self.machine.fooled.load(Ordering::Relaxed)
     }
@@ -226,7 +231,8 @@ impl World {
         store.state(service, "acme").await.unwrap()
     }
 
-    /// Waits until the server counts so many sessions and workers, and returns how long it took.
+    /// Waits until the server counts the expected sessions and workers, and returns how long it
+    /// took.
     pub(crate) async fn until_held(&self, expected: (u64, u64)) -> Duration {
         let start = Instant::now();
         while self.held().await != expected {
@@ -237,7 +243,7 @@ impl World {
     }
 }
 
-/// Hands each connection to the server that runs, if one does.
+/// Connects to the impostor if one is set, else to the server. Without a server, it refuses.
 fn by_pipe(machine: Arc<Machine>) -> Dial {
     Arc::new(move || {
         let machine = machine.clone();
@@ -260,7 +266,7 @@ fn by_pipe(machine: Arc<Machine>) -> Dial {
     })
 }
 
-/// Serves a connection as a server does that does not know `SessionControl`.
+/// Serves a connection as an old server does, without `SessionControl`.
 fn serve_as_of_old(client: DuplexStream, server: &Running) -> impl Future<Output = ()> + use<> {
     let (near, far) = tokio::io::duplex(PIPE);
     let served = server.serve_stream(far);
@@ -278,7 +284,7 @@ fn serve_as_of_old(client: DuplexStream, server: &Running) -> impl Future<Output
     }
 }
 
-/// Lets store time follow the runtime's.
+/// Makes the store read its clock regularly, so that store time follows the clock of the runtime.
 async fn tick(machine: Weak<Machine>) {
     loop {
         sleep(TICK).await;
@@ -302,11 +308,11 @@ pub(crate) fn stream(trace: impl std::fmt::Display) -> SessionRequest {
     SessionRequest::new("t1r", "acme").api_key("key-1").trace(format!("trace-{trace}"))
 }
 
-/// Streams that run, each with two workers.
+/// Running streams. Each is a session with two workers.
 pub(crate) struct Streams(pub(crate) Vec<(Session, [Worker; 2])>);
 
 impl Streams {
-    /// Begins so many, each under a trace of its own.
+    /// Begins `count` streams, each under its own trace.
     pub(crate) async fn begin(pool: &Pool, count: usize) -> Self {
         static TRACES: AtomicU64 = AtomicU64::new(0);
         let mut streams = Vec::new();
@@ -322,12 +328,12 @@ impl Streams {
         Self(streams)
     }
 
-    /// What the server has to count for them.
+    /// The number of sessions and workers that the server must count for these streams.
     pub(crate) fn slots(&self) -> (u64, u64) {
         (self.0.len() as u64, 2 * self.0.len() as u64)
     }
 
-    /// The keys on the wire.
+    /// The lease keys of all sessions and workers.
     pub(crate) fn keys(&self) -> Vec<Arc<str>> {
         let of = |(session, workers): &(Session, [Worker; 2])| {
             [session.key(), workers[0].key(), workers[1].key()]
@@ -335,7 +341,7 @@ impl Streams {
         self.0.iter().flat_map(of).collect()
     }
 
-    /// Checks that nothing of them has ended.
+    /// Checks that no session and no worker has ended.
     pub(crate) fn assert_alive(&self) {
         for (session, workers) in &self.0 {
             assert_eq!(session.end_reason(), None);
@@ -343,7 +349,7 @@ impl Streams {
         }
     }
 
-    /// Waits until all of them have ended as lost, and returns when the first and the last did.
+    /// Waits until all streams have ended as lost. Returns when the first and when the last ended.
     pub(crate) async fn lost(&self) -> (Instant, Instant) {
         let ends = self.0.iter().map(|(session, workers)| async move {
             let reason = session.ended().await;
@@ -361,7 +367,7 @@ impl Streams {
     }
 }
 
-/// Whether a session ended because nobody answered.
+/// Whether a session is lost because the server could not be reached or did not answer.
 pub(crate) fn is_silence(reason: &Error) -> bool {
     matches!(reason, Error::Lost { cause } if matches!(**cause, Error::Unavailable { .. }))
 }

@@ -12,7 +12,7 @@ use crate::scripted::{Attached, Call, Script, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A session, and the stream that its pool opened.
+/// A new pool, its first session, and the stream that the pool opened.
 async fn attached(
     script: &mut Script,
     streams: &mut UnboundedReceiver<Attached>,
@@ -91,7 +91,7 @@ async fn a_new_stream_names_everything_held_in_batches_of_a_thousand_keys_at_mos
     for number in 0..HELD {
         sessions.push(script.session(&pool, &format!("s{number}")).await);
     }
-    // The stream breaks; the next one has to name everything that is held.
+    // The stream breaks. The next stream must name every lease that is held.
     streams.recv().await.unwrap().fail(Status::unavailable("going away"));
     let mut stream = next_stream(&mut script, &mut streams).await;
     let mut named = BTreeSet::new();
@@ -103,7 +103,7 @@ async fn a_new_stream_names_everything_held_in_batches_of_a_thousand_keys_at_mos
     }
 }
 
-/// Waits for the next stream, and keeps alive what is asked meanwhile by calls.
+/// Waits for the next stream, and answers the keep-alives that come by calls meanwhile.
 async fn next_stream(script: &mut Script, streams: &mut UnboundedReceiver<Attached>) -> Attached {
     loop {
         tokio::select! {
@@ -127,7 +127,7 @@ async fn a_pushed_revocation_ends_the_session_at_once_and_calls_back_once() {
     let mut stream = streams.recv().await.unwrap();
     let batch = stream.batch().await.unwrap();
     let pushed = Instant::now();
-    // Pushed, pushed again, and once more in the answer to a batch on its way.
+    // The revocation is pushed twice, and comes again in the answer to a batch in flight.
     stream.say(disabled("s"));
     stream.say(disabled("s"));
     let place = batch.worker_keys.iter().position(|key| key == "s").unwrap() as u32;
@@ -162,7 +162,8 @@ async fn each_key_of_a_batch_gets_the_answer_of_its_place() {
     let mut batch = stream.batch().await.unwrap();
     while batch.worker_keys.len() < 4 {
         stream.extend(&batch);
-        // They drift apart; a new stream names all of them together.
+        // The keep-alives of the sessions are due at different times. A new stream names all of
+        // them together.
         stream.say(Event::Draining(Draining {}));
         stream = next_stream(&mut script, &mut streams).await;
         batch = stream.batch().await.unwrap();
@@ -181,7 +182,7 @@ async fn each_key_of_a_batch_gets_the_answer_of_its_place() {
     }));
     let quota = Error::QuotaExceeded { message: "egress_bytes 10/10".into() };
     assert_eq!(sessions[2].ended().await, quota);
-    // The forgotten one is borrowed again and named under its new key.
+    // The forgotten session is borrowed again, and named under its new key.
     script.borrow().await.grant("again");
     let mut seen = BTreeSet::new();
     while !(seen.contains("again") && seen.contains("unavailable")) {
@@ -208,7 +209,7 @@ async fn a_broken_stream_ends_nothing_and_what_is_due_goes_by_calls_until_it_is_
     beat.extend();
     let mut stream = next_stream(&mut script, &mut streams).await;
     assert!(broken.elapsed() <= SECOND && broken.elapsed() >= SECOND / 2);
-    // The session has to be named on the new stream, or nothing would be pushed about it.
+    // The new stream must name the session, or the server would push nothing about it.
     let batch = stream.batch().await.unwrap();
     assert_eq!(batch.worker_keys, ["s"]);
     assert!(broken.elapsed() <= SECOND);
@@ -240,7 +241,7 @@ async fn a_stream_that_owes_an_answer_for_too_long_is_dropped_and_its_keys_tried
     let sent = Instant::now();
     let batch = silent.batch().await.unwrap();
     assert_eq!(batch.worker_keys, ["s"]);
-    // There will be no other stream.
+    // From now on, the server accepts no other stream.
     drop(streams);
     let beat = script.keep_alive().await;
     assert!(sent.elapsed() >= 5 * SECOND && sent.elapsed() <= 7 * SECOND, "{:?}", sent.elapsed());

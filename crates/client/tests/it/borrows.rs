@@ -11,7 +11,7 @@ use crate::scripted::{Call, Script, answer_with_status, granted, stream, undecid
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_carries_its_ids_its_own_name_and_the_indexers_key() {
+async fn a_borrow_carries_its_ids_its_borrow_id_and_the_key_of_the_indexer() {
     let mut script = Script::new();
     let pool = script.pool("indexer-api-key=s3cret");
     assert!(!format!("{pool:?}").contains("s3cret"));
@@ -124,7 +124,7 @@ async fn a_spent_budget_stays_a_quota_error_while_a_worker_is_borrowed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_organization_is_told_apart_by_scope_and_shows_active_before_max() {
+async fn the_refusal_of_a_full_organization_has_its_scope_and_shows_active_before_max() {
     let mut script = Script::new();
     let pool = script.pool("");
     let (refused, ()) = tokio::join!(pool.borrow(stream()), async {
@@ -144,7 +144,7 @@ async fn a_full_organization_is_told_apart_by_scope_and_shows_active_before_max(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transient_fault_is_tried_again_under_the_same_name_inside_of_the_timeout() {
+async fn after_a_transient_fault_a_borrow_is_retried_with_the_same_id_within_the_timeout() {
     let mut script = Script::new();
     let pool = script.pool("");
     let session = script.session(&pool, "s").await;
@@ -206,7 +206,7 @@ async fn a_worker_that_the_server_never_decides_on_is_unavailable_and_no_limit_t
     assert!(start.elapsed() <= 2 * SECOND, "{:?}", start.elapsed());
     assert!(matches!(refused, Error::Unavailable { .. }), "{refused:?}");
     assert!(refused.is_retryable());
-    // As after any answer that leaves it open whether something is held.
+    // The server may hold a lease, so the client returns the borrow by its borrow id.
     let back = loop {
         match script.call().await {
             Call::Return(back) => break back,
@@ -237,7 +237,7 @@ async fn a_refusal_is_not_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_whose_deadline_passes_fails_on_time_and_is_given_back_by_its_name() {
+async fn a_borrow_whose_deadline_passes_fails_on_time_and_is_returned_by_its_id() {
     let mut script = Script::new();
     let pool = script.pool("borrow-timeout=2s");
     let start = Instant::now();
@@ -248,14 +248,14 @@ async fn a_borrow_whose_deadline_passes_fails_on_time_and_is_given_back_by_its_n
     assert_eq!(back.message.worker_key, "");
     assert_eq!(back.header("x-borrow-id"), silent.header("x-borrow-id"));
     back.say(return_worker_response::Status::MissingKey);
-    // An answer that comes now finds nobody, and changes nothing.
+    // An answer that arrives now is ignored, because its deadline has passed.
     assert!(!silent.is_waited_for());
     silent.grant("late");
     script.hears_nothing_for(120 * SECOND).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_that_fails_says_what_went_wrong_and_not_that_its_last_try_was_cut_short() {
+async fn a_failed_borrow_reports_the_last_fault_and_not_the_timeout_of_its_last_try() {
     let mut script = Script::new();
     let pool = script.pool("borrow-timeout=2s");
     let start = Instant::now();
@@ -278,7 +278,7 @@ async fn a_borrow_that_fails_says_what_went_wrong_and_not_that_its_last_try_was_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_that_its_caller_drops_is_given_back_by_its_name() {
+async fn a_borrow_that_its_caller_drops_is_returned_by_its_id() {
     let mut script = Script::new();
     let pool = script.pool("");
     let asked = tokio::select! {
@@ -292,10 +292,10 @@ async fn a_borrow_that_its_caller_drops_is_given_back_by_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_that_was_decided_leaves_nothing_to_give_back() {
+async fn a_borrow_is_returned_by_its_id_after_a_lost_answer_and_a_refusal_and_not_after_a_grant() {
     let mut script = Script::new();
     let pool = script.pool("");
-    // The first answer is lost, the second one is a grant of the same lease.
+    // The first answer is lost. The second one grants the same lease.
     let (session, ()) = tokio::join!(pool.borrow(stream()), async {
         script.borrow().await.fail(Status::unavailable("reset"));
         script.borrow().await.grant("s");
@@ -303,7 +303,8 @@ async fn a_borrow_that_was_decided_leaves_nothing_to_give_back() {
     assert_eq!(&*session.unwrap().key(), "s");
     assert_eq!(script.give_back().await.message.worker_key, "s");
 
-    // A lost answer and then a refusal: nobody knows what the first one took.
+    // The first answer is lost, and the second one is a refusal. The first try may have taken a
+    // lease, so the client returns it.
     let (refused, ()) = tokio::join!(pool.borrow(stream()), async {
         script.borrow().await.fail(Status::unavailable("reset"));
         script.borrow().await.fail(Status::permission_denied("disabled"));
@@ -327,7 +328,7 @@ async fn a_server_that_cannot_be_reached_is_unavailable_within_the_timeout() {
     let refused = pool.borrow(stream()).await.unwrap_err();
     assert!(matches!(&refused, Error::Unavailable { .. }) && refused.is_retryable());
     assert!((2 * SECOND..=3 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
-    // Nothing was sent, so nothing has to be given back when it is reachable again.
+    // Nothing was sent, so there is nothing to return when the server is reachable again.
     script.set_reachable(true);
     script.hears_nothing_for(120 * SECOND).await;
     drop(script.session(&pool, "s").await);
@@ -353,7 +354,7 @@ async fn a_borrow_waits_while_a_limit_is_reached_as_long_as_the_url_says() {
     assert_eq!(names.len(), 10, "a refused borrow is over: the next one has its own name");
     assert!(start.elapsed() > SECOND && start.elapsed() < 15 * SECOND);
 
-    // None becomes free.
+    // No slot becomes free.
     let start = Instant::now();
     let refused = tokio::select! {
         refused = pool.borrow(stream()) => refused.unwrap_err(),
@@ -370,7 +371,7 @@ async fn a_borrow_waits_while_a_limit_is_reached_as_long_as_the_url_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_most_requests_per_organization_of_the_url_apply_and_cost_no_call() {
+async fn the_limit_per_organization_of_the_url_applies_and_costs_no_call() {
     for name in ["default-max-request-per-organization", "default-max-request-per-user"] {
         let mut script = Script::new();
         let pool = script.pool(&format!("{name}=1"));
@@ -390,7 +391,7 @@ async fn the_most_requests_per_organization_of_the_url_apply_and_cost_no_call() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_maximum_of_zero_admits_nobody_and_costs_no_call() {
+async fn a_limit_of_zero_refuses_every_session_and_costs_no_call() {
     for name in ["default-max-request-per-organization", "default-max-request-per-user"] {
         for more in ["", "&on-unavailable=allow"] {
             let mut script = Script::new();
@@ -405,7 +406,7 @@ async fn a_maximum_of_zero_admits_nobody_and_costs_no_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ids_that_no_server_takes_cost_no_call() {
+async fn invalid_ids_are_refused_without_a_call() {
     let mut script = Script::new();
     let pool = script.pool("");
     let long = "x".repeat(5000);

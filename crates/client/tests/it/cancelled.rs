@@ -1,8 +1,8 @@
 //! Futures that are dropped at every point where they wait, against the real server.
 //!
-//! The whole world is one thread: client, server and the pipe between them. So a future is polled
-//! exactly when something has happened for it, and dropping it after its first poll, after its
-//! second and so on visits every point at which it waits.
+//! The client, the pipe and the server's side of it run on one thread. So a future is polled
+//! exactly when something has happened for it. Dropping it after its first poll, after its second
+//! poll and so on covers every point at which it waits.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -55,7 +55,8 @@ impl World {
     }
 }
 
-/// Polls `future` at most `polls` times, each when it was woken; `None` if it was dropped then.
+/// Polls `future` at most `polls` times, each time after it was woken. Returns `None` if it was
+/// dropped before it was ready.
 async fn polled<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut left = polls;
@@ -73,7 +74,7 @@ async fn polled<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// Waits until the server counts what the pool holds, and checks how much that is.
+/// Waits until the server counts the expected leases, and checks that the pool holds as many.
 async fn agree(pool: &Pool, plugin: &TgmPool, expected: (u64, u64)) {
     let counted = async || {
         let count = async |service| plugin.state(service, "acme").await.unwrap().borrowed;
@@ -95,8 +96,8 @@ fn stream() -> SessionRequest {
     SessionRequest::new("t1r", "acme").trace("trace")
 }
 
-/// Runs `story` with one poll, two, and so on, until it says that nothing was dropped; returns how
-/// many points were visited.
+/// Runs `story` with no poll, with one poll and so on, until it returns that nothing was dropped.
+/// Returns how many points were covered.
 async fn at_every_point(mut story: impl AsyncFnMut(usize) -> bool) -> usize {
     for polls in 0..1000 {
         if story(polls).await {
@@ -165,7 +166,7 @@ async fn a_close_goes_on_at_whatever_point_its_future_is_dropped() {
         let worker = session.borrow_worker("t2w", 3).await.unwrap();
         let report = polled(polls, pool.close(SOON)).await;
         if polls == 0 {
-            // Nobody has closed anything: the future was never polled.
+            // The pool is still open, because the future was never polled.
             agree(&pool, &plugin, (1, 1)).await;
         } else {
             agree(&pool, &plugin, (0, 0)).await;
@@ -188,7 +189,7 @@ async fn waiting_for_the_end_of_a_session_may_be_given_up_and_begun_again_at_any
             pool.close(SOON).await
         });
         assert_eq!(report.returned, 1);
-        // Whoever asks again hears the same.
+        // Another call returns the same reason.
         assert_eq!(session.ended().await, tgm_session::Error::Closed);
         agree(&pool, &plugin, (0, 0)).await;
         reason.is_some()

@@ -39,13 +39,13 @@ async fn a_close_returns_everything_held_with_no_minimal_life_workers_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_waits_for_a_borrow_under_way_and_gives_it_back() {
+async fn a_close_waits_for_a_borrow_in_flight_and_returns_it() {
     let mut script = Script::new();
     let pool = script.pool("");
     let (refused, report, ()) = tokio::join!(
         pool.borrow(stream()),
         async {
-            // The borrow is on its way when the close begins.
+            // The borrow is in flight when the close begins.
             tokio::task::yield_now().await;
             pool.close(10 * SECOND).await
         },
@@ -88,7 +88,7 @@ async fn a_close_keeps_its_deadline_and_counts_what_could_not_be_returned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_that_nobody_waits_for_goes_on() {
+async fn a_close_whose_future_is_dropped_goes_on() {
     let mut script = Script::new();
     let pool = script.pool("");
     let _session = script.session(&pool, "s").await;

@@ -1,4 +1,5 @@
-//! Something before the server has room for few calls at once on a connection, and says so.
+//! A proxy in front of the server that allows only few concurrent calls on a connection, by the
+//! HTTP/2 setting `SETTINGS_MAX_CONCURRENT_STREAMS`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,8 +22,8 @@ const PREFACE: usize = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 const SETTINGS: u8 = 4;
 const ACK: u8 = 1;
 
-/// A proxy that carries connections as they are, but for how many calls at once it says there is
-/// room for, which may change.
+/// A proxy that forwards connections unchanged, except for the limit on concurrent calls. The limit
+/// may change.
 #[derive(Clone)]
 struct Proxy(watch::Sender<u32>);
 
@@ -35,7 +36,7 @@ impl Proxy {
         self.0.send_replace(calls);
     }
 
-    /// What leads through the proxy to the `server`.
+    /// Returns a connection that leads through the proxy to `server`.
     fn carry(&self, server: DuplexStream) -> DuplexStream {
         let (near, client) = duplex(64 * 1024);
         let (client_says, to_client) = split(client);
@@ -47,7 +48,8 @@ impl Proxy {
     }
 }
 
-/// Settings that the client is yet to acknowledge: whether each is the server's.
+/// For each settings frame that the client has not acknowledged: whether the server sent it. Only
+/// the acknowledgements of these are forwarded to the server.
 type Unacknowledged = Arc<Mutex<VecDeque<bool>>>;
 
 async fn frame(from: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
@@ -93,7 +95,7 @@ async fn answers(
             }
         }
     });
-    // The server speaks first, and then the proxy may.
+    // The first settings frame must come from the server. After that, the proxy may send its own.
     let mut begun = false;
     loop {
         let of_server = tokio::select! {
@@ -162,7 +164,7 @@ async fn a_stream_ends_when_there_is_no_room_beside_it_any_more_and_no_call_wait
         proxy.set_room(room);
         assert_eq!(timeout(SECOND, stream.batch()).await.unwrap(), None);
         proxy.set_room(1);
-        // All that is asked for comes by calls, one after another, and soon.
+        // Every borrow goes by a call, one after another and without delay.
         let start = Instant::now();
         let borrows =
             async { tokio::join!(pool.borrow(self::stream()), pool.borrow(self::stream())) };
@@ -178,7 +180,7 @@ async fn a_stream_ends_when_there_is_no_room_beside_it_any_more_and_no_call_wait
             script.keep_alive().await.extend();
         }
         assert!(streams.try_recv().is_err());
-        // There is room again: the stream comes back.
+        // The limit allows a stream again, so the client opens one.
         proxy.set_room(100);
         stream = loop {
             tokio::select! {
@@ -213,7 +215,8 @@ async fn where_there_is_room_for_no_call_each_waits_for_its_deadline() {
         loop {
             match script.call().await {
                 crate::scripted::Call::Borrow(borrow) => break borrow.grant("s"),
-                // What the first borrow may have taken, which it has not.
+                // The client returns the first borrow, because it does not know that it was not
+                // granted.
                 crate::scripted::Call::Return(lost) => lost.take(),
                 crate::scripted::Call::KeepAlive(_) => panic!("nothing is held"),
             }

@@ -10,7 +10,7 @@ use crate::scripted::{Call, Script, answer_with_status, granted, stream, undecid
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A server that nobody reaches, and a pool that admits without it.
+/// A server that cannot be reached, and a pool that fails open.
 fn away(parameters: &str) -> (Script, Pool) {
     let script = Script::new();
     script.set_reachable(false);
@@ -33,7 +33,7 @@ async fn sessions_are_admitted_up_to_ten_of_an_organization_and_service_while_th
     let (_script, pool) = away("");
     let start = Instant::now();
     let mut sessions = vec![admitted(&pool).await];
-    // The first one tried for as long as a borrow may; now it is known.
+    // The first borrow tried until its timeout. From now on the pool knows that the server is away.
     assert!(start.elapsed() >= 3 * SECOND && start.elapsed() <= 5 * SECOND);
     sleep(5 * SECOND - start.elapsed()).await;
     let known = Instant::now();
@@ -50,7 +50,7 @@ async fn sessions_are_admitted_up_to_ten_of_an_organization_and_service_while_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_maximum_of_the_url_above_ten_counts_while_failing_open_under_both_of_its_names() {
+async fn a_limit_of_the_url_above_ten_applies_while_failing_open_under_both_parameter_names() {
     for name in ["default-max-request-per-organization", "default-max-request-per-user"] {
         let (_script, pool) = away(&format!("{name}=12"));
         let mut sessions = Vec::new();
@@ -62,7 +62,7 @@ async fn a_maximum_of_the_url_above_ten_counts_while_failing_open_under_both_of_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_maximum_of_the_url_counts_while_failing_open_and_workers_have_the_calls_cap() {
+async fn the_limits_of_the_url_and_of_the_call_for_a_worker_apply_while_failing_open() {
     let (_script, pool) = away("default-max-request-per-organization=1");
     let session = admitted(&pool).await;
     assert_eq!(pool.borrow(stream()).await.unwrap_err(), full(1, 1, Scope::Pool));
@@ -91,7 +91,7 @@ async fn a_worker_that_the_server_cannot_decide_on_is_admitted_as_if_it_were_awa
     };
     assert!(worker.key().starts_with("offline-"), "{}", worker.key());
     assert!(start.elapsed() <= 2 * SECOND, "{:?}", start.elapsed());
-    // It is asked for until the server can decide.
+    // The client asks for the worker until the server can decide.
     for answer in [undecided(), undecided(), granted("w")] {
         script.borrow_amid_beats().await.answer(Ok(answer));
     }
@@ -102,7 +102,7 @@ async fn a_worker_that_the_server_cannot_decide_on_is_admitted_as_if_it_were_awa
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_admitted_is_borrowed_for_real_when_the_server_is_back_sessions_first_and_paced() {
+async fn admitted_leases_are_borrowed_when_the_server_is_back_sessions_first_and_paced() {
     let (mut script, pool) = away("");
     let first = admitted(&pool).await;
     let worker = first.borrow_worker("t2w", 3).await.unwrap();
@@ -125,7 +125,7 @@ async fn what_was_admitted_is_borrowed_for_real_when_the_server_is_back_sessions
     assert!([&first, &second].iter().all(|session| session.key().starts_with('s')));
     assert_eq!((first.end_reason(), second.end_reason()), (None, None));
     assert_eq!(pool.stats().borrowed_again, 3);
-    // Nobody is admitted any more without being asked for.
+    // The pool admits no more sessions without the server.
     let (third, ()) = tokio::join!(pool.borrow(stream()), async {
         script.borrow_amid_beats().await.grant("s3");
     });
@@ -149,7 +149,7 @@ async fn an_admitted_session_that_the_server_has_no_place_for_ends_as_over_the_l
     assert_eq!(worker.ended().await, full(7, 7, Scope::Organization));
     assert_eq!(session.borrow_worker("t2w", 1).await.unwrap_err(), full(7, 7, Scope::Organization));
     drop((worker, session));
-    // The server never had them.
+    // The server never had these leases, so there is nothing to return.
     script.hears_nothing_for(300 * SECOND).await;
 }
 
@@ -173,7 +173,7 @@ async fn running_sessions_outlive_any_outage_and_are_borrowed_again_if_they_were
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_was_admitted_and_released_meanwhile_costs_the_server_nothing() {
+async fn a_session_admitted_and_released_during_an_outage_causes_no_call() {
     let (mut script, pool) = away("");
     let session = admitted(&pool).await;
     let worker = session.borrow_worker("t2w", 3).await.unwrap();
@@ -185,7 +185,7 @@ async fn a_session_that_was_admitted_and_released_meanwhile_costs_the_server_not
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_that_may_have_been_granted_unheard_is_asked_again_by_its_name() {
+async fn a_borrow_that_may_have_been_granted_is_repeated_with_its_id() {
     let mut script = Script::new();
     let pool = script.pool("on-unavailable=allow");
     let mut names = Vec::new();
@@ -206,7 +206,7 @@ async fn a_borrow_that_may_have_been_granted_unheard_is_asked_again_by_its_name(
     assert!(session.key().starts_with("offline-"));
     let real = script.borrow().await;
     assert!(names.iter().all(|name| Some(&**name) == real.header("x-borrow-id")));
-    // The server gave that lease up meanwhile, and grants nothing more by that name.
+    // The server ended that lease meanwhile, and grants no other one for the same borrow id.
     real.fail(Status::cancelled("that borrow is over"));
     let back = script.give_back().await;
     assert_eq!(back.header("x-borrow-id"), Some(&*names[0]));
@@ -219,7 +219,7 @@ async fn a_borrow_that_may_have_been_granted_unheard_is_asked_again_by_its_name(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_a_refusal_however_open_the_pool_fails() {
+async fn a_refusal_of_the_server_applies_to_a_pool_that_fails_open_too() {
     let mut script = Script::new();
     let pool = script.pool("on-unavailable=allow");
     let (refused, ()) = tokio::join!(pool.borrow(stream()), async {

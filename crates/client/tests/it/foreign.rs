@@ -1,4 +1,4 @@
-//! Servers that nobody here wrote: what the plugin of Go takes, this library takes.
+//! Servers of other authors. The library accepts the answers that the plugin of Go accepts.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::scripted::{Borrow, Call, Script, answer_with_status, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Refuses without a word about the limit, and names a lease nevertheless.
+/// Refuses a borrow without the numbers of the limit, but with the key of a lease.
 fn refuse_with_a_key(borrow: Borrow, key: &str) {
     borrow.answer(Ok(answer_with_status(BorrowStatus::ResourceExhausted, key)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_answers_ok_and_nothing_more_keeps_sessions_alive_and_has_them_back() {
+async fn keep_alives_and_returns_succeed_at_a_server_that_answers_only_ok() {
     for status in [0, 77] {
         let mut script = Script::new();
         let pool = script.pool("");
@@ -45,7 +45,7 @@ async fn until_kept_alive(session: &Session, times: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_with_a_key_is_told_without_numbers_and_its_key_is_given_back() {
+async fn a_refusal_with_a_key_has_no_numbers_and_its_key_is_returned() {
     let mut script = Script::new();
     let pool = script.pool("");
     let (active, max, scope) = (0, 0, Scope::Unknown);
@@ -82,7 +82,7 @@ async fn a_worker_that_is_not_found_has_no_session_and_is_not_asked_for_again() 
         script.borrow().await.fail(Status::not_found("no session under this trace"));
     });
     assert_eq!(refused.unwrap_err(), Error::SessionNotFound);
-    // What it says of the worker says nothing of the session, whose own keep-alives tell.
+    // The answer is about the worker, so it does not end the session.
     assert_eq!(session.end_reason(), None);
 }
 
@@ -134,7 +134,7 @@ async fn a_stream_that_ends_with_any_code_ends_no_session_and_keep_alives_go_by_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_tells_no_state_of_a_pool_is_not_taken_for_an_empty_pool() {
+async fn an_answer_without_a_state_is_not_read_as_an_empty_pool() {
     let script = Script::new();
     let refused = script.plugin("").state("t1r", "acme").await.unwrap_err();
     assert!(

@@ -50,7 +50,7 @@ async fn a_short_ttl_is_kept_alive_three_times_within_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ttl_told_with_a_keep_alive_counts_from_then_on() {
+async fn a_ttl_in_the_answer_to_a_keep_alive_applies_from_then_on() {
     let mut script = Script::new();
     let pool = script.pool("");
     let session = script.session(&pool, "s").await;
@@ -60,7 +60,8 @@ async fn a_ttl_told_with_a_keep_alive_counts_from_then_on() {
     shorter.metadata_mut().insert("x-lease-ttl-ms", "3000".parse().unwrap());
     script.keep_alive().await.answer(Ok(shorter));
     let told = Instant::now();
-    // A third of it later, and lost when all of it has passed.
+    // The next keep-alive comes after a third of the new TTL. The session is lost after the whole
+    // TTL.
     let beat = script.keep_alive().await;
     assert!(beat.at - told <= SECOND.mul_f64(1.06), "{:?}", beat.at - told);
     beat.fail(Status::unavailable("gone"));
@@ -135,7 +136,8 @@ async fn a_denied_keep_alive_ends_the_session_once_with_and_without_a_callback()
         assert_eq!(silent.ended().await, reason);
         assert_eq!(hears.recv().await, Some(reason.clone()));
         assert_eq!(hears.recv().await, None);
-        // The pool survived the panic; nothing is kept alive or borrowed again.
+        // The pool survived the panic. The ended sessions are neither kept alive nor borrowed
+        // again.
         script.hears_nothing_for(300 * SECOND).await;
         assert_eq!(heard.borrow_worker("t2w", 1).await.unwrap_err(), reason);
         drop(heard);
@@ -229,13 +231,13 @@ async fn a_session_refused_when_borrowed_again_ends_as_lost() {
         *cause,
         Error::ConcurrentStreamLimitExceeded { active: 4000, max: 4000, scope: Scope::Service }
     );
-    // The server holds nothing for it.
+    // The server holds no lease for the session, so there is nothing to return.
     drop(session);
     script.hears_nothing_for(300 * SECOND).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_again_that_nobody_answers_keeps_its_name_and_is_given_back_by_it() {
+async fn an_unanswered_borrow_of_a_forgotten_session_keeps_its_id_and_is_returned_by_it() {
     let mut script = Script::new();
     let pool = script.pool("");
     let session = script.session(&pool, "s").await;
@@ -246,7 +248,7 @@ async fn a_borrow_again_that_nobody_answers_keeps_its_name_and_is_given_back_by_
     let second = script.borrow().await;
     assert_eq!(second.header("x-borrow-id"), Some(&*name));
     drop(session);
-    // The return waits for the borrow in flight, and then names it.
+    // The return waits for the borrow in flight, and then names it by its borrow id.
     script.hears_nothing_for(SECOND).await;
     second.fail(Status::unavailable("draining"));
     let back = script.give_back().await;
@@ -284,7 +286,7 @@ async fn a_failed_keep_alive_is_repeated_every_second_and_a_ttl_without_success_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_never_answers_costs_a_session_its_life_after_one_ttl() {
+async fn a_session_is_lost_after_one_ttl_if_the_server_never_answers() {
     let mut script = Script::new();
     let pool = script.pool("");
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! The indexer API key out of a file that is replaced while a pool lives.
+//! The indexer API key comes from a file, which is replaced while the pool is open.
 
 use std::path::Path;
 use std::time::Duration;
@@ -95,7 +95,7 @@ async fn a_stream_of_keep_alives_shows_the_key_that_the_file_holds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_key_that_was_replaced_meanwhile_is_asked_with_anew() {
+async fn a_borrow_whose_key_is_refused_is_retried_if_the_key_was_replaced() {
     let file = KeyFile::holding("old");
     let mut script = Script::new();
     let pool = script.pool(&file.parameter());
@@ -112,7 +112,7 @@ async fn a_refused_key_that_was_replaced_meanwhile_is_asked_with_anew() {
         again.grant("s");
     });
     let session = session.unwrap();
-    // With the same key again there is nothing to try.
+    // The key is still the same, so the borrow is not tried again.
     let (worker, ()) = tokio::join!(session.borrow_worker("t2w", 1), async {
         script.borrow().await.fail(Status::unauthenticated("who is it?"));
     });

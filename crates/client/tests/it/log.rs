@@ -42,7 +42,7 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_borrow_is_a_span_that_says_for_whom_and_how_it_went_and_no_secret_is_logged() {
+async fn a_borrow_is_a_span_with_its_ids_and_its_outcome_and_no_secret_is_logged() {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new("tgm_session=trace"))
@@ -59,7 +59,7 @@ async fn a_borrow_is_a_span_that_says_for_whom_and_how_it_went_and_no_secret_is_
         script.borrow().await.fail(Status::resource_exhausted("egress_bytes 10/10"));
     });
     assert!(refused.is_err());
-    // Its first try may have been granted, for all the client knows.
+    // The server may have granted the first try, so the client returns the borrow.
     script.give_back().await.take();
     let mut attached = streams.recv().await.unwrap();
     let batch = attached.batch().await.unwrap();

@@ -1,5 +1,5 @@
-//! The library against servers: one that misbehaves on purpose, in virtual time, and the real one
-//! over TCP.
+//! The library against two servers: a scripted one in virtual time, which can misbehave, and the
+//! real server over TCP.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 

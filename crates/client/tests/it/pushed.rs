@@ -28,7 +28,7 @@ async fn serve(port: u16) -> Running {
     Server::bind(config).await.unwrap().start().await.unwrap()
 }
 
-/// A pool that speaks to the server by its stream, with a session of each organization.
+/// A pool with an open stream to the server, and a session of each organization.
 async fn attached(server: &Running, organizations: &[&str]) -> (Pool, Vec<Session>) {
     let address = server.grpc_address();
     let dsn = Dsn::parse(&format!("tgm://{address}?plaintext=true")).unwrap();
@@ -86,7 +86,8 @@ async fn a_stopping_server_ends_no_session_and_the_next_one_gets_all_of_them_ove
     server.stop().await.unwrap();
     assert!(sessions.iter().all(|session| session.end_reason().is_none()));
     let server = serve(port).await;
-    // That one knows of nothing: each is borrowed again, and the stream comes back.
+    // The new server knows no lease, so each session is borrowed again and the stream is opened
+    // again.
     let again = || sessions.iter().zip(&before).all(|(session, before)| session.key() != *before);
     until(|| again() && pool.stats().attached).await;
     assert_eq!(pool.stats().lost, 0);

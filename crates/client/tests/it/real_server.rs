@@ -41,7 +41,7 @@ fn on_disk(path: &Path) -> StoreUrl {
     StoreUrl::File { path: path.to_owned(), make_folders: false }
 }
 
-/// A pool, and the plugin behind it to look at what the server counts.
+/// A pool, and the plugin behind it, which tests ask for what the server counts.
 pub(crate) fn pool(address: SocketAddr, parameters: &str) -> (Pool, Arc<TgmPool>) {
     let dsn = Dsn::parse(&format!("tgm://{address}?plaintext=true&{parameters}")).unwrap();
     let plugin = Arc::new(TgmPool::from_dsn(&dsn).unwrap());
@@ -57,9 +57,9 @@ async fn held(plugin: &TgmPool) -> (u64, u64) {
     (count("t1r").await, count("t2w").await)
 }
 
-/// Waits until the server counts so many sessions and workers of the organization.
+/// Waits until the server counts the expected sessions and workers of the organization.
 pub(crate) async fn until_held(plugin: &TgmPool, expected: (u64, u64)) {
-    // A question may share an attempt to connect that found the server away, before it came back.
+    // A call may fail because it shares a failed attempt to connect from before the restart.
     let count =
         async |service| plugin.state(service, "acme").await.ok().map(|state| state.borrowed);
     let (sessions, workers) = expected;
@@ -120,7 +120,7 @@ async fn the_limit_on_the_workers_of_a_session_holds_without_a_trace() {
         workers.push(session.borrow_worker("t2w", 2).await.unwrap());
         assert_eq!(session.borrow_worker("t2w", 2).await.unwrap_err(), full);
     }
-    // Whoever calls the plugin itself has a trace, too.
+    // A session that the plugin borrows without guards has a trace, too.
     let lease = plugin.borrow_session(request()).await.unwrap();
     for _ in 0..2 {
         plugin.borrow_worker(&lease, WorkerRequest::new("t2w", 2)).await.unwrap();
@@ -152,7 +152,7 @@ async fn refusals_that_are_no_limit_keep_their_kind() {
 }
 
 #[tokio::test]
-async fn whoever_names_no_organization_counts_for_the_default_one_of_server_and_process() {
+async fn a_request_without_an_organization_counts_for_the_default_organization() {
     let nameless = || SessionRequest::new("t1r", "");
     let server = memory().await;
     let (refusing, _) = pool(server.grpc_address(), "");
@@ -177,7 +177,7 @@ async fn whoever_names_no_organization_counts_for_the_default_one_of_server_and_
 }
 
 #[tokio::test]
-async fn the_key_of_the_url_is_what_the_server_knows_the_indexer_by() {
+async fn the_server_knows_an_indexer_by_the_key_of_its_url() {
     // The digest of `s3cret`, as a policy holds it.
     let policy = format!(
         "{POLICY}\n[[indexers]]\nname = \"west\"\nkey_sha256 = \"{}\"\n",
@@ -206,7 +206,7 @@ async fn a_close_leaves_nothing_on_the_server() {
     assert_eq!(held(&plugin).await, (3, 3));
     let report = pool.close(SOON).await;
     assert_eq!(report, CloseReport { returned: 6, not_returned: 0 });
-    // The process that comes after this one is not refused.
+    // The slots are free, so the next process is not refused.
     assert_eq!(held(&plugin).await, (0, 0));
     for (session, worker) in &guards {
         assert_eq!((session.ended().await, worker.ended().await), (Error::Closed, Error::Closed));
@@ -218,7 +218,7 @@ async fn borrows_dropped_at_any_point_leave_nothing_on_the_server() {
     let server = memory().await;
     let (pool, plugin) = pool(server.grpc_address(), "");
     for polls in 0..40u64 {
-        // Whatever it was doing after so many microseconds, it is dropped there.
+        // The borrow is dropped after this time, at whatever point it waits.
         let patience = Duration::from_micros(polls * 50);
         drop(tokio::time::timeout(patience, pool.borrow(stream("k1"))).await);
     }
@@ -240,7 +240,7 @@ async fn many_guards_dropped_in_any_order_leave_nothing_on_the_server() {
         } else {
             drop((workers, session));
         }
-        // The slots come back at once, or the next round is refused.
+        // Every round must free all its slots.
         until_held(&plugin, (0, 0)).await;
     }
 }
@@ -264,7 +264,7 @@ async fn a_server_that_forgot_everything_grants_the_same_sessions_and_workers_ag
 }
 
 #[tokio::test]
-async fn a_server_that_remembers_is_restarted_without_anyone_noticing() {
+async fn a_server_restarted_on_its_file_knows_every_lease_by_the_same_key() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("leases");
     let server = serve(POLICY, on_disk(&file), 0).await;
@@ -289,7 +289,7 @@ async fn a_server_that_remembers_is_restarted_without_anyone_noticing() {
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_has_a_place_for_after_a_restart_ends_as_lost() {
+async fn a_session_that_a_restarted_server_refuses_ends_as_lost() {
     let server = memory().await;
     let address = server.grpc_address();
     let (pool, _) = pool(address, "request-keep-alive-delay=200ms");

@@ -19,7 +19,7 @@ async fn a_dropped_guard_returns_its_lease_and_workers_go_before_their_session()
     let back = script.give_back().await;
     assert_eq!(back.message.worker_key, "w1");
     assert_eq!(back.message.minimal_worker_life_duration, None);
-    // The session waits for the first try of both, also of the one that began before.
+    // The session waits for the first try of both workers, also for the try that began earlier.
     drop(session);
     assert_eq!(two.ended().await, Error::SessionNotFound);
     let second = script.give_back().await;
@@ -66,7 +66,7 @@ async fn a_release_resolves_with_the_servers_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_release_goes_on_when_nobody_waits_for_it() {
+async fn a_release_whose_future_is_dropped_goes_on() {
     let mut script = Script::new();
     let pool = script.pool("");
     let session = script.session(&pool, "s").await;
@@ -97,7 +97,7 @@ async fn a_lost_return_is_repeated_until_it_is_answered() {
     let session = script.session(&pool, "s").await;
     let release = session.release();
     let (outcome, ()) = tokio::join!(release, async {
-        // One is never answered, one is refused, one fails.
+        // The first try is never answered, the second one is refused, and the third one fails.
         let silent = script.give_back().await;
         let second = script.give_back().await;
         assert!(!silent.is_waited_for() && second.at - silent.at >= 10 * SECOND);
@@ -153,7 +153,8 @@ async fn returns_and_a_close_end_with_the_ttl_however_many_leases_wait_for_a_ser
                 }
             }
         });
-        // All of them ask every second whether the server is back, which it is asked less often.
+        // Every lease is due for a retry each second, but the pool makes fewer calls while the
+        // server is away.
         tokio::time::sleep(25 * SECOND).await;
         let start = Instant::now();
         let (worker, session) = (worker.release(), sessions.swap_remove(0).release());
@@ -185,12 +186,12 @@ async fn a_return_waits_for_the_keep_alive_in_flight_so_that_nothing_is_revived(
     let back = script.give_back().await;
     assert_eq!(back.message.worker_key, "s");
     back.take();
-    // And no keep-alive follows the return.
+    // No keep-alive follows the return.
     script.hears_nothing_for(120 * SECOND).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_handle_to_go_leaves_a_task_that_returns_everything_and_ends() {
+async fn after_the_last_handle_is_dropped_the_task_returns_everything_and_ends() {
     let mut script = Script::new();
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let mut alive = Vec::new();
@@ -199,7 +200,7 @@ async fn the_last_handle_to_go_leaves_a_task_that_returns_everything_and_ends() 
         let session = script.session(&pool, "s").await;
         let worker = script.worker(&session, "w").await;
         drop(pool);
-        // A guard keeps its pool: both are kept alive.
+        // The guards keep the task of the pool running, so both leases are kept alive.
         for _ in 0..2 {
             script.keep_alive().await.extend();
         }
@@ -212,6 +213,6 @@ async fn the_last_handle_to_go_leaves_a_task_that_returns_everything_and_ends() 
         script.hears_nothing_for(120 * SECOND).await;
         alive.push(tasks());
     }
-    // The connection stays, because the script holds on to it; the second pool left nothing.
+    // The second pool left no task behind. The tasks of the script stay.
     assert_eq!(alive[0], alive[1]);
 }

@@ -1,4 +1,4 @@
-//! Pools whose runtime is gone, and callers that have none.
+//! Pools whose runtime has shut down, and callers outside of every runtime.
 
 use std::io;
 use std::pin::pin;
@@ -28,7 +28,7 @@ fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-/// Waits in a runtime for what has to come at once.
+/// Waits for a future in a runtime, with a timeout.
 fn soon<T>(runtime: &Runtime, what: impl Future<Output = T>) -> T {
     runtime.block_on(async { timeout(SOON, what).await.expect("it comes soon") })
 }
@@ -101,7 +101,7 @@ fn everything_a_pool_holds_ends_with_its_runtime_and_nothing_fails_open() {
 }
 
 #[test]
-fn what_is_under_way_when_the_runtime_of_a_pool_goes_fails_as_closed() {
+fn calls_in_flight_when_the_runtime_of_a_pool_shuts_down_fail_as_closed() {
     let elsewhere = runtime();
     for policy in POLICIES {
         let home = runtime();
@@ -110,7 +110,7 @@ fn what_is_under_way_when_the_runtime_of_a_pool_goes_fails_as_closed() {
         let (release, asked) = soon(&elsewhere, async {
             let session = script.session(&pool, "s").await;
             let release = session.release();
-            // It is not answered; nor is the borrow.
+            // The test answers neither the return nor the borrow.
             let mut asked = vec![script.give_back().await.message.worker_key];
             let borrowing = pool.clone();
             let borrow = tokio::spawn(async move { borrowing.borrow(stream()).await });
@@ -147,7 +147,7 @@ fn a_pool_made_in_a_runtime_that_is_gone_is_closed() {
     assert_eq!(soon(&elsewhere, pool.close(HOUR)), CloseReport::default());
 }
 
-/// A recorder that panics, on the task of the pool that tells it something.
+/// A metrics recorder that panics, in the task of the pool that reports to it.
 struct Panics;
 
 impl Recorder for Panics {
@@ -169,7 +169,7 @@ impl Recorder for Panics {
 }
 
 #[test]
-fn a_panic_in_the_task_of_a_pool_is_the_end_of_the_pool() {
+fn a_panic_in_the_task_of_a_pool_closes_the_pool() {
     let elsewhere = runtime();
     let server = elsewhere.block_on(memory());
     let home = Builder::new_current_thread().enable_all().build().unwrap();
@@ -226,7 +226,7 @@ fn outside_of_a_runtime_a_borrow_is_an_error_and_a_return_works() {
     assert!(is_outside(&alone(pool.borrow(stream())).unwrap_err()));
     assert!(is_outside(&alone(session.borrow_worker("t2w", 2)).unwrap_err()));
     assert!(is_outside(&alone(plugin.state("t1r", "acme")).unwrap_err()));
-    // One that began inside, too; it leaves nothing behind.
+    // A borrow that began inside of a runtime fails outside of it, too, and leaves no lease behind.
     let mut borrow = Box::pin(pool.borrow(stream()));
     assert!(home.block_on(async { (&mut borrow).now_or_never() }).is_none());
     assert!(is_outside(&alone(borrow).unwrap_err()));

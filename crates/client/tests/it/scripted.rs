@@ -1,7 +1,7 @@
-//! A session server of which the test itself gives every answer.
+//! A session server whose answers all come from the test.
 //!
-//! Client and server speak real gRPC, over a pipe in this process: so the runtime knows when
-//! nothing is left to happen but time, and paused tests pass hours in milliseconds.
+//! Client and server use real gRPC, over a pipe in this process. So the runtime knows when no task
+//! can run, and paused tests pass hours in milliseconds.
 
 use std::io;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(crate) struct Asked<Q, A> {
 
 impl<Q, A> Asked<Q, A> {
     pub(crate) fn answer(self, answer: Result<Response<A>, Status>) {
-        // The client may have gone, as some tests want it to.
+        // Some tests drop the call before it is answered.
         let _ = self.answer.send(answer);
     }
 
@@ -108,7 +108,7 @@ pub(crate) fn answer_with_status(
     response
 }
 
-/// What a worker is told that a server cannot decide on now.
+/// The answer to the borrow of a worker that the server cannot decide on now.
 pub(crate) fn undecided() -> Response<BorrowWorkerResponse> {
     let mut response = answer_with_status(BorrowStatus::ResourceExhausted, "");
     response.metadata_mut().insert("x-denied-scope", "server".parse().unwrap());
@@ -169,7 +169,7 @@ impl WorkerPool for Service {
     }
 }
 
-/// One stream of batched keep-alives, of which the test gives every answer.
+/// One stream of batched keep-alives. All its answers come from the test.
 pub(crate) struct Attached {
     batches: Streaming<AttachRequest>,
     events: mpsc::UnboundedSender<Result<AttachResponse, Status>>,
@@ -216,7 +216,7 @@ impl SessionControl for Control {
     }
 }
 
-/// The server, and the way to it.
+/// The scripted server, and the pipes through which pools connect to it.
 pub(crate) struct Script {
     calls: mpsc::UnboundedReceiver<Call>,
     reachable: Arc<AtomicBool>,
@@ -228,7 +228,7 @@ impl Script {
         Self::serving(None)
     }
 
-    /// As [`Script::new`], of a server that also takes streams of batched keep-alives.
+    /// As [`Script::new`], but the server also accepts streams of batched keep-alives.
     pub(crate) fn attachable() -> (Self, mpsc::UnboundedReceiver<Attached>) {
         let (streams, attached) = mpsc::unbounded_channel();
         (Self::serving(Some(SessionControlServer::new(Control(streams)))), attached)
@@ -252,7 +252,7 @@ impl Script {
         self.pool_past(parameters, |server| server)
     }
 
-    /// As [`Script::pool`], with something before the server, to which `past` makes the way.
+    /// As [`Script::pool`], but `past` puts something between the pool and the server.
     pub(crate) fn pool_past(
         &self,
         parameters: &str,
@@ -283,12 +283,12 @@ impl Script {
         TgmPool::with_connector(&config, connect).unwrap()
     }
 
-    /// Refuses connections from now on, or takes them again. Those that are open stay.
+    /// Refuses new connections, or accepts them again. Open connections stay open.
     pub(crate) fn set_reachable(&self, reachable: bool) {
         self.reachable.store(reachable, Ordering::Relaxed);
     }
 
-    /// The next call. One that does not come within a (virtual) hour never comes.
+    /// Waits for the next call, for at most one hour of virtual time.
     pub(crate) async fn call(&mut self) -> Call {
         let call = tokio::time::timeout(Duration::from_secs(3600), self.calls.recv()).await;
         call.expect("a call").expect("the service lives as long as the script")
@@ -301,7 +301,7 @@ impl Script {
         }
     }
 
-    /// The next borrow; keep-alives that come before it, whenever they are due, are answered.
+    /// Waits for the next borrow, and answers the keep-alives that come before it.
     pub(crate) async fn borrow_amid_beats(&mut self) -> Borrow {
         loop {
             match self.call().await {
@@ -326,7 +326,7 @@ impl Script {
         }
     }
 
-    /// Checks that nothing is asked for so long.
+    /// Checks that no call comes during this time.
     pub(crate) async fn hears_nothing_for(&mut self, time: Duration) {
         if let Ok(call) = tokio::time::timeout(time, self.call()).await {
             panic!("an unexpected {}", call.name());

@@ -12,7 +12,8 @@ use crate::scripted::{Call, Script, answer_with_status, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Numbers of which most are zero: only crates that know all fields may write them out.
+/// Stats with the fields that `set` changes. `PoolStats` is `#[non_exhaustive]`, so a struct
+/// literal is not possible here.
 fn stats(set: impl FnOnce(&mut PoolStats)) -> PoolStats {
     let mut stats = PoolStats::default();
     set(&mut stats);
@@ -117,7 +118,7 @@ async fn an_open_stream_shows_in_the_numbers() {
     assert_eq!((counted.kept_alive, counted.attached), (1, false));
 }
 
-/// What a recorder has, by name and label.
+/// The values of a recorder, by name and label.
 fn recorded(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     let values = snapshotter.snapshot().into_vec().into_iter().map(|(key, _, _, value)| {
         let key = key.key();
@@ -133,7 +134,7 @@ fn recorded(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_recorder_of_the_application_hears_the_same_numbers_of_all_pools_together() {
+async fn the_recorder_of_the_application_gets_the_same_numbers_summed_over_all_pools() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _here = metrics::set_default_local_recorder(&recorder);
@@ -150,7 +151,7 @@ async fn the_recorder_of_the_application_hears_the_same_numbers_of_all_pools_tog
     let mut total = BTreeMap::new();
     let mut hear = || {
         for (name, value) in recorded(&snapshotter) {
-            // A snapshot takes away what it shows.
+            // A snapshot resets the values that it reads.
             *total.entry(name).or_insert(0.0) += value;
         }
         total.clone()
@@ -173,7 +174,7 @@ async fn the_recorder_of_the_application_hears_the_same_numbers_of_all_pools_tog
     while returned < 3 {
         match script.call().await {
             Call::Return(back) => back.take(),
-            // A beat that was under way: its return waits for it.
+            // The return of a lease waits for its keep-alive in flight.
             Call::KeepAlive(beat) => {
                 beat.extend();
                 continue;

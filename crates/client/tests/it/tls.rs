@@ -67,9 +67,9 @@ impl Authority {
 struct Behind {
     port: u16,
     shown: Arc<Mutex<TlsAcceptor>>,
-    /// How many connections came.
+    /// How many connections were accepted.
     came: Arc<AtomicUsize>,
-    /// Those that are open.
+    /// The open connections.
     open: Arc<Mutex<JoinSet<()>>>,
 }
 
@@ -89,7 +89,7 @@ impl Behind {
             while let Ok((connection, _)) = listener.accept().await {
                 came.fetch_add(1, Ordering::Relaxed);
                 let accepting = shown.lock().accept(connection);
-                // A client that does not trust the certificate hangs up in the handshake.
+                // A client that does not trust the certificate disconnects during the handshake.
                 if let Ok(stream) = accepting.await {
                     open.lock().spawn(server.serve_stream(stream));
                 }
@@ -98,7 +98,7 @@ impl Behind {
         behind
     }
 
-    /// Shows something else from now on, on new connections: the old ones break.
+    /// Uses another acceptor for new connections, and breaks the open ones.
     fn renew(&self, shown: TlsAcceptor) {
         *self.shown.lock() = shown;
         self.cut();
@@ -109,7 +109,8 @@ impl Behind {
     }
 }
 
-/// Shows this certificate, and asks clients for one of `clients` if there is such an authority.
+/// An acceptor with this certificate. If `clients` is given, it requires client certificates of
+/// that authority.
 fn showing(
     certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
@@ -134,7 +135,7 @@ fn showing(
     TlsAcceptor::from(Arc::new(tls))
 }
 
-/// Shows a certificate for `localhost` that `authority` signs.
+/// An acceptor with a certificate for `localhost` that `authority` signs.
 fn signed_by(authority: &Authority, clients: Option<&Authority>) -> TlsAcceptor {
     let signed = authority.sign("localhost", ExtendedKeyUsagePurpose::ServerAuth);
     let certificate = CertificateDer::from_pem_file(&signed.certificate).unwrap();
@@ -162,7 +163,7 @@ async fn borrow(url: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The message that a borrow is refused with, as unavailable.
+/// The message of a borrow that fails as unavailable.
 async fn unavailable(url: &str) -> String {
     match borrow(url).await {
         Err(Error::Unavailable { message, .. }) => message,
@@ -170,7 +171,7 @@ async fn unavailable(url: &str) -> String {
     }
 }
 
-/// The message that a borrow is refused with, as one that the URL does not allow.
+/// The message of a borrow that fails because the URL does not fit the server.
 async fn mismatched(url: &str) -> String {
     match borrow(url).await {
         Err(Error::InvalidArgument { message, .. }) => message,
@@ -200,7 +201,7 @@ async fn a_certificate_of_an_authority_that_the_system_trusts_is_enough() {
     let port = serve(&Authority::new(), None).await.port;
     let url = format!("tgm://localhost:{port}?borrow-timeout=1s");
     assert!(unavailable(&url).await.contains("certificate"));
-    // The system's authorities are those of the environment of a process: another process it is.
+    // Environment variables name the authorities of the system, so the test needs another process.
     let authority = Authority::new();
     let child = tokio::task::spawn_blocking(move || {
         Command::new(std::env::current_exe().unwrap())
@@ -223,13 +224,14 @@ async fn borrows_by_the_authorities_of_its_environment() {
 }
 
 #[tokio::test]
-async fn a_ca_file_that_was_replaced_is_trusted_by_the_pool_that_there_is() {
+async fn an_open_pool_trusts_a_ca_file_that_was_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let trusted = folder.path().join("trusted.pem");
     renew_under_a_pool(&trusted, &format!("ca-file={}", trusted.display())).await;
 }
 
-/// Replaces the authority of a server, and what a client of it trusts, under a pool of the client.
+/// Replaces the authority of a server and the authority that its client trusts, while a pool is
+/// open.
 async fn renew_under_a_pool(trusted: &Path, parameters: &str) {
     let (old, new) = (Authority::new(), Authority::new());
     std::fs::copy(old.file(), trusted).unwrap();
@@ -238,7 +240,7 @@ async fn renew_under_a_pool(trusted: &Path, parameters: &str) {
     let pool = Registry::default().connect(&url).await.unwrap();
     let borrow = async || pool.borrow(SessionRequest::new("t1r", "acme")).await;
     borrow().await.unwrap().release().await.unwrap();
-    // What is broken is not used, and does not take the place of what was sound.
+    // A broken file is not used. The client keeps the authorities that it read before.
     std::fs::write(trusted, "nonsense").unwrap();
     server.cut();
     borrow().await.unwrap().release().await.unwrap();
@@ -250,7 +252,7 @@ async fn renew_under_a_pool(trusted: &Path, parameters: &str) {
 
 #[tokio::test]
 async fn a_certificate_that_signed_itself_is_trusted_when_it_is_the_ca_file() {
-    // What `openssl req -x509 -subj /CN=localhost` makes.
+    // A certificate as `openssl req -x509 -subj /CN=localhost` makes it.
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "localhost");
@@ -271,7 +273,7 @@ async fn a_certificate_that_signed_itself_is_trusted_when_it_is_the_ca_file() {
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_a_certificate_gets_the_clients_and_refuses_who_shows_none() {
+async fn a_server_that_requires_client_certificates_gets_one_and_refuses_clients_without() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let port = serve(&authority, Some(&clients)).await.port;
     let shown = clients.sign("client", ExtendedKeyUsagePurpose::ClientAuth);
@@ -307,7 +309,7 @@ async fn insecure_accepts_any_certificate_and_warns_that_it_does() {
 }
 
 #[tokio::test]
-async fn a_server_with_tls_is_found_by_the_first_attempt_without_it_and_the_parameter_is_named() {
+async fn the_first_attempt_without_tls_at_a_server_with_tls_fails_and_names_the_parameter() {
     let authority = Authority::new();
     let server = serve(&authority, None).await;
     let url = format!("tgm://localhost:{}?plaintext=true", server.port);
@@ -318,7 +320,7 @@ async fn a_server_with_tls_is_found_by_the_first_attempt_without_it_and_the_para
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_found_by_the_first_attempt_with_it_and_the_parameter_is_named() {
+async fn the_first_attempt_with_tls_at_a_server_without_tls_fails_and_names_the_parameter() {
     let server = plaintext().await;
     let plain = server.grpc_address().port();
     borrow(&format!("tgm://localhost:{plain}?plaintext=true")).await.unwrap();

@@ -1,4 +1,5 @@
-//! What came out of a variable of the session URL, and a server that cannot be reached there.
+//! Errors about a server that cannot be reached show the variables of the session URL, and never
+//! their values.
 
 use std::error::Error as _;
 use std::net::TcpListener;
@@ -7,8 +8,8 @@ use std::sync::Arc;
 use tgm_session::{Dsn, Error, Pool, SessionRequest, TgmConfig, TgmPool};
 
 #[tokio::test]
-async fn a_server_that_cannot_be_reached_is_named_as_the_url_names_it_down_to_the_first_cause() {
-    // Nobody listens there once the listener has gone.
+async fn no_error_about_an_unreachable_server_shows_the_value_of_a_variable() {
+    // No program listens on this port, because the listener is dropped.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     for (url, host) in [
         ("tgm://$HOST:$PORT?plaintext=true&borrow-timeout=200ms", "127.0.0.1"),

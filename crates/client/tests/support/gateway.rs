@@ -1,5 +1,5 @@
-//! A session server of the time before `SessionControl`: it answers `UNIMPLEMENTED` there, and is
-//! the server behind it everywhere else.
+//! An old session server, without `SessionControl`. It answers calls of `SessionControl` with
+//! `UNIMPLEMENTED`, and forwards all other calls to the real server.
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -9,7 +9,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use tower::{ServiceExt as _, service_fn};
 
-/// What the old server does not know.
+/// The path of the service that the old server does not have.
 const UNKNOWN: &str = "/tgm.session.v1.SessionControl/";
 
 /// Serves one connection of a client until it ends, with the answers of `server`.
@@ -28,6 +28,6 @@ where
     });
     let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
     let service = TowerToHyperService::new(service);
-    // It ends when the client hangs up, with an error or without.
+    // It ends when the client disconnects, with or without an error.
     let _ = builder.serve_connection(TokioIo::new(client), service).await;
 }

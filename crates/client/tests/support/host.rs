@@ -1,5 +1,5 @@
-//! A streaming service under load: streams that come and go at random, and an exact account of
-//! what it holds.
+//! A streaming service under load. Its streams begin and end at random, and it knows exactly which
+//! leases it holds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,32 +13,32 @@ use tokio::time::{sleep, timeout};
 /// How a host behaves.
 #[derive(Clone, Debug)]
 pub(crate) struct Habits {
-    /// Tells its traces from those of other hosts.
+    /// The start of its trace ids, so that they differ from those of other hosts.
     pub(crate) name: String,
-    /// Whose streams it serves.
+    /// The organizations whose streams it serves.
     pub(crate) organizations: Vec<String>,
-    /// The longest pause between two things it does.
+    /// The longest pause between two actions.
     pub(crate) pause: Duration,
-    /// Most streams it wants to serve at once.
+    /// The most streams that it serves at once.
     pub(crate) streams: usize,
-    /// Most workers it wants under one session.
+    /// The limit on the workers of one session.
     pub(crate) workers: u32,
 }
 
-/// What a host has seen.
+/// What happened to the leases and borrows of a host, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Sessions and workers that were granted.
     pub(crate) granted: u64,
-    /// Borrows that a limit refused, and of workers whose session had ended.
+    /// Borrows that a limit refused, and borrows of workers under a session that had ended.
     pub(crate) refused: u64,
     /// Borrows that found no server in time.
     pub(crate) unavailable: u64,
-    /// Borrows whose caller went away first.
+    /// Borrows that were dropped before they were answered.
     pub(crate) abandoned: u64,
-    /// Sessions and workers that were given back.
+    /// Sessions and workers that were released.
     pub(crate) released: u64,
-    /// Sessions and workers that ended as lost.
+    /// Sessions and workers that ended before they were released.
     pub(crate) lost: u64,
 }
 
@@ -53,7 +53,7 @@ impl AddAssign for Tally {
     }
 }
 
-/// Something that no fault of a server or a network may bring about.
+/// An error that no fault of a server or a network may cause.
 #[derive(Debug)]
 pub(crate) struct Unexpected(Error);
 
@@ -65,7 +65,7 @@ impl fmt::Display for Unexpected {
 
 impl std::error::Error for Unexpected {}
 
-/// One stream that runs.
+/// One running stream.
 struct Stream {
     trace: String,
     session: Session,
@@ -96,14 +96,15 @@ impl Host {
         &self.pool
     }
 
-    /// What it has seen so far.
+    /// The counts so far.
     pub(crate) fn tally(&self) -> Tally {
         self.tally
     }
 
-    /// Does one thing, and then nothing for a moment.
+    /// Does one random action, and then waits for a moment.
     ///
-    /// Cancellation safe: dropped in the middle of a borrow, it holds what it held before.
+    /// Cancellation safe: if it is dropped during a borrow, the host holds the same leases as
+    /// before.
     pub(crate) async fn act(&mut self) -> Result<(), Unexpected> {
         match roll(10) {
             0..4 => self.begin().await?,
@@ -164,7 +165,7 @@ impl Host {
         }
     }
 
-    /// Stops the streams whose session has ended, as an application does that is told so.
+    /// Stops the streams whose session has ended, as an application must.
     pub(crate) fn stop_what_ended(&mut self) -> Result<(), Unexpected> {
         let before = self.slots();
         for stream in &mut self.streams {
@@ -186,7 +187,7 @@ impl Host {
         self.streams.iter().map(Stream::slots).sum()
     }
 
-    /// What the server has to count for it, by trace.
+    /// How many leases the server must count for this host, by trace.
     pub(crate) fn holds(&self) -> BTreeMap<String, u64> {
         self.streams.iter().map(|stream| (stream.trace.clone(), stream.slots())).collect()
     }
@@ -198,7 +199,7 @@ impl Stream {
     }
 }
 
-/// Waits for a borrow as long as some caller does: some go away in the middle of it.
+/// Waits for a borrow with a timeout. One in five borrows is dropped after less than 200 ms.
 async fn patiently<T>(borrow: impl Future<Output = T>, tally: &mut Tally) -> Option<T> {
     let patience = if roll(5) == 0 { roll(200) as u64 } else { 30_000 };
     let borrowed = timeout(Duration::from_millis(patience), borrow).await.ok();
@@ -217,7 +218,7 @@ impl Tally {
             Err(
                 Error::ConcurrentStreamLimitExceeded { .. } | Error::WorkersLimitExceeded { .. },
             ) => &mut self.refused,
-            // Or the session under which a worker was asked for has ended meanwhile.
+            // The session of a worker may have ended during the borrow.
             Err(reason) => {
                 expected_end(&reason)?;
                 &mut self.refused
@@ -228,14 +229,15 @@ impl Tally {
     }
 }
 
-/// Nothing that goes wrong is a decision of the operator or a spent budget.
+/// Checks that a fault can be the reason. No fault may look like a decision of the operator or a
+/// spent budget.
 fn expected_end(reason: &Error) -> Result<(), Unexpected> {
     let expected = match reason {
         Error::Lost { cause } => {
             !matches!(**cause, Error::PermissionDenied { .. } | Error::QuotaExceeded { .. })
         }
-        // Admitted while no server could be reached, and refused by the one that came back; or a
-        // worker that ended with its session.
+        // The pool admitted the lease while no server could be reached, and the next server refused
+        // it. Or a worker ended with its session.
         Error::ConcurrentStreamLimitExceeded { .. }
         | Error::WorkersLimitExceeded { .. }
         | Error::SessionNotFound => true,

@@ -1,8 +1,8 @@
-//! A proxy between clients and their server that does what networks do to both.
+//! A proxy between clients and their server that imitates the faults of networks.
 //!
-//! It carries the bytes of any number of TCP connections. What becomes of them is the [`Weather`],
-//! which may change at any time and holds for connections that are open already, too. All its
-//! waiting is in tokio's time, so paused tests pass hours in milliseconds.
+//! It carries the bytes of any number of TCP connections. The [`Weather`] says which faults occur.
+//! It may change at any time, and applies to open connections, too. All waits use the clock of
+//! tokio, so paused tests pass hours in milliseconds.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,13 +21,13 @@ use tokio::time::{Instant, sleep_until};
 /// The most bytes that travel as one packet.
 const PACKET: usize = 16 * 1024;
 
-/// The most packets under way in one direction; more wait where they came from.
+/// The most packets in flight in one direction. The proxy reads more only when one has arrived.
 const UNDER_WAY: usize = 256;
 
-/// How long a lost packet waits before it is sent again, the first time; then twice as long.
+/// How long it takes until a lost packet is sent again. Each further loss doubles this time.
 const SENT_AGAIN: Duration = Duration::from_millis(200);
 
-/// What happens to every connection.
+/// The state of the network: what happens to every connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Weather {
     pub(crate) arrival: Arrival,
@@ -35,7 +35,7 @@ pub(crate) struct Weather {
     pub(crate) to_client: Way,
 }
 
-/// What becomes of a new connection.
+/// What happens to a new connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Arrival {
     /// It is carried to the server.
@@ -43,7 +43,7 @@ pub(crate) enum Arrival {
     Carried,
     /// It is reset.
     Reset,
-    /// It is half open: accepted, and then nobody reads or answers, ever.
+    /// It is half open: the proxy accepts it and reads its bytes, but never answers.
     HalfOpen,
 }
 
@@ -51,26 +51,26 @@ pub(crate) enum Arrival {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Way {
     pub(crate) flow: Flow,
-    /// How long every byte takes.
+    /// The delay of every byte.
     pub(crate) delay: Duration,
-    /// How many bytes of one connection arrive per second; none: as many as come.
+    /// How many bytes of one connection arrive per second. `None` sets no limit.
     pub(crate) bytes_per_second: Option<u32>,
-    /// How likely a packet is lost and sent again, from 0 to below 1.
+    /// The probability that a packet is lost and sent again, from 0 to below 1.
     pub(crate) loss: f64,
 }
 
-/// Where the bytes go.
+/// What happens to the bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Flow {
     /// They arrive.
     #[default]
     Open,
-    /// They wait until the way is open again.
+    /// They wait until the flow changes.
     Held,
-    /// They vanish. A connection that lost bytes carries nothing more in this direction, not even
-    /// its end: each side goes on believing in it.
+    /// They are dropped. A connection that lost bytes carries nothing more in this direction, not
+    /// even its end. So neither side notices that it is broken.
     BlackHole,
-    /// They arrive changed.
+    /// They arrive corrupted.
     Garbled,
 }
 
@@ -81,12 +81,12 @@ impl Weather {
         Self { arrival: Arrival::HalfOpen, to_server: silent, to_client: silent }
     }
 
-    /// Every connection is refused, as where no server runs.
+    /// New connections are reset, as if no server ran.
     pub(crate) fn refusing() -> Self {
         Self { arrival: Arrival::Reset, ..Self::default() }
     }
 
-    /// Anything that a network may come up with.
+    /// Random faults of every kind.
     pub(crate) fn any() -> Self {
         let mut random = rand::rng();
         let mut way = || {
@@ -104,13 +104,13 @@ impl Weather {
         Self { arrival, to_server, to_client }
     }
 
-    /// Bytes take their time: the given one, in each direction.
+    /// Every byte takes `delay` to arrive, in each direction.
     pub(crate) fn slow(delay: Duration) -> Self {
         let way = Way { delay, ..Way::default() };
         Self { arrival: Arrival::Carried, to_server: way, to_client: way }
     }
 
-    /// Packets of both directions are lost, each this likely, and sent again.
+    /// Packets of both directions are lost with this probability, and sent again.
     pub(crate) fn lossy(loss: f64) -> Self {
         let way = Way { loss, ..Way::default() };
         Self { arrival: Arrival::Carried, to_server: way, to_client: way }
@@ -138,7 +138,7 @@ impl Way {
         Self { flow, ..Self::default() }
     }
 
-    /// When a packet that comes at `now` behind one that is due at `last` is due itself.
+    /// When a packet is due that was read at `now`, after a packet that is due at `last`.
     fn due(&self, size: usize, last: Instant, now: Instant) -> Instant {
         let mut due = now + self.delay;
         let mut again = SENT_AGAIN;
@@ -153,20 +153,20 @@ impl Way {
     }
 }
 
-/// One end of what is carried.
+/// One end of a connection that the proxy carries.
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {
-    /// Lets the drop of this end look like a reset to the other one.
+    /// Makes the drop of this end reset the connection.
     fn reset(&self);
 }
 
 impl Wire for TcpStream {
     fn reset(&self) {
-        // A stream that cannot be told is gone already.
+        // An error means that the connection is closed already.
         let _ = self.set_zero_linger();
     }
 }
 
-/// A pipe within the process knows no reset: its other end sees the end of the stream.
+/// A pipe within the process has no reset: its other end sees the end of the stream.
 impl Wire for DuplexStream {
     fn reset(&self) {}
 }
@@ -192,11 +192,11 @@ pub(crate) fn over_tcp(server: SocketAddr) -> Dial {
 /// What a proxy has carried so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Connections that clients made, whatever became of them.
+    /// Connections that clients made, also those that were refused.
     pub(crate) connections: u64,
-    /// Bytes that clients sent, whatever became of them.
+    /// Bytes that clients sent, also those that were dropped.
     pub(crate) from_clients: u64,
-    /// Bytes that the server sent, whatever became of them.
+    /// Bytes that the server sent, also those that were dropped.
     pub(crate) from_server: u64,
 }
 
@@ -210,11 +210,11 @@ struct Counts {
 #[derive(Clone, Copy, Debug, Default)]
 struct Orders {
     weather: Weather,
-    /// How often everything was cut.
+    /// How often all connections were reset.
     cuts: u64,
 }
 
-/// A proxy that listens until it is dropped; then every connection is reset.
+/// A proxy that listens until it is dropped. Then every connection is reset.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -233,17 +233,17 @@ impl Proxy {
         Ok(Self { address, orders, counts })
     }
 
-    /// Where clients find the proxy.
+    /// The address to which clients connect.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes the weather, for open connections too.
+    /// Changes the state of the network, also for open connections.
     pub(crate) fn set(&self, weather: Weather) {
         self.orders.send_modify(|orders| orders.weather = weather);
     }
 
-    /// Makes the weather fine: everything arrives at once.
+    /// Ends all faults: everything arrives at once.
     pub(crate) fn clear(&self) {
         self.set(Weather::default());
     }
@@ -275,7 +275,7 @@ async fn listen(
             arrived = listener.accept() => arrived,
             () = until_gone(&mut orders) => return,
         };
-        // A client that left before it was accepted is one connection less.
+        // A client that disconnected before it was accepted is not counted.
         let Ok((client, _)) = arrived else { continue };
         counts.connections.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(receive(client, dial.clone(), orders.clone(), counts.clone()));
@@ -287,10 +287,10 @@ async fn until_gone(orders: &mut watch::Receiver<Orders>) {
     while orders.changed().await.is_ok() {}
 }
 
-/// Waits until everything is cut, or the proxy dropped.
+/// Waits until all connections are reset, or the proxy is dropped.
 async fn until_cut(orders: &mut watch::Receiver<Orders>) {
     let cuts = orders.borrow().cuts;
-    // An error says that the proxy is gone, which cuts everything as well.
+    // An error means that the proxy is dropped, which resets all connections, too.
     let _ = orders.wait_for(|orders| orders.cuts != cuts).await;
 }
 
@@ -326,7 +326,7 @@ async fn receive(
     }
 }
 
-/// Reads what comes, and that is all.
+/// Reads and discards the bytes of the client.
 async fn swallow(client: &mut TcpStream, counts: &Counts) -> io::Result<()> {
     let mut packet = vec![0; PACKET];
     loop {
@@ -367,7 +367,7 @@ struct Lane<'a> {
     way: fn(&Weather) -> Way,
     orders: watch::Receiver<Orders>,
     count: &'a AtomicU64,
-    /// Whether bytes have vanished.
+    /// Whether bytes were dropped.
     gone: bool,
 }
 
@@ -430,12 +430,12 @@ impl Lane<'_> {
     }
 }
 
-/// What became of something that was read.
+/// What a read returned.
 enum Taken {
-    /// It travels on; without bytes it is the end of the stream.
+    /// Bytes to forward. An empty packet is the end of the stream.
     Packet(Vec<u8>),
-    /// It vanished.
+    /// Nothing to forward, because the bytes were dropped.
     Nothing,
-    /// The sender is gone, and nobody hears of it.
+    /// The sender closed its side, and the receiver must not notice.
     Over,
 }

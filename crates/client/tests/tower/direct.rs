@@ -1,4 +1,5 @@
-//! The layer called without a transport, so that a test says what is polled and what is dropped.
+//! Calls of the layer without a transport, so that a test decides what is polled and what is
+//! dropped.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -26,7 +27,7 @@ fn request(content_type: &str) -> Request<Body> {
     request.header("x-organization-id", "acme").body(Body::empty()).unwrap()
 }
 
-/// A body of three frames that takes its time for each, and then trailers.
+/// A body of three data frames and trailers. Each of the four is pending once before it is ready.
 fn slow_body() -> Body {
     let frames = tokio_stream::iter(0..4u8).then(async |number| {
         tokio::task::yield_now().await;
@@ -39,7 +40,7 @@ fn slow_body() -> Body {
     Body::new(StreamBody::new(frames))
 }
 
-/// Answers with `body` after a while.
+/// A gated service that is pending once, and then answers with `body`.
 fn service(
     pool: Pool,
     body: fn() -> Body,
@@ -55,7 +56,7 @@ fn service(
     }))
 }
 
-/// Polls a future so many times and drops it, unless it is ready before.
+/// Polls a future at most `times` times. Drops it if it is not ready then.
 async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut left = times;
@@ -107,13 +108,13 @@ async fn a_request_dropped_at_any_point_leaves_no_session_behind() {
         stopped += 1;
     }
     assert!(stopped > 5, "it was dropped at {stopped} points only");
-    // What was still on its way to the server has been there once the pool is closed.
+    // When the pool is closed, the server has handled every call that was in flight.
     assert_eq!(pool.close(Duration::from_secs(5)).await.not_returned, 0);
     assert_eq!(sessions.count("t1r").await, 0);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_its_borrow_is_under_way_takes_no_slot() {
+async fn a_client_that_leaves_while_its_borrow_is_in_flight_takes_no_slot() {
     let sessions = Sessions::start().await;
     let (arrived, ran) = (Arc::new(Notify::new()), Arc::new(AtomicU32::new(0)));
     let (arrival, running) = (arrived.clone(), ran.clone());
@@ -140,7 +141,7 @@ async fn a_client_that_leaves_while_its_borrow_is_under_way_takes_no_slot() {
 }
 
 #[tokio::test]
-async fn the_session_goes_back_with_the_last_frame_and_not_with_the_body() {
+async fn the_session_is_returned_after_the_last_frame_and_before_the_body_is_dropped() {
     let sessions = Sessions::start().await;
     let gated = service(sessions.pool("").await, slow_body);
     let mut body = gated.oneshot(request("text/plain")).await.unwrap().into_body();
@@ -155,7 +156,7 @@ async fn the_session_goes_back_with_the_last_frame_and_not_with_the_body() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_grpc_is_trailers_alone() {
+async fn a_refusal_of_grpc_is_a_response_with_trailers_only() {
     let sessions = Sessions::start().await;
     let pool = sessions.pool("default-max-request-per-organization=0").await;
     for kind in ["application/grpc", "application/grpc-web+proto"] {
@@ -170,7 +171,7 @@ async fn a_refusal_of_grpc_is_trailers_alone() {
 }
 
 #[tokio::test]
-async fn a_revocation_is_trailers_in_grpc_and_an_error_where_there_are_none() {
+async fn a_revocation_ends_a_body_with_trailers_in_grpc_and_with_an_error_elsewhere() {
     for (kind, told) in [
         ("application/grpc", true),
         ("application/grpc-web+proto", false),
@@ -196,7 +197,7 @@ async fn a_revocation_is_trailers_in_grpc_and_an_error_where_there_are_none() {
 }
 
 #[tokio::test]
-async fn only_a_body_that_cannot_end_well_before_its_end_tells_its_length() {
+async fn a_plain_body_keeps_its_length_and_a_grpc_body_has_none() {
     let sessions = Sessions::start().await;
     for (kind, length) in [("text/plain", Some(5)), ("application/grpc", None)] {
         let gated = service(sessions.pool("").await, || Body::from("whole"));

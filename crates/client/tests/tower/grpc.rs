@@ -36,7 +36,7 @@ async fn a_stream_holds_one_session_from_before_its_handler_until_its_end() {
 }
 
 #[tokio::test]
-async fn a_stream_that_goes_on_goes_on_counting() {
+async fn each_open_stream_counts_as_a_session() {
     let sessions = Sessions::start().await;
     let channel = serve(gate(&sessions).await, Told(async |_, _| Ok(NEVER()))).await;
     let one = client(&channel).stream(of("acme", ENDLESS)).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_stream_above_the_limit_is_refused_before_its_handler_runs() {
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(refused.message(), "Concurrent stream limit exceeded (active sessions: 2/2)");
     assert_eq!((ran.load(Ordering::Relaxed), sessions.count("t1r").await), (2, 2));
-    // A slot that is free again is free for the next one.
+    // The next stream can use a slot that is free again.
     drop(one);
     sessions.until(1).await;
     let _three = client(&channel).stream(of("acme", ENDLESS)).await.unwrap();
@@ -165,7 +165,7 @@ async fn a_revoked_session_ends_its_stream_with_status_and_message() {
     let revoked = soon(stream.message()).await.unwrap().unwrap_err();
     assert_eq!(revoked.code(), Code::PermissionDenied);
     assert!(revoked.message().contains("disabled"), "{}", revoked.message());
-    // Whom it does not concern streams on.
+    // The stream of the other organization goes on.
     assert_eq!(sessions.count("t1r").await, 1);
     assert!(other.message().now_or_never().is_none());
 }
@@ -244,7 +244,7 @@ async fn a_handler_borrows_workers_under_the_session_of_its_request() {
     assert_eq!(sessions.count("t2w").await, 0);
 }
 
-/// Blocks for as long as a worker is held for them.
+/// A stream of blocks that holds `worker` until it is dropped.
 fn async_stream(
     worker: tgm_session::Worker,
 ) -> impl tokio_stream::Stream<Item = Result<Block, Status>> {
@@ -304,7 +304,7 @@ async fn health_is_answered_without_a_session_and_everything_else_is_not() {
 }
 
 #[tokio::test]
-async fn exempt_services_need_no_session_and_their_namesakes_do() {
+async fn exempt_services_need_no_session_and_services_with_similar_names_do() {
     let sessions = Sessions::start().await;
     let layer = gate(&sessions).await.exempt("/example.v1.Block");
     let channel = serve(layer, busy()).await;
@@ -332,7 +332,7 @@ impl crate::blocks::Blocks for Ungated {
 }
 
 #[tokio::test]
-async fn a_closure_says_who_is_asking_and_for_what() {
+async fn a_closure_can_name_the_organization_and_service_of_a_request() {
     let sessions = Sessions::start().await;
     let layer = SessionLayer::identified_by(sessions.pool("").await, |request| {
         let token = request
@@ -359,7 +359,7 @@ async fn a_closure_says_who_is_asking_and_for_what() {
 }
 
 #[tokio::test]
-async fn a_service_that_its_session_server_does_not_know_blames_no_caller() {
+async fn a_service_without_an_indexer_key_is_unavailable_and_blames_no_caller() {
     let indexers = format!("[[indexers]]\nname = \"west\"\nkey_sha256 = \"{}\"", "0".repeat(64));
     let sessions = Sessions::with(&format!("{POLICY}\n{indexers}")).await;
     let channel = serve(gate(&sessions).await, busy()).await;

@@ -14,7 +14,8 @@ use tonic::{Request, Response, Status};
 
 use crate::blocks::{Block, BlockStream, Blocks, BlocksClient, BlocksServer, Range};
 
-/// Two sessions of an organization at once; a slot is free as soon as it is returned.
+/// Allows two sessions of an organization at once. A slot is free as soon as its session is
+/// returned.
 pub(crate) const POLICY: &str = r#"
     [services.t1r]
     max_per_organization = 2
@@ -28,7 +29,7 @@ pub(crate) const POLICY: &str = r#"
 
 const SOON: Duration = Duration::from_secs(40);
 
-/// A session server of this process.
+/// A session server in this process.
 pub(crate) struct Sessions(Running);
 
 impl Sessions {
@@ -70,7 +71,7 @@ impl Sessions {
         }
     }
 
-    /// Ends every session of `acme`, as an operator does who disables the organization.
+    /// Disables the organization `acme` as an operator does, which ends all its sessions.
     pub(crate) async fn disable_acme(&self) {
         let policy = format!("{POLICY}\n[organizations.acme]\ndisabled = true\n");
         let policy = Policy::parse(&policy, "test.toml").unwrap().policy;
@@ -78,7 +79,7 @@ impl Sessions {
     }
 }
 
-/// Waits for what happens outside of this task, for a bounded time.
+/// Waits for a future with a timeout, and returns `None` when the timeout has passed.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(SOON, future).await.ok()
 }
@@ -105,7 +106,7 @@ pub(crate) fn client(channel: &Channel) -> BlocksClient<Channel> {
     BlocksClient::new(channel.clone())
 }
 
-/// Wraps a message with the headers that whatever authenticates callers adds.
+/// Wraps a message in a request with the header that an authenticating proxy adds.
 pub(crate) fn of<T>(organization: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("x-organization-id", organization.parse().unwrap());
@@ -116,7 +117,7 @@ pub(crate) const ENDLESS: Range = Range { first: 1, count: 0 };
 
 pub(crate) const NEVER: fn() -> BlockStream = || Box::pin(tokio_stream::pending());
 
-/// A service that does what a test tells it per call.
+/// A service that calls the function of a test for each request.
 pub(crate) struct Told<F>(pub(crate) F);
 
 impl<F, R> Blocks for Told<F>
@@ -136,7 +137,7 @@ where
     }
 }
 
-/// A service that sends the blocks it is asked for, as fast as they are taken.
+/// A service that sends the requested blocks as fast as the client reads them.
 pub(crate) fn busy() -> impl Blocks {
     Told(async |_: Arc<Session>, Range { first, count }| {
         let end = if count == 0 { u64::MAX } else { first + count };

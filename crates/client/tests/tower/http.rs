@@ -44,7 +44,7 @@ async fn text(response: Response<Incoming>) -> String {
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-/// An application whose one body is what the test sends, and how to send it.
+/// An application with one response body, and the channel through which the test sends its chunks.
 fn told() -> (Router, mpsc::Sender<Chunk>) {
     let (sender, chunks) = mpsc::channel(8);
     let chunks = Arc::new(std::sync::Mutex::new(Some(chunks)));
@@ -90,7 +90,7 @@ async fn a_client_that_leaves_frees_its_slot() {
     assert!(response.frame().await.unwrap().is_ok());
     drop(response);
     sessions.until(0).await;
-    // The body of the handler is gone, too.
+    // The body of the handler is dropped, too.
     soon(chunks.closed()).await.unwrap();
 }
 
@@ -103,7 +103,7 @@ async fn a_revoked_session_breaks_its_body_off() {
     chunks.send(Ok("one".into())).await.unwrap();
     assert!(response.frame().await.unwrap().is_ok());
     sessions.disable_acme().await;
-    // An error and not an end: nobody takes what came for all there is.
+    // The body fails instead of ending, so that the client does not take it for complete.
     let broken = soon(response.frame()).await.unwrap().unwrap();
     assert!(broken.is_err(), "{broken:?}");
     soon(chunks.closed()).await.unwrap();
@@ -156,7 +156,7 @@ async fn each_refusal_has_its_status_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_session_server_that_is_away_is_service_unavailable() {
+async fn without_a_session_server_the_response_is_service_unavailable() {
     let (nobody, listener) = listen().await;
     drop(listener);
     let url = format!("tgm://{nobody}?plaintext=true&borrow-timeout=200ms");
@@ -167,7 +167,7 @@ async fn a_session_server_that_is_away_is_service_unavailable() {
     let response = ask(address, "/hello", Some("acme")).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(text(response).await.starts_with("session server unavailable: "));
-    // What is exempt does not ask.
+    // An exempt path needs no session.
     let response = ask(address, "/live", None).await;
     assert_eq!((response.status(), &*text(response).await), (StatusCode::OK, "live"));
 }
@@ -186,7 +186,7 @@ async fn a_handler_finds_its_session_among_the_extensions() {
     let app = Router::new().route("/count", get(handler));
     let address = serve(sessions.pool("").await, app).await;
     let response = ask(address, "/count", Some("acme")).await;
-    // A body whose length is known goes out with it.
+    // A body of known length is sent with its length.
     assert_eq!(response.headers()["content-length"], "3");
     assert_eq!(text(response).await, "1 1");
     sessions.until(0).await;
@@ -194,7 +194,7 @@ async fn a_handler_finds_its_session_among_the_extensions() {
 }
 
 #[tokio::test]
-async fn a_stopping_service_lets_go_of_every_session() {
+async fn closing_the_pool_returns_every_session_and_breaks_its_body_off() {
     let sessions = Sessions::start().await;
     let pool = sessions.pool("").await;
     let (app, chunks) = told();

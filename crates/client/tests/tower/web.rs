@@ -1,4 +1,4 @@
-//! gRPC-Web in front of the layer, as browsers speak it: over HTTP/1.1, with its trailers in the body.
+//! gRPC-Web in front of the layer, as browsers use it: over HTTP/1.1, with trailers in the body.
 
 use std::net::SocketAddr;
 
@@ -23,7 +23,8 @@ type Fault = Box<dyn std::error::Error + Send + Sync>;
 type WebBody = GrpcWebCall<tonic::body::Body>;
 type Browser = BoxCloneSyncService<Request<WebBody>, Response<Incoming>, Fault>;
 
-/// As many blocks as are asked for; a stream without an end sends one and then nothing.
+/// A service that sends the requested number of blocks. A stream without an end sends one block and
+/// then waits.
 fn quiet() -> impl Blocks {
     Told(async |_, Range { first, count }| {
         let blocks = (first..first + count.max(1)).map(|number| Ok(Block { number }));
@@ -35,7 +36,7 @@ fn quiet() -> impl Blocks {
     })
 }
 
-/// Translates first and gates then, as the documentation says.
+/// Serves with the gRPC-Web layer outside of the session layer, as the documentation says.
 async fn serve(layer: SessionLayer, blocks: impl Blocks) -> SocketAddr {
     let (address, listener) = listen().await;
     let server = Server::builder()
@@ -65,13 +66,13 @@ where
     Ok(sender.send_request(request).await?)
 }
 
-/// A client as it runs in browsers.
+/// A gRPC-Web client, as it runs in browsers.
 fn web(address: SocketAddr) -> BlocksClient<GrpcWebClientService<Browser>> {
     let browser = service_fn(move |request| send(address, request));
     BlocksClient::new(GrpcWebClientLayer::new().layer(BoxCloneSyncService::new(browser)))
 }
 
-/// Opens an endless stream of `acme`, whose answer nobody decodes.
+/// Opens an endless stream of `acme`, and returns the raw response.
 async fn post(address: SocketAddr) -> Response<Incoming> {
     // A range of which every field is absent.
     let message = http_body_util::Full::new(bytes::Bytes::from_static(&[0; 5]));
@@ -103,13 +104,13 @@ async fn a_stream_of_grpc_web_holds_its_session_until_its_body_is_over() {
     }
     assert_eq!(whole.message().await.unwrap(), None);
     sessions.until(1).await;
-    // The browser's tab is closed.
+    // The user closes the tab of the browser.
     drop(open);
     sessions.until(0).await;
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_in_grpc_web_and_in_grpc_alike() {
+async fn a_refusal_is_the_same_in_grpc_web_and_in_grpc() {
     let sessions = Sessions::start().await;
     let address = serve(gate(&sessions).await, quiet()).await;
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
@@ -156,7 +157,7 @@ async fn a_revocation_ends_the_body_with_the_trailers_of_grpc_web() {
 }
 
 #[tokio::test]
-async fn translated_behind_the_gate_a_refusal_is_told_and_a_revocation_breaks_the_body_off() {
+async fn with_grpc_web_behind_the_layer_a_refusal_arrives_and_a_revocation_breaks_the_body_off() {
     let sessions = Sessions::start().await;
     let (address, listener) = listen().await;
     let server = Server::builder()
