@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_threads_are_made_than_there_may_be_and_what_is_due_waits_its_turn() {
+    fn threads_are_bounded_and_further_callbacks_wait_in_the_queue() {
         let callbacks = Callbacks::default();
         let (called, calls) = mpsc::channel();
         let (release, wait) = mpsc::channel::<()>();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn callbacks_that_panic_cost_no_thread_however_many_they_are() {
+    fn callbacks_that_panic_end_no_thread() {
         let callbacks = Callbacks::default();
         let (called, calls) = mpsc::channel();
         let mut kept = Vec::new();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_is_let_go_drops_its_callback_there_and_nobody_calls_it() {
+    fn a_released_session_drops_its_callback_without_a_call() {
         let callbacks = Callbacks::default();
         let (called, calls) = mpsc::channel::<()>();
         let (kept, call) = keep(&callbacks, move |_| called.send(()).unwrap());
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_due_is_called_after_its_pool_has_gone_and_then_the_threads_end() {
+    fn queued_callbacks_run_after_their_pool_is_dropped_and_then_the_threads_end() {
         let callbacks = Callbacks::default();
         let queue = callbacks.0.0.clone();
         let (called, calls) = mpsc::channel();

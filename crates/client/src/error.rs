@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_its_code_says_whether_to_try_again_and_keeps_its_words() {
+    fn every_kind_has_its_code_says_whether_to_retry_and_keeps_its_message() {
         let message = || "egress_bytes 7/7".to_owned();
         let full = Error::WorkersLimitExceeded { active: 3, max: 4, scope: Scope::Trace };
         for (error, code, again) in [

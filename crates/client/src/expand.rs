@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(text.shown(all).as_deref(), Some("one$LONG-two${EMPTY}three$UNSET"));
         assert_eq!(text.shown(0..3), None);
         assert_eq!(text.shown(23..26), None);
-        // A part of what came out of a variable is shown as all of it.
+        // A part of a variable's value is shown as the whole variable.
         assert_eq!(text.shown(0..5).as_deref(), Some("one$LONG"));
         assert_eq!(text.shown(5..8).as_deref(), Some("$LONG"));
         assert_eq!(text.shown(20..25).as_deref(), Some("$LONG-t"));
@@ -194,7 +194,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_came_out_of_a_variable_is_shown_in_no_part(
+        fn the_value_of_a_variable_is_shown_in_no_part(
             text in "[ab$]{0,6}(\\$SECRET|\\$\\{SECRET\\}|[a-c/]){0,6}", from in 0_usize..60, to in 0_usize..60
         ) {
             let text = expand(&text, MOST, |name| (name == "SECRET").then(|| "0123456789".into()));

@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_ended_lease_tells_everyone_the_first_reason_and_calls_back_once() {
+    async fn an_ended_lease_keeps_its_first_reason_and_calls_back_once() {
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = calls.clone();
         let on_error: OnError = Box::new(move |reason| {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_the_callback_goes_no_further() {
+    fn a_panic_in_the_callback_is_caught() {
         let lease =
             Lease::new(1, "key", Ids::default(), Some(Box::new(|_| panic!("in a callback"))));
         assert!(lease.end(Error::Closed));
@@ -250,7 +250,8 @@ mod tests {
         });
         let lease =
             slot.get_or_init(|| Arc::new(Lease::new(1, "key", Ids::default(), Some(on_error))));
-        // The assertions above would be caught as a panic; a lock held meanwhile would hang here.
+        // A failed assertion of the callback would be caught as a panic. This test shows that no
+        // lock is held while the callback runs: the call would block forever.
         assert!(lease.end(Error::Closed));
     }
 
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_return_that_nobody_can_answer_any_more_ends_as_closed() {
+    async fn a_return_whose_pool_is_gone_ends_as_closed() {
         let (sender, receiver) = oneshot::channel();
         drop(sender);
         assert_eq!(Release::waiting(receiver).await, Err(Error::Closed));

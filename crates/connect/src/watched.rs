@@ -129,7 +129,7 @@ mod tests {
         Watched { stream, watch: Some(expected) }
     }
 
-    /// Reads `received` as a client that speaks `expected`.
+    /// Reads `received` as a client that expects `expected`.
     async fn read_first(expected: Expected, received: &[u8]) -> Result<(), Option<Mismatch>> {
         let (near, mut far) = duplex(1024);
         far.write_all(received).await.unwrap();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_bytes_of_a_server_tell_whether_it_speaks_tls() {
+    async fn the_first_bytes_of_a_server_show_whether_the_server_uses_tls() {
         let alert = b"\x15\x03\x03\0\x02\x02\x32";
         let hello = b"\x16\x03\x03\0\x7a\x02";
         let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";

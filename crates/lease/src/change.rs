@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_to_end_has_a_place_of_its_own() {
+    fn every_kind_of_end_has_its_own_place() {
         for (place, end) in End::ALL.into_iter().enumerate() {
             assert_eq!(end.place(), place, "{end:?}");
         }

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fact_is_forgotten_at_its_time_and_one_told_again_at_the_later_time() {
+    fn a_fact_is_forgotten_at_its_time_and_a_repeated_fact_at_the_later_time() {
         let mut memory = memory(Bound::Each(10));
         memory.remember(0, 1, at(5));
         memory.remember(0, 2, at(5));
@@ -207,7 +207,7 @@ mod tests {
             memory.remember(7, key, at(100));
         }
         assert_eq!((memory.check_room(7, at(0)), memory.check_room(8, at(0))), (Err(2), Ok(())));
-        // What is put back is not asked about.
+        // A restored fact is remembered without a check for room.
         memory.remember(7, 3, at(50));
         assert!((1..=3).all(|key| knows(&memory, 7, key, 49)));
         assert_eq!(memory.check_room(7, at(50)), Err(2));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fact_that_is_told_and_forgotten_again_and_again_takes_up_one_place() {
+    fn a_fact_that_is_remembered_and_forgotten_repeatedly_takes_up_one_place() {
         let mut memory = memory(Bound::Each(2));
         for round in 0..10_000 {
             memory.remember(0, 1, at(1_000_000 - round));

@@ -214,8 +214,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map of slot to end: whatever is set, freed, moved and however time jumps,
-        /// exactly the slots that have ended come out, in the order of their ends.
+        /// Compared with a map from slot to end: after any operations and any jumps of time,
+        /// exactly the ended slots come out, in the order of their ends.
         #[test]
         fn exactly_the_ended_slots_come_out_in_order(
             steps in prop::collection::vec((0..6u32, 0..3u8, 0..200u64, 0..30_000u64), 1..120),
@@ -228,7 +228,7 @@ mod tests {
                 let end = Timestamp::from_nanos(now + seconds * SECOND / 2 + 1);
                 match action {
                     0 => { ends.borrow_mut().remove(&slot); }
-                    // A keep-alive: the end moves later and the timer is not told.
+                    // A keep-alive: the end moves later, and the timer is not set again.
                     1 if ends.borrow().get(&slot).is_some_and(|old| *old <= end) => {
                         ends.borrow_mut().insert(slot, end);
                     }

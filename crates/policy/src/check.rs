@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_told_in_lines_and_characters() {
+    fn a_place_is_given_as_line_and_character() {
         let text = "é = 1\n\nab = 'é'\n";
         let source = SourceText::new(text, Path::new("p.toml"));
         for offset in (0..=text.len()).filter(|offset| text.is_char_boundary(*offset)) {
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_times_the_services_are_no_more_work_to_say_where_they_stand_and_no_more_warnings() {
+    fn ten_times_the_services_cause_no_more_scanning_for_places_and_no_more_warnings() {
         let scanned = [2_000, 20_000].map(|services| {
             let mut text = String::new();
             for service in 0..services {
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_points_nowhere_names_some_of_the_services_and_counts_the_others() {
+    fn an_error_about_an_unknown_service_names_some_services_and_counts_the_others() {
         let mut text = String::new();
         for service in 0..30 {
             writeln!(text, "[services.s{service:02}]").unwrap();

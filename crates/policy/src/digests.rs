@@ -89,7 +89,7 @@ mod tests {
     use crate::outside::SettingError;
 
     #[test]
-    fn the_digest_of_nothing_is_no_key_and_the_message_says_what_was_hashed() {
+    fn the_digest_of_the_empty_text_is_refused_and_the_message_says_what_was_hashed() {
         let refused = |text: &str| Digest::read(text).unwrap_err();
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert!(refused(empty).contains("the empty text"), "{}", refused(empty));
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_digests_has_one_on_a_line_and_says_where_one_is_wrong() {
+    fn a_file_of_digests_has_one_per_line_and_its_error_names_the_place() {
         let place = Place { file: "policy.toml".into(), line: 7, column: 3 };
         struct One<'t>(&'t str);
         impl Outside for One<'_> {

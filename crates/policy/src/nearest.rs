@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_is_told_and_one_that_is_far_is_not() {
+    fn the_nearest_name_is_suggested_and_a_distant_one_is_not() {
         let known = ["default", "t1r", "t2w", "egress_bytes"];
         assert_eq!(nearest("t1", known), " (did you mean \"t1r\"?)");
         assert_eq!(nearest("Egres_bytes", known), " (did you mean \"egress_bytes\"?)");

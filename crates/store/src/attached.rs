@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_listener_that_named_a_lease_last_is_told() {
+    fn the_listener_that_named_a_lease_last_is_notified() {
         let mut attachments = Attachments::default();
         let listeners: [Arc<dyn Listener>; 2] = [Arc::new(Nobody), Arc::new(Nobody)];
         let [first, second] = listeners.clone().map(|listener| attachments.attach(listener));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_took_the_place_of_a_named_one_is_nobodys_until_it_is_named() {
+    fn a_lease_in_the_slot_of_a_named_one_has_no_listener_until_it_is_named() {
         let mut attachments = Attachments::default();
         let number = attachments.attach(Arc::new(Nobody));
         attachments.subscribe(lease(0, 1), number);

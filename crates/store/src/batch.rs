@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everybody_who_waits_is_told_and_whoever_asks_later_too() {
+    async fn a_settled_batch_answers_all_waiters_and_later_ones() {
         let batch = Arc::<Batch>::default();
         let waiters: Vec<_> = (0..100).map(|_| wait_for(&batch)).collect();
         tokio::task::yield_now().await;
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_waiter_that_goes_away_with_the_notice_hands_it_on() {
+    async fn a_dropped_waiter_passes_its_wakeup_to_the_next() {
         let batch = Arc::<Batch>::default();
         let mut first = Box::pin(batch.durable());
         assert!(futures_util::poll!(&mut first).is_pending());
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn waiters_that_are_woken_early_wait_on_and_are_told_all_the_same() {
+    async fn waiters_that_are_woken_early_wait_again_and_get_the_outcome() {
         let batch = Arc::<Batch>::default();
         let waiters: Vec<_> = (0..100).map(|_| wait_for(&batch)).collect();
         for _ in 0..3 {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn waiters_on_many_threads_are_all_told() {
+    fn waiters_on_many_threads_all_get_the_outcome() {
         let batch = Arc::<Batch>::default();
         let threads: Vec<_> = (0..2 * LANES)
             .map(|_| {

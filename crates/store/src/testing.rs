@@ -14,7 +14,7 @@ use redb::StorageBackend;
 
 use crate::clock::Clock;
 
-/// What a file system keeps of one file. Clones are the same disk.
+/// One file on an imitated disk. Clones share the disk.
 #[derive(Clone, Debug, Default)]
 pub struct Disk(Arc<Inner>);
 
@@ -37,7 +37,7 @@ struct Data {
 }
 
 impl Disk {
-    /// Lets flushes wait until [`Disk::release`].
+    /// Makes flushes wait until [`Disk::release`].
     pub fn hold(&self) {
         *self.0.held.lock() = true;
     }
@@ -52,7 +52,7 @@ impl Disk {
         self.0.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Lets every write and flush fail from now on.
+    /// Makes every write and flush fail from now on.
     pub fn fail(&self) {
         self.0.failing.store(true, Ordering::SeqCst);
     }
@@ -62,20 +62,20 @@ impl Disk {
         self.0.flushes.load(Ordering::SeqCst)
     }
 
-    /// A disk with this on it.
+    /// A disk with this content.
     pub fn with(bytes: Vec<u8>) -> Self {
         let disk = Self::default();
         *disk.0.data.lock() = Data { flushed: bytes.clone(), now: bytes, unflushed: Vec::new() };
         disk
     }
 
-    /// Its present content, as after a kill of the process.
+    /// The present content, as after a kill of the process.
     pub fn bytes(&self) -> Vec<u8> {
         self.0.data.lock().now.clone()
     }
 
-    /// The disk as a machine finds it that lost power now: all that was flushed, and of the writes
-    /// since then those that `kept` says, by their number.
+    /// The disk after a loss of power now: everything that was flushed, and of the writes since
+    /// then those for whose number `kept` returns true.
     pub fn after_power_loss(&self, kept: impl Fn(usize) -> bool) -> Self {
         let data = self.0.data.lock().clone();
         let mut now = data.flushed;
@@ -114,7 +114,7 @@ impl StorageBackend for Disk {
         self.working()?;
         let mut data = self.0.data.lock();
         data.now.resize(len as usize, 0);
-        // The length is kept at once, as a file system's journal may.
+        // The new length is durable at once, because a file system may journal it.
         data.flushed.resize(len as usize, 0);
         data.unflushed.retain(|(offset, bytes)| offset + bytes.len() <= len as usize);
         Ok(())
@@ -162,7 +162,7 @@ impl ManualClock {
         Arc::new(clock)
     }
 
-    /// Lets both clocks jump, as for a process that was stopped.
+    /// Advances both clocks at once, as after a pause of the process.
     pub fn jump(&self, by: Duration) {
         *self.monotonic.lock() += by;
         *self.unix.lock() += by;
@@ -221,7 +221,7 @@ pub fn set(organization: &str, max: u64) -> OverrideChange {
     OverrideChange { key, value: Some(value) }
 }
 
-/// What was done, entry by entry.
+/// The action of each entry.
 pub fn note(entries: &[AuditEntry]) -> Vec<&str> {
     entries.iter().map(|entry| &*entry.action).collect()
 }

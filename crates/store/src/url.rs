@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_url_that_nobody_understands_names_the_known_ones() {
+    fn an_unknown_store_url_is_refused_with_the_known_ones() {
         for url in ["", "redis", "sled:x", "file:", "memory:x", "file://host/x"] {
             let error = url.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains("the stores are memory: and file:PATH"), "{error}");

@@ -150,7 +150,7 @@ impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
 }
 
 #[test]
-fn what_means_nothing_is_ignored_with_a_warning() {
+fn url_parts_without_a_meaning_are_ignored_with_a_warning() {
     for (url, about) in [
         ("tgm://me@h:80?a=1", "names a user"),
         ("tgm://me:pw@h:80?a=1", "names a user"),
@@ -185,7 +185,7 @@ fn an_empty_value_is_the_default_of_every_kind_of_parameter() {
         assert_eq!(parameters.count(&[name]), Ok(None));
     }
     assert_eq!(parameters.finish(), Ok(()));
-    // One that nobody knows is refused all the same.
+    // An unknown parameter is refused even if its value is empty.
     assert!(parse("x://?typo=").unwrap().parameters().finish().is_err());
 }
 
@@ -205,14 +205,14 @@ fn a_variable_whose_value_the_query_would_change_is_refused_by_its_name() {
     }
     let said = message("tgm://h?indexer-api-key=$LINES");
     assert!(said.contains("$LINES, which holds a line break") && !said.contains("cret"), "{said}");
-    // Outside of a query, or with a query of its own, a value is read as if it stood there.
+    // A variable outside of the query may hold a query: its value is read as part of the URL.
     let dsn = parse("tgm://$PLACE").unwrap();
     assert_eq!(dsn.host(), Some("s3cret.example"));
     assert_eq!(dsn.parameters().secret("indexer-api-key").unwrap().expose(), "s3cret");
 }
 
 #[test]
-fn nothing_that_came_out_of_a_variable_is_in_any_message() {
+fn no_message_contains_the_value_of_a_variable() {
     for url in [
         "$KEY",
         "$KEY:h",

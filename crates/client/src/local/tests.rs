@@ -24,7 +24,7 @@ async fn sessions_are_counted_across_services_and_per_organization() {
 }
 
 #[tokio::test]
-async fn guards_tell_who_they_are_for() {
+async fn guards_show_their_ids() {
     let pool = pool("local://").await;
     let request = stream("acme").api_key("key-1").trace("trace-1");
     let session = pool.borrow(request).await.unwrap();
@@ -64,7 +64,7 @@ async fn the_smaller_of_the_calls_and_the_pools_cap_on_workers_applies() {
     assert_eq!(session.borrow_worker("t2w", 1).await.unwrap_err(), full(1, 1));
     let _two = session.borrow_worker("t2w", 9).await.unwrap();
     assert_eq!(session.borrow_worker("t2w", 9).await.unwrap_err(), full(2, 2));
-    // Another session has workers of its own, whatever their trace.
+    // The workers of each session count separately, even if no trace was given.
     assert_eq!(session.ids().trace.len(), 32);
     let other = pool.borrow(stream("acme")).await.unwrap();
     assert!(other.borrow_worker("t2w", 1).await.is_ok());
@@ -124,7 +124,7 @@ async fn releasing_what_the_pool_does_not_hold_is_answered_and_does_not_panic() 
 }
 
 #[tokio::test]
-async fn what_the_pool_holds_refused_and_has_back_is_counted() {
+async fn held_refused_and_returned_leases_are_counted() {
     let pool = pool("local://?max_sessions=1&max_workers=1").await;
     let session = pool.borrow(stream("acme")).await.unwrap();
     let worker = session.borrow_worker("t2w", 5).await.unwrap();
@@ -137,7 +137,7 @@ async fn what_the_pool_holds_refused_and_has_back_is_counted() {
     (expected.denied.sessions_limit, expected.denied.workers_limit) = (1, 1);
     expected.denied.other = 1;
     assert_eq!(pool.stats(), expected);
-    // The worker goes with its session, and not once more by itself.
+    // The worker is returned with its session and counted once.
     drop((session, worker));
     (expected.sessions_held, expected.workers_held, expected.returned) = (0, 0, 2);
     assert_eq!(pool.stats(), expected);
@@ -182,7 +182,7 @@ async fn a_closed_pool_refuses_and_tells_every_holder_once() {
 }
 
 #[tokio::test]
-async fn ids_that_no_server_takes_are_refused_here_too() {
+async fn ids_that_no_server_accepts_are_refused_locally_too() {
     let pool = pool("local://").await;
     let long = "x".repeat(257);
     let message = |error: Error| error.to_string();

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_organization_nobody_is_known() {
+    fn a_request_without_an_organization_is_unauthenticated() {
         for headers in [&[][..], &[("x-organization-id", "")], &[("x-api-key-id", "key-1")]] {
             assert!(matches!(read(headers), Err(Error::Unauthenticated { .. })), "{headers:?}");
         }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_is_given_twice_is_not_believed() {
+    fn a_header_that_is_given_twice_is_refused() {
         for name in ["x-organization-id", "x-user-id", "x-api-key-id", "x-trace-id"] {
             let mut headers = vec![(name, "one"), (name, "two")];
             if name.starts_with("x-api") || name.starts_with("x-trace") {

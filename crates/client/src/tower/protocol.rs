@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_content_type_says_what_the_caller_speaks() {
+    fn the_content_type_determines_the_protocol() {
         let of = |kind: &'static str| {
             let kind = HeaderValue::from_static(kind);
             Protocol::of(&HeaderMap::from_iter([(CONTENT_TYPE, kind)]))

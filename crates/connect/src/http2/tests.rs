@@ -12,17 +12,17 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::protocol::Protocol;
 
-/// What a server of HTTP/2 says first: that it has no wishes.
+/// The first frame of an HTTP/2 server: SETTINGS without any setting.
 const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
 
-/// A pipe whose far end has said this already.
+/// A pipe whose far end has written `said` already.
 fn pipe(said: &[u8]) -> (Box<dyn Bytestream>, DuplexStream) {
     let (near, mut far) = duplex(64 * 1024);
     far.write_all(said).now_or_never().expect("the pipe is empty").unwrap();
     (Box::new(near), far)
 }
 
-/// A connection over pipes, and the far end of each as it is made, which has said `said` already.
+/// A connection over pipes, and a receiver of their far ends, which have written `said` already.
 fn by_pipe_to(said: &'static [u8]) -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
     let (ends, made) = mpsc::unbounded_channel();
     let connector = Connector::Own(Arc::new(move || {
@@ -33,17 +33,17 @@ fn by_pipe_to(said: &'static [u8]) -> (Connection, mpsc::UnboundedReceiver<Duple
     (Connection::new(connector), made)
 }
 
-/// A connection over pipes to servers, one for the far end of each as it is made.
+/// A connection over pipes, and a receiver of their far ends, which have written nothing yet.
 pub(crate) fn by_pipe() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
     by_pipe_to(b"")
 }
 
-/// As [`by_pipe`], to servers that begin HTTP/2 and are silent from then on.
+/// As [`by_pipe`], but each far end has sent its settings and sends nothing more.
 fn to_silence() -> (Connection, mpsc::UnboundedReceiver<DuplexStream>) {
     by_pipe_to(SETTINGS)
 }
 
-/// A connection of which the first attempt is this one, and all others succeed.
+/// A connection whose first attempt fails with `first`. All later attempts succeed.
 fn after(first: impl Fn() -> io::Error + Send + Sync + 'static) -> Connection {
     let far_ends = Mutex::new(None);
     Connection::new(Connector::Own(Arc::new(move || {
@@ -58,8 +58,8 @@ fn after(first: impl Fn() -> io::Error + Send + Sync + 'static) -> Connection {
 
 type Server = h2::server::Connection<DuplexStream, Bytes>;
 
-/// The server at the far end of a connection, which is made for a first call; and that call, on its
-/// way.
+/// Connects for a first call. Returns the server at the far end, and the call, which is not sent
+/// yet.
 async fn reach(
     connection: &Connection,
     made: &mut mpsc::UnboundedReceiver<DuplexStream>,
@@ -76,7 +76,7 @@ fn send(ready: Ready) -> (InFlight, ResponseFuture) {
     (call, requests.send_request(request, true).unwrap().0)
 }
 
-/// A call that waits for its answer.
+/// Connects, and sends a call that waits for its answer.
 async fn call(connection: &Connection) -> (InFlight, ResponseFuture) {
     send(connection.ready().await.ok().unwrap())
 }
@@ -85,19 +85,19 @@ fn is_not_connected(status: &Status) -> bool {
     std::error::Error::source(status).is_some_and(|source| source.is::<NotConnected>())
 }
 
-/// What comes of `future`, which does not take a day.
+/// Awaits `future`, for one day at most.
 async fn in_time<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(24 * 3600), future).await.expect("it happens")
 }
 
-/// Everything that comes until the other side hangs up, and when it did.
+/// Reads until the other side closes. Returns the bytes and the time of the close.
 async fn until_hung_up(mut far: DuplexStream) -> (Vec<u8>, Instant) {
     let mut said = Vec::new();
     in_time(far.read_to_end(&mut said)).await.unwrap();
     (said, Instant::now())
 }
 
-/// How many pings there are in what a client said after its preface.
+/// The number of PING frames that a client sent after its preface.
 fn pings(said: &[u8]) -> usize {
     let (mut frames, mut pings) = (&said["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len()..], 0);
     while let [a, b, c, kind, rest @ ..] = frames {
@@ -116,7 +116,7 @@ async fn calls_that_come_at_once_share_one_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_fails_is_told_to_all_who_wait_and_the_next_call_makes_another() {
+async fn all_waiting_calls_get_the_error_of_an_attempt_and_the_next_call_connects_again() {
     let connection = after(|| io::Error::other("no road"));
     for refused in join_all((0..3).map(|_| connection.ready())).await {
         let status = refused.err().unwrap();
@@ -135,32 +135,32 @@ async fn an_attempt_that_takes_too_long_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connector_that_panics_costs_its_calls_and_no_others() {
+async fn a_panic_of_the_connector_fails_only_the_calls_that_wait_for_it() {
     let connection = after(|| panic!("the connector has a bug"));
     assert!(is_not_connected(&connection.ready().await.err().unwrap()));
     assert!(connection.ready().await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_was_closed_between_two_calls_is_made_anew_without_anyone_noticing() {
+async fn a_connection_that_was_closed_between_two_calls_is_replaced_without_an_error() {
     let (connection, mut made) = to_silence();
     connection.ready().await.ok().unwrap().call.answered();
     drop(made.recv().await.unwrap());
-    // Until it is known here, too.
+    // The connection's task notices the close.
     tokio::task::yield_now().await;
     assert!(connection.ready().await.is_ok());
     assert!(made.recv().await.is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
+async fn a_server_that_sends_goaway_finishes_its_calls_and_gets_no_new_ones() {
     let (connection, mut made) = by_pipe();
     let (mut server, ready) = reach(&connection, &mut made).await;
     let (_call, answer) = send(ready);
     let (_, mut respond): (_, SendResponse<Bytes>) = server.accept().await.unwrap().unwrap();
     server.graceful_shutdown();
     let served = tokio::spawn(async move { while server.accept().await.is_some() {} });
-    // The goodbye arrives before the next call, which goes elsewhere.
+    // GOAWAY arrives before the next call, so that call uses a new connection.
     for _ in 0..9 {
         tokio::task::yield_now().await;
     }
@@ -171,7 +171,7 @@ async fn a_server_that_says_goodbye_keeps_the_calls_it_has_and_gets_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_nobody_has_any_more_is_closed() {
+async fn a_connection_is_closed_when_its_last_user_is_dropped() {
     let (connection, mut made) = by_pipe();
     let (mut server, ready) = reach(&connection, &mut made).await;
     let gone = Arc::new(AtomicBool::new(false));
@@ -198,7 +198,7 @@ async fn an_idle_connection_is_not_pinged_however_long_it_is_silent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_silent_under_a_call_is_pinged_and_then_given_up() {
+async fn a_connection_that_is_silent_during_a_call_is_pinged_and_then_closed() {
     let (connection, mut made) = to_silence();
     let start = Instant::now();
     let (_call, answer) = call(&connection).await;
@@ -209,7 +209,7 @@ async fn a_connection_that_is_silent_under_a_call_is_pinged_and_then_given_up() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_gave_up_leaves_the_silence_as_it_was() {
+async fn a_dropped_call_does_not_restart_the_wait_for_a_ping() {
     let (connection, mut made) = to_silence();
     let start = Instant::now();
     let ready = connection.ready().await.ok().unwrap();
@@ -220,7 +220,7 @@ async fn a_call_that_gave_up_leaves_the_silence_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_call_after_a_quiet_time_waits_as_long_as_any_before_it_pings() {
+async fn the_first_call_after_an_idle_time_is_not_pinged_earlier_than_others() {
     let (connection, mut made) = to_silence();
     connection.ready().await.ok().unwrap().call.answered();
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -232,7 +232,7 @@ async fn the_first_call_after_a_quiet_time_waits_as_long_as_any_before_it_pings(
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_after_one_that_gave_up_do_not_begin_the_silence_anew() {
+async fn several_dropped_calls_do_not_restart_the_wait_for_a_ping() {
     let (connection, mut made) = to_silence();
     let start = Instant::now();
     for _ in 0..3 {
@@ -245,7 +245,7 @@ async fn calls_after_one_that_gave_up_do_not_begin_the_silence_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_go_to_a_server_that_does_not_begin_http_2_after_a_while_all_the_same() {
+async fn calls_are_sent_after_a_deadline_to_a_server_that_sends_no_settings() {
     let (connection, mut made) = by_pipe();
     let start = Instant::now();
     let _call = call(&connection).await;
@@ -256,7 +256,7 @@ async fn calls_go_to_a_server_that_does_not_begin_http_2_after_a_while_all_the_s
 }
 
 #[tokio::test]
-async fn a_server_that_takes_a_connection_and_says_nothing_is_passed_by_for_the_next_address() {
+async fn a_server_that_accepts_and_sends_nothing_is_skipped_for_the_next_address() {
     let (silent, listener) = (TcpListener::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0"));
     let (silent, listener) = (silent.await.unwrap(), listener.await.unwrap());
     let addresses = [&silent, &listener].map(|at| at.local_addr().unwrap());
@@ -273,7 +273,7 @@ async fn a_server_that_takes_a_connection_and_says_nothing_is_passed_by_for_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_hangs_up_before_it_says_anything_is_no_connection() {
+async fn a_server_that_closes_before_it_sends_anything_is_not_connected() {
     let (connection, mut made) = by_pipe();
     let hang_up = async { drop(made.recv().await.unwrap()) };
     let (ready, ()) = tokio::join!(connection.ready(), hang_up);

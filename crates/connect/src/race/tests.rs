@@ -8,13 +8,13 @@ use super::*;
 /// How a server at an address behaves.
 #[derive(Clone, Copy, Debug)]
 enum Habit {
-    /// It swallows what is sent to it.
+    /// An attempt to connect gets no answer.
     Silent,
-    /// Nobody listens.
+    /// It refuses the connection.
     Refuses,
-    /// It takes the connection, and then nothing comes.
+    /// It accepts the connection and then sends nothing.
     Hangs,
-    /// It takes the connection after this time, and says what is to be heard after that.
+    /// It accepts the connection after the first time, and answers after the second.
     Answers(Duration, Duration),
 }
 
@@ -28,7 +28,7 @@ struct Net {
 const AT_ONCE: Habit = Habit::Answers(Duration::ZERO, Duration::ZERO);
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// An address, of the sixth version of the protocol or the fourth.
+/// An IPv6 address or an IPv4 address.
 fn address(six: bool, number: u8) -> SocketAddr {
     let host = if six { format!("[2001:db8::{number}]") } else { format!("192.0.2.{number}") };
     format!("{host}:443").parse().unwrap()
@@ -40,7 +40,7 @@ impl Net {
         Self { habits: habits.collect(), start: Instant::now(), tried: Mutex::default() }
     }
 
-    /// Which server was reached, by its number, and when.
+    /// Returns the number of the server that was reached, and how long that took.
     async fn race(&self) -> Result<(u8, Duration), Unreached> {
         let addresses = self.habits.iter().map(|(address, _)| *address).collect();
         let dial = async |address| {
@@ -74,7 +74,7 @@ impl Net {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_that_swallows_everything_keeps_nobody_from_the_next() {
+async fn an_address_that_never_answers_does_not_block_the_next() {
     let net = Net::new([Habit::Silent, AT_ONCE]);
     assert_eq!(net.race().await.unwrap(), (1, STAGGER));
     let net = Net::new([Habit::Silent, Habit::Silent, Habit::Silent, AT_ONCE]);
@@ -82,7 +82,7 @@ async fn an_address_that_swallows_everything_keeps_nobody_from_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_where_nobody_listens_costs_no_time() {
+async fn an_address_that_refuses_costs_no_time() {
     let net = Net::new([Habit::Refuses, Habit::Refuses, AT_ONCE]);
     assert_eq!(net.race().await.unwrap(), (2, Duration::ZERO));
 }
@@ -103,7 +103,7 @@ async fn an_address_that_is_slow_may_still_be_the_first_to_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_takes_the_connection_and_says_nothing_keeps_nobody_from_the_next() {
+async fn a_server_that_accepts_and_sends_nothing_does_not_block_the_next_address() {
     let net = Net::new([Habit::Hangs, AT_ONCE]);
     assert_eq!(net.race().await.unwrap(), (1, SILENCE_AFTER_CONNECT));
 }
@@ -117,7 +117,7 @@ async fn every_address_of_a_name_with_many_is_tried_within_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_names_every_address_and_what_came_of_it() {
+async fn an_error_names_every_address_and_its_result() {
     let net = Net::new([Habit::Refuses, Habit::Refuses]);
     let error = net.race().await.unwrap_err();
     assert_eq!(

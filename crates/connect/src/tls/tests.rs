@@ -24,7 +24,7 @@ impl Folder {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    /// Writes a new certificate, and its key beside it.
+    /// Writes a new certificate and returns its key.
     fn renew(&self, name: &str) -> KeyPair {
         let mut params = CertificateParams::new(vec!["sessions.example".to_owned()]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -5,11 +5,11 @@ use rustls::crypto::ring;
 
 use super::*;
 
-/// A moment at which what rcgen makes by default is valid.
+/// A time at which the certificates that rcgen makes by default are valid.
 const NOW: u64 = 1_790_000_000;
 
-/// What `openssl req -x509` makes: an authority that signed itself, with this common name and
-/// these other names.
+/// The parameters of a certificate as `openssl req -x509` makes it: a self-signed authority with
+/// this common name and these other names.
 fn own(common: &str, names: &[&str]) -> CertificateParams {
     let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
@@ -23,7 +23,7 @@ fn signed_by_itself(params: &CertificateParams) -> CertificateDer<'static> {
     params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
 }
 
-/// Whether the server `name` is believed, who shows this certificate.
+/// Verifies the server `name`, which presents the certificate `shown`.
 fn verify(
     given: &[&CertificateDer<'static>],
     shown: &CertificateDer<'_>,
@@ -45,19 +45,19 @@ fn reason(result: Result<(), Error>) -> CertificateError {
 }
 
 #[test]
-fn a_certificate_that_signed_itself_is_believed_when_it_was_given() {
+fn a_self_signed_certificate_that_was_given_is_trusted() {
     let given = signed_by_itself(&own("sessions", &["sessions.example", "192.0.2.7"]));
     for name in ["sessions.example", "192.0.2.7"] {
         assert_eq!(verify(&[&given], &given, name, NOW), Ok(()), "{name}");
     }
-    // Not by its mere form: the same names, signed by somebody else.
+    // A certificate with the same names and another key is not trusted.
     let other = signed_by_itself(&own("sessions", &["sessions.example", "192.0.2.7"]));
     assert!(verify(&[&given], &other, "sessions.example", NOW).is_err());
     assert!(verify(&[&other], &given, "sessions.example", NOW).is_err());
 }
 
 #[test]
-fn it_is_believed_for_its_names_alone() {
+fn a_given_certificate_is_trusted_for_its_names_only() {
     let given = signed_by_itself(&own("sessions.example", &["other.example"]));
     for name in ["sessions.example", "192.0.2.7"] {
         let reason = reason(verify(&[&given], &given, name, NOW));
@@ -66,7 +66,7 @@ fn it_is_believed_for_its_names_alone() {
 }
 
 #[test]
-fn it_is_believed_for_its_common_name_where_it_has_no_other() {
+fn a_given_certificate_without_other_names_is_trusted_for_its_common_name() {
     let given = signed_by_itself(&own("Sessions.example", &[]));
     assert_eq!(verify(&[&given], &given, "sessions.example", NOW), Ok(()));
     assert!(verify(&[&given], &given, "example", NOW).is_err());
@@ -76,7 +76,7 @@ fn it_is_believed_for_its_common_name_where_it_has_no_other() {
 }
 
 #[test]
-fn it_is_believed_while_it_is_valid_and_no_longer() {
+fn a_given_certificate_is_trusted_only_while_it_is_valid() {
     let mut params = own("sessions", &["sessions.example"]);
     params.not_before = rcgen::date_time_ymd(2026, 1, 1);
     params.not_after = rcgen::date_time_ymd(2027, 1, 1);
@@ -84,7 +84,7 @@ fn it_is_believed_while_it_is_valid_and_no_longer() {
     let (begin, end) = (params.not_before.unix_timestamp(), params.not_after.unix_timestamp());
     let at = |now: i64| verify(&[&given], &given, "sessions.example", now.try_into().unwrap());
     assert_eq!((at(begin), at(end)), (Ok(()), Ok(())));
-    // The rules of authorities word it with the times.
+    // `verify_given` returns these variants; webpki returns others, which contain the times.
     let early = reason(at(begin - 1));
     assert!(matches!(early, CertificateError::NotValidYet), "{early:?}");
     let late = reason(at(end + 1));
@@ -92,7 +92,7 @@ fn it_is_believed_while_it_is_valid_and_no_longer() {
 }
 
 #[test]
-fn a_certificate_that_was_given_without_who_signed_it_is_believed() {
+fn a_given_certificate_is_trusted_without_its_issuer() {
     let authority = Issuer::new(own("authority", &[]), KeyPair::generate().unwrap());
     let params = CertificateParams::new(vec!["sessions.example".to_owned()]).unwrap();
     let key = KeyPair::generate().unwrap();

@@ -6,7 +6,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::*;
 use crate::tls::Verify;
 
-/// A server that swallows what is sent to it: its queue of connections is full.
+/// A server that does not answer attempts to connect, because its accept queue is full.
 struct Full {
     address: SocketAddr,
     _listener: TcpListener,
@@ -42,13 +42,13 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-/// An address where nobody listens.
+/// An address that refuses connections.
 async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 #[tokio::test]
-async fn a_server_at_the_second_address_is_reached_past_one_that_swallows_everything() {
+async fn a_server_at_the_second_address_is_reached_if_the_first_never_answers() {
     let (full, listener) = (Full::new().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
     let way = way(&[full.address, listener.local_addr().unwrap()]);
     let greet = async |mut stream: Box<dyn Bytestream>, _| {
@@ -75,7 +75,7 @@ async fn every_address_where_nobody_listens_is_named() {
 }
 
 #[tokio::test]
-async fn no_message_shows_a_place_that_is_not_to_be_shown() {
+async fn no_message_shows_a_hidden_address() {
     let address = nobody().await;
     let way = way(&[address, address]).shown_as("$HOST".into(), "$HOST:$PORT".into());
     let error = way.connect(soon(), async |_, _| Ok(())).await.unwrap_err();
@@ -110,14 +110,15 @@ async fn a_host_that_no_certificate_can_name_is_refused_for_tls() {
     }
 }
 
-/// What becomes of a way of a client with TLS to a server that says this.
+/// The error of a TLS client whose server sends `said`.
 async fn shake_hands(said: &[u8]) -> Unreached {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let way = way(&[listener.local_addr().unwrap()]);
     let way = way.with_tls(TlsFiles { verify: Verify::Nothing, identity: None }).unwrap();
     let serve = async {
         let (mut stream, _) = listener.accept().await.unwrap();
-        // With words of the client unread, TCP would reset the connection and lose what is said.
+        // If bytes of the client stayed unread, TCP would reset the connection and `said` could be
+        // lost.
         assert!(stream.read(&mut [0; 16 * 1024]).await.unwrap() > 0);
         stream.write_all(said).await.unwrap();
         stream.shutdown().await.unwrap();

@@ -1,6 +1,6 @@
-//! What has ended counts as ended at once and is taken out in parts, whatever those are cut to.
+//! An ended lease counts as ended at once. Ended leases are taken out in parts of any size.
 //!
-//! One file: each test cuts the same histories into parts of other sizes.
+//! One file: the tests run the same histories with parts of different sizes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -52,7 +52,7 @@ fn settle(ledger: &mut Ledger, now: Timestamp) {
     }
 }
 
-/// What a store keeps of the changes, and gives back after a restart.
+/// The state that a store keeps from the changes and restores after a restart.
 #[derive(Clone, Default)]
 struct Kept {
     leases: BTreeMap<u64, Lease>,
@@ -83,7 +83,7 @@ impl Kept {
         changes
     }
 
-    /// The ledger of a server that was killed at `now` and comes back.
+    /// The ledger of a server that was killed at `now` and starts again.
     fn restored(&self, next_serial: u64, now: Timestamp) -> Ledger {
         let mut ledger = Ledger::new(Config { journal: true, ..Config::default() });
         for lease in self.leases.values() {
@@ -104,7 +104,7 @@ fn no_operation_takes_out_more_than_one_hold_may_handle() {
     ledger.drain_changes().for_each(drop);
     let later = NOW + TTL;
     let ended = |ledger: &mut Ledger| ledger.drain_changes().count();
-    // Nobody has taken anything out, and all of it has ended.
+    // All leases have ended, and none is taken out yet.
     assert!(!is_kept(&mut ledger, held[7], later));
     assert_eq!(ended(&mut ledger), 1, "a keep-alive takes out the lease it asks for");
     assert_eq!(ledger.leases().count(), 0);
@@ -145,7 +145,7 @@ fn the_workers_of_a_session_end_with_it_at_once_and_are_taken_out_in_parts() {
     assert_eq!(ledger.release(session_id, None, Duration::ZERO, NOW), Released::Returned);
     assert!(ledger.has_backlog() && ledger.len() > 40);
     assert_eq!(ledger.audit(), Ok(()));
-    // A new session of that trace does not take them in.
+    // A new session of the trace does not adopt the ended workers.
     let again = session(&mut ledger, "trace-a", NOW);
     let own = borrow(&mut ledger, &Request::worker("t2w", "acme", "trace-a", 1), NOW);
     for &worker in &workers {
@@ -203,7 +203,7 @@ fn a_kill_in_the_middle_of_a_cascade_revives_no_worker() {
         for id in [again, own, alone] {
             assert!(is_kept(&mut restored, id, NOW), "only the old workers have ended");
         }
-        // What the restored ledger journals leaves nothing behind either.
+        // The changes of the restored ledger remove the old workers and the end of their trace.
         let mut left = kept.clone();
         left.keep(&mut restored);
         assert_eq!((left.leases.len(), left.traces.len()), (3, 0));
@@ -217,7 +217,7 @@ fn a_kill_in_the_middle_of_a_cascade_revives_no_worker() {
 }
 
 #[test]
-fn a_small_cascade_is_told_by_the_ends_of_its_leases_alone() {
+fn the_changes_of_a_small_cascade_are_only_the_ends_of_its_leases() {
     let mut ledger = ledger(RECORDS_PER_HOLD);
     let session_id = session(&mut ledger, "trace-a", NOW);
     workers(&mut ledger, "trace-a", 100, NOW);
@@ -304,7 +304,7 @@ fn an_organization_is_revoked_in_parts_workers_first_and_some_services_are_spare
 }
 
 #[test]
-fn a_keep_alive_between_two_parts_of_a_revocation_saves_nobody() {
+fn a_keep_alive_between_two_parts_of_a_revocation_saves_no_lease() {
     let mut ledger = ledger(4);
     let held = workers(&mut ledger, "", 40, NOW);
     let policy = Plain { disabled: vec!["acme"], ..Plain::default() };
@@ -330,7 +330,7 @@ fn leases_that_come_back_at_one_moment_end_spread_over_most_of_a_second() {
     ends.sort_unstable();
     assert_eq!(ends[0], TTL);
     assert!(*ends.last().expect("some") <= TTL + RESUME_SPREAD);
-    // No tick of a server's clock finds more than its share.
+    // In each tick of the server's clock, only a small share of the leases ends.
     let tick = Duration::from_millis(50);
     for start in (0..16).map(|number| TTL + tick * number) {
         let in_tick = ends.iter().filter(|&&end| start <= end && end < start + tick).count();
@@ -354,7 +354,7 @@ fn a_lease_that_says_it_was_granted_in_the_future_does_not_linger_until_then() {
 }
 
 #[test]
-fn a_pool_tells_of_its_largest_traces_and_how_many_it_leaves_out() {
+fn a_pool_lists_its_largest_traces_and_counts_the_omitted_ones() {
     let mut ledger = ledger(RECORDS_PER_HOLD);
     for number in 0..5_000 {
         session(&mut ledger, &format!("trace-{number}"), NOW);
@@ -367,7 +367,7 @@ fn a_pool_tells_of_its_largest_traces_and_how_many_it_leaves_out() {
         ledger.read_pool("t1r", "acme", &mut reading, NOW);
         parts += 1;
         if parts == 2 {
-            // What was shown last is gone before the next part.
+            // The trace that was read last ends before the next part is read.
             let gone = ledger.leases().find(|lease| &*lease.trace == "trace-3900");
             ledger.release(gone.expect("it is there").id, None, Duration::ZERO, NOW);
         }
@@ -381,7 +381,7 @@ fn a_pool_tells_of_its_largest_traces_and_how_many_it_leaves_out() {
     assert_eq!(first[3].1, 1);
 }
 
-/// One step of a history: what, and two picks.
+/// One step of a history: an operation and two numbers that select its details.
 type Step = (u8, u8, u8);
 
 fn step(ledger: &mut Ledger, ids: &mut Vec<LeaseId>, (what, a, b): Step, now: &mut Timestamp) {
@@ -477,7 +477,7 @@ proptest! {
     }
 
     #[test]
-    fn a_kill_at_any_moment_loses_no_live_lease_and_revives_nothing_that_was_told_of(
+    fn a_kill_at_any_time_loses_no_live_lease_and_revives_no_lease_whose_end_was_answered(
         steps in prop::collection::vec(any::<Step>(), 1..60),
         records_per_hold in 1..4usize,
     ) {
@@ -486,7 +486,8 @@ proptest! {
         for one in steps {
             step(&mut ledger, &mut ids, one, &mut now);
             kept.keep(&mut ledger);
-            // Each one that is asked for is told of, which is as good as a change.
+            // Callers learn from their keep-alives that these leases have ended, so the ends must
+            // be kept.
             let asked: Vec<LeaseId> = ids.iter().copied().step_by(2).collect();
             let mut told = Vec::new();
             for id in asked {
@@ -506,7 +507,8 @@ proptest! {
                 prop_assert!(back.contains(&lease.id.serial()), "{:?} is lost", lease.id);
             }
             for lease in restored.leases().filter(|lease| told.contains(&lease.id)) {
-                // A lease of an indexer is not told to nobody, so its end need not be known.
+                // A caller without an indexer learns nothing about a lease of an indexer, so the
+                // end of such a lease need not be kept.
                 prop_assert!(lease.indexer.is_some(), "{:?} is revived", lease.id);
             }
         }

@@ -82,7 +82,7 @@ fn a_spent_budget_refuses_with_the_metric_the_numbers_and_the_reset() {
 }
 
 #[test]
-fn a_budget_is_whole_again_when_its_window_turns() {
+fn a_budget_is_whole_again_when_a_new_window_begins() {
     for per in [Period::Day, Period::Month] {
         let mut ledger = ledger();
         report(&mut ledger, 100.0, LATE_NOVEMBER);
@@ -115,7 +115,7 @@ fn counts_a_whole_month_past_are_forgotten_and_nothing_sooner() {
         counts.map(|(organization, _, _)| organization.to_owned()).collect()
     };
     ledger.drain_changes().for_each(drop);
-    // Even a report of nothing looks at the counts.
+    // An empty report forgets old counts, too.
     report_of(&mut ledger, &[], DECEMBER);
     assert_eq!(counted(&ledger), ["acme", "globex"]);
     report_of(&mut ledger, &[], JANUARY);
@@ -127,7 +127,7 @@ fn counts_a_whole_month_past_are_forgotten_and_nothing_sooner() {
 }
 
 #[test]
-fn a_budget_of_nothing_is_spent_from_the_start() {
+fn a_budget_of_zero_is_spent_from_the_start() {
     assert!(ledger().spent("acme", &[budget(0.0, Period::Day)], DECEMBER).is_some());
 }
 
@@ -142,7 +142,7 @@ fn a_spent_budget_is_looked_at_before_the_limits() {
 }
 
 #[test]
-fn an_observed_service_is_granted_what_would_have_been_refused_and_says_so() {
+fn a_borrow_of_an_observed_service_is_granted_over_a_spent_budget_and_says_so() {
     let mut ledger = ledger();
     let budgets = [budget(0.0, Period::Day)];
     let observed = Terms { observe: true, ..terms(&budgets, DECEMBER) };
@@ -170,7 +170,7 @@ fn a_revoked_lease_frees_its_slot_and_answers_its_reason_for_ten_minutes_or_ten_
             let last = NOW + (Duration::from_secs(memory) - Duration::from_nanos(1));
             let kept = ledger.keep_alive(id, Some("west"), last);
             assert_eq!(kept, KeptAlive::Revoked(reason.into()));
-            // To another indexer it does not exist, and a return finds nothing.
+            // For another indexer the lease does not exist, and a return finds no lease.
             assert_eq!(ledger.keep_alive(id, Some("east"), last), KeptAlive::Failed);
             assert_eq!(ledger.release(id, Some("west"), Duration::ZERO, last), Released::Missing);
             let after = NOW + Duration::from_secs(memory);
@@ -194,13 +194,13 @@ fn the_reason_of_a_revocation_survives_a_restart() {
 }
 
 #[test]
-fn revocations_are_never_refused_and_whoever_has_too_many_remembered_borrows_nothing() {
+fn revocations_are_never_refused_and_an_indexer_with_too_many_remembered_borrows_nothing() {
     let mut ledger = Ledger::new(Config { max_leases: 8, ..Config::default() });
     let request = Request::session("t1r", "acme").indexer("west");
     let borrow = |ledger: &mut Ledger, request, now| {
         ledger.borrow(&request, &Terms::default(), now).map(|grant| grant.id)
     };
-    // A memory has room for 1,024 at least.
+    // The ledger remembers at least 1,024 revocations per indexer.
     let mut last = None;
     for _ in 0..1_024 / 8 {
         let held: Vec<_> = (0..8).map(|_| borrow(&mut ledger, request, NOW)).collect();
@@ -241,7 +241,7 @@ fn a_borrow_id_whose_lease_ended_buys_nothing_after_a_restart_either() {
 
     let mut restarted = Ledger::new(Config::default());
     for change in ledger.drain_changes() {
-        // The store keeps leases by what is said of them last: none of these lives.
+        // A store has no row of a lease that has ended, and all leases of this test have ended.
         if !matches!(change, Change::Granted(_) | Change::Ended { .. }) {
             restarted.restore(change).expect("what was said restores");
         }
@@ -277,7 +277,7 @@ fn a_worker_that_ended_with_its_session_is_gone_and_not_revoked() {
 }
 
 #[test]
-fn disabling_an_organization_tells_its_workers_the_reason_too() {
+fn disabling_an_organization_gives_its_workers_the_reason_too() {
     let mut ledger = ledger();
     let held = [session(&mut ledger).id, worker(&mut ledger).id];
     let other = ledger.borrow(&Request::session("t1r", "globex"), &Terms::default(), NOW);
@@ -298,7 +298,7 @@ fn disabling_an_organization_tells_its_workers_the_reason_too() {
 }
 
 #[test]
-fn a_lowered_limit_ends_nobody_and_refuses_until_the_count_fits() {
+fn a_lowered_limit_ends_no_lease_and_refuses_until_the_count_fits() {
     let mut ledger = ledger();
     let held: Vec<_> = (0..3).map(|_| session(&mut ledger).id).collect();
     let limits = Limits { organization: Some(1), ..Limits::default() };
@@ -346,8 +346,8 @@ fn a_borrow_id_with_another_request_is_refused_and_another_indexers_is_its_own()
     assert_ne!(east.id, first.id);
 }
 
-/// Not timed: were all sessions looked at for each one that ends, this would take 10^10 steps and
-/// minutes instead of a moment.
+/// This test measures no time. If each end of a session looked at all sessions, the test would take
+/// 10^10 steps and run for minutes.
 #[test]
 fn the_workers_of_a_session_are_found_without_looking_at_other_sessions() {
     const SESSIONS: usize = 100_000;
@@ -381,7 +381,7 @@ fn a_borrow_under_the_terms_of_a_policy_before_the_one_in_force_is_refused_and_c
         assert_eq!(ledger.borrow(&asked, &under(3), NOW), Err(Refusal::OldTerms));
     }
     assert_eq!((ledger.revision(), ledger.drain_changes().count(), ledger.len()), (before, 0, 1));
-    // A policy that comes late takes the place of none.
+    // An older policy that arrives late does not replace the newer one.
     ledger.refuse_terms_before(2);
     assert_eq!(ledger.borrow(&request, &under(3), NOW), Err(Refusal::OldTerms));
     let again = ledger.borrow(&request, &under(4), NOW).expect("the lease that is there");

@@ -1,4 +1,4 @@
-//! Each invariant of the ledger, by itself, on a ledger that random operations have been through.
+//! Each invariant of the ledger by itself, after random operations.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,7 +17,7 @@ const TRACES: [&str; 3] = ["", "trace-a", "trace-b"];
 #[derive(Clone, Debug)]
 struct Steps(Vec<(u8, u8, u8)>);
 
-/// A ledger with a past.
+/// A ledger after random operations.
 struct Used {
     ledger: Ledger,
     now: Timestamp,
@@ -73,7 +73,7 @@ impl Used {
         }
     }
 
-    /// Everything that can be seen of the ledger from outside.
+    /// Everything that a caller can read from the ledger.
     fn seen(&mut self) -> (Vec<Lease>, Vec<String>) {
         let mut leases: Vec<Lease> = self.ledger.leases().collect();
         leases.sort_by_key(|lease| lease.id.serial());
@@ -154,7 +154,7 @@ proptest! {
 
     #[test]
     fn every_operation_expires_first(steps in steps(), a: u8, b: u8) {
-        // Two ledgers of one past: one is told to expire before the operation, the other is not.
+        // Two ledgers with the same history. Only one of them expires leases before the operation.
         let (mut told, mut untold) = (Used::after(&steps), Used::after(&steps));
         let later = told.now + Duration::from_secs(3);
         told.ledger.expire(later);
@@ -174,7 +174,7 @@ proptest! {
     fn a_lease_kept_alive_within_its_ttl_never_expires(steps in steps(), beats in 1..50u32) {
         let mut used = Used::after(&steps);
         used.ledger.expire(used.now);
-        // A lingering session would take its workers with it.
+        // A lingering session would end during the test, and its workers with it.
         for lease in used.live().iter().filter(|lease| lease.lingers_until.is_some()) {
             used.ledger.release(lease.id, None, Duration::ZERO, used.now);
         }
@@ -260,7 +260,7 @@ proptest! {
         prop_assert_eq!(returned, Released::Lingers { until });
         prop_assert_eq!(used.ledger.state(request.service, "acme", used.now).leases, counted);
         prop_assert_eq!(used.ledger.keep_alive(id, None, used.now), KeptAlive::Failed);
-        // It outlives its TTL and ends exactly at grant + minimal life.
+        // The lease outlives its TTL and ends exactly at grant + minimal life.
         used.ledger.expire(used.now + (life - Duration::from_nanos(1)));
         prop_assert!(used.ledger.leases().any(|lease| lease.id == id));
         used.ledger.expire(until);
@@ -308,7 +308,7 @@ proptest! {
         let mut monotonic = Duration::ZERO;
         for (number, reading) in readings.into_iter().enumerate() {
             if number == restart_at {
-                // The monotonic clock of another process starts anywhere.
+                // The monotonic clock of another process may start at any value.
                 clock = StoreClock::starting_at(last, Duration::from_nanos(reading));
                 monotonic = Duration::from_nanos(reading);
             }
@@ -325,7 +325,7 @@ proptest! {
     }
 
     #[test]
-    fn store_time_never_goes_further_than_half_a_second_beyond_what_was_heard(
+    fn store_time_advances_at_most_half_a_second_beyond_the_last_handled_time(
         steps in prop::collection::vec((0..2_000_000_000u64, prop::option::of(0..1_000_000_000u64)), 1..80),
     ) {
         let start = Timestamp::from_nanos(5);
@@ -339,7 +339,7 @@ proptest! {
             prop_assert!(now.since(last) <= Duration::from_nanos(passed));
             last = now;
             if let Some(before) = heard_at {
-                // Even what lies ahead of the latest reading is not taken for heard.
+                // A time after the latest reading does not count as handled.
                 let at = Timestamp::from_nanos((now.as_nanos() + 500_000_000).saturating_sub(before));
                 clock.mark_handled(at);
                 heard = heard.max(at.min(now));

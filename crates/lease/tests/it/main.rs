@@ -1,4 +1,4 @@
-//! Every rule of the ledger, by itself and against a plain model.
+//! Every rule of the ledger, by itself and compared with a simple model.
 
 use lease::{Change, Lease, Ledger, PoolReading, PoolUse, Timestamp};
 

@@ -1,14 +1,14 @@
-//! The rules once more, as slowly and plainly as they can be said: a list of leases that every
-//! question scans from one end to the other.
+//! A second implementation of the rules, slow and as simple as possible: every operation scans one
+//! list of leases from start to end.
 //!
-//! One file: all rules stand side by side, so that a reader sees them at once.
+//! One file, so that a reader sees all rules together.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use lease::{Budget, Kind, Period, Reason, Remembers, Scope, WallTime};
 
-/// A borrow in the model's own words.
+/// The request of a borrow.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ask {
     pub(crate) indexer: Option<&'static str>,
@@ -20,7 +20,7 @@ pub(crate) struct Ask {
     pub(crate) borrow_id: Option<u128>,
 }
 
-/// The policy of a borrow in the model's own words.
+/// The terms of a borrow.
 #[derive(Clone, Debug)]
 pub(crate) struct Deal {
     pub(crate) service: Option<u64>,
@@ -29,11 +29,11 @@ pub(crate) struct Deal {
     pub(crate) ttl: Duration,
     pub(crate) observe: bool,
     pub(crate) budgets: Vec<Budget>,
-    /// Most services without a name of the same indexer.
+    /// The most services without an entry in the policy that one indexer may use.
     pub(crate) max_unnamed: u64,
 }
 
-/// What the policy says of organizations, API keys and services, in the model's own words.
+/// What the policy says about organizations, API keys and services.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stops {
     pub(crate) disabled: Vec<&'static str>,
@@ -42,7 +42,7 @@ pub(crate) struct Stops {
     pub(crate) observed: Vec<&'static str>,
 }
 
-/// How much there may be, whoever has it.
+/// Bounds that do not depend on the policy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bounds {
     pub(crate) leases: usize,
@@ -51,14 +51,14 @@ pub(crate) struct Bounds {
     pub(crate) report_keys: usize,
 }
 
-/// The policy names services that begin like this.
+/// Whether the policy has an entry for the service.
 pub(crate) fn is_named(service: &str) -> bool {
     service.starts_with('t')
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
-    /// The how-manieth grant it was.
+    /// The number of the grant, counted from 0.
     pub(crate) grant: usize,
     pub(crate) ask: Ask,
     pub(crate) granted_at: Duration,
@@ -81,7 +81,7 @@ fn trace_of(ask: &Ask) -> Option<&'static str> {
     Some(ask.trace).filter(|trace| trace.chars().any(|c| c != '0'))
 }
 
-/// What the model answers, in a form the ledger's answers can be put into.
+/// An answer of the model. The tests convert the ledger's answers into this form.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
     None,
@@ -138,7 +138,7 @@ struct Tombstone {
 #[derive(Clone, Debug)]
 struct Bought {
     by: (Option<&'static str>, u128),
-    /// The grant and what was asked for; `None` when it was returned before it arrived.
+    /// The grant and its request; `None` if the borrow was returned before it arrived.
     what: Option<(usize, Ask)>,
     until: Duration,
 }
@@ -151,7 +151,7 @@ pub(crate) struct Model {
     bounds: Bounds,
     tombstones: Vec<Tombstone>,
     bought: Vec<Bought>,
-    /// The number of the window counted last, and what was used in it: by day and by month.
+    /// For the day and for the month: the number of the latest window, and the amount used in it.
     used: HashMap<(&'static str, &'static str), [(i64, f64); 2]>,
     reports: Vec<Reported>,
 }
@@ -264,8 +264,9 @@ impl Model {
         Answer::Granted { grant, ttl: deal.ttl, pool, replayed: false, observed }
     }
 
-    /// Why a worker has no session any more: a session of its trace was revoked, and none is live. Of
-    /// several that were revoked, the one that is remembered longest tells.
+    /// Why a worker is refused although no limit is reached: a session of its trace was revoked,
+    /// and no session of that trace is live. The revocation that is remembered longest gives the
+    /// reason.
     fn session_revoked_for(&self, ask: &Ask) -> Option<Reason> {
         let trace = trace_of(ask).filter(|_| ask.max_workers > 0)?;
         let is_session = |other: &Ask| {
@@ -281,7 +282,7 @@ impl Model {
         Some(revoked.max_by_key(|tombstone| (tombstone.until, tombstone.grant))?.reason)
     }
 
-    /// What is full, whatever the policy allows.
+    /// The refusal of a borrow that would exceed a bound.
     fn full(&self, ask: &Ask, deal: &Deal) -> Option<Answer> {
         if self.held.len() >= self.bounds.leases {
             return Some(Answer::Full);
@@ -315,8 +316,8 @@ impl Model {
         scopes.iter().filter_map(|(_, names)| names.last()).map(|name| name.len()).sum()
     }
 
-    /// Whether one more borrow id of an indexer may be remembered: the indexers that have any share
-    /// the bound.
+    /// Whether one more borrow id of an indexer may be remembered. All indexers with remembered
+    /// borrow ids share the bound equally.
     fn remembers_another(&self, indexer: Option<&'static str>) -> bool {
         let mut indexers: BTreeSet<_> = self.bought.iter().map(|bought| bought.by.0).collect();
         indexers.insert(indexer);
@@ -324,7 +325,7 @@ impl Model {
         own < self.bounds.borrow_ids / indexers.len()
     }
 
-    /// What was used of the first budget of which nothing is left.
+    /// The amount used of the first budget that is spent.
     fn spent<'a>(
         &self,
         organization: &str,
@@ -444,7 +445,8 @@ impl Model {
         Answer::Count(self.end_all(|_, held| (held.grant == grant).then_some(reason)).len())
     }
 
-    /// Ends every lease that there is a reason for, workers first. Answers which, in order.
+    /// Ends every lease for which `why` returns a reason, workers first. Returns these leases in
+    /// the order of their grants.
     fn end_all(&mut self, why: impl Fn(&Self, &Held) -> Option<Reason>) -> Vec<(usize, Reason)> {
         let doomed = self.held.iter().filter_map(|held| Some((held.clone(), why(self, held)?)));
         let mut doomed: Vec<(Held, Reason)> = doomed.collect();
@@ -464,7 +466,7 @@ impl Model {
         ended
     }
 
-    /// Why the organization of a lease does not let it live.
+    /// The reason to end a lease because its organization is disabled or has spent a budget.
     fn stopped_for(&self, held: &Held, stops: &Stops, wall: WallTime) -> Option<Reason> {
         if stops.disabled.contains(&held.ask.organization) {
             return Some(Reason::OrganizationDisabled);
@@ -498,7 +500,7 @@ impl Model {
         wall: WallTime,
     ) -> Answer {
         let mut sums = Sums::new();
-        // What cannot be counted is skipped, and nothing is no count.
+        // An amount that cannot be counted is skipped, and a zero makes no count.
         for &(organization, metric, value) in usages.iter().filter(|(_, _, value)| *value > 0.0) {
             *sums.entry((organization, metric)).or_default() += value;
         }
@@ -557,9 +559,9 @@ impl Model {
         (self.held.iter().filter(in_pool).count() as u64, traces)
     }
 
-    /// A restart at which the store had everything.
+    /// A restart from a store that lost nothing.
     pub(crate) fn restart(&mut self, later: Duration) {
-        // The leases that come back at one moment end one after the other, in the order of grants.
+        // The ends of restored leases are spread over a time, in the order of the grants.
         self.held.sort_by_key(|held| held.grant);
         let step = lease::RESUME_SPREAD / self.held.len().max(1) as u32;
         for (place, held) in (0..).zip(&mut self.held) {
@@ -574,15 +576,15 @@ impl Model {
     }
 }
 
-/// The numbers of the day and of the month that `at` lies in.
+/// The numbers of the day and of the month at `at`.
 fn windows(at: WallTime) -> [i64; 2] {
     let date = at.to_string();
     let number = |text: &str| text.parse::<i64>().expect("a date is made of numbers");
     [at.as_unix().div_euclid(86_400), number(&date[..4]) * 12 + number(&date[5..7])]
 }
 
-/// The window that counts: the one counted last if it is this one or the next, and else this one
-/// from nothing.
+/// The window to count in: the latest window if it is `now` or the window after it; otherwise
+/// `now`, starting at zero.
 fn current(kept: (i64, f64), now: i64) -> (i64, f64) {
     if kept.0 == now || kept.0 == now + 1 { kept } else { (now, 0.0) }
 }

@@ -1,10 +1,10 @@
-//! A policy as short as it can be written down.
+//! A minimal policy for tests.
 
 use std::collections::HashMap;
 
 use lease::{Budget, Policy};
 
-/// Says of each thing by its name what stands against it.
+/// A policy that consists of lists of names, and of budgets.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plain {
     pub(crate) disabled: Vec<&'static str>,

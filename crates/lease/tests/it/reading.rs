@@ -1,4 +1,4 @@
-//! What an operator reads is what there is, however big the table and whatever happens meanwhile.
+//! An operator reads the true state, however large the table is and whatever changes meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,7 +15,7 @@ const SERVICES: [&str; 2] = ["t1r", "t2w"];
 const TRACES: [&str; 3] = ["", "trace-a", "trace-b"];
 const INDEXERS: [Option<&str>; 3] = [None, Some("indexer-1"), Some("indexer-2")];
 
-/// More records than any part may have.
+/// The most records of one part.
 const PART: usize = 1_024;
 
 type Step = (u8, u8, u8);
@@ -149,7 +149,8 @@ proptest! {
             if step.0 % 8 == 4 {
                 report(&mut ledger, "acme", value.into(), now);
             }
-            // A revocation is kept as the end of its lease and as the memory of it.
+            // A revocation makes two changes: the end of its lease, and the fact that is
+            // remembered.
             let changes = ledger.drain_changes().count() as u64;
             prop_assert_eq!(ledger.revision() - before, changes);
         }

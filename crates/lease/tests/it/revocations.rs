@@ -1,4 +1,4 @@
-//! After the revocation of a session nothing is borrowed under it, while that is remembered.
+//! While the revocation of a session is remembered, no worker is borrowed under that session.
 
 use std::time::Duration;
 
@@ -73,13 +73,13 @@ fn no_other_trace_is_refused_and_no_worker_without_one() {
     ] {
         assert_eq!(refused(&mut ledger, &other, NOW), None, "{other:?}");
     }
-    // A session without a trace stands for no trace.
+    // The revocation of a session without a trace affects no workers.
     revoked(&mut ledger, &SESSION.trace("0000"), Reason::Operator, NOW);
     assert_eq!(refused(&mut ledger, &WORKER.trace("0000"), NOW), None);
 }
 
 #[test]
-fn the_revocation_of_a_worker_says_nothing_of_its_trace() {
+fn the_revocation_of_a_worker_does_not_affect_its_trace() {
     let mut ledger = ledger();
     let worker = borrow(&mut ledger, &WORKER, NOW).expect("no session is needed");
     assert!(ledger.revoke(worker, Reason::Operator, NOW));
@@ -96,7 +96,7 @@ fn a_trace_with_a_live_session_has_workers_whatever_was_revoked() {
     assert_eq!(refused(&mut ledger, &WORKER, NOW), Some(Reason::Operator));
     let later = borrow(&mut ledger, &SESSION, NOW).expect("the policy admits it");
     assert_eq!(refused(&mut ledger, &WORKER, NOW), None, "a later session is live");
-    // Past its end, and not taken out yet.
+    // The later session is past its end, and not taken out yet.
     let ended = NOW + Duration::from_secs(60);
     ledger.pause_expiry(true);
     assert_eq!(
@@ -107,7 +107,7 @@ fn a_trace_with_a_live_session_has_workers_whatever_was_revoked() {
 }
 
 #[test]
-fn of_several_revoked_sessions_the_one_remembered_longest_tells_the_reason() {
+fn of_several_revoked_sessions_the_one_remembered_longest_gives_the_reason() {
     let long = Terms { ttl: Duration::from_secs(600), ..Terms::default() };
     for long_first in [true, false] {
         let mut ledger = ledger();
@@ -155,7 +155,7 @@ fn a_refusal_after_a_revocation_survives_restarts_in_whatever_order_it_is_restor
         ledger.drain_changes().filter(|change| matches!(change, Change::Revoked(_))).collect();
     let backwards = said.iter().rev().cloned().collect();
     for mut changes in [said, backwards, ledger.snapshot().collect()] {
-        // Again and again, from the snapshot of what came back.
+        // Three restarts: the second and the third use the snapshot of the ledger before.
         for _ in 0..3 {
             let mut restarted = Ledger::new(Config::default());
             for change in changes {
@@ -173,7 +173,7 @@ fn a_refusal_after_a_revocation_survives_restarts_in_whatever_order_it_is_restor
 }
 
 #[test]
-fn what_is_remembered_of_traces_goes_with_the_revocations() {
+fn remembered_traces_are_forgotten_with_their_revocations() {
     let mut ledger = ledger();
     for number in 0..100 {
         let trace = format!("trace-{number}");
@@ -188,7 +188,7 @@ fn what_is_remembered_of_traces_goes_with_the_revocations() {
 }
 
 #[test]
-fn a_spent_budget_is_told_with_the_metric_the_numbers_and_the_reset_after_the_revocation_too() {
+fn a_refusal_after_a_revocation_for_a_spent_budget_names_the_metric_the_numbers_and_the_reset() {
     let budget = Budget { metric: "egress_bytes".into(), amount: 10.0, per: Period::Day };
     let spent = BudgetSpent {
         metric: budget.metric.clone(),

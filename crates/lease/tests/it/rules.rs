@@ -1,5 +1,5 @@
-//! Random operations on the ledger answer as the plain model does, and every count is right after
-//! each of them.
+//! The ledger answers random operations as the simple model does, and every count is right after
+//! each operation.
 //!
 //! One file: the operations, how the model answers each, and the comparison change together.
 
@@ -24,13 +24,13 @@ const API_KEYS: [&str; 3] = ["", "key-1", "key-2"];
 const TRACES: [&str; 4] = ["", "0000", "trace-a", "trace-b"];
 const METRICS: [&str; 2] = ["egress_bytes", "processed_blocks"];
 const BOUNDS: Bounds = Bounds { leases: 9, id_bytes: 60, borrow_ids: 4, report_keys: 2 };
-/// The last days of a month, so that windows turn while a case runs.
+/// The last days of a month, so that days and months change while a case runs.
 const WALL_START: i64 = 1_798_675_200;
 
 /// An organization, a metric and an amount.
 type Usage = (&'static str, &'static str, f64);
 
-/// One thing that may happen. `usize` picks among all grants there ever were.
+/// One step of a case. A `usize` selects one of all grants so far.
 #[derive(Clone, Debug)]
 enum Step {
     Borrow(Ask, Deal),
@@ -48,7 +48,7 @@ enum Step {
 
 #[derive(Clone, Debug)]
 struct World {
-    /// How many records an operation of the ledger handles. The model knows nothing of that.
+    /// The most records that one operation of the ledger handles. The model has no such bound.
     records_per_hold: usize,
     model: Model,
     wall: i64,
@@ -346,7 +346,7 @@ impl Tested {
 
     /// Adds the leases that one part ended, by the numbers of their grants.
     fn add_part(&self, ended: &mut Vec<(usize, Reason)>, part: Vec<(lease::LeaseId, RevokedFor)>) {
-        // Where API keys are disabled, a part is a part of the table.
+        // For disabled API keys, a part is a part of the table, which may have more records.
         let walked = part.iter().filter(|(_, why)| why.reason != Reason::ApiKeyDisabled);
         assert!(walked.count() <= self.records_per_hold);
         let number = |id| self.ids.iter().position(|known| *known == id).expect("it was granted");
@@ -390,10 +390,11 @@ impl Tested {
         Answer::Reported { counted: reported.counted, ended, spent }
     }
 
-    /// The answer with nothing left in the table that has ended: until then it fills its scopes, so
-    /// a borrow may be refused that would be granted a moment later.
+    /// The answer to `step`. An ended lease counts in its scopes until it is taken out, so the
+    /// ledger may refuse a borrow that the model grants. Such a borrow is repeated after all of
+    /// them are taken out.
     fn applied(&mut self, step: &Step) -> Answer {
-        // A service without an entry is held for as long as one of its leases stands in the table.
+        // A service without an entry stays in use while one of its leases is in the table.
         if matches!(step, Step::Borrow(ask, _) if !crate::model::is_named(ask.service)) {
             self.take_out();
         }
@@ -413,7 +414,7 @@ impl Tested {
         answer
     }
 
-    /// Takes out what has ended, as the clock of a server does.
+    /// Takes out all ended leases, as the clock of a server does.
     fn take_out(&mut self) {
         while self.ledger.has_backlog() {
             self.ledger.expire(self.now);
@@ -421,11 +422,11 @@ impl Tested {
         self.ledger.drain_changes().for_each(|change| self.kept.keep(change));
     }
 
-    /// Makes the ledger anew, as a server does that comes back: from what its changes said, or
-    /// from its snapshot, which come to the same.
+    /// Restarts the ledger as a server does: from its changes, or from its snapshot. Both have to
+    /// give the same ledger.
     fn restart(&mut self, later: Duration) {
         let mut restarted = Ledger::new(Config { seed: [9; 32], ..config(self.records_per_hold) });
-        // Time that passes meanwhile moves the end of what lingers, which no change says.
+        // A restart that takes time moves the ends of lingering leases without a change.
         let changes: Vec<Change> = if later.is_zero() {
             self.take_out();
             self.kept.changes(self.now).collect()
@@ -487,8 +488,8 @@ fn config(records_per_hold: usize) -> Config {
     }
 }
 
-/// Compares an answer with the model's. What has ended and is not taken out may still be counted in
-/// what a granted borrow tells of its pool.
+/// Compares an answer with the model's. An ended lease that is not taken out yet may still count in
+/// the pool that the answer to a granted borrow describes.
 fn assert_same(answer: Answer, expected: &Answer, has_backlog: bool, step: &Step) {
     if let (
         true,
@@ -527,16 +528,15 @@ impl StateMachineTest for Rules {
     }
 
     fn apply(mut tested: Tested, world: &World, step: Step) -> Tested {
-        // What the operation itself did not take out before it answered.
         let answer = tested.applied(&step);
         assert_same(answer, &world.answer, tested.ledger.has_backlog(), &step);
         tested
     }
 
     fn check_invariants(tested: &Tested, world: &World) {
-        // Counts change beside the table alone: recomputed, they are what was kept.
+        // The audit recomputes every count from the table and compares it with the kept count.
         assert_eq!(tested.ledger.audit(), Ok(()));
-        // What has ended is not listed, whether it is taken out or not.
+        // An ended lease is not listed, even if it is not taken out yet.
         let live: Vec<u64> = sorted(tested.ledger.leases().map(|lease| lease.id.serial()));
         let held = world.model.held.iter().map(|held| tested.ids[held.grant].serial());
         assert_eq!(live, sorted(held));
@@ -565,7 +565,7 @@ impl StateMachineTest for Rules {
             let counted = (pool.leases, traces.collect());
             assert_eq!(counted, world.model.state(service, organization));
         }
-        // Nothing leaks: with nobody keeping anything alive, all of it ends.
+        // Nothing leaks: without keep-alives, every lease ends.
         while let Some(next) = tested.ledger.next_expiry() {
             tested.ledger.expire(next.max(tested.now));
         }
@@ -592,12 +592,12 @@ prop_state_machine! {
     fn the_ledger_answers_as_the_plain_model_does(sequential 1..40 => Rules);
 }
 
-/// What the changes said, kept the way a store does.
+/// The state that a store keeps from the changes.
 #[derive(Default)]
 struct Kept {
     leases: Vec<lease::Lease>,
     used: HashMap<(Box<str>, Box<str>), Used>,
-    /// In the order told; of what was told twice under one name, the latest.
+    /// In the order of the changes.
     remembered: Vec<Change>,
 }
 
@@ -629,7 +629,7 @@ impl Kept {
         }
     }
 
-    /// Everything that is kept, but for what is past.
+    /// Everything that is kept, except facts whose time is over.
     fn changes(&self, now: Timestamp) -> impl Iterator<Item = Change> {
         let leases = self.leases.iter().map(|lease| Change::Granted(Box::new(lease.clone())));
         let used = self.used.iter().map(|((organization, metric), used)| Change::Used {
@@ -649,7 +649,7 @@ impl Kept {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The changes alone, kept in the order applied, always say which leases there are.
+    /// The changes alone, applied in order, always give the leases that the ledger holds.
     #[test]
     fn the_changes_say_exactly_which_leases_there_are(steps in prop::collection::vec(step(), 1..40)) {
         let mut tested = Rules::init_test(&World {

@@ -1,4 +1,4 @@
-//! What is counted of usage, once, within bounds, and in which window.
+//! Usage is counted once, within bounds, and in the right window.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -48,7 +48,7 @@ fn built(events: &[(&str, &str, f64)]) -> Report {
     report.build()
 }
 
-/// A report on its way, of which the answer tells about "known-paid".
+/// A report in progress. Its answer says whether "known-paid" has spent a budget.
 fn reporting(caller: &str, key: Option<&str>, report: &Report) -> Reporting {
     let submission = Submission {
         caller: Some(caller.into()),
@@ -59,7 +59,7 @@ fn reporting(caller: &str, key: Option<&str>, report: &Report) -> Reporting {
     Reporting::new(submission, WALL)
 }
 
-/// Counts a report whole.
+/// Counts all parts of a report.
 fn count(
     ledger: &mut Ledger,
     caller: &str,
@@ -133,7 +133,7 @@ fn a_report_is_the_same_in_whatever_order_its_events_come_and_another_with_other
         let more: Vec<_> = events.into_iter().chain([change]).collect();
         assert_ne!(built(&more).fingerprint(), one.fingerprint());
     }
-    // Kept by stores: it never changes.
+    // Stores keep fingerprints, so the fingerprint of a report never changes.
     assert_eq!(built(&[("acme", "egress_bytes", 1.0)]).fingerprint(), 0x84a3_9d5c_56fb_b3d3);
 }
 
@@ -180,7 +180,7 @@ fn a_key_that_names_another_report_is_refused_and_an_invalid_one_too() {
 }
 
 #[test]
-fn a_full_memory_of_keys_refuses_its_indexer_and_lets_nothing_count_twice() {
+fn a_full_memory_of_keys_refuses_its_indexer_and_no_report_counts_twice() {
     let mut ledger = ledger(Config { max_report_keys: 100, ..Config::default() });
     let report = built(&[("acme", "m", 1.0)]);
     count(&mut ledger, "west", Some("mine"), &report, NOW).expect("counted");
@@ -226,11 +226,11 @@ fn a_report_that_stopped_half_way_goes_on_there_after_a_restart() {
 }
 
 #[test]
-fn two_who_send_one_report_at_once_count_it_once() {
+fn one_report_that_is_sent_twice_at_once_counts_once() {
     let names: Vec<String> = (0..3 * RECORDS_PER_HOLD).map(|number| format!("o{number}")).collect();
     let report = built(&names.iter().map(|name| (&**name, "m", 1.0)).collect::<Vec<_>>());
     let mut ledger = ledger(Config::default());
-    // Both take turns, and each goes by where it has come itself.
+    // Both reports take turns, and each keeps its own position.
     let mut both = [0, 1].map(|_| reporting("west", Some("r1"), &report));
     while !both.iter().all(Reporting::is_done) {
         for reporting in &mut both {
@@ -253,7 +253,7 @@ fn a_key_kept_by_an_earlier_version_names_a_report_that_was_counted_whole() {
 }
 
 #[test]
-fn the_report_that_spends_a_budget_ends_leases_and_every_one_tells_that_it_is_spent() {
+fn the_report_that_spends_a_budget_ends_leases_and_all_later_reports_say_that_it_is_spent() {
     let mut ledger = ledger(Config::default());
     let report = built(&[("known-paid", "egress_bytes", 60.0), ("other", "egress_bytes", 900.0)]);
     let mut ended_and_told = || {
@@ -285,7 +285,7 @@ fn unknown_organizations_are_bounded_for_each_indexer_and_a_budget_always_counts
         count(&mut ledger, "west", None, &own, NOW).expect("counted").skipped,
         [0; Uncountable::ALL.len()]
     );
-    // What the policy knows takes the room of what nobody knows, and a budget needs none.
+    // Known organizations take the room of unknown ones, and the count of a budget needs no room.
     let known: Vec<String> = (0..25).map(|number| format!("known-{number}")).collect();
     let known = built(&known.iter().map(|name| (&**name, "m", 1.0)).collect::<Vec<_>>());
     assert_eq!(
@@ -335,7 +335,7 @@ fn the_metrics_of_one_organization_are_bounded_but_for_those_of_its_budgets() {
     assert_eq!(count(&mut ledger, "west", None, &paid, NOW).expect("counted").spent.len(), 1);
 }
 
-/// The number of the day, and of the month, by the calendar as people write it.
+/// The numbers of the day and of the month, from the text of the date.
 fn windows(at: WallTime) -> [i64; 2] {
     let date = at.to_string();
     let number = |text: &str| text.parse::<i64>().expect("a number");
@@ -367,14 +367,14 @@ proptest! {
             let [day, month] = kept;
             prop_assert_eq!(used.in_window(Period::Day, at).1, day.1);
             prop_assert_eq!(used.in_window(Period::Month, at).1, month.1);
-            // A wrong clock is over as soon as the right one is back.
+            // Once the clock is set back by 40 days, the amounts of the later window do not count.
             let (_, later) = used.in_window(Period::Day, WallTime::from_unix(wall - 40 * 86_400));
             prop_assert_eq!(later, 0.0);
         }
     }
 
     #[test]
-    fn counts_are_bounded_whoever_reports_what_and_budgets_are_exact(
+    fn counts_are_bounded_for_any_reports_and_budgets_are_exact(
         reports in prop::collection::vec(
             (
                 0..3usize,
@@ -449,7 +449,7 @@ proptest! {
                 .flatten()
                 .map(|(organization, metric, _)| (organization.to_owned(), metric.to_owned()))
                 .collect();
-            // The changes say which counts there are.
+            // The changes give exactly the counts that the ledger has.
             prop_assert_eq!(&counts.iter().cloned().collect::<HashSet<_>>(), &kept);
             let of_budgets = counts
                 .iter()

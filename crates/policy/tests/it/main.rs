@@ -1,4 +1,4 @@
-//! Policies as their users read them and ask them.
+//! Tests of policies through the public interface of the crate.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 

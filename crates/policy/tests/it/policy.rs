@@ -156,7 +156,7 @@ fn keys_of_indexers_are_known_by_their_digest() {
 }
 
 #[test]
-fn indexers_are_told_apart_by_name_and_by_key() {
+fn indexers_are_distinguished_by_name_and_by_key() {
     let indexer = |name: &str, digest: &str| {
         format!("[[indexers]]\nname = \"{name}\"\nkey_sha256 = \"{}\"\n", digest.repeat(32))
     };
@@ -189,7 +189,7 @@ fn overrides(set: &[(Subject, &str, Option<&str>, u64)]) -> Overrides {
 }
 
 #[test]
-fn what_operators_set_wins_over_the_file_and_says_so() {
+fn overrides_win_over_the_file_and_are_named_as_the_source() {
     use Subject::{ApiKey, Organization};
     let file = policy(&example());
     let policy = file.with_overrides(&overrides(&[
@@ -229,7 +229,7 @@ fn what_operators_set_wins_over_the_file_and_says_so() {
     assert_eq!(policy.disabled("acme", "key-1"), None);
     assert_eq!(policy.disabled("new", "key-1"), Some(Reason::OrganizationDisabled));
 
-    // The calls see the same numbers, and the file is as it was.
+    // Calls get the same limits, and the policy of the file is unchanged.
     let session = Request::session("t1r", "acme").api_key("key-2");
     let of = |policy: &Policy| {
         let Limits { organization, api_key, .. } = limits(policy, session);
@@ -243,7 +243,7 @@ fn what_operators_set_wins_over_the_file_and_says_so() {
 }
 
 #[test]
-fn whoever_the_file_or_an_operator_says_something_about_is_known_once() {
+fn every_organization_and_api_key_of_the_file_or_an_override_is_known_once() {
     use Subject::{ApiKey, Organization};
     let set = [
         (Organization, "acme", None, 1),
@@ -274,7 +274,7 @@ fn whoever_the_file_or_an_operator_says_something_about_is_known_once() {
 }
 
 #[test]
-fn a_limit_over_a_service_that_the_policy_lost_says_nothing_until_it_is_back() {
+fn an_override_for_a_service_that_the_policy_lost_has_no_effect() {
     let set = overrides(&[(Subject::Organization, "acme", Some("t1r"), 7)]);
     let key = set.keys().next().unwrap();
     let with = policy("[services.t1r]\n[services.default]").with_overrides(&set);
@@ -299,7 +299,7 @@ fn of_many(organizations: usize) -> String {
     text
 }
 
-/// How long this thread has computed: what else the machine does is not in it.
+/// The CPU time of this thread, which does not depend on other work of the machine.
 fn busy() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     time.try_into().unwrap()
@@ -327,7 +327,7 @@ fn an_override_over_ten_thousand_organizations_costs_what_it_costs_over_none() {
         busy() - before
     };
     let (few, many) = (policy(&of_many(10)), policy(&of_many(10_000)));
-    // If the organizations were copied, it would be a thousand times as much.
+    // If the organizations were copied, the cost would be a thousand times as high.
     let (few, many) = (cost(&few), cost(&many));
     assert!(many < few * 50 + Duration::from_millis(100), "{many:?} after {few:?}");
 }

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_met_at_two_places_is_kept_as_it_was_met_last() {
+    fn of_repeated_items_the_last_one_is_kept() {
         let mut sorted = vec![("a", 1), ("b", 2), ("b", 3), ("b", 4), ("c", 5), ("c", 6)];
         keep_latest(&mut sorted, |a, b| a.0 == b.0);
         assert_eq!(sorted, [("a", 1), ("b", 4), ("c", 6)]);

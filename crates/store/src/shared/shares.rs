@@ -75,7 +75,7 @@ mod tests {
     const WEST: Option<&str> = Some("west");
 
     #[test]
-    fn one_caller_alone_may_fill_all_of_it_and_no_more() {
+    fn a_single_caller_may_fill_the_whole_bound_and_no_more() {
         let mut shares = Shares::default();
         shares.add(EAST, MAX_PENDING - 1);
         assert!(shares.has_room(EAST, MAX_PENDING - 1));
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_when_another_has_filled_it_finds_room_for_a_share() {
+    fn a_caller_has_room_for_a_share_when_another_has_filled_the_bound() {
         let mut shares = Shares::default();
         shares.add(EAST, MAX_PENDING);
         assert!(shares.has_room(WEST, MAX_PENDING) && shares.has_room(None, MAX_PENDING));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn while_little_waits_nobody_is_bounded() {
+    fn no_caller_is_refused_while_few_changes_wait() {
         let mut shares = Shares::default();
         for _ in 0..20 {
             shares.add(EAST, 10);

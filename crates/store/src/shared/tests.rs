@@ -85,7 +85,7 @@ fn while_the_disk_is_busy_nothing_is_taken_out_and_callers_find_room() {
     assert_eq!(held(&shared), FULL_PENDING + 1_001, "a borrow takes nothing out in passing");
     let busy = Enforcing::new(selling(1, 100, true), None).step(&shared);
     assert!(matches!(busy, Ok(Part::Busy(_))));
-    // The batch that they wait for is committed.
+    // The batch that expiry and enforcement wait for is committed.
     drop(std::mem::take(&mut shared.state.lock().pending));
     while shared.read(Ledger::has_backlog).unwrap() {
         let pending = shared.state.lock().pending.len();
@@ -192,7 +192,7 @@ fn a_store_time_that_leaves_no_room_is_refused_as_damage() {
     assert!(refused.to_string().contains("centuries"), "{refused}");
 }
 
-/// A policy under which acme may use so many bytes a day, or is disabled.
+/// A policy under which acme may use `bytes` a day, or is disabled.
 fn selling(number: u64, bytes: u64, disabled: bool) -> Policy {
     let file = format!(
         "[services.t1r]\n[plans.pro]\nbudgets = {{ egress_bytes = {{ amount = {bytes}, per = \"day\" \
@@ -225,7 +225,7 @@ fn a_revocation_that_is_under_way_spares_what_a_later_policy_allows_again() {
     }
 }
 
-/// Reports that acme used so many bytes.
+/// Reports that acme used `bytes`.
 fn use_up(shared: &Shared, bytes: f64) {
     let mut report = lease::Report::builder();
     report.add("acme", "", &[("egress_bytes", bytes)]).unwrap();

@@ -1,4 +1,5 @@
-//! Whatever is done to a store, and whenever the power goes: what was acknowledged is still so.
+//! After any operations and a loss of power at any time, a store has everything that it
+//! acknowledged.
 
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ pub(crate) async fn operate(store: &Store, ids: &mut Vec<LeaseId>, (step, a, b):
     }
 }
 
-/// A lease, unless it is that of a worker whose session was revoked.
+/// Borrows a lease; `None` for a worker whose session was revoked.
 async fn borrow(store: &Store, request: &Request<'_>) -> Option<LeaseId> {
     match store.borrow(request, &Terms::default()).await {
         Ok(borrowed) => {
@@ -45,7 +46,7 @@ async fn borrow(store: &Store, request: &Request<'_>) -> Option<LeaseId> {
     }
 }
 
-/// For each trace, whether it is given a worker.
+/// For each trace, whether a worker can be borrowed.
 async fn gets_workers(store: &Store) -> Vec<bool> {
     let mut gets = Vec::new();
     for (organization, trace) in ORGANIZATIONS.iter().flat_map(|o| TRACES.map(|trace| (o, trace))) {
@@ -79,7 +80,7 @@ proptest! {
             for step in steps {
                 operate(&store, &mut ids, step).await;
             }
-            // The power goes, and of what was not flushed any part may have reached the disk.
+            // The power is lost. Any of the writes that were not flushed may have reached the disk.
             let crashed = disk.after_power_loss(|write| torn >> (write % 64) & 1 == 1);
             let before = answers(&store, &ids).await;
             let restarted = open(crashed);

@@ -1,4 +1,4 @@
-//! A store file that is damaged: it is refused to the byte, or it has everything acknowledged.
+//! A damaged store file is refused and not changed, or it has everything that was acknowledged.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::acknowledged::{answers, open, operate};
 
 const PAGE: usize = 4_096;
 
-/// The numbers of the pages in which the two differ.
+/// The numbers of the pages that differ between `before` and `after`.
 fn changed_pages(before: &[u8], after: &[u8]) -> Vec<usize> {
     let page = |bytes: &[u8], at: usize| bytes.get(at..at + PAGE).map(<[u8]>::to_vec);
     (0..after.len() / PAGE)
@@ -21,7 +21,7 @@ fn changed_pages(before: &[u8], after: &[u8]) -> Vec<usize> {
         .collect()
 }
 
-/// Opens a store that holds `bytes`. A refusal leaves them as they were.
+/// Opens a store that holds `bytes`. Checks that a refusal does not change them.
 fn try_open(bytes: &[u8], accept_older_state: bool) -> Result<Recovered, Error> {
     let disk = Disk::with(bytes.to_vec());
     let options = Options { clock: ManualClock::new(), accept_older_state, ..Options::default() };
@@ -42,7 +42,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_flipped_bit_is_refused_or_takes_nothing_that_was_acknowledged(
+    fn a_flipped_bit_is_refused_or_loses_nothing_that_was_acknowledged(
         steps in prop::collection::vec(any::<(u8, u8, u8)>(), 1..20),
         bits in prop::collection::vec(any::<(bool, prop::sample::Index, prop::sample::Index)>(), 1..40),
         ends_well: bool,
@@ -78,7 +78,8 @@ proptest! {
     }
 }
 
-/// A store with two leases, of which the second was granted last, and the pages of that commit.
+/// The bytes of a store with two leases, the pages that the commit of the second one changed, and
+/// both leases.
 async fn two_leases() -> (Vec<u8>, Vec<usize>, [LeaseId; 2]) {
     let disk = Disk::default();
     let store = open(disk.clone());
@@ -96,7 +97,7 @@ async fn borrow(store: &Store) -> LeaseId {
     borrowed.grant.id
 }
 
-/// Damages that redb steps over: it starts from the commit before.
+/// Damaged files in which redb ignores the newest commit and opens the one before it.
 async fn stepped_over() -> (Vec<Vec<u8>>, [LeaseId; 2]) {
     let (bytes, pages, ids) = two_leases().await;
     let damages =
@@ -136,7 +137,7 @@ async fn an_older_state_that_is_accepted_lacks_the_last_lease_and_uses_no_key_ag
     let third = borrow(&store).await;
     assert!(third.serial() > second.serial(), "{third:?} after {second:?}");
     store.close().unwrap();
-    // What is accepted once is the state from then on.
+    // An older state that was accepted once is opened without the option from then on.
     let store = open(false).unwrap().resume().unwrap();
     for id in [first, third] {
         assert!(matches!(store.keep_alive(id, None).await, Ok(KeptAlive::Extended { .. })));
@@ -152,7 +153,7 @@ async fn a_file_without_a_note_as_the_version_before_left_it_is_opened() {
 }
 
 #[tokio::test]
-async fn whatever_part_of_a_commit_reached_the_disk_a_loss_of_power_is_no_damage() {
+async fn a_loss_of_power_is_no_damage_whatever_part_of_a_commit_reached_the_disk() {
     let disk = Disk::default();
     let store = Arc::new(open(disk.clone()));
     let ids = [borrow(&store).await, borrow(&store).await];
@@ -185,7 +186,7 @@ fn a_file_of_an_unknown_format_is_not_changed_by_a_byte() {
     let meta = redb::TableDefinition::<&str, (u64, u64)>::new("meta");
     transaction.open_table(meta).unwrap().insert("format", (99, 0)).unwrap();
     transaction.commit().unwrap();
-    // Not closed well: opening would have to repair it.
+    // The database was not closed, so opening it needs a repair.
     let crashed = disk.bytes();
     assert!(matches!(try_open(&crashed, false), Err(Error::Format { found: 99, .. })));
     drop(database);
@@ -193,7 +194,7 @@ fn a_file_of_an_unknown_format_is_not_changed_by_a_byte() {
 }
 
 #[test]
-fn the_time_of_an_older_state_is_told() {
+fn the_error_about_an_older_state_says_how_much_older_it_is() {
     let error = Error::Older {
         path: "/s.redb".into(),
         found: 3,

@@ -1,4 +1,4 @@
-//! Ends of many leases at once, and of none because of a wall clock.
+//! Many leases end at once, and no lease ends because of a wall clock.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use policy::Policy;
 use store::testing::ManualClock;
 use store::{AuditNote, Enforced, Options, Recovered, Store};
 
-/// Two changes for each of so many: a revocation of them has to wait for the disk on its way.
+/// A revocation makes two changes per lease. With so many leases, it has to wait for the disk
+/// before it is complete.
 const LEASES: usize = 27_000;
 
 const YEAR: Duration = Duration::from_secs(31_557_600);

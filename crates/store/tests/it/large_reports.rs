@@ -1,4 +1,4 @@
-//! Large reports of usage, and the disk below them.
+//! Large usage reports on a disk that is busy or loses power.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn store_on(disk: Disk) -> Store {
     Recovered::on_backend(disk, options).unwrap().resume().unwrap()
 }
 
-/// One of each of so many organizations, by `caller`.
+/// A report by `caller` of one byte for each of `organizations` organizations.
 fn ones(caller: &str, name: &str, organizations: usize) -> UsageReport {
     let names: Vec<String> = (0..organizations).map(|number| format!("o{number}")).collect();
     let usage = |organization| Usage { organization, metric: "egress_bytes", value: 1.0 };
@@ -29,7 +29,7 @@ async fn is_one_of_each(store: &Store, organizations: usize) -> bool {
 }
 
 #[tokio::test]
-async fn a_large_report_counts_once_wherever_the_power_went_in_the_middle_of_it() {
+async fn a_large_report_counts_once_wherever_the_power_is_lost() {
     const AMOUNTS: usize = 5_000;
     let disk = Disk::default();
     let store = store_on(disk.clone());
@@ -55,13 +55,13 @@ async fn a_large_report_counts_once_wherever_the_power_went_in_the_middle_of_it(
 }
 
 #[tokio::test]
-async fn a_caller_finds_room_on_the_way_to_the_disk_that_another_has_filled() {
+async fn a_caller_has_room_in_a_batch_that_another_caller_has_filled() {
     let disk = Disk::default();
     let store = store_on(disk.clone());
     disk.hold();
     let first = tokio::spawn(store.report(ones("west", "first", 1_000)));
     eventually("the disk is busy", || async { disk.is_waiting() }).await;
-    // Small reports wait for nothing before they are counted.
+    // Reports of this size are counted before they wait for the disk.
     let many = (0..100).map(|number| store.report(ones("west", &format!("many-{number}"), 1_000)));
     let many: Vec<_> = many.map(tokio::spawn).collect();
     let borrow = |by| store.borrow(&Borrow::session("t1r", "acme").indexer(by), &Terms::default());
@@ -90,6 +90,6 @@ async fn a_large_report_goes_on_by_small_batches_and_waits_for_each() {
     let flushes = disk.flushes();
     disk.release();
     assert!(large.await.unwrap().unwrap().counted);
-    // A batch has one hold of it beyond the bound at the most.
+    // A batch exceeds its bound by the records of one hold at most.
     assert!(disk.flushes() - flushes >= 50_000 / (2_048 + 1_024));
 }

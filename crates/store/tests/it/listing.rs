@@ -101,7 +101,7 @@ async fn a_listed_lease_says_everything_but_its_key() {
     assert_eq!((listed.lingers, listed.ends_in), (true, Duration::from_millis(4_600)));
     let page = store.leases(LeaseFilter::default(), Order::Oldest, None, 1).await.unwrap();
     assert_eq!(page.leases, [listed]);
-    // What has ended is not listed, even if nothing called since.
+    // An ended lease is not listed, even if only reads have run since its end.
     for _ in 0..10 {
         clock.jump(Duration::from_millis(500));
         assert_eq!(store.find(LeaseId::new(9, 9, [0; 12]).number()).await, Ok(None));
@@ -203,7 +203,7 @@ impl Listener for Heard {
 }
 
 #[tokio::test]
-async fn a_lease_ends_by_its_number_with_its_workers_and_its_holder_is_told() {
+async fn a_lease_is_ended_by_its_number_with_its_workers_and_its_holder_is_notified() {
     let (store, _) = store();
     let session = borrow(&store, Request::session("t1r", "acme").trace("a")).await;
     let worker = borrow(&store, Request::worker("t2w", "acme", "a", 9)).await;
@@ -211,7 +211,7 @@ async fn a_lease_ends_by_its_number_with_its_workers_and_its_holder_is_told() {
     let heard = Arc::new(Heard::default());
     let attachment = store.attach(heard.clone());
     store.keep_alive_batch(&[Some(session), Some(other)], None, &attachment).await;
-    // Who knows a number cannot keep the lease alive by it.
+    // A number is enough to end a lease, and not enough to keep the lease alive.
     let revoke = || store.revoke_number(session.number(), Reason::Operator, entry("ended it"));
     let told = revoke().await.unwrap().unwrap();
     assert_eq!((told.number, told.ended, &*told.action), (1, 2, "ended it"));
@@ -225,7 +225,7 @@ async fn a_lease_ends_by_its_number_with_its_workers_and_its_holder_is_told() {
 }
 
 #[tokio::test]
-async fn a_report_tells_which_of_its_organizations_have_spent_a_budget_repeated_or_not() {
+async fn a_first_or_repeated_report_says_which_organizations_have_spent_a_budget() {
     let (store, _) = store();
     let policy = "
         [services.t1r]
@@ -250,7 +250,8 @@ async fn a_report_tells_which_of_its_organizations_have_spent_a_budget_repeated_
             reported.spent.iter().map(|(name, spent)| (&**name, spent.used)).collect();
         assert_eq!(spent, [("acme", 12.0)]);
     }
-    // Spent before, and nothing to end any more: it is told again.
+    // The budget was spent before, and no lease is left to end. The answer still says that it is
+    // spent.
     let reported = report(&[usage("acme", 0.0), usage("other", 1e9)], "two").await;
     assert_eq!((reported.counted, reported.revoked, reported.spent.len()), (true, 0, 1));
 }

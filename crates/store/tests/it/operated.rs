@@ -1,4 +1,4 @@
-//! What operators set and did is as durable as leases are, bounded, and told in order.
+//! Overrides and audit entries are as durable as leases, bounded, and listed in order.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ fn numbers(entries: &[AuditEntry]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn what_operators_set_and_did_survives_a_restart() {
+async fn overrides_and_audit_entries_survive_a_restart() {
     let disk = Disk::default();
     let store = open(&disk);
     let disable = OverrideChange {
@@ -79,7 +79,7 @@ async fn an_override_and_its_entry_are_durable_before_the_answer_and_never_one_w
 }
 
 #[tokio::test]
-async fn an_operators_change_and_the_leases_before_it_are_one_order_of_batches() {
+async fn an_operators_change_is_durable_only_with_the_leases_before_it() {
     let disk = Disk::default();
     let store = open(&disk);
     disk.hold();
@@ -87,7 +87,7 @@ async fn an_operators_change_and_the_leases_before_it_are_one_order_of_batches()
     let recorded = store.record(Some(set("acme", 0)), entry("admit nobody"));
     disk.release();
     recorded.await.unwrap();
-    // Durable is what was applied before it, too.
+    // Everything that was applied before the entry is durable, too.
     let crashed = disk.after_power_loss(|_| false);
     let id = {
         let lease = lease.await.unwrap();
@@ -107,7 +107,7 @@ async fn the_audit_list_is_bounded_on_the_disk_too_and_its_numbers_go_on() {
     let recorded: Vec<_> =
         (0..most + 5).map(|number| store.record(None, entry(&number.to_string()))).collect();
     assert!(join_all(recorded).await.into_iter().eq((1..=most + 5).map(Ok)));
-    // What is forgotten stays so.
+    // Entry 5 was forgotten. A note about it does not bring it back.
     assert_eq!(end_one(&store, AuditNote::Existing(5)).await, Some(5));
     for store in [store, open_after(&disk)] {
         assert_eq!(numbers(&store.audit(None, 2)), [most + 5, most + 4]);
@@ -129,7 +129,7 @@ async fn the_audit_list_is_bounded_on_the_disk_too_and_its_numbers_go_on() {
     assert_eq!(rows.len().unwrap(), most);
 }
 
-/// The same disk, once whoever had it open has let go.
+/// Opens a copy of the disk, because the disk itself is still in use.
 fn open_after(disk: &Disk) -> Store {
     open(&disk.after_power_loss(|_| false))
 }
@@ -152,7 +152,7 @@ async fn overrides_are_bounded_and_what_is_there_can_still_be_changed() {
 }
 
 #[tokio::test]
-async fn whoever_holds_the_overrides_sees_them_as_they_were() {
+async fn overrides_that_were_read_do_not_change() {
     let store = memory();
     store.record(Some(set("acme", 1)), entry("set")).await.unwrap();
     let held = store.overrides();
@@ -174,7 +174,7 @@ async fn a_store_that_failed_records_nothing() {
 }
 
 #[tokio::test]
-async fn the_revision_tells_of_every_change_and_of_no_keep_alive() {
+async fn the_revision_rises_with_every_change_and_with_no_keep_alive() {
     let store = memory();
     let mut latest = store.revision();
     let mut rose = |store: &Store| std::mem::replace(&mut latest, store.revision()) < latest;
@@ -194,7 +194,8 @@ async fn the_revision_tells_of_every_change_and_of_no_keep_alive() {
     assert!(rose(&store), "a return");
 }
 
-/// Borrows one session and ends it; `noted` is to tell of it. Answers the number of the entry.
+/// Borrows one session and ends it, with `noted` as the audit note. Returns the number of the
+/// entry.
 async fn end_one(store: &Store, noted: AuditNote) -> Option<u64> {
     let request = Request::session("t1r", "disabled");
     store.borrow(&request, &Terms::default()).await.unwrap().delivery.complete();
@@ -205,7 +206,7 @@ async fn end_one(store: &Store, noted: AuditNote) -> Option<u64> {
     entry
 }
 
-/// Sets, clears or ends; the answer is awaited.
+/// Sets or clears an override or ends a lease, and waits for the answer.
 async fn operate(store: &Store, (step, a, b): (u8, u8, u8)) {
     let change = set(&format!("org-{}", a % 4), b.into());
     let change = match step % 4 {
@@ -228,7 +229,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_operators_do_is_durable_before_its_answer(
+    fn every_operation_of_operators_is_durable_before_its_answer(
         steps in prop::collection::vec(any::<(u8, u8, u8)>(), 1..30),
         torn: u64,
     ) {

@@ -92,7 +92,7 @@ fn rows() -> Vec<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn a_store_of_the_first_format_keeps_everything_and_takes_what_is_new() {
+async fn a_store_of_the_first_format_keeps_everything_and_accepts_new_records() {
     let disk = first_format(&rows());
     let store = open(&disk).unwrap();
     assert_eq!(store.audit(None, 10), []);

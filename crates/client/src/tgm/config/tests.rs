@@ -13,7 +13,7 @@ fn message(text: &str) -> String {
 }
 
 #[test]
-fn urls_in_production_lead_where_they_always_did() {
+fn urls_in_production_keep_their_endpoints() {
     for (url, endpoint) in [
         ("", "session.thegraph.market:443"),
         ("tgm://", "session.thegraph.market:443"),
@@ -95,7 +95,7 @@ fn the_maximum_is_read_under_both_of_its_names_which_may_stand_together_if_they_
 }
 
 #[test]
-fn values_that_cannot_be_meant_are_refused() {
+fn invalid_values_are_refused() {
     for (url, about) in [
         ("tgm://h?request-keep-alive-delay=0", "must be above 0"),
         ("tgm://h?request-keep-alive-delay=20", "has no unit"),
@@ -141,7 +141,7 @@ fn an_empty_value_is_the_default_of_every_parameter() {
 }
 
 #[test]
-fn what_is_made_step_by_step_is_what_a_url_makes() {
+fn a_config_made_step_by_step_equals_the_config_of_a_url() {
     let made = TgmConfig::new("[::1]")
         .port(9010)
         .insecure(true)
@@ -193,7 +193,7 @@ fn messages_name_a_place_and_its_files_as_the_url_does() {
 }
 
 #[test]
-fn a_key_of_nothing_or_of_blanks_is_no_key() {
+fn an_empty_or_blank_key_counts_as_no_key() {
     for url in ["tgm://h?indexer-api-key=", "tgm://h?indexer-api-key=%20%20"] {
         assert!(read(url).unwrap().indexer_api_key.is_none(), "{url}");
     }
@@ -211,7 +211,7 @@ fn try_connect(url: &str) -> Result<Connector, Error> {
 }
 
 #[test]
-fn a_way_is_made_before_anyone_listens() {
+fn a_connector_is_created_without_a_running_server() {
     for url in [
         "tgm://h?plaintext=true",
         "tgm://[::1]:1?plaintext=true",

@@ -15,7 +15,7 @@ fn a_stream_that_is_refused_is_broken_unless_the_server_does_not_know_it() {
 }
 
 #[test]
-fn every_reason_of_a_revocation_ends_the_session_and_has_words() {
+fn every_reason_of_a_revocation_ends_the_session_with_a_message() {
     for (reason, is_quota) in [(0, false), (1, false), (2, false), (3, false), (4, true)] {
         let reason = Reason::try_from(reason).unwrap();
         let revoked = super::reason(reason, "in its own words");
@@ -31,7 +31,7 @@ fn every_reason_of_a_revocation_ends_the_session_and_has_words() {
         }
         assert!(revoked.to_string().ends_with("in its own words"));
     }
-    // What a newer server says reads as unspecified.
+    // A reason that only newer servers know is read as unspecified.
     let newer = ::wire::control::Revocation { reason: 99, ..Default::default() };
     assert_eq!(newer.reason(), Reason::Unspecified);
 }

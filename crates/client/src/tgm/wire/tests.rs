@@ -42,7 +42,7 @@ fn refusal(answer: BorrowAnswer) -> Error {
     error
 }
 
-/// A status as the transport makes it up.
+/// A status that the transport creates because the server sent none.
 fn from_transport(code: Code) -> Status {
     let mut status = Status::new(code, "h2 protocol error");
     status.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
@@ -139,7 +139,7 @@ fn a_refusal_without_numbers_names_no_limit_and_shows_none() {
             Error::WorkersLimitExceeded { active, max, scope }
         );
     }
-    // A limit of 0 that was told is one.
+    // A limit of 0 in the metadata is a limit.
     let nobody = [("x-denied-active", "0"), ("x-denied-max", "0")];
     let (active, max, scope) = (0, 0, Scope::Organization);
     assert_eq!(
@@ -158,7 +158,7 @@ fn a_spent_budget_is_a_quota_error_for_sessions_and_workers_alike() {
 }
 
 #[test]
-fn a_grant_without_a_told_ttl_lives_a_minute() {
+fn a_grant_without_a_ttl_lives_a_minute() {
     let granted = |metadata: &[_]| match borrow(
         with(response(BorrowStatus::Borrowed, "k"), metadata),
         &session(),
@@ -175,7 +175,7 @@ fn a_grant_without_a_told_ttl_lives_a_minute() {
 }
 
 #[test]
-fn an_answer_that_contradicts_itself_is_an_error_and_its_key_is_kept_to_be_given_back() {
+fn an_inconsistent_answer_is_an_error_and_its_key_is_kept_for_the_return() {
     for (status, key, kept) in [
         (BorrowStatus::Unset, "k", Some("k")),
         (BorrowStatus::Unset, "", None),
@@ -191,14 +191,14 @@ fn an_answer_that_contradicts_itself_is_an_error_and_its_key_is_kept_to_be_given
     let mut unknown = borrow(Ok(unknown), &session());
     assert!(matches!(unknown, BorrowAnswer::Invalid { .. }));
     assert_eq!(unknown.take_key().as_deref(), Some("k"));
-    // Without room in the server a worker has no key either.
+    // A refusal because the server is full keeps its key, too.
     let busy =
         with(response(BorrowStatus::ResourceExhausted, "k"), &[("x-denied-scope", "server")]);
     assert_eq!(borrow(busy, &worker(3)).take_key().as_deref(), Some("k"));
 }
 
 #[test]
-fn a_refusal_with_a_key_is_a_refusal_and_its_key_is_kept_to_be_given_back() {
+fn a_refusal_with_a_key_is_a_refusal_and_its_key_is_kept_for_the_return() {
     for asked in [session(), worker(3)] {
         let mut answer = borrow(Ok(response(BorrowStatus::ResourceExhausted, "k")), &asked);
         let BorrowAnswer::Refused { error, .. } = &answer else { panic!("{answer:?}") };
@@ -215,7 +215,7 @@ async fn a_call_whose_deadline_passes_is_a_fault_that_says_so() {
     assert_eq!(error.to_string(), "session server unavailable: no answer within 5.0s");
 }
 
-/// What a caller hears of an answer, in a word.
+/// A short name for the kind of an error.
 fn word(error: &Error) -> &'static str {
     match error {
         Error::Unavailable { .. } => "unavailable",
@@ -235,7 +235,8 @@ fn every_code_means_one_thing_in_every_call() {
         Internal, InvalidArgument, NotFound, OutOfRange, PermissionDenied, ResourceExhausted,
         Unauthenticated, Unavailable, Unimplemented, Unknown,
     };
-    // The code; then the borrow of a session and of a worker, the keep-alive, the return, a question.
+    // The code; then what it means for a borrow of a session, a borrow of a worker, a keep-alive, a
+    // return and any other call.
     for (code, of_session, of_worker, beat, back, question) in [
         (Cancelled, "spent", "spent", "fault", "again", "unavailable"),
         (Unknown, "fault", "fault", "fault", "again", "unavailable"),
@@ -301,7 +302,7 @@ fn every_status_of_a_keep_alive_but_failed_is_a_success() {
 }
 
 #[test]
-fn every_status_of_a_return_but_failed_is_the_end_of_it() {
+fn every_status_of_a_return_but_failed_ends_the_return() {
     for (status, outcome) in [
         (0, Some(Released::Returned)),
         (1, Some(Released::Missing)),
@@ -318,7 +319,7 @@ fn every_status_of_a_return_but_failed_is_the_end_of_it() {
 }
 
 #[test]
-fn what_the_transport_makes_up_is_tried_again_whatever_its_code() {
+fn a_status_of_the_transport_is_retried_whatever_its_code() {
     for code in 1..=16 {
         let status = || from_transport(Code::from(code));
         for asked in [session(), worker(3)] {

@@ -8,7 +8,7 @@ use wire::control::{AttachRequest, AttachResponse};
 use super::*;
 use crate::http2::tests::by_pipe;
 
-/// A request of which the body is what comes through the sender.
+/// A request whose body is what the sender sends.
 fn request() -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
     let (sender, pieces) = mpsc::unbounded_channel();
     let pieces = UnboundedReceiverStream::new(pieces);
@@ -17,7 +17,7 @@ fn request() -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
 }
 
 #[tokio::test]
-async fn a_body_goes_out_as_fast_as_the_other_side_makes_room_and_while_answers_are_read() {
+async fn a_body_is_sent_within_the_flow_control_window_after_the_response_has_begun() {
     let (mut connection, mut made) = by_pipe();
     let (pieces, request) = request();
     let server = tokio::spawn(async move {
@@ -50,7 +50,7 @@ async fn a_body_goes_out_as_fast_as_the_other_side_makes_room_and_while_answers_
 }
 
 #[tokio::test]
-async fn an_answer_before_the_end_of_the_request_is_heard_though_nothing_more_can_be_sent() {
+async fn a_response_before_the_end_of_the_request_is_read() {
     let (mut connection, mut made) = by_pipe();
     let (pieces, request) = request();
     pieces.send(Bytes::from(vec![7; 1 << 20])).unwrap();
@@ -68,7 +68,7 @@ async fn an_answer_before_the_end_of_the_request_is_heard_though_nothing_more_ca
 }
 
 #[tokio::test]
-async fn details_of_a_status_do_not_reach_who_panics_at_nonsense() {
+async fn details_of_a_status_are_removed_before_tonic_reads_them() {
     let (mut connection, mut made) = by_pipe();
     tokio::spawn(async move {
         let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();
@@ -87,7 +87,7 @@ async fn details_of_a_status_do_not_reach_who_panics_at_nonsense() {
 }
 
 #[tokio::test]
-async fn a_stream_that_says_it_is_compressed_is_read_as_far_as_it_is_not() {
+async fn uncompressed_messages_of_a_stream_are_read_until_a_compressed_one() {
     let (connection, mut made) = by_pipe();
     tokio::spawn(async move {
         let mut server = h2::server::handshake(made.recv().await.unwrap()).await.unwrap();

@@ -7,7 +7,7 @@ use wire::worker::{KeepAliveRequest, KeepAliveResponse, keep_alive_response};
 use super::*;
 use crate::http2::tests::by_pipe;
 
-/// The message in its frame: a status of 1.
+/// A gRPC frame with a message whose status is 1.
 const EXTENDED: &[u8] = b"\0\0\0\0\x02\x08\x01";
 
 fn keep_alive() -> (Request<()>, KeepAliveRequest) {
@@ -15,7 +15,7 @@ fn keep_alive() -> (Request<()>, KeepAliveRequest) {
     (request, KeepAliveRequest { worker_key: "key".into(), api_key_id: String::new() })
 }
 
-/// Makes a call that `answer` answers.
+/// Makes a call to a server that responds with `answer`.
 async fn called(
     answer: impl FnOnce(SendResponse<Bytes>) + Send + 'static,
 ) -> Result<Response<KeepAliveResponse>, Status> {
@@ -36,7 +36,7 @@ fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
         .collect()
 }
 
-/// Answers with pieces of a body and then trailers.
+/// Responds with pieces of a body and then trailers.
 fn with(
     pieces: &'static [&'static [u8]],
     trailers: &'static [(&'static str, &'static str)],
@@ -52,7 +52,7 @@ fn with(
     }
 }
 
-/// Answers with a head alone.
+/// Responds with headers only.
 fn head(
     status: u16,
     of: &'static [(&'static str, &'static str)],
@@ -83,12 +83,12 @@ async fn an_answer_in_any_number_of_pieces_is_one_message_with_the_metadata_of_b
 }
 
 #[tokio::test]
-async fn a_status_of_the_server_is_its_own_among_headers_and_trailers_alike() {
+async fn a_status_of_the_server_is_read_from_headers_and_from_trailers() {
     let denied = &[("grpc-status", "7"), ("grpc-message", "acme%20is disabled")];
     for status in [
         called(head(200, denied)).await.unwrap_err(),
         called(with(&[], denied)).await.unwrap_err(),
-        // What was said before the end does not count.
+        // A message before the error status in the trailers is ignored.
         called(with(&[EXTENDED], denied)).await.unwrap_err(),
     ] {
         assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "acme is disabled"));
@@ -97,7 +97,7 @@ async fn a_status_of_the_server_is_its_own_among_headers_and_trailers_alike() {
 }
 
 #[tokio::test]
-async fn details_of_a_status_that_are_nonsense_are_nothing_to_panic_about() {
+async fn invalid_details_of_a_status_cause_no_panic() {
     let nonsense =
         &[("grpc-status", "8"), ("grpc-message", "spent"), ("grpc-status-details-bin", "%$!")];
     for status in [
@@ -125,7 +125,7 @@ async fn a_status_keeps_its_code_when_its_message_is_not_utf_8() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_of_grpc_is_not_the_word_of_the_server() {
+async fn a_response_that_is_no_valid_grpc_becomes_a_status_of_the_client() {
     let fine = &[("grpc-status", "0")];
     for (why, status) in [
         ("503", called(head(503, &[])).await),

@@ -258,7 +258,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_held_back_reads_as_if_it_were_written_and_is_written_in_the_end(
+        fn held_back_writes_read_as_if_they_were_written_and_are_written_later(
             steps in prop::collection::vec((0_u8..3, 0_u64..300, any::<u8>(), 0_usize..100), 0..20),
         ) {
             let (plain, staged) = (InMemoryBackend::new(), Backend::new(InMemoryBackend::new()));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_back_and_dropped_was_never_written() {
+    fn held_back_writes_that_are_dropped_never_reach_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f");
         std::fs::write(&path, [3; 100]).unwrap();

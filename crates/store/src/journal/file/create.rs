@@ -155,7 +155,7 @@ mod tests {
         for name in names {
             std::fs::write(folder.path().join(name), "x").unwrap();
         }
-        // Another server is at it: one of a version that takes no lock beside the store.
+        // Another server uses this file. Its version takes no lock file beside the store.
         let open = File::open(folder.path().join(names[2])).unwrap();
         open.lock().unwrap();
         remove_unfinished(&path);

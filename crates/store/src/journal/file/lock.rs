@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn one_place_is_taken_once_and_others_beside_it_are_free() {
+    fn one_path_is_locked_once_and_other_paths_beside_it_are_free() {
         let (folder, path) = store();
         let lock = lock_path(&path).unwrap();
         assert!(lock.is_some());
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_stays_locked_when_its_folder_is_emptied() {
+    fn a_path_stays_locked_when_its_folder_is_emptied() {
         let (folder, path) = store();
         let watch = watch(&path);
         for entry in std::fs::read_dir(folder.path()).unwrap() {

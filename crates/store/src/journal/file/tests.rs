@@ -5,10 +5,10 @@ use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subje
 
 use super::*;
 
-/// Larger than a new file, so that only what was in the tables makes one worth compacting.
+/// Larger than a new file, so that a file is compacted only if its tables had many rows.
 const WORTH: u64 = 512 << 10;
 
-/// What fills one table, and what empties it again.
+/// The rows that fill one table, and the rows that empty it again.
 struct Case {
     table: &'static str,
     full: (Vec<Change>, Vec<OperatorRecord>),
@@ -48,7 +48,7 @@ fn usage() -> Case {
     }
 }
 
-/// Rows that say little under long keys.
+/// Rows with long keys and short values.
 fn overrides() -> Case {
     let change = |number, value| {
         let key = OverrideKey { subject: Subject::Organization, id: long(number), service: None };
@@ -62,7 +62,7 @@ fn overrides() -> Case {
     }
 }
 
-/// Rows of numbers alone.
+/// Rows that contain only numbers.
 fn lingering() -> Case {
     let id = |number| LeaseId::new(0, number, [0; 12]);
     let lingers = |number| Change::Lingers { id: id(number), until: later() };
@@ -77,7 +77,7 @@ fn lingering() -> Case {
     }
 }
 
-/// What is remembered goes with its time.
+/// Remembered facts, which are forgotten when their time is over.
 fn remembered() -> Case {
     let ended = |number| Change::BorrowEnded {
         indexer: Some(long(0)),
@@ -93,7 +93,7 @@ fn remembered() -> Case {
 }
 
 #[test]
-fn a_file_full_of_rows_of_any_table_stays_as_it_is_and_one_that_they_left_is_made_small() {
+fn a_file_full_of_rows_is_not_compacted_and_an_emptied_file_is() {
     for Case { table, full, empty } in [usage(), overrides(), lingering(), remembered()] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.redb");
@@ -108,7 +108,7 @@ fn a_file_full_of_rows_of_any_table_stays_as_it_is_and_one_that_they_left_is_mad
 
         let emptied = Rows::collect(empty.0, empty.1);
         journal.commit(&emptied, Stamp { time: later(), next_serial: 1 }).unwrap();
-        // One commit forgets so many facts that are past.
+        // One commit forgets a bounded number of facts whose time is over, so several are needed.
         for time in 1..5 {
             let time = later() + std::time::Duration::from_nanos(time);
             journal.commit(&Rows::default(), Stamp { time, next_serial: 1 }).unwrap();
@@ -120,7 +120,7 @@ fn a_file_full_of_rows_of_any_table_stays_as_it_is_and_one_that_they_left_is_mad
 }
 
 #[test]
-fn what_operators_did_counts_among_the_rows() {
+fn audit_entries_count_among_the_rows() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder.path().join("s.redb"));
     let before = journal.bytes_in_rows().unwrap();

@@ -6,7 +6,7 @@ impl Bench {
         self.core.handle_stream(StreamEvent::Opened, self.now);
     }
 
-    /// Takes what is due and is not a notice.
+    /// Delivers the notices and returns the next output.
     fn output(&mut self) -> Option<Output> {
         self.tell();
         self.core.poll_output(self.now)
@@ -39,7 +39,7 @@ impl Bench {
 }
 
 #[test]
-fn a_pool_without_leases_opens_no_stream_and_a_closed_one_lets_go_of_it() {
+fn a_pool_without_leases_opens_no_stream_and_a_close_does_not_wait_for_one() {
     let mut bench = Bench::new(RULES);
     assert!(bench.output().is_none());
     assert_eq!(bench.core.poll_timeout(bench.now), None);
@@ -67,7 +67,7 @@ fn a_batch_without_an_answer_fails_its_keys_and_the_stream_after_the_deadline() 
 }
 
 #[test]
-fn a_lease_whose_stream_breaks_lives_on_and_is_lost_only_one_ttl_after_its_last_success() {
+fn a_lease_whose_stream_breaks_is_lost_only_one_ttl_after_its_last_success() {
     let mut bench = Bench::new(RULES);
     let session = bench.session(None);
     bench.attach();
@@ -76,7 +76,7 @@ fn a_lease_whose_stream_breaks_lives_on_and_is_lost_only_one_ttl_after_its_last_
     let proven = bench.now;
     bench.batch();
     bench.break_stream();
-    // By a call of its own at once, and every second from then on.
+    // The lease gets a keep-alive call of its own at once, and then one every second.
     let broken = bench.now;
     bench.beat(session.number());
     assert_eq!(bench.now, broken);
@@ -89,7 +89,7 @@ fn a_lease_whose_stream_breaks_lives_on_and_is_lost_only_one_ttl_after_its_last_
 }
 
 #[test]
-fn leases_granted_over_a_stream_that_breaks_before_it_names_them_are_kept_alive_all_the_same() {
+fn new_leases_are_kept_alive_when_the_stream_breaks_before_it_names_them() {
     for late in [true, false] {
         let mut bench = Bench::new(RULES);
         let first = bench.session(None);

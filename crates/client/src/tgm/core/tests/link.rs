@@ -1,4 +1,4 @@
-//! How many calls look whether a server is back.
+//! How many calls are sent while the server is down.
 
 use super::*;
 use crate::tgm::core::schedule::WINDOW;
@@ -22,7 +22,7 @@ fn a_link_that_is_down_admits_a_few_calls_per_second_and_all_once_one_is_answere
 }
 
 #[test]
-fn a_link_is_down_for_good_after_an_outage_whose_failures_go_on() {
+fn a_link_counts_as_down_after_an_outage_while_its_failures_are_recent() {
     const OUTAGE: Duration = Duration::from_secs(5);
     let mut link = Link::default();
     let start = Instant::now();
@@ -30,7 +30,7 @@ fn a_link_is_down_for_good_after_an_outage_whose_failures_go_on() {
     link.failed(start);
     assert!(!link.is_down_since(OUTAGE, start + OUTAGE - WINDOW));
     assert!(link.is_down_since(OUTAGE, start + OUTAGE));
-    // Nobody tried for long: who knows?
+    // The last failure is too old to show that the server is still down.
     assert!(!link.is_down_since(OUTAGE, start + 3 * OUTAGE));
     link.failed(start + 3 * OUTAGE);
     assert!(link.is_down_since(OUTAGE, start + 3 * OUTAGE));

@@ -24,7 +24,7 @@ const DELAY: Duration = Duration::from_secs(20);
 const RULES: Rules =
     Rules { delay: DELAY, minimal_life: None, most_sessions: None, fail_open: false };
 
-/// A core and the time, which only the test moves.
+/// A core and a clock that only the test advances.
 struct Bench {
     core: Core,
     start: Instant,
@@ -62,7 +62,7 @@ impl Bench {
         self.core.handle_grant(&asked, None, grant, self.now, self.now).unwrap()
     }
 
-    /// Takes the next call that is due. Nobody opens a stream, and nobody has to hear a thing later.
+    /// Takes the next call that is due. Delivers notices before it, and ignores streams.
     fn poll_call(&mut self) -> Option<Call> {
         loop {
             match self.core.poll_output(self.now)? {
@@ -112,7 +112,7 @@ impl Bench {
         self.core.release(lease.number(), None, self.now)
     }
 
-    /// Takes the next call, which has to be a return; answers it and returns what it gave back.
+    /// Takes the next call, which has to be a return. Answers it and returns its target.
     fn take_back(&mut self) -> Target {
         match self.call() {
             Some(Call::Return { number, target, .. }) => {
@@ -161,7 +161,7 @@ fn away() -> Error {
     Error::unavailable("connection refused")
 }
 
-/// Keeps what an `on_error` callback was called with.
+/// Returns an `on_error` callback and the list of the errors that it is called with.
 fn recorded() -> (Arc<parking_lot::Mutex<Vec<Error>>>, Option<OnError>) {
     let calls: Arc<parking_lot::Mutex<Vec<Error>>> = Arc::default();
     let record = calls.clone();
@@ -178,11 +178,11 @@ fn a_revoked_keep_alive_ends_the_session_and_its_workers_once_and_borrows_nothin
     bench.answer(number, KeepAliveAnswer::Revoked(denied()));
     assert_eq!(*calls.lock(), [denied()]);
     assert_eq!((session.end_reason(), worker.end_reason()), (Some(&denied()), Some(&denied())));
-    // Nothing more is due for it: no keep-alive, no borrow.
+    // Nothing more is due for the session: no keep-alive, no borrow.
     assert!(bench.call().is_none());
     let refused = bench.core.begin_worker(session.number(), &"t2w".into(), 9).unwrap_err();
     assert_eq!(refused, denied());
-    // Its slots go back when the guards go.
+    // The session and its worker are returned when the guard of the session is released.
     bench.release(&session).now_or_never();
     assert_eq!(bench.take_back(), key("worker#2"));
     assert_eq!(bench.take_back(), key("session#1"));
@@ -223,7 +223,7 @@ fn a_forgotten_worker_waits_until_its_session_is_known_to_live() {
     let mut bench = Bench::new(RULES);
     let session = bench.session(None);
     let worker = bench.worker(&session);
-    // The worker hears of the restart first, whatever the dice say about whose beat is first.
+    // The worker learns of the restart first, whichever lease has the earlier random time.
     while let Some(Call::KeepAlive { number, .. }) = bench.call() {
         if number == worker.number() {
             break;
@@ -232,7 +232,7 @@ fn a_forgotten_worker_waits_until_its_session_is_known_to_live() {
     }
     bench.now += Duration::from_millis(1);
     bench.answer(worker.number(), KeepAliveAnswer::Forgotten);
-    // Its session is asked at once, and not by the clock.
+    // A keep-alive of its session is due at once, before its scheduled time.
     let asked_at = bench.now;
     bench.beat(session.number());
     assert_eq!(bench.now, asked_at);
@@ -241,7 +241,7 @@ fn a_forgotten_worker_waits_until_its_session_is_known_to_live() {
     assert!(
         matches!(&sessions, Some(Call::Borrow { asked, .. }) if asked.number == session.number())
     );
-    // While nobody knows about the session, the worker is not borrowed.
+    // Until the borrow of the session is answered, the worker is not borrowed.
     assert!(bench.poll_call().is_none());
     bench.regrant(sessions);
     let workers = bench.call();
@@ -303,7 +303,7 @@ fn a_worker_that_is_refused_when_borrowed_again_is_lost_alone() {
         }
     }
     assert_eq!(session.end_reason(), None);
-    // The server holds nothing for it, so there is nothing to return.
+    // The server holds no lease for the worker, so there is nothing to return.
     assert_eq!(bench.release(&worker).now_or_never(), Some(Ok(Released::Missing)));
 }
 
@@ -342,7 +342,7 @@ fn a_server_that_is_away_is_asked_every_second_and_the_session_is_lost_after_one
 }
 
 #[test]
-fn a_keep_alive_that_works_again_forgives_the_failures_before() {
+fn a_keep_alive_that_succeeds_clears_the_failures_before_it() {
     let mut bench = Bench::new(RULES);
     let session = bench.session(None);
     for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! Every interleaving of borrows, releases, beats, faults and restarts, against a plain server.
+//! Random sequences of borrows, releases, keep-alives, faults and restarts against a simple server.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What a session server would do, without limits.
+/// A session server without limits.
 #[derive(Default)]
 struct Server {
     live: BTreeMap<String, bool>,
@@ -51,7 +51,7 @@ impl Server {
     fn give_back(&mut self, target: &Target) -> Released {
         let key = match target {
             Target::Key(key) => Some(key.to_string()),
-            // A borrow that is still on its way finds its id used up.
+            // A borrow with this id that arrives later is refused, because its id is used up.
             Target::Borrow(id) => self.by_borrow.insert(*id, None).flatten(),
         };
         match key.and_then(|key| self.live.remove(&key)) {
@@ -96,11 +96,11 @@ impl World {
         }
     }
 
-    /// Lets `passed` go by and sends everything that is due.
+    /// Advances the clock by `passed` and takes every call that is due.
     fn pass(&mut self, passed: Duration) {
         self.bench.now += passed;
         for target in self.past() {
-            // Given up after one TTL: the server's own TTL has ended the lease.
+            // Given up after one TTL. By now, the server's own TTL has ended the lease.
             self.server.give_back(&target);
         }
         while let Some(call) = self.bench.poll_call() {
@@ -124,7 +124,7 @@ impl World {
         self.bench.tell();
     }
 
-    /// Returns what is given up by now.
+    /// Returns the targets of the returns that are given up by now.
     fn past(&self) -> Vec<Target> {
         let returning = self.bench.core.leases.returning.values();
         let past = returning.filter(|returning| returning.give_up <= self.bench.now);
@@ -140,7 +140,8 @@ impl World {
         })
     }
 
-    /// Answers a call: in earnest, or with a fault before or after the server heard it.
+    /// Answers a call. The server handles the call if `heard`. The core gets the server's answer if
+    /// `answered`, and a fault otherwise.
     fn answer(&mut self, at: usize, heard: bool, answered: bool) {
         let now = self.bench.now;
         let core = &mut self.bench.core;
@@ -169,7 +170,7 @@ impl World {
                 let waiting = core.leases.returning.len();
                 core.handle_return(number, answer, now);
                 if failed && core.leases.returning.len() < waiting {
-                    // Given up after one TTL: the server's own TTL has ended the lease.
+                    // Given up after one TTL. By now, the server's own TTL has ended the lease.
                     self.server.give_back(&target);
                 }
             }
@@ -211,7 +212,7 @@ impl World {
         {
             let keys = if lease.end_reason().is_none() { &mut alive } else { &mut ended };
             keys.insert(lease.key().to_string());
-            // What a lost lease may have borrowed again goes back with its guard.
+            // An unanswered borrow of a lost lease is returned when the guard is released.
             let held = &self.bench.core.leases.held[&lease.number()];
             if let Some(Target::Borrow(id)) = held.target() {
                 ended.extend(self.server.by_borrow.get(&id).cloned().flatten());
@@ -220,7 +221,7 @@ impl World {
         (alive, ended)
     }
 
-    /// Lets everything settle with a server that answers.
+    /// Lets 200 seconds pass while the server answers every call.
     fn settle(&mut self) {
         for _ in 0..200 {
             self.pass(Duration::from_secs(1));
@@ -235,8 +236,9 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever happened: no lease has two calls at once, none is kept alive after its return, in
-    /// the end the server holds exactly what guards hold, and after they are gone nothing.
+    /// After any steps: no lease has two calls at once, and no lease is kept alive after its
+    /// return. In the end, the server holds what the guards hold, and nothing once the guards are
+    /// released.
     #[test]
     fn in_the_end_the_server_holds_what_the_guards_hold_and_then_nothing(
         steps in prop::collection::vec((0u8..14, 0usize..1000), 1..120),

@@ -1,9 +1,9 @@
-//! The core behind its one mutex, raced by real threads under schedules that shuttle chooses,
-//! against the rules of the real server.
+//! The core behind its one mutex, used by several threads under schedules that shuttle chooses. The
+//! server is the real ledger.
 //!
-//! In between two locks anything may happen: that is all the concurrency the pool has. So guards,
-//! callers, the clock and two hands of the pool's task are threads here, and a call is on its way
-//! from the moment the core gives it out until the ledger has answered and the core knows.
+//! The threads of a pool interleave only while the mutex is free. So guards, callers, the clock and
+//! two copies of the pool's task are threads here. A call is in flight from the time when the core
+//! returns it until the core has handled the ledger's answer.
 
 use ::lease::{KeptAlive, LeaseId, Ledger, Reason, Refusal, Request, Terms, Timestamp};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -12,10 +12,10 @@ use shuttle::{Config, Runner, thread};
 
 use super::*;
 
-/// Schedules that each way of choosing them gets, per race.
+/// The number of schedules that each scheduler tries for one race.
 const SCHEDULES: usize = 1500;
 
-/// How many schedule changes it takes to see what depends on order alone.
+/// The depth of the bugs that the PCT scheduler looks for: how many orderings of steps a bug needs.
 const DEPTH: usize = 3;
 
 struct Pool {
@@ -30,7 +30,7 @@ struct State {
     borrows: u128,
 }
 
-/// What the server holds, and what it heard in which order.
+/// The server's ledger, the number of its grants, and the returned leases in order.
 struct Server {
     ledger: Ledger,
     granted: usize,
@@ -50,7 +50,7 @@ impl Pool {
         }
     }
 
-    /// As the pool's own `tell`: one turn under the lock, and the notices when it is free again.
+    /// Calls `what` under the lock and delivers the notices after it, as the driver's `tell` does.
     fn tell<R>(&self, what: impl FnOnce(&mut Core, Instant) -> R) -> R {
         let (result, notices) = {
             let mut state = self.state.lock().unwrap();
@@ -63,7 +63,8 @@ impl Pool {
         result
     }
 
-    /// Moves the clock to the next beat, unless it is on its way; not to the end of a return.
+    /// Advances the clock to the next timeout if that is at most one keep-alive delay after the
+    /// start, so that keep-alives become due and no return is given up.
     fn clock_moves(&self) {
         let mut state = self.state.lock().unwrap();
         let now = state.now;
@@ -89,7 +90,7 @@ impl Pool {
         }
     }
 
-    /// Sends a batch over the stream, which answers each key at its place.
+    /// Sends a batch over the stream. The answer names the place of each key that was not extended.
     fn send(&self, batch: Batch) {
         let mut places = HashMap::new();
         for (place, key) in (0..).zip(&batch.keys) {
@@ -206,7 +207,7 @@ impl Pool {
         self.tell(|core, now| core.release(lease.number(), None, now))
     }
 
-    /// Closes the pool and waits until it is drained: then the server holds nothing.
+    /// Closes the pool and waits until it is drained. Then the server must hold nothing.
     fn close(&self) {
         let mut drained = self.tell(Core::close);
         while drained.try_recv().is_err() {
@@ -238,7 +239,7 @@ impl Pool {
     }
 }
 
-/// Runs a race under many schedules. A failure prints the one that shows it.
+/// Runs a race under many schedules. A failure prints the schedule that it happened under.
 fn explore(race: impl Fn(&Pool) + Send + Sync + Copy + 'static) {
     fn run(scheduler: impl Scheduler + 'static, race: impl Fn(&Pool) + Send + Sync + 'static) {
         let mut config = Config::new();
@@ -249,7 +250,7 @@ fn explore(race: impl Fn(&Pool) + Send + Sync + Copy + 'static) {
     run(PctScheduler::new(DEPTH, SCHEDULES), race);
 }
 
-/// A return whose answer must be there by now.
+/// The outcome of a return that must be complete by now.
 fn known(release: Release) -> Released {
     release.now_or_never().unwrap().unwrap()
 }
@@ -273,13 +274,13 @@ fn a_release_that_races_a_close_returns_session_and_worker_once() {
         let session = pool.borrow(None, on_error).unwrap();
         let worker = pool.borrow(Some(&session), None).unwrap();
         let (release, ()) = pool.race(|| pool.release(&session), || pool.close());
-        // A release that comes when the close has returned everything finds nothing to do.
+        // A release after the close has returned everything finds no lease to return.
         let released = known(release);
         let closed_first = session.end_reason().is_some();
         assert!(released == Released::Returned || closed_first, "{released:?}");
         let returned = [worker.key(), session.key()].map(|key| key.parse().unwrap());
         assert_eq!(pool.server.lock().unwrap().returned, returned, "the worker goes first");
-        // Whichever came first: the holder hears of the close once, or has let go before.
+        // The holder is notified of the close once, or not at all if its release came first.
         let heard: Vec<Error> = session.end_reason().cloned().into_iter().collect();
         assert!(heard.is_empty() || heard == [Error::Closed]);
         assert_eq!(*calls.lock(), heard);
@@ -298,7 +299,7 @@ fn a_borrow_that_races_a_close_is_refused_or_ends_with_the_pool() {
 }
 
 #[test]
-fn a_borrow_whose_caller_left_before_the_answer_leaves_nothing_beside_a_close() {
+fn a_borrow_whose_caller_is_dropped_during_a_close_leaves_no_lease() {
     explore(|pool| {
         let Ok((asked, id)) = pool.begin(None) else { panic!("the pool is open") };
         let leaves = || {
@@ -308,7 +309,7 @@ fn a_borrow_whose_caller_left_before_the_answer_leaves_nothing_beside_a_close() 
             });
             pool.close();
         };
-        // The borrow may reach the server before its return, after it, or when all is over.
+        // The borrow may reach the server before its return, after it, or after the close.
         let (grant, ()) = pool.race(|| pool.heard_borrow(&asked, id), leaves);
         assert!(matches!(grant, Ok(_) | Err(Refusal::BorrowEnded)), "{grant:?}");
         assert!(pool.server.lock().unwrap().ledger.is_empty());
@@ -316,13 +317,13 @@ fn a_borrow_whose_caller_left_before_the_answer_leaves_nothing_beside_a_close() 
 }
 
 #[test]
-fn a_worker_released_beside_its_session_goes_back_before_it() {
+fn a_worker_released_together_with_its_session_is_returned_first() {
     explore(|pool| {
         let session = pool.borrow(None, None).unwrap();
         let worker = pool.borrow(Some(&session), None).unwrap();
         let (one, other) = pool.race(|| pool.release(&worker), || pool.release(&session));
         assert_eq!(known(other), Released::Returned);
-        // A release that comes when the worker went back with its session finds nothing to do.
+        // If the worker was already returned with its session, its own release finds no lease.
         let went_along = worker.end_reason().is_some();
         assert!(known(one) == Released::Returned || went_along);
         let returned = [worker.key(), session.key()].map(|key| key.parse().unwrap());
@@ -345,7 +346,7 @@ fn a_worker_borrowed_beside_the_release_of_its_session_is_refused_or_goes_back_w
 }
 
 #[test]
-fn a_revocation_that_races_a_release_is_told_at_most_once_and_borrows_nothing() {
+fn a_revocation_that_races_a_release_is_reported_at_most_once_and_borrows_nothing() {
     explore(|pool| {
         let (calls, on_error) = recorded();
         let session = pool.borrow(None, on_error).unwrap();
@@ -375,7 +376,7 @@ fn a_release_that_races_a_batch_waits_for_it_and_returns_the_lease_once() {
 }
 
 #[test]
-fn a_pushed_revocation_that_races_a_release_and_a_batch_is_told_at_most_once() {
+fn a_pushed_revocation_that_races_a_release_and_a_batch_is_reported_at_most_once() {
     explore(|pool| {
         let (calls, on_error) = recorded();
         let session = pool.borrow(None, on_error).unwrap();

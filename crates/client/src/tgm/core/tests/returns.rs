@@ -1,4 +1,4 @@
-//! Returns, closes and what bounds them.
+//! Returns, closes and their bounds.
 
 use super::*;
 use crate::plugin::CloseReport;
@@ -70,7 +70,7 @@ fn a_key_that_comes_with_a_refusal_or_after_the_end_is_given_back() {
         bench.core.handle_borrow(session.number(), answer, bench.now, bench.now);
         bench.tell();
         assert_eq!(bench.take_back(), key(expected));
-        // Nothing more is known to be held for it.
+        // The pool knows of no other lease of the ended session.
         if session.end_reason().is_some() {
             assert_eq!(bench.release(&session).now_or_never(), Some(Ok(Released::Missing)));
             assert!(bench.call().is_none());
@@ -79,7 +79,7 @@ fn a_key_that_comes_with_a_refusal_or_after_the_end_is_given_back() {
 }
 
 #[test]
-fn a_borrow_again_that_nobody_answered_is_given_back_by_its_id() {
+fn a_repeated_borrow_without_an_answer_is_returned_by_its_id() {
     let mut bench = Bench::new(RULES);
     let session = bench.session(None);
     bench.beat(session.number());
@@ -112,7 +112,7 @@ fn workers_go_back_before_their_session_and_a_busy_worker_is_waited_for() {
         let answer = ReturnAnswer { outcome: Err(away()), again: true, answered: true };
         bench.core.handle_return(number, answer, bench.now);
     }
-    // Whichever was busy with its keep-alive is still missing, and the session waits.
+    // The lease whose keep-alive is in flight is not returned yet, and neither is the session.
     assert!(!order.contains(&key(&bench_key(number))));
     assert!(number == session.number() || !order.contains(&key("session#1")));
     bench.answer(number, KeepAliveAnswer::Extended(None));
@@ -169,7 +169,7 @@ fn a_session_carries_the_minimal_life_of_the_url_then_the_servers_then_five_seco
 }
 
 #[test]
-fn the_pools_own_limit_counts_sessions_held_and_under_way_per_organization_and_service() {
+fn the_pools_own_limit_counts_sessions_held_and_in_flight_per_organization_and_service() {
     let mut bench = Bench::new(Rules { most_sessions: Some(2), ..RULES });
     let held = bench.session(None);
     let begun = bench.begin().unwrap();
@@ -179,13 +179,13 @@ fn the_pools_own_limit_counts_sessions_held_and_under_way_per_organization_and_s
     assert!(bench.core.begin_session(&elsewhere, bench.now).is_ok());
     let otherwise = Ids { service: "t3x".into(), ..ids() };
     assert!(bench.core.begin_session(&otherwise, bench.now).is_ok());
-    // A borrow that failed leaves the count, and so does a released session.
+    // A failed borrow is no longer counted, and neither is a released session.
     bench.core.end_borrow(&begun, bench.now);
     assert!(bench.begin().is_ok());
     assert!(bench.begin().is_err());
     bench.release(&held).now_or_never();
     assert!(bench.begin().is_ok());
-    // An empty organization is the anonymous one.
+    // An empty organization counts as the organization "anonymous".
     for organization in ["", "anonymous"] {
         let nobody = Ids { organization: organization.into(), ..ids() };
         assert!(bench.core.begin_session(&nobody, bench.now).is_ok());
@@ -275,7 +275,7 @@ fn unanswered_borrows_waiting_for_their_return_are_bounded() {
 }
 
 #[test]
-fn many_keep_alives_are_under_way_at_once_and_no_more_than_the_bound() {
+fn many_keep_alives_are_in_flight_and_no_more_than_the_bound() {
     let mut bench = Bench::new(RULES);
     let sessions: Vec<_> = (0..1000).map(|_| bench.session(None)).collect();
     bench.now += DELAY;
@@ -290,7 +290,7 @@ fn many_keep_alives_are_under_way_at_once_and_no_more_than_the_bound() {
 
 #[test]
 fn a_held_lease_costs_less_than_three_quarters_of_a_kibibyte() {
-    // Everything of one lease but its texts: hash tables are at least 7/16 full, the nodes of trees
+    // The memory of one lease. Hash tables are at least 7/16 full, and the nodes of trees at least
     // half full.
     let table = (size_of::<(u64, Box<Held>)>() + 1) * 16 / 7 + size_of::<Held>();
     let keys = (size_of::<(Arc<str>, u64)>() + 1) * 16 / 7;

@@ -1,4 +1,4 @@
-//! When leases are due, whatever happens to them.
+//! When keep-alives, borrows and losses of leases are due.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::tgm::core::schedule::{Due, LONGEST_GAP, RETRY, SHORTEST};
 
-/// A schedule, its leases, its link, its dice and the time, which only the test moves.
+/// A schedule with a fixed seed, its leases, its link, and a clock that only the test advances.
 struct Bench {
     schedule: Schedule,
     leases: Leases,
@@ -59,7 +59,7 @@ impl Bench {
         self.add_new(number);
     }
 
-    /// Does something about a lease, if there is one of that number.
+    /// Calls `what` with the lease of that number, if there is one.
     fn with<R>(
         &mut self,
         number: u64,
@@ -96,7 +96,7 @@ impl Bench {
         held.is_in_flight()
     }
 
-    /// Moves the time to the next beat or loss and returns it.
+    /// Moves the time to the next keep-alive or loss and returns it.
     fn step(&mut self) -> Due {
         loop {
             self.now = self.now.max(self.schedule.next().expect("something is scheduled"));
@@ -173,7 +173,7 @@ fn a_short_ttl_makes_a_lease_beat_three_times_within_it() {
     bench.insert(1, Duration::from_secs(6));
     bench.step();
     assert!(bench.passed() <= Duration::from_secs(2));
-    // The TTL of an extension counts from then on.
+    // From now on, the TTL of the extension determines the interval.
     bench.succeed_with(1, Some(TTL), bench.now);
     let before = bench.now;
     bench.step();
@@ -181,7 +181,7 @@ fn a_short_ttl_makes_a_lease_beat_three_times_within_it() {
 }
 
 #[test]
-fn a_ttl_of_nothing_does_not_make_the_schedule_spin() {
+fn a_tiny_ttl_does_not_make_the_schedule_spin() {
     let mut bench = Bench::new(4);
     bench.insert(1, Duration::from_nanos(1));
     for _ in 0..100 {
@@ -192,7 +192,7 @@ fn a_ttl_of_nothing_does_not_make_the_schedule_spin() {
 }
 
 #[test]
-fn after_a_failure_the_next_try_follows_every_second_until_it_works_again() {
+fn after_a_failure_a_keep_alive_is_tried_every_second_until_one_succeeds() {
     let mut bench = Bench::new(5);
     bench.insert(1, TTL);
     bench.step();
@@ -214,7 +214,7 @@ fn a_lease_is_lost_exactly_one_ttl_after_the_last_success_was_sent() {
     bench.insert(1, TTL);
     bench.step();
     let sent = bench.now;
-    // The answer took a while; the TTL of the server began no later than when it was sent.
+    // The answer takes three seconds. The server's TTL may have begun as soon as the call was sent.
     bench.now += Duration::from_secs(3);
     bench.succeed_with(1, None, sent);
     let lost = loop {
@@ -234,7 +234,7 @@ fn a_process_that_slept_through_a_ttl_asks_before_it_gives_up() {
     bench.insert(1, TTL);
     bench.now += 3 * TTL;
     assert_eq!(bench.step(), Due::KeepAlive(1));
-    // The server forgot it: it is borrowed again, not lost.
+    // The server forgot the lease, so the lease is borrowed again and not lost.
     bench.forget(1);
     assert_eq!(bench.due(), None);
     assert_eq!(bench.due_borrow(), Some(Due::Borrow(1)));
@@ -274,7 +274,7 @@ fn a_few_forgotten_leases_do_not_wait_for_a_whole_interval() {
 }
 
 #[test]
-fn a_forgotten_lease_that_cannot_be_had_again_is_tried_every_second_and_then_lost() {
+fn a_forgotten_lease_that_cannot_be_borrowed_again_is_tried_every_second_and_then_lost() {
     let mut bench = Bench::new(10);
     bench.insert(1, TTL);
     bench.forget(1);
@@ -296,7 +296,7 @@ fn a_forgotten_lease_that_cannot_be_had_again_is_tried_every_second_and_then_los
 }
 
 #[test]
-fn a_lease_taken_aside_waits_until_it_is_lined_up_or_lost() {
+fn a_lease_set_aside_waits_until_it_is_queued_or_lost() {
     let mut bench = Bench::new(11);
     bench.insert_worker(1);
     bench.insert_worker(2);
@@ -347,7 +347,7 @@ fn a_removed_lease_is_never_due_again() {
 }
 
 #[test]
-fn a_hurried_lease_is_due_at_once_unless_a_call_is_under_way() {
+fn a_hurried_lease_is_due_at_once_unless_a_call_is_in_flight() {
     let mut bench = Bench::new(14);
     bench.insert(1, TTL);
     bench.hurry(1);
@@ -357,14 +357,14 @@ fn a_hurried_lease_is_due_at_once_unless_a_call_is_under_way() {
 }
 
 #[test]
-fn a_new_lease_is_due_when_it_is_lined_up_and_not_once_it_was_taken() {
+fn a_new_lease_is_due_when_it_is_queued_and_not_after_it_was_taken() {
     let mut bench = Bench::new(15);
     for number in 0..100 {
         bench.insert_new(number, false, TTL);
         assert_eq!(bench.schedule.next(), None);
         bench.add_new(number);
         assert!(bench.schedule.next().unwrap() <= bench.now + DELAY);
-        // It has a place of its own now.
+        // The lease is in the queue now, so the second call adds no entry.
         bench.add_new(number);
         assert!(!bench.remove(number));
         assert_eq!(bench.schedule.next(), None);
@@ -387,8 +387,8 @@ enum Answer {
 }
 
 proptest! {
-    /// Whatever the server answers and however long it takes, a lease that is neither lost nor
-    /// under way is always scheduled, and is lost only a full TTL after its last success.
+    /// For any answers and any delays of the server: a lease that is not lost and has no call in
+    /// flight is scheduled, and it is lost only a full TTL after its last success.
     #[test]
     fn every_lease_is_scheduled_until_it_is_lost(
         seed: u64,
@@ -426,8 +426,8 @@ proptest! {
         }
     }
 
-    /// Whatever happens to leases, in whatever order, each that waits has one place in the queue,
-    /// and nothing else has one.
+    /// After any operations in any order, each waiting lease has one entry in the queue, and the
+    /// queue has no other entry.
     #[test]
     fn the_queue_holds_exactly_the_leases_that_wait(
         seed: u64,
@@ -437,7 +437,7 @@ proptest! {
         for (what, number, pause) in steps {
             bench.now += Duration::from_millis(pause);
             match what {
-                // A number is never used again while its lease is there.
+                // The core gives the number of a held lease to no other lease.
                 0 | 1 if !bench.leases.held.contains_key(&number) => bench.insert(number, TTL),
                 10 if !bench.leases.held.contains_key(&number) => {
                     bench.insert_new(number, false, TTL);

@@ -1,4 +1,4 @@
-//! When a stream is opened, and what it names.
+//! When a stream is opened, and which leases it names.
 
 use super::*;
 use crate::tgm::core::stream::{
@@ -22,7 +22,7 @@ impl Bench {
         self.stream.opened(held, self.now);
     }
 
-    /// Closes the stream and returns how long none is opened.
+    /// Closes the stream and returns the pause before the next stream may be opened.
     fn close(&mut self, why: Detached) -> Duration {
         self.stream.over(why, self.now, &mut self.rng);
         assert!(!self.stream.begin_opening(self.now));
@@ -45,7 +45,7 @@ fn a_stream_is_opened_once() {
 }
 
 #[test]
-fn a_stream_that_keeps_breaking_is_tried_ever_more_rarely_until_it_works() {
+fn a_stream_that_keeps_breaking_is_opened_with_growing_pauses_until_it_works() {
     let mut bench = Bench::new();
     let mut longest = FIRST_PAUSE;
     for _ in 0..9 {
@@ -86,7 +86,7 @@ fn new_leases_are_named_together_and_those_held_before_at_once() {
 }
 
 #[test]
-fn few_batches_wait_at_once_and_the_oldest_says_when_the_stream_is_late() {
+fn batches_in_flight_are_bounded_and_the_oldest_decides_whether_the_stream_is_late() {
     let mut bench = Bench::new();
     bench.open(0..0);
     let start = bench.now;

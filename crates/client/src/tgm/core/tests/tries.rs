@@ -1,4 +1,4 @@
-//! When returns are tried, tried again and given up.
+//! When returns are tried, retried and given up.
 
 use super::*;
 use crate::plugin::CloseReport;
@@ -6,7 +6,7 @@ use crate::tgm::core::lease::MOST_RETURNS;
 use crate::tgm::core::lease::Returning;
 use crate::tgm::core::returns::{FIRST_PAUSE, LONGEST_PAUSE, SESSION_PATIENCE};
 
-/// Leases on their way back, and the time, which only the test moves.
+/// A core for returns and a clock that only the test advances.
 struct Bench {
     core: Core,
     now: Instant,
@@ -55,7 +55,7 @@ fn fault() -> Result<Released, Error> {
 }
 
 #[test]
-fn a_lost_return_is_tried_again_with_growing_pauses_for_one_ttl() {
+fn a_failed_return_is_retried_with_growing_pauses_for_one_ttl() {
     let mut bench = Bench::new();
     let start = bench.now;
     bench.add(1, 0, None);
@@ -79,7 +79,7 @@ fn a_lost_return_is_tried_again_with_growing_pauses_for_one_ttl() {
 }
 
 #[test]
-fn a_return_that_is_held_up_waits_for_everything_that_holds_it() {
+fn a_return_waits_for_everything_that_holds_it() {
     let mut bench = Bench::new();
     bench.add(10, 2, None);
     assert_eq!(bench.due(), None);
@@ -92,7 +92,7 @@ fn a_return_that_is_held_up_waits_for_everything_that_holds_it() {
 }
 
 #[test]
-fn the_first_try_of_a_worker_is_told_once_whether_it_worked_or_not() {
+fn the_first_answer_to_a_worker_counts_once_for_its_session() {
     let mut bench = Bench::new();
     bench.add(10, 9, None);
     bench.add(1, 0, Some(10));
@@ -104,7 +104,7 @@ fn the_first_try_of_a_worker_is_told_once_whether_it_worked_or_not() {
     assert_eq!(bench.due(), Some(1));
     bench.answer(1, Ok(Released::Returned));
     assert_eq!(bench.holds(10), 8);
-    // What the server no longer holds needs no try.
+    // A return without a target needs no try.
     bench.add(2, 1, Some(10));
     bench.core.leases.returning_mut(2).unwrap().target = None;
     bench.core.unhold(2, bench.now);
@@ -112,7 +112,7 @@ fn the_first_try_of_a_worker_is_told_once_whether_it_worked_or_not() {
 }
 
 #[test]
-fn a_session_waits_a_moment_for_the_first_try_of_a_worker_and_no_longer() {
+fn a_session_waits_for_the_first_try_of_a_worker_for_a_bounded_time() {
     let mut bench = Bench::new();
     bench.add(10, 9, None);
     for number in 1..=3 {
@@ -125,14 +125,15 @@ fn a_session_waits_a_moment_for_the_first_try_of_a_worker_and_no_longer() {
     bench.now = until;
     assert_eq!(bench.due(), None);
     assert_eq!((bench.holds(10), bench.core.returns.next(bench.now)), (6, Some(end)));
-    // What they are told now, nobody waits for; and all they are told is heard.
+    // These answers are late: the session no longer waits for them, but the workers' returns use
+    // them.
     bench.answer(1, fault());
     bench.answer(3, Ok(Released::Returned));
     assert_eq!((bench.holds(10), bench.len()), (6, 2));
 }
 
 #[test]
-fn an_answer_that_no_try_can_change_ends_the_return() {
+fn a_permanent_error_ends_the_return() {
     let mut bench = Bench::new();
     bench.add(1, 0, None);
     assert_eq!(bench.due(), Some(1));
@@ -141,7 +142,7 @@ fn an_answer_that_no_try_can_change_ends_the_return() {
 }
 
 #[test]
-fn few_returns_are_under_way_at_once_and_fewer_while_the_link_is_down() {
+fn returns_in_flight_are_bounded_and_fewer_while_the_link_is_down() {
     let mut bench = Bench::new();
     (0..200).for_each(|number| bench.add(number, 0, None));
     let first: Vec<u64> = std::iter::from_fn(|| bench.due()).collect();
@@ -161,7 +162,7 @@ fn few_returns_are_under_way_at_once_and_fewer_while_the_link_is_down() {
 fn a_return_ends_with_its_ttl_whatever_it_waits_for() {
     let mut bench = Bench::new();
     let start = bench.now;
-    // One waits for something else, one for an answer, one for a place, one for the link.
+    // The returns wait for another event, an answer, a free place in flight, or the link.
     bench.add(1, 1, None);
     bench.add(2, 0, None);
     assert_eq!(bench.due(), Some(2));
@@ -185,7 +186,7 @@ fn a_return_ends_with_its_ttl_whatever_it_waits_for() {
     assert_eq!(bench.core.returns.next(bench.now), None);
     let settled = CloseReport { returned: 0, not_returned: 3 + MOST_RETURNS as u64 + 1 };
     assert_eq!(bench.core.report(), settled);
-    // An answer that comes now finds nobody, and makes room.
+    // A late answer changes no count. It only frees a place in flight.
     bench.answer(2, Ok(Released::Returned));
     assert_eq!(bench.core.report(), settled);
 }
