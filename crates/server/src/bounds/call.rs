@@ -171,7 +171,7 @@ mod tests {
             let _ = done.send(());
         });
         begun.cancelled().await;
-        // Nobody begins another round.
+        // The share is used up, and nothing begins the next round.
         connection.share().count(u32::MAX);
         let turn = poll_fn(|context| Poll::Ready(connection.poll_call(context)));
         assert!(turn.await.is_pending(), "no other call begins");

@@ -156,7 +156,7 @@ mod tests {
         CallerName::Indexer(name.into())
     }
 
-    /// Does one unit of work after another for ever, and counts them.
+    /// Starts a task that does one unit of work after another, and counts them.
     fn work(share: Arc<Share>, done: Arc<AtomicUsize>) {
         tokio::spawn(async move {
             loop {
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_with_ten_times_the_tasks_does_not_ten_times_the_work() {
+    async fn a_caller_with_ten_times_the_tasks_gets_far_less_than_ten_times_the_turns() {
         let rounds = Arc::<Rounds>::default();
         let (many, few) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let turning = rounds.clone();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_call_waits_for_a_round_of_another_caller_and_not_for_all_that_it_has_to_do() {
+    async fn one_call_waits_for_a_round_of_another_caller_and_not_for_all_its_work() {
         let rounds = Arc::<Rounds>::default();
         let turning = rounds.clone();
         tokio::spawn(async move { turning.run().await });
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_in_a_share_that_goes_away_is_woken() {
+    async fn a_call_that_waits_in_a_dropped_share_is_woken() {
         let rounds = Arc::<Rounds>::default();
         let (unknown, own) = (rounds.share(&CallerName::Unknown), rounds.share(&indexer("west")));
         unknown.count(ROUND);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_is_woken_for_the_next_round() {
+    async fn a_waiting_call_is_woken_for_the_next_round() {
         let rounds = Arc::<Rounds>::default();
         let (first, _second) = (rounds.share(&indexer("first")), rounds.share(&indexer("second")));
         first.count(ROUND);

@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_or_too_large_is_refused_unread() {
+    fn a_path_that_is_no_file_or_too_large_is_refused_unread() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read(folder.path()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         let large = folder.path().join("large");

@@ -272,7 +272,7 @@ mod tests {
 
     use super::*;
 
-    /// So many zeros, compressed and framed.
+    /// This many zeros, compressed and with the gRPC prefix.
     fn packed(bytes: usize) -> Bytes {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(&vec![0; bytes]).unwrap();
@@ -338,7 +338,7 @@ mod tests {
         let large = decompress(packed(60_000), Encoding::Gzip, 1 << 20, &mut call);
         assert_eq!(large.unwrap().len(), 60_000 + PREFIX_BYTES);
         assert!(!has_turn().await, "the work of a round is done");
-        // A connection whose caller is unknown has a mebibyte.
+        // The memory of a connection of an unknown caller is 1 MiB.
         let larger = decompress(packed(2 << 20), Encoding::Gzip, 4 << 20, &mut call);
         assert_eq!(larger.unwrap_err().code(), tonic::Code::Unavailable);
     }

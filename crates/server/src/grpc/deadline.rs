@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_there_is_given_however_late() {
+    fn a_ready_answer_is_given_even_after_the_deadline() {
         let headers = headers("1n");
         let call = WithDeadline::new(std::future::ready(Ok(7)), &headers, Instant::now());
         let mut context = Context::from_waker(Waker::noop());

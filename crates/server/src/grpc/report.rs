@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn so_many_large_reports_of_all_callers_are_read_at_once() {
+    async fn a_fixed_number_of_large_reports_of_all_callers_is_read_at_once() {
         let large = Large::new();
         let names: Vec<String> = (0..=LARGE_AT_ONCE).map(|name| name.to_string()).collect();
         let mut held = Vec::new();

@@ -312,7 +312,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads a message of so many bytes, of which the first came before, where there is no memory.
+    /// Reads a message of `length` bytes, the first of which was read before, without free memory.
     async fn read_without_memory(length: usize) -> Result<Bytes, Status> {
         let message = Bytes::from(vec![7; length]);
         let pieces = message.slice(1..);

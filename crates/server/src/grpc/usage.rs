@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn an_event_that_cannot_be_read_is_skipped_and_a_message_without_any_other_is_no_report() {
-        // An organization that is no text, and a metric that is cut short.
+        // An organization that is not UTF-8, and a metric that is cut short.
         let wrong: [&[u8]; 2] = [b"\x0a\x02\xff\xff", b"\xa2\x01\x05\x0a"];
         let with = |events: &[&[u8]]| {
             let mut message = Vec::new();
@@ -333,8 +333,8 @@ mod tests {
     }
 
     #[test]
-    fn one_event_of_ever_so_many_metrics_is_skipped_unread() {
-        // A million empty metrics in 3 MB, of which each would take up 32 bytes once read.
+    fn one_event_of_a_million_metrics_is_skipped_unread() {
+        // A million empty metrics in 3 MB. In memory, each of them would take 32 bytes.
         let metrics = [0xa2, 0x01, 0x00].repeat(1 << 20);
         let mut message = vec![0x0a];
         prost::encoding::encode_varint(metrics.len() as u64, &mut message);

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_loaded_at_a_signal_is_not_loaded_again_by_the_watch() {
+    async fn a_file_that_was_loaded_at_a_signal_is_not_loaded_again_by_the_watch() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("policy.toml");
         fs::write(&path, "[services.t1r]").unwrap();

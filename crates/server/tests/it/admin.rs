@@ -71,7 +71,7 @@ async fn with_a_token_only_probes_are_open() {
             assert_eq!(get(admin, path, header).await.0, status, "{path} {header}");
         }
     }
-    // What is not there is not told to everybody either, and the page has no data.
+    // Unknown paths of the API need the token too. The page needs none, because it has no data.
     assert_eq!(get(admin, "/api/nothing", "").await.0, 401);
     assert_eq!(get(admin, "/", "").await.0, 200);
 
@@ -101,7 +101,7 @@ async fn a_token_in_a_file_is_read_again_when_it_changes_and_a_bad_one_is_not_ta
     let with_file = || {
         let mut config = config(ROOMY, &clock, StoreUrl::Memory);
         config.admin_token_file = Some(path.clone());
-        // Off loopback a token is needed; one in a file will do.
+        // Off loopback a token is required. It may be in a file.
         config.admin_listen = "0.0.0.0:0".parse().unwrap();
         config
     };
@@ -125,7 +125,7 @@ async fn a_token_in_a_file_is_read_again_when_it_changes_and_a_bad_one_is_not_ta
     std::fs::write(&path, "simsim\n").unwrap();
     eventually("the new token is in force", || async { status("simsim").await == 200 }).await;
     assert_eq!(status("sesame").await, 401);
-    // A file without a token changes nothing; the next one with a token does.
+    // A file without a valid token changes nothing. The next valid token is taken.
     std::fs::write(&path, "no\nheader").unwrap();
     std::fs::write(&path, "\n").unwrap();
     let looks = tokio::time::Instant::now() + std::time::Duration::from_millis(1_500);
@@ -144,7 +144,7 @@ async fn without_a_token_pages_of_other_sites_and_names_of_other_hosts_are_refus
     let disable = r#"{"disabled":true}"#;
     let json = ("content-type", "application/json");
     for headers in [
-        // A name that somebody pointed here.
+        // A foreign host name whose DNS record points to this server.
         vec![("host", "evil.example"), json],
         vec![("host", "evil.example"), ("origin", "http://evil.example"), json],
         // Another site, and another port of this machine.
@@ -166,7 +166,7 @@ async fn without_a_token_pages_of_other_sites_and_names_of_other_hosts_are_refus
         }
         raw(client.address, "GET", "/metrics", &headers, "").await.problem(403);
         raw(client.address, "GET", "/page.js", &headers, "").await.problem(403);
-        // Probes have nothing to tell, and whoever probes calls them as they like.
+        // Probes reveal nothing, and are answered for every host name and origin.
         assert_eq!(raw(client.address, "GET", "/readyz", &headers, "").await.status, 200);
     }
     assert_eq!(client.get::<Overview>("/api/overview").await.policy.overrides, 0);
@@ -174,7 +174,7 @@ async fn without_a_token_pages_of_other_sites_and_names_of_other_hosts_are_refus
     let own = [("host", &*here), ("origin", &*own), ("sec-fetch-site", "same-origin"), json];
     let done = raw(client.address, "PUT", "/api/organizations/acme/disabled", &own, disable).await;
     assert_eq!(done.status, 200, "{done:?}");
-    // Nobody else's page is told that it may ask.
+    // Without this header, browsers give the answer to no page of another site.
     assert_eq!(done.header("access-control-allow-origin"), None);
 }
 

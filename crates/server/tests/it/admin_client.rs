@@ -1,4 +1,4 @@
-//! An operator's client of the admin API, which holds every answer to the OpenAPI document.
+//! A client of the admin API that checks every answer against the OpenAPI document.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 
 use crate::harness::TestServer;
 
-/// Longer than anything takes, on a busy machine too.
+/// The timeout of one read. It is long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// One answer.
+/// An HTTP response.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -36,7 +36,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Why it was refused, with that status.
+    /// The reason of a refusal, which must have this status.
     pub(crate) fn problem(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{self:?}");
         let problem: Problem = serde_json::from_str(&self.body).unwrap();
@@ -44,8 +44,8 @@ impl Answer {
     }
 }
 
-/// One HTTP/1.1 request with these headers on a connection of its own; nothing is added but the
-/// length of the body.
+/// Sends one HTTP/1.1 request with these headers on a new connection. Only `connection: close` and
+/// the length of the body are added.
 pub(crate) async fn raw(
     address: SocketAddr,
     method: &str,
@@ -68,7 +68,7 @@ pub(crate) async fn raw(
     Answer { status, head: head.to_owned(), body: body.to_owned() }
 }
 
-/// An operator.
+/// A client of the admin API.
 #[derive(Clone, Debug)]
 pub(crate) struct AdminClient {
     pub(crate) address: SocketAddr,
@@ -99,7 +99,7 @@ impl AdminClient {
         raw(self.address, method, path, &headers, body).await
     }
 
-    /// Asks, and checks that the document has the answer.
+    /// Sends a request, and checks that the document has the answer.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
         let answer = self.send(method, path, body).await;
         self.check(method, path, &answer);
@@ -118,12 +118,12 @@ impl AdminClient {
         self.ask("DELETE", path, "").await.read()
     }
 
-    /// Checks that the document has this answer, and every header that browsers go by is in it.
+    /// Checks that the document has this answer, and that browsers may not store the answer.
     pub(crate) fn check(&self, method: &str, path: &str, answer: &Answer) {
         let path = path.split('?').next().unwrap();
         let method = method.to_ascii_lowercase();
         let paths = self.document["paths"].as_object().unwrap();
-        // A path that is written out comes before one with a name in it.
+        // An exact path has precedence over a template with parameters.
         let fits = |template: &&String| fits(template, path);
         let template = paths.get_key_value(path).map(|(template, _)| template);
         let template = template.or_else(|| paths.keys().find(fits));
@@ -139,7 +139,7 @@ impl AdminClient {
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{answer:?}");
     }
 
-    /// Listens to events, or answers why not.
+    /// Opens a stream of events, or returns the HTTP status of the refusal.
     pub(crate) async fn listen(&self) -> Result<Events, u16> {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let request = format!("GET /api/events HTTP/1.1\r\nhost: {}\r\n\r\n", self.address);
@@ -153,7 +153,7 @@ impl AdminClient {
     }
 }
 
-/// Whether `path` is one of the template's.
+/// Whether `path` matches the template.
 fn fits(template: &str, path: &str) -> bool {
     let (mut names, mut parts) = (template.split('/'), path.split('/'));
     names.by_ref().zip(parts.by_ref()).all(|(name, part)| name.starts_with('{') || name == part)
@@ -169,7 +169,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// The next event: its name and what it says; `None` at the end. Cancellation: nothing is lost.
+    /// The name and the data of the next event; `None` at the end. Cancellation safe.
     pub(crate) async fn next(&mut self) -> Option<(String, Value)> {
         loop {
             let line = tokio::time::timeout(PATIENCE, self.lines.next_line());
@@ -184,7 +184,7 @@ impl Events {
         }
     }
 
-    /// The next comment, which is all that a server says that has nothing to tell.
+    /// The next comment. The server sends comments while it has no events.
     pub(crate) async fn next_comment(&mut self) -> String {
         loop {
             let line = self.lines.next_line().await.unwrap().expect("the stream goes on");
@@ -194,7 +194,7 @@ impl Events {
         }
     }
 
-    /// The next event of that name; others are passed over.
+    /// The next event with this name. Other events are skipped.
     pub(crate) async fn next_called(&mut self, name: &str) -> Value {
         loop {
             let (found, data) = self.next().await.expect("the stream goes on");

@@ -1,4 +1,4 @@
-//! The admin API: what it shows. What it changes is in `api_changes`.
+//! The admin API: what it shows. The tests of changes are in `api_changes`.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::admin_client::AdminClient;
 use crate::harness::{ROOMY, TestServer, eventually, get, session, worker};
 
-/// A policy in which every number comes from somewhere else.
+/// A policy in which the numbers have different sources.
 const SOLD: &str = "
     [services.default]
     max_per_organization = 7
@@ -46,7 +46,7 @@ async fn start(policy: &str) -> (TestServer, AdminClient) {
     (server, admin)
 }
 
-/// The overview, once it shows so many sessions and workers.
+/// The overview, once it shows these numbers of sessions and workers.
 async fn overview(admin: &AdminClient, sessions: u64, workers: u64) -> Overview {
     eventually("the overview shows what was borrowed", || async {
         let overview: Overview = admin.get("/api/overview").await;
@@ -86,7 +86,7 @@ async fn the_overview_tells_what_is_held_refused_and_in_force() {
     let t1r = &now.services[1];
     assert_eq!((t1r.max_per_organization, t1r.max_per_api_key), (Some(4), Some(2)));
     assert_eq!((t1r.ttl_seconds, t1r.minimal_life_seconds, t1r.observe), (90.0, 1.5, false));
-    // Nothing changed, so it is the same picture.
+    // Nothing changed, so the revision is the same.
     assert_eq!(admin.get::<Overview>("/api/overview").await.revision, now.revision);
 }
 
@@ -119,7 +119,7 @@ async fn an_organization_is_told_with_the_source_of_each_number_its_usage_and_re
     assert!(!acme.disabled.disabled && acme.disabled.source == Source::Nothing);
     let [budget] = &acme.budgets[..] else { panic!("{acme:?}") };
     assert_eq!((&*budget.metric, budget.used, budget.amount), ("egress_bytes", 25.0, 100.0));
-    // 1,800,000,000 is in January 2027.
+    // The manual clock starts at 1,800,000,000, in January 2027. The budget resets on February 1.
     assert_eq!((&*budget.per, budget.resets_at, budget.spent), ("month", 1_801_440_000, false));
 
     let globex: Organization = admin.get("/api/organizations/globex").await;
@@ -135,7 +135,7 @@ async fn an_organization_is_told_with_the_source_of_each_number_its_usage_and_re
 }
 
 #[tokio::test]
-async fn who_is_not_known_is_not_found_until_somebody_says_something_about_them() {
+async fn an_unknown_id_is_not_found_until_a_lease_or_an_override_names_it() {
     let (server, admin) = start(ROOMY).await;
     let problem = admin.ask("GET", "/api/organizations/nobody", "").await.problem(404);
     assert_eq!(problem, "the organization \"nobody\" is unknown");
@@ -177,7 +177,7 @@ async fn organizations_are_searched_sorted_and_paged() {
     };
     let page = list("").await;
     assert_eq!((page.total, page.organizations.len()), (120, 50));
-    // Four of four sessions are more than nine of a hundred workers; equals go by name.
+    // By utilization: 4 of 4 sessions come before 9 of 100 workers. Equal ones are sorted by name.
     assert_eq!(names(&page)[..4], ["Org-007", "Org-070", "Org-000", "Org-001"]);
     assert_eq!(names(&list("sort=active&limit=3").await), ["Org-070", "Org-007", "Org-000"]);
     assert_eq!(names(&list("sort=refused&limit=3").await), ["Org-077", "Org-007", "Org-000"]);
@@ -297,7 +297,7 @@ async fn refusals_are_listed_with_their_reason_the_latest_first() {
     let page: RefusalPage = admin.get("/api/refusals?organization=acme&limit=3").await;
     assert_eq!(page.refusals, [&refusals[0], &refusals[2], &refusals[3]].map(Clone::clone));
 
-    // What is only observed was granted, and counts as no refusal.
+    // A borrow that was only observed is granted, and does not count as a refusal.
     eventually("the counts show the refusals", || async {
         let overview: Overview = admin.get("/api/overview").await;
         let counts = overview.refusals;
@@ -337,7 +337,7 @@ async fn the_policy_in_force_is_told_with_its_plans_and_overrides() {
 }
 
 #[tokio::test]
-async fn what_a_request_cannot_mean_is_refused_with_a_reason() {
+async fn an_invalid_request_is_refused_with_a_reason() {
     let (_server, admin) = start(ROOMY).await;
     let long = "x".repeat(257);
     let (body, note) = (r#"{"disabled":true}"#, "n".repeat(513));
@@ -384,7 +384,7 @@ async fn what_a_request_cannot_mean_is_refused_with_a_reason() {
         let problem = admin.ask(method, path, body).await.problem(status);
         assert!(problem.contains(says), "{method} {path}: {problem}");
     }
-    // Nothing of it left a trace.
+    // The refused requests left no audit entry and no override.
     assert_eq!(admin.get::<Value>("/api/audit").await["entries"], json!([]));
     assert_eq!(admin.get::<EffectivePolicy>("/api/policy").await.overrides, []);
 }
@@ -443,7 +443,7 @@ async fn the_document_has_every_endpoint_and_no_other_methods_are_served() {
 }
 
 #[tokio::test]
-async fn no_answer_of_the_api_and_no_status_holds_what_changes_how_other_text_is_shown() {
+async fn no_answer_and_no_status_has_characters_that_change_how_other_text_is_shown() {
     use tgm_session_server::text::is_plain;
 
     const HOSTILE: &str = "ac\u{202e}me\u{200b}\u{2028}\u{9b}2J\u{e0041}\n";

@@ -27,7 +27,7 @@ async fn a_session_revoked_by_its_number_ends_with_its_workers_and_its_holder_is
     stream.name(&[&other, &held]).await;
     let page: SessionPage = admin.get("/api/sessions?trace=a1").await;
     let number = &page.sessions[0].lease;
-    // A number is no key.
+    // The number of a lease does not reveal its key.
     assert!(!held.contains(&**number));
     let done: Done = admin.delete(&format!("/api/sessions/{number}?note=they%20asked")).await;
     let summary = format!("ended session {number} of organization acme on t1r");
@@ -40,7 +40,7 @@ async fn a_session_revoked_by_its_number_ends_with_its_workers_and_its_holder_is
         wire::worker::keep_alive_response::Status::Failed
     );
     assert_eq!((client.count("t1r", "acme").await, client.count("t2w", "acme").await), (1, 0));
-    // What it shows next has it.
+    // The next answer shows the change.
     let acme: Organization = admin.get("/api/organizations/acme").await;
     assert_eq!(acme.services.iter().map(|row| row.active).collect::<Vec<_>>(), [1, 0]);
     admin.ask("DELETE", &format!("/api/sessions/{number}"), "").await.problem(404);
@@ -120,7 +120,7 @@ async fn a_limit_holds_for_the_next_borrow_ends_nobody_and_is_cleared_again() {
     let done: Done = admin.put(limit, &json!({ "max": 1 })).await;
     let set = "set the limit of organization acme on t1r to 1 (was 10 by the service)";
     assert_eq!((done.ended, &*done.summary), (0, set));
-    // Who changes something sees it at once.
+    // A change is visible as soon as its call has returned.
     assert_eq!(overrides().await, 1);
     assert_eq!(client.refused(session("acme")).await, ("organization".to_owned(), 2, 1));
     let _: Done = admin.put(limit, &json!({ "max": 11 })).await;

@@ -76,7 +76,7 @@ async fn to_another_indexer_the_leases_of_a_batch_do_not_exist() {
     let mut east = Attached::with_key(&server, "east-key").await.unwrap();
     west.name(&[&key]).await;
     assert_eq!(east.keep_alive(&[&key]).await.failed, [0]);
-    // Asking for a lease of somebody else does not draw its revocation to the one who asks.
+    // The revocation goes to the indexer of the lease, although the other one named the lease last.
     server.running.revoke(key.parse().unwrap(), lease::Reason::Operator).await.unwrap();
     assert_eq!(west.revoked().await, (key.clone(), Reason::Operator));
     east.nothing_was_pushed().await;
@@ -155,7 +155,7 @@ async fn losing_the_stream_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_that_half_closes_gets_its_answers_and_a_good_end() {
+async fn a_client_that_half_closes_gets_its_answers_and_the_status_ok() {
     let server = TestServer::memory(ROOMY).await;
     let mut stream = Attached::to(&server).await;
     stream.send(&["nonsense"]).await;
@@ -169,7 +169,7 @@ async fn many_small_batches_at_once_are_answered_in_order() {
     let server = TestServer::memory(ROOMY).await;
     let mut stream = Attached::to(&server).await;
     let batches = stream.batches.clone();
-    // They are short enough to arrive together.
+    // The batches are small enough to arrive together.
     let sending = tokio::spawn(async move {
         for batch in 1..=5_000 {
             let worker_keys = vec!["x".to_owned()];
@@ -224,7 +224,7 @@ async fn after_a_failed_write_leases_are_extended_and_nothing_is_called_failed()
 }
 
 #[tokio::test]
-async fn what_a_slow_disk_does_not_know_yet_is_told_when_it_does_or_called_unavailable() {
+async fn a_lease_whose_return_is_not_durable_yet_is_unavailable_and_others_are_extended() {
     let disk = Disk::default();
     let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
     let mut client = server.client();
@@ -240,7 +240,7 @@ async fn what_a_slow_disk_does_not_know_yet_is_told_when_it_does_or_called_unava
     let extended = stream.keep_alive(&[&held]).await;
     let took = start.elapsed();
     let unknown = stream.keep_alive(&[&held, &returned]).await;
-    // Before anything is asserted: a server whose disk is held back cannot even be dropped.
+    // Released before the assertions, because dropping a server waits for its disk.
     disk.release();
     assert_eq!(extended, BatchAnswer { batch: 1, ..BatchAnswer::default() });
     assert!(took < Duration::from_secs(1), "what is extended waits for no disk: {took:?}");

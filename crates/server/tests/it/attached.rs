@@ -1,4 +1,4 @@
-//! A client that is attached.
+//! A client with an open `Attach` stream.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use wire::control::{AttachRequest, AttachResponse, BatchAnswer, Reason, Revocati
 
 use crate::harness::{TestServer, channel, get};
 
-/// One stream of session control.
+/// One `Attach` stream.
 pub(crate) struct Attached {
     pub(crate) batches: mpsc::Sender<AttachRequest>,
     pub(crate) events: Streaming<AttachResponse>,
@@ -52,14 +52,14 @@ impl Attached {
         self.batches.send(AttachRequest { batch: self.number, worker_keys }).await.unwrap();
     }
 
-    /// What the server says next.
+    /// The next event from the server; `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Status> {
         let next = tokio::time::timeout(Duration::from_secs(30), self.events.message());
         let next = next.await.expect("the server says something in time")?;
         Ok(next.map(|response| response.event.unwrap()))
     }
 
-    /// Keeps a batch alive, and answers what the server says about it, before anything else.
+    /// Sends a batch of keep-alives and returns its answer, which must be the next event.
     pub(crate) async fn keep_alive(&mut self, keys: &[&str]) -> BatchAnswer {
         self.send(keys).await;
         self.answer().await
@@ -72,7 +72,7 @@ impl Attached {
         answer
     }
 
-    /// Keeps leases alive that must all be there.
+    /// Keeps leases alive. All of them must be live.
     pub(crate) async fn name(&mut self, keys: &[&str]) {
         let answer = self.keep_alive(keys).await;
         assert_eq!(answer, BatchAnswer { batch: self.number, ..BatchAnswer::default() });
@@ -98,7 +98,7 @@ impl Attached {
     }
 }
 
-/// A number of the metrics page.
+/// The value of a metric.
 pub(crate) async fn metric(running: &Running, name: &str) -> u64 {
     let (status, page) = get(running.admin_address(), "/metrics", "").await;
     assert_eq!(status, 200);

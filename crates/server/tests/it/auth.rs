@@ -1,4 +1,4 @@
-//! Who may call.
+//! Which callers the server admits, and what they may use.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ async fn every_call_needs_a_key_before_anything_else_is_looked_at() {
     let server = TestServer::memory(&two_indexers()).await;
     let anonymous = server.client();
     for mut client in [anonymous.clone(), anonymous.with_key("guess"), anonymous.with_key("")] {
-        // The requests are invalid, too: that must not come to light.
+        // The requests are also invalid, which a caller without a key must not learn.
         let codes = [
             client.ask(session("")).await.unwrap_err().code(),
             client.keep_alive("").await.unwrap_err().code(),
@@ -137,7 +137,7 @@ async fn an_indexer_may_use_only_its_services() {
 }
 
 #[tokio::test]
-async fn a_borrow_id_is_the_indexers_own() {
+async fn a_borrow_id_belongs_to_one_indexer() {
     let server = TestServer::memory(&two_indexers()).await;
     let ask = session("acme").borrow_id("00112233445566778899aabbccddeeff");
     let west = server.client().with_key("west-new").borrow(ask.clone()).await;
@@ -146,7 +146,7 @@ async fn a_borrow_id_is_the_indexers_own() {
 }
 
 #[tokio::test]
-async fn a_lease_from_before_there_were_indexers_may_be_kept_and_returned_by_any() {
+async fn a_lease_from_before_the_first_indexer_may_be_kept_alive_and_returned_by_any() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.redb");
     let clock: Arc<ManualClock> = ManualClock::new();

@@ -1,4 +1,4 @@
-//! BorrowWorker, row by row.
+//! The answers of BorrowWorker.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn a_service_without_an_entry_is_refused_by_name_unless_there_is_a_default
     let server = TestServer::memory("[services.default]\nmax_per_organization = 1").await;
     let mut client = server.client();
     client.borrow(session("acme").service("t9")).await;
-    // Each unnamed service has a pool of its own under the default's limits.
+    // Each service without an entry has its own pool, with the limits of the default.
     client.borrow(session("acme").service("t8")).await;
     let denied = client.refused(session("acme").service("t9")).await;
     assert_eq!(denied, ("organization".to_owned(), 1, 1));
@@ -83,7 +83,7 @@ async fn a_disabled_organization_or_api_key_is_permission_denied() {
 }
 
 #[tokio::test]
-async fn every_ceiling_denies_with_its_scope_and_counts() {
+async fn every_limit_denies_with_its_scope_and_counts() {
     let policy = "
         [services.total]
         max_total = 2
@@ -109,7 +109,7 @@ async fn every_ceiling_denies_with_its_scope_and_counts() {
         client.borrow(second).await;
         assert_eq!(client.refused(third).await, (scope.to_owned(), 2, 2));
     }
-    // What is not in the scope is not counted in it.
+    // Leases outside of a scope do not count in it.
     client.borrow(session("b")).await;
     client.borrow(session("a").service("keyed").api_key("l")).await;
     client.borrow(session("a").service("keyed")).await;
@@ -117,7 +117,7 @@ async fn every_ceiling_denies_with_its_scope_and_counts() {
 }
 
 #[tokio::test]
-async fn ceilings_are_looked_at_from_the_service_down_to_the_trace() {
+async fn limits_are_checked_from_the_service_down_to_the_trace() {
     let policy = "
         [services.t2w]
         max_total = 1
@@ -150,7 +150,7 @@ async fn ceilings_are_looked_at_from_the_service_down_to_the_trace() {
 }
 
 #[tokio::test]
-async fn a_ceiling_of_zero_admits_nobody() {
+async fn a_limit_of_zero_admits_nobody() {
     let server = TestServer::memory("[services.t1r]\nmax_per_organization = 0").await;
     let denied = server.client().refused(session("acme")).await;
     assert_eq!(denied, ("organization".to_owned(), 0, 0));
@@ -158,7 +158,7 @@ async fn a_ceiling_of_zero_admits_nobody() {
 
 #[tokio::test]
 async fn a_denial_tells_active_and_maximum_apart_in_metadata_and_state() {
-    // A lowered ceiling: more are active than may be.
+    // After the limit was lowered, more leases are active than it allows.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.redb");
     let clock = crate::harness::ManualClock::new();
@@ -179,7 +179,7 @@ async fn a_denial_tells_active_and_maximum_apart_in_metadata_and_state() {
 }
 
 #[tokio::test]
-async fn the_state_of_a_refusal_shows_the_ceiling_that_refused_and_that_of_the_pool_stays_its_own()
+async fn the_state_of_a_refusal_shows_the_limit_that_refused_and_the_state_of_a_pool_its_own_limit()
 {
     let policy = "
         [services.total]
@@ -194,7 +194,7 @@ async fn the_state_of_a_refusal_shows_the_ceiling_that_refused_and_that_of_the_p
     for organization in ["a", "b"] {
         client.borrow(session(organization).service("total")).await;
     }
-    // Of the pool, 1 of 5 is borrowed; the service has 2 of 2.
+    // The pool has 1 of 5 leases, and the service has 2 of 2.
     let answer = client.ask(session("a").service("total")).await.unwrap().into_inner();
     let state = answer.worker_state.unwrap();
     assert_eq!((state.borrowed_workers, state.max_workers, state.available_workers), (1, 2, 0));
@@ -213,7 +213,7 @@ async fn the_state_of_a_refusal_shows_the_ceiling_that_refused_and_that_of_the_p
 }
 
 #[tokio::test]
-async fn a_worker_refused_by_the_servers_own_ceiling_is_shown_that() {
+async fn a_worker_refused_by_the_servers_own_limit_is_shown_that_limit() {
     let clock = crate::harness::ManualClock::new();
     let mut config = config(ROOMY, &clock, tgm_session_server::store::StoreUrl::Memory);
     config.max_leases = 1;
@@ -227,7 +227,7 @@ async fn a_worker_refused_by_the_servers_own_ceiling_is_shown_that() {
 }
 
 #[tokio::test]
-async fn the_servers_own_ceiling_is_unavailable() {
+async fn the_servers_own_limit_is_unavailable() {
     let clock = crate::harness::ManualClock::new();
     let mut config = config(ROOMY, &clock, tgm_session_server::store::StoreUrl::Memory);
     config.max_leases = 1;
@@ -261,7 +261,7 @@ async fn a_grant_tells_key_pool_ttl_and_minimal_life_to_the_nanosecond() {
 }
 
 #[tokio::test]
-async fn a_pool_without_a_ceiling_has_a_maximum_of_zero_and_everything_available() {
+async fn a_pool_without_a_limit_has_a_maximum_of_zero_and_everything_available() {
     let server = TestServer::memory("[services.t1r]").await;
     let answer = server.client().ask(session("acme")).await.unwrap().into_inner();
     let state = answer.worker_state.unwrap();
@@ -351,11 +351,11 @@ async fn leases_expire_when_nobody_calls() {
 }
 
 #[tokio::test]
-async fn concurrent_borrows_never_exceed_the_ceiling() {
+async fn concurrent_borrows_never_exceed_the_limit() {
     let server = TestServer::memory("[services.t1r]\nmax_per_organization = 7").await;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..8 {
-        // A connection each, so that both serving threads take part.
+        // Each task has its own connection, so that both serving threads take part.
         let mut client = server.client();
         tasks.spawn(async move {
             let mut granted = 0;

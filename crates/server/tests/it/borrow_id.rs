@@ -1,4 +1,4 @@
-//! x-borrow-id: one borrow, however often it is tried.
+//! `x-borrow-id`: all tries of one borrow get one lease.
 
 use tonic::Code;
 use wire::worker::return_worker_response::Status as Returned;
@@ -63,7 +63,7 @@ async fn a_borrow_that_was_given_up_before_it_arrived_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_borrow_id_that_was_returned_buys_nothing_after_a_restart_either() {
+async fn a_borrow_id_that_was_returned_gets_no_lease_after_a_restart_either() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sessions.redb");
     let server = TestServer::file(ROOMY, &path, ManualClock::new()).await;

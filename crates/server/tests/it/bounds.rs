@@ -1,4 +1,4 @@
-//! What is full whatever the policy allows: refused, and told.
+//! The bounds on unnamed services and on the bytes of ids. Borrows beyond them are refused.
 
 use std::time::Duration;
 
@@ -34,14 +34,14 @@ async fn services_that_the_policy_does_not_name_are_bounded_for_each_indexer() {
     let mut east = server.client().with_key("east-key");
     east.borrow(session("acme").service("x3")).await;
 
-    // Through a restart, where services with a name are no hindrance.
+    // The count survives a restart. Services with an entry in the policy are not counted.
     let clock = server.stop().await;
     let server = TestServer::file(&unnamed(""), &path, clock).await;
     let mut client = server.client().with_key("west-old");
     client.borrow(west().service("x1")).await;
     assert_eq!(client.ask(west().service("x3")).await.unwrap_err().code(), Code::Unavailable);
 
-    // What gets a name counts no more.
+    // A service that gets an entry in the policy is not counted any more.
     let named = Policy::parse(&unnamed("[services.x2]"), "test.toml").unwrap().policy;
     server.running.set_policy(named).await.unwrap();
     client.borrow(west().service("x3")).await;
@@ -62,7 +62,7 @@ async fn a_server_keeps_so_many_bytes_of_ids_and_no_more() {
     let long = |kind: &str, number: usize| format!("{kind}{number:0>255}");
     let ask =
         |number| session(&long("o", number)).api_key(&long("k", number)).trace(&long("t", number));
-    // 768 bytes each, and those of the service's name.
+    // Each lease has three ids of 256 bytes.
     let fit = (1 << 20) / 768;
     for number in 0..=fit {
         client.borrow(ask(number)).await;

@@ -1,4 +1,4 @@
-//! Certificates that tests make, and the files of a server that has them.
+//! Certificates that tests make, and the files of a server that uses them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Authority {
         Signed { certificate: certificate.pem(), key: key.serialize_pem() }
     }
 
-    /// What a client needs that trusts this authority, and shows `identity` if there is one.
+    /// The TLS configuration of a client that trusts this authority, and shows `identity` if given.
     pub(crate) fn client(&self, identity: Option<&Signed>) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
@@ -66,7 +66,7 @@ impl Authority {
     }
 }
 
-/// The files of a server, in a folder of the test.
+/// The TLS files of a server, in a temporary folder.
 pub(crate) struct Files {
     pub(crate) folder: TempDir,
     pub(crate) tls: TlsFiles,

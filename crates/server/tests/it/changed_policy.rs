@@ -1,4 +1,4 @@
-//! A policy that changes while a call looks at the one before.
+//! A policy that changes while a call uses the old one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +16,8 @@ use crate::harness::{Client, ManualClock, ROOMY, TestServer, config, eventually,
 use crate::undecided::assert_busy;
 use store::testing::Disk;
 
-/// Borrows look at the wall clock for the budget, once they have their terms and before they are
-/// applied.
+/// A policy with a budget. For the budget, a borrow reads the wall clock after it has its terms and
+/// before it is applied.
 const SOLD: &str = "
     [services.t1r]
     [plans.pro]
@@ -26,7 +26,7 @@ const SOLD: &str = "
     plan = \"pro\"
 ";
 
-/// A clock of which one look at the wall takes until it is let go.
+/// A clock that blocks one read of the wall clock until the test releases it.
 #[derive(Debug)]
 struct SlowWall {
     clock: Arc<ManualClock>,
@@ -69,7 +69,7 @@ async fn live(server: &Running) -> u64 {
 }
 
 #[tokio::test]
-async fn a_borrow_that_was_ruled_on_before_the_policy_changed_is_ruled_on_again_and_waited_for_by_nobody()
+async fn a_borrow_decided_under_an_old_policy_is_decided_again_and_does_not_delay_the_policy_change()
  {
     let clock = ManualClock::new();
     let look = Mutex::new(Look::Quick);
@@ -77,7 +77,7 @@ async fn a_borrow_that_was_ruled_on_before_the_policy_changed_is_ruled_on_again_
     let mut config = config(SOLD, &clock, StoreUrl::Memory);
     config.clock = slow.clone();
     let server = Arc::new(Server::bind(config).await.unwrap().start().await.unwrap());
-    // On connections of their own: the thread of the slow borrow serves nothing else meanwhile.
+    // Two connections, because the thread of the slow borrow serves nothing else meanwhile.
     let mut client = Client::of(server.grpc_address());
     let mut late = Client::of(server.grpc_address());
     let held = client.borrow(session("acme")).await;
@@ -99,7 +99,7 @@ async fn a_borrow_that_was_ruled_on_before_the_policy_changed_is_ruled_on_again_
 }
 
 #[tokio::test]
-async fn a_borrow_that_the_policy_changed_under_gets_the_terms_of_the_new_one() {
+async fn a_borrow_during_a_policy_change_gets_the_terms_of_the_new_policy() {
     let clock = ManualClock::new();
     let look = Mutex::new(Look::Quick);
     let slow = Arc::new(SlowWall { clock: clock.clone(), look, changed: Condvar::new() });
@@ -120,7 +120,7 @@ async fn a_borrow_that_the_policy_changed_under_gets_the_terms_of_the_new_one() 
 }
 
 #[tokio::test]
-async fn a_worker_that_the_policy_changed_under_is_shown_the_servers_own_ceiling_too() {
+async fn a_worker_borrowed_during_a_policy_change_is_shown_the_servers_own_limit_too() {
     let clock = ManualClock::new();
     let look = Mutex::new(Look::Quick);
     let slow = Arc::new(SlowWall { clock: clock.clone(), look, changed: Condvar::new() });
@@ -144,7 +144,7 @@ async fn a_worker_that_the_policy_changed_under_is_shown_the_servers_own_ceiling
     assert_eq!(answer.get_ref().worker_state.as_ref().unwrap().max_workers, 1);
 }
 
-/// A disk that hangs, and a borrow that waits for it.
+/// A server whose disk hangs, with a borrow that waits for the disk.
 async fn hung() -> (TestServer, Disk) {
     let disk = Disk::default();
     let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
@@ -178,7 +178,7 @@ async fn a_policy_comes_into_force_while_the_disk_hangs_and_an_override_waits_fo
     eventually("the file is in force", || async { ceiling("other") == Some(20) }).await;
     assert!(disk.is_waiting() && !waits.is_finished());
     assert_eq!(ceiling("acme"), Some(20), "an override that is not durable is not in force");
-    // Told as it will be, once those before it are durable.
+    // The summary of this change names the limit before it, which the first change will have set.
     let again = set(5);
 
     disk.release();

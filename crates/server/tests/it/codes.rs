@@ -1,4 +1,4 @@
-//! What is no well-formed call, byte by byte.
+//! Malformed calls, as raw bytes.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -9,7 +9,7 @@ use wire::worker::KeepAliveRequest;
 
 use crate::harness::{ROOMY, TestServer, channel, session};
 
-/// What came back: the HTTP status, and the gRPC status and message if any.
+/// A response: the HTTP status, and the gRPC status and message if it has any.
 struct Raw {
     http: u16,
     grpc: Option<Code>,
@@ -51,7 +51,7 @@ async fn borrow(server: &TestServer, body: &[u8]) -> Raw {
     send(server, "POST", "application/grpc", BORROW, body).await
 }
 
-/// A message with the prefix of gRPC.
+/// A message with the gRPC prefix.
 fn framed(message: &[u8]) -> Vec<u8> {
     let mut body = vec![0];
     body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
@@ -108,7 +108,7 @@ async fn an_unknown_stream_is_refused_though_its_caller_goes_on_sending() {
 }
 
 #[tokio::test]
-async fn what_is_no_grpc_is_refused_by_http_status() {
+async fn a_request_that_is_not_grpc_is_refused_by_http_status() {
     let server = TestServer::memory(ROOMY).await;
     let answer = send(&server, "POST", "application/json", BORROW, b"{}").await;
     assert_eq!((answer.http, answer.grpc), (415, None));
@@ -132,7 +132,7 @@ async fn headers_that_are_too_large_are_not_taken_for_a_spent_budget() {
 }
 
 #[tokio::test]
-async fn many_calls_refused_before_they_are_read_do_not_wear_out_the_connection() {
+async fn many_calls_refused_before_they_are_read_do_not_end_the_connection() {
     let policy = format!(
         "[services.t1r]\n[[indexers]]\nname = \"west\"\nkey_sha256 = \"{}\"",
         "0".repeat(64)
@@ -153,7 +153,7 @@ async fn many_calls_refused_before_they_are_read_do_not_wear_out_the_connection(
 }
 
 #[tokio::test]
-async fn many_calls_given_up_at_once_do_not_wear_out_the_connection() {
+async fn many_calls_cancelled_at_once_do_not_end_the_connection() {
     let server = TestServer::memory("[services.t1r]").await;
     let mut client = server.client();
     let key = client.borrow(session("acme")).await;

@@ -1,4 +1,4 @@
-//! Compressed messages, through real clients and byte by byte.
+//! Compressed messages, from real clients and as raw bytes.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A message behind a flag and its length.
+/// A message with the gRPC prefix: a flag and its length.
 pub(crate) fn flagged(flag: u8, message: &[u8]) -> Vec<u8> {
     [&[flag][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
 }
@@ -50,7 +50,7 @@ fn whole(bytes: Vec<u8>) -> Body {
     Full::new(Bytes::from(bytes)).boxed_unsync()
 }
 
-/// Calls a method over a connection of its own, and answers the status, what it says, and the headers.
+/// Calls a method on a new connection. Returns the status code, its message and the headers.
 async fn call(
     server: &TestServer,
     path: &str,
@@ -126,7 +126,7 @@ async fn a_client_that_compresses_keeps_leases_alive_on_a_stream() {
     for _ in 0..3 {
         stream.name(&[&key]).await;
     }
-    // A thousand keys are one batch, and shrink to less than a frame.
+    // A thousand keys are one batch, and compress to less than one frame.
     let keys = vec![&*key; 1_000];
     stream.name(&keys).await;
     server.running.revoke(key.parse().unwrap(), lease::Reason::Operator).await.unwrap();
@@ -161,7 +161,7 @@ async fn compressed_and_plain_batches_may_come_on_one_stream_in_any_pieces() {
         flagged(1, &gzip(&batch(1))),
         flagged(0, &batch(2)),
         flagged(1, &gzip(&batch(3))),
-        // It ends the stream, so that there is a status.
+        // An invalid message ends the stream with a status.
         flagged(1, b"no gzip"),
     ];
     for piece in sent.concat().chunks(7) {
@@ -189,7 +189,7 @@ async fn compressed_and_plain_batches_may_come_on_one_stream_in_any_pieces() {
 }
 
 #[tokio::test]
-async fn another_encoding_is_unimplemented_and_told_which_ones_are_not() {
+async fn another_encoding_is_unimplemented_and_the_answer_names_the_supported_ones() {
     let server = TestServer::memory(ROOMY).await;
     for path in [BORROW, KEEP_ALIVE, REPORT, CHECK, ATTACH] {
         for encoding in ["deflate", "snappy", "GZIP", "gzip,gzip", ""] {
@@ -212,7 +212,7 @@ async fn another_encoding_is_unimplemented_and_told_which_ones_are_not() {
 }
 
 #[tokio::test]
-async fn a_flag_that_no_header_explains_is_internal_as_the_protocol_has_it() {
+async fn a_flag_that_does_not_fit_the_encoding_header_is_internal_as_grpc_requires() {
     let server = TestServer::memory(ROOMY).await;
     let message = session("acme").message.encode_to_vec();
     for path in [BORROW, KEEP_ALIVE, REPORT, CHECK, ATTACH] {
@@ -278,7 +278,7 @@ async fn a_stream_of_gzip_ends_when_a_message_is_cut_off_or_begins_as_one_that_i
     assert_eq!(code, Code::InvalidArgument, "{words}");
     assert!(words.contains("is cut off"), "{words}");
     for flag in [0, 1] {
-        // The rest of it never comes, and is not waited for.
+        // The message itself never arrives: the server refuses it because of its prefix.
         let (sender, body) = open_body();
         sender.send([&[flag][..], &(64_u32 << 10).to_be_bytes()].concat().into()).await.unwrap();
         let answer = call(&server, ATTACH, Some("gzip"), body);
@@ -306,7 +306,7 @@ async fn a_stream_of_gzip_takes_up_memory_for_a_message_and_for_what_comes_out_o
     assert!(used[1] >= used[0] + (128 << 10), "{used:?}");
 }
 
-/// Too much of nothing for every call, in less than 64 KiB.
+/// Less than 64 KiB that decompress to more bytes than any call may have.
 fn bomb() -> Vec<u8> {
     gzip(&vec![0; 33 << 20])
 }
@@ -332,7 +332,7 @@ async fn a_bomb_is_stopped_at_the_bound_of_a_message() {
 #[tokio::test]
 async fn a_message_may_be_as_large_as_without_compression_and_no_larger() {
     let server = TestServer::memory(ROOMY).await;
-    // A field that nobody knows, and a key that is none.
+    // The message has an unknown field and no key.
     let of = |length: usize| {
         let padding = vec![b'p'; length - 4];
         let mut message = vec![0x7a];

@@ -1,4 +1,4 @@
-//! A server that stops tells its attached clients, and ends no session.
+//! A server that stops notifies its attached clients, and ends no session.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ async fn a_stop_gives_notice_first_and_ends_the_streams_a_second_later_and_no_se
     let (address, started) = (server.running.grpc_address(), Instant::now());
     let stop = tokio::spawn(server.stop());
     assert!(matches!(stream.next().await.unwrap(), Some(Event::Draining(_))));
-    // The stream goes on for a moment.
+    // Batches are still answered for a second.
     stream.name(&[&key]).await;
     let end = stream.next().await.unwrap_err();
     assert_eq!(end.code(), Code::Unavailable, "{end}");
@@ -40,7 +40,7 @@ async fn a_stop_gives_notice_first_and_ends_the_streams_a_second_later_and_no_se
 #[tokio::test]
 async fn a_stop_does_not_wait_for_clients_that_leave() {
     let mut fastest = Duration::MAX;
-    // A busy machine delays one attempt now and then.
+    // Several attempts, because a busy machine may delay one of them.
     for _ in 0..3 {
         let server = TestServer::memory(ROOMY).await;
         let mut stream = Attached::to(&server).await;

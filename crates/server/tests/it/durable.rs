@@ -1,4 +1,5 @@
-//! What a store file promises: nothing acknowledged is lost, nothing damaged is taken for sound.
+//! The promises of a store file: no acknowledged change is lost, and a damaged file is not accepted
+//! as a valid one.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,7 +39,7 @@ async fn leases_and_returns_survive_a_restart() {
     assert_eq!(client.keep_alive(&returned).await.unwrap(), Kept::Failed);
     let state = client.state("t1r", "acme").await.unwrap();
     assert_eq!(state.worker_count_per_trace_id["a1"], 1);
-    // The session is still the session of its worker.
+    // The worker still belongs to its session.
     assert_eq!(client.give_back(&kept).await, Returned::Returned);
     assert_eq!(client.count("t2w", "acme").await, 0);
     let fresh = client.borrow(session("acme")).await;
@@ -55,7 +56,7 @@ async fn a_recovered_lease_has_its_full_ttl_and_a_lingering_one_what_was_left() 
     client.give_back_after(&lingering, Some(seconds(100))).await.unwrap();
     server.pass(Duration::from_secs(55));
     let clock = server.stop().await;
-    // However long the server is away, even with the wall clock set back.
+    // The time while the server is stopped does not count, even if the wall clock is set back.
     clock.jump(Duration::from_secs(7_200));
     clock.set_unix(Duration::from_secs(1_700_000_000));
 
@@ -177,9 +178,9 @@ async fn an_answer_that_reveals_a_change_waits_until_it_is_durable() {
     let returning = tokio::spawn(async move { other.give_back(&key).await });
     eventually("the return is applied", || async { server.live().await == 1 }).await;
 
-    // An extended TTL waits for nothing.
+    // A keep-alive that extends a TTL does not wait for the disk.
     assert_eq!(client.keep_alive(&kept).await.unwrap(), Kept::TtlExtended);
-    // What tells of the return does: that it failed to be kept, that it is missing, how many count.
+    // Answers that reveal the return wait: a failed keep-alive, a missing key, and a count.
     let (mut a, mut b, mut c) = (server.client(), server.client(), server.client());
     let key = gone.clone();
     let telling = [
@@ -214,7 +215,7 @@ async fn a_power_loss_takes_nothing_that_was_acknowledged() {
                 assert_eq!(client.give_back(&key).await, Returned::Returned);
             }
         }
-        // A borrow that is being written when the power goes.
+        // A borrow that is being written when the power fails.
         disk.hold();
         let mut other = server.client();
         let unheard = tokio::spawn(async move { other.ask(session("late")).await });
@@ -245,7 +246,7 @@ async fn a_second_server_on_the_same_store_is_refused() {
     assert_eq!(server.client().keep_alive(&key).await.unwrap(), Kept::TtlExtended);
 }
 
-/// Tries to open `bytes` as a store. A refusal leaves the file as it was.
+/// Tries to open `bytes` as a store, and checks that a refusal does not change the file.
 fn open(bytes: &[u8]) -> Result<usize, Error> {
     let (_folder, path) = store();
     std::fs::write(&path, bytes).unwrap();
@@ -267,7 +268,7 @@ async fn store_with(leases: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_no_store_is_refused_and_left_alone() {
+async fn a_file_that_is_no_store_is_refused_and_not_changed() {
     for bytes in [&b""[..], b"[services.t1r]\n", &[0; 64], &[0xff; 3_000]] {
         let error = open(bytes).unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "{error:?}");

@@ -1,4 +1,4 @@
-//! `/api/events`: what happens, as it happens.
+//! `/api/events`: a stream of changes as they happen.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ async fn an_overview_comes_first_and_then_within_a_second_of_a_borrow_and_of_a_r
     assert_eq!((&*name, &first["sessions"]), ("overview", &json!(0)));
     let mut client = server.client();
     let mut fastest = Duration::MAX;
-    // A busy machine delays one attempt now and then.
+    // Several attempts, because a busy machine may delay one of them.
     for _ in 0..3 {
         let key = client.borrow(session("acme")).await;
         let since = Instant::now();
@@ -39,7 +39,7 @@ async fn an_overview_comes_first_and_then_within_a_second_of_a_borrow_and_of_a_r
         assert!(next.revision > shown.revision);
     }
     assert!(fastest < Duration::from_secs(2), "{fastest:?}");
-    // Who comes back is told at once how things are.
+    // A client that reconnects gets the current state at once.
     drop(events);
     client.borrow(session("acme")).await;
     let mut events = admin.listen().await.unwrap();
@@ -51,7 +51,7 @@ async fn an_overview_comes_first_and_then_within_a_second_of_a_borrow_and_of_a_r
 }
 
 #[tokio::test]
-async fn a_borrow_every_moment_is_told_four_times_a_second_at_most() {
+async fn many_borrows_cause_at_most_four_overviews_a_second() {
     let (server, _admin, mut events) = start().await;
     let mut client = server.client();
     overview(&mut events).await;
@@ -63,7 +63,7 @@ async fn a_borrow_every_moment_is_told_four_times_a_second_at_most() {
             key = client.borrow(session("acme")) => { client.give_back(&key).await; }
         }
     }
-    // Both sides of the time, which may be longer on a busy machine, may have one more.
+    // Four for each second that has really passed, and one that was due at the start.
     let most = 4.0 * since.elapsed().as_secs_f64() + 1.0;
     assert!(told >= 2 && f64::from(told) <= most, "{told} and at most {most}");
 }
@@ -88,7 +88,7 @@ async fn what_operators_do_is_told_at_once_and_so_is_the_state_of_the_policy() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_and_of_many_at_once_the_latest() {
+async fn refusals_are_sent_and_of_many_at_once_only_the_latest() {
     let (server, admin, mut events) = start().await;
     let _: Done = admin.put("/api/organizations/acme/disabled", &json!({ "disabled": true })).await;
     let mut client = server.client();
@@ -112,10 +112,10 @@ async fn refusals_are_told_and_of_many_at_once_the_latest() {
         told.push(data["trace"].as_str().unwrap().to_owned());
     }
     let numbers: Vec<u32> = told.iter().map(|trace| trace.parse().unwrap()).collect();
-    // Five at each look, one of which may have been due already.
+    // At most five refusals for each poll. One poll may have been due at the start.
     let looks = since.elapsed().as_millis() / 250 + 2;
     assert!(numbers.is_sorted() && numbers.len() as u128 <= 5 * looks, "{numbers:?}");
-    // The list has them all.
+    // The list of refusals is complete.
     let all = admin.get::<tgm_session_server::api::RefusalPage>("/api/refusals?limit=1000").await;
     assert_eq!(all.refusals.len(), 201);
 }
@@ -132,17 +132,17 @@ async fn sixty_four_may_listen_and_one_more_when_one_of_them_has_left() {
     assert!(refused.problem(503).contains("64 listen"));
     drop(first);
     eventually("a place is free", || async { admin.listen().await.is_ok() }).await;
-    // The others have noticed nothing.
+    // The other streams go on.
     for events in &mut others {
         assert_eq!(events.next().await.unwrap().0, "overview");
     }
 }
 
 #[tokio::test]
-async fn a_stream_with_nothing_to_tell_says_that_the_server_is_there() {
+async fn a_stream_without_events_sends_comments() {
     let (_server, _admin, mut events) = start().await;
     overview(&mut events).await;
-    // Every ten seconds: the page takes a longer silence for a lost connection.
+    // A comment comes every ten seconds: the page takes a longer silence for a lost connection.
     let comment = tokio::time::timeout(Duration::from_secs(60), events.next_comment()).await;
     assert_eq!(comment.expect("a sign of life"), "the server is there");
 }
@@ -154,7 +154,7 @@ async fn streams_end_when_the_server_stops() {
     server.stop().await;
     let end = async {
         while let Some((name, _)) = events.next().await {
-            // It may still tell that it stops.
+            // One more overview may come before the end.
             assert_eq!(name, "overview");
         }
     };

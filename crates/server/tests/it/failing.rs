@@ -1,4 +1,4 @@
-//! A disk that fails: the server never guesses.
+//! A disk that fails: the server gives no answer that may be wrong.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use wire::worker::keep_alive_response::Status as Kept;
 use crate::harness::{ManualClock, ROOMY, TestServer, eventually, get, session, text, worker};
 use store::testing::Disk;
 
-/// A server with two leases, of which the second was returned, whose disk then broke.
+/// A server whose disk has failed, with a live lease and a returned lease.
 async fn broken() -> (TestServer, String, String) {
     let disk = Disk::default();
     let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
@@ -95,7 +95,7 @@ async fn changes_that_pile_up_before_a_slow_disk_are_refused_and_keep_alives_go_
     held.delivery.complete();
     disk.hold();
     let mut granted = 0_u32;
-    // Each borrow that nobody waits for is a grant and a return.
+    // Each borrow is polled once and dropped, which makes a grant and a return.
     while !matches!(store.borrow(&request, &terms).now(), Some(Err(BorrowError::Unavailable(_)))) {
         granted += 1;
         assert!(granted < 1_000_000, "what waits for the disk has no bound");
@@ -112,7 +112,7 @@ async fn changes_that_pile_up_before_a_slow_disk_are_refused_and_keep_alives_go_
     .await;
 }
 
-/// What a future answers when it is asked once.
+/// The result of polling a future once.
 trait Now: Future + Sized {
     fn now(self) -> Option<Self::Output> {
         let mut future = std::pin::pin!(self);

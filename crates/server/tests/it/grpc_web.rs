@@ -1,4 +1,4 @@
-//! gRPC-Web on the gRPC port: through a real client of it, and byte by byte.
+//! gRPC-Web on the gRPC port, from a real client and as raw bytes.
 
 use std::net::SocketAddr;
 
@@ -46,7 +46,7 @@ type WebBody = GrpcWebCall<tonic::body::Body>;
 type Browser =
     GrpcWebClientService<BoxCloneSyncService<Request<WebBody>, Response<Incoming>, Fault>>;
 
-/// A client as it runs in browsers: HTTP/1.1, a connection for each call.
+/// A client like that of a browser: HTTP/1.1, and a new connection for each call.
 fn browser(address: SocketAddr) -> Browser {
     let send = service_fn(move |mut request: Request<WebBody>| async move {
         let stream = TcpStream::connect(address).await?;
@@ -59,13 +59,13 @@ fn browser(address: SocketAddr) -> Browser {
     GrpcWebClientLayer::new().layer(BoxCloneSyncService::new(send))
 }
 
-/// A message with the prefix of gRPC.
+/// A message with the gRPC prefix.
 fn framed(message: &impl prost::Message) -> Vec<u8> {
     let message = message.encode_to_vec();
     [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message].concat()
 }
 
-/// What came back over HTTP/1.1.
+/// An HTTP/1.1 response.
 #[derive(Debug)]
 pub(crate) struct Raw {
     status: u16,
@@ -80,7 +80,7 @@ impl Raw {
     }
 }
 
-/// Sends one HTTP/1.1 request as it is and reads what comes back until the connection ends.
+/// Sends one HTTP/1.1 request and reads the response until the connection ends.
 async fn send(server: &TestServer, method: &str, path: &str, headers: &str, body: &[u8]) -> Raw {
     let mut stream = TcpStream::connect(server.running.grpc_address()).await.unwrap();
     let length = body.len();
@@ -130,12 +130,12 @@ async fn borrow(server: &TestServer, headers: &str) -> Raw {
     send(server, "POST", BORROW, headers, &framed(&session("acme").message)).await
 }
 
-/// Borrows as a program does that speaks gRPC-Web.
+/// Sends a borrow as gRPC-Web.
 pub(crate) async fn call_borrow(server: &TestServer, message: &BorrowWorkerRequest) -> Raw {
     send(server, "POST", BORROW, WEB, &framed(message)).await
 }
 
-/// The head of a borrow whose connection stays open.
+/// The request head of a borrow after which the connection stays open.
 fn head(length: usize) -> Vec<u8> {
     format!("POST {BORROW} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n{WEB}\r\n")
         .into_bytes()
@@ -229,7 +229,7 @@ async fn a_refusal_comes_with_its_facts_in_the_head_and_its_trailers_in_the_body
 }
 
 #[tokio::test]
-async fn over_http_2_it_is_the_same() {
+async fn grpc_web_is_the_same_over_http_2() {
     let server = TestServer::memory(ROOMY).await;
     let mut channel = channel(server.running.grpc_address());
     let body = Full::new(Bytes::from(framed(&session("acme").message)));
@@ -256,7 +256,7 @@ async fn text_mode_is_the_same_in_base64() {
     let granted = send(&server, "POST", BORROW, headers, message.as_bytes()).await;
     let kind = granted.header("content-type").unwrap();
     assert!(kind.starts_with("application/grpc-web-text"), "{kind}");
-    // The message and the trailers are encoded each by itself, padding and all.
+    // The message and the trailers are encoded separately, each with its own padding.
     let quartets = granted.body.chunks(4).map(|quartet| base64.decode(quartet).unwrap());
     let body: Vec<u8> = quartets.flatten().collect();
     let (message, trailers) = parts(&body);
@@ -351,7 +351,7 @@ async fn pages_of_the_origins_that_were_named_may_call_and_no_others() {
 }
 
 #[tokio::test]
-async fn without_origins_no_page_may_call_not_even_one_that_seems_to_come_from_here() {
+async fn without_origins_no_page_may_call_not_even_one_with_the_origin_of_the_server() {
     let server = TestServer::memory(ROOMY).await;
     let here = format!("origin: http://{}\r\n", server.running.grpc_address());
     for refused in [
@@ -363,14 +363,14 @@ async fn without_origins_no_page_may_call_not_even_one_that_seems_to_come_from_h
         assert!(!refused.head.contains("access-control"), "{refused:?}");
     }
     assert_eq!(server.live().await, 0);
-    // What is no page says nothing of an origin.
+    // A client that is not a page of a browser sends no origin.
     let granted = borrow(&server, WEB).await;
     assert!(!granted.head.contains("access-control-allow"), "{granted:?}");
     assert_eq!(server.live().await, 1);
 }
 
 #[tokio::test]
-async fn what_is_no_grpc_web_is_refused_over_http_1_by_its_status() {
+async fn a_request_that_is_not_grpc_web_is_refused_over_http_1_by_http_status() {
     let server = TestServer::memory(ROOMY).await;
     for (method, kind, status) in [
         ("POST", "application/grpc", 505),
@@ -393,7 +393,7 @@ async fn what_is_no_grpc_web_is_refused_over_http_1_by_its_status() {
 }
 
 #[tokio::test]
-async fn headers_that_are_too_large_and_requests_that_are_none_end_the_connection() {
+async fn headers_that_are_too_large_and_malformed_requests_end_the_connection() {
     let server = TestServer::memory(ROOMY).await;
     let large = borrow(&server, &format!("{WEB}x-padding: {}\r\n", "p".repeat(40 * 1024))).await;
     assert_eq!(large.status, 431);
@@ -441,7 +441,7 @@ async fn a_borrow_whose_browser_left_before_the_answer_takes_no_slot() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_connections_of_browsers_go() {
+async fn a_stop_closes_idle_connections_of_browsers() {
     let server = TestServer::slow_to_drain(ROOMY).await;
     let mut idle = TcpStream::connect(server.running.grpc_address()).await.unwrap();
     let body = framed(&session("acme").message);

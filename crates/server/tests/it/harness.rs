@@ -1,4 +1,4 @@
-//! A server of this process, its clock turned by hand, and a client that says little.
+//! A server in this process with a manual clock, and a client with short methods.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -18,13 +18,13 @@ use wire::worker::{
     WorkersStateRequest, keep_alive_response, return_worker_response,
 };
 
-/// One server.
+/// A running server and its clock.
 pub(crate) struct TestServer {
     pub(crate) running: Running,
     pub(crate) clock: Arc<ManualClock>,
 }
 
-/// Limits that no test reaches by accident, and a service of each kind.
+/// Limits that no test reaches by accident, for a service of sessions and one of workers.
 pub(crate) const ROOMY: &str = "
     [services.t1r]
     max_per_organization = 10
@@ -32,7 +32,7 @@ pub(crate) const ROOMY: &str = "
     max_per_organization = 100
 ";
 
-/// The longest time for a stop that has nothing to wait for, on a busy machine too.
+/// The longest time of a stop that has no call to wait for, even on a busy machine.
 pub(crate) const LONGEST_STOP: Duration = Duration::from_secs(40);
 
 pub(crate) fn config(policy: &str, clock: &Arc<ManualClock>, store: StoreUrl) -> Config {
@@ -51,7 +51,7 @@ impl TestServer {
         Self::start(config(policy, &clock, StoreUrl::Memory), clock).await
     }
 
-    /// Drains for far longer than [`LONGEST_STOP`], if it drains to the end.
+    /// A server with a drain timeout far longer than [`LONGEST_STOP`].
     pub(crate) async fn slow_to_drain(policy: &str) -> Self {
         let clock = ManualClock::new();
         let mut config = config(policy, &clock, StoreUrl::Memory);
@@ -85,8 +85,8 @@ impl TestServer {
         Client::of(self.running.grpc_address())
     }
 
-    /// Lets time pass as it passes for a running server: a disk that does not hang confirms what it
-    /// was given meanwhile.
+    /// Lets time pass in small steps, so that a disk that does not hang confirms its changes
+    /// meanwhile.
     pub(crate) fn pass(&self, time: Duration) {
         let (mut left, mut looks) = (time, 0..200);
         while !left.is_zero() {
@@ -101,7 +101,7 @@ impl TestServer {
         }
     }
 
-    /// Leases that count now, of all services.
+    /// The number of leases that count now, of all services.
     pub(crate) async fn live(&self) -> u64 {
         self.running.store().live().await.unwrap().iter().map(|(_, leases)| leases).sum()
     }
@@ -116,7 +116,7 @@ pub(crate) fn channel(address: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
 }
 
-/// What to borrow.
+/// A borrow request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ask {
     pub(crate) message: BorrowWorkerRequest,
@@ -159,7 +159,7 @@ impl Ask {
     }
 }
 
-/// A caller of the worker pool.
+/// A client of the worker pool.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) pool: WorkerPoolClient<Channel>,
@@ -171,7 +171,7 @@ impl Client {
         Self { pool: WorkerPoolClient::new(channel(address)), key: None }
     }
 
-    /// The same caller, who shows an indexer's key.
+    /// The same client with an indexer's key.
     pub(crate) fn with_key(&self, key: &str) -> Self {
         Self { pool: self.pool.clone(), key: Some(key.to_owned()) }
     }
@@ -192,14 +192,14 @@ impl Client {
         self.pool.borrow_worker(request).await
     }
 
-    /// Borrows what must be free, and answers its key.
+    /// Borrows a lease that must be granted, and returns its key.
     pub(crate) async fn borrow(&mut self, ask: Ask) -> String {
         let answer = self.ask(ask).await.unwrap().into_inner();
         assert_eq!(answer.status(), BorrowStatus::Borrowed, "{answer:?}");
         answer.worker_key
     }
 
-    /// Borrows what must not be free, and answers scope, active and maximum of the refusal.
+    /// Borrows a lease that must be denied, and returns scope, active and limit of the denial.
     pub(crate) async fn refused(&mut self, ask: Ask) -> (String, u64, u64) {
         let answer = self.ask(ask).await.unwrap();
         assert_eq!(answer.get_ref().status(), BorrowStatus::ResourceExhausted, "{answer:?}");
@@ -207,7 +207,7 @@ impl Client {
         let number = |name| text(answer.metadata(), name).unwrap().parse().unwrap();
         let scope = text(answer.metadata(), "x-denied-scope").unwrap();
         let (active, max) = (number("x-denied-active"), number("x-denied-max"));
-        // Old clients print the maximum of the state and see no metadata.
+        // Old clients print the maximum of the state and do not read metadata.
         let state = answer.get_ref().worker_state.as_ref().unwrap();
         assert_eq!(
             (state.max_workers.unsigned_abs(), state.available_workers),
@@ -264,7 +264,7 @@ impl Client {
         Ok(self.pool.workers_state(request).await?.into_inner().worker_state.unwrap())
     }
 
-    /// How many leases count in the pool.
+    /// The number of leases that count in the pool.
     pub(crate) async fn count(&mut self, service: &str, organization: &str) -> i64 {
         self.state(service, organization).await.unwrap().borrowed_workers
     }
@@ -278,7 +278,7 @@ pub(crate) fn seconds(seconds: i64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
 }
 
-/// One HTTP/1.1 GET: the status and the body.
+/// Sends one HTTP/1.1 GET, and returns the status and the body.
 pub(crate) async fn get(address: SocketAddr, path: &str, header: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();

@@ -1,4 +1,4 @@
-//! One caller cannot hurt another: with a key, without one, and before anybody knows.
+//! One caller cannot harm another: with a key, without a key, and before its key is known.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use store::testing::Disk;
 const SHORT: Duration = Duration::from_millis(150);
 const GOAWAY: u8 = 7;
 
-/// A server of two indexers, with settings that are not as usual.
+/// Starts a server with one serving thread and the settings that `set` changes.
 async fn server(policy: &str, set: impl FnOnce(&mut Config)) -> TestServer {
     let clock = ManualClock::new();
     let mut config = config(policy, &clock, StoreUrl::Memory);
@@ -44,7 +44,7 @@ fn with_key(mut request: Request<Body>, key: &str) -> Request<Body> {
     request
 }
 
-/// The body of a call, complete and compressed.
+/// The complete body of a call: one compressed message.
 fn packed(bytes: &[u8]) -> Body {
     use http_body_util::BodyExt as _;
     http_body_util::Full::new(Bytes::from(flagged(1, &gzip(bytes)))).boxed_unsync()
@@ -57,7 +57,7 @@ async fn metric(server: &TestServer, name: &str) -> u64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// Begins a call whose message never ends, and waits for its answer elsewhere.
+/// Starts a call whose message stays incomplete, and waits for its answer in another task.
 async fn begin_call(
     connection: &mut SendRequest<Body>,
     key: &str,
@@ -87,7 +87,7 @@ async fn more_header_fields_than_the_setting_are_refused_and_the_connection_goes
 }
 
 #[tokio::test]
-async fn a_message_without_a_key_is_passed_over_for_a_while_and_takes_no_memory() {
+async fn a_message_without_a_known_key_is_discarded_and_takes_no_memory() {
     let server = server(&two_indexers(), |config| config.port.request_timeout = SHORT).await;
     let mut connection = connect(server.running.grpc_address()).await;
     let before = metric(&server, "tgm_session_connection_memory_bytes").await;
@@ -114,7 +114,7 @@ async fn a_client_that_comes_back_with_a_burst_is_served_with_and_without_keys()
     {
         let disk = Disk::default();
         let server = TestServer::on_disk(&policy, disk.clone(), ManualClock::new()).await;
-        // No call is answered before all of them have come.
+        // While the disk hangs no call is answered, so that many calls are in flight at once.
         disk.hold();
         let mut calls = JoinSet::new();
         let client = server.client();
@@ -136,7 +136,7 @@ async fn a_caller_without_memory_is_refused_and_its_workers_are_told_to_try_agai
     })
     .await;
     let mut connection = connect(server.running.grpc_address()).await;
-    // The connection shows its key, and then begins more than it may.
+    // The connection shows its key, and then starts more calls than its memory allows.
     let asked = message(&session("acme").message.encode_to_vec());
     let first = connection.send_request(with_key(call(asked), "west-new")).await.unwrap();
     assert_eq!(status(first).await.0, Code::Ok);
@@ -149,7 +149,7 @@ async fn a_caller_without_memory_is_refused_and_its_workers_are_told_to_try_agai
     let (code, words) = status(refused).await;
     assert_eq!(code, Code::Unavailable, "{words}");
     assert!(words.contains("too much memory"), "{words}");
-    // Substreams would fail a job after an error.
+    // After an error, Substreams would fail its job.
     let asked = worker("acme", "trace", 3).message.encode_to_vec();
     for body in [message(&asked), packed(&asked)] {
         let mut request = with_key(call(body), "west-new");
@@ -168,7 +168,7 @@ async fn a_caller_without_memory_is_refused_and_its_workers_are_told_to_try_agai
     ] {
         assert!(page.contains(counted), "{counted}: {page}");
     }
-    // Whoever has memory of its own is served, and so is this one once its calls are over.
+    // Another caller has its own memory and is served. So is this caller after its calls end.
     server.client().with_key("east-key").borrow(session("acme")).await;
     drop(begun);
     let mut client = server.client().with_key("west-new");
@@ -176,7 +176,7 @@ async fn a_caller_without_memory_is_refused_and_its_workers_are_told_to_try_agai
 }
 
 #[tokio::test]
-async fn strangers_take_no_memory_from_a_caller_with_a_key() {
+async fn callers_without_a_known_key_take_no_memory_from_a_caller_with_a_key() {
     let server = server(&two_indexers(), |config| {
         config.max_memory = 16 << 20;
         config.port.request_timeout = Duration::from_secs(60);
@@ -218,7 +218,7 @@ async fn watches_of_health_have_few_places_and_checks_go_on() {
 }
 
 #[tokio::test]
-async fn a_check_of_health_whose_message_does_not_come_is_over_in_time() {
+async fn a_health_check_whose_message_does_not_arrive_times_out() {
     let server = server(ROOMY, |config| config.port.request_timeout = SHORT).await;
     let mut connection = connect(server.running.grpc_address()).await;
     let (_sender, body) = open_body();
@@ -233,7 +233,7 @@ async fn an_answer_that_is_not_read_is_reset_in_time() {
     let server = server("[services.t1r]", |config| config.port.answer_timeout = SHORT).await;
     let mut raw = Raw::to(server.running.grpc_address()).await;
     raw.send(PREFACE).await;
-    // A window of nothing: no byte of an answer may be sent.
+    // A window of 0 bytes: the server may not send any of the answer.
     raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
     let (end_headers, end_stream) = (4, 1);
     raw.send(&frame(HEADERS, end_headers, 1, &header_block())).await;
@@ -262,7 +262,8 @@ async fn the_oldest_silent_connection_makes_room_for_a_new_one() {
     for _ in 0..12 {
         silent.push(Raw::to(address).await);
     }
-    // One that speaks HTTP/2 has a moment for its first call, and is told after that.
+    // While places are short, an HTTP/2 connection has one second for its first call. Then the
+    // server sends GOAWAY.
     let mut spoke = Raw::to(address).await;
     spoke.send(PREFACE).await;
     spoke.send(&frame(SETTINGS, 0, 0, &[])).await;
@@ -283,7 +284,7 @@ async fn the_oldest_silent_connection_makes_room_for_a_new_one() {
 }
 
 #[tokio::test]
-async fn a_connection_that_gives_up_calls_without_end_has_to_leave() {
+async fn a_connection_that_cancels_too_many_calls_is_closed() {
     let server = server(&two_indexers(), |_| {}).await;
     let mut raw = Raw::to(server.running.grpc_address()).await;
     raw.send(PREFACE).await;
@@ -301,7 +302,7 @@ async fn a_connection_that_gives_up_calls_without_end_has_to_leave() {
     let (mut reading, mut writing) = raw.0.into_split();
     let flooded = tokio::spawn(async move {
         use tokio::io::AsyncWriteExt as _;
-        // It is cut off before its end, or after it.
+        // The server may close the connection before the flood is written.
         let _ = writing.write_all(&flood).await;
         writing
     });

@@ -1,4 +1,4 @@
-//! KeepAlive, row by row.
+//! The answers of KeepAlive.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn a_key_that_is_no_live_lease_is_an_ok_answer_that_says_failed() {
     let server = TestServer::memory(ROOMY).await;
     let mut client = server.client();
     let live = client.borrow(session("acme")).await;
-    // A key of the right shape that nobody was given.
+    // A well-formed key that the server never issued.
     let mut forged = live.clone().into_bytes();
     forged.swap(20, 21);
     forged[22] = if forged[22] == b'A' { b'B' } else { b'A' };
@@ -78,7 +78,7 @@ async fn a_worker_that_ended_with_its_session_is_not_kept_alive() {
 }
 
 #[tokio::test]
-async fn a_revoked_lease_is_told_its_reason_by_status_for_ten_minutes() {
+async fn the_status_of_a_revoked_lease_gives_its_reason_for_ten_minutes() {
     let server = TestServer::memory(ROOMY).await;
     let mut client = server.client();
     let mut revoked = Vec::new();

@@ -1,4 +1,4 @@
-//! What one connection may ask for, and how long it may take.
+//! The limits of one connection: sizes, numbers and timeouts.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub(crate) const BORROW: &str = "/sf.worker.v1.WorkerPool/BorrowWorker";
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SHORT: Duration = Duration::from_millis(150);
 
-/// Frames of HTTP/2, by number.
+/// Types of HTTP/2 frames.
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
@@ -34,7 +34,7 @@ pub(crate) const PING: u8 = 6;
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
-/// A server with one setting that is not as usual.
+/// Starts a server with the settings that `set` changes.
 async fn server(set: impl FnOnce(&mut Config)) -> TestServer {
     let clock = ManualClock::new();
     let mut config = config(ROOMY, &clock, StoreUrl::Memory);
@@ -50,7 +50,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> 
     frame
 }
 
-/// A connection whose bytes are the test's own.
+/// A TCP connection on which the test itself writes and reads HTTP/2 frames.
 pub(crate) struct Raw(pub(crate) TcpStream);
 
 impl Raw {
@@ -62,7 +62,8 @@ impl Raw {
         self.0.write_all(bytes).await.unwrap();
     }
 
-    /// Kind, flags, stream and payload of the next frame; `None` when the server hung up.
+    /// Type, flags, stream and payload of the next frame; `None` after the server closed the
+    /// connection.
     pub(crate) async fn frame(&mut self) -> Option<(u8, u8, u8, Vec<u8>)> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).await.ok()?;
@@ -72,7 +73,8 @@ impl Raw {
         Some((head[3], head[4], head[8], payload))
     }
 
-    /// Waits until the server hangs up, and answers after how long and with which frames before.
+    /// Waits until the server closes the connection. Returns how long that took, and the types of
+    /// the frames before it.
     pub(crate) async fn closed(mut self) -> (Duration, Vec<u8>) {
         let (start, mut frames) = (Instant::now(), Vec::new());
         while let Some((kind, ..)) = self.frame().await {
@@ -82,7 +84,7 @@ impl Raw {
     }
 }
 
-/// The header block of a call: POST, http, and path, authority and content type as they are.
+/// The HPACK header block of a call. Path, authority and content type are not compressed.
 pub(crate) fn header_block() -> Vec<u8> {
     let mut block = vec![0x83, 0x86];
     for (index, value) in [(&[4][..], BORROW), (&[1], "test"), (&[0x0f, 16], "application/grpc")] {
@@ -110,7 +112,7 @@ pub(crate) fn call(body: Body) -> Request<Body> {
         .unwrap()
 }
 
-/// The body of a call, complete.
+/// The complete body of a call: one message with the gRPC prefix.
 pub(crate) fn message(bytes: &[u8]) -> Body {
     let mut body = vec![0];
     body.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
@@ -118,14 +120,14 @@ pub(crate) fn message(bytes: &[u8]) -> Body {
     Full::new(body.into()).boxed_unsync()
 }
 
-/// A body of what is sent, which ends when the sender is dropped.
+/// A body with the chunks that the test sends. It ends when the sender is dropped.
 pub(crate) fn open_body() -> (mpsc::Sender<Bytes>, Body) {
     let (sender, receiver) = mpsc::channel(64);
     let frames = ReceiverStream::new(receiver).map(|data| Ok(Frame::data(data)));
     (sender, StreamBody::new(frames).boxed_unsync())
 }
 
-/// The gRPC status of an answer, and what it says.
+/// The gRPC status code and message of a response.
 pub(crate) async fn status(response: Response<Incoming>) -> (Code, String) {
     let headers = response.headers().clone();
     let trailers = response.into_body().collect().await.unwrap().trailers().cloned();
@@ -134,7 +136,7 @@ pub(crate) async fn status(response: Response<Incoming>) -> (Code, String) {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_or_half_a_word_is_let_go_and_its_place_is_free() {
+async fn a_connection_past_the_handshake_timeout_is_closed_and_frees_its_place() {
     let server = server(|config| {
         config.port.handshake_timeout = SHORT;
         config.max_connections = 1;
@@ -150,14 +152,14 @@ async fn a_connection_that_says_nothing_or_half_a_word_is_let_go_and_its_place_i
 }
 
 #[tokio::test]
-async fn a_connection_that_has_spoken_may_be_silent_for_longer() {
+async fn a_connection_after_its_preface_may_be_idle_past_the_handshake_timeout() {
     let server = server(|config| config.port.handshake_timeout = SHORT).await;
     let address = server.running.grpc_address();
     let mut spoke = Raw::to(address).await;
     spoke.send(PREFACE).await;
     spoke.send(&frame(SETTINGS, 0, 0, &[])).await;
     assert_eq!(spoke.frame().await.unwrap().0, SETTINGS);
-    // One that came later and is gone by now says that the time is over for this one too.
+    // A later connection is closed by the handshake timeout, so this one is older than the timeout.
     Raw::to(address).await.closed().await;
     spoke.send(&frame(PING, 0, 0, b"12345678")).await;
     loop {
@@ -186,7 +188,7 @@ async fn a_call_whose_message_does_not_arrive_is_unavailable_and_the_others_go_o
 }
 
 #[tokio::test]
-async fn a_message_that_trickles_has_no_more_time_than_one_that_stops() {
+async fn a_message_that_arrives_slowly_has_no_more_time_than_one_that_stops() {
     let server = server(|config| config.port.request_timeout = SHORT).await;
     let mut connection = connect(server.running.grpc_address()).await;
     let (sender, body) = open_body();
@@ -207,7 +209,7 @@ async fn a_message_may_be_as_large_as_the_setting_says() {
     let limit = 100_000;
     let server = server(|config| config.port.max_message_bytes = limit).await;
     let mut connection = connect(server.running.grpc_address()).await;
-    // A field that nobody knows fills the message up: number 15, text.
+    // An unknown field, number 15, makes the message longer.
     let padded = |length: usize| {
         let mut bytes = asked.clone();
         bytes.push(0x7a);
@@ -247,7 +249,7 @@ async fn calls_past_the_setting_are_refused_one_by_one() {
     assert_eq!(kind, SETTINGS);
     let announced = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
     assert_eq!(announced[2..], [0, 0, 0, 2], "most concurrent streams");
-    // Three calls at once, none of which has an end.
+    // Three calls at once. None of them ends its stream.
     let end_headers = 4;
     raw.send(&frame(HEADERS, end_headers, 1, &header_block())).await;
     raw.send(&frame(HEADERS, end_headers, 3, &header_block())).await;
@@ -266,7 +268,7 @@ async fn calls_past_the_setting_are_refused_one_by_one() {
 }
 
 #[tokio::test]
-async fn who_does_not_answer_pings_is_disconnected() {
+async fn a_client_that_does_not_answer_pings_is_disconnected() {
     let server = server(|config| {
         config.port.ping_interval = SHORT;
         config.port.ping_timeout = SHORT;
@@ -288,7 +290,7 @@ async fn a_stop_waits_for_calls_as_long_as_the_setting_says() {
         let (sender, body) = open_body();
         let call = tokio::spawn(connection.send_request(call(body)));
         sender.send(Bytes::from_static(&[0])).await.unwrap();
-        // The call is under way once another one, sent after it, was answered.
+        // When a later call has been answered, the first one is in flight.
         connection.send_request(self::call(message(&[]))).await.unwrap();
         let started = Instant::now();
         server.stop().await;

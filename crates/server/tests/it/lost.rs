@@ -1,11 +1,11 @@
-//! A borrow that nobody hears of takes no slot.
+//! A borrow whose answer reaches no caller takes no slot.
 
 use crate::harness::{Client, ManualClock, ROOMY, TestServer, eventually, session};
 use store::testing::Disk;
 
 const ID: &str = "00112233445566778899aabbccddeeff";
 
-/// A server whose journal is held back, so that grants are applied and not yet answered.
+/// A server whose disk hangs, so that grants are applied but not answered yet.
 async fn held_back() -> (TestServer, Disk) {
     let disk = Disk::default();
     let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
@@ -35,7 +35,7 @@ async fn a_caller_that_cancels_before_the_answer_leaves_no_lease() {
     let second = start(&server, server.client(), session("acme").borrow_id(ID), 2).await;
     first.abort();
     second.abort();
-    // The journal is still held back: the slots are free at once, not when the disk comes back.
+    // The disk still hangs: the slots are free at once, not only when the disk works again.
     eventually("the leases are returned", || async { server.live().await == 0 }).await;
     eventually("the journal comes to the disk", || async { disk.is_waiting() }).await;
     disk.release();
@@ -54,7 +54,7 @@ async fn a_caller_whose_connection_breaks_before_the_answer_leaves_no_lease() {
         panic!("the journal is held back, but there is an answer: {answer:?}");
     });
     eventually("the grant is applied", || async { server.live().await == 1 }).await;
-    // Takes the connection with it, without a word to the server but the end of the socket.
+    // This closes the socket of the connection, without a reset of the call.
     runtime.shutdown_background();
     eventually("the lease is returned", || async { server.live().await == 0 }).await;
     disk.release();

@@ -1,4 +1,4 @@
-//! What `/metrics` counts, by what was done to the server.
+//! What `/metrics` counts.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -216,7 +216,7 @@ async fn reports_and_batches_are_timed_and_their_refusals_counted() {
 }
 
 #[tokio::test]
-async fn a_durable_store_tells_of_its_commits_and_of_what_it_brought_back() {
+async fn a_durable_store_counts_its_commits_and_its_recovered_leases() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     let server = TestServer::file(ROOMY, &path, ManualClock::new()).await;
@@ -264,7 +264,7 @@ async fn connections_count_while_they_are_open() {
 }
 
 #[tokio::test]
-async fn no_label_says_who_called_whatever_names_they_choose() {
+async fn no_label_identifies_a_caller_whatever_names_callers_choose() {
     let server = TestServer::memory("[services.default]\nmax_total = 100").await;
     let mut client = server.client();
     for number in 0..20 {
@@ -295,7 +295,7 @@ async fn readiness_ends_with_the_store_while_liveness_and_metrics_go_on() {
     let server = TestServer::start(config(ROOMY, &clock, StoreUrl::Memory), clock).await;
     let admin = server.running.admin_address();
     assert_eq!(get(admin, "/readyz", "").await.0, 200);
-    // A store that is closed under the server refuses changes as one that has failed.
+    // A store that is closed while the server runs refuses changes like a store that has failed.
     let store = Arc::clone(server.running.store());
     tokio::task::spawn_blocking(move || store.close()).await.unwrap().unwrap();
     assert_eq!(server.running.store().ready().ok(), None);

@@ -33,14 +33,14 @@ async fn serve(policy: Policy, adjust: impl FnOnce(&mut Config)) -> TestServer {
     TestServer::start(config, clock).await
 }
 
-/// A server on which `nobody` stands for whoever names no organization.
+/// A server on which calls without an organization belong to the organization `nobody`.
 async fn with_nobody() -> TestServer {
     let policy = Policy::parse(POLICY, "test.toml").unwrap().policy;
     serve(policy, |config| config.default_organization = Some("nobody".into())).await
 }
 
-/// Reports that an organization without a name used so many bytes, and answers whether a budget is
-/// spent and how many events were skipped.
+/// Reports usage of `bytes` without an organization. Returns whether a budget is spent and how many
+/// events were skipped.
 async fn report(server: &TestServer, bytes: f64) -> (bool, Option<String>) {
     let mut client = UsageServiceClient::new(channel(server.running.grpc_address()));
     let metrics = vec![Metric { key: "egress_bytes".to_owned(), value: bytes }];
@@ -57,7 +57,7 @@ async fn refusal(client: &mut Client) -> (Code, String) {
 }
 
 #[tokio::test]
-async fn under_the_built_in_policy_whoever_names_no_organization_is_anonymous() {
+async fn under_the_built_in_policy_a_call_without_an_organization_is_of_anonymous() {
     let server = serve(Policy::built_in(), |_| {}).await;
     let mut client = server.client();
     client.borrow(session("")).await;
@@ -84,7 +84,7 @@ async fn a_default_organization_stands_for_the_empty_one_in_every_call() {
     let admin = AdminClient::of(&server).await;
     let refusals: Value = admin.get("/api/refusals?organization=nobody").await;
     assert_eq!(refusals["refusals"].as_array().unwrap().len(), 2, "{refusals}");
-    // Its workers end with its session: both are of the same organization.
+    // The worker ends with its session: both belong to the same organization.
     assert_eq!(client.give_back_borrow(ID).await.unwrap(), Returned::Returned);
     assert_eq!(client.count("t2w", "").await, 0);
 }

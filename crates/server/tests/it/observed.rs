@@ -1,4 +1,4 @@
-//! Services that are only observed: ceilings and budgets are counted and told, and refuse nobody.
+//! Services that are only observed: limits and budgets are counted and shown, and refuse no borrow.
 
 use lease::Usage;
 use sha2::{Digest as _, Sha256};
@@ -44,7 +44,7 @@ async fn outcome(server: &TestServer, service: &str, outcome: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn no_ceiling_of_an_observed_service_refuses_anybody_and_each_time_is_counted() {
+async fn no_limit_of_an_observed_service_refuses_a_borrow_and_each_excess_is_counted() {
     let server = TestServer::memory(OBSERVED).await;
     let mut client = server.client();
     client.borrow(session("acme").api_key("key-1")).await;
@@ -71,7 +71,7 @@ async fn a_spent_budget_of_an_observed_service_refuses_and_ends_nobody() {
 }
 
 #[tokio::test]
-async fn disabling_acts_on_an_observed_service_and_keys_are_asked_for() {
+async fn disabling_acts_on_an_observed_service_and_calls_need_a_key() {
     let server = TestServer::memory(OBSERVED).await;
     let mut client = server.client();
     for closed in [session("closed"), session("acme").api_key("closed")] {
@@ -91,7 +91,7 @@ async fn disabling_acts_on_an_observed_service_and_keys_are_asked_for() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_observed_no_longer_refuses_the_next_and_ends_what_spent_its_budget() {
+async fn a_service_that_is_no_longer_observed_refuses_borrows_and_ends_sessions_of_spent_budgets() {
     let server = TestServer::memory(OBSERVED).await;
     let mut client = server.client();
     let spent = client.borrow(session("acme")).await;

@@ -1,4 +1,5 @@
-//! What operators do while the server runs: it is durable, wins over the file, and acts at once.
+//! Changes by operators while the server runs. They are durable, have precedence over the file, and
+//! act at once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,7 +40,7 @@ fn store() -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-/// The latest audit entries, the latest first.
+/// The audit entries, the latest first.
 fn audit(server: &TestServer) -> Vec<AuditEntry> {
     server.running.store().audit(None, 100)
 }
@@ -179,7 +180,7 @@ async fn overrides_survive_a_restart() {
     assert_eq!(notes, ["too many".into(), Box::<str>::default()]);
 }
 
-/// Writes an override into the store file, and does nothing about it: the server was killed then.
+/// Writes an override into the store file and ends no session, as if the server had been killed.
 async fn disabled_before_a_kill(path: &Path, clock: Arc<ManualClock>) {
     let options = Options { clock, ..Options::default() };
     let url = format!("file:{}", path.display()).parse().unwrap();
@@ -213,7 +214,7 @@ async fn an_override_that_was_written_down_before_a_kill_acts_before_anything_is
 }
 
 #[tokio::test]
-async fn what_cannot_be_meant_is_refused_and_leaves_no_trace() {
+async fn an_invalid_change_is_refused_and_not_recorded() {
     let server = TestServer::memory(ROOMY).await;
     let operator = operator(&server);
     let limit = |id: String, service: &'static str, max| async move {
@@ -257,7 +258,7 @@ async fn limit_at_the_bounds(server: &TestServer) {
 }
 
 #[tokio::test]
-async fn each_change_is_written_down_and_told_with_who_why_and_what_ended() {
+async fn each_change_is_recorded_and_announced_with_its_source_its_note_and_the_ended_leases() {
     let server = TestServer::memory(ROOMY).await;
     let mut told = operator(&server).subscribe();
     let mut client = server.client();
@@ -314,7 +315,7 @@ async fn revoking_a_session_by_its_number_ends_its_workers_too_and_is_written_do
 }
 
 #[tokio::test]
-async fn a_change_goes_on_when_whoever_asked_for_it_goes_away() {
+async fn a_change_goes_on_when_its_caller_goes_away() {
     let disk = Disk::default();
     let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
     server.client().borrow(session("acme")).await;
@@ -357,7 +358,7 @@ async fn changes_at_the_same_time_are_all_made_one_after_another() {
             let id = format!("org-{number}");
             let set = operator.set_limit(Subject::Organization, &id, "t1r", Some(number), by(""));
             set.await.unwrap();
-            // Each holds as soon as it is done, whatever is done beside it.
+            // Each change is in force when its call returns, whatever other calls change meanwhile.
             let ceiling = operator.policy().limit(&id, "t1r");
             assert_eq!(ceiling, (Some(number), Source::Override));
         })

@@ -9,7 +9,7 @@ use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::harness::{ManualClock, ROOMY, TestServer, config, eventually, get, session};
 
-/// A server over a file, with a lease; then `happens` to the file.
+/// A server on a store file, with a lease. Then `happens` changes the file.
 async fn after(happens: impl FnOnce(&Path)) -> (tempfile::TempDir, PathBuf, TestServer, String) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("store")).unwrap();
@@ -22,7 +22,7 @@ async fn after(happens: impl FnOnce(&Path)) -> (tempfile::TempDir, PathBuf, Test
     (folder, path, server, key)
 }
 
-/// What holds of a server whose file is gone.
+/// Checks that a server whose file is gone refuses changes and extends leases.
 async fn refuses_changes(server: &TestServer, key: &str) {
     let (_, body) = get(server.running.admin_address(), "/readyz", "").await;
     assert!(body.contains("removed or replaced") && body.contains("restart"), "{body}");
@@ -42,7 +42,7 @@ async fn second(path: &Path, server: &TestServer) -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn a_file_that_is_removed_is_noticed_and_nobody_else_takes_its_path() {
+async fn a_file_that_is_removed_is_noticed_and_no_other_server_takes_its_path() {
     let (folder, path, server, key) = after(|path| std::fs::remove_file(path).unwrap()).await;
     refuses_changes(&server, &key).await;
     let refused = second(&path, &server).await.unwrap_err();
@@ -51,7 +51,7 @@ async fn a_file_that_is_removed_is_noticed_and_nobody_else_takes_its_path() {
     let clock = server.clock.clone();
     let error = server.running.stop().await.unwrap_err();
     assert!(error.to_string().contains("removed or replaced"), "{error}");
-    // After its end the path is free, and nothing of the first server is left there.
+    // After the stop the path is free, and the first server has left no file there.
     assert_eq!(std::fs::read_dir(folder.path().join("store")).unwrap().count(), 0);
     TestServer::file(ROOMY, &path, clock).await.stop().await;
 }
@@ -81,14 +81,14 @@ async fn a_folder_that_is_gone_with_the_file_in_it_is_noticed() {
     refuses_changes(&server, &key).await;
     let clock = server.clock.clone();
     server.running.stop().await.unwrap_err();
-    // It is all there, wherever it went.
+    // The moved file has all leases.
     assert!(!path.exists());
     let server = TestServer::file(ROOMY, &folder.path().join("away/s.redb"), clock).await;
     assert_eq!(server.client().keep_alive(&key).await.unwrap(), Kept::TtlExtended);
 }
 
 #[tokio::test]
-async fn what_is_done_in_the_folder_to_other_files_is_no_matter() {
+async fn changes_of_other_files_in_the_folder_do_not_matter() {
     let folder = tempfile::tempdir().unwrap();
     let paths = ["a.redb", "b.redb"].map(|name| folder.path().join(name));
     let first = TestServer::file(ROOMY, &paths[0], ManualClock::new()).await;

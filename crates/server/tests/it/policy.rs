@@ -2,7 +2,7 @@
 
 use tgm_session_server::{Error, Loaded};
 
-/// The one line that refuses `text`.
+/// The error for `text`, which must have one line.
 fn refusal(text: &str) -> String {
     let error = Loaded::parse(text, "test.toml").map(drop).unwrap_err().to_string();
     assert_eq!(error.lines().count(), 1, "{error}");
@@ -10,7 +10,7 @@ fn refusal(text: &str) -> String {
 }
 
 #[test]
-fn a_refused_file_is_told_by_file_line_and_reason() {
+fn the_refusal_of_a_file_names_file_line_and_reason() {
     for (text, place, reason) in [
         ("[services.t1r]\nmax_per_orgnization = 3", "2:1", "unknown field `max_per_orgnization`"),
         ("[service.t1r]", "1:2", "unknown field `service`"),
@@ -46,7 +46,7 @@ fn a_refused_file_is_told_by_file_line_and_reason() {
             "key_sha256_file /nowhere: No such file",
         ),
         (
-            // What `printf %s "$UNSET" | sha256sum` gives, and `echo "$UNSET" | sha256sum`.
+            // The outputs of `printf %s "$UNSET" | sha256sum` and `echo "$UNSET" | sha256sum`.
             "[[indexers]]\nname = \"w\"\nkey_sha256 = \
              \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
             "3:14",

@@ -1,4 +1,4 @@
-//! Probes, while everything else of the admin port is taken.
+//! Probes are answered while all other places of the admin port are taken.
 
 use std::net::SocketAddr;
 
@@ -8,10 +8,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::admin_client::{AdminClient, raw};
 use crate::harness::{ROOMY, TestServer};
 
-/// Sends requests on a connection of its own, the last of which may stay unfinished.
+/// Sends requests on a new connection. The last request may be incomplete.
 async fn send(address: SocketAddr, requests: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
-    // Whoever reads nothing has no room to hide it in.
+    // A small buffer, so that an answer to a client that does not read soon blocks.
     socket.set_recv_buffer_size(4_096).unwrap();
     let mut stream = socket.connect(address).await.unwrap();
     stream.write_all(requests.as_bytes()).await.unwrap();
@@ -32,14 +32,14 @@ async fn read_until(stream: &mut TcpStream, text: &str) {
 
 async fn probe(address: SocketAddr, while_what: &str) {
     for path in ["/healthz", "/livez", "/readyz"] {
-        // Patience with the answer is shorter than any of the others lasts.
+        // `raw` waits less than the minute that idle connections and slow readers may stay open.
         let answer = raw(address, "GET", path, &[("host", "any")], "").await;
         assert_eq!(answer.status, 200, "{path} {while_what}");
     }
 }
 
 #[tokio::test]
-async fn probes_answer_beside_silent_idle_and_half_spoken_connections() {
+async fn probes_answer_beside_silent_incomplete_and_idle_connections() {
     let server = TestServer::memory(ROOMY).await;
     let address = server.running.admin_address();
     let mut others = Vec::new();
@@ -57,7 +57,7 @@ async fn probes_answer_beside_silent_idle_and_half_spoken_connections() {
         others.push(idle);
     }
     probe(address, "beside idle connections").await;
-    // The last one was silent for the shortest time: the first ones went for it.
+    // The last connection was idle for the shortest time, so older connections were closed for it.
     let last = others.last_mut().unwrap();
     last.write_all(request(address, "/livez").as_bytes()).await.unwrap();
     read_until(last, "ok\n").await;
@@ -78,7 +78,7 @@ async fn probes_and_the_metrics_answer_beside_streams_of_events_and_readers_that
         others.push(stream);
     }
     client.ask("GET", "/api/events", "").await.problem(503);
-    // Answers are asked for until no buffer has room for them.
+    // Unread answers fill the buffers of their connections, until all places are taken.
     let path = "/api/openapi.json";
     let refused = loop {
         for _ in 0..16 {

@@ -1,4 +1,4 @@
-//! Revocations at once, to whoever named the lease last.
+//! Revocations are pushed at once to the stream that named the lease last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -116,7 +116,7 @@ async fn a_spent_budget_is_told_at_once_but_for_observed_services() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_in_a_report_is_skipped_and_the_rest_counts() {
+async fn invalid_usage_in_a_report_is_skipped_and_the_rest_counts() {
     let server = TestServer::memory(SOLD).await;
     let mut client = server.client();
     let key = client.borrow(session("acme")).await;
@@ -155,7 +155,7 @@ async fn a_revocation_is_told_when_it_is_durable_and_not_before() {
     let live = server.live().await;
     stream.send(&[]).await;
     let said_meanwhile = stream.next().await;
-    // Whoever revoked it may be gone: it is told all the same.
+    // The revocation is pushed even if its caller has gone.
     revoking.abort();
     disk.release();
     assert_eq!(live, 0, "it is applied");
@@ -235,7 +235,7 @@ async fn ten_thousand_revocations_at_once_reach_a_stream_that_reads() {
     stream.nothing_was_pushed().await;
 }
 
-/// A listener that writes down what it is told.
+/// A listener that records the revoked leases.
 #[derive(Debug, Default)]
 struct Told(Mutex<Vec<LeaseId>>);
 
@@ -251,7 +251,7 @@ fn a_lease_that_was_named_is_told_exactly_once_whenever_it_is_revoked() {
     let store = Arc::new(Recovered::memory(Options::default()).unwrap().resume().unwrap());
     let disabled = policy("[services.t1r]\n[organizations.acme]\ndisabled = true");
     let over = AtomicBool::new(false);
-    // A long revocation goes on aside.
+    // A long revocation needs a runtime, because it runs on a blocking thread.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let enforce = || runtime.block_on(async { store.enforce(&disabled, AuditNote::None).await });
     std::thread::scope(|scope| {

@@ -9,16 +9,16 @@ use wire::worker::keep_alive_response::Status as Kept;
 
 use crate::harness::{ManualClock, TestServer, get, session};
 
-/// Where the test within the namespace finds the file system.
+/// The variable with the folder of the file system, for the test in the namespace.
 const MOUNTED: &str = "TGM_TEST_MOUNTED";
 
-/// Runs the ignored test of that name in this very binary, with a file system of `size` mounted.
+/// Runs the ignored test `test` of this binary, with a file system of `size` mounted.
 ///
-/// Where nobody may mount, the test fails, or is left out where that is allowed.
+/// If this user may not mount, the test fails, or is skipped if that is allowed.
 fn on_a_file_system(test: &str, size: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mount = format!("mount -t tmpfs -o size={size} tmpfs \"${MOUNTED}\"");
-    // As root, or as root of a namespace of one's own.
+    // As root, or as root of a new user namespace.
     let ways = [&["--mount"][..], &["--mount", "--map-root-user"]];
     let namespace = |way: &[&str], script: &str| {
         let mut command = Command::new("unshare");

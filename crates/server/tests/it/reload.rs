@@ -1,4 +1,4 @@
-//! The policy file while the server runs: what changes with it, and what is refused.
+//! The policy file while the server runs: what a reload changes, and which files are refused.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use store::testing::Disk;
 
 const BY: By<'_> = By { from: "test", note: "" };
 
-/// A policy file that a server was started with.
+/// The policy file of a server.
 struct Written {
     _folder: tempfile::TempDir,
     path: PathBuf,
@@ -58,7 +58,7 @@ impl Written {
     }
 }
 
-/// So many sessions for each organization.
+/// A policy that allows each organization `max` sessions.
 fn sessions(max: u64) -> String {
     format!("[services.t1r]\nmax_per_organization = {max}\n")
 }
@@ -71,7 +71,7 @@ fn ceiling(server: &TestServer) -> Option<u64> {
     operator(server).policy().limit("acme", "t1r").0
 }
 
-/// The reason for which the file is refused.
+/// The reason why a reload of the file is refused.
 async fn refusal(server: &TestServer) -> String {
     match operator(server).reload(BY).await {
         Err(OperatorError::Conflict(problem)) => problem,
@@ -211,7 +211,7 @@ async fn a_changed_file_of_keys_is_a_changed_policy() {
     eventually("the new key is known", || std::future::ready(knows(&server, "new"))).await;
     assert!(!knows(&server, "old"));
 
-    // What is no digest is refused, and so is the digest of nothing; the keys in force stay.
+    // An invalid digest and the digest of the empty text are refused. The keys in force stay.
     let refused = || operator(&server).policy_status().refused.unwrap_or_default();
     for (contents, problem) in [("hunter2".to_owned(), "64 hex digits"), (digest(""), "empty")] {
         fs::write(&keys, contents).unwrap();
@@ -220,7 +220,7 @@ async fn a_changed_file_of_keys_is_a_changed_policy() {
         assert!(!refused().contains("hunter2"));
     }
 
-    // A policy that names another file has that one watched, from the moment it is there.
+    // If the policy names another key file, that file is watched, even before it exists.
     file.write(&keyed("other"));
     eventually("it is missed", || std::future::ready(refused().contains("No such file"))).await;
     fs::write(file.path.with_file_name("other"), digest("other")).unwrap();
@@ -270,7 +270,7 @@ async fn settings_that_need_a_restart_are_warned_about_by_name() {
         assert_eq!(warnings.iter().filter(|warning| warning.contains(name)).count(), 1, "{name}");
     }
     assert_eq!(warnings.len(), named.len(), "{warnings:?}");
-    // What is in force is what the server was started with.
+    // There are no warnings for settings with which the server was started.
     file.write(&(sessions(2) + "[server]\nmax_leases = 5\nthreads = 2"));
     operator(&server).reload(BY).await.unwrap();
     assert_eq!(operator(&server).policy_status().warnings, Vec::<String>::new());
@@ -395,7 +395,7 @@ async fn a_file_with_which_the_server_would_not_start_is_refused_when_it_is_load
 }
 
 #[tokio::test]
-async fn what_has_gone_wrong_beside_the_file_does_not_keep_a_policy_out() {
+async fn a_missing_token_file_does_not_stop_a_reload_of_the_policy() {
     let file = Written::new("[services.t1r]\nmax_per_organization = 1\n");
     let clock = ManualClock::new();
     let token = file.path.with_file_name("token");

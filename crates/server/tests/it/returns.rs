@@ -1,4 +1,4 @@
-//! ReturnWorker, row by row.
+//! The answers of ReturnWorker.
 
 use std::time::Duration;
 
@@ -46,11 +46,11 @@ async fn a_return_before_the_minimal_life_is_answered_at_once_and_counts_until_t
     let mut client = server.client();
     let key = client.borrow(session("acme")).await;
     server.pass(Duration::from_secs(10));
-    // Time stands still here: an answer that waited for the minimal life would never come.
+    // The clock stands still: an answer that waited for the minimal life would never come.
     let answer = client.give_back_after(&key, Some(seconds(200))).await.unwrap();
     assert_eq!(answer, Returned::TtlUpdated);
     assert_eq!(client.keep_alive(&key).await.unwrap(), Kept::Failed);
-    // The end is the one asked for, though it lies beyond the TTL.
+    // The lease ends at its minimal life, although the TTL ends earlier.
     server.pass(Duration::from_secs(189));
     assert_eq!(client.count("t1r", "acme").await, 1);
     server.pass(Duration::from_secs(1));

@@ -1,5 +1,5 @@
-//! After the revocation of a session nothing is borrowed under it, and everybody is told the reason
-//! in the same words.
+//! After the revocation of a session no worker is borrowed under it, and all answers give the
+//! reason in the same words.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,7 +61,7 @@ async fn a_worker_of_a_session_that_an_operator_ended_is_refused_across_restarts
 
     let (server, mut client) = restart(server, ROOMY, &path).await;
     assert_eq!(refused(&mut client, "a1").await.code(), Code::PermissionDenied);
-    // A session that is granted later has its workers.
+    // Workers of a session that is granted later are allowed.
     let later = client.borrow(session("acme").trace("a1")).await;
     client.borrow(worker("acme", "a1", 5)).await;
     client.give_back(&later).await;
@@ -82,7 +82,7 @@ async fn a_worker_is_refused_for_as_long_as_the_revocation_is_remembered() {
 }
 
 #[tokio::test]
-async fn a_worker_is_refused_for_what_ended_its_session_though_that_holds_no_more() {
+async fn a_worker_is_refused_for_the_reason_of_its_session_even_after_that_reason_is_gone() {
     let server = TestServer::memory(SOLD).await;
     let mut client = server.client();
     client.borrow(session("acme").trace("a1")).await;
@@ -102,7 +102,7 @@ async fn a_worker_is_refused_for_what_ended_its_session_though_that_holds_no_mor
 }
 
 #[tokio::test]
-async fn a_keep_alive_denied_for_a_budget_says_what_the_borrow_says_on_every_way() {
+async fn a_keep_alive_denied_for_a_budget_has_the_message_of_the_borrow_in_every_call() {
     let (_folder, path) = store();
     let server = TestServer::file(SOLD, &path, ManualClock::new()).await;
     let mut client = server.client();
@@ -136,7 +136,7 @@ async fn a_keep_alive_denied_for_a_budget_says_what_the_borrow_says_on_every_way
 }
 
 #[tokio::test]
-async fn a_revocation_by_a_policy_tells_the_budget_too() {
+async fn a_revocation_by_a_policy_names_the_budget_too() {
     let server = TestServer::memory(&SOLD.replace("100.0", "500.0")).await;
     let mut client = server.client();
     let key = client.borrow(session("acme")).await;

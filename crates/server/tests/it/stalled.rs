@@ -1,4 +1,4 @@
-//! A disk that hangs: readiness says so, and nobody waits for it for ever.
+//! A disk that hangs: the server is not ready, and every wait for the disk has a timeout.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,17 +27,18 @@ use crate::harness::{
 use store::testing::Disk;
 use store::testing::{entry, note, set};
 
-/// As long as anybody waits for the disk.
+/// The longest time that a call waits for the disk.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// What a task comes to, which is not waited for for ever.
+/// The result of a task. Panics if the task takes longer than 30 seconds.
 pub(crate) async fn soon<T>(task: tokio::task::JoinHandle<T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), task).await.expect("an answer").unwrap()
 }
 
-/// What a call comes to whose own deadline is over, before the disk has taken too long for all.
+/// The result of a call whose own deadline has passed, before [`LONGEST_WAIT`] is over.
 ///
-/// It looks at its deadline as time passes, and may begin to wait after its commit is under way.
+/// Time passes in several steps, because the call checks its deadline only when time passes, and
+/// may begin to wait after its commit has begun.
 pub(crate) async fn overdue<T>(server: &TestServer, mut call: tokio::task::JoinHandle<T>) -> T {
     for _ in 0..18 {
         server.pass(Duration::from_millis(500));
@@ -53,7 +54,7 @@ async fn on(disk: &Disk) -> TestServer {
     TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await
 }
 
-/// A borrow that waits for the disk, which takes its commit and says nothing.
+/// Starts a borrow that waits for the disk, which does not confirm its commit.
 async fn waiting(server: &TestServer, disk: &Disk) -> tokio::task::JoinHandle<Result<(), Status>> {
     let before = server.live().await;
     disk.hold();
@@ -64,7 +65,7 @@ async fn waiting(server: &TestServer, disk: &Disk) -> tokio::task::JoinHandle<Re
     borrow
 }
 
-/// The value of the metric that says how long the commit under way has taken.
+/// The value of the metric for the duration of the commit in flight.
 async fn stalled(admin: SocketAddr) -> f64 {
     let (_, page) = get(admin, "/metrics", "").await;
     let value =
@@ -102,14 +103,14 @@ async fn a_commit_that_takes_longer_than_two_seconds_makes_the_server_not_ready_
 }
 
 #[tokio::test]
-async fn nobody_waits_longer_than_ten_seconds_and_what_was_borrowed_unheard_is_taken_back() {
+async fn no_call_waits_longer_than_ten_seconds_and_unanswered_borrows_are_returned() {
     let disk = Disk::default();
     let server = on(&disk).await;
     let mut client = server.client();
     let (held, returned) =
         (client.borrow(session("acme")).await, client.borrow(session("acme")).await);
     let borrow = waiting(&server, &disk).await;
-    // These two are in the batch that gathers behind it.
+    // The next two changes are in the batch that waits behind the commit in flight.
     let (mut a, mut b, key) = (server.client(), server.client(), returned.clone());
     let second = tokio::spawn(async move { a.ask(session("second")).await.map(drop) });
     eventually("the second grant is applied", || async { server.live().await == 4 }).await;
@@ -124,7 +125,7 @@ async fn nobody_waits_longer_than_ten_seconds_and_what_was_borrowed_unheard_is_t
     }
     eventually("what was borrowed is taken back", || async { server.live().await == 1 }).await;
 
-    // Others are told at once, and change nothing.
+    // Later calls are refused at once, and change nothing.
     for _ in 0..3 {
         let status = client.ask(session("third")).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
@@ -165,7 +166,7 @@ async fn a_disk_that_hung_while_nobody_else_called_takes_changes_again() {
 }
 
 #[tokio::test]
-async fn a_process_that_stood_still_blames_nobody_else_for_it() {
+async fn a_process_that_was_suspended_reports_no_stalled_disk() {
     let disk = Disk::default();
     let server = on(&disk).await;
     let borrow = waiting(&server, &disk).await;
@@ -176,7 +177,8 @@ async fn a_process_that_stood_still_blames_nobody_else_for_it() {
     soon(borrow).await.unwrap();
 }
 
-/// Calls BorrowWorker by hand with `timeout`: a client of gRPC would give up by itself.
+/// Calls BorrowWorker with `timeout` over plain HTTP/2, because a gRPC client would enforce the
+/// timeout itself.
 pub(crate) async fn borrow_within(
     address: SocketAddr,
     ask: Ask,
@@ -222,7 +224,7 @@ async fn a_call_with_a_deadline_of_its_own_is_answered_soon_after_it() {
 }
 
 #[tokio::test]
-async fn what_an_operator_does_is_done_or_not_however_long_the_disk_takes() {
+async fn an_operators_change_is_recorded_however_long_the_disk_takes() {
     let disk = Disk::default();
     let clock = ManualClock::new();
     let options = Options { clock: clock.clone(), ..Options::default() };
@@ -246,7 +248,7 @@ async fn what_an_operator_does_is_done_or_not_however_long_the_disk_takes() {
 }
 
 #[tokio::test]
-async fn an_operator_waits_no_longer_than_others_and_the_change_is_made_all_the_same() {
+async fn an_operator_waits_no_longer_than_other_callers_and_the_change_is_still_made() {
     let disk = Disk::default();
     let server = on(&disk).await;
     disk.hold();
@@ -286,11 +288,11 @@ async fn a_stop_while_the_disk_hangs_ends_in_time_and_says_what_was_not_confirme
         panic!("{error:?}")
     };
     assert_eq!(path.to_str(), Some("(custom backend)"));
-    // Two grants, and that they were taken back when their connections were cut off.
+    // Two grants, and their returns if the stop has already reset their connections.
     assert!(*changes >= 2, "{error}");
     soon(borrow).await.unwrap_err();
     soon(second).await.unwrap_err();
-    // A disk that comes back finds everything in order.
+    // When the disk works again, the file is a valid store.
     disk.release();
     eventually("the file is let go", || async {
         let options = Options { clock: ManualClock::new(), ..Options::default() };
@@ -300,7 +302,7 @@ async fn a_stop_while_the_disk_hangs_ends_in_time_and_says_what_was_not_confirme
     .await;
 }
 
-/// A clock that panics on the thread of that name when it is told to.
+/// A clock that panics on the thread `store-clock` once `is_broken` is set.
 #[derive(Debug, Default)]
 struct Broken {
     is_broken: AtomicBool,
@@ -319,7 +321,7 @@ impl Clock for Broken {
 }
 
 #[tokio::test]
-async fn a_panic_on_the_clock_thread_is_seen_and_fails_what_waits() {
+async fn a_panic_on_the_clock_thread_is_noticed_and_fails_waiting_calls() {
     let disk = Disk::default();
     let clock = Arc::new(Broken::default());
     let options = Options { clock: clock.clone(), ..Options::default() };
@@ -338,7 +340,7 @@ async fn a_panic_on_the_clock_thread_is_seen_and_fails_what_waits() {
     assert!(matches!(store.close(), Err(Error::Failed { .. })));
 }
 
-/// A listener that panics when it is told.
+/// A listener that panics at every revocation.
 #[derive(Debug)]
 struct Panics;
 
@@ -349,7 +351,7 @@ impl Listener for Panics {
 }
 
 #[tokio::test]
-async fn a_panic_on_the_journal_thread_is_seen_and_fails_what_comes() {
+async fn a_panic_on_the_journal_thread_is_noticed_and_fails_later_calls() {
     let disk = Disk::default();
     let store = Recovered::on_backend(disk, Options::default()).unwrap().resume().unwrap();
     let request = Request::session("t1r", "acme");

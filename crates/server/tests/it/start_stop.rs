@@ -1,4 +1,4 @@
-//! How a server comes up and goes down.
+//! How a server starts and stops.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -35,7 +35,7 @@ async fn a_taken_port_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn nothing_is_answered_before_both_ports_are_had() {
+async fn no_port_is_open_unless_both_ports_are_bound() {
     let server = TestServer::memory(ROOMY).await;
     let clock = ManualClock::new();
     let mut config = config(ROOMY, &clock, StoreUrl::Memory);
@@ -47,7 +47,7 @@ async fn nothing_is_answered_before_both_ports_are_had() {
 }
 
 #[tokio::test]
-async fn an_address_off_loopback_needs_indexers_or_to_be_told() {
+async fn an_address_off_loopback_needs_indexers_or_allow_anonymous() {
     let everywhere: SocketAddr = "0.0.0.0:0".parse().unwrap();
     let clock = ManualClock::new();
     let mut open = config(ROOMY, &clock, StoreUrl::Memory);
@@ -94,7 +94,7 @@ async fn a_stopping_server_finishes_the_calls_under_way_and_takes_no_new_ones() 
 }
 
 #[tokio::test]
-async fn whoever_watches_health_is_told_and_does_not_hold_up_the_end() {
+async fn a_health_watch_is_notified_of_a_stop_and_does_not_delay_it() {
     let server = TestServer::memory(ROOMY).await;
     let mut health = HealthClient::new(channel(server.running.grpc_address()));
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
@@ -121,7 +121,7 @@ async fn a_server_runs_until_it_is_told_to_stop() {
 }
 
 #[tokio::test]
-async fn a_dropped_server_lets_go_of_its_ports_and_its_store() {
+async fn a_dropped_server_frees_its_ports_and_its_store() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.redb");
     let server = TestServer::file(ROOMY, &path, ManualClock::new()).await;
@@ -135,7 +135,7 @@ async fn a_dropped_server_lets_go_of_its_ports_and_its_store() {
     assert_eq!(server.client().keep_alive(&key).await.unwrap(), Kept::TtlExtended);
 }
 
-/// A clock that stands still, with whoever reads it, while the test holds it.
+/// A clock that blocks its readers while the test holds it.
 #[derive(Debug, Default)]
 struct HeldClock {
     is_held: parking_lot::Mutex<bool>,
@@ -171,7 +171,7 @@ async fn a_server_responds_unless_a_thread_of_it_hangs() {
     clock.hold(true);
     let mut client = crate::harness::Client::of(running.grpc_address());
     let borrow = tokio::spawn(async move { client.borrow(session("acme")).await });
-    // Whether the thread hangs already is not seen from outside, but it comes to that.
+    // The test cannot see when the thread begins to hang, so it tries until then.
     eventually("the server no longer responds", || async {
         tokio::time::timeout(Duration::from_millis(200), running.responds()).await.is_err()
     })

@@ -1,4 +1,4 @@
-//! WorkersState, row by row.
+//! The answers of WorkersState.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ use wire::worker::WorkersStateRequest;
 
 use crate::harness::{ROOMY, TestServer, session, text, worker};
 
-/// Lets the pool (acme, t1r) hold so many leases, each of a trace of its own.
+/// Grants this many leases in the pool (acme, t1r), each with its own trace.
 async fn fill(server: &TestServer, leases: usize) {
     for number in 1..=leases {
         let trace = format!("{number:032x}");
@@ -24,7 +24,7 @@ fn ask(service: &str, organization: &str) -> WorkersStateRequest {
 }
 
 #[tokio::test]
-async fn a_large_pool_tells_of_its_largest_traces_and_how_many_are_left_out() {
+async fn the_state_of_a_large_pool_has_its_largest_traces_and_the_number_of_omitted_traces() {
     let server = TestServer::memory(ROOMY).await;
     fill(&server, 5_000).await;
     let more = Request::session("t1r", "acme").trace("large");
@@ -39,14 +39,14 @@ async fn a_large_pool_tells_of_its_largest_traces_and_how_many_are_left_out() {
     assert_eq!((state.borrowed_workers, state.active_trace_id), (5_003, 5_001));
     assert_eq!(state.worker_count_per_trace_id.len(), 4_096);
     assert_eq!(state.worker_count_per_trace_id["large"], 3);
-    // Where nothing is left out, nothing says so.
+    // The metadata is absent if no trace is omitted.
     client.borrow(session("globex").trace("a1")).await;
     let answer = client.pool.workers_state(ask("t1r", "globex")).await.unwrap();
     assert_eq!(text(answer.metadata(), "x-traces-omitted"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keep_alives_of_another_go_on_while_the_state_of_a_large_pool_is_asked_for_again_and_again()
+async fn keep_alives_of_another_client_go_on_while_the_state_of_a_large_pool_is_read_continuously()
 {
     let server = TestServer::memory(ROOMY).await;
     fill(&server, 50_000).await;
@@ -76,7 +76,7 @@ async fn keep_alives_of_another_go_on_while_the_state_of_a_large_pool_is_asked_f
         asking(server.client()),
         keeping
     );
-    // They took turns: had each question stopped the server, there would be few answers to any.
+    // Every client got answers: long calls take turns with each other and with keep-alives.
     assert!(first > 0 && second > 0 && third > 0);
 }
 

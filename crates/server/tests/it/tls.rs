@@ -26,7 +26,7 @@ use crate::log::Log;
 
 const SHORT: Duration = Duration::from_millis(150);
 
-/// Borrows a session with the project's own client and gives it back.
+/// Borrows a session with the client of this project and releases it.
 async fn borrow(server: &TestServer, parameters: &str) -> Result<(), tgm_session::Error> {
     let port = server.running.grpc_address().port();
     let url = format!("tgm://localhost:{port}?borrow-timeout=1s&{parameters}");
@@ -51,7 +51,7 @@ async fn connect_by(
     connector.connect(ServerName::try_from("localhost").unwrap(), stream).await
 }
 
-/// The certificate that a new connection is shown.
+/// The certificate that the server shows on a new connection.
 async fn shown(server: &TestServer, client: &ClientConfig) -> CertificateDer<'static> {
     let stream = connect(server, client).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].clone()
@@ -72,7 +72,7 @@ async fn calls(stream: TlsStream<TcpStream>) -> Calls {
     calls
 }
 
-/// Asks gRPC health over a connection that is there.
+/// Whether a gRPC health check on this open connection succeeds.
 async fn is_served(calls: &mut Calls) -> bool {
     let request = http::Request::post("https://localhost/grpc.health.v1.Health/Check")
         .header("content-type", "application/grpc")
@@ -85,7 +85,7 @@ async fn is_served(calls: &mut Calls) -> bool {
 }
 
 #[tokio::test]
-async fn the_client_of_the_project_borrows_over_tls_and_one_that_trusts_somebody_else_does_not() {
+async fn the_client_of_the_project_borrows_over_tls_only_if_it_trusts_the_authority() {
     let authority = Authority::new();
     let files = Files::new(&authority.sign(|_| {}), None);
     files.write("ca.pem", &authority.pem);
@@ -132,7 +132,7 @@ async fn both_versions_of_tls_and_both_protocols_inside_are_served() {
 }
 
 #[tokio::test]
-async fn under_mutual_tls_who_shows_no_certificate_or_somebody_elses_is_refused() {
+async fn under_mutual_tls_a_client_without_a_certificate_of_the_authority_is_refused() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let files = Files::new(&authority.sign(|_| {}), Some(&clients));
     files.write("ca.pem", &authority.pem);
@@ -154,7 +154,7 @@ async fn under_mutual_tls_who_shows_no_certificate_or_somebody_elses_is_refused(
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_for_new_connections_and_the_open_ones_live_on() {
+async fn a_new_certificate_is_for_new_connections_and_open_connections_go_on() {
     let authority = Authority::new();
     let (old, new) = (authority.sign(|_| {}), authority.sign(|_| {}));
     let files = Files::new(&old, None);
@@ -164,7 +164,7 @@ async fn a_new_certificate_is_for_new_connections_and_the_open_ones_live_on() {
     let mut open = calls(connect(&server, &client).await.unwrap()).await;
     assert!(is_served(&mut open).await);
 
-    // One file after the other, as anybody would: in between they do not fit.
+    // Two writes, as operators make them: between the writes, certificate and key do not match.
     files.write("server.pem", &new.certificate);
     files.write("server.key", &new.key);
     eventually("the new certificate is shown", || async {
@@ -177,7 +177,7 @@ async fn a_new_certificate_is_for_new_connections_and_the_open_ones_live_on() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_is_refused_by_name_and_the_certificate_before_stays() {
+async fn an_invalid_file_is_refused_by_name_and_the_certificate_in_force_stays() {
     let authority = Authority::new();
     let (old, other) = (authority.sign(|_| {}), authority.sign(|_| {}));
     let files = Files::new(&old, None);
@@ -219,12 +219,12 @@ async fn what_cannot_be_used_is_refused_by_name_and_the_certificate_before_stays
 }
 
 #[tokio::test]
-async fn who_is_no_longer_trusted_cannot_resume_either() {
+async fn a_client_that_is_no_longer_trusted_cannot_resume_either() {
     let (authority, before, after) = (Authority::new(), Authority::new(), Authority::new());
     let files = Files::new(&authority.sign(|_| {}), Some(&before));
     let server = files.serve().await;
     let (old, new) = (before.sign(|_| {}), after.sign(|_| {}));
-    // One connector, which keeps what it needs to resume.
+    // One connector for each client, because the connector keeps the sessions to resume.
     let old = TlsConnector::from(Arc::new(authority.client(Some(&old))));
     let new = TlsConnector::from(Arc::new(authority.client(Some(&new))));
     for _ in 0..2 {
@@ -281,7 +281,7 @@ async fn a_file_that_cannot_be_used_keeps_a_server_from_starting_and_is_named() 
     }
 }
 
-/// A certificate that is valid from the first day of one year to that of another.
+/// A certificate that is valid from January 1 of one year to January 1 of another.
 fn of_years(authority: &Authority, from: i32, until: i32) -> Signed {
     authority.sign(|params| {
         params.not_before = rcgen::date_time_ymd(from, 1, 1);
@@ -335,7 +335,7 @@ async fn a_new_certificate_that_is_not_valid_today_is_refused_and_the_one_before
 }
 
 #[tokio::test]
-async fn an_authority_of_clients_that_is_over_is_not_trusted_and_one_at_least_has_to_be_left() {
+async fn an_expired_authority_of_clients_is_not_trusted_and_at_least_one_must_be_valid() {
     let authority = Authority::new();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -364,7 +364,7 @@ async fn an_authority_of_clients_that_is_over_is_not_trusted_and_one_at_least_ha
 }
 
 #[tokio::test]
-async fn who_speaks_without_tls_or_not_at_all_is_let_go_soon_and_takes_no_place_for_long() {
+async fn a_connection_without_tls_or_without_any_bytes_is_closed_soon_and_frees_its_place() {
     let authority = Authority::new();
     let files = Files::new(&authority.sign(|_| {}), None);
     let server = files
@@ -379,13 +379,13 @@ async fn who_speaks_without_tls_or_not_at_all_is_let_go_soon_and_takes_no_place_
         let started = Instant::now();
         let mut stream = TcpStream::connect(server.running.grpc_address()).await.unwrap();
         stream.write_all(first).await.unwrap();
-        // Whether it is an alert and the end, or a reset: it is over.
+        // The server may end the connection by a TLS alert or by a reset.
         let mut rest = Vec::new();
         let _: std::io::Result<usize> = stream.read_to_end(&mut rest).await;
         let took = started.elapsed();
         assert!(rest.len() < 16 && took < Duration::from_secs(8), "{rest:?} after {took:?}");
     }
-    // A handshake that is done, and then nothing: the time is one for both.
+    // A TLS handshake and then no HTTP: one timeout covers both.
     let mut silent = connect(&server, &authority.client(None)).await.unwrap();
     let mut rest = Vec::new();
     let _: std::io::Result<usize> = silent.read_to_end(&mut rest).await;

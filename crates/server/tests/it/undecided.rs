@@ -1,5 +1,5 @@
-//! Borrows that cannot be decided now: a session is `UNAVAILABLE`, a worker is told to try again, which
-//! is all that Substreams tries again after.
+//! Borrows on which the server cannot decide now. A session gets `UNAVAILABLE`. A worker gets the
+//! status `resource_exhausted`, because Substreams retries a borrow only after that status.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +30,7 @@ fn a_worker() -> Ask {
     worker("acme", "trace", 3)
 }
 
-/// Checks that an answer tells a worker to try again.
+/// Checks that an answer makes a worker retry.
 pub(crate) fn assert_busy(answer: &Response<BorrowWorkerResponse>) {
     let message = answer.get_ref();
     assert_eq!(message.status(), BorrowStatus::ResourceExhausted, "{answer:?}");
@@ -40,14 +40,14 @@ pub(crate) fn assert_busy(answer: &Response<BorrowWorkerResponse>) {
     assert_eq!((metadata("x-denied-active"), metadata("x-denied-max")), (None, None));
 }
 
-/// Asks for a session and for a worker, neither of which can be decided.
+/// Borrows a session and a worker, and checks that neither borrow is decided.
 async fn neither(client: &mut Client, session: Ask, worker: Ask) {
     let status = client.ask(session).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert_busy(&client.ask(worker).await.unwrap());
 }
 
-/// A number of the metrics page; nothing counts as 0.
+/// The value of a series on the metrics page; 0 if there is no such series.
 async fn counted(server: &TestServer, series: &str) -> u64 {
     let (_, page) = get(server.running.admin_address(), "/metrics", "").await;
     let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -65,7 +65,7 @@ async fn full(set: impl FnOnce(&mut Config)) -> TestServer {
 }
 
 #[tokio::test]
-async fn a_server_with_all_the_leases_it_may_have_counts_each_borrow_by_what_it_was_told() {
+async fn a_server_with_all_the_leases_it_may_have_counts_each_borrow_by_its_answer() {
     let server = full(|_| {}).await;
     let mut client = server.client();
     for _ in 0..3 {
@@ -82,7 +82,7 @@ async fn a_server_with_all_the_leases_it_may_have_counts_each_borrow_by_what_it_
     assert_eq!(counted(&server, &series("t1r", "server_busy", "server")).await, 0);
     let refused = "tgm_session_calls_refused_total{method=\"BorrowWorker\",code=\"UNAVAILABLE\"}";
     assert_eq!(counted(&server, refused).await, 3, "a worker was not refused");
-    // What a caller asks for in vain is decided, full or not.
+    // An invalid request is refused as invalid, although the server is full.
     let status = client.ask(a_worker().service("")).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
 }
@@ -114,13 +114,13 @@ async fn a_worker_that_waits_for_a_disk_that_hangs_is_told_to_try_again_and_hold
     assert_busy(&soon(waits).await.unwrap());
     assert_busy(&soon(gathers).await.unwrap());
     eventually("both are taken back", || async { server.live().await == 0 }).await;
-    // Nobody waits any more, as long as the disk hangs.
+    // While the disk hangs, later borrows are answered without waiting.
     neither(&mut server.client(), session("acme"), a_worker()).await;
     disk.release();
 }
 
 #[tokio::test]
-async fn a_worker_whose_deadline_passes_here_is_told_to_try_again() {
+async fn a_worker_whose_deadline_passes_on_the_server_is_told_to_try_again() {
     let disk = Disk::default();
     let server = TestServer::on_disk(ROOMY, disk.clone(), ManualClock::new()).await;
     disk.hold();
@@ -155,14 +155,14 @@ async fn a_worker_that_waits_for_the_disk_while_the_server_stops_is_answered_bef
 }
 
 #[tokio::test]
-async fn a_borrow_that_comes_while_the_server_stops_is_decided_or_known_to_be_beyond_the_last() {
+async fn a_borrow_during_a_stop_is_decided_or_beyond_the_last_stream_of_goaway() {
     let server = TestServer::memory(ROOMY).await;
     let mut raw = Raw::to(server.running.grpc_address()).await;
     raw.send(PREFACE).await;
     raw.send(&frame(SETTINGS, 0, 0, &[])).await;
     assert_eq!(raw.frame().await.unwrap().0, SETTINGS);
     let stop = tokio::spawn(server.running.stop());
-    // The first word of the end, and a question whether it was heard, which is not answered yet.
+    // The server announces the end with GOAWAY and a ping. The client does not answer the ping yet.
     let ping = loop {
         let (kind, flags, _, payload) = raw.frame().await.unwrap();
         if kind == PING && flags != ACK {
@@ -183,7 +183,7 @@ async fn a_borrow_that_comes_while_the_server_stops_is_decided_or_known_to_be_be
             break;
         }
     }
-    // All at once: the server closes as soon as it has heard that the end was heard.
+    // One write, because the server closes as soon as it has read the answer to its ping.
     let late = [
         frame(PING, ACK, 0, &ping),
         frame(HEADERS, END_HEADERS, 3, &header_block()),
@@ -197,12 +197,12 @@ async fn a_borrow_that_comes_while_the_server_stops_is_decided_or_known_to_be_be
             last = Some(payload[..4].to_vec());
         }
     }
-    // gRPC clients send again by themselves what is beyond it.
+    // gRPC clients retry the calls beyond the last stream by themselves.
     assert_eq!(last.as_deref(), Some(&[0, 0, 0, 1][..]));
     soon(stop).await.unwrap();
 }
 
-/// A clock that panics on the threads that serve calls when it is told to.
+/// A clock that panics on the threads that serve calls once its flag is set.
 #[derive(Debug, Default)]
 struct Broken(AtomicBool);
 

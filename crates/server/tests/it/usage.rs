@@ -1,4 +1,4 @@
-//! Reports of usage, through the wire.
+//! Usage reports over gRPC.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::auth::two_indexers;
 use crate::harness::{ManualClock, TestServer, channel, config, session, text};
 use store::testing::Disk;
 
-/// 2027-01-15T08:00:00Z is when the manual clock starts.
+/// A policy with a budget for each day. The manual clock starts at 2027-01-15T08:00:00Z.
 const SOLD: &str = "
     [services.t1r]
     [services.watched]
@@ -32,7 +32,7 @@ const SOLD: &str = "
     disabled = true
 ";
 
-/// A service that reports what was used.
+/// A client that reports usage.
 struct Reporter {
     client: UsageServiceClient<Channel>,
     key: Option<String>,
@@ -52,14 +52,14 @@ impl Reporter {
         self.send(Request::new(ReportRequest { events })).await
     }
 
-    /// The answer, and how many events it says were skipped.
+    /// The answer, and its number of skipped events.
     async fn answer(&mut self, events: Vec<Event>) -> (ReportResponse, Option<String>) {
         let answer = self.client.report(Request::new(ReportRequest { events })).await.unwrap();
         let skipped = text(answer.metadata(), "x-events-skipped");
         (answer.into_inner(), skipped)
     }
 
-    /// Reports under a name.
+    /// Reports with an idempotency key.
     async fn report_as(
         &mut self,
         name: &str,
@@ -80,7 +80,7 @@ impl Reporter {
         Ok(self.client.report(request).await?.into_inner())
     }
 
-    /// Whether a budget of `organization` is spent, which changes nothing.
+    /// Whether a budget of `organization` is spent. Sends a report without usage.
     async fn is_spent(&mut self, organization: &str) -> bool {
         let response = self.report(vec![event(organization, &[])]).await.unwrap();
         assert_eq!(response.revoked, !response.revocation_reason.is_empty());
@@ -101,14 +101,14 @@ fn egress(organization: &str, bytes: f64) -> Event {
     event(organization, &[("egress_bytes", bytes)])
 }
 
-/// How many reports there were of that outcome.
+/// The number of reports with this outcome.
 async fn reports(server: &TestServer, outcome: &str) -> u64 {
     let name = format!("tgm_session_usage_reports_total{{outcome=\"{outcome}\"}}");
     metric(&server.running, &name).await
 }
 
 #[tokio::test]
-async fn who_spends_a_budget_is_told_of_it_loses_its_sessions_and_is_refused_until_it_resets() {
+async fn an_organization_with_a_spent_budget_loses_its_sessions_and_is_refused_until_the_reset() {
     let server = TestServer::memory(SOLD).await;
     let (mut client, mut reporter) = (server.client(), Reporter::of(&server));
     let acme = client.borrow(session("acme")).await;
@@ -163,7 +163,7 @@ async fn the_events_of_a_report_add_up_metric_by_metric_of_each_organization() {
 }
 
 #[tokio::test]
-async fn an_event_that_cannot_be_counted_is_skipped_and_told_and_all_others_count() {
+async fn an_event_that_cannot_be_counted_is_skipped_and_reported_and_all_others_count() {
     let server = TestServer::memory(SOLD).await;
     let mut reporter = Reporter::of(&server);
     let metrics = |number: usize| {
@@ -202,7 +202,7 @@ async fn an_event_that_cannot_be_counted_is_skipped_and_told_and_all_others_coun
     assert_eq!((response.revoked, skipped), (true, None), "9, 90 and 1 were counted");
 }
 
-/// A number of events as Firehose sends them after a stall: of about 410 bytes each.
+/// An event of about 410 bytes, like those that Firehose sends after a stall.
 fn firehose(organization: &str) -> Event {
     Event {
         api_key_id: "0123456789abcdef0123456789abcdef".to_owned(),
@@ -249,7 +249,7 @@ async fn a_report_after_a_stall_counts_whole_with_its_organizations_mixed() {
 }
 
 #[tokio::test]
-async fn what_is_not_counted_by_may_be_as_long_as_it_likes() {
+async fn fields_that_no_budget_uses_may_have_any_length() {
     let server = TestServer::memory(SOLD).await;
     let long = || "x".repeat(300);
     let events = vec![
@@ -263,7 +263,7 @@ async fn what_is_not_counted_by_may_be_as_long_as_it_likes() {
 }
 
 #[tokio::test]
-async fn a_report_of_too_many_events_or_under_a_name_that_is_none_counts_nothing() {
+async fn a_report_of_too_many_events_or_under_an_invalid_name_counts_nothing() {
     let server = TestServer::memory(SOLD).await;
     let mut reporter = Reporter::of(&server);
     let status = reporter.report(vec![egress("acme", 1.0); 65_537]).await.unwrap_err();
@@ -292,7 +292,7 @@ async fn the_same_name_with_another_report_is_an_invalid_argument() {
 }
 
 #[tokio::test]
-async fn zeros_of_ever_so_many_organizations_leave_room_for_what_was_used() {
+async fn zeros_of_many_organizations_take_no_room() {
     let server = TestServer::memory(SOLD).await;
     let mut reporter = Reporter::of(&server);
     let zeros = (0..20_000).map(|number| egress(&format!("o{number}"), 0.0)).collect();
@@ -369,7 +369,7 @@ async fn usage_of_a_disabled_organization_is_counted_and_its_reporter_told() {
 }
 
 #[tokio::test]
-async fn an_answer_gives_so_many_reasons_and_says_that_there_are_more() {
+async fn an_answer_gives_eight_reasons_and_says_that_there_are_more() {
     let mut policy = "[services.t1r]\n".to_owned();
     for number in 0..30 {
         policy += &format!("[organizations.o{number}]\ndisabled = true\n");

@@ -1,4 +1,4 @@
-//! What the audit list says is what happened, whatever comes in between.
+//! The audit list agrees with what happened, even after returns at the same time and after a kill.
 
 use lease::{KeptAlive, LeaseId, Reason, Request, Terms};
 use proptest::prelude::*;
@@ -51,7 +51,7 @@ async fn an_operator_ends_a_session_or_writes_nothing_down_when_it_is_returned_a
             eventually("the session is returned", gone).await;
             (returned, tokio::spawn(revoke))
         } else {
-            // Nobody can return what an operator has ended, however long the disk takes.
+            // A session that an operator has ended cannot be returned, however long the disk takes.
             let revoked = tokio::spawn(revoke);
             eventually("the disk is asked", || async { disk.is_waiting() }).await;
             (tokio::spawn(give_back), revoked)
@@ -71,7 +71,7 @@ async fn an_operator_ends_a_session_or_writes_nothing_down_when_it_is_returned_a
     }
 }
 
-/// Whether a lease of the store was ended by an operator.
+/// Whether an operator has ended this lease.
 async fn was_ended(store: &Store, id: LeaseId) -> bool {
     store.keep_alive(id, None).await == Ok(KeptAlive::Revoked(Reason::Operator.into()))
 }
@@ -80,7 +80,7 @@ async fn was_ended(store: &Store, id: LeaseId) -> bool {
 enum Step {
     Return(usize),
     Revoke(usize),
-    /// Lets the disk take what waits.
+    /// Lets the disk write all waiting changes.
     Flush,
 }
 
@@ -119,7 +119,7 @@ proptest! {
                     }
                     Step::Flush => {
                         disk.release();
-                        // Its answer waits for all that came before.
+                        // The answer to this record waits for all changes before it.
                         store.record(None, entry("flushed")).await.unwrap();
                         disk.hold();
                     }

@@ -326,7 +326,7 @@ mod tests {
         assert!(!waiting[0].evicted().is_cancelled());
         let newest = places.admit();
         assert!(waiting[0].evicted().is_cancelled() && !waiting[1].evicted().is_cancelled());
-        // Once it is answered, it is the newest of the waiting connections.
+        // After its answer, the connection is the newest of the waiting ones.
         drop(in_flight);
         works.flushed();
         assert!(waiting[1].evicted().is_cancelled() && !waiting[2].evicted().is_cancelled());

@@ -58,7 +58,7 @@ async fn headers_have_to_be_whole_two_seconds_after_they_began() {
     assert_eq!(ends_after(connection).await, HEADER_TIMEOUT);
     dripping.await.unwrap();
 
-    // Between two requests there is a minute, and two seconds once the next one began.
+    // An idle connection has a minute, and two seconds after its next request has begun.
     let (mut idle, connection) = connect(&places, 1024);
     for _ in 0..3 {
         idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
@@ -81,7 +81,7 @@ async fn an_answer_that_is_read_too_slowly_and_a_body_that_never_ends_time_out()
     let (mut slow, connection) = connect(&places, 64);
     let reading = tokio::spawn(async move {
         slow.write_all(b"GET /api/long HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
-        // It is never stuck for long, and would still take hours.
+        // Each write makes progress in time, but the whole answer would take hours.
         while slow.read_u8().await.is_ok() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -120,7 +120,7 @@ async fn probes_are_answered_while_slow_readers_have_every_place() {
     probe.write_all(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
     assert!(answer(&mut probe, 2).await.starts_with("HTTP/1.1 200 "));
 
-    // A slow reader that goes makes room, and so does one that reads to the end.
+    // A slow reader frees its place when it has read its answer to the end.
     let (mut reader, _connection) = slow.pop().unwrap();
     answer(&mut reader, 0).await;
     reader.read_exact(&mut vec![0; 50_000]).await.unwrap();

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Loaded;
 
-/// The first error of a file that is not taken.
+/// The first error of an invalid file.
 fn error_of(text: &str) -> policy::PolicyError {
     match *Loaded::parse(text, "p.toml").unwrap_err().error {
         Error::Policy(error) => error,
@@ -9,7 +9,7 @@ fn error_of(text: &str) -> policy::PolicyError {
     }
 }
 
-/// A value that `setting` takes and that is not its default, as text and as TOML.
+/// A valid value of `setting` other than its default, as text and as TOML.
 fn another_value(setting: &Setting) -> (&'static str, &'static str) {
     match setting.value_name() {
         "ADDR" => ("127.0.0.9:99", "'127.0.0.9:99'"),
@@ -27,7 +27,7 @@ fn another_value(setting: &Setting) -> (&'static str, &'static str) {
     }
 }
 
-/// A setting in range, whatever its range is.
+/// A value within the bounds of `setting`, as text and as TOML.
 fn in_range(setting: &Setting) -> (String, String) {
     let both = |text: String, quote: &str| (text.clone(), format!("{quote}{text}{quote}"));
     match setting.bounds {
@@ -146,7 +146,7 @@ fn a_value_of_another_kind_is_refused_and_a_secret_is_not_repeated() {
 }
 
 #[test]
-fn what_is_given_above_wins_and_a_secret_is_never_shown() {
+fn flags_and_variables_come_before_the_file_and_a_secret_is_never_shown() {
     let file = "[server]\nlisten = '[::1]:1'\nmax_streams = 8\nadmin_token = 's3cret'\n";
     let file = Loaded::parse(file, "p.toml").unwrap().server;
     let mut flags = Given::default();

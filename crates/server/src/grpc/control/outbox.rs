@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outbox_that_nobody_reads_runs_over_and_holds_nothing_any_more() {
+    fn an_outbox_that_nobody_reads_overflows_and_keeps_nothing() {
         let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         for serial in 0..MAX_PUSHES as u64 {
             outbox.revoked(lease(serial), Reason::Operator.into());
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_makes_room_again() {
+    fn a_read_event_makes_room_again() {
         let (outbox, mut reader) = Outbox::new(Counter::default(), None);
         for batch in 0..10 * MAX_ANSWERS as u64 {
             outbox.answer(batch, NotExtended::default());

@@ -23,7 +23,7 @@ fn control(max_streams: usize) -> Control {
     Control::new(Arc::new(store), live, counters, max_streams, StopNotice::default())
 }
 
-/// A stream without a network under it.
+/// The client's end of a stream, without a network.
 struct Client {
     batches: mpsc::UnboundedSender<Result<AttachRequest, Status>>,
     reader: Reader,
