@@ -357,7 +357,7 @@ impl UsageBook {
         })
     }
 
-    /// The counts of one part, as [`Records::part`] cuts them, by organization and metric.
+    /// The counts of one part of the records, by organization and metric.
     pub(crate) fn part(&self, part: u32) -> Option<impl Iterator<Item = (&str, &str, Used)>> {
         let counts = self.counts.part(part)?;
         Some(counts.map(|(_, count)| (&*count.organization, &*count.metric, count.used)))
