@@ -13,7 +13,7 @@ pub const CONNECTIONS: u32 = 8;
 /// What h2load is asked to do.
 #[derive(Clone, Copy, Debug)]
 pub struct Load<'a> {
-    /// Where the server is.
+    /// The address of the server.
     pub address: SocketAddr,
     /// The method of the WorkerPool service.
     pub method: &'a str,

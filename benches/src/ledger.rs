@@ -27,15 +27,15 @@ const STEP: Duration = Duration::from_nanos(200);
 /// Operations per second of CPU time with so many sessions live.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Speed {
-    /// Sessions live all the while.
+    /// Sessions that are live during the measurement.
     pub live: usize,
     /// Borrows, each with the return of the oldest session.
     pub pairs: f64,
     /// The same pairs of the reference.
     pub reference: f64,
-    /// The first in proportion to the second, round by round.
+    /// The median ratio of the ledger's pairs to those of the reference in the same round.
     pub of_reference: f64,
-    /// Keep-alives, over the live sessions in turn; none without any.
+    /// Keep-alives of the live sessions; `None` if there are none.
     pub keep_alives: Option<f64>,
 }
 
@@ -46,7 +46,8 @@ pub struct Bytes {
     pub leases: usize,
     /// Bytes allocated for each, timer and counts included.
     pub each: f64,
-    /// The same when each borrow carried a borrow id, which is kept while a retry may come.
+    /// The same, if each borrow had a borrow id. The ledger keeps the id as long as a retry may
+    /// arrive.
     pub with_borrow_id: f64,
 }
 
@@ -168,7 +169,7 @@ pub fn speed(live: usize, span: Duration) -> anyhow::Result<Speed> {
         running.push_back(trace);
         bare.release(running.pop_front().context("just filled")?)
     };
-    // Until every table has its final size.
+    // Warm up until every table has its final size.
     for _ in 0..100_000 {
         pair(&mut bench, &mut held)?;
         reference()?;
@@ -200,8 +201,8 @@ pub fn speed(live: usize, span: Duration) -> anyhow::Result<Speed> {
     })
 }
 
-/// Repeats `operation` for `span` of CPU time and returns how many times per second of it it ran. Other
-/// load on the machine hardly changes that.
+/// Repeats `operation` for `span` of CPU time, and returns the operations per second of CPU time.
+/// Other load on the machine hardly changes this figure.
 fn per_second(
     span: Duration,
     mut operation: impl FnMut() -> anyhow::Result<()>,
@@ -220,7 +221,8 @@ fn per_second(
     }
 }
 
-/// Measures the memory of `leases` sessions; `allocated` tells how many bytes the process holds.
+/// Measures the memory of `leases` sessions; `allocated` returns how many bytes are allocated
+/// now.
 ///
 /// # Errors
 ///

@@ -1,9 +1,9 @@
 //! What `scripts/bench` runs: a reference server, load generators, the pool of the client
 //! library and the ledger alone.
 //!
-//! Every figure is shown beside a reference measured in the same run on the same machine, because
-//! a figure alone says more about the machine than about the server. `docs/benchmarks.md` tells
-//! what each table means.
+//! Every figure is shown beside a reference measured in the same run on the same machine, because a
+//! figure alone says more about the machine than about the server. `docs/benchmarks.md` explains
+//! each table.
 
 pub mod disk;
 pub mod gateway;

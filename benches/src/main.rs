@@ -30,9 +30,9 @@ enum Part {
     Hold(pool::HoldPlan),
     /// Borrow and return, through a pool or by bare calls
     Borrow(pool::BorrowPlan),
-    /// Serve what another server serves, without SessionControl
+    /// Forward all calls to another server, except those of SessionControl
     Gateway {
-        /// Where the other server is
+        /// The address of the other server
         #[arg(long)]
         address: std::net::SocketAddr,
     },

@@ -31,10 +31,10 @@ const LONGEST: u64 = 60_000_000_000;
 /// The key that is sent to the reference server, which gives none.
 pub const STAND_IN_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// What one run of the load generator does.
+/// The options of one run of the load generator.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
-    /// Where the server is
+    /// The address of the server
     #[arg(long)]
     pub address: SocketAddr,
     /// Callers, each with one call in flight
@@ -51,7 +51,7 @@ pub struct Plan {
     pub reference: bool,
 }
 
-/// What one run of the load generator measured.
+/// The results of one run of the load generator.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {
     /// Borrows with their returns, per second.

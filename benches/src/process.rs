@@ -22,7 +22,7 @@ pub const LOAD_CORE: &str = "1";
 /// How long a server may take to accept; one that restores a million leases takes a while.
 const START: Duration = Duration::from_secs(60);
 
-/// How often a server that stops is looked at.
+/// The time between two checks of whether a server has stopped.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Ticks per second of `/proc/PID/stat`, part of the interface of the Linux kernel.
@@ -57,12 +57,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `command` and waits for the line of JSON with its addresses; what it logs is appended to
-    /// `log`. Without `log` it goes into a pipe that nobody reads.
+    /// Starts `command` and waits for the JSON line with its addresses. The log of the process is
+    /// appended to `log`. Without `log` it goes into a pipe that is not read.
     ///
     /// # Errors
     ///
-    /// The process cannot be started, ends, or tells no address within a minute; the error shows the
+    /// The process cannot be started, ends, or reports no address within a minute; the error shows the
     /// end of its log.
     pub fn start(mut command: Command, log: Option<&Path>) -> anyhow::Result<Self> {
         let errors = match log {
@@ -116,16 +116,17 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    /// How it ended, if it has ended.
+    /// The exit status of the process, if it has ended.
     ///
     /// # Errors
     ///
-    /// The system does not say.
+    /// The system does not report it.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Asks it to stop by SIGTERM and waits for its end, at most `limit`; none when it goes on.
+    /// Stops the process with SIGTERM, and waits for its end for at most `limit`. Returns `None` if
+    /// it still runs.
     ///
     /// # Errors
     ///
@@ -163,13 +164,13 @@ pub fn cpu_of(process: u32) -> anyhow::Result<Duration> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Nothing of it is needed any more, not even its store.
+        // The process is killed, because neither the process nor its store is needed any more.
         self.kill();
     }
 }
 
-/// Reads lines until one tells the `grpc` address, and the `admin` address if there is one. Then goes on
-/// emptying the pipe in the background so that the server never blocks on it.
+/// Reads lines until one has the `grpc` address, and the `admin` address if there is one. Then
+/// continues to read in the background, so that the server never blocks on a full pipe.
 fn addresses_in(
     stdout: impl std::io::Read + Send + 'static,
 ) -> Option<(SocketAddr, Option<SocketAddr>)> {
@@ -189,7 +190,8 @@ fn addresses_in(
 
 /// The CPU time in a line of `/proc/PID/stat`.
 fn cpu_time(stat: &str) -> Option<Duration> {
-    // The name of the program, in parentheses, may hold anything; what follows it does not.
+    // The program's name is in parentheses and may contain any character, even a parenthesis. The
+    // fields after it contain none.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
     let user: f64 = fields.next()?.parse().ok()?;

@@ -53,7 +53,7 @@ impl WorkerPool for Nothing {
 ///
 /// # Errors
 ///
-/// No port can be had, or the transport fails.
+/// No port is free, or the transport fails.
 pub fn serve() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 /// One value of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell {
-    /// A word.
+    /// A text.
     Text(String),
     /// A number, shown with so many decimals.
     Number(f64, usize),
@@ -162,7 +162,7 @@ impl Report {
         self.goals.push(Goal { name: name.into(), value, decimals, bound });
     }
 
-    /// The goals beside what was measured.
+    /// A table of the goals and the measured figures.
     pub fn goals(&self) -> Table {
         let met = self.goals.iter().filter(|goal| goal.met()).count();
         let title = format!("Goals: {met} of {} met", self.goals.len());

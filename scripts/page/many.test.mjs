@@ -15,7 +15,7 @@ const ORGANIZATIONS = 1_000;
 const SESSIONS = 50_000;
 /** The longest time without a reaction of the page on an idle machine, in milliseconds. */
 const LONGEST_TASK = 200;
-/** The longest wait for what is searched, on an idle machine, in milliseconds. */
+/** The longest wait for the results of a search, on an idle machine, in milliseconds. */
 const LONGEST_SEARCH = 2000;
 const LISTED = 50;
 

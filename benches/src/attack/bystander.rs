@@ -22,7 +22,7 @@ use crate::calls::{BYSTANDER_KEY, Caller};
 /// Sessions that are held all the time.
 pub(crate) const SESSIONS: usize = 200;
 
-/// Whose sessions they are.
+/// The organization of these sessions.
 pub(crate) const ORGANIZATION: &str = "bystander";
 
 /// How often a session is borrowed and returned.
@@ -50,7 +50,7 @@ pub(crate) struct Habits {
     pub(crate) keep_alive_every: Duration,
     /// Between two fresh connections.
     pub(crate) reconnect_every: Duration,
-    /// Where its connections come from, if that matters.
+    /// The local address of its connections, if it must differ from that of the attacker.
     pub(crate) address: Option<IpAddr>,
 }
 
@@ -69,13 +69,13 @@ pub(crate) struct Seen {
     pub(crate) late_ms: f64,
     /// Calls that were not answered as they should be.
     pub(crate) failed: u64,
-    /// Sessions that were kept alive and ended all the same.
+    /// Sessions that ended although they were kept alive.
     pub(crate) lost: u64,
     /// Some of the problems.
     pub(crate) problems: Vec<String>,
 }
 
-/// A client on a thread of its own. Dropped, it ends.
+/// A client on a thread of its own. It ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Bystander {
     state: Arc<State>,
@@ -162,7 +162,7 @@ impl Bystander {
         self.state.in_flight.load(Ordering::Acquire) > 0
     }
 
-    /// What was seen since [`Bystander::begin`], by calls that ended.
+    /// The figures of the calls that have ended since [`Bystander::begin`].
     pub(crate) fn seen(&self) -> Seen {
         let figures = self.state.figures.lock();
         let millis = |micros: u64| micros as f64 / 1e3;
@@ -277,7 +277,7 @@ impl State {
             let mut held = self.held.lock();
             let before = held.len();
             held.retain(|held| *held != key);
-            // Several calls may find out about one lease.
+            // Several calls may find that the same lease is gone.
             self.figures.lock().lost += (before - held.len()) as u64;
         }
     }
@@ -291,7 +291,7 @@ impl State {
         self.waited(due);
     }
 
-    /// Calls many times at once on a fresh connection, as a client does that lost its own.
+    /// Makes many calls at once on a new connection, as a client does that has lost its connection.
     async fn reconnect(self: Arc<Self>, due: Instant) {
         let endpoint = self.endpoint();
         let connect = async { endpoint.connect().await.context("it cannot connect") };

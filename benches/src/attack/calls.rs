@@ -25,10 +25,10 @@ use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, ReturnWorkerRequest};
 /// The key of the well-behaved client.
 pub(crate) const BYSTANDER_KEY: &str = "the-key-of-the-bystander";
 
-/// The key of another indexer, who attacks.
+/// The key of the attacker, which is another indexer.
 pub(crate) const ATTACKER_KEY: &str = "the-key-of-the-attacker";
 
-/// A key that nobody has.
+/// A key that no indexer has.
 pub(crate) const WRONG_KEY: &str = "a-key-that-nobody-has";
 
 /// The service of the well-behaved client. Its TTL is short, so that lost keep-alives show.
@@ -97,21 +97,22 @@ impl Caller {
         request
     }
 
-    /// Borrows a session of [`SESSIONS`] for `organization`; its key.
+    /// Borrows a session of [`SESSIONS`] for `organization`, and returns its key.
     ///
     /// # Errors
     ///
-    /// It was not granted.
+    /// The borrow was not granted.
     pub(crate) async fn borrow(&mut self, organization: &str) -> anyhow::Result<String> {
         let message = borrow_request(SESSIONS, organization, "");
         self.borrow_with(message, None).await
     }
 
-    /// Borrows as `message` says, under a borrow id if there is one; the key of the lease.
+    /// Borrows as `message` says, with a borrow id if one is given, and returns the key of the
+    /// lease.
     ///
     /// # Errors
     ///
-    /// It was not granted.
+    /// The borrow was not granted.
     pub(crate) async fn borrow_with(
         &mut self,
         message: BorrowWorkerRequest,
@@ -126,7 +127,7 @@ impl Caller {
         Ok(answer.worker_key)
     }
 
-    /// Keeps a lease alive; whether it is still there.
+    /// Keeps a lease alive, and returns whether it still exists.
     ///
     /// # Errors
     ///
@@ -137,7 +138,8 @@ impl Caller {
         Ok(answer.into_inner().status() == KeepAliveStatus::TtlExtended)
     }
 
-    /// Keeps all of `keys` alive, in batches on one stream of session control; how many are gone.
+    /// Keeps all of `keys` alive, in batches on one stream of session control, and returns how many
+    /// are gone.
     ///
     /// # Errors
     ///
@@ -152,7 +154,7 @@ impl Caller {
                     return;
                 }
             }
-            // The stream is open until the last answer is there.
+            // The stream stays open until the last answer has arrived.
             sender.closed().await;
         });
         let request = self.request(ReceiverStream::new(receiver));
@@ -184,8 +186,8 @@ impl Caller {
         Ok(())
     }
 
-    /// Reports `events`, under an idempotency key if there is one; whether any of their organizations
-    /// has spent a budget.
+    /// Reports `events`, with an idempotency key if one is given. Returns whether any of their
+    /// organizations has spent a budget.
     ///
     /// # Errors
     ///

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::frames::{Block, Frame, PREFACE, flag, frame, kind, setting, settings};
 
-/// How long a connection, and then the settings of the server, may take.
+/// The timeout of connecting, and then of waiting for the settings of the server.
 const GREETING: Duration = Duration::from_secs(5);
 
 /// The initial window of a connection and of a stream.
@@ -37,7 +37,7 @@ pub(crate) struct Allowance {
 }
 
 impl Allowance {
-    /// At most so many bytes.
+    /// An allowance of `most` bytes.
     pub(crate) const fn new(most: u64) -> Self {
         Self { most, sent: AtomicU64::new(0) }
     }
@@ -79,7 +79,7 @@ pub(crate) enum Reads {
     Answers,
     /// Reads frames, but grants no window for answers.
     NoBodies,
-    /// Reads nothing once the server has greeted.
+    /// Reads nothing after the settings of the server.
     Nothing,
 }
 
@@ -117,7 +117,7 @@ impl State {
     }
 }
 
-/// One connection. Dropped, it is closed.
+/// A connection. It is closed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Connection {
     out: Arc<Turns<OwnedWriteHalf>>,
@@ -134,11 +134,11 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Connects, greets, and waits for the server's settings.
+    /// Connects, sends the preface, and waits for the server's settings.
     ///
     /// # Errors
     ///
-    /// Nobody listens, or the server says nothing for 5 s.
+    /// Nobody listens, or the server sends no settings within 5 s.
     pub(crate) async fn open(link: &Link, reads: Reads) -> anyhow::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         if reads == Reads::Nothing {
@@ -175,11 +175,11 @@ impl Connection {
         Ok(this)
     }
 
-    /// Sends `bytes`, and waits while the server takes none.
+    /// Sends `bytes`, and waits while the server does not read.
     ///
     /// # Errors
     ///
-    /// The connection broke, or the attack has sent all it may.
+    /// The connection broke, or the attack has used its allowance.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.allowance.spend(bytes.len())?;
         let mut out = self.out.lock().await;
@@ -189,14 +189,14 @@ impl Connection {
         Ok(())
     }
 
-    /// The number of one more stream.
+    /// The identifier of the next stream.
     pub(crate) const fn stream(&mut self) -> u32 {
         let stream = self.next;
         self.next += 2;
         stream
     }
 
-    /// Appends to `out` the headers of one more call, whose body is still to come; its stream.
+    /// Appends to `out` the headers of one more call without its body, and returns its stream.
     pub(crate) fn begin(&mut self, out: &mut Vec<u8>, block: &Block) -> u32 {
         let stream = self.stream();
         frame(out, kind::HEADERS, flag::END_HEADERS, stream, block.bytes());
@@ -233,7 +233,7 @@ impl Connection {
         self.peer.state.lock().max_streams
     }
 
-    /// What one stream may send ahead.
+    /// The initial window of a stream.
     pub(crate) fn stream_window(&self) -> usize {
         self.peer.state.lock().stream_window as usize
     }
@@ -248,7 +248,7 @@ impl Connection {
         self.peer.state.lock().refused
     }
 
-    /// The messages of answers so far, taken out.
+    /// Takes the messages of the answers so far.
     pub(crate) fn answers(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.peer.state.lock().answers)
     }
@@ -318,7 +318,8 @@ async fn read(
         }
         bytes.drain(..read);
         peer.changed.notify_waiters();
-        // A writer that waits for the server sends what is due itself, once the server takes it.
+        // If a writer holds the lock, the next writer sends the acknowledgements before its own
+        // bytes.
         if let Ok(mut out) = out.try_lock() {
             let due = std::mem::take(&mut peer.state.lock().due);
             if out.write_all(&due).await.is_err() {
@@ -326,7 +327,7 @@ async fn read(
             }
         }
         if reads == Reads::Nothing && peer.state.lock().has_greeted {
-            // The socket stays open, and unread.
+            // The socket stays open but is not read.
             std::future::pending::<()>().await;
         }
     }

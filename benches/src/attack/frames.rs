@@ -1,13 +1,13 @@
 //! HTTP/2 frames and header blocks, written byte by byte, so that an attack can send what no
 //! client library would.
 
-/// What a client sends first.
+/// The first bytes that a client sends.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes of the head of a frame.
 const HEAD: usize = 9;
 
-/// The longest payload of a frame that a server takes unless it says otherwise.
+/// The longest payload of a frame that a server accepts by default.
 pub(crate) const LONGEST: usize = 16 * 1024;
 
 /// Types of frames.
@@ -20,7 +20,7 @@ pub(crate) mod kind {
     pub(crate) const GOAWAY: u8 = 7;
     pub(crate) const WINDOW_UPDATE: u8 = 8;
     pub(crate) const CONTINUATION: u8 = 9;
-    /// No type that anybody knows. A server ignores such a frame.
+    /// An unknown type. A server ignores such a frame.
     pub(crate) const UNKNOWN: u8 = 0xee;
 }
 
@@ -38,7 +38,7 @@ pub(crate) mod setting {
     pub(crate) const INITIAL_WINDOW_SIZE: u16 = 4;
 }
 
-/// The error code of a stream that is given up.
+/// The error code of a cancelled stream.
 pub(crate) const CANCEL: u32 = 8;
 
 /// Appends one frame to `out`.
@@ -69,7 +69,7 @@ pub(crate) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The first frame in `bytes`, and how many bytes it has; none while it is not all there.
+    /// The first frame in `bytes`, and its length in bytes; `None` if the frame is incomplete.
     pub(crate) fn first(bytes: &'a [u8]) -> Option<(Self, usize)> {
         let head = bytes.get(..HEAD)?;
         let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
@@ -115,7 +115,7 @@ impl Block {
             .with("te", "trailers")
     }
 
-    /// One more header.
+    /// Adds a header.
     pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.0.push(0);
         self.text(name);
@@ -123,7 +123,7 @@ impl Block {
         self
     }
 
-    /// One more header, which the server also keeps in its table of this connection.
+    /// Adds a header that the server also stores in the dynamic table of the connection.
     pub(crate) fn remembered(mut self, name: &str, value: &str) -> Self {
         self.0.push(0x40);
         self.text(name);
@@ -131,7 +131,7 @@ impl Block {
         self
     }
 
-    /// The header that was remembered last, so many times: one byte each.
+    /// Adds the header that was stored last, `times` times, each in one byte.
     pub(crate) fn repeated(mut self, times: usize) -> Self {
         self.0.resize(self.0.len() + times, 0x80 | 62);
         self
@@ -143,7 +143,7 @@ impl Block {
     }
 
     fn text(&mut self, text: &str) {
-        // A number of which seven bits stand in the first byte.
+        // An integer with a prefix of seven bits.
         match u8::try_from(text.len()) {
             Ok(length) if length < 127 => self.0.push(length),
             _ => {

@@ -8,11 +8,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Asks for `path` on a connection of its own; the status and the body.
+/// Gets `path` on a connection of its own, and returns the status and the body.
 ///
 /// # Errors
 ///
-/// There is no whole answer within `limit`.
+/// There is no complete answer within `limit`.
 pub(crate) async fn get(
     admin: SocketAddr,
     path: &str,
@@ -21,11 +21,11 @@ pub(crate) async fn get(
     ask(admin, "GET", path, "", limit).await
 }
 
-/// Sends `body` by `method` to `path`; the status and the body of the answer.
+/// Sends `body` with `method` to `path`, and returns the status and the body of the answer.
 ///
 /// # Errors
 ///
-/// There is no whole answer within `limit`.
+/// There is no complete answer within `limit`.
 pub(crate) async fn ask(
     admin: SocketAddr,
     method: &str,

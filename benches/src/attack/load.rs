@@ -23,7 +23,7 @@ pub(crate) const BORROW: &str = "/sf.worker.v1.WorkerPool/BorrowWorker";
 /// The path of a return.
 pub(crate) const RETURN: &str = "/sf.worker.v1.WorkerPool/ReturnWorker";
 
-/// The path of a question for the state of a pool.
+/// The path of a request for the state of a pool.
 pub(crate) const STATE: &str = "/sf.worker.v1.WorkerPool/WorkersState";
 
 /// The path of a report of usage.
@@ -42,7 +42,7 @@ pub(crate) fn keyed(path: &str) -> Block {
 pub(crate) struct Done {
     /// Answered with a message.
     pub(crate) answered: u64,
-    /// Answered without one, or not at all.
+    /// Answered without a message, or not at all.
     pub(crate) refused: u64,
     /// The messages, where they were kept.
     pub(crate) answers: Vec<Vec<u8>>,
@@ -64,7 +64,7 @@ pub(crate) async fn run(
     let before = (connection.ended(), connection.refused());
     let mut done = Done::default();
     let mut bytes = Vec::new();
-    // A call that has to wait for the window is kept.
+    // The next call, if it waits for the window.
     let mut next = None;
     loop {
         done.answers.append(&mut connection.answers());
@@ -97,7 +97,7 @@ pub(crate) async fn run(
     Ok(done)
 }
 
-/// Makes the calls of `0..calls` on so many connections.
+/// Makes the calls of `0..calls` on `connections` connections.
 ///
 /// # Errors
 ///
@@ -129,7 +129,8 @@ pub(crate) async fn spread(
     Ok(sum)
 }
 
-/// Borrows so many sessions of `service`, each with a trace of its own, as the attacker; their keys.
+/// Borrows `leases` sessions of `service` as the attacker, each with its own trace, and returns
+/// their keys.
 ///
 /// # Errors
 ///

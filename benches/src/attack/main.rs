@@ -32,7 +32,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The niceness of the attack, so that the server and the well-behaved client on the same machine go first.
 const NICENESS: i32 = 10;
 
-/// How often an attack is made that fails while the machine is busy, perhaps with something else.
+/// How often an attack is tried that fails while the machine is busy.
 const TRIES: usize = 3;
 
 fn main() -> ExitCode {
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes the attacks; whether all of them passed.
+/// Makes the attacks, and returns whether all of them passed.
 fn play(options: &Options) -> anyhow::Result<bool> {
     if options.list {
         for Attack { name, about, .. } in ATTACKS {
@@ -69,7 +69,8 @@ fn play(options: &Options) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .on_thread_start(|| {
-            // If this fails, the attack takes more time from the others.
+            // If this fails, the attack takes more CPU time from the server and the well-behaved
+            // client.
             let _ = nice(NICENESS);
         })
         .enable_all()

@@ -30,16 +30,16 @@ pub(crate) struct Row {
     pub(crate) store: String,
     /// Seconds from the end of its preparation to its end.
     pub(crate) seconds: f64,
-    /// Seconds with everything: starting and stopping the server, and looking at it.
+    /// Seconds in total, including the start, the checks and the stop of the server.
     pub(crate) total_seconds: f64,
     /// What the raw connections sent.
     pub(crate) sent_mb: f64,
-    /// The most resident memory of the server meanwhile, and what it may be.
+    /// The peak of the server's resident memory, and the most that it may be.
     pub(crate) peak_mb: f64,
     pub(crate) most_mb: f64,
     /// Resident memory once the attack was over.
     pub(crate) after_mb: f64,
-    /// How long after the attack the server was as before; `None` if that took more than 2 s.
+    /// How long after the attack the server had recovered; `None` if that took more than 2 s.
     pub(crate) recovered_ms: Option<f64>,
     /// The slowest answer of `/healthz`.
     pub(crate) probe_ms: f64,
@@ -62,8 +62,8 @@ impl Row {
         self.faults.is_empty()
     }
 
-    /// Whether it failed on a machine that was busy, with the attack or with something else. The short
-    /// form is too short to tell.
+    /// Whether the attack failed and another try may pass, because the machine was busy. In the
+    /// short form a failure always gets another try: that form is too short to tell.
     pub(crate) fn is_worth_another_try(&self, is_short: bool) -> bool {
         !self.passed() && (is_short || self.client.late_ms > LATE_MS)
     }
@@ -196,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    /// A row of an attack that hurt nobody.
+    /// A row of an attack without effect on the client.
     fn good() -> (Row, Probes) {
         let mut row = Row::new("none", Store::Memory);
         (row.peak_mb, row.most_mb) = (100.0, 512.0);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_short_form_tells_of_a_long_wait_and_does_not_judge_it() {
+    fn the_short_form_notes_a_long_wait_without_a_fault() {
         let (mut row, probes) = good();
         row.client.p99_ms = 2.0 * WAIT_MS;
         row.judge(&probes, true);

@@ -17,7 +17,7 @@ pub(crate) struct Setup {
     pub(crate) store: String,
     /// Flags beyond the usual ones.
     pub(crate) flags: &'static [&'static str],
-    /// Whether its log goes into a pipe that nobody reads.
+    /// Whether its log goes into a pipe that is not read.
     pub(crate) unread_log: bool,
     /// Where its log goes otherwise.
     pub(crate) log: PathBuf,
@@ -35,8 +35,8 @@ impl Setup {
         command.args(["--store", &self.store, "--listen", &grpc.to_string()]);
         command.args(["--admin-listen", &admin.to_string()]).args(self.flags);
         let server = Server::start(command, (!self.unread_log).then_some(&*self.log))?;
-        // Should the machine run out of memory all the same, then this process goes first. Only a
-        // precaution: where it is not permitted, the attacks are bounded as they were.
+        // If the machine runs out of memory, the kernel kills the server first. An error is
+        // ignored, because the memory of an attack is bounded anyway.
         let _ = fs::write(format!("/proc/{}/oom_score_adj", server.id()), "1000");
         Ok(server)
     }
@@ -54,7 +54,7 @@ pub(crate) fn memory(process: u32) -> anyhow::Result<(u64, u64)> {
     Ok((field("VmRSS:")? << 10, field("VmHWM:")? << 10))
 }
 
-/// Lets the peak of a process begin anew.
+/// Resets the peak of a process.
 ///
 /// # Errors
 ///

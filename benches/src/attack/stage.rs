@@ -23,40 +23,41 @@ use crate::row::{Row, WAIT_MS, megabytes};
 use crate::server::{self, Setup};
 use crate::watch::{PROBE_LIMIT, Watch};
 
-/// What the server may take with no leases but those of the well-behaved client, in bytes.
+/// The memory that the server may use while only the well-behaved client has leases, in bytes.
 pub(crate) const MEMORY: u64 = 512 << 20;
 
-/// What it may take for each lease of an attack on top, in bytes.
+/// The additional memory that the server may use for each lease of an attack, in bytes.
 pub(crate) const MEMORY_OF_LEASE: u64 = 600;
 
-/// How soon after the attack the server has to be as before.
+/// How soon after the attack the server has to recover.
 const RECOVERY: Duration = Duration::from_secs(2);
 
-/// How long the well-behaved client is watched before the attack.
+/// How long the well-behaved client runs before the attack.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// How long the last calls of the well-behaved client are waited for.
+/// How long to wait for the last calls of the well-behaved client.
 const LAST_CALLS: Duration = Duration::from_secs(12);
 
 /// How long a server may take to stop after the attack.
 const STOP: Duration = Duration::from_secs(12);
 
-/// Before a connection that the server closed is opened anew.
+/// The pause before a connection that the server closed is opened again.
 const REOPEN: Duration = Duration::from_millis(20);
 
 /// The longest that any attack takes, preparation included.
 const LONGEST: Duration = Duration::from_secs(150);
 
-/// The address of the well-behaved client where no keys tell callers apart, as no attacker has it.
+/// The address of the well-behaved client if there are no keys. Then the server distinguishes
+/// callers by their address, so no attacker may have this one.
 const OTHER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
 /// Bytes that an attack may send.
 const ALLOWANCE: u64 = 2 << 30;
 
-/// What an attack does: it prepares, begins, attacks, ends, and looks at what is left.
+/// The steps of an attack: it prepares, begins, attacks, ends, and checks the result.
 pub(crate) type Play = for<'a> fn(&'a mut Stage) -> Playing<'a>;
 
-/// An attack under way.
+/// A running attack.
 pub(crate) type Playing<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
 /// One attack.
@@ -68,11 +69,12 @@ pub(crate) struct Attack {
     pub(crate) flags: &'static [&'static str],
     /// Whether the policy has indexers.
     pub(crate) indexers: bool,
-    /// Whether nobody reads the server's log.
+    /// Whether the server's log goes into a pipe that is not read.
     pub(crate) unread_log: bool,
-    /// Where it is made in the short form; nowhere unless it is named.
+    /// The store of the attack in the short form. `None` skips the attack there, unless it is
+    /// named.
     pub(crate) quick_on: Option<Store>,
-    /// Whether it is made on `memory:` too.
+    /// Whether the attack also runs on `memory:`.
     pub(crate) on_memory: bool,
     pub(crate) play: Play,
 }
@@ -84,11 +86,11 @@ pub(crate) struct Stage {
     pub(crate) quick: bool,
     /// Where the server keeps its leases.
     pub(crate) store: Store,
-    /// Leases that the attack holds at most: memory is granted for them.
+    /// The most leases that the attack holds. The memory that the server may use depends on them.
     pub(crate) leases: u64,
-    /// Leases that the attack leaves behind, where that is known.
+    /// Leases that the attack leaves behind, if their number is known.
     pub(crate) leases_after: Option<u64>,
-    /// How long an attack goes on that has no end of its own.
+    /// The duration of an attack that does not end by itself.
     pub(crate) span: Duration,
     /// The TTL of [`calls::PASSING`].
     pub(crate) passing: Duration,
@@ -105,12 +107,12 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// The first of the short form, the second of the long one.
+    /// Returns `quick` in the short form and `full` in the long form.
     pub(crate) fn pick<T>(&self, quick: T, full: T) -> T {
         if self.quick { quick } else { full }
     }
 
-    /// Where the attack's connections go.
+    /// The server's gRPC address and the allowance, for the connections of the attack.
     pub(crate) fn link(&self) -> Link {
         Link { address: self.server.address(), allowance: self.allowance.clone() }
     }
@@ -131,14 +133,14 @@ impl Stage {
     ///
     /// # Errors
     ///
-    /// It does not come back.
+    /// The server does not start.
     pub(crate) fn kill_and_restart(&mut self) -> anyhow::Result<()> {
         self.server.kill();
         self.server = self.setup.start(self.server.address(), self.admin)?;
         Ok(())
     }
 
-    /// Ends the preparation: from now on everything is measured.
+    /// Ends the preparation and starts the measurements.
     ///
     /// # Errors
     ///
@@ -201,11 +203,11 @@ impl Stage {
         Ok(())
     }
 
-    /// The attack is over: waits until the server is as before, for at most 2 s.
+    /// Ends the attack, and waits until the server has recovered, for at most 2 s.
     ///
     /// # Errors
     ///
-    /// The system does not tell about the server.
+    /// The system does not report the state of the server.
     pub(crate) async fn end(&mut self) -> anyhow::Result<()> {
         if self.ended.is_some() {
             return Ok(());
@@ -332,7 +334,7 @@ impl Stage {
 ///
 /// # Errors
 ///
-/// The system does not tell about the server.
+/// The system does not report the state of the server.
 pub(crate) async fn run(
     attack: &Attack,
     store: Store,
@@ -357,7 +359,7 @@ pub(crate) async fn run(
     };
     match ended {
         Some(Ok(Ok(()))) => {}
-        // The server is what does not do as it should: the attack itself works against a good one.
+        // The attack succeeds against a correct server, so its error is a fault of the server.
         Some(Ok(Err(error))) => stage.fault(format!("the attack found: {error:#}")),
         Some(Err(_)) => stage.fault(format!("the attack did not end in {} s", LONGEST.as_secs())),
         None => stage.fault(format!(
@@ -407,7 +409,7 @@ async fn raise(
     let habits = Habits {
         keep_alive_every: ttl / 4,
         reconnect_every: pick(300, 1_000),
-        // Without keys an address is all that tells callers apart.
+        // Without keys the server distinguishes callers by their address.
         address: (!attack.indexers).then_some(OTHER_ADDRESS),
     };
     let bystander = Bystander::start(server.address(), habits).await?;

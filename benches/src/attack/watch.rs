@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep};
 use crate::http;
 use crate::server::memory;
 
-/// How often memory is looked at.
+/// The time between two reads of the memory.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How often the probe is asked.
+/// The time between two probes.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 
 /// How long a probe may take.
@@ -56,11 +56,12 @@ pub(crate) struct Probes {
 }
 
 impl Watch {
-    /// Watches `process`, and its probes at `admin`; tells when it takes more than `most_memory`.
+    /// Watches `process` and its probes at `admin`, and signals when it uses more than
+    /// `most_memory`.
     ///
     /// # Errors
     ///
-    /// No thread can be had.
+    /// No thread can be started.
     pub(crate) fn start(process: u32, admin: SocketAddr, most_memory: u64) -> anyhow::Result<Self> {
         let state = Arc::new(State {
             admin,
@@ -79,7 +80,7 @@ impl Watch {
         Ok(Self { state, thread: Some(thread) })
     }
 
-    /// Forgets what was seen so far, and goes on with `process`.
+    /// Discards the figures so far, and continues with `process`.
     pub(crate) fn begin(&self, process: u32) {
         *self.state.figures.lock() = Figures { process, ..Figures::default() };
     }
@@ -125,7 +126,7 @@ impl State {
 
     async fn look(&self) {
         while !self.is_over() {
-            // A process that is gone, or about to be started again, takes none.
+            // An error means that the process is gone or restarts, and uses no memory.
             let process = self.figures.lock().process;
             if let Ok((resident, _)) = memory(process) {
                 let mut figures = self.figures.lock();

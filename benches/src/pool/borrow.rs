@@ -26,22 +26,22 @@ const LONGEST: u64 = 60_000_000_000;
 /// How long all returns together may take.
 const RETURNED: Duration = Duration::from_secs(60);
 
-/// How long one bare borrow may take: no caller of a server waits without end.
+/// The timeout of a bare borrow, as every caller of a server sets one.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How often the count of returns is read.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// What one run does.
+/// The options of one run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
-    /// Where the server is
+    /// The address of the server
     #[arg(long)]
     address: SocketAddr,
     /// Sessions that are borrowed, and returned when all of them are there
     #[arg(long)]
     count: u64,
-    /// Callers, each with one call under way at a time
+    /// Callers, each with one call in flight
     #[arg(long)]
     callers: u64,
     /// Make the bare calls of the generated client instead
@@ -49,7 +49,7 @@ pub struct Plan {
     bare: bool,
 }
 
-/// What one run measured.
+/// The results of one run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Cost {
     /// CPU time of one borrow, in microseconds.
@@ -90,10 +90,12 @@ impl Plan {
         let way = if self.bare {
             Way::Bare(WorkerPoolClient::new(connect(self.address).await?))
         } else {
-            // No keep-alive falls due by itself while it runs; the new leases are still named.
+            // No keep-alive comes due during the run, but the pool still names new leases to the
+            // server.
             Way::Pool(super::connect(self.address, "request-keep-alive-delay=1h")?)
         };
-        // Once before, so that tables have their lasting size and the allocator its pages.
+        // One round is not measured, so that tables reach their final size and the allocator has
+        // its pages.
         let leases = self.borrow(&way, 1, None).await?;
         self.give_back(&way, leases).await?;
         let latencies = Rc::new(RefCell::new(Histogram::new_with_bounds(1, LONGEST, 3)?));
@@ -146,8 +148,8 @@ impl Plan {
         Ok(leases)
     }
 
-    /// Returns everything: the pool all at once, as many calls at a time as it has; bare callers
-    /// one after another each.
+    /// Returns all leases. The pool makes as many calls at a time as its limit allows; each bare
+    /// caller makes one call after another.
     async fn give_back(&self, way: &Way, leases: Vec<Lease>) -> anyhow::Result<()> {
         match way {
             Way::Pool(pool) => {
@@ -193,7 +195,8 @@ impl Way {
         match self {
             Self::Pool(pool) => Ok(Lease::Session(pool.borrow(request(number, traces)).await?)),
             Self::Bare(client) => {
-                // Callers share a client as they share a pool, and a call needs one of its own.
+                // A call needs a client of its own. The clones share one channel, as callers share
+                // one pool.
                 let mut client = client.clone();
                 let borrow = pairs::borrow(&mut client, number, traces);
                 let answer = tokio::time::timeout(DEADLINE, borrow).await;

@@ -1,10 +1,10 @@
-//! The longest time between two keep-alives of one lease, seen from outside of the pool.
+//! The longest time between two keep-alives of one lease, measured outside of the pool.
 
 use std::time::Duration;
 
-/// Of every lease the number of keep-alives, and when it last changed.
+/// The number of keep-alives of every lease, and when it last changed.
 ///
-/// Counters are looked at now and then, so a gap is known to within the time between two looks.
+/// Counters are read at intervals, so the error of a gap is at most one interval.
 #[derive(Debug)]
 pub(super) struct Gaps {
     seen: Vec<(u64, Duration)>,
@@ -17,7 +17,7 @@ impl Gaps {
         Self { seen: counters.map(|count| (count, now)).collect(), longest: Duration::ZERO }
     }
 
-    /// Looks at the counters, in the order of the beginning.
+    /// Reads the counters, in the same order as [`Gaps::begin`].
     pub(super) fn look(&mut self, counters: impl Iterator<Item = u64>, now: Duration) {
         for ((seen, since), count) in self.seen.iter_mut().zip(counters) {
             if *seen != count {
@@ -27,7 +27,7 @@ impl Gaps {
         }
     }
 
-    /// The longest gap up to `now`, those that have not ended included.
+    /// The longest gap up to `now`, including gaps that have not ended.
     pub(super) fn longest(&self, now: Duration) -> Duration {
         let open = self.seen.iter().map(|(_, since)| now.saturating_sub(*since));
         open.fold(self.longest, Duration::max)

@@ -18,16 +18,16 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long a new pool may take until its keep-alives are steady.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// What one run does.
+/// The options of one run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
-    /// Where the server is
+    /// The address of the server
     #[arg(long)]
     address: SocketAddr,
     /// The process id of the server, whose CPU time is read
     #[arg(long)]
     server: u32,
-    /// What is held
+    /// The leases that are held
     #[command(flatten)]
     load: Load,
     /// Seconds that are measured
@@ -35,10 +35,10 @@ pub struct Plan {
     seconds: f64,
 }
 
-/// What one run measured.
+/// The results of one run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Held {
-    /// Leases held all the while.
+    /// Leases held during the measurement.
     pub leases: u64,
     /// Whether keep-alives went over one stream.
     pub attached: bool,
@@ -50,8 +50,8 @@ pub struct Held {
     pub client: f64,
     /// The share of one core that the server used.
     pub server: f64,
-    /// The longest time between two keep-alives of one lease, in seconds; up to a quarter of a
-    /// second of it is the time between two looks.
+    /// The longest time between two keep-alives of one lease, in seconds. The error is at most a
+    /// quarter of a second, the time between two reads of the counters.
     pub longest_gap: f64,
 }
 
@@ -73,7 +73,8 @@ impl Plan {
         tokio::time::sleep(SETTLE).await;
 
         let over = Arc::new(AtomicBool::new(false));
-        // Apart from the pool's thread, whose CPU time is measured.
+        // The counters are read on another thread, because the CPU time of the pool's thread is
+        // measured.
         let looking = std::thread::spawn({
             let (streams, over) = (streams.clone(), over.clone());
             move || look(&streams, &over)
@@ -103,7 +104,7 @@ impl Plan {
     }
 }
 
-/// Looks at the counters until it is over, and answers the longest gap.
+/// Reads the counters until `over` is set, and returns the longest gap.
 fn look(streams: &[Stream], over: &AtomicBool) -> Duration {
     let counters = || {
         streams.iter().flat_map(|stream| {

@@ -12,13 +12,13 @@ use super::{Load, borrow_all, connect, on_one_thread};
 /// keep-alives, so that every queue has its lasting size.
 const SETTLE: Duration = Duration::from_secs(22);
 
-/// What one run does.
+/// The options of one run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
-    /// Where the server is
+    /// The address of the server
     #[arg(long)]
     address: SocketAddr,
-    /// What is held
+    /// The leases that are held
     #[command(flatten)]
     load: Load,
 }
@@ -33,7 +33,7 @@ pub struct Bytes {
 }
 
 impl Plan {
-    /// Runs the plan; `allocated` tells how many bytes the process holds.
+    /// Runs the plan; `allocated` returns how many bytes are allocated now.
     ///
     /// # Errors
     ///
@@ -41,7 +41,8 @@ impl Plan {
     pub fn run(&self, allocated: impl Fn() -> usize) -> anyhow::Result<Bytes> {
         on_one_thread(async {
             let pool = connect(self.address, "borrow-timeout=30s")?;
-            // The connection and the stream are there once, whatever is held.
+            // The memory of the connection and of the stream is not counted, because it does not
+            // depend on the number of leases.
             let first = borrow_all(&pool, Load { sessions: 1, workers: 1 }, 0).await?;
             let before = allocated();
             let streams = borrow_all(&pool, self.load, 1).await?;

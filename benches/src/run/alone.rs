@@ -1,12 +1,13 @@
-//! The ledger alone, in processes of their own.
+//! Runs the measurements of the ledger alone, each in its own process.
 
 use crate::ledger::{Bytes, Speed};
 use crate::report::{Bound, Cell, Report, Table};
 
 use super::bench::{Bench, answer_of, counting, part};
 
-/// Sessions live all the while, and how many borrow and return pairs the ledger does at least for one
-/// of a bare hash map with a counter. A million is far more than the caches of a core hold.
+/// The number of live sessions, and the goal for the speed of the ledger with them: its borrow and
+/// return pairs for each pair of a bare hash map with a counter. A million is far more than the
+/// caches of a core hold.
 const OF_BARE_MAP: [(u32, f64); 3] = [(0, 0.12), (10_000, 0.15), (1_000_000, 0.18)];
 
 /// Bytes per live lease.

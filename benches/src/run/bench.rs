@@ -65,7 +65,7 @@ impl Target {
     }
 }
 
-/// What every target did, round by round.
+/// The results of every target, by round.
 pub(super) struct Rounds<T>([Vec<T>; 3]);
 
 impl<T> Rounds<T> {
@@ -91,8 +91,8 @@ impl<T> Rounds<T> {
         median(self.0[target as usize].iter().map(value).collect())
     }
 
-    /// The median of a figure of `target` in proportion to the reference, round by round, because the
-    /// machine is the same within a round.
+    /// The median ratio of a figure of `target` to that of the reference in the same round, because
+    /// the speed of the machine may change between rounds.
     pub(super) fn of_reference(&self, target: Target, value: fn(&T) -> f64) -> f64 {
         let pairs = self.0[target as usize].iter().zip(&self.0[0]);
         median(pairs.map(|(ours, reference)| value(ours) / value(reference)).collect())

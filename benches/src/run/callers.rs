@@ -9,7 +9,7 @@ use super::bench::{Bench, Rounds, Target, answer_of, micros_each, part};
 
 const CALLERS: [u32; 3] = [1, 32, 256];
 
-/// The share of the highest rate at which latency is looked at.
+/// Latency is measured at this share of the highest rate.
 const CALM: f64 = 0.5;
 
 /// One run of the load generator against one server.

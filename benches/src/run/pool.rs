@@ -129,7 +129,7 @@ fn memory(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Borrows and returns of a thread: through the pool, beside bare calls.
+/// Borrows and returns of one thread, through the pool and by bare calls.
 fn borrow(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let rounds = bench.pick(3, 9);
     let mut table = Table::new(
@@ -161,7 +161,8 @@ fn borrow(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let pool = |value: fn(&Cost) -> f64| {
             median(outcomes.iter().map(|(_, pool)| value(pool)).collect())
         };
-        // Round by round, because the machine is the same within a round.
+        // The ratio is taken within a round, because the speed of the machine may change between
+        // rounds.
         let ratio = |value: fn(&Cost) -> f64| {
             median(outcomes.iter().map(|(bare, pool)| value(pool) / value(bare)).collect())
         };

@@ -134,7 +134,7 @@ fn load(
     let cpu = server.cpu()?.saturating_sub(before);
     if target != Target::Reference {
         match method {
-            // h2load takes any answer; the server's own count tells whether each call was granted.
+            // h2load accepts any answer, so the count of the server shows whether each call was granted.
             Method::Borrow => check_count(server, 1 + WARM_UP + requests)?,
             Method::KeepAlive => check_alive(server, key)?,
         }

@@ -14,7 +14,7 @@ use crate::host::{Habits, Host};
 /// What a host is started with.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Where the session server is
+    /// The address of the session server
     #[arg(long)]
     server: SocketAddr,
     /// Parameters of its `tgm://` URL
@@ -23,7 +23,7 @@ pub(crate) struct Options {
     /// The start of the traces of its streams
     #[arg(long)]
     name: String,
-    /// Whose streams it serves
+    /// The organizations that the host serves
     #[arg(long, value_delimiter = ',')]
     organizations: Vec<String>,
 }
@@ -63,7 +63,7 @@ const STREAMS: usize = 12;
 /// Most workers of one session.
 const WORKERS: u32 = 6;
 
-/// The longest pause between two things a host does.
+/// The longest pause between two actions of a host.
 const PAUSE: Duration = Duration::from_millis(60);
 
 /// How long a close may take.
@@ -87,7 +87,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let mut commands = commands();
     let mut resting = false;
     loop {
-        // A command may come in the middle of a borrow, which is dropped then.
+        // A command that arrives during a borrow cancels the borrow.
         let command = tokio::select! {
             command = commands.recv() => command,
             acted = host.act(), if !resting => {

@@ -18,7 +18,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// The organizations that all hosts serve.
 pub(crate) const ORGANIZATIONS: [&str; 3] = ["acme", "globex", "initech"];
 
-/// A host process and its way to the server. The process ends with this value.
+/// A host process. It ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct HostProcess {
     pub(crate) name: String,
@@ -77,11 +77,11 @@ impl HostProcess {
         Ok(serde_json::from_str(&line)?)
     }
 
-    /// Lets the host return everything and end well.
+    /// Tells the host to return every lease and to exit.
     ///
     /// # Errors
     ///
-    /// It could not return everything, or ended badly.
+    /// The host could not return every lease, or exited with an error.
     pub(crate) async fn close(mut self) -> anyhow::Result<()> {
         let left = self.tell(Command::Close).await?.not_returned;
         ensure!(left == 0, "the host {} could not return {left} leases", self.name);
@@ -90,7 +90,7 @@ impl HostProcess {
         Ok(())
     }
 
-    /// Kills the process: it can return nothing.
+    /// Kills the process, so that it cannot return its leases.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! The soak that `scripts/soak` builds and starts: streaming services and a session server as
-//! processes of their own, with everything between and around them failing at random.
+//! The soak that `scripts/soak` builds and starts. Streaming services and a session server run as
+//! separate processes, with random faults of the network between them and random kills.
 
 mod counts;
 mod guest;
@@ -31,7 +31,7 @@ struct Arguments {
 enum Part {
     /// Run the soak
     Run(play::Options),
-    /// Be one streaming service: commands on standard input, reports on standard output
+    /// Run one streaming service: commands on standard input, reports on standard output
     Host(guest::Options),
 }
 

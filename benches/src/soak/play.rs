@@ -19,14 +19,14 @@ use crate::proxy::{Dial, Proxy, Wire};
 use crate::show::Progress;
 use crate::weather;
 
-/// Hosts whose network fails, and who may be killed.
+/// Hosts whose network fails and which may be killed.
 const UNLUCKY: usize = 4;
 
 /// The longest outage of the server. It is shorter than a TTL, so that hosts with a good network lose no
 /// lease.
 const AWAY: Duration = Duration::from_secs(4);
 
-/// How often the server and the hosts are looked at.
+/// The time between two checks of the server and the hosts.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How the soak is run.
@@ -152,7 +152,7 @@ impl Soak {
         self.started += 1;
         let name = format!("host-{number}.{}", self.started);
         let log = self.options.folder.join("hosts.log");
-        // One of those whose network fails goes on without a server.
+        // One host with a failing network continues without a server.
         let open = if number == 0 { "&on-unavailable=allow" } else { "" };
         let parameters = format!("borrow-timeout=3s&request-keep-alive-delay=3s{open}");
         HostProcess::start(name, &self.proxies[number], &parameters, &log)
@@ -165,7 +165,7 @@ impl Soak {
         let store = self.options.folder.join("leases");
         command.arg("--store").arg(format!("file:{}", store.display()));
         let log = self.options.folder.join("server.log");
-        // On another thread: this one carries the connections of the hosts meanwhile.
+        // The start blocks, and this thread forwards the connections of the hosts meanwhile.
         let started =
             tokio::task::spawn_blocking(move || Server::start(command, Some(&log))).await?;
         let server = started?;
@@ -271,7 +271,8 @@ impl Soak {
             let since = match (held == counted, agreed) {
                 (true, Some(since)) => since,
                 (true, None) => Instant::now(),
-                // They agreed and then did not: a lease ended late, and one side knew it first.
+                // A difference is an error only after some time, because one side learns of the end
+                // of a lease first.
                 (false, _) if start.elapsed() > 3 * TTL => {
                     bail!(
                         "the server does not count what is held:\n{}",
@@ -301,7 +302,7 @@ impl Soak {
         }
     }
 
-    /// What the hosts hold, and what the server counts, by trace.
+    /// The leases that the hosts hold, and the leases that the server counts, by trace.
     async fn compare(&mut self) -> anyhow::Result<(BTreeMap<String, u64>, BTreeMap<String, u64>)> {
         let mut held = BTreeMap::new();
         for host in &mut self.hosts {

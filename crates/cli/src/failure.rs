@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_session_exits_as_its_cause_would() {
+    fn a_lost_session_has_the_exit_code_of_its_cause() {
         let lost = |cause| Error::Lost { cause: Box::new(cause) };
         assert!(matches!(Failure::from(lost(full())), Failure::Refused(_)));
         let gone = Error::unavailable("no answer");
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn several_failures_tell_all_of_them_and_exit_as_the_gravest_use() {
+    fn several_failures_show_all_messages_and_a_usage_error_decides_the_exit_code() {
         let (port, flag) = (Failure::Failed("a port".into()), Failure::Usage("a flag".into()));
         assert_eq!(Failure::of(Vec::new()), None);
         assert_eq!(Failure::of(vec![port.clone()]), Some(port.clone()));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_fault_and_a_full_disk_is() {
+    fn a_closed_pipe_is_no_failure_and_a_full_disk_is_one() {
         let closed = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!((closed.message(), closed.exit_code()), (None, ExitCode::SUCCESS));
         let full = Failure::from(io::Error::from(io::ErrorKind::StorageFull));

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_that_of_the_machine_or_of_the_tightest_group_above_the_process() {
+    fn memory_is_the_least_of_the_machine_and_of_the_groups_of_the_process() {
         let folder = tempfile::tempdir().expect("a folder");
         let write = |path: &str, text: &str| {
             let path = folder.path().join(path);
@@ -90,7 +90,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn this_machine_tells_its_memory() {
+    fn this_machine_reports_its_memory() {
         assert!(memory().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn examples_in_the_help_stand_as_they_were_written_on_a_terminal_of_eighty_columns() {
+    fn examples_in_the_help_are_not_wrapped_on_a_terminal_of_eighty_columns() {
         let mut cli = Cli::command().term_width(80);
         cli.build();
         let names: Vec<String> = cli.get_subcommands().map(|it| it.get_name().to_owned()).collect();

@@ -161,12 +161,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_from_elsewhere_cannot_move_the_cursor_or_start_a_line() {
+    fn control_characters_of_text_are_escaped() {
         assert_eq!(plain("ré\x1b[2J\nb\u{202e}"), "ré\\u{1b}[2J\\nb\\u{202e}");
     }
 
     #[test]
-    fn what_is_shown_keeps_its_colours_and_its_lines_alone() {
+    fn escape_all_keeps_only_colours_and_ends_of_lines() {
         let text = styled(BAD, "a\nb\u{202e}\r");
         assert_eq!(escape_all(&text), styled(BAD, "a\nb\\u{202e}\\r"));
     }

@@ -1,4 +1,4 @@
-//! Attacks on the places of the admin port.
+//! Attacks that take the places for connections of the admin port.
 
 use std::time::Duration;
 
@@ -16,23 +16,24 @@ const CONNECTIONS: usize = 300;
 /// The receive buffer of a connection that reads nothing.
 const NARROW_BUFFER: u32 = 4 * 1024;
 
-/// How many times longer than others these attacks take, so that clients that wait for a place show.
+/// These attacks run longer than others by this factor, so that a client's wait for a place is
+/// measured.
 const LONGER: u32 = 3;
 
 /// How long an attacker waits for its connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Connections that ask for nothing.
+/// Connections that send no request.
 pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
     hold(stage, |_| "").await
 }
 
-/// Connections that asked for something, were answered, and stay.
+/// Connections that stay idle after one answered request.
 pub(super) async fn idle(stage: &mut Stage) -> anyhow::Result<()> {
     hold(stage, |_| "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await
 }
 
-/// Holds connections open, each of which asks what `asks` says of its number, and reads the answers.
+/// Holds connections open. Each sends `asks` of its number and reads the answers.
 async fn hold(stage: &mut Stage, asks: fn(usize) -> &'static str) -> anyhow::Result<()> {
     stage.span *= LONGER;
     let admin = stage.admin();
@@ -47,7 +48,7 @@ async fn hold(stage: &mut Stage, asks: fn(usize) -> &'static str) -> anyhow::Res
         .await
 }
 
-/// Connections that ask for more than they read.
+/// Connections that send requests and read no answer.
 pub(super) async fn readers(stage: &mut Stage) -> anyhow::Result<()> {
     stage.span *= LONGER;
     let admin = stage.admin();
@@ -59,7 +60,7 @@ pub(super) async fn readers(stage: &mut Stage) -> anyhow::Result<()> {
             let mut stream = connect.await.context("it cannot connect")??;
             let path = if number % 2 == 0 { "/metrics" } else { "/api/events" };
             let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
-            // Until the socket takes no more, and then for ever.
+            // Write until the socket accepts no more bytes; the last write then blocks for ever.
             loop {
                 stream.write_all(request.as_bytes()).await?;
             }

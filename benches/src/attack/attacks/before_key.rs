@@ -8,13 +8,14 @@ use crate::stage::Stage;
 /// Connections of each of these attacks.
 const CONNECTIONS: usize = 100;
 
-/// The most calls at once on one of them, where the server permits them.
+/// The most calls at once on one connection, if the server permits that many.
 const STREAMS: u64 = 1_024;
 
-/// References to one header in each call; 33 bytes of the list each, and 32 KiB may be the list.
+/// References to one header in each call. Each counts as 33 bytes of the header list, whose limit
+/// is 32 KiB.
 const REFERENCES: usize = 900;
 
-/// Streams are written in batches of so many.
+/// The number of streams in a batch that is written at once.
 const BATCH: u64 = 32;
 
 /// The first bytes of a message of 60,000 bytes.
@@ -51,7 +52,7 @@ async fn keep_open(
     }
 }
 
-/// Header references that take one byte on the wire and a place each in the server's memory.
+/// Header references: each takes one byte on the wire and one entry in the server's memory.
 pub(super) async fn references(stage: &mut Stage, key: Option<&'static str>) -> anyhow::Result<()> {
     stage
         .crowd(CONNECTIONS, move |link, _| async move {
@@ -103,7 +104,8 @@ pub(super) async fn bodies(stage: &mut Stage, key: Option<&'static str>) -> anyh
                 let mut left = connection.stream_window().min(60_000);
                 while left > 0 {
                     let part = connection.window(left.min(LONGEST)).await?;
-                    // The first part begins a message; whatever comes next belongs to it.
+                    // The first part begins a message. The later parts continue that message,
+                    // whatever their bytes are.
                     frame(&mut bytes, kind::DATA, flag::NONE, stream, &filler[..part]);
                     connection.send(&bytes).await?;
                     bytes.clear();
@@ -115,8 +117,8 @@ pub(super) async fn bodies(stage: &mut Stage, key: Option<&'static str>) -> anyh
         .await
 }
 
-/// Bodies of one byte, with so many bytes between two of them that each stands in a read buffer of
-/// its own, which it may keep whole.
+/// Bodies of one byte, with so many bytes between two of them that each is in a different read
+/// buffer. Each body may keep its whole buffer in memory.
 pub(super) async fn pinned(stage: &mut Stage) -> anyhow::Result<()> {
     stage
         .crowd(CONNECTIONS, |link, _| async move {
@@ -134,7 +136,7 @@ pub(super) async fn pinned(stage: &mut Stage) -> anyhow::Result<()> {
         .await
 }
 
-/// Streams that the server opens to all: watches of its health.
+/// Streams that need no key: health watches.
 pub(super) async fn health(stage: &mut Stage) -> anyhow::Result<()> {
     stage
         .crowd(CONNECTIONS, |link, _| async move {
@@ -148,7 +150,7 @@ pub(super) async fn health(stage: &mut Stage) -> anyhow::Result<()> {
         .await
 }
 
-/// Streams that the server opens to all: questions for its descriptors, whose answers are long.
+/// Streams that need no key: reflection requests, whose answers are long.
 pub(super) async fn reflection(stage: &mut Stage) -> anyhow::Result<()> {
     stage
         .crowd(CONNECTIONS, |link, number| async move {
@@ -157,7 +159,7 @@ pub(super) async fn reflection(stage: &mut Stage) -> anyhow::Result<()> {
             let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
             let block = Block::call(path);
             let question = question();
-            // As many as fit into the connection's first window, spread over its streams.
+            // As many requests as fit into the connection's first window, spread over its streams.
             let asked = question.repeat(1 + 50_000 / STREAMS as usize / question.len());
             let most = STREAMS.min(connection.max_streams().into());
             let mut bytes = Vec::new();
@@ -171,7 +173,7 @@ pub(super) async fn reflection(stage: &mut Stage) -> anyhow::Result<()> {
                 }
             }
             connection.send(&bytes).await?;
-            // The rest goes over the same streams in turn, as the windows are granted.
+            // Further requests use the same streams in turn, as the windows are granted.
             for stream in (1..2 * most as u32).step_by(2).cycle() {
                 let part = connection.window(question.len()).await?;
                 bytes.clear();
@@ -183,10 +185,10 @@ pub(super) async fn reflection(stage: &mut Stage) -> anyhow::Result<()> {
         .await
 }
 
-/// A question for the file that has the symbol of the worker pool.
+/// A reflection request for the file that defines the worker pool.
 fn question() -> Vec<u8> {
     let symbol = b"sf.worker.v1.WorkerPool";
-    // Field 4, a text.
+    // Field 4, of type string.
     let mut question = vec![0, 0, 0, 0, 2 + symbol.len() as u8, 0x22, symbol.len() as u8];
     question.extend_from_slice(symbol);
     question

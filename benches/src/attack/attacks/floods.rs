@@ -16,7 +16,7 @@ const BATCH: usize = 64;
 /// Connections that are broken on purpose.
 const BROKEN: usize = 2_000;
 
-/// Calls that are reset as soon as they began.
+/// Calls that are reset right after their headers.
 pub(super) async fn rapid_reset(stage: &mut Stage) -> anyhow::Result<()> {
     stage
         .crowd(20, |link, _| async move {
@@ -82,7 +82,7 @@ pub(super) async fn settings_of(stage: &mut Stage) -> anyhow::Result<()> {
     flood(stage, bytes).await
 }
 
-/// Sends the same again and again, on connections that read no answers.
+/// Sends the same bytes repeatedly, on connections that read no answers.
 async fn flood(stage: &mut Stage, bytes: Vec<u8>) -> anyhow::Result<()> {
     stage
         .crowd(20, move |link, _| {
@@ -97,7 +97,7 @@ async fn flood(stage: &mut Stage, bytes: Vec<u8>) -> anyhow::Result<()> {
         .await
 }
 
-/// Connections that break the protocol, each of which is a line of the log.
+/// Connections that violate the protocol. Each causes a line in the log.
 pub(super) async fn broken(stage: &mut Stage) -> anyhow::Result<()> {
     stage.begin()?;
     let address = stage.link().address;
@@ -111,7 +111,7 @@ pub(super) async fn broken(stage: &mut Stage) -> anyhow::Result<()> {
             frame(&mut bytes, kind::SETTINGS, flag::NONE, 1, &[]);
             stream.write_all(&bytes).await?;
             let mut rest = Vec::new();
-            // However the server ends it.
+            // The server may close or reset the connection.
             let _ = stream.read_to_end(&mut rest).await;
             anyhow::Ok(())
         });

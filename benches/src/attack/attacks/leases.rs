@@ -17,7 +17,7 @@ use crate::load::{ATTACH, BORROW, RETURN, STATE, fill, keyed, run};
 use crate::options::Store;
 use crate::stage::Stage;
 
-/// Leases of the pool whose state is asked for.
+/// Leases of the pool whose state is requested.
 const POOL: u64 = 50_000;
 
 /// The attacker's organization.
@@ -29,7 +29,7 @@ const UNKNOWN_KEYS: u32 = 400;
 /// How long after its TTL a lease may still count.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A question for the state of the attacker's pool.
+/// A request for the state of the attacker's pool.
 fn question() -> Bytes {
     message(&WorkersStateRequest {
         service: LASTING.into(),
@@ -38,7 +38,7 @@ fn question() -> Bytes {
     })
 }
 
-/// Fills the pool whose state is asked for.
+/// Fills the pool whose state is requested.
 async fn pool(stage: &mut Stage) -> anyhow::Result<()> {
     fill(&stage.link(), LASTING, ORGANIZATION, POOL).await?;
     stage.leases = POOL;
@@ -46,7 +46,8 @@ async fn pool(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Long answers that wait for ever: behind windows of 0, and behind a socket that nobody reads.
+/// Long answers that are never read: half of the clients keep a window of 0, the others do not read
+/// the socket.
 pub(super) async fn state_unread(stage: &mut Stage) -> anyhow::Result<()> {
     pool(stage).await?;
     stage
@@ -69,7 +70,7 @@ pub(super) async fn state_unread(stage: &mut Stage) -> anyhow::Result<()> {
         .await
 }
 
-/// Long answers that are read, and asked for again.
+/// Long answers that are read and requested again.
 pub(super) async fn state_again(stage: &mut Stage) -> anyhow::Result<()> {
     pool(stage).await?;
     stage
@@ -82,7 +83,7 @@ pub(super) async fn state_again(stage: &mut Stage) -> anyhow::Result<()> {
         .await
 }
 
-/// Streams of session control that send batches of keys nobody knows, and read no answer.
+/// Streams of session control that send batches of unknown keys and read no answer.
 pub(super) async fn attach(stage: &mut Stage) -> anyhow::Result<()> {
     stage
         .crowd(100, |link, number| async move {
@@ -111,7 +112,8 @@ pub(super) async fn attach(stage: &mut Stage) -> anyhow::Result<()> {
         .await
 }
 
-/// How many leases expire together; a disk takes longer to keep them, and none may end before.
+/// How many leases expire together. On a disk there are fewer, because borrows take longer and no
+/// lease may expire before the last borrow.
 fn crowd_of(stage: &Stage) -> u64 {
     match stage.store {
         Store::Memory => stage.pick(100_000, 1_000_000),
@@ -119,14 +121,14 @@ fn crowd_of(stage: &Stage) -> u64 {
     }
 }
 
-/// Borrows the leases that will expire; their keys.
+/// Borrows the leases that will expire, and returns their keys.
 async fn passing(stage: &mut Stage, leases: u64) -> anyhow::Result<Vec<String>> {
     let keys = fill(&stage.link(), PASSING, ORGANIZATION, leases).await?;
     stage.leases = leases;
     Ok(keys)
 }
 
-/// Waits until the leases of the attack are past their end and the second that they may be late.
+/// Waits for the TTL of the attack's leases, and for the second by which their end may be late.
 async fn pass(stage: &Stage) {
     sleep_until(Instant::now() + stage.passing + LATE).await;
 }
@@ -135,7 +137,7 @@ async fn pass(stage: &Stage) {
 pub(super) async fn expiry(stage: &mut Stage) -> anyhow::Result<()> {
     let leases = crowd_of(stage);
     let keys = passing(stage, leases).await?;
-    // In as few calls as there can be, so that all end together.
+    // Keep the leases alive in as few calls as possible, so that all end together.
     let kept = stage.caller(ATTACKER_KEY).keep_all_alive(keys).await;
     let gone = kept.context("the leases cannot be kept alive")?;
     if gone > 0 {
@@ -146,12 +148,12 @@ pub(super) async fn expiry(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Many leases that end together because the server started anew.
+/// Many leases that end together because the server restarted.
 pub(super) async fn expiry_after_restart(stage: &mut Stage) -> anyhow::Result<()> {
     let leases = crowd_of(stage);
     passing(stage, leases).await?;
     stage.kill_and_restart()?;
-    // Clients find out that their connections are gone, and connect again.
+    // Let the clients detect the closed connections and reconnect.
     sleep(Duration::from_millis(500)).await;
     stage.begin()?;
     pass(stage).await;
@@ -171,15 +173,16 @@ pub(super) async fn disable(stage: &mut Stage) -> anyhow::Result<()> {
     let (status, body) = http::ask(stage.admin(), "PUT", &path, body, limit).await?;
     let took = asked.elapsed().as_millis();
     ensure!(status == 200, "{path} answered {status}: {body}");
-    // What comes right after it belongs to it.
+    // The time right after the revocation belongs to the attack.
     sleep(stage.span).await;
     stage.note(format!("{leases} leases were ended in {took} ms"));
     Ok(())
 }
 
-/// All that an indexer may do, as fast as it is answered.
+/// Borrows, keep-alives and returns of an indexer, as fast as the server answers them.
 pub(super) async fn full_speed(stage: &mut Stage) -> anyhow::Result<()> {
-    // What is under way when the connections close is returned by the server or not, as it happens.
+    // Calls in flight when the connections close may or may not have an effect, so the number of
+    // leases is unknown.
     stage.leases_after = None;
     stage.leases = 100 * 1_024;
     stage
@@ -187,7 +190,8 @@ pub(super) async fn full_speed(stage: &mut Stage) -> anyhow::Result<()> {
             let first = (connection as u128) << 64 | u128::from(rand::random::<u32>()) << 96;
             let mut connection = Connection::open(&link, Reads::Everything).await?;
             let call = |number: u64| {
-                // A borrow, and later its return, by the borrow's id, which is near enough.
+                // A borrow, a keep-alive with an unknown key, and the return of the borrow by its
+                // borrow id.
                 let id = format!("{:032x}", first | u128::from(number / 3));
                 match number % 3 {
                     0 => {

@@ -1,4 +1,4 @@
-//! Attacks on the places for connections.
+//! Attacks that take the places for connections.
 
 use std::time::Duration;
 
@@ -16,28 +16,29 @@ use crate::stage::Stage;
 /// Connections, more than the server has places for.
 const CONNECTIONS: usize = 600;
 
-/// How many times longer than others these attacks take, so that clients that wait for a place show.
+/// These attacks run longer than others by this factor, so that a client's wait for a place is
+/// measured.
 const LONGER: u32 = 2;
 
-/// Between two headers of a slow request.
+/// The pause between two headers of a slow request.
 const SLOWLY: Duration = Duration::from_millis(100);
 
-/// Connections that say nothing.
+/// Connections that send no request.
 pub(super) async fn silent(stage: &mut Stage) -> anyhow::Result<()> {
     stage.span *= LONGER;
     stage
         .crowd(CONNECTIONS, |link, number| async move {
             let mut stream = connect(link.address).await?;
-            // One half begins to greet.
+            // Every second connection sends the first bytes of the preface.
             stream.write_all(&PREFACE[..number % 2 * 10]).await?;
-            // Until the server closes it.
+            // Wait until the server closes the connection.
             stream.read_u8().await.context("the server closed it")?;
             Ok(())
         })
         .await
 }
 
-/// Connections that make one call and stay.
+/// Connections that make one call and then stay idle.
 pub(super) async fn idle(stage: &mut Stage, key: Option<&'static str>) -> anyhow::Result<()> {
     stage.span *= LONGER;
     stage

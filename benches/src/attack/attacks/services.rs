@@ -1,4 +1,4 @@
-//! Services that nobody configured.
+//! An attack with services that the policy does not name.
 
 use wire::framing::frame as message;
 
@@ -7,7 +7,7 @@ use crate::connection::Reads;
 use crate::load::{BORROW, granted, keyed, spread};
 use crate::stage::Stage;
 
-/// The most of them that may have leases of one indexer at a time, generously.
+/// A generous limit for the number of such services in which one indexer has leases at a time.
 const MOST: usize = 1_000;
 
 /// Borrows a lease of each of many services that have no entry in the policy.

@@ -1,4 +1,5 @@
-//! Reports of usage, and the memories that keep a call from counting twice.
+//! Attacks by reports of usage, and on the tables of report keys and borrow ids, which keep a retry
+//! from counting twice.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::stage::Stage;
 /// Callers that report at once.
 const CALLERS: usize = 16;
 
-/// Different metrics of organizations in one report of theirs.
+/// Different pairs of organization and metric in one report.
 const METRICS: usize = 50_000;
 
 /// Metrics of one event.
@@ -74,7 +75,7 @@ pub(super) async fn reports(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Report keys in such numbers that one of another indexer might be forgotten.
+/// Sends so many report keys that the server might forget one of another indexer.
 pub(super) async fn report_keys(stage: &mut Stage) -> anyhow::Result<()> {
     let reports = stage.pick(60_000, 1_000_001);
     let mut bystander = stage.caller(BYSTANDER_KEY);
@@ -89,19 +90,19 @@ pub(super) async fn report_keys(stage: &mut Stage) -> anyhow::Result<()> {
     stage.note(format!("{} of {reports} empty reports were taken", done.answered));
     let again = bystander.report(vec![used(METERED, USED)], Some("the-report")).await;
     again.context("the repeated report")?;
-    // A report of nothing tells whether the budget is spent.
+    // The answer to a report of 0 says whether the budget is spent.
     let spent = bystander.report(vec![used(METERED, 0.0)], None).await?;
     ensure!(!spent, "a report of {USED} that came twice under one key counted twice");
     Ok(())
 }
 
-/// Borrow ids in such numbers that one of another indexer might be forgotten.
+/// Sends so many borrow ids that the server might forget one of another indexer.
 pub(super) async fn borrow_ids(stage: &mut Stage) -> anyhow::Result<()> {
     let borrows = stage.pick(20_000, 100_000);
     let mut bystander = stage.caller(BYSTANDER_KEY);
     let borrow = || borrow_request(LASTING, "retried", "");
     let first = bystander.borrow_with(borrow(), Some(1)).await?;
-    // That lease stays.
+    // The lease of the first borrow stays.
     stage.leases_after = Some(1);
     stage.begin()?;
     let link = stage.link();
@@ -127,7 +128,7 @@ pub(super) async fn borrow_ids(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Counters in such numbers that there might be no room for those that matter.
+/// Creates so many counters that there might be no room for the counter of a budget.
 pub(super) async fn counters(stage: &mut Stage, value: f64) -> anyhow::Result<()> {
     let organizations = stage.pick(200_000, 1_000_000);
     stage.begin()?;
@@ -150,7 +151,7 @@ pub(super) async fn counters(stage: &mut Stage, value: f64) -> anyhow::Result<()
     while let Some(caller) = callers.join_next().await {
         refused.append(&mut caller?);
     }
-    // What the counters do to the server shows after the reports too.
+    // The counters may still load the server after the reports.
     sleep(Duration::from_millis(200)).await;
     stage.end().await?;
     if let Some(last) = refused.last() {
@@ -160,7 +161,7 @@ pub(super) async fn counters(stage: &mut Stage, value: f64) -> anyhow::Result<()
     let spent = bystander.report(vec![used(METERED, USED)], None).await;
     let spent = spent.context("a report of what has a budget")?;
     ensure!(!spent, "usage of {USED} spent a budget of {BUDGET}");
-    // Together with an organization that is new, as real reports mix them.
+    // One report also contains a new organization, as real reports do.
     let events = vec![used("newcomer", USED), used(METERED, USED)];
     let spent = bystander.report(events, None).await;
     let spent = spent.context("a report of what has a budget and of a new organization")?;

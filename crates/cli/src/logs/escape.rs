@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line_in_which_nothing_moves_another() {
+    fn an_event_is_one_line_without_control_characters_of_its_text() {
         let event = "\x1b[31mERROR\x1b[0m of \u{202e}acme\nINFO all is well\n";
         assert_eq!(
             line(LogFormat::Text, true, event),

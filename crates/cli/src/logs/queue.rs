@@ -192,10 +192,10 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything here takes.
+    /// The timeout of every wait.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// A queue before a pipe, which says in it how many lines were dropped.
+    /// A queue that writes into a pipe. It also writes how many lines were dropped.
     fn before_a_pipe() -> (Queue, io::PipeReader) {
         let (reader, writer) = io::pipe().unwrap();
         let told = Arc::<Mutex<Option<Queue>>>::default();
@@ -209,7 +209,7 @@ mod tests {
         (queue, reader)
     }
 
-    /// Reads lines until there is one like `end`, and answers how many those were.
+    /// Reads lines until one equals `end`, and returns how many it has read.
     fn lines_to(reader: &mut impl BufRead, end: &str) -> u64 {
         let mut lines = 0;
         loop {
@@ -223,21 +223,22 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_holds_up_nobody_and_what_is_dropped_is_told() {
+    fn a_full_pipe_blocks_no_caller_and_dropped_lines_are_reported() {
         let (queue, mut reader) = before_a_pipe();
         let line = format!("{}\n", "x".repeat(999));
         for _ in 0..3_000 {
             queue.push(line.as_bytes());
         }
         let dropped = queue.dropped().load(Ordering::Relaxed);
-        // A pipe takes 64 KiB, the queue a MiB.
+        // The pipe holds 64 KiB and the queue 1 MiB.
         assert!((1_500..2_200).contains(&dropped), "{dropped}");
         assert!(queue.state().bytes <= MAX_BYTES);
-        // Whoever ends does not wait for the pipe either.
+        // A flush does not wait for the pipe longer than its timeout.
         queue.flush(Duration::from_millis(10));
         assert!(!queue.state().lines.is_empty());
 
-        // They are told where there is room again, and before what comes then.
+        // The number of dropped lines is reported when half of the queue is free, before later
+        // lines.
         let mut reader = BufReader::new(&mut reader);
         let before = lines_to(&mut reader, &format!("{dropped} lines were dropped\n"));
         queue.push(b"the end\n");
@@ -248,11 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn short_lines_are_bounded_by_their_number_and_a_long_one_by_its_length() {
+    fn the_number_of_short_lines_and_the_length_of_a_long_line_are_bounded() {
         let (queue, _reader) = before_a_pipe();
         queue.push(&[b'x'; MAX_LINE + 1]);
         assert_eq!(queue.dropped().load(Ordering::Relaxed), 1);
-        // The first fills the pipe, and its writer waits.
+        // The first line fills the pipe, and the thread that writes it blocks.
         queue.push(&[b'x'; MAX_LINE]);
         queue.push(&[b'x'; MAX_LINE]);
         for _ in 0..2 * MAX_LINES {
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_line_takes_the_room_of_those_before_it() {
+    fn the_last_line_replaces_earlier_lines_when_the_queue_is_full() {
         let (queue, reader) = before_a_pipe();
         let line = format!("{}\n", "x".repeat(999));
         for _ in 0..3_000 {

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_is_told_in_its_two_largest_units() {
+    fn a_duration_is_shown_in_its_two_largest_units() {
         for (seconds, told) in [
             (0.9, "0s"),
             (59.9, "59s"),
@@ -98,14 +98,14 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_told_in_utc() {
+    fn a_time_is_shown_in_utc() {
         assert_eq!(moment(1_795_411_294), "2026-11-23 05:21:34 UTC");
         assert_eq!(moment(-5), "1970-01-01 00:00:00 UTC");
         assert_eq!(moment(i64::MAX), "9999-12-31 23:59:59 UTC");
     }
 
     #[test]
-    fn what_is_used_of_a_budget_is_never_rounded_down() {
+    fn the_used_share_of_a_budget_is_never_rounded_down() {
         assert_eq!(budget(&row(999.0, 1000.0)), "egress_bytes 100% used");
         assert_eq!(budget(&row(601.0, 1000.0)), "egress_bytes 61% used");
         assert_eq!(budget(&row(1000.0, 1000.0)), "egress_bytes spent");

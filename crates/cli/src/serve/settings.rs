@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+    fn a_flag_overrides_the_file_and_the_file_overrides_the_default() {
         let file = policy_file("listen = '127.0.0.1:1'\nstore = 'memory:'\nmax_leases = 7");
         let path = file.path().to_str().expect("a path");
         let config = configured(&["--config", path, "--listen", "127.0.0.1:2"]).expect("valid");
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_can_take_back_what_the_file_allows() {
+    fn a_flag_can_disable_what_the_file_allows() {
         let file = policy_file("allow_anonymous = true\nstore = 'memory:'");
         let path = file.path().to_str().expect("a path");
         let allowed = |line: &[&str]| configured(line).expect("valid").allow_anonymous;

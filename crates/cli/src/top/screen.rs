@@ -62,7 +62,7 @@ mod tests {
     use super::terminal::Terminal;
     use super::*;
 
-    /// Set where this test runs itself, on a terminal.
+    /// Set when this test runs itself in a child process, on a terminal.
     const PANICKING: &str = "TGM_SESSION_TEST_PANICS_ON_A_TERMINAL";
 
     #[test]

@@ -1,4 +1,4 @@
-//! The screen without a terminal: keys in, pictures out.
+//! Tests of the screen without a terminal. They press keys and read what is drawn.
 
 use std::time::{Duration, Instant};
 
@@ -94,11 +94,11 @@ fn lease(number: u32, trace: &str) -> Session {
     }
 }
 
-/// A screen and what a server would answer it.
+/// A screen, and the data that an imitated server answers.
 struct Rig {
     app: App,
     now: Instant,
-    /// The ids of the organizations, in the order that the server has them in.
+    /// The ids of the organizations, in the order of the server.
     ids: Vec<String>,
     leases: Vec<Session>,
     revision: u64,
@@ -113,7 +113,7 @@ impl Rig {
         rig
     }
 
-    /// Answers what the screen wants to know.
+    /// Answers the query of the screen.
     fn fetch(&mut self) {
         self.revision += 1;
         let want = self.app.query();
@@ -153,7 +153,7 @@ impl Rig {
         self.app.press(KeyEvent::new(code, KeyModifiers::NONE))
     }
 
-    /// Presses keys one after another, each answered before the next.
+    /// Presses keys one after another. After each key the query of the screen is answered.
     fn type_keys(&mut self, text: &str) {
         for char in text.chars() {
             assert_eq!(self.press(KeyCode::Char(char)), Action::Nothing);
@@ -249,21 +249,21 @@ fn the_cursor_stays_on_an_organization_that_moves_and_on_the_top_when_nothing_wa
     rig.ids = ["b", "c", "a"].map(str::to_owned).into();
     rig.fetch();
     assert_eq!(rig.selected(), "a");
-    // One that is gone leaves the cursor where it was.
+    // If the organization is gone, the cursor keeps its row, or moves to the last row.
     rig.ids = ["b", "c"].map(str::to_owned).into();
     rig.fetch();
     assert_eq!(rig.selected(), "c");
 }
 
 #[test]
-fn the_search_is_asked_of_the_server_as_it_is_typed_and_can_be_taken_back() {
+fn the_server_searches_while_the_text_is_typed_and_escape_clears_it() {
     let mut rig = Rig::new(["north", "west", "south-west"]);
     rig.type_keys("/wesx");
     assert!(rig.picture().contains("0 of 0 organizations"), "{}", rig.picture());
     rig.press(KeyCode::Backspace);
     rig.fetch();
     assert!(rig.picture().contains("1 of 2 organizations"), "{}", rig.picture());
-    // Typed, `q` is a letter.
+    // In a search, `q` is a letter and does not quit.
     rig.type_keys("q");
     rig.press(KeyCode::Esc);
     assert!(rig.app.needs_list());
@@ -276,7 +276,7 @@ fn the_search_is_asked_of_the_server_as_it_is_typed_and_can_be_taken_back() {
 }
 
 #[test]
-fn the_orders_go_round_in_both_directions() {
+fn the_keys_cycle_through_the_orders_in_both_directions() {
     let mut rig = Rig::new(["a"]);
     let mut forward = Vec::new();
     for _ in 0..4 {
@@ -294,7 +294,7 @@ fn the_orders_go_round_in_both_directions() {
 }
 
 #[test]
-fn enter_shows_the_sessions_of_an_organization_and_escape_leads_back() {
+fn enter_shows_the_sessions_of_an_organization_and_escape_goes_back() {
     let mut rig = Rig::new(["acme", "other"]);
     rig.leases = vec![lease(1, "trace-one"), lease(2, "trace-two")];
     rig.press(KeyCode::Enter);
@@ -340,7 +340,7 @@ fn a_session_is_ended_only_after_a_yes_to_the_question_that_names_it() {
         assert!(!rig.picture().contains("End this session"));
     }
     rig.press(KeyCode::Char('r'));
-    // The question is about the lease it names, whatever the list does meanwhile.
+    // The answer applies to the lease that the question names, even if the list changes meanwhile.
     rig.leases.remove(1);
     rig.fetch();
     let picture = rig.picture();
@@ -355,7 +355,7 @@ fn a_session_is_ended_only_after_a_yes_to_the_question_that_names_it() {
 }
 
 #[test]
-fn a_lost_connection_is_shown_with_its_reason_over_what_was_known_last() {
+fn a_lost_connection_is_shown_with_its_reason_above_the_last_known_list() {
     let mut rig = Rig::new(["acme"]);
     let lost = || Failure::Unavailable("nobody listens there".into());
     rig.app.mark_lost(lost(), rig.now);
@@ -364,7 +364,7 @@ fn a_lost_connection_is_shown_with_its_reason_over_what_was_known_last() {
     let picture = rig.picture();
     let told = "○ connection lost 1m01s ago, trying again: nobody listens there";
     assert!(picture.contains(told) && picture.contains("███░░ 3/5"), "{picture}");
-    // Whoever answers then may be another server, whose revisions begin anew.
+    // The next answer may come from another server, whose revisions start again.
     assert_eq!(rig.app.known_revision(rig.now, OLDEST), None);
     rig.fetch();
     assert!(rig.picture().contains("● connected"), "{}", rig.picture());
@@ -380,7 +380,7 @@ fn an_unchanged_revision_needs_no_new_list_until_the_list_is_old() {
 }
 
 #[test]
-fn an_answer_to_an_older_question_is_not_shown_as_the_answer_to_the_new_one() {
+fn an_answer_to_an_older_query_is_not_shown() {
     let mut rig = Rig::new(["acme", "other"]);
     let late = Update {
         want: rig.app.query(),
@@ -400,7 +400,7 @@ fn an_answer_to_an_older_question_is_not_shown_as_the_answer_to_the_new_one() {
 }
 
 #[test]
-fn what_is_wrong_with_the_server_is_shown_before_anything_else() {
+fn a_problem_of_the_server_is_shown_above_the_list() {
     let mut rig = Rig::new(["acme"]);
     let mut tell = |change: fn(&mut Overview)| {
         let mut overview = overview(2);
@@ -419,7 +419,7 @@ fn what_is_wrong_with_the_server_is_shown_before_anything_else() {
 }
 
 #[test]
-fn ids_from_elsewhere_cannot_move_the_cursor_of_the_terminal() {
+fn control_characters_in_ids_are_escaped() {
     let mut rig = Rig::new(["a\x1b[2Jb"]);
     assert!(rig.picture().contains("a\\u{1b}[2Jb"), "{}", rig.picture());
     rig.leases = vec![lease(1, "t\nrace")];
@@ -429,7 +429,7 @@ fn ids_from_elsewhere_cannot_move_the_cursor_of_the_terminal() {
 }
 
 #[test]
-fn ctrl_c_quits_whatever_is_going_on() {
+fn ctrl_c_quits_in_every_state() {
     for keys in ["", "/", "?"] {
         let mut rig = Rig::new(["acme"]);
         for key in keys.chars() {

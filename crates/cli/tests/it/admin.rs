@@ -24,11 +24,11 @@ fn ask(address: &str, method: &str, path: &str, token: &str, body: &str) -> (u16
 }
 
 #[test]
-fn a_disabled_organization_ends_at_once_and_stays_disabled_when_the_process_is_killed() {
+fn disabling_an_organization_ends_its_session_at_once_and_survives_a_kill() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", "[services.t1r]\nmax_per_organization = 3\n");
     let mut server = Serve::with_policy(&folder, &policy);
-    // Nothing but a push can end it in time: its first keep-alive is due in an hour.
+    // The first keep-alive is due in an hour, so only a push can end the session in time.
     let url = format!("tgm://{}?plaintext=true&request-keep-alive-delay=1h", server.grpc);
     let mut held = Talker::start(["borrow", &url, "--organization", "acme"]);
     held.event("holding");
@@ -55,7 +55,7 @@ fn a_disabled_organization_ends_at_once_and_stays_disabled_when_the_process_is_k
 }
 
 #[test]
-fn a_policy_file_that_is_not_sound_is_refused_with_its_place_and_the_old_one_stays() {
+fn an_invalid_policy_file_is_refused_with_its_place_and_the_old_policy_stays() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", "[services.t1r]\nmax_per_organization = 3\n");
     let server = Serve::with_policy(&folder, &policy);
@@ -77,7 +77,7 @@ fn a_policy_file_that_is_not_sound_is_refused_with_its_place_and_the_old_one_sta
 }
 
 #[test]
-fn a_token_is_needed_off_loopback_and_asked_for_wherever_there_is_one() {
+fn a_token_is_required_off_loopback_and_checked_wherever_one_is_set() {
     let open = ["serve", "--store", "memory:", "--listen", "127.0.0.1:0"];
     let refused = finish(command(open.into_iter().chain(["--admin-listen", "0.0.0.0:0"])));
     assert!(refused.code != Some(0) && refused.error().contains("token"), "{refused:?}");

@@ -1,4 +1,4 @@
-//! The operator's commands through a proxy that ends TLS, as they reach a server elsewhere.
+//! The operator's commands through a proxy that terminates TLS, as they reach a remote server.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -10,14 +10,14 @@ use rustls::crypto::ring;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// Ends TLS in front of `admin` for as long as the test runs. Returns its address and the
-/// certificate to trust.
+/// Terminates TLS in front of `admin` for as long as the test runs. Returns the address of the
+/// proxy and the certificate to trust.
 fn proxy(folder: &tempfile::TempDir, admin: &str) -> (String, PathBuf) {
     let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     proxy_showing(params, folder, admin)
 }
 
-/// As [`proxy`], with a certificate like this, which signs itself.
+/// As [`proxy`], with a self-signed certificate of these parameters.
 fn proxy_showing(
     params: rcgen::CertificateParams,
     folder: &tempfile::TempDir,
@@ -40,14 +40,15 @@ fn proxy_showing(
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let connection = ServerConnection::new(config.clone()).unwrap();
-            // A client that does not trust the certificate leaves; the next one may.
+            // A client that does not trust the certificate closes its connection. Later clients may
+            // trust it.
             let _ = forward(StreamOwned::new(connection, stream.unwrap()), &admin);
         }
     });
     (format!("https://localhost:{port}"), certificate)
 }
 
-/// Carries one request without a body, and its answer.
+/// Forwards one request without a body, and its answer.
 fn forward(
     mut client: StreamOwned<ServerConnection, TcpStream>,
     admin: &str,
@@ -76,7 +77,7 @@ fn organizations(admin: &str, trusted: Option<&Path>) -> Ran {
 }
 
 #[test]
-fn a_proxy_that_the_machine_trusts_is_called_over_tls_and_no_other() {
+fn only_a_proxy_with_a_trusted_certificate_is_called_over_tls() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", "[services.t1r]\n[organizations.acme]\n");
     let policy = policy.to_str().unwrap();
@@ -100,7 +101,7 @@ fn a_proxy_that_the_machine_trusts_is_called_over_tls_and_no_other() {
 }
 
 #[test]
-fn the_wrong_scheme_is_found_by_the_first_call_and_the_right_one_is_named() {
+fn a_call_with_the_wrong_scheme_fails_and_names_the_right_scheme() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", "[services.t1r]\n[organizations.acme]\n");
     let policy = policy.to_str().unwrap();
@@ -118,7 +119,7 @@ fn the_wrong_scheme_is_found_by_the_first_call_and_the_right_one_is_named() {
 }
 
 #[test]
-fn a_certificate_that_signed_itself_as_an_authority_is_trusted_when_the_machine_trusts_it() {
+fn a_self_signed_authority_certificate_is_accepted_when_the_machine_trusts_it() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", "[services.t1r]\n[organizations.acme]\n");
     let policy = policy.to_str().unwrap();

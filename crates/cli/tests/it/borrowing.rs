@@ -1,4 +1,4 @@
-//! `borrow` and `state` against a real server: what is shown, and the exit code that says why.
+//! `borrow` and `state` against a real server: their output and their exit codes.
 
 use crate::harness::{self, PATIENCE, Serve, Talker, file, folder, free_address, run, store};
 use rustix::process::Signal;
@@ -40,7 +40,7 @@ fn a_session_and_its_workers_are_held_for_a_time_and_returned() {
 }
 
 #[test]
-fn ctrl_c_returns_everything_before_it_leaves() {
+fn ctrl_c_returns_every_lease_before_the_holder_exits() {
     let folder = folder();
     let server = server(&folder);
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
@@ -90,7 +90,7 @@ fn a_disabled_organization_is_refused_with_3() {
 }
 
 #[test]
-fn a_key_that_is_nobodys_is_refused_with_3() {
+fn a_call_without_a_known_key_is_refused_with_3() {
     let folder = folder();
     let text = format!(
         "[services.t1r]\n[[indexers]]\nname = 'west'\nkey_sha256 = '{}'\n",
@@ -110,7 +110,7 @@ fn a_key_that_is_nobodys_is_refused_with_3() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_unavailable_with_4_and_its_address() {
+fn an_unreachable_server_is_reported_with_its_address_and_4() {
     let address = free_address();
     let url = format!("tgm://{address}?plaintext=true&borrow-timeout=300ms");
     for command in ["borrow", "state"] {
@@ -161,7 +161,7 @@ fn a_service_the_policy_does_not_know_is_a_usage_error() {
 }
 
 #[test]
-fn a_session_rides_out_a_killed_server_and_the_holder_says_so() {
+fn a_session_survives_a_restart_of_the_server_and_the_holder_reports_both() {
     let folder = folder();
     let mut server = server(&folder);
     let url = server.url();
@@ -188,7 +188,7 @@ fn a_session_that_is_revoked_ends_with_3_and_the_reason() {
     let mut holder = Talker::start(borrow(&url, "acme"));
     holder.event("holding");
     server.kill();
-    // The new policy no longer lets it live.
+    // The new policy disables the organization, so the session ends.
     let text = format!("{POLICY}[organizations.acme]\ndisabled = true\n");
     let policy = file(&folder, "closed.toml", &text);
     let store = store(&folder);
@@ -201,7 +201,7 @@ fn a_session_that_is_revoked_ends_with_3_and_the_reason() {
 }
 
 #[test]
-fn a_session_whose_server_stays_away_is_lost_with_4() {
+fn a_session_whose_server_stays_unreachable_is_lost_with_4() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", "[services.t1r]\nttl = '3s'\n");
     let mut server = Serve::with_policy(&folder, &policy);
@@ -249,7 +249,7 @@ fn state_shows_a_bar_and_the_traces_for_people_and_numbers_for_programs() {
 }
 
 #[test]
-fn a_holder_whose_output_nobody_reads_holds_on_and_returns_everything() {
+fn a_holder_with_a_closed_output_continues_and_returns_every_lease() {
     let folder = folder();
     let server = server(&folder);
     let url = server.url();

@@ -1,4 +1,4 @@
-//! `check` and `serve` refuse the same files, in the same words.
+//! `check` and `serve` refuse the same files, with the same errors.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -6,13 +6,13 @@ use std::process::{Command, Stdio};
 use crate::harness::{self, Ran, Serve, command, file, finish, folder, run};
 use serde_json::Value;
 
-/// The errors that were told, each without the word in front.
+/// The errors on standard error, each without its prefix.
 fn errors(ran: &Ran) -> Vec<String> {
     let errors = ran.stderr.lines().filter_map(|line| line.strip_prefix("error: "));
     errors.map(str::to_owned).collect()
 }
 
-/// `check` of `policy` and `serve` with it, both with these flags and variables.
+/// The commands `check` and `serve` for `policy`, both with these flags and variables.
 fn both(policy: &str, flags: &[&str], variables: &[(&str, &str)]) -> [Command; 2] {
     let with = |mut command: Command| {
         command.args(flags).envs(variables.iter().copied());
@@ -23,7 +23,7 @@ fn both(policy: &str, flags: &[&str], variables: &[(&str, &str)]) -> [Command; 2
         let named = flag.trim_start_matches("--").replace('-', "_");
         flags.contains(flag) || std::fs::read_to_string(policy).unwrap().contains(&named)
     };
-    // Ports that nobody else has, unless the ports are what it is about.
+    // Listen on free ports, unless the case sets the addresses.
     let mut serving = vec![serve[0]];
     for pair in serve[1..].chunks(2).filter(|pair| !is_given(&pair[0])) {
         serving.extend(pair);
@@ -35,7 +35,7 @@ fn both(policy: &str, flags: &[&str], variables: &[(&str, &str)]) -> [Command; 2
 }
 
 #[test]
-fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
+fn check_refuses_whatever_serve_refuses_with_the_same_errors() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -88,7 +88,7 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
         (server("grpc_web_origins = ['a']"), vec![], vec![], 2, told(&["\"a\" is no origin"])),
         (server(&token_file), vec![], vec![], 2, told(&["ends with a space"])),
         (server(&both_tokens), vec![], vec![], 2, told(&["give one of them"])),
-        // A store that cannot be had is no wrong use.
+        // A store that cannot be opened is not a usage error.
         (server(&store), vec![], vec![], 1, told(&["does not exist"])),
         (server("idle_timeout = '4m'"), vec![], vec![], 2, told(&["between 5m and 1day"])),
         (
@@ -98,7 +98,7 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
             2,
             told(&["--max-streams", "--threads", "TGM_SESSION_PING_TIMEOUT", "idle_timeout"]),
         ),
-        // A setting that is given and invalid is not missed as well.
+        // An invalid setting is not reported as missing too.
         (
             server("admin_listen = '0.0.0.0:0'"),
             vec!["--admin-token="],
@@ -128,7 +128,7 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
             2,
             told(&["--max-streams", "has no indexers"]),
         ),
-        // Neither does a flag that is wrong.
+        // An invalid flag does not hide the errors of other settings.
         (
             tls("gone.pem", "gone.key"),
             vec!["--threads", "0", "--admin-listen", "0.0.0.0:0"],
@@ -137,7 +137,8 @@ fn whatever_serve_refuses_check_refuses_too_in_the_same_words() {
             told(&["--threads", "no admin token", "gone.pem for TLS", "gone.key for TLS"]),
         ),
         (keys.to_owned(), vec![], vec![], 2, told(&["key_sha256_file"])),
-        // Errors of the policy hide none of the settings, and who may call is not guessed.
+        // Errors of the policy do not hide errors of settings. Missing indexers are not reported,
+        // because the indexers of an invalid policy are unknown.
         (
             tls("gone.pem", "gone.key").replace(
                 "[server]",
@@ -189,7 +190,7 @@ fn serve_starts_with_what_check_finds_valid() {
 }
 
 #[test]
-fn everything_that_is_wrong_with_a_file_is_told_at_once_where_it_stands() {
+fn all_errors_of_a_file_are_reported_at_once_with_their_lines() {
     let folder = folder();
     let text = "[server]
 lissten = '127.0.0.1:1'
@@ -257,7 +258,7 @@ fn a_ttl_is_shown_as_it_is_granted() {
 }
 
 #[test]
-fn a_budget_on_a_metric_that_nobody_is_known_to_report_is_warned_about() {
+fn a_budget_on_an_unknown_metric_causes_a_warning() {
     let folder = folder();
     let text = "[services.t1r]\n[plans.pro.budgets]\n\
                 egres_bytes = { amount = 1.0, per = 'day' }\n\
@@ -274,7 +275,7 @@ fn a_budget_on_a_metric_that_nobody_is_known_to_report_is_warned_about() {
 }
 
 #[test]
-fn a_default_organization_that_is_nearly_one_of_the_file_is_warned_about() {
+fn a_default_organization_that_looks_misspelled_causes_a_warning() {
     let folder = folder();
     let text = "[server]\ndefault_organization = 'anonymus'\n[services.t1r]\n\
                 [organizations.anonymous]\n";

@@ -1,4 +1,4 @@
-//! Help, checks, and every way to call it wrongly: one clear line and the right exit code.
+//! Help, checks and wrong command lines. Each error is one clear line with the right exit code.
 
 use crate::harness::{Talker, command, file, finish, folder, free_address, run};
 
@@ -29,12 +29,13 @@ fn every_setting_of_serve_names_its_default_and_its_variable() {
         count += 1;
         let name = flag.split(|char: char| !char.is_ascii_lowercase() && char != '-').next();
         let variable = name.unwrap().to_uppercase().replace('-', "_");
-        // Lines are broken where the terminal ends.
+        // The help wraps long lines.
         let flag = flag.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(flag.contains("[default: "), "a hidden default: {flag}");
         assert!(flag.contains(&format!("[env: TGM_SESSION_{variable}]")), "no variable: {flag}");
     }
-    // --config is no setting of the server; --format, --log and --log-format go with every command.
+    // --config is not a setting of the server. --format, --log and --log-format belong to every
+    // command.
     assert_eq!(count, tgm_session_server::settings::all().len() + 4, "{help}");
 }
 
@@ -62,7 +63,7 @@ fn a_wrong_flag_or_a_missing_one_is_a_usage_error() {
 }
 
 #[test]
-fn a_variable_stands_in_for_a_flag_and_the_flag_wins() {
+fn a_variable_can_replace_a_flag_and_a_flag_overrides_it() {
     let mut wrong = command(["serve"]);
     let ran = finish({
         wrong.env("TGM_SESSION_STORE", "etcd://h");
@@ -85,7 +86,7 @@ fn a_log_filter_that_cannot_be_read_is_a_usage_error() {
 }
 
 #[test]
-fn a_sound_policy_is_summed_up_with_its_warnings() {
+fn a_valid_policy_is_summarized_with_its_warnings() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", VALID);
     let ran = run(["check".as_ref(), policy.as_os_str()]);
@@ -162,14 +163,14 @@ fn an_invalid_policy_is_refused_with_its_file_line_and_reason() {
         assert_eq!((json.code, &json.json()[0]["ok"]), (Some(2), &false.into()));
         assert_eq!(json.json()[0]["line"], line, "{name}");
 
-        // The same file keeps a server from starting, in the same words.
+        // A server refuses the same file with the same error.
         let serve = run(["serve".as_ref(), "--config".as_ref(), path.as_os_str()]);
         assert_eq!((serve.code, serve.error()), (Some(2), ran.error()));
     }
 }
 
 #[test]
-fn a_policy_file_that_is_not_there_or_names_no_store_is_a_usage_error() {
+fn a_missing_policy_file_or_an_invalid_store_url_is_a_usage_error() {
     let folder = folder();
     let missing = folder.path().join("missing.toml");
     let ran = run(["check".as_ref(), missing.as_os_str()]);
@@ -183,7 +184,7 @@ fn a_policy_file_that_is_not_there_or_names_no_store_is_a_usage_error() {
 }
 
 #[test]
-fn a_url_that_cannot_be_meant_is_a_usage_error_that_names_the_fault() {
+fn an_invalid_url_is_a_usage_error_that_names_the_fault() {
     for (url, fault) in [
         ("sessions.example", "tgm://HOST"),
         ("sessions.example:9010", "sessions.example:"),
@@ -207,7 +208,7 @@ fn a_url_that_cannot_be_meant_is_a_usage_error_that_names_the_fault() {
 }
 
 #[test]
-fn a_revocation_of_nothing_in_particular_says_what_is_missing() {
+fn a_revocation_without_a_filter_says_what_is_missing() {
     for args in [&["revoke"][..], &["revoke", "--kind", "worker"], &["revoke", "--yes"]] {
         let ran = run(args);
         assert_eq!(ran.code, Some(2), "{ran:?}");
@@ -218,7 +219,7 @@ fn a_revocation_of_nothing_in_particular_says_what_is_missing() {
 }
 
 #[test]
-fn a_server_listens_where_the_name_of_a_host_leads() {
+fn a_server_listens_at_the_address_of_a_host_name() {
     let listen = ["--listen", "localhost:0", "--admin-listen", "localhost:0"];
     let mut server = Talker::start(["serve", "--store", "memory:"].into_iter().chain(listen));
     let ready = server.event("ready");
@@ -244,7 +245,7 @@ fn a_key_in_a_url_never_shows_up_in_an_error() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_causes_no_panic() {
+fn a_closed_pipe_causes_no_panic() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", VALID);
     for args in [vec!["--help"], vec!["check", policy.to_str().unwrap()], vec!["demo"]] {

@@ -26,7 +26,7 @@ fn a_demo_that_is_stopped_leaves_no_process_and_no_folder() {
     let mut command = harness::command(["demo", "--format", "json"]);
     command.env("TMPDIR", home.path());
     let mut demo = Talker::spawn(command);
-    // A server and, in a moment, a client run now.
+    // At this event a server runs, and a client may run too.
     let note = loop {
         let note = demo.event("note");
         if note["text"].as_str().unwrap().starts_with("gRPC on ") {

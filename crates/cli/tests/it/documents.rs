@@ -57,12 +57,13 @@ fn every_shell_has_completions_that_know_every_command() {
 }
 
 #[test]
-fn bash_completes_commands_and_what_they_are_about() {
+fn bash_completes_commands_and_their_arguments() {
     let folder = folder();
     let script = folder.path().join("completions");
     std::fs::write(&script, run(["completions", "bash"]).stdout).unwrap();
     let complete = |words: &str| {
-        // As bash calls the function that the script registers: the command, the word, the one before.
+        // Bash calls the registered function with the command, the current word and the previous
+        // word.
         let line = format!(
             "source {}; set -- $(complete -p tgm-session); COMP_WORDS=({words}); \
              COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
@@ -110,7 +111,7 @@ fn a_folder_that_cannot_be_written_to_is_named() {
 }
 
 #[test]
-fn completions_and_pages_for_a_reader_that_leaves_cause_no_panic() {
+fn completions_and_pages_for_a_closed_pipe_cause_no_panic() {
     for args in [&["completions", "bash"][..], &["man"]] {
         let mut command = command(args);
         let (reader, writer) = std::io::pipe().unwrap();

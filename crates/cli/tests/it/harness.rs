@@ -12,17 +12,18 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// Longer than anything here takes, on a busy machine too.
+/// The timeout of every wait. A busy machine needs less.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// Leaves a test out for want of `what`, where `scripts/test --allow-missing` allows that.
+/// Skips a test because of `what`, if `scripts/test --allow-missing` allows that. Otherwise the
+/// test fails.
 pub(crate) fn leave_out(what: &str) {
     let allowed = std::env::var_os("TGM_SESSION_ALLOW_MISSING").is_some();
     assert!(allowed, "{what}: see scripts/test --install and --allow-missing");
     eprintln!("left out: {what}");
 }
 
-/// A folder that is gone after the test.
+/// A temporary folder, which is removed after the test.
 pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("tgm-session-test-").tempdir().unwrap()
 }
@@ -39,8 +40,8 @@ pub(crate) fn store(folder: &tempfile::TempDir) -> String {
     format!("file:{}", folder.path().join("sessions.redb").display())
 }
 
-/// An address of loopback where nobody listens. No other test gets it: every call has an IP address of
-/// its own, and servers on free ports listen at 127.0.0.1.
+/// A loopback address without a listener. No other test gets this address: each call returns a
+/// different IP address, and servers on free ports listen at 127.0.0.1.
 pub(crate) fn free_address() -> String {
     static CALLS: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
@@ -48,7 +49,7 @@ pub(crate) fn free_address() -> String {
     TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().to_string()
 }
 
-/// The binary, without anything the environment would tell it.
+/// The command of the binary, without the `TGM_SESSION_` variables of the environment.
 pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tgm-session"));
     for (name, _) in std::env::vars_os() {
@@ -60,7 +61,7 @@ pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Com
     command
 }
 
-/// What a run left behind.
+/// The exit code and the output of a process.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -102,7 +103,7 @@ pub(crate) fn finish(mut command: Command) -> Ran {
     Process::new(command.spawn().unwrap()).finish()
 }
 
-/// A child process that is killed when its test is over.
+/// A child process, which is killed at the end of its test.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -136,7 +137,7 @@ impl Process {
 
     /// Waits until the process ends by itself, and takes what it printed.
     pub(crate) fn finish(mut self) -> Ran {
-        // Both pipes are read while it runs: one that fills up would hold it.
+        // Both pipes are read while the process runs, because a full pipe would block the process.
         let read = |pipe: Option<Box<dyn std::io::Read + Send>>| {
             std::thread::spawn(move || {
                 let mut text = String::new();
@@ -152,7 +153,7 @@ impl Process {
         Ran { code, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
     }
 
-    /// Kills the process: it can tidy up nothing.
+    /// Kills the process with SIGKILL, so that the process cannot clean up.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -161,13 +162,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // One that ended already is what was wanted.
+        // An error means that the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A process whose lines of JSON can be waited for.
+/// A process that writes events as lines of JSON, and whose events a test can wait for.
 #[derive(Debug)]
 pub(crate) struct Talker {
     pub(crate) process: Process,
@@ -188,7 +189,7 @@ impl Talker {
         Self { process: Process::new(child), lines }
     }
 
-    /// Waits for the event called `name`; others before it are passed over.
+    /// Waits for the event called `name`, and skips the events before it.
     pub(crate) fn event(&mut self, name: &str) -> Value {
         loop {
             match self.lines.recv_timeout(PATIENCE) {
@@ -220,7 +221,8 @@ impl Talker {
 fn lines(stdout: ChildStdout) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        // Ends with the process; a test that no longer listens is no reason to stop reading.
+        // Reads until the process ends, even if the test has dropped the receiver: a full pipe
+        // would block the process.
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
             let _ = sender.send(line);
         }
@@ -238,7 +240,7 @@ pub(crate) struct Serve {
 }
 
 impl Serve {
-    /// Starts a server on free ports, with `args` on top.
+    /// Starts a server on free ports, with the additional `args`.
     pub(crate) fn start<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
         Self::start_on("127.0.0.1:0", args)
     }
@@ -275,22 +277,23 @@ impl Serve {
         ])
     }
 
-    /// Its session URL.
+    /// The session URL of the server.
     pub(crate) fn url(&self) -> String {
         format!("tgm://{}?plaintext=true&request-keep-alive-delay=200ms", self.grpc)
     }
 
-    /// Kills it with SIGKILL.
+    /// Kills the server with SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.talker.process.kill();
     }
 
-    /// Stops it well, and returns its exit code.
+    /// Stops the server with SIGTERM, and returns its exit code.
     pub(crate) fn stop(&mut self) -> Option<i32> {
         self.talker.end(Signal::TERM)
     }
 
-    /// Counts what `organization` holds of `service`, with the binary's own eyes.
+    /// Returns how many leases of `service` the organization holds, according to
+    /// `tgm-session state`.
     pub(crate) fn active(&self, organization: &str, service: &str) -> u64 {
         let url = self.url();
         let args = ["state", &url, "--organization", organization, "--service", service];

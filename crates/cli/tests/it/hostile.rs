@@ -1,4 +1,5 @@
-//! One id that would turn text around, hide it and paint it, through every output.
+//! Sends one id through every output. Without escapes, the id would reverse, hide and colour the
+//! text around it.
 
 use std::fs::File;
 
@@ -6,10 +7,11 @@ use crate::harness::{Ran, Serve, Talker, command, file, folder, run};
 use serde_json::Value;
 use tgm_session_server::text::is_plain;
 
-/// Turns what follows around, shows nothing, starts a line, clears a screen, and paints it.
+/// Has a right-to-left override, invisible characters, a line separator, and escape sequences that
+/// clear and colour a terminal.
 const HOSTILE: &str = "ac\u{202e}me\u{200b}\u{2028}x\u{9b}2J\u{e0041}\u{feff}\u{1b}[31m";
 
-/// Nothing is there but text that is shown as it is, and ends of lines.
+/// Checks that `text` has only plain characters and ends of lines.
 fn assert_plain(what: &str, text: &str) {
     let odd: Vec<char> = text.chars().filter(|char| !is_plain(*char) && *char != '\n').collect();
     assert!(odd.is_empty(), "{what}: {odd:?} in {text}");
@@ -23,7 +25,7 @@ fn assert_shown(what: &[&str], ran: &Ran) {
     assert!(told.contains(text) || told.contains(json), "{what:?} names it: {ran:?}");
 }
 
-/// Whether a value holds the id itself, somewhere.
+/// Whether the value contains the id without escapes.
 fn holds(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains(HOSTILE),
@@ -42,7 +44,7 @@ fn policy() -> String {
 }
 
 #[test]
-fn no_output_lets_an_id_move_hide_or_paint_what_stands_around_it() {
+fn every_output_escapes_an_id_that_would_change_the_text_around_it() {
     let folder = folder();
     let path = file(&folder, "policy.toml", &policy());
     let server = Serve::with_policy(&folder, &path);
@@ -72,7 +74,7 @@ fn no_output_lets_an_id_move_hide_or_paint_what_stands_around_it() {
             let ran = run(args.iter().copied().chain(["--admin", &admin, "--format", format]));
             assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
             assert_shown(args, &ran);
-            // Programs find the id as it is; what was done is told in words.
+            // JSON contains the id without escapes, except in the summary of a change.
             let in_words = matches!(args[0], "limit");
             assert!(
                 format == "text" || in_words || ran.json().iter().any(holds),
@@ -100,7 +102,7 @@ fn no_output_lets_an_id_move_hide_or_paint_what_stands_around_it() {
 }
 
 #[test]
-fn no_line_of_the_log_of_a_server_holds_what_would_change_how_it_is_shown() {
+fn the_log_escapes_an_id_that_would_change_the_text_around_it() {
     for format in ["text", "json"] {
         let folder = folder();
         let log = folder.path().join("log");

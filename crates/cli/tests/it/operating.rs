@@ -46,7 +46,7 @@ impl Operated {
         run(args.iter().copied().chain(["--admin", &self.admin()]))
     }
 
-    /// What a command that has to go well says in JSON.
+    /// Runs a command that has to succeed, and returns its JSON output.
     fn json(&self, args: &[&str]) -> Vec<Value> {
         let admin = self.admin();
         let ran = run(args.iter().copied().chain(["--admin", &admin, "--format", "json"]));
@@ -54,14 +54,14 @@ impl Operated {
         ran.json()
     }
 
-    /// What a command that has to go well says to people.
+    /// Runs a command that has to succeed, and returns its text output.
     fn text(&self, args: &[&str]) -> String {
         let ran = self.run(args);
         assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{args:?}: {ran:?}");
         ran.stdout
     }
 
-    /// Holds a session of `organization`, with `args` on top.
+    /// Holds a session of `organization`, borrowed with the additional `args`.
     fn hold(&self, organization: &str, args: &[&str]) -> Talker {
         let url = self.server.url();
         let start = ["borrow", &url, "--organization", organization];
@@ -128,7 +128,7 @@ fn all_lists_what_takes_more_than_one_page() {
 }
 
 #[test]
-fn organizations_tell_what_they_hold_of_what_they_may_and_where_that_comes_from() {
+fn organizations_show_their_leases_their_limits_and_the_source_of_each_limit() {
     let server = Operated::new();
     let _acme = server.hold("acme", &["--workers", "2"]);
     let organizations = server.json(&["organizations", "--sort", "name"]);
@@ -156,7 +156,7 @@ fn organizations_tell_what_they_hold_of_what_they_may_and_where_that_comes_from(
 }
 
 #[test]
-fn a_revoked_session_ends_with_its_workers_and_its_holder_hears_why() {
+fn a_revoked_session_ends_with_its_workers_and_its_holder_exits_with_3() {
     let server = Operated::new();
     let mut holder = server.hold("acme", &["--workers", "2"]);
     let sessions = server.json(&["sessions"]);
@@ -173,7 +173,7 @@ fn a_revoked_session_ends_with_its_workers_and_its_holder_hears_why() {
 }
 
 #[test]
-fn several_sessions_are_ended_only_when_that_is_meant() {
+fn several_sessions_are_revoked_only_after_a_confirmation() {
     let server = Operated::new();
     let mut holders: Vec<_> = (0..3).map(|_| server.hold("acme", &["--workers", "1"])).collect();
     let _other = server.hold("other", &[]);
@@ -189,13 +189,13 @@ fn several_sessions_are_ended_only_when_that_is_meant() {
         assert_eq!(holder.process.wait().code(), Some(3));
     }
     assert_eq!(server.server.active("other", "t1r"), 1);
-    // Nothing left to end is no question and no fault.
+    // A filter that matches no session asks no question and is not an error.
     let done = server.json(&["revoke", "--organization", "acme"]);
     assert_eq!(done[0]["matched"], 0);
 }
 
 #[test]
-fn on_a_terminal_it_asks_before_several_sessions_end() {
+fn on_a_terminal_revoke_asks_before_it_ends_sessions_by_a_filter() {
     let server = Operated::new();
     let _holder = server.hold("acme", &[]);
     let admin = server.admin();
@@ -211,7 +211,7 @@ fn on_a_terminal_it_asks_before_several_sessions_end() {
 }
 
 #[test]
-fn what_is_disabled_ends_and_is_refused_until_it_is_enabled() {
+fn disabling_ends_sessions_and_refuses_borrows_until_enabled_again() {
     let server = Operated::new();
     let mut holder = server.hold("acme", &["--api-key-id", "key-1"]);
     let done = server.json(&["disable", "organization", "acme", "--note", "unpaid"]);
@@ -224,7 +224,7 @@ fn what_is_disabled_ends_and_is_refused_until_it_is_enabled() {
     assert_eq!(text, "done: enabled organization acme\n");
     assert_eq!(server.borrow("acme"), Some(0));
 
-    // An override lets in what the file keeps out, until it is cleared.
+    // An override enables an organization that the file disables, until the override is cleared.
     assert_eq!(server.borrow("closed"), Some(3));
     server.json(&["enable", "organization", "closed"]);
     assert_eq!(server.borrow("closed"), Some(0));
@@ -240,7 +240,7 @@ fn what_is_disabled_ends_and_is_refused_until_it_is_enabled() {
 }
 
 #[test]
-fn a_limit_holds_for_the_next_borrow_and_ends_nobody() {
+fn a_limit_applies_to_the_next_borrow_and_ends_no_session() {
     let server = Operated::new();
     let _holder = server.hold("acme", &[]);
     let done = server.json(&["limit", "organization", "acme", "t1r", "1", "--note", "trial"]);
@@ -267,7 +267,7 @@ fn a_limit_holds_for_the_next_borrow_and_ends_nobody() {
 }
 
 #[test]
-fn a_refusal_says_why_and_the_audit_list_who_did_what() {
+fn refusals_are_listed_with_reasons_and_changes_are_in_the_audit_list() {
     let server = Operated::new();
     assert_eq!(server.text(&["refusals"]), "nothing was refused\n");
     assert_eq!(server.text(&["audit"]), "no operator has made a change yet\n");
@@ -305,7 +305,7 @@ fn a_reload_says_what_it_loaded_and_a_broken_file_is_refused_with_its_place() {
 }
 
 #[test]
-fn any_id_reaches_the_server_as_it_is() {
+fn any_id_reaches_the_server_unchanged() {
     let server = Operated::new();
     for id in ["a/../b c?é&x=1#%", "..", "-dash"] {
         let admin = server.admin();
@@ -319,7 +319,7 @@ fn any_id_reaches_the_server_as_it_is() {
 }
 
 #[test]
-fn the_admin_token_opens_the_port_and_is_never_shown() {
+fn the_admin_token_grants_access_and_is_never_shown() {
     let folder = folder();
     let store = store(&folder);
     let server = Serve::start(["--store", &store, "--admin-token", "s3cret-token"]);
@@ -350,7 +350,7 @@ fn the_admin_token_opens_the_port_and_is_never_shown() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_unavailable_and_says_where_it_was_looked_for() {
+fn an_unreachable_server_is_reported_as_unavailable_with_its_address() {
     let nowhere = format!("http://{}", free_address());
     for args in [
         &["top"][..],
@@ -369,7 +369,7 @@ fn a_server_that_is_not_there_is_unavailable_and_says_where_it_was_looked_for() 
 }
 
 #[test]
-fn a_port_that_is_no_admin_port_is_named_as_that() {
+fn a_call_to_another_port_says_that_it_may_not_be_the_admin_port() {
     let server = Operated::new();
     let grpc = format!("http://{}", server.server.grpc);
     let ran = run(["sessions", "--admin", &grpc]);
@@ -378,7 +378,8 @@ fn a_port_that_is_no_admin_port_is_named_as_that() {
     let _used = &server.folder;
 }
 
-/// Answers one request with `answer`, and returns the head of what was asked.
+/// Answers one request with `answer`. Returns the address, and a thread that returns the head of
+/// the request.
 fn answer_once(answer: &'static str) -> (String, std::thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -412,7 +413,7 @@ fn a_redirect_is_not_followed_so_that_the_token_goes_nowhere_else() {
 }
 
 #[test]
-fn a_server_that_never_answers_is_given_up_and_what_it_did_is_not_guessed() {
+fn a_call_without_an_answer_times_out_with_an_unknown_result() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let admin = format!("http://{}", listener.local_addr().unwrap());
     let ran =
@@ -423,7 +424,7 @@ fn a_server_that_never_answers_is_given_up_and_what_it_did_is_not_guessed() {
 }
 
 #[test]
-fn answers_that_make_no_sense_are_failures_and_no_panics() {
+fn invalid_answers_are_failures_and_no_panics() {
     for answer in [
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
         "HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n<html></html>\r\n",
@@ -460,13 +461,14 @@ fn an_empty_variable_of_an_operator_counts_as_not_set() {
             command.env(format!("TGM_SESSION_{name}"), "");
         }
         let ran = finish(command);
-        // Whoever answers at the default address: the command line was fine.
+        // Without a URL the default address is called. The result depends on what listens there,
+        // but the command line is valid.
         assert!(ran.code == Some(0) || url.is_empty() && ran.code != Some(2), "{ran:?}");
     }
 }
 
 #[test]
-fn a_command_that_cannot_be_meant_is_a_usage_error_before_anything_is_asked() {
+fn an_invalid_command_is_a_usage_error_and_sends_no_request() {
     for args in [
         &["revoke"][..],
         &["revoke", "12"],

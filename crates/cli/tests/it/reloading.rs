@@ -1,4 +1,5 @@
-//! `serve` while its policy file changes: the next call, the sessions that end, and what is refused.
+//! `serve` while its policy file changes: which limits apply, which sessions end, and which files
+//! are refused.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{PATIENCE, Serve, Talker, command, file, folder, run};
 use rustix::process::Signal;
 
-/// A server that writes its log where it can be read, and its policy file.
+/// A server whose log can be read, and its policy file.
 struct Watching {
     server: Talker,
     url: String,
@@ -39,7 +40,7 @@ impl Watching {
         std::fs::write(&self.policy, policy).unwrap();
     }
 
-    /// Waits until the server has loaded, or refused, its policy file so many times.
+    /// Waits until the server has applied or refused its policy file `times` times.
     fn wait_for(&self, outcome: &str, times: u64) {
         let line = format!("tgm_session_policy_reloads_total{{outcome=\"{outcome}\"}} {times}\n");
         let start = Instant::now();
@@ -49,12 +50,12 @@ impl Watching {
         }
     }
 
-    /// The exit code of a borrow that holds for a moment only.
+    /// The exit code of a borrow that holds its session for 1 ms.
     fn borrow(&self, organization: &str) -> Option<i32> {
         run(["borrow", &self.url, "--organization", organization, "--for", "1ms"]).code
     }
 
-    /// Stops the server, and answers what it logged.
+    /// Stops the server, and returns its log.
     fn log(self) -> String {
         self.server.process.signal(Signal::TERM);
         let ran = self.server.process.finish();
@@ -84,7 +85,7 @@ fn ask(address: &str, method: &str, path: &str, body: &str) -> String {
 }
 
 #[test]
-fn a_changed_limit_holds_for_the_next_borrow() {
+fn a_changed_limit_applies_to_the_next_borrow() {
     let watching = Watching::start(&sessions(0));
     assert_eq!(watching.borrow("acme"), Some(3));
     watching.write(&sessions(1));
@@ -97,7 +98,7 @@ fn a_changed_limit_holds_for_the_next_borrow() {
 #[test]
 fn disabling_an_organization_in_the_file_ends_its_session_at_once() {
     let watching = Watching::start(&sessions(9));
-    // Nothing but a push can end it in time: its first keep-alive is due in an hour.
+    // The first keep-alive is due in an hour, so only a push can end the session in time.
     let url = format!("{}&request-keep-alive-delay=1h", watching.url);
     let mut held = Talker::start(["borrow", &url, "--organization", "acme"]);
     held.event("holding");
@@ -131,7 +132,7 @@ fn a_broken_file_is_refused_with_line_and_reason_and_the_old_policy_stays() {
     assert!(refused[1].contains("cannot read the policy file"), "{log}");
 }
 
-/// Puts a file there as whole, as editors and configuration managers do.
+/// Replaces the file atomically, as editors and configuration managers do.
 fn replace(path: &Path, text: &str) {
     let other = path.with_extension("new");
     std::fs::write(&other, text).unwrap();
@@ -162,7 +163,7 @@ fn sighup_without_a_policy_file_ends_nothing() {
 }
 
 #[test]
-fn a_volume_whose_links_are_swapped_is_followed() {
+fn a_policy_file_behind_a_replaced_symbolic_link_is_loaded() {
     use std::os::unix::fs::symlink;
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
@@ -197,7 +198,7 @@ fn settings_that_a_reload_cannot_change_are_named_in_the_log() {
 }
 
 #[test]
-fn what_operators_set_survives_a_kill_and_wins_over_the_file() {
+fn overrides_survive_a_kill_and_take_precedence_over_the_file() {
     let folder = folder();
     let text = "[services.t1r]\nmax_per_organization = 1\n[organizations.off]\ndisabled = true\n";
     let policy = file(&folder, "policy.toml", text);

@@ -1,4 +1,4 @@
-//! What systemd is told by `Type=notify`, over a socket of the test's own.
+//! The notifications of `Type=notify` for systemd, received on a socket of the test.
 
 #![cfg(target_os = "linux")]
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::harness::{self, Talker, command, folder, free_address};
 use rustix::process::Signal;
 
-/// The end of the service manager.
+/// The socket of the service manager.
 struct Manager(UnixDatagram);
 
 impl Manager {
@@ -33,14 +33,14 @@ impl Manager {
 }
 
 #[test]
-fn systemd_is_told_when_the_server_is_ready_reloads_lives_and_stops() {
+fn systemd_is_notified_when_the_server_is_ready_alive_reloading_and_stopping() {
     let folder = folder();
     let path = folder.path().join("notify");
     is_told_everything(Manager(UnixDatagram::bind(&path).unwrap()), path.as_os_str());
 }
 
 #[test]
-fn a_manager_that_listens_at_a_name_outside_of_the_file_system_is_told_the_same() {
+fn a_manager_at_an_abstract_address_receives_the_same_notifications() {
     let name = format!("tgm-session-test/{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&name).unwrap();
     let manager = Manager(UnixDatagram::bind_addr(&address).unwrap());
@@ -77,7 +77,7 @@ fn is_told_everything(manager: Manager, socket: &OsStr) {
 }
 
 #[test]
-fn a_service_manager_that_is_gone_does_not_keep_a_server_from_serving() {
+fn a_server_serves_without_its_service_manager() {
     let folder = folder();
     let mut serve = command(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
     serve.args(["--admin-listen", "127.0.0.1:0", "--format", "json"]);

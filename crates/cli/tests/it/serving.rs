@@ -29,12 +29,13 @@ fn a_server_prints_where_it_listens_once_it_accepts_and_stops_with_0() {
 }
 
 #[test]
-fn ctrl_c_stops_a_server_as_a_polite_kill_does() {
+fn ctrl_c_stops_a_server_as_sigterm_does() {
     let mut server = Serve::start(["--store", "memory:"]);
     assert_eq!(server.talker.end(Signal::INT), Some(0));
 }
 
-/// Opens a call and never finishes it: HTTP/2 by hand, for no client library would do that.
+/// Opens a call and never finishes it. No client library does that, so the HTTP/2 frames are
+/// written by hand.
 fn open_a_call(address: &str) -> TcpStream {
     let path = "/sf.worker.v1.WorkerPool/BorrowWorker";
     let mut headers = vec![0x83, 0x86]; // :method POST, :scheme http
@@ -66,12 +67,12 @@ fn open_a_call(address: &str) -> TcpStream {
 
 #[test]
 fn a_second_signal_stops_a_server_that_waits_for_a_call_at_once() {
-    // Longer than a test waits for the end of a process.
+    // The drain timeout is longer than the test waits for the process to end.
     let mut server = Serve::start(["--store", "memory:", "--drain-timeout", "10m"]);
     let call = open_a_call(&server.grpc);
     let start = Instant::now();
     server.talker.process.signal(Signal::TERM);
-    // It drains once it no longer accepts.
+    // A server that no longer accepts connections is draining.
     while TcpStream::connect(&server.grpc).is_ok() {
         assert!(start.elapsed() < PATIENCE, "it accepts on");
     }
@@ -80,7 +81,7 @@ fn a_second_signal_stops_a_server_that_waits_for_a_call_at_once() {
 }
 
 #[test]
-fn without_any_setting_the_store_is_a_file_in_the_state_folder_and_it_says_so() {
+fn the_default_store_is_a_file_in_the_state_folder_and_the_server_names_it() {
     let folder = folder();
     let state = folder.path().join("not/there/yet");
     let mut command =
@@ -96,7 +97,7 @@ fn without_any_setting_the_store_is_a_file_in_the_state_folder_and_it_says_so() 
 }
 
 #[test]
-fn for_people_it_says_in_words_how_to_reach_it() {
+fn the_text_output_says_how_to_reach_the_server() {
     let mut child = command(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
     child.args(["--admin-listen", "127.0.0.1:0"]);
     let (mut reader, writer) = std::io::pipe().unwrap();
@@ -147,7 +148,7 @@ fn a_second_server_on_the_same_port_or_the_same_store_is_refused() {
 }
 
 #[test]
-fn a_store_that_cannot_be_had_is_refused_and_nothing_is_made() {
+fn a_store_that_cannot_be_opened_is_refused_and_no_file_is_created() {
     let folder = folder();
     let free = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let missing = folder.path().join("missing/sessions.redb");
@@ -167,7 +168,7 @@ fn a_store_that_cannot_be_had_is_refused_and_nothing_is_made() {
 }
 
 #[test]
-fn off_loopback_nobody_is_served_without_keys_unless_that_is_asked_for() {
+fn off_loopback_a_server_without_keys_or_token_is_refused_by_default() {
     let args = ["serve", "--store", "memory:", "--listen", "0.0.0.0:0"];
     let ran = run(args.into_iter().chain(["--admin-listen", "127.0.0.1:0"]));
     assert_eq!(ran.code, Some(2));
@@ -200,7 +201,7 @@ fn the_policy_file_can_carry_the_settings_of_the_server() {
 }
 
 #[test]
-fn a_server_whose_output_nobody_reads_serves_on() {
+fn a_server_continues_when_its_output_is_closed() {
     let mut child = command(["serve", "--store", "memory:", "--listen", &harness::free_address()]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -225,11 +226,11 @@ fn a_store_url_in_the_environment_is_used() {
 }
 
 #[test]
-fn a_server_whose_log_and_output_are_a_pipe_that_nobody_reads_answers_and_stops() {
+fn a_server_whose_log_and_output_block_still_answers_and_stops() {
     let (grpc, admin) = (harness::free_address(), harness::free_address());
     let mut child = command(["serve", "--store", "memory:", "--listen", &grpc]);
     child.args(["--admin-listen", &admin, "--log", "debug,h2=trace"]);
-    // Both are full before the server starts.
+    // The pipe is full before the server starts.
     let (reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
     while writer.write(&[b'x'; 4096]).is_ok() {}
@@ -242,7 +243,7 @@ fn a_server_whose_log_and_output_are_a_pipe_that_nobody_reads_answers_and_stops(
         assert!(start.elapsed() < PATIENCE, "it does not start");
         std::thread::sleep(Duration::from_millis(5));
     }
-    // Far more lines than the pipe and the queue take.
+    // Borrow until the pipe and the queue are full and the server drops a line.
     let url = format!("tgm://{grpc}?plaintext=true&borrow-timeout=10s");
     let metric = || {
         let page = get(&admin, "/metrics");
@@ -265,9 +266,9 @@ fn a_server_whose_log_and_output_are_a_pipe_that_nobody_reads_answers_and_stops(
 }
 
 #[test]
-fn a_server_takes_all_the_open_files_that_it_may_and_warns_when_these_are_too_few() {
+fn a_server_raises_its_limit_of_open_files_and_warns_when_that_is_not_enough() {
     let open_files = |soft: u64, args: &[&str]| {
-        // The limits are those of the process that starts it.
+        // The server inherits the limits of the shell that starts it.
         let mut shell = std::process::Command::new("sh");
         let limit = format!("ulimit -Sn {soft} && ulimit -Hn 4096 && exec \"$@\"");
         shell.args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_tgm-session"), "serve"]);

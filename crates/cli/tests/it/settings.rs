@@ -1,4 +1,5 @@
-//! Every setting of `serve`: by flag, by variable, by file, what wins, and how it is shown.
+//! Every setting of `serve`: as a flag, as a variable and in the file, which of these takes
+//! precedence, and how the setting is shown.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -8,7 +9,7 @@ use crate::harness::{Ran, command, file, finish, folder};
 use serde_json::{Value, json};
 use tgm_session_server::settings::{self, Setting};
 
-/// `serve --print-config`, in a home of its own.
+/// `serve --print-config`, with its own state folder.
 fn print_config(folder: &tempfile::TempDir) -> Command {
     let mut command = command(["serve", "--print-config", "--format", "json"]);
     command.env("XDG_STATE_HOME", folder.path().join("state"));
@@ -22,7 +23,7 @@ fn printed(ran: &Ran, name: &str) -> Value {
     line.unwrap_or_else(|| panic!("{name} is missing: {ran:?}"))
 }
 
-/// A value that is no default: as text, as TOML, and as it is printed.
+/// A value that is not the default: as text, as TOML, and as `--print-config` shows it.
 fn another_value(setting: &Setting) -> (&'static str, &'static str, Value) {
     match setting.value_name() {
         "ADDR" => ("127.0.0.9:99", "'127.0.0.9:99'", json!("127.0.0.9:99")),
@@ -42,7 +43,7 @@ fn another_value(setting: &Setting) -> (&'static str, &'static str, Value) {
 }
 
 #[test]
-fn every_setting_can_be_given_in_each_of_three_places_and_says_in_which_it_was() {
+fn every_setting_can_be_a_flag_a_variable_or_in_the_file_and_its_source_is_shown() {
     let folder = folder();
     let default = finish(print_config(&folder));
     assert_eq!(default.json().len(), settings::all().len() + 1, "all of them, and the file");
@@ -86,7 +87,7 @@ fn every_setting_can_be_given_in_each_of_three_places_and_says_in_which_it_was()
 }
 
 #[test]
-fn a_flag_beats_a_variable_which_beats_the_file_which_beats_the_default() {
+fn a_flag_overrides_a_variable_which_overrides_the_file_and_the_default() {
     let folder = folder();
     let text = "[server]\nmax_streams = 4\nmax_connections = 1\nmax_leases = 1\n[services.t1r]\n";
     let policy = file(&folder, "policy.toml", text);
@@ -106,7 +107,7 @@ fn a_duration_is_written_alike_in_flags_the_policy_file_and_session_urls() {
     let folder = folder();
     for text in ["90s", "1h30m", "1m30s", "1.5s", "0.5h", "2500ms"] {
         let span = tgm_session::parse_duration(text).unwrap();
-        // The longest that this flag takes.
+        // An hour is the longest drain timeout.
         if span <= Duration::from_secs(3600) {
             let mut by_flag = print_config(&folder);
             by_flag.args(["--drain-timeout", text]);
@@ -122,7 +123,7 @@ fn a_duration_is_written_alike_in_flags_the_policy_file_and_session_urls() {
 }
 
 #[test]
-fn printing_starts_nothing_and_is_readable_for_people() {
+fn print_config_starts_nothing_and_prints_readable_text() {
     let folder = folder();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut command = command(["serve", "--print-config", "--listen", &taken]);
@@ -154,7 +155,7 @@ fn a_variable_that_is_empty_counts_as_not_set() {
     let (empty, default) = (finish(empty), finish(print_config(&folder)));
     assert_eq!(empty.json(), default.json(), "{empty:?}");
 
-    // Then the file counts.
+    // An empty variable does not override the file.
     let policy = file(&folder, "policy.toml", "[server]\nmax_streams = 7\n[services.t1r]\n");
     let mut by_file = print_config(&folder);
     by_file.arg("--config").arg(policy).env("TGM_SESSION_MAX_STREAMS", "");
@@ -162,7 +163,7 @@ fn a_variable_that_is_empty_counts_as_not_set() {
 }
 
 #[test]
-fn a_value_or_a_policy_that_cannot_be_meant_is_refused_where_it_was_given() {
+fn an_invalid_value_or_policy_is_refused_with_its_place() {
     let folder = folder();
     let mut flag = print_config(&folder);
     flag.args(["--idle-timeout", "4m"]);
@@ -181,7 +182,7 @@ fn a_value_or_a_policy_that_cannot_be_meant_is_refused_where_it_was_given() {
     ];
     assert_eq!(told, problems);
 
-    // What no header can carry opens nothing, and is not repeated.
+    // A token that no header can carry is refused, and the error does not contain it.
     for token in ["s3cret\n", " s3cret", "s3cret ", "s3\u{7}cret", "s3cr\u{e9}t"] {
         let mut variable = print_config(&folder);
         variable.env("TGM_SESSION_ADMIN_TOKEN", token);

@@ -1,4 +1,4 @@
-//! What the server makes of a store: who may read it, and how it stops when the disk hangs.
+//! The file of a store: its permissions, and how the server stops when the disk hangs.
 
 #![cfg(unix)]
 
@@ -16,7 +16,7 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// The binary, started under this umask, over a store in the state folder `state`.
+/// Starts a server under this umask, with its store in the state folder `state`.
 fn serve_under(umask: &str, state: &Path) -> Talker {
     let mut serve = command(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
     serve.args(["--format", "json", "--log", "error"]);
@@ -28,7 +28,7 @@ fn serve_under(umask: &str, state: &Path) -> Talker {
 }
 
 #[test]
-fn a_store_and_the_folders_made_for_it_are_for_their_owner_whatever_the_umask() {
+fn a_new_store_and_its_folders_are_private_whatever_the_umask() {
     for umask in ["000", "022", "277"] {
         let folder = folder();
         let state = folder.path().join("one/two");
@@ -46,7 +46,7 @@ fn a_store_and_the_folders_made_for_it_are_for_their_owner_whatever_the_umask() 
 }
 
 #[test]
-fn a_killed_server_leaves_a_path_that_the_next_one_takes() {
+fn a_server_opens_the_store_of_a_killed_server_and_removes_leftover_files() {
     let folder = folder();
     let mut server = serve_under("022", folder.path());
     server.event("ready");
@@ -59,7 +59,7 @@ fn a_killed_server_leaves_a_path_that_the_next_one_takes() {
     assert_eq!(std::fs::read_dir(store.parent().unwrap()).unwrap().count(), 1);
 }
 
-/// Where the test within the namespace finds the file system.
+/// The variable with the mount point of the file system, for the test inside the namespace.
 const MOUNTED: &str = "TGM_TEST_MOUNTED";
 
 #[test]
@@ -79,7 +79,7 @@ fn a_server_whose_disk_hangs_says_so_and_stops_with_1() {
         harness::leave_out(&format!("nobody may mount and freeze a file system here ({tried:?})"));
         return;
     }
-    // Whatever happens in between, nobody is left waiting for a frozen disk.
+    // Always unfreeze the file system, so that no process waits for it for ever.
     let mut inner =
         namespace(&format!("{mount} && \"$0\" \"$@\"; code=$?; fsfreeze -u mounted; exit $code"));
     inner.arg(std::env::current_exe().unwrap());
@@ -89,7 +89,7 @@ fn a_server_whose_disk_hangs_says_so_and_stops_with_1() {
     assert!(said.contains("1 passed"), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
 }
 
-/// Freezes a file system until it is dropped: whoever writes to it waits.
+/// A frozen file system: every write to it blocks. It is unfrozen when this value is dropped.
 struct Frozen(PathBuf);
 
 impl Frozen {
@@ -146,7 +146,8 @@ fn server_whose_disk_hangs() {
         assert_ne!(errors.read_line(&mut said).unwrap(), 0, "it says nothing of it: {said}");
     }
     assert!(said.contains("s.redb") && said.contains(" changes that the disk"), "{said}");
-    // The kernel lets go of a thread that writes to the disk only when the disk answers.
+    // A thread that writes to the disk cannot end before the disk answers, and neither can its
+    // process.
     drop(frozen);
     assert_eq!(server.process.wait().code(), Some(1));
     assert_eq!(borrow.join().unwrap(), Some(4));

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
-/// Longer than anything here takes, on a busy machine too.
+/// The timeout of every wait. A busy machine needs less.
 const PATIENCE: Duration = Duration::from_secs(40);
 const ROWS: NonZeroU16 = NonZeroU16::new(30).unwrap();
 const COLUMNS: NonZeroU16 = NonZeroU16::new(140).unwrap();
@@ -23,12 +23,12 @@ pub(crate) struct Terminal {
     line: File,
     output: Receiver<Vec<u8>>,
     parser: vt100::Parser,
-    /// How lines were edited and echoed before anybody changed it.
+    /// The modes of the terminal before a program changed them.
     before: String,
 }
 
 impl Terminal {
-    /// Opens a new one.
+    /// Opens a new terminal.
     pub(crate) fn open() -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
@@ -47,7 +47,7 @@ impl Terminal {
         let (sender, output) = channel();
         std::thread::spawn(move || {
             let mut chunk = [0; 4096];
-            // Ends when the last program is gone and this terminal with it.
+            // Ends when the last program has exited and the `Terminal` is dropped.
             while let Ok(length) = screen.read(&mut chunk) {
                 if length == 0 || sender.send(chunk[..length].to_vec()).is_err() {
                     break;
@@ -57,9 +57,10 @@ impl Terminal {
         Self { keyboard, line, output, parser: vt100::Parser::new(ROWS, COLUMNS, 0), before }
     }
 
-    /// Runs `command` on it, as a shell on a terminal of its own would.
+    /// Runs `command` with this terminal as its controlling terminal.
     pub(crate) fn run(&self, command: &Command) -> Child {
-        // The child is no group leader, so `setsid` becomes the program and keeps its process id.
+        // The child is no group leader, so `setsid` does not fork and the program gets the process
+        // id of the child.
         let mut on_terminal = Command::new("setsid");
         on_terminal.arg("--ctty").arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
@@ -73,7 +74,7 @@ impl Terminal {
         on_terminal.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap()
     }
 
-    /// Gives it another size, and tells the program so, as an emulator whose window changes does.
+    /// Resizes the terminal. The kernel signals that to the program.
     pub(crate) fn resize(&mut self, rows: u16, columns: u16) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&self.line, size).unwrap();
@@ -91,7 +92,7 @@ impl Terminal {
         self.parser.screen().contents()
     }
 
-    /// Waits until the screen is as `wanted`.
+    /// Waits until `wanted` accepts the screen.
     pub(crate) fn wait_until(&mut self, what: &str, wanted: impl Fn(&vt100::Screen) -> bool) {
         let start = Instant::now();
         while !wanted(self.parser.screen()) {
@@ -108,15 +109,15 @@ impl Terminal {
         self.wait_until(text, |screen| screen.contents().contains(text));
     }
 
-    /// Waits until the screen is back at what was there before, with its cursor, and checks that keys
-    /// are lines again and are echoed.
+    /// Waits until the program has left the alternate screen and shows the cursor again. Then
+    /// checks that the modes of the terminal are restored.
     pub(crate) fn expect_given_back(&mut self) {
         self.wait_until("given back", |screen| !screen.alternate_screen() && !screen.hide_cursor());
         assert_eq!(modes(&self.line), self.before);
     }
 }
 
-/// How the terminal treats keys and text.
+/// The modes of the terminal, such as echo and line editing.
 fn modes(line: &File) -> String {
     let modes = tcgetattr(line).unwrap();
     format!("{:?} {:?} {:?}", modes.input_modes, modes.output_modes, modes.local_modes)

@@ -1,4 +1,4 @@
-//! `top` on a real terminal, against a real server: keys in, screens out.
+//! `top` on a real terminal, against a real server. The tests press keys and read the screen.
 
 use crate::harness::{self, Process, Serve, Talker, command, file, finish, folder, run, store};
 use crate::terminal::Terminal;
@@ -43,7 +43,7 @@ impl Stage {
         holder
     }
 
-    /// Starts `top` on a terminal of its own, and waits for its first picture.
+    /// Starts `top` on its own terminal, and waits until it is connected.
     fn top(&self) -> (Terminal, Process) {
         let admin = format!("http://{}", self.server.admin);
         let mut terminal = Terminal::open();
@@ -54,7 +54,7 @@ impl Stage {
 }
 
 #[test]
-fn a_borrow_shows_up_and_its_session_is_found_entered_and_ended() {
+fn a_new_session_is_shown_and_can_be_searched_opened_and_ended() {
     let stage = Stage::new();
     let (mut terminal, mut top) = stage.top();
     terminal.wait_for("1 of 3 organizations");
@@ -106,7 +106,7 @@ fn the_list_is_sorted_by_a_key() {
 }
 
 #[test]
-fn a_window_that_changes_its_size_is_filled_again() {
+fn a_resized_window_is_drawn_again() {
     let stage = Stage::new();
     let (mut terminal, _top) = stage.top();
     let is_last = |line: usize| {
@@ -123,7 +123,7 @@ fn a_window_that_changes_its_size_is_filled_again() {
 }
 
 #[test]
-fn the_terminal_is_given_back_on_ctrl_c_and_on_every_signal_that_stops() {
+fn the_terminal_is_restored_on_ctrl_c_and_on_every_signal_that_stops_top() {
     let stage = Stage::new();
     for signal in [None, Some(Signal::INT), Some(Signal::TERM), Some(Signal::HUP)] {
         let (mut terminal, mut top) = stage.top();
@@ -138,7 +138,7 @@ fn the_terminal_is_given_back_on_ctrl_c_and_on_every_signal_that_stops() {
 }
 
 #[test]
-fn a_server_that_goes_away_is_noticed_and_found_again() {
+fn a_lost_connection_is_shown_and_top_reconnects() {
     let mut stage = Stage::new();
     let (mut terminal, mut top) = stage.top();
     let (grpc, admin) = (stage.server.grpc.clone(), stage.server.admin.clone());
@@ -148,7 +148,7 @@ fn a_server_that_goes_away_is_noticed_and_found_again() {
     assert!(terminal.picture().contains("acme"), "what was known is gone: {}", terminal.picture());
     let policy = stage.folder.path().join("policy.toml");
     let store = store(&stage.folder);
-    // On the same ports: `Serve` takes free ones.
+    // `Serve` takes free ports, but `top` needs the same ports again.
     let mut again = command(["serve", "--listen", &grpc, "--admin-listen", &admin]);
     again.arg("--config").arg(policy).args(["--store", &store, "--format", "json"]);
     let mut again = Talker::spawn(again);
@@ -159,7 +159,7 @@ fn a_server_that_goes_away_is_noticed_and_found_again() {
 }
 
 #[test]
-fn where_nobody_watches_it_is_a_plain_table_once() {
+fn without_a_terminal_top_prints_one_plain_table() {
     let stage = Stage::new();
     let _holder = stage.holder("acme", 2);
     let admin = format!("http://{}", stage.server.admin);
@@ -178,7 +178,7 @@ fn where_nobody_watches_it_is_a_plain_table_once() {
 }
 
 #[test]
-fn a_terminal_gets_json_too_and_a_dumb_one_the_plain_table() {
+fn top_prints_json_on_a_terminal_and_a_plain_table_on_a_dumb_one() {
     let stage = Stage::new();
     let admin = format!("http://{}", stage.server.admin);
     let mut terminal = Terminal::open();
@@ -197,7 +197,7 @@ fn a_terminal_gets_json_too_and_a_dumb_one_the_plain_table() {
 }
 
 #[test]
-fn a_server_that_is_not_there_or_wants_a_token_is_an_error_and_no_empty_screen() {
+fn an_unreachable_server_or_a_missing_token_is_an_error_and_no_empty_screen() {
     let mut terminal = Terminal::open();
     let nowhere = format!("http://{}", harness::free_address());
     let mut top = Process::new(terminal.run(&command(["top", "--admin", &nowhere])));

@@ -1,14 +1,14 @@
-//! What the clients know: what they hold, what they gave back, and what was never answered.
+//! Records what the clients know of each lease: held, returned, or uncertain.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 
-/// The organizations that everything is borrowed for.
+/// The organizations of all leases.
 pub(crate) const ORGANIZATIONS: [&str; 4] = ["acme", "borealis", "cirrus", "delta"];
 /// The services, and how many leases one organization may hold of each.
 pub(crate) const SERVICES: [(&str, u64); 2] = [("t1r", 6), ("t2w", 9)];
 
-/// The number of a service in [`SERVICES`].
+/// The indexes of the services in [`SERVICES`].
 pub(crate) const SESSIONS: usize = 0;
 pub(crate) const WORKERS: usize = 1;
 
@@ -21,23 +21,23 @@ pub(crate) struct Lease {
     /// The client that borrowed it.
     pub(crate) owner: usize,
     pub(crate) pool: Pool,
-    /// A session and its workers have one; no other session has the same.
+    /// The trace id that a session and its workers share. Each session has a different one.
     pub(crate) trace: String,
 }
 
-/// Everything the clients know.
+/// Everything that the clients know about their leases.
 #[derive(Debug, Default)]
 pub(crate) struct Book(Mutex<Pages>);
 
 #[derive(Debug, Default)]
 pub(crate) struct Pages {
-    /// Granted for certain, and nobody tried to return it.
+    /// Leases whose grant was acknowledged and whose return was not sent.
     pub(crate) held: HashMap<String, Lease>,
-    /// Return sent, answer never seen.
+    /// Leases whose return was sent and not answered.
     pub(crate) returning: HashMap<String, Lease>,
-    /// Gone for certain.
+    /// Keys of leases that are certainly gone.
     pub(crate) gone: HashSet<String>,
-    /// Borrow sent, answer never seen, by its borrow id.
+    /// Borrows that were sent and not answered, by borrow id.
     pub(crate) asking: BTreeMap<String, Pool>,
     acknowledged: u64,
 }
@@ -52,17 +52,17 @@ impl Book {
         self.pages().acknowledged
     }
 
-    /// Writes down that a borrow is sent.
+    /// Records that a borrow is sent.
     pub(crate) fn ask(&self, borrow_id: &str, pool: Pool) {
         self.pages().asking.insert(borrow_id.to_owned(), pool);
     }
 
-    /// Writes down that a borrow was refused.
+    /// Records that a borrow was refused.
     pub(crate) fn refused(&self, borrow_id: &str) {
         self.pages().asking.remove(borrow_id);
     }
 
-    /// Writes down a grant, which must break no promise: a new key, and no pool over its limit.
+    /// Records a grant. The key must be new, and the pool must stay within its limit.
     pub(crate) fn granted(&self, borrow_id: &str, key: &str, lease: Lease) {
         let mut pages = self.pages();
         pages.asking.remove(borrow_id);
@@ -72,13 +72,14 @@ impl Book {
         let pool = lease.pool;
         let before = pages.held.insert(key.to_owned(), lease);
         assert!(before.is_none(), "the key {key} is held already");
-        // Each of these is taken for certain right now, whatever else is under way.
+        // The leases in `held` certainly count now, whatever the result of the calls in flight.
         let held = pages.held_of(pool);
         let (service, limit) = SERVICES[pool.1];
         assert!(held <= limit, "{held} leases of {service} are held, over {limit}");
     }
 
-    /// Writes down that a lease is being returned; a session takes the workers of its trace along.
+    /// Records that the return of a lease is sent. A session is returned with the workers of its
+    /// trace.
     pub(crate) fn returning(&self, key: &str) -> Vec<String> {
         let mut pages = self.pages();
         let lease = pages.held[key].clone();
@@ -96,7 +97,7 @@ impl Book {
         keys
     }
 
-    /// Writes down that the return of these was acknowledged.
+    /// Records that the return of these leases was acknowledged.
     pub(crate) fn returned(&self, keys: &[String]) {
         let mut pages = self.pages();
         pages.acknowledged += 1;
@@ -106,7 +107,7 @@ impl Book {
         }
     }
 
-    /// The leases that a client holds for certain.
+    /// The leases that a client certainly holds.
     pub(crate) fn of(&self, owner: usize) -> Vec<(String, Lease)> {
         let pages = self.pages();
         let of = pages.held.iter().filter(|(_, lease)| lease.owner == owner);
@@ -115,12 +116,12 @@ impl Book {
 }
 
 impl Pages {
-    /// How many leases of a pool are held for certain.
+    /// How many leases of a pool are certainly held.
     pub(crate) fn held_of(&self, pool: Pool) -> u64 {
         self.held.values().filter(|lease| lease.pool == pool).count() as u64
     }
 
-    /// How many more leases of a pool there may be: calls that were never answered.
+    /// How many more leases of a pool may exist, because a borrow or a return was not answered.
     pub(crate) fn doubtful_of(&self, pool: Pool) -> u64 {
         let returning = self.returning.values().filter(|lease| lease.pool == pool).count();
         let asking = self.asking.values().filter(|of| **of == pool).count();

@@ -1,4 +1,4 @@
-//! Clients over real gRPC, none of which trusts the server.
+//! Clients that call the server over gRPC, and check each answer against the book.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,14 +20,15 @@ use wire::worker::{
 
 use crate::book::{Book, Lease, ORGANIZATIONS, Pool, SERVICES, SESSIONS, WORKERS};
 
-/// How many checks are under way at once.
+/// The most keep-alives in flight at once.
 const AT_ONCE: usize = 64;
 
-/// A call that was not answered: the server is gone, and nobody knows what it did.
+/// A call was not answered, because the server was killed. It is unknown whether the call had an
+/// effect.
 #[derive(Debug)]
 pub(crate) struct NoAnswer;
 
-/// Everyone who calls one run of the server.
+/// The clients of one run of the server.
 #[derive(Clone, Debug)]
 pub(crate) struct Clients {
     client: WorkerPoolClient<Channel>,
@@ -35,7 +36,7 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Clients of the server at `address` that write in `book`.
+    /// Clients of the server at `address` that record their calls in `book`.
     pub(crate) fn of(address: &str, book: Arc<Book>, runtime: &Runtime) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let _within = runtime.enter();
@@ -114,7 +115,8 @@ impl Clients {
         Ok(answered(self.client.clone().keep_alive(request).await)?.status())
     }
 
-    /// Checks a server that was just started against the book, and settles what was in doubt.
+    /// Checks that a server that has just started agrees with the book. Then finds out what the
+    /// unanswered calls did.
     pub(crate) async fn agree_with_the_book(&self) {
         for pool in pools() {
             let (held, doubtful) = {
@@ -143,10 +145,11 @@ impl Clients {
         }
     }
 
-    /// Finds out what became of every call that was never answered.
+    /// Finds out whether each unanswered return had an effect, and returns the leases of unanswered
+    /// borrows.
     async fn settle(&self) {
         let returning: Vec<String> = self.book.pages().returning.keys().cloned().collect();
-        // A return is one change: a session and its workers are all gone, or all there.
+        // A return is atomic: a session and its workers are either all gone or all still held.
         let mut alive_by_trace = HashMap::new();
         for (key, status) in self.keep_all_alive(returning).await {
             let mut pages = self.book.pages();
@@ -224,7 +227,8 @@ fn pools() -> impl Iterator<Item = Pool> {
     (0..ORGANIZATIONS.len()).flat_map(|o| (0..SERVICES.len()).map(move |s| (o, s)))
 }
 
-/// The answer of the server; only a broken connection may stand in its place.
+/// Returns the answer of the server. An error of a broken connection becomes [`NoAnswer`]. Any
+/// other error fails the test.
 fn answered<T>(answer: Result<tonic::Response<T>, Status>) -> Result<T, NoAnswer> {
     match answer {
         Ok(answer) => Ok(answer.into_inner()),

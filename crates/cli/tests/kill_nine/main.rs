@@ -1,8 +1,9 @@
-//! What was acknowledged survives `kill -9`: many rounds of it, under load, on one store.
+//! Acknowledged calls survive `kill -9`. The tests kill the server many times under load, on one
+//! store.
 //!
-//! Clients borrow and return over gRPC and write down every answer in a [`Book`]. At a random
-//! moment the server is killed; the next one on the same store has to agree with the book, where a
-//! call that was never answered may have happened or not.
+//! Clients borrow and return over gRPC and record every answer in a [`Book`]. The server is killed
+//! at a random moment. The next server on the same store has to agree with the book; a call that
+//! was not answered may have had an effect or not.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -27,7 +28,7 @@ use usage::Reporter;
 
 /// How often the server is killed.
 const ROUNDS: u32 = 24;
-/// How many clients call it at once.
+/// How many clients call the server at once.
 const CLIENTS: usize = 16;
 
 /// The limits are low, so that they are reached all the time.
@@ -41,7 +42,7 @@ ttl = "10m"
 "#;
 
 #[test]
-fn whatever_was_acknowledged_survives_being_killed_under_load_again_and_again() {
+fn acknowledged_borrows_and_returns_survive_repeated_kills_under_load() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", POLICY);
     let runtime = Runtime::new().unwrap();
@@ -59,7 +60,7 @@ fn whatever_was_acknowledged_survives_being_killed_under_load_again_and_again() 
         for client in 0..CLIENTS {
             load.spawn_on(clients.clone().work(client), runtime.handle());
         }
-        // The moment has to be any moment: nothing in the process can be waited for.
+        // The server is killed at a random moment, so there is no event to wait for.
         std::thread::sleep(Duration::from_millis(rand::rng().random_range(0..350)));
         server.kill();
         runtime.block_on(async {
@@ -81,7 +82,7 @@ fn whatever_was_acknowledged_survives_being_killed_under_load_again_and_again() 
     });
     assert_eq!(server.stop(), Some(0));
 
-    // A clean stop keeps it that way.
+    // After a clean stop, the leases are still gone.
     let mut server = Serve::with_policy(&folder, &policy);
     assert_eq!(server.ready["recovered_leases"], 0);
     let clients = Clients::of(&server.grpc, book, &runtime);
@@ -90,7 +91,7 @@ fn whatever_was_acknowledged_survives_being_killed_under_load_again_and_again() 
 }
 
 #[test]
-fn a_report_that_was_answered_counts_once_however_often_it_was_sent_and_the_server_killed() {
+fn an_answered_report_counts_once_despite_retries_and_kills_of_the_server() {
     let mut reporters: Vec<_> = (0..8).map(Reporter::new).collect();
     let plans: String = reporters.iter().map(Reporter::plan).collect();
     let folder = folder();
@@ -107,7 +108,7 @@ fn a_report_that_was_answered_counts_once_however_often_it_was_sent_and_the_serv
         for reporter in reporters {
             load.spawn_on(reporter.work(server.grpc.clone()), runtime.handle());
         }
-        // The moment has to be any moment: nothing in the process can be waited for.
+        // The server is killed at a random moment, so there is no event to wait for.
         std::thread::sleep(Duration::from_millis(rand::rng().random_range(0..350)));
         server.kill();
         reporters = runtime.block_on(load.join_all());

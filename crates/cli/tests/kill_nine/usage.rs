@@ -1,4 +1,5 @@
-//! Reporters that repeat a report until it is answered, and know from each answer what counted.
+//! Reporters that repeat a report until it is answered, and check in each answer how much was
+//! counted.
 
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ use wire::payment::usage_service_client::UsageServiceClient;
 
 use crate::clients::NoAnswer;
 
-/// Every organization of a reporter spends its budget with its first report, because the answer to
-/// whoever has spent one says how much was used.
+/// An answer says how much was used only if the budget is spent. So the budget is one block, which
+/// the first report spends.
 pub(crate) const POLICY: &str = r#"
 [services.t1r]
 [plans.metered]
 budgets = { blocks = { amount = 1.0, per = "month" } }
 "#;
 
-/// The only one who reports for its organization.
+/// The only reporter of its organization.
 #[derive(Debug)]
 pub(crate) struct Reporter {
     organization: String,
@@ -55,18 +56,19 @@ impl Reporter {
         self
     }
 
-    /// Sends the next report and answers what counts with it.
+    /// Sends the next report, and returns how much is counted with it.
     async fn report(&self, client: &mut UsageServiceClient<Channel>) -> Result<u64, NoAnswer> {
         let block = Metric { key: "blocks".to_owned(), value: 1.0 };
         self.send(client, Some(&self.name()), vec![block]).await
     }
 
-    /// The name of the next report. Callers without a key share all names.
+    /// The idempotency key of the next report. It contains the organization, because all callers
+    /// without an API key share their idempotency keys.
     fn name(&self) -> String {
         format!("{}/{}", self.organization, self.answered)
     }
 
-    /// What was counted so far.
+    /// Returns how much was counted so far.
     pub(crate) async fn used(
         &self,
         client: &mut UsageServiceClient<Channel>,
@@ -103,7 +105,7 @@ pub(crate) fn client(address: &str) -> UsageServiceClient<Channel> {
     UsageServiceClient::new(endpoint.timeout(Duration::from_secs(20)).connect_lazy())
 }
 
-/// The 12 of "… spent: blocks 12 of 1 per month, …".
+/// Reads the 12 in "… spent: blocks 12 of 1 per month, …".
 fn used_in(reason: &str) -> u64 {
     let Some((_, used)) = reason.split_once("blocks ") else { return 0 };
     used.split_once(" of ").unwrap().0.parse().unwrap()

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_admin_url_is_refused_without_its_secrets() {
+    fn an_invalid_admin_url_is_refused_and_its_secrets_are_not_shown() {
         for text in
             ["127.0.0.1:9011", "tgm://h", "ftp://h", "http://u:s3cret@h", "http://h?token=s3cret"]
         {

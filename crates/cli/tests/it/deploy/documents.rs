@@ -1,4 +1,4 @@
-//! The documents: their examples are valid, and what they name exists.
+//! The examples of the documents are valid, and everything that the documents name exists.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn blocks<'t>(document: &'t str, language: &str) -> Vec<(usize, &'t str)> {
     starts.map(block).collect()
 }
 
-/// What stands in code: blocks of shell, and words between backticks.
+/// The code in a document: lines of fenced blocks, and text between backticks.
 fn code(document: &str) -> Vec<&str> {
     let mut code = Vec::new();
     let mut fenced = false;
@@ -40,7 +40,7 @@ fn code(document: &str) -> Vec<&str> {
     code
 }
 
-/// The names by which the headings of a document are linked to.
+/// The anchors of the headings of a document, as links use them.
 pub(crate) fn anchors(document: &str) -> BTreeSet<String> {
     let headings = document.lines().filter(|line| line.starts_with('#'));
     let anchor = |heading: &str| {
@@ -52,11 +52,11 @@ pub(crate) fn anchors(document: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_policy_in_the_manuals_is_sound() {
+fn every_policy_in_the_manuals_is_valid() {
     let mut found = 0;
     for path in ["README.md", "docs/policy.md", "docs/operations.md"] {
         let text = text(path);
-        // What a crate depends on is TOML too.
+        // Some TOML blocks are not policies but dependencies of a crate.
         let policies =
             blocks(&text, "toml").into_iter().filter(|(_, it)| !it.contains("dependencies"));
         for (line, block) in policies {
@@ -72,7 +72,7 @@ fn every_policy_in_the_manuals_is_sound() {
 #[test]
 fn every_key_of_a_policy_is_in_its_manual() {
     let manual = text("docs/policy.md");
-    // An unknown key is told with all that are known.
+    // The error of an unknown key lists all known keys.
     for section in ["", "services.a", "plans.a", "organizations.a", "api_keys.a", "[indexers]"] {
         let table = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
         let error = Policy::parse(&format!("{table}unheard_of = 1\n"), "file").unwrap_err();
@@ -94,7 +94,7 @@ fn every_key_of_a_policy_is_in_its_manual() {
 fn every_flag_in_the_manuals_is_one_of_the_binary() {
     let known = flags();
     assert!(known.contains("--listen") && known.contains("--workers"), "{known:?}");
-    // Commands of others have flags of their own.
+    // Other programs have flags of their own.
     let others = ["curl", "docker", "openssl", "cargo", "scripts/", "install ", "h2load"];
     let mut found = 0;
     for path in DOCUMENTS {
@@ -113,7 +113,7 @@ fn every_flag_in_the_manuals_is_one_of_the_binary() {
 }
 
 #[test]
-fn what_firehose_is_pointed_at_is_where_a_server_without_any_setting_listens() {
+fn the_urls_for_firehose_name_the_default_port_of_the_server() {
     let folder = folder();
     let serve = Serve::start(["--store", &store(&folder)]);
     let port = Settings::of_serve().default_port("listen");
@@ -125,7 +125,7 @@ fn what_firehose_is_pointed_at_is_where_a_server_without_any_setting_listens() {
             let url = url.strip_suffix('\'').unwrap();
             assert!(url.contains(&format!("127.0.0.1:{port}?")), "{path}: {line}");
             let url = url.replace(&format!("127.0.0.1:{port}"), &serve.grpc);
-            // With an authentication that is the default there, no organization is named.
+            // With its default authentication, Firehose names no organization.
             let ran = run(["borrow", &url, "--organization", "", "--for", "1ms"]);
             assert_eq!(ran.code, Some(0), "{path}: {line}: {ran:?}");
             found += 1;
@@ -135,7 +135,7 @@ fn what_firehose_is_pointed_at_is_where_a_server_without_any_setting_listens() {
 }
 
 #[test]
-fn every_setting_beside_a_bound_of_the_protocol_is_one() {
+fn every_setting_in_the_table_of_bounds_exists() {
     let known = flags();
     let manual = text("docs/protocol.md");
     let table = manual.split_once("| | | setting |\n").unwrap().1;
@@ -152,7 +152,7 @@ fn every_setting_beside_a_bound_of_the_protocol_is_one() {
 }
 
 #[test]
-fn every_command_an_operator_is_told_is_understood() {
+fn every_command_in_the_manual_for_operators_is_valid() {
     let manual = text("docs/operations.md");
     let act = manual.split_once("\n## Act\n").unwrap().1.split_once("\n## ").unwrap().0;
     let mut found = 0;
@@ -162,7 +162,8 @@ fn every_command_an_operator_is_told_is_understood() {
             "NUMBER" => "000000000000000000000000",
             word => word,
         });
-        // A note of several words is one argument.
+        // The note is cut off, because splitting at white space does not keep its quoted words
+        // together.
         let words: Vec<_> = words.take_while(|word| !word.starts_with('\'')).collect();
         let words = words.strip_suffix(&["--note"]).unwrap_or(&words);
         let nowhere = ["--admin", "http://127.0.0.1:1"];
@@ -209,7 +210,7 @@ fn every_endpoint_in_the_manuals_is_served() {
 }
 
 #[test]
-fn links_between_the_documents_lead_somewhere() {
+fn every_link_between_the_documents_has_a_target() {
     let mut found = 0;
     for path in DOCUMENTS.iter().chain(&["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]) {
         let document = text(path);

@@ -1,4 +1,4 @@
-//! The image and the compose file, as far as they can be held to the binary without building them.
+//! Checks the image and the compose file against the binary, without building the image.
 
 use std::process::Command;
 
@@ -22,7 +22,7 @@ fn all(name: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_image_copies_files_that_exist_and_is_built_by_the_compiler_that_is_needed() {
+fn the_image_copies_files_that_exist_and_uses_the_required_compiler() {
     for copy in all("COPY").iter().filter(|copy| !copy.starts_with("--from=")) {
         let from = copy.split(' ').next().unwrap();
         assert!(root().join(from).exists(), "{from} is not there");
@@ -39,7 +39,7 @@ fn the_image_copies_files_that_exist_and_is_built_by_the_compiler_that_is_needed
 }
 
 #[test]
-fn the_image_runs_as_nobody_with_settings_that_the_server_has() {
+fn the_image_does_not_run_as_root_and_names_settings_that_exist() {
     let settings = Settings::of_serve();
     let variables = all("ENV").join(" ");
     let variables: Vec<_> = variables.split_whitespace().map(|it| it.split_once('=')).collect();
@@ -53,13 +53,13 @@ fn the_image_runs_as_nobody_with_settings_that_the_server_has() {
     assert_eq!(all("USER"), ["${ACCOUNT}:${ACCOUNT}"]);
     assert_eq!(all("CMD"), [r#"["serve"]"#]);
 
-    // What is in the image is a policy that the server takes.
+    // The policy in the image is valid.
     let ran = run(["check".as_ref(), root().join("deploy/policy/policy.toml").as_os_str()]);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
 }
 
 #[test]
-fn the_health_check_of_the_image_passes_beside_a_server_and_fails_without() {
+fn the_health_check_of_the_image_passes_only_while_a_server_runs() {
     let health = all("HEALTHCHECK").remove(0);
     let command: Vec<String> =
         serde_json::from_str(health.split_once("CMD ").unwrap().1.trim()).unwrap();

@@ -1,5 +1,5 @@
-//! What is shipped beside the binary is held to the binary: the files of `deploy/`, and every flag,
-//! variable, metric, path and link that the documents name.
+//! Checks what is shipped with the binary against the binary: the files of `deploy/`, and every
+//! flag, variable, metric, path and link that the documents name.
 
 mod documents;
 mod images;
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::harness::{leave_out, run};
 
-/// The folder that everything is in.
+/// The root folder of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
@@ -32,8 +32,9 @@ fn yaml(path: &str) -> Value {
     serde_saphyr::from_str(&text(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Runs a program of a Debian package with `input` on its standard input, and answers whether it found
-/// nothing wrong, and what it said. `None` where it is not installed and may be left out.
+/// Runs a program of a Debian package with `input` on its standard input. Returns whether the
+/// program succeeded, and its output. Returns `None` if the program is not installed and the test
+/// may be skipped.
 fn tool(mut program: Command, package: &str, input: &str) -> Option<(bool, String)> {
     program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let name = program.get_program().to_string_lossy().into_owned();
@@ -59,7 +60,7 @@ struct Settings {
 impl Settings {
     fn of_serve() -> Self {
         let help = run(["serve", "--help"]).stdout;
-        // Lines break wherever they are full.
+        // The help wraps long lines, so a default may span two lines.
         Self { help: help.split_whitespace().collect::<Vec<_>>().join(" ") }
     }
 
@@ -109,7 +110,7 @@ fn flags() -> BTreeSet<String> {
         .collect()
 }
 
-/// What looks like a long flag in `text`.
+/// The words of `text` that look like long flags.
 fn named_flags(text: &str) -> impl Iterator<Item = &str> {
     text.split(|char: char| char.is_whitespace() || "`'\"=,.()[]<>|:;".contains(char)).filter(
         |word| {

@@ -1,4 +1,4 @@
-//! A copy of the store, taken and put back as the manual says.
+//! Copies and restores the store as the manual describes.
 
 use std::fs;
 
@@ -17,13 +17,13 @@ fn put(admin: &str, path: &str, body: &str) {
     assert_eq!(status, 200, "{answer}");
 }
 
-/// How many leases the server says that it holds of an organization.
+/// How many leases of the organization the server counts.
 fn active(serve: &Serve) -> u64 {
     serve.active("acme", "t1r")
 }
 
 #[test]
-fn a_copy_of_a_stopped_server_is_a_step_back_in_time_and_no_more() {
+fn a_restored_copy_has_exactly_the_state_at_the_time_of_the_copy() {
     let folder = folder();
     let policy = file(&folder, "policy.toml", POLICY);
     let (path, copy) = (folder.path().join("sessions.redb"), folder.path().join("copy"));

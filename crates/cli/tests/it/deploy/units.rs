@@ -10,7 +10,7 @@ use crate::harness::{Process, command, file, finish, folder, run, store};
 
 const UNIT: &str = "deploy/tgm-session.service";
 
-/// The most that `systemd-analyze security` may hold against the unit, of 100.
+/// The highest exposure of the unit that `systemd-analyze security` may report, out of 100.
 const MOST_EXPOSURE: u32 = 15;
 
 /// The values of a directive, in order.
@@ -49,7 +49,8 @@ fn the_unit_starts_the_server_with_flags_that_it_has() {
     let found = format!("config = \"{}/policy.toml\"", shipped.display());
     assert_eq!(under(&shipped), format!("{found} # variable CONFIGURATION_DIRECTORY"));
 
-    // The store is in the folder that the service has, and the policy in its other one.
+    // The store is in the state directory of the service, the policy in its configuration
+    // directory.
     assert_eq!(directives(&unit, "StateDirectory"), ["tgm-session"]);
     assert_eq!(directives(&unit, "ConfigurationDirectory"), ["tgm-session"]);
     assert!(start.contains("file:/var/lib/tgm-session/") && !start.contains("--config"));
@@ -58,7 +59,7 @@ fn the_unit_starts_the_server_with_flags_that_it_has() {
 }
 
 #[test]
-fn the_unit_is_told_when_the_server_is_ready_and_that_it_lives() {
+fn the_server_notifies_systemd_that_it_is_ready_and_alive() {
     let unit = text(UNIT);
     assert_eq!(directives(&unit, "Type"), ["notify"]);
     let seconds: u64 = directives(&unit, "WatchdogSec")[0].parse().unwrap();
@@ -86,7 +87,7 @@ fn analyze(arguments: &[&str]) -> Option<(bool, String)> {
 }
 
 #[test]
-fn systemd_finds_nothing_wrong_with_the_unit_and_little_that_it_could_reach() {
+fn systemd_finds_no_error_in_the_unit_and_a_low_exposure() {
     let folder = folder();
     let here = text(UNIT)
         .replace("/usr/local/bin/tgm-session", env!("CARGO_BIN_EXE_tgm-session"))

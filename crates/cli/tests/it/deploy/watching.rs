@@ -1,4 +1,5 @@
-//! The dashboard, the alert rules and the table of metrics, beside a server that has done its work.
+//! Checks the dashboard, the alert rules and the table of metrics against the metrics of a busy
+//! server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -22,14 +23,14 @@ max_per_api_key = 5
 max_total = 100
 ";
 
-/// The metrics of a server, by the name of the sample: what its labels are, and their values.
+/// The metrics of a server: for each sample name its labels, and for each label its values.
 struct Page(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
 
 impl Page {
     fn of_a_busy_server() -> Self {
         let (busy, with_tls) = pages();
         let mut page = Self::read(&busy);
-        // With TLS there is more, and nothing less.
+        // A server with TLS has additional metrics.
         page.0.extend(Self::read(&with_tls).0.into_iter().filter(|(name, _)| !busy.contains(name)));
         page
     }
@@ -49,12 +50,12 @@ impl Page {
         Self(samples)
     }
 
-    /// Whether there are such samples.
+    /// Whether the page has samples of this name.
     fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Says what of `expression` there is not.
+    /// Fails if `expression` names a metric, a label or a value that the page does not have.
     fn check(&self, place: &str, expression: &str) {
         let mut selectors = 0;
         for (name, labels) in selectors_of(expression) {
@@ -70,7 +71,7 @@ impl Page {
                 }
                 let values = known.get(label);
                 let values = values.unwrap_or_else(|| panic!("{place}: {name} has no {label}"));
-                // Not every code is answered here.
+                // This test does not produce every code.
                 if label != "code" {
                     for value in value.split('|').filter(|_| operator.len() <= 2) {
                         assert!(values.contains(value), "{place}: {name} has no {label}={value}");
@@ -82,8 +83,8 @@ impl Page {
     }
 }
 
-/// What `/metrics` answers by default: of a server that has granted, kept alive, denied, taken back,
-/// refused and counted, and of one with TLS.
+/// The default pages of `/metrics` of two servers: one that has handled calls of every kind, and
+/// one with TLS.
 fn pages() -> (String, String) {
     let folder = folder();
     let policy = file(&folder, "policy.toml", POLICY);
@@ -143,7 +144,7 @@ fn selectors_of(expression: &str) -> impl Iterator<Item = (&str, &str)> {
             let word = &rest[start..];
             let (word, after) = word.split_at(word.find(|c| !is_name(c)).unwrap_or(word.len()));
             rest = after;
-            // What is grouped by, and durations in brackets, are no metrics.
+            // The labels after `by` and `without`, and durations in brackets, are not metrics.
             if matches!(word, "by" | "without") {
                 rest = after.split_once(')')?.1;
             } else if expression[..expression.len() - after.len() - word.len()].ends_with('[') {
@@ -159,7 +160,7 @@ fn selectors_of(expression: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Labels, how they are compared, and with what.
+/// The matchers of a selector: each label, its operator and its value.
 fn matchers(labels: &str) -> impl Iterator<Item = (&str, &str, &str)> {
     labels.split("\",").filter(|it| !it.is_empty()).map(|matcher| {
         let matcher = matcher.strip_suffix('"').unwrap_or(matcher);
@@ -183,7 +184,7 @@ fn panels() -> Vec<Value> {
 }
 
 #[test]
-fn whatever_the_dashboard_and_the_alerts_ask_for_is_on_the_page_of_a_busy_server() {
+fn a_busy_server_has_every_metric_of_the_dashboard_and_the_alerts() {
     let page = Page::of_a_busy_server();
     for rule in rules() {
         page.check(rule["alert"].as_str().unwrap(), rule["expr"].as_str().unwrap());
@@ -206,7 +207,7 @@ fn whatever_the_dashboard_and_the_alerts_ask_for_is_on_the_page_of_a_busy_server
 }
 
 #[test]
-fn every_metric_on_the_page_is_in_the_table_of_the_manual_and_the_other_way_round() {
+fn the_table_of_the_manual_lists_exactly_the_metrics_of_the_server() {
     let page = Page::of_a_busy_server();
     let manual = text("docs/operations.md");
     let table = manual.split_once("| metric (`tgm_session_…`) | |\n").unwrap().1;
@@ -232,7 +233,7 @@ fn every_metric_on_the_page_is_in_the_table_of_the_manual_and_the_other_way_roun
 }
 
 #[test]
-fn every_alert_says_what_it_means_how_bad_it_is_and_where_to_read_on() {
+fn every_alert_has_a_description_a_severity_and_a_runbook() {
     let mut names = BTreeSet::new();
     for rule in rules() {
         let name = rule["alert"].as_str().unwrap().to_owned();
@@ -256,7 +257,7 @@ fn every_alert_says_what_it_means_how_bad_it_is_and_where_to_read_on() {
 }
 
 #[test]
-fn promtool_finds_nothing_wrong_with_the_metrics_and_the_rules() {
+fn promtool_finds_no_error_in_the_metrics_and_the_rules() {
     let (busy, with_tls) = pages();
     for page in [busy, with_tls] {
         let Some((valid, told)) = promtool(&["check", "metrics"], &page) else { return };
@@ -268,7 +269,7 @@ fn promtool_finds_nothing_wrong_with_the_metrics_and_the_rules() {
 }
 
 #[test]
-fn prometheus_asks_the_admin_port_and_calls_the_job_what_the_alerts_call_it() {
+fn prometheus_scrapes_the_admin_port_under_the_job_name_of_the_alerts() {
     let settings = Settings::of_serve();
     let prometheus = yaml("deploy/prometheus.yml");
     let job = &prometheus["scrape_configs"][0];
@@ -282,7 +283,7 @@ fn prometheus_asks_the_admin_port_and_calls_the_job_what_the_alerts_call_it() {
 }
 
 #[test]
-fn the_page_of_a_server_is_read_as_prometheus_reads_it() {
+fn pages_and_expressions_are_parsed_as_prometheus_parses_them() {
     let page = Page::read("# TYPE a counter\na_total{x=\"1,2\",y=\"\"} 3\nb 4\n# EOF\n");
     assert_eq!(page.0["a_total"]["x"], BTreeSet::from(["1,2".to_owned()]));
     assert!(page.has("b") && page.0["b"].is_empty());

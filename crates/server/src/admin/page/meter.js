@@ -50,7 +50,7 @@ export function meter(name) {
 
 /** A small line chart of the latest values of a number. */
 export function sparkline(points) {
-  // With one value there is no line, and a dot would look like dirt.
+  // One value makes no line, and a single dot would be confusing.
   const line = svgElement('polyline', { class: 'line' });
   const root = svgElement(
     'svg',

@@ -32,7 +32,7 @@ fn the_token_is_never_shown() {
 }
 
 #[test]
-fn an_empty_token_and_no_time_at_all_are_no_settings() {
+fn an_empty_token_and_a_timeout_of_zero_are_refused() {
     for line in [&["--admin-token", ""], &["--admin-timeout", "0s"]] {
         assert!(parse(line).is_err(), "{line:?}");
     }
@@ -54,7 +54,7 @@ fn the_status_of_a_refusal_chooses_the_exit_code() {
     assert!(elsewhere.contains("http://127.0.0.1:9011") && elsewhere.contains("admin port"));
 }
 
-/// An admin client of a server whose name has these addresses.
+/// An admin client of a server whose host name resolves to these addresses.
 fn admin_at(addresses: &[SocketAddr], timeout: &str) -> Admin {
     let line = ["--admin", "http://ops.example:9011", "--admin-timeout", timeout];
     let args = parse(&line).expect("valid");
@@ -67,7 +67,7 @@ fn admin_at(addresses: &[SocketAddr], timeout: &str) -> Admin {
     Admin { link, ..Admin::new(&args).expect("valid") }
 }
 
-/// Answers one call with this, and returns what was asked.
+/// Answers one call with `said`, and returns a thread that returns the request.
 fn answer(listener: TcpListener, said: &'static str) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut stream = listener.accept().expect("a client").0;
@@ -85,8 +85,8 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// A server that swallows what is sent to it, as long as the result is kept: its queue of
-/// connections is full.
+/// An address where connection attempts get no answer, because the queue of the listener is full.
+/// It stays full until the first part of the result is dropped.
 fn full() -> (impl Sized, SocketAddr) {
     let runtime = crate::runtime::current_thread().expect("a runtime");
     let (listener, address, queued) = runtime.block_on(async {
@@ -105,7 +105,7 @@ fn full() -> (impl Sized, SocketAddr) {
 }
 
 #[test]
-fn a_server_at_the_second_address_answers_past_one_that_swallows_everything() {
+fn the_second_address_is_used_when_the_first_does_not_answer() {
     let (_full, swallows) = full();
     let (listener, address) = listener();
     let asked = answer(listener, "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}");
@@ -129,7 +129,7 @@ fn every_address_where_nobody_listens_is_named() {
 }
 
 #[test]
-fn an_address_that_swallows_everything_is_named_when_the_time_is_over() {
+fn an_address_that_does_not_answer_is_named_after_the_timeout() {
     let (_full, swallows) = full();
     let asked: Result<Value, _> = admin_at(&[swallows], "100ms").get(&["overview"], &());
     let Err(Fault::Failure(Failure::Unavailable(problem))) = asked else { panic!("{asked:?}") };
@@ -137,7 +137,7 @@ fn an_address_that_swallows_everything_is_named_when_the_time_is_over() {
 }
 
 #[test]
-fn a_port_for_tls_that_says_so_in_plain_words_is_understood() {
+fn a_tls_port_that_answers_in_plain_http_is_recognized() {
     let (listener, address) = listener();
     let said = "HTTP/1.1 400 Bad Request\r\ncontent-length: 49\r\n\r\n\
                 The plain HTTP request was sent to HTTPS port <1>";
@@ -150,7 +150,7 @@ fn a_port_for_tls_that_says_so_in_plain_words_is_understood() {
 }
 
 #[test]
-fn what_is_no_answer_in_http_names_the_port_to_look_at() {
+fn an_answer_that_is_not_http_asks_whether_it_is_the_admin_port() {
     let (listener, address) = listener();
     let asked = answer(listener, "220 mail.example ESMTP\r\n");
     let answered: Result<Value, _> = admin_at(&[address], "10s").get(&["overview"], &());
