@@ -101,7 +101,7 @@ impl Filed {
     async fn read_after(&self, age: Duration) -> Shown {
         let due = {
             let mut latest = self.latest.lock();
-            // Whoever reads the file has a clone.
+            // The thread that reads the file holds a clone, also after its caller was dropped.
             let is_being_read = Arc::strong_count(&self.latest) > 1;
             let is_due = !is_being_read && latest.read_at.elapsed() >= age;
             is_due.then(|| {

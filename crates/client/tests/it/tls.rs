@@ -217,7 +217,7 @@ async fn a_certificate_of_an_authority_that_the_system_trusts_is_enough() {
 }
 
 #[tokio::test]
-#[ignore = "the process that the test before starts"]
+#[ignore = "runs within a_certificate_of_an_authority_that_the_system_trusts_is_enough"]
 async fn borrows_by_the_authorities_of_its_environment() {
     let trusted = PathBuf::from(std::env::var("SSL_CERT_FILE").unwrap());
     renew_under_a_pool(&trusted, "").await;
