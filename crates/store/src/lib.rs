@@ -11,6 +11,7 @@ mod clock;
 mod commits;
 mod enforcing;
 mod error;
+pub mod fleet;
 mod journal;
 pub mod lane;
 mod listing;

@@ -1,0 +1,19 @@
+//! A fleet: several servers on one database, of which one leads.
+//!
+//! Everything here is pure: time, random seeds and the answers of the database are arguments, so that a
+//! simulation can play years of a fleet in seconds. An engine sends the requests that
+//! [`Leadership::poll`] returns, and compares and replaces rows as they say.
+//!
+//! Time is that of `CLOCK_BOOTTIME`, as the time since boot: it goes on while the machine sleeps or the
+//! process is stopped. No wall clock decides anything.
+
+mod fence;
+mod leadership;
+mod rows;
+
+pub use fence::{Fence, Resolved};
+pub use leadership::{Answer, Config, Event, Leadership, Request};
+pub use rows::{JournalRow, LeaderId, LeadershipRow, Rows};
+
+#[cfg(test)]
+mod tests;
