@@ -75,6 +75,14 @@ pub enum Error {
         /// The store time between the two.
         older_by: std::time::Duration,
     },
+    /// A database cannot be a store, or does not answer.
+    #[error("the store {url} cannot be used: {problem}")]
+    Database {
+        /// The URL without secrets.
+        url: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The store closed before the disk confirmed its last changes. No caller was told that they are
     /// durable; they may be.
     #[error(

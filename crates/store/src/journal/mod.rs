@@ -5,6 +5,7 @@
 
 pub(crate) mod encoding;
 pub(crate) mod file;
+pub(crate) mod postgres;
 pub(crate) mod rows;
 
 use std::fmt;

@@ -12,37 +12,37 @@ use super::{BadRow, lease_id, slot_and_secret};
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LeaseRow {
     #[prost(uint32, tag = "1")]
-    slot: u32,
+    pub(crate) slot: u32,
     #[prost(bytes = "vec", tag = "2")]
-    secret: Vec<u8>,
+    pub(crate) secret: Vec<u8>,
     #[prost(bool, tag = "3")]
-    worker: bool,
+    pub(crate) worker: bool,
     #[prost(string, optional, tag = "4")]
-    indexer: Option<String>,
+    pub(crate) indexer: Option<String>,
     #[prost(string, tag = "5")]
-    service: String,
+    pub(crate) service: String,
     #[prost(string, tag = "6")]
-    organization: String,
+    pub(crate) organization: String,
     #[prost(string, tag = "7")]
-    api_key: String,
+    pub(crate) api_key: String,
     #[prost(string, tag = "8")]
-    trace: String,
+    pub(crate) trace: String,
     #[prost(fixed64, tag = "9")]
-    granted_at: u64,
+    pub(crate) granted_at: u64,
     #[prost(uint64, tag = "10")]
-    ttl_nanos: u64,
+    pub(crate) ttl_nanos: u64,
     #[prost(message, optional, tag = "11")]
-    borrowed_as: Option<BorrowedAsRow>,
+    pub(crate) borrowed_as: Option<BorrowedAsRow>,
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct BorrowedAsRow {
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct BorrowedAsRow {
     #[prost(fixed64, tag = "1")]
-    id_high: u64,
+    pub(crate) id_high: u64,
     #[prost(fixed64, tag = "2")]
-    id_low: u64,
+    pub(crate) id_low: u64,
     #[prost(fixed64, tag = "3")]
-    fingerprint: u64,
+    pub(crate) fingerprint: u64,
 }
 
 impl From<Lease> for LeaseRow {
@@ -74,20 +74,29 @@ impl LeaseRow {
         row: &[u8],
         lingers_until: Option<u64>,
     ) -> Result<Lease, BadRow> {
+        let row = Self::decode(row).map_err(|_| BadRow { table: "leases" })?;
+        row.into_lease(serial, lingers_until)
+    }
+
+    /// The lease with the key `serial`. `lingers_until` is the end of its lingering, if any.
+    pub(crate) fn into_lease(
+        self,
+        serial: u64,
+        lingers_until: Option<u64>,
+    ) -> Result<Lease, BadRow> {
         let bad = BadRow { table: "leases" };
-        let row = Self::decode(row).map_err(|_| bad)?;
         Ok(Lease {
-            id: lease_id(serial, row.slot, &row.secret).ok_or(bad)?,
-            kind: if row.worker { Kind::Worker } else { Kind::Session },
-            indexer: row.indexer.map(Into::into),
-            service: row.service.into(),
-            organization: row.organization.into(),
-            api_key: row.api_key.into(),
-            trace: row.trace.into(),
-            granted_at: Timestamp::from_nanos(row.granted_at),
-            ttl: Duration::from_nanos(row.ttl_nanos),
+            id: lease_id(serial, self.slot, &self.secret).ok_or(bad)?,
+            kind: if self.worker { Kind::Worker } else { Kind::Session },
+            indexer: self.indexer.map(Into::into),
+            service: self.service.into(),
+            organization: self.organization.into(),
+            api_key: self.api_key.into(),
+            trace: self.trace.into(),
+            granted_at: Timestamp::from_nanos(self.granted_at),
+            ttl: Duration::from_nanos(self.ttl_nanos),
             lingers_until: lingers_until.map(Timestamp::from_nanos),
-            borrowed_as: row.borrowed_as.map(|row| BorrowedAs {
+            borrowed_as: self.borrowed_as.map(|row| BorrowedAs {
                 id: BorrowId::from_halves([row.id_high, row.id_low]),
                 fingerprint: row.fingerprint,
             }),

@@ -10,8 +10,8 @@ mod remembered;
 use lease::{LeaseId, Used};
 use prost::Message;
 
-pub(crate) use leases::LeaseRow;
-pub(crate) use operators::{AuditRow, OverrideRow, subject_number};
+pub(crate) use leases::{BorrowedAsRow, LeaseRow};
+pub(crate) use operators::{AuditRow, OverrideRow, subject, subject_number};
 pub(crate) use remembered::RememberedRow;
 
 /// A row that cannot be decoded, or has an invalid value.
@@ -34,13 +34,13 @@ fn lease_id(serial: u64, slot: u32, secret: &[u8]) -> Option<LeaseId> {
 #[derive(Clone, Copy, PartialEq, Message)]
 pub(crate) struct UsedRow {
     #[prost(uint32, tag = "1")]
-    day: u32,
+    pub(crate) day: u32,
     #[prost(double, tag = "2")]
-    in_day: f64,
+    pub(crate) in_day: f64,
     #[prost(uint32, tag = "3")]
-    month: u32,
+    pub(crate) month: u32,
     #[prost(double, tag = "4")]
-    in_month: f64,
+    pub(crate) in_month: f64,
 }
 
 impl From<Used> for UsedRow {

@@ -79,6 +79,6 @@ pub(crate) const fn subject_number(subject: Subject) -> u8 {
     }
 }
 
-fn subject(number: u8) -> Option<Subject> {
+pub(crate) fn subject(number: u8) -> Option<Subject> {
     [Subject::Organization, Subject::ApiKey].into_iter().find(|&it| subject_number(it) == number)
 }

@@ -212,6 +212,27 @@ impl RememberedRow {
         (key, Self { fact: Some(Remembered::BorrowEnded(row)) })
     }
 
+    /// What the fact says, for people: its kind, the indexer and what it is about.
+    pub(crate) fn describe(&self) -> (&'static str, Option<&str>, String) {
+        match &self.fact {
+            Some(Remembered::Revoked(row)) => {
+                ("revoked", row.indexer.as_deref(), row.serial.to_string())
+            }
+            Some(Remembered::Reported(row)) => {
+                ("reported", row.indexer.as_deref(), row.key.clone())
+            }
+            Some(Remembered::BorrowEnded(row)) => {
+                let id = format!("{:016x}{:016x}", row.id_high, row.id_low);
+                ("borrow ended", row.indexer.as_deref(), id)
+            }
+            Some(Remembered::TraceEnded(row)) => {
+                let subject = format!("{}/{}", row.organization, row.trace);
+                ("trace ended", row.indexer.as_deref(), subject)
+            }
+            None => ("", None, String::new()),
+        }
+    }
+
     /// The greatest key of facts that need not be remembered at `time`.
     pub(crate) fn keys_up_to(time: Timestamp) -> Vec<u8> {
         let mut key = Vec::with_capacity(24);

@@ -1,0 +1,136 @@
+//! A connection to the database that is made anew when it breaks, and where it leads.
+
+use std::error::Error as _;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio_postgres::config::Host;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls};
+
+use super::Failure;
+use crate::error::Error;
+
+/// Where a database is, and how it is reached.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) config: Config,
+    /// The quoted name of the schema.
+    pub(crate) schema: String,
+    /// The URL without secrets, for messages.
+    pub(crate) shown: String,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("url", &self.shown).finish_non_exhaustive()
+    }
+}
+
+/// One connection, with the runtime on which it lives. Calls block.
+pub(crate) struct Connection {
+    settings: Settings,
+    runtime: Runtime,
+    client: Option<Client>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(settings: Settings) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime =
+            runtime.map_err(|source| Error::System { action: "start a runtime", source })?;
+        Ok(Self { settings, runtime, client: None })
+    }
+
+    pub(crate) fn schema(&self) -> &str {
+        &self.settings.schema
+    }
+
+    pub(crate) fn shown(&self) -> &str {
+        &self.settings.shown
+    }
+
+    /// Runs `work` on the connection, which is made first if there is none. After a failure the
+    /// connection is dropped: what it was doing cannot be told from what comes next.
+    pub(crate) fn run<R>(
+        &mut self,
+        within: Duration,
+        work: impl AsyncFnOnce(&Client, &str) -> Result<R, Failure>,
+    ) -> Result<R, Failure> {
+        let Self { settings, runtime, client } = self;
+        let outcome = runtime.block_on(async {
+            let work = async {
+                let connected = match client {
+                    Some(client) if !client.is_closed() => client,
+                    _ => client.insert(connect(settings).await?),
+                };
+                work(connected, &settings.schema).await
+            };
+            tokio::time::timeout(within, work).await.unwrap_or(Err(Failure::Late(within)))
+        });
+        if outcome.is_err() {
+            *client = None;
+        }
+        outcome
+    }
+}
+
+async fn connect(settings: &Settings) -> Result<Client, Failure> {
+    let (client, connection) = settings.config.connect(NoTls).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::warn!(error = explain(&error), "a connection to the database ended");
+        }
+    });
+    // A replica cannot be written to.
+    let row = client
+        .query_typed_one("SELECT pg_is_in_recovery(), current_setting('server_encoding')", &[])
+        .await?;
+    if row.try_get(0)? {
+        return Err(Failure::Other(
+            "it is a replica, and only the primary can be a store".to_owned(),
+        ));
+    }
+    let encoding: String = row.try_get(1)?;
+    if encoding != "UTF8" {
+        return Err(Failure::Other(format!("its encoding is {encoding}, and a store needs UTF8")));
+    }
+    Ok(client)
+}
+
+/// The text of an error of the database, with what the server said.
+pub(crate) fn explain(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), error.source()) {
+        (Some(database), _) => format!("{} ({})", database.message(), database.code().code()),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    }
+}
+
+pub(crate) fn is_lock_timeout(error: &tokio_postgres::Error) -> bool {
+    // The time-out of statements may come first where the lock was taken late.
+    error.code().is_some_and(|code| {
+        *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::QUERY_CANCELED
+    })
+}
+
+/// The hosts of a configuration, for messages.
+pub(crate) fn hosts(config: &Config) -> String {
+    let ports = config.get_ports();
+    let host = |(place, host): (usize, &Host)| {
+        let port = ports.get(place).or(ports.first()).copied().unwrap_or(5432);
+        match host {
+            Host::Tcp(name) => format!("{name}:{port}"),
+            Host::Unix(path) => path.display().to_string(),
+        }
+    };
+    let hosts: Vec<_> = config.get_hosts().iter().enumerate().map(host).collect();
+    hosts.join(",")
+}

@@ -1,0 +1,113 @@
+//! A PostgreSQL that a test starts on a free port, in a folder of its own.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// A running database. It ends with this value.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    folder: tempfile::TempDir,
+    pub(crate) port: u16,
+    process: Option<Child>,
+}
+
+/// The folder of the newest installed version.
+fn programs() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("Debian package postgresql");
+    let newest = versions
+        .filter_map(|version| version.ok()?.file_name().into_string().ok()?.parse::<u32>().ok())
+        .max()
+        .expect("a version of PostgreSQL");
+    Path::new("/usr/lib/postgresql").join(newest.to_string()).join("bin")
+}
+
+/// A command of PostgreSQL. It refuses to run as root, so root runs it as the user `postgres`.
+fn command(program: &str) -> Command {
+    let program = programs().join(program);
+    if !rustix::process::getuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    command
+}
+
+impl Cluster {
+    /// The database that the tests of this process share while one of them runs. Each uses a schema of
+    /// its own.
+    pub(crate) fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock();
+        shared.upgrade().unwrap_or_else(|| {
+            let cluster = Arc::new(Self::start());
+            *shared = Arc::downgrade(&cluster);
+            cluster
+        })
+    }
+
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        if rustix::process::getuid().is_root() {
+            let owner = Command::new("chown").arg("postgres").arg(folder.path()).status().unwrap();
+            assert!(owner.success());
+        }
+        let made = command("initdb")
+            .args(["--username=tgm", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
+            .arg("--pgdata")
+            .arg(folder.path().join("data"))
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut cluster = Self { folder, port, process: None };
+        cluster.resume();
+        cluster
+    }
+
+    /// Starts it, or starts it again.
+    pub(crate) fn resume(&mut self) {
+        let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
+        let process = command("postgres")
+            .arg("-D")
+            .arg(self.folder.path().join("data"))
+            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1"])
+            .args(["-c", "unix_socket_directories=", "-c", "max_connections=50"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.process = Some(process);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let port = self.port.to_string();
+        let is_ready = || {
+            let mut ask = command("pg_isready");
+            ask.args(["-q", "-h", "127.0.0.1", "-p", &port]).status().unwrap().success()
+        };
+        while !is_ready() {
+            assert!(Instant::now() < deadline, "PostgreSQL does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills it, with all its processes, as a loss of power does.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // The postmaster's children end when it is gone. SIGQUIT ends all at once.
+            let pid = rustix::process::Pid::from_child(&process);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+            process.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,306 @@
+//! The journal against a real PostgreSQL.
+
+mod cluster;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use lease::{Change, Config, Ledger, Reason, Request as Borrow, Terms, Timestamp};
+use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
+
+use super::*;
+use crate::fleet::{self, Event, Leadership};
+use crate::journal::OperatorRecord;
+use crate::records::OperatorRecords;
+use cluster::Cluster;
+
+const WITHIN: Duration = Duration::from_secs(10);
+const TTL: Duration = Duration::from_secs(5);
+
+/// Settings with a schema of their own.
+fn settings(cluster: &Cluster) -> Settings {
+    let port = cluster.port;
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let schema = format!("\"fleet {}\"", COUNT.fetch_add(1, Ordering::Relaxed));
+    let url = format!("postgres://tgm@127.0.0.1:{port}/postgres");
+    Settings { config: url.parse().unwrap(), schema, shown: url }
+}
+
+/// Lets a new server take over, and returns its journal.
+fn take_over(settings: &Settings) -> PostgresJournal {
+    let mut elections = PostgresElections::open(settings.clone(), TTL, WITHIN).unwrap();
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).unwrap();
+    let config = fleet::Config { leader_ttl: TTL, address: "10.0.0.1:9010".into(), seed };
+    let mut leadership = Leadership::new(config, Duration::ZERO);
+    let mut now = Duration::ZERO;
+    loop {
+        now = leadership.poll_timeout().unwrap_or(now).max(now);
+        let Some(request) = leadership.poll(now) else { continue };
+        let answer = elections.carry_out(&request, WITHIN).unwrap();
+        if let Some(Event::Elected(row)) = leadership.handle_answer(answer, now) {
+            return PostgresJournal::new(settings.clone(), row).unwrap();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Restored {
+    changes: Vec<Change>,
+    records: OperatorRecords,
+}
+
+impl Restore for Restored {
+    fn change(&mut self, change: Change) -> Result<(), lease::Invalid> {
+        self.changes.push(change);
+        Ok(())
+    }
+
+    fn operator_record(&mut self, record: OperatorRecord) {
+        self.records.apply(record);
+    }
+}
+
+fn load(journal: &mut PostgresJournal) -> (Restored, Stamp) {
+    let mut restored = Restored::default();
+    let stamp = journal.load(&mut restored, WITHIN).unwrap();
+    (restored, stamp)
+}
+
+fn batch(changes: Vec<Change>) -> Rows {
+    Rows::collect(changes, Vec::new())
+}
+
+fn ledger() -> Ledger {
+    Ledger::new(Config { journal: true, ..Config::default() })
+}
+
+fn terms() -> Terms<'static> {
+    Terms { ttl: Duration::from_secs(60), ..Terms::default() }
+}
+
+fn grant(ledger: &mut Ledger, organization: &str, now: Timestamp) -> Vec<Change> {
+    ledger.borrow(&Borrow::session("t1r", organization), &terms(), now).unwrap();
+    ledger.drain_changes().collect()
+}
+
+fn stamp_of(ledger: &Ledger) -> Stamp {
+    Stamp { time: ledger.now(), next_serial: ledger.next_serial() }
+}
+
+#[test]
+fn what_was_committed_is_restored() {
+    let cluster = Cluster::shared();
+    let settings = settings(&cluster);
+    let mut journal = take_over(&settings);
+    let mut ledger = ledger();
+    let now = Timestamp::from_nanos(1_000_000_000);
+    let mut changes = grant(&mut ledger, "acme", now);
+    changes.extend(grant(&mut ledger, "with\0nul and \\", now));
+    let outcome = journal.commit(&batch(changes.clone()), stamp_of(&ledger), WITHIN).unwrap();
+    assert_eq!(outcome, Attempt::Committed);
+    let (restored, stamp) = load(&mut journal);
+    let mut read = restored.changes;
+    read.sort_by_key(|change| match change {
+        Change::Granted(lease) => lease.id.serial(),
+        _ => u64::MAX,
+    });
+    assert_eq!((read, stamp), (changes, stamp_of(&ledger)));
+}
+
+#[test]
+fn a_leader_that_was_deposed_commits_nothing() {
+    let cluster = Cluster::shared();
+    let settings = settings(&cluster);
+    let mut old = take_over(&settings);
+    // The row is unchanged for long enough in the time of the next server.
+    let mut new = take_over(&settings);
+    let mut ledger = ledger();
+    let changes = grant(&mut ledger, "acme", Timestamp::from_nanos(1));
+    let rows = batch(changes);
+    assert_eq!(old.commit(&rows, stamp_of(&ledger), WITHIN).unwrap(), Attempt::Differs);
+    assert_eq!(old.resolve(WITHIN).unwrap(), Resolved::OtherLeader);
+    assert!(load(&mut new).0.changes.is_empty());
+    assert_eq!(new.commit(&rows, stamp_of(&ledger), WITHIN).unwrap(), Attempt::Committed);
+}
+
+#[test]
+fn an_unknown_commit_is_resolved_and_an_earlier_attempt_cannot_happen_later() {
+    let cluster = Cluster::shared();
+    let settings = settings(&cluster);
+    let mut journal = take_over(&settings);
+    let mut ledger = ledger();
+    let rows = batch(grant(&mut ledger, "acme", Timestamp::from_nanos(1)));
+    let stamp = stamp_of(&ledger);
+    // Its own fence does not know of the commit, as when the acknowledgement was lost.
+    let before = journal.fence;
+    assert_eq!(journal.commit(&rows, stamp, WITHIN).unwrap(), Attempt::Committed);
+    journal.fence = before;
+    assert_eq!(journal.resolve(WITHIN).unwrap(), Resolved::Committed);
+    // The next one does not happen: a resolution comes first, and the late attempt finds it.
+    let late = journal.fence;
+    assert_eq!(journal.resolve(WITHIN).unwrap(), Resolved::NotCommitted);
+    let raised = journal.fence;
+    journal.fence = late;
+    let rows = batch(grant(&mut ledger, "acme", Timestamp::from_nanos(2)));
+    assert_eq!(journal.commit(&rows, stamp_of(&ledger), WITHIN).unwrap(), Attempt::Differs);
+    journal.fence = raised;
+    assert_eq!(journal.commit(&rows, stamp_of(&ledger), WITHIN).unwrap(), Attempt::Committed);
+    assert_eq!(load(&mut journal).0.changes.len(), 2);
+}
+
+#[test]
+fn every_kind_of_change_is_kept() {
+    let cluster = Cluster::shared();
+    let settings = settings(&cluster);
+    let mut journal = take_over(&settings);
+    let mut ledger = ledger();
+    let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
+    let commit = |journal: &mut PostgresJournal, ledger: &mut Ledger| {
+        let changes: Vec<_> = ledger.drain_changes().collect();
+        let stamp = stamp_of(ledger);
+        assert_eq!(journal.commit(&batch(changes), stamp, WITHIN).unwrap(), Attempt::Committed);
+    };
+    let lingers = ledger.borrow(&Borrow::session("t1r", "acme"), &terms(), at(1)).unwrap();
+    let revoked = ledger.borrow(&Borrow::session("t1r", "acme"), &terms(), at(1)).unwrap();
+    let ended = ledger.borrow(&Borrow::session("t1r", "acme"), &terms(), at(1)).unwrap();
+    commit(&mut journal, &mut ledger);
+    let _ = ledger.release(lingers.id, None, Duration::from_secs(30), at(2));
+    let _ = ledger.release(ended.id, None, Duration::ZERO, at(2));
+    ledger.revoke(revoked.id, Reason::Operator, at(2));
+    commit(&mut journal, &mut ledger);
+
+    let mut again = Ledger::new(Config { journal: true, ..Config::default() });
+    struct Into<'l>(&'l mut Ledger);
+    impl Restore for Into<'_> {
+        fn change(&mut self, change: Change) -> Result<(), lease::Invalid> {
+            self.0.restore(change)
+        }
+
+        fn operator_record(&mut self, _: OperatorRecord) {}
+    }
+    let stamp = journal.load(&mut Into(&mut again), WITHIN).unwrap();
+    again.resume(stamp.time, stamp.next_serial, stamp.time);
+    assert_eq!(again.len(), 1);
+    assert_eq!(
+        format!("{:?}", again.keep_alive(revoked.id, None, at(3))),
+        format!("{:?}", ledger.keep_alive(revoked.id, None, at(3)))
+    );
+}
+
+#[test]
+fn records_of_operators_are_kept_and_cleared() {
+    let cluster = Cluster::shared();
+    let settings = settings(&cluster);
+    let mut journal = take_over(&settings);
+    let key = |service: Option<&str>| OverrideKey {
+        subject: Subject::Organization,
+        id: "acme".into(),
+        service: service.map(Into::into),
+    };
+    let value = |value| Override {
+        value,
+        set_at: lease::WallTime::from_unix(1_700_000_000),
+        note: "why".into(),
+    };
+    let set =
+        |service, to| OperatorRecord::Override(OverrideChange { key: key(service), value: to });
+    let audit = |number, ended| {
+        OperatorRecord::Audit(AuditEntry {
+            number,
+            at: lease::WallTime::from_unix(1_700_000_000),
+            from: "127.0.0.1:1".into(),
+            action: "limit".into(),
+            note: "why".into(),
+            ended,
+        })
+    };
+    let records = vec![
+        set(Some("t1r"), Some(value(1))),
+        set(Some("t1r"), Some(value(7))),
+        set(None, Some(value(1))),
+        audit(1, 0),
+        audit(1, 3),
+    ];
+    let rows = Rows::collect(Vec::new(), records);
+    journal.commit(&rows, Stamp::default(), WITHIN).unwrap();
+    let rows = Rows::collect(Vec::new(), vec![set(None, None), audit(2, 0)]);
+    journal.commit(&rows, Stamp::default(), WITHIN).unwrap();
+    let (restored, _) = load(&mut journal);
+    let overrides = &restored.records.overrides;
+    assert_eq!(overrides.iter().collect::<Vec<_>>(), [(&key(Some("t1r")), &value(7))]);
+    let ended: Vec<_> = restored.records.audit.iter().map(|e| (e.number, e.ended)).collect();
+    assert_eq!(ended, [(1, 3), (2, 0)]);
+}
+
+#[test]
+fn two_servers_may_create_the_tables_at_once() {
+    let cluster = Cluster::shared();
+    let settings = settings(&cluster);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| PostgresElections::open(settings.clone(), TTL, WITHIN).unwrap());
+        }
+    });
+}
+
+#[test]
+fn an_unknown_version_of_the_tables_is_refused() {
+    let cluster = Cluster::shared();
+    let settings = settings(&cluster);
+    drop(PostgresElections::open(settings.clone(), TTL, WITHIN).unwrap());
+    let mut connection = Connection::new(settings.clone()).unwrap();
+    connection
+        .run(WITHIN, async |client, schema| {
+            Ok(client.batch_execute(&format!("UPDATE {schema}.version SET version = 99")).await?)
+        })
+        .unwrap();
+    let error = PostgresElections::open(settings, TTL, WITHIN).unwrap_err().to_string();
+    assert!(error.contains("version 99"), "{error}");
+}
+
+#[test]
+fn a_takeover_that_a_lock_blocks_ends_who_holds_it() {
+    let cluster = Cluster::shared();
+    let settings = settings(&cluster);
+    drop(take_over(&settings));
+    let mut holder = Connection::new(settings.clone()).unwrap();
+    holder
+        .run(WITHIN, async |client, schema| {
+            client.batch_execute("BEGIN").await?;
+            Ok(client.batch_execute(&format!("SELECT * FROM {schema}.journal FOR UPDATE")).await?)
+        })
+        .unwrap();
+    let mut elections = PostgresElections::open(settings, TTL, WITHIN).unwrap();
+    let Answer::Read(seen) = elections.carry_out(&Request::Read, WITHIN).unwrap() else { panic!() };
+    let mut new = seen.clone();
+    new.leadership.epoch += 1;
+    let take_over =
+        |end_blocker| Request::TakeOver { seen: seen.clone(), new: new.clone(), end_blocker };
+    let within = Duration::from_millis(300);
+    assert_eq!(elections.carry_out(&take_over(false), within).unwrap(), Answer::Blocked);
+    let answer = elections.carry_out(&take_over(true), WITHIN).unwrap();
+    assert_eq!(answer, Answer::Replaced(new));
+}
+
+#[test]
+fn a_database_that_restarts_loses_nothing_and_is_used_again() {
+    let mut cluster = Cluster::start();
+    let settings = settings(&cluster);
+    let mut journal = take_over(&settings);
+    let mut ledger = ledger();
+    let rows = batch(grant(&mut ledger, "acme", Timestamp::from_nanos(1)));
+    journal.commit(&rows, stamp_of(&ledger), WITHIN).unwrap();
+    cluster.kill();
+    let rows = batch(grant(&mut ledger, "acme", Timestamp::from_nanos(2)));
+    assert!(journal.commit(&rows, stamp_of(&ledger), Duration::from_secs(1)).is_err());
+    cluster.resume();
+    let resolved = loop {
+        if let Ok(resolved) = journal.resolve(WITHIN) {
+            break resolved;
+        }
+    };
+    assert_eq!(resolved, Resolved::NotCommitted);
+    journal.commit(&rows, stamp_of(&ledger), WITHIN).unwrap();
+    assert_eq!(load(&mut journal).0.changes.len(), 2);
+}
