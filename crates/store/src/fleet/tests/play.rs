@@ -79,6 +79,8 @@ struct Play {
     faults: bool,
     /// Which leader committed in an epoch.
     epochs: BTreeMap<u64, LeaderId>,
+    /// How many batches the database has.
+    sequence: u64,
     /// The highest sequence that was acknowledged to callers.
     acknowledged: u64,
 }
@@ -96,6 +98,7 @@ impl Play {
             database_down_until: Duration::ZERO,
             faults: true,
             epochs: BTreeMap::new(),
+            sequence: 0,
             acknowledged: 0,
         };
         for server in 0..SERVERS {
@@ -140,7 +143,7 @@ impl Play {
     /// How long a message takes: mostly milliseconds, now and then seconds; `None` loses it.
     fn delay(&mut self) -> Option<Duration> {
         let chance = self.chance();
-        let slow = if self.faults && chance < 0.02 { 4.0 } else { 0.01 };
+        let slow = if self.faults && chance < 0.03 { 12.0 } else { 0.01 };
         (!self.faults || chance > 0.01).then(|| Duration::from_secs_f64(slow * self.chance()))
     }
 
@@ -189,6 +192,12 @@ impl Play {
                     let epoch = self.database.rows.leadership.epoch;
                     let leader = *self.epochs.entry(epoch).or_insert(new.leader);
                     assert_eq!(leader, new.leader, "two leaders committed in epoch {epoch}");
+                    assert_eq!(
+                        leader, self.database.rows.leadership.leader,
+                        "a deposed one commits"
+                    );
+                    self.sequence += 1;
+                    assert_eq!(new.sequence, self.sequence, "a batch was written over another");
                 }
                 let row = Some((is_done, self.database.rows.journal));
                 if let Some(delay) = self.delay() {
@@ -253,6 +262,8 @@ impl Play {
             Some(Event::Elected(row)) => {
                 assert!(row.sequence >= self.acknowledged, "acknowledged batches are missing");
                 (server.fence, server.commits) = (Some(Fence::new(row)), Commits::Idle);
+                // Answers to commits of an earlier term mean nothing.
+                server.commit_number += 1;
             }
             Some(Event::Deposed) => server.fence = None,
             Some(Event::ValidUntil(_)) | None => {}
@@ -355,7 +366,7 @@ fn at_most_one_server_acts_and_no_acknowledged_batch_is_lost() {
             play.faults = false;
             play.database_down_until = play.time;
             play.servers.iter_mut().for_each(|server| server.stopped_until = play.time);
-            play.play_until(play.time + Duration::from_secs(4));
+            play.play_until(play.time + Duration::from_secs(12));
             let before = play.acknowledged;
             play.play_until(play.time + TTL + Duration::from_secs(2));
             assert!(play.acknowledged > before, "seed {seed}: nobody commits at {:?}", play.time);
