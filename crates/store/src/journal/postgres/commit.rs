@@ -12,7 +12,8 @@ use tokio_postgres::types::{ToSql, Type};
 use crate::fleet::JournalRow;
 use crate::journal::encoding::{BorrowedAsRow, RememberedRow, subject_number};
 use crate::journal::rows::Rows;
-use crate::journal::{OperatorRecord, Stamp};
+use crate::journal::Stamp;
+use crate::records::OperatorRecord;
 
 /// The most expired facts that one commit removes: enough to keep up, bounded per commit.
 const FORGET_AT_ONCE: i64 = 1_000;

@@ -1,32 +1,16 @@
-//! A connection to the database that is made anew when it breaks, and where it leads.
+//! A connection to the database that is made again when it breaks.
 
 use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::Client;
 
 use super::Failure;
+use super::settings::Settings;
 use crate::error::Error;
-
-/// Where a database is, and how it is reached.
-#[derive(Clone)]
-pub(crate) struct Settings {
-    pub(crate) config: Config,
-    /// The quoted name of the schema.
-    pub(crate) schema: String,
-    /// The URL without secrets, for messages.
-    pub(crate) shown: String,
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").field("url", &self.shown).finish_non_exhaustive()
-    }
-}
 
 /// One connection, with the runtime on which it lives. Calls block.
 pub(crate) struct Connection {
@@ -83,7 +67,7 @@ impl Connection {
 }
 
 async fn connect(settings: &Settings) -> Result<Client, Failure> {
-    let (client, connection) = settings.config.connect(NoTls).await?;
+    let (client, connection) = settings.config.connect(settings.tls.connector()).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::warn!(error = explain(&error), "a connection to the database ended");
@@ -119,18 +103,4 @@ pub(crate) fn is_lock_timeout(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| {
         *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::QUERY_CANCELED
     })
-}
-
-/// The hosts of a configuration, for messages.
-pub(crate) fn hosts(config: &Config) -> String {
-    let ports = config.get_ports();
-    let host = |(place, host): (usize, &Host)| {
-        let port = ports.get(place).or(ports.first()).copied().unwrap_or(5432);
-        match host {
-            Host::Tcp(name) => format!("{name}:{port}"),
-            Host::Unix(path) => path.display().to_string(),
-        }
-    };
-    let hosts: Vec<_> = config.get_hosts().iter().enumerate().map(host).collect();
-    hosts.join(",")
 }

@@ -11,7 +11,8 @@ use tokio_postgres::{Client, Row};
 use super::commit::unescaped;
 use crate::fleet::{JournalRow, LeaderId, LeadershipRow, Rows};
 use crate::journal::encoding::{BadRow, BorrowedAsRow, LeaseRow, RememberedRow, subject};
-use crate::journal::{OperatorRecord, Restore, Stamp};
+use crate::journal::{Restored, Stamp};
+use crate::records::OperatorRecord;
 
 /// Why the tables cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +29,10 @@ pub(crate) enum LoadError {
 pub(crate) async fn load(
     client: &Client,
     schema: &str,
-    restore: &mut (dyn Restore + Send),
+    restored: &mut Restored,
 ) -> Result<Stamp, LoadError> {
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-    let stamp = load_all(client, schema, restore).await?;
+    let stamp = load_all(client, schema, restored).await?;
     client.batch_execute("COMMIT").await?;
     Ok(stamp)
 }
@@ -39,14 +40,14 @@ pub(crate) async fn load(
 async fn load_all(
     client: &Client,
     schema: &str,
-    restore: &mut (dyn Restore + Send),
+    restored: &mut Restored,
 ) -> Result<Stamp, LoadError> {
     let query = format!("SELECT store_time, next_serial FROM {schema}.journal");
     let row = client.query_typed_one(&query, &[]).await?;
     let stamp =
         Stamp { time: Timestamp::from_nanos(unsigned(&row, 0)?), next_serial: unsigned(&row, 1)? };
     each(client, &format!("SELECT * FROM {schema}.leases"), |row| {
-        restore.change(Change::Granted(Box::new(lease(row)?)))?;
+        restored.ledger.restore(Change::Granted(Box::new(lease(row)?)))?;
         Ok(())
     })
     .await?;
@@ -54,7 +55,7 @@ async fn load_all(
         let (key, row): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
         let (until, change) = RememberedRow::read(&key, &row)?;
         if until > stamp.time {
-            restore.change(change)?;
+            restored.ledger.restore(change)?;
         }
         Ok(())
     })
@@ -67,18 +68,18 @@ async fn load_all(
         let used =
             Used { day: (window(2)?, row.try_get(3)?), month: (window(4)?, row.try_get(5)?) };
         let (organization, metric) = (text(row, 0, bad)?.into(), text(row, 1, bad)?.into());
-        restore.change(Change::Used { organization, metric, used })?;
+        restored.ledger.restore(Change::Used { organization, metric, used })?;
         Ok(())
     })
     .await?;
-    load_operator_records(client, schema, restore).await?;
+    load_operator_records(client, schema, restored).await?;
     Ok(stamp)
 }
 
 async fn load_operator_records(
     client: &Client,
     schema: &str,
-    restore: &mut (dyn Restore + Send),
+    restored: &mut Restored,
 ) -> Result<(), LoadError> {
     let query = format!(
         "SELECT subject, id, service, value, extract(epoch FROM set_at)::int8, note \
@@ -98,7 +99,7 @@ async fn load_operator_records(
             set_at: WallTime::from_unix(row.try_get(4)?),
             note: text(row, 5, bad)?.into(),
         });
-        restore.operator_record(OperatorRecord::Override(OverrideChange { key, value }));
+        restored.records.apply(OperatorRecord::Override(OverrideChange { key, value }));
         Ok(())
     })
     .await?;
@@ -108,7 +109,7 @@ async fn load_operator_records(
     );
     each(client, &query, |row| {
         let bad = BadRow { table: "audit" };
-        restore.operator_record(OperatorRecord::Audit(AuditEntry {
+        restored.records.apply(OperatorRecord::Audit(AuditEntry {
             number: unsigned(row, 0)?,
             at: WallTime::from_unix(row.try_get(1)?),
             from: text(row, 2, bad)?.into(),

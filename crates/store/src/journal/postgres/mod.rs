@@ -7,6 +7,8 @@ mod commit;
 mod connection;
 mod load;
 mod schema;
+mod settings;
+mod tls;
 
 use std::time::Duration;
 
@@ -17,11 +19,12 @@ use crate::fleet::{
     Answer, Fence, JournalRow, LeadershipRow, Request, Resolved, Rows as FleetRows,
 };
 use crate::journal::rows::Rows;
-use crate::journal::{Restore, Stamp};
+use crate::journal::{Restored, Stamp};
 
 use commit::{Statement, signed};
 use connection::Connection;
-pub(crate) use connection::Settings;
+pub(crate) use settings::Settings;
+
 use load::{ROWS, leader, rows};
 
 /// A failure of the database, or no answer in time. Whether it did anything is unknown.
@@ -63,11 +66,11 @@ impl PostgresJournal {
     /// Restores all rows, and returns the stamp of the last batch.
     pub(crate) fn load(
         &mut self,
-        restore: &mut (dyn Restore + Send),
+        restored: &mut Restored,
         within: Duration,
     ) -> Result<Stamp, Failure> {
         self.connection.run(within, async |client, schema| {
-            load::load(client, schema, restore).await.map_err(|error| match error {
+            load::load(client, schema, restored).await.map_err(|error| match error {
                 load::LoadError::Database(error) => Failure::Database(error),
                 other => Failure::Other(other.to_string()),
             })
