@@ -53,6 +53,12 @@ pub enum Unavailable {
     /// The store is being closed.
     #[error("the server is stopping")]
     Closing,
+    /// Another server of the fleet leads, or none does yet. The leader may have made the change.
+    #[error("this server does not lead its fleet")]
+    Standby,
+    /// This server leads its fleet, but its leadership could not be renewed in time.
+    #[error("the database of the fleet does not answer")]
+    Lapsed,
 }
 
 /// Why a borrow was not granted.

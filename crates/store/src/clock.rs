@@ -16,6 +16,12 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Time since the start of 1970, UTC, as the wall clock shows it. It may go back.
     fn unix(&self) -> Duration;
 
+    /// Time since a fixed point that also goes on while the machine sleeps. A fleet measures the validity
+    /// of its leader with it.
+    fn boot(&self) -> Duration {
+        self.monotonic()
+    }
+
     /// The wall clock in the form that budget windows need.
     fn wall(&self) -> WallTime {
         WallTime::from_unix(i64::try_from(self.unix().as_secs()).unwrap_or(i64::MAX))
@@ -44,6 +50,12 @@ impl Default for SystemClock {
 impl Clock for SystemClock {
     fn monotonic(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn boot(&self) -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::try_from(time).unwrap_or_default()
     }
 
     fn unix(&self) -> Duration {

@@ -83,6 +83,9 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// Another server of the fleet has taken over.
+    #[error("another server of the fleet leads")]
+    Deposed,
     /// The store closed before the disk confirmed its last changes. No caller was told that they are
     /// durable; they may be.
     #[error(

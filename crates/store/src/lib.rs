@@ -14,6 +14,7 @@ mod error;
 pub mod fleet;
 mod journal;
 pub mod lane;
+mod leading;
 mod listing;
 mod operations;
 mod records;
@@ -22,6 +23,7 @@ mod reporting;
 mod serving_threads;
 mod shared;
 mod store;
+mod term;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod url;

@@ -21,6 +21,8 @@ pub(crate) enum OperatorRecord {
 pub(crate) struct OperatorRecords {
     pub(crate) overrides: Arc<Overrides>,
     pub(crate) audit: VecDeque<AuditEntry>,
+    /// No new entry has a lower number.
+    least_number: u64,
 }
 
 impl OperatorRecords {
@@ -60,7 +62,12 @@ impl OperatorRecords {
 
     /// The number of the next entry. The latest entry is never removed, so numbers always rise.
     pub(crate) fn next_number(&self) -> u64 {
-        self.audit.back().map_or(1, |latest| latest.number + 1)
+        self.audit.back().map_or(1, |latest| latest.number + 1).max(self.least_number)
+    }
+
+    /// Leaves out the next `numbers` of the audit list.
+    pub(crate) fn leave_out(&mut self, numbers: u64) {
+        self.least_number = self.next_number() + numbers;
     }
 
     pub(crate) fn has_room_for(&self, change: &OverrideChange) -> Result<(), RecordError> {

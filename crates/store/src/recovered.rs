@@ -4,17 +4,27 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use lease::{Config, Ledger};
+use lease::Ledger;
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
+use crate::fleet::Config;
 use crate::journal::file::{Backend, FileJournal};
+use crate::journal::postgres::PostgresElections;
 use crate::journal::{Opened, Restored, Stamp};
+use crate::leading::Leading;
 use crate::records::OperatorRecords;
 use crate::shared::Shared;
 use crate::store::Store;
-use crate::url::StoreUrl;
+use crate::url::{DatabaseUrl, StoreUrl};
+
+/// How long a renewal of the leadership is valid by default.
+const LEADER_TTL: Duration = Duration::from_secs(5);
+
+/// How long the database of a fleet may take to answer when a server starts.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// The options of a store.
 #[derive(Clone, Debug)]
@@ -27,23 +37,36 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
     /// Whether a damaged file is opened in an older state, without changes that were acknowledged.
     pub accept_older_state: bool,
+    /// Where the other servers of a fleet reach this one.
+    pub advertised: Box<str>,
+    /// How long a renewal of the leadership of a fleet is valid. It counts for every server while this
+    /// one leads.
+    pub leader_ttl: Duration,
 }
 
 impl Default for Options {
     /// Room for 2,000,000 leases with 512 MiB of ids, and the clocks of the operating system.
     fn default() -> Self {
-        let Config { max_leases, max_id_bytes, .. } = Config::default();
+        let lease::Config { max_leases, max_id_bytes, .. } = lease::Config::default();
         let clock = Arc::new(SystemClock::new());
-        Self { max_leases, max_id_bytes, clock, accept_older_state: false }
+        Self {
+            max_leases,
+            max_id_bytes,
+            clock,
+            accept_older_state: false,
+            advertised: "".into(),
+            leader_ttl: LEADER_TTL,
+        }
     }
 }
 
 impl Options {
     /// Returns an empty ledger, without records of operators.
-    fn nothing_restored(&self, journal: bool) -> Result<Restored, Error> {
+    pub(crate) fn nothing_restored(&self, journal: bool) -> Result<Restored, Error> {
         let Self { max_leases, max_id_bytes, .. } = *self;
         let seed = random_seed()?;
-        let config = Config { max_leases, max_id_bytes, seed, journal, ..Config::default() };
+        let config =
+            lease::Config { max_leases, max_id_bytes, seed, journal, ..lease::Config::default() };
         Ok(Restored { ledger: Ledger::new(config), records: OperatorRecords::default() })
     }
 }
@@ -58,6 +81,8 @@ pub struct Recovered {
     journal: Option<Opened>,
     stamp: Stamp,
     clock: Arc<dyn Clock>,
+    /// The part of this server in a fleet, if the store is one of a fleet.
+    leading: Option<Leading>,
 }
 
 impl Recovered {
@@ -72,6 +97,7 @@ impl Recovered {
             StoreUrl::File { path, make_folders } => {
                 Self::file(&StoreUrl::prepare(path, *make_folders)?, options)
             }
+            StoreUrl::Postgres(url) => Self::postgres(url, options),
         }
     }
 
@@ -82,7 +108,23 @@ impl Recovered {
     /// [`Error::System`] when the operating system has no random bytes.
     pub fn memory(options: Options) -> Result<Self, Error> {
         let (restored, stamp) = (options.nothing_restored(false)?, Stamp::default());
-        Ok(Self { restored, journal: None, stamp, clock: options.clock })
+        Ok(Self { restored, journal: None, stamp, clock: options.clock, leading: None })
+    }
+
+    /// Connects to the database of a fleet, and creates its tables if there are none. The store leads
+    /// or stands by when it runs.
+    fn postgres(url: &DatabaseUrl, options: Options) -> Result<Self, Error> {
+        let settings = url.settings()?;
+        let elections = PostgresElections::open(settings.clone(), options.leader_ttl, OPEN_WITHIN)?;
+        let (restored, stamp) = (options.nothing_restored(true)?, Stamp::default());
+        let config = Config {
+            leader_ttl: options.leader_ttl,
+            address: options.advertised.clone(),
+            seed: random_seed()?,
+        };
+        let clock = options.clock.clone();
+        let leading = Some(Leading { settings, elections, options, config });
+        Ok(Self { restored, journal: None, stamp, clock, leading })
     }
 
     /// Opens the store file at `path`, or creates it, and reads every lease in it.
@@ -112,7 +154,7 @@ impl Recovered {
     fn load(mut opened: Opened, options: Options) -> Result<Self, Error> {
         let mut restored = options.nothing_restored(true)?;
         let stamp = opened.journal.load(&mut restored)?;
-        Ok(Self { restored, journal: Some(opened), stamp, clock: options.clock })
+        Ok(Self { restored, journal: Some(opened), stamp, clock: options.clock, leading: None })
     }
 
     /// How many leases were read.
@@ -129,18 +171,25 @@ impl Recovered {
     ///
     /// [`Error::System`] when a thread cannot be started.
     pub fn resume(self) -> Result<Store, Error> {
-        let Self { restored, journal, stamp, clock } = self;
+        let Self { restored, journal, stamp, clock, leading } = self;
         let Restored { mut ledger, records } = restored;
         ledger.resume(stamp.time, stamp.next_serial, stamp.time);
-        let shared = Shared::new(ledger, records, journal.is_some(), stamp, clock);
+        let is_journaled = journal.is_some() || leading.is_some();
+        let shared = Shared::new(ledger, records, is_journaled, stamp, clock);
+        if leading.is_some() {
+            shared.set_standby();
+        }
         let path = journal.as_ref().map(|opened| opened.path.clone()).unwrap_or_default();
         let store = Store::new(shared, path);
         store.spawn("store-clock", |shared| shared.run_clock())?;
+        if let Some(leading) = leading {
+            store.spawn("store-leadership", move |shared| leading.run(shared))?;
+        }
         let Some(Opened { journal, path, watch }) = journal else { return Ok(store) };
         if let Some(watch) = watch {
             store.spawn("store-watch", move |shared| shared.watch_journal(&*watch, &path))?;
         }
-        store.spawn("store-journal", |shared| shared.run_journal(journal))?;
+        store.spawn("store-journal", |shared| shared.run_journal(journal, 0))?;
         Ok(store)
     }
 }

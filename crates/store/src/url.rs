@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::Error;
+use crate::journal::postgres::Settings;
 
 /// The name of the store file where a store URL names a folder.
 const FILE_NAME: &str = "sessions.redb";
@@ -31,6 +32,33 @@ pub enum StoreUrl {
         /// Whether missing parent folders are created. Otherwise the parent has to exist.
         make_folders: bool,
     },
+    /// `postgres://…`, durable, for the servers of a fleet.
+    Postgres(DatabaseUrl),
+}
+
+/// The URL of a database, which may contain a password. `Debug` and `Display` show none.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(Box<str>);
+
+impl DatabaseUrl {
+    /// Reads the URL and what the environment adds to it.
+    pub(crate) fn settings(&self) -> Result<Settings, Error> {
+        Settings::parse(&self.0, &|name| std::env::var(name).ok())
+            .map_err(|problem| Error::Database { url: self.to_string(), problem })
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.0.split('?').next().unwrap_or_default();
+        f.write_str(&without_secrets(place))
+    }
 }
 
 impl StoreUrl {
@@ -53,6 +81,7 @@ impl StoreUrl {
     pub fn check(&self) -> Result<(), Error> {
         match self {
             Self::Memory => Ok(()),
+            Self::Postgres(url) => url.settings().map(drop),
             Self::File { path, make_folders } => Self::resolve(path, *make_folders).map(drop),
         }
     }
@@ -109,6 +138,7 @@ impl FromStr for StoreUrl {
                 };
                 Ok(Self::File { path: path.into(), make_folders: false })
             }
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(DatabaseUrl(url.into()))),
             Some(_) => Err(invalid("its scheme is unknown")),
             None => Err(invalid("it has no scheme")),
         }
@@ -127,6 +157,7 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
+            Self::Postgres(url) => fmt::Display::fmt(url, f),
             Self::File { path, .. } => write!(f, "file:{}", path.display()),
         }
     }

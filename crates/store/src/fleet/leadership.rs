@@ -268,6 +268,11 @@ impl Leadership {
         }
     }
 
+    /// Whether the database may still have a term of this server that is not released.
+    pub fn has_row(&self) -> bool {
+        !matches!(self.role, Role::Standby(_))
+    }
+
     /// Until when this server may act as the leader; `None` while it may not.
     pub fn valid_until(&self, now: Duration) -> Option<Duration> {
         match &self.role {

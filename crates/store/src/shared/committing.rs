@@ -61,15 +61,25 @@ impl State {
 }
 
 impl Shared {
-    /// Runs the journal thread: commits batches until the store closes and nothing is left to commit.
-    pub(crate) fn run_journal(&self, mut journal: Box<dyn Journal>) {
-        while let Some(NextBatch { batch, pending, stamp }) = self.next_batch() {
+    /// Runs the journal thread: commits batches until the term is over, or the store closes and nothing
+    /// is left to commit.
+    pub(crate) fn run_journal(&self, mut journal: Box<dyn Journal>, term: u64) {
+        while let Some(NextBatch { batch, pending, stamp }) = self.next_batch(term) {
             let (length, began) = (pending.len(), Instant::now());
             let Pending { changes, operator_records, pushes, since } = pending;
             let outcome = commit(&mut *journal, changes, operator_records, stamp);
             let took = began.elapsed();
             let mut state = self.state.lock();
+            if state.term != term {
+                // The calls that waited were answered when the term ended.
+                break;
+            }
             state.clear_committing();
+            if let Err(Error::Deposed) = outcome {
+                // The new leader has the batch, or it never happened.
+                batch.0.settle(Err(Unavailable::Standby));
+                break;
+            }
             if let Err(error) = outcome {
                 drop(state);
                 tracing::error!(%error, "the store failed: changes are refused until a restart");
@@ -87,16 +97,19 @@ impl Shared {
             batch.0.settle(Ok(()));
             pushes.into_iter().for_each(Push::deliver);
         }
-        self.close_journal(journal);
+        self.close_journal(journal, term);
     }
 
     /// Keeps the journal open until the store closes, writes a last stamp if it is due, and closes the
     /// journal.
-    fn close_journal(&self, mut journal: Box<dyn Journal>) {
+    fn close_journal(&self, mut journal: Box<dyn Journal>, term: u64) {
         let mut state = self.state.lock();
         // The file stays locked until the server stops, also when it cannot be written to.
-        while !state.closing {
+        while !state.closing && state.term == term {
             self.work.wait(&mut state);
+        }
+        if state.term != term {
+            return;
         }
         let is_due = state.failed.is_none() && state.stamped < state.ledger.now();
         let stamp = state.stamp();
@@ -111,14 +124,20 @@ impl Shared {
         }
     }
 
-    /// Waits for the next batch; `None` when the store closes.
-    fn next_batch(&self) -> Option<NextBatch> {
+    /// Waits for the next batch of the term; `None` when the term is over, or the store closes.
+    fn next_batch(&self, term: u64) -> Option<NextBatch> {
         let mut state = self.state.lock();
-        while state.pending.is_empty() && (state.closing || !state.stamp_is_due()) {
+        while state.term == term
+            && state.pending.is_empty()
+            && (state.closing || !state.stamp_is_due())
+        {
             if state.closing {
                 return None;
             }
             self.work.wait(&mut state);
+        }
+        if state.term != term {
+            return None;
         }
         // Calls that are ready to run join this batch instead of waiting for the next one: their
         // thread may share a core with this one. Where it does not, this costs nothing.
@@ -200,7 +219,7 @@ impl Shared {
     /// Checks that changes can be made and are confirmed in time.
     pub(crate) fn ready(&self) -> Result<(), Unavailable> {
         let state = self.state.lock();
-        state.check_writable()?;
+        state.check_writable(&*self.clock)?;
         if state.disk.commit > READY_WITHIN { Err(Unavailable::Stalled) } else { Ok(()) }
     }
 

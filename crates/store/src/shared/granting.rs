@@ -66,7 +66,7 @@ impl Shared {
         terms: &Terms<'_>,
     ) -> Result<(Result<Borrowed, Refusal>, Wait), Unavailable> {
         let mut state = self.state.lock();
-        state.has_room(request.indexer)?;
+        state.has_room(request.indexer, &*self.clock)?;
         let (outcome, mut wait) =
             self.apply(&mut state, |ledger, now| ledger.borrow(request, terms, now));
         if outcome == Err(Refusal::OldTerms) {
@@ -114,7 +114,7 @@ impl Shared {
                 }
             }
         }
-        if state.check_writable().is_ok() {
+        if state.check_writable(&*self.clock).is_ok() {
             self.apply(&mut state, |ledger, now| ledger.undo(id, borrow_id, now));
         }
     }

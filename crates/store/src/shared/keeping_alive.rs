@@ -39,10 +39,11 @@ impl Shared {
         if state.applying {
             return Err(Unavailable::Failed);
         }
+        state.role.check(&*self.clock)?;
         match self.apply(&mut state, |ledger, now| ledger.keep_alive(id, caller, now)) {
             (extended @ KeptAlive::Extended { .. }, _) => Ok((extended, None)),
             // The end of the lease may not be durable: the caller has to try again.
-            ended => state.check_writable().map(|()| ended),
+            ended => state.check_writable(&*self.clock).map(|()| ended),
         }
     }
 
@@ -56,7 +57,7 @@ impl Shared {
     ) -> (NotExtended, Wait) {
         let mut kept = NotExtended::default();
         let mut state = self.state.lock();
-        if state.applying {
+        if state.applying || state.role.check(&*self.clock).is_err() {
             kept.failed = (0..).take(ids.len()).collect();
             return (kept.into_unavailable(), None);
         }
@@ -80,7 +81,11 @@ impl Shared {
             return (kept, None);
         }
         // The ends of the leases may not be durable: the caller has to try again.
-        if state.check_writable().is_ok() { (kept, wait) } else { (kept.into_unavailable(), None) }
+        if state.check_writable(&*self.clock).is_ok() {
+            (kept, wait)
+        } else {
+            (kept.into_unavailable(), None)
+        }
     }
 
     /// Attaches a listener.

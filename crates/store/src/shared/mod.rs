@@ -26,6 +26,7 @@ mod pending;
 mod reading;
 mod recording;
 mod revoking;
+mod role;
 mod shares;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,8 @@ mod ticking;
 pub use granting::{Borrowed, Delivery};
 pub use keeping_alive::Attachment;
 use pending::{Disk, Pending};
+pub(crate) use role::Answers;
+use role::Role;
 use shares::Shares;
 
 /// How far store time may run ahead of the journal while there are leases. After a restart the time
@@ -123,6 +126,10 @@ struct State {
     attachments: Attachments,
     /// The policy in force.
     policy: Policy,
+    /// The part of this server in a fleet.
+    role: Role,
+    /// Raised when the role changes: threads and operations of an earlier term end.
+    term: u64,
 }
 
 /// Returns the policy that came into force later.
@@ -132,7 +139,8 @@ pub(crate) fn newest<'p>(one: &'p Policy, other: &'p Policy) -> &'p Policy {
 
 impl State {
     /// Checks that changes can be made.
-    fn check_writable(&self) -> Result<(), Unavailable> {
+    fn check_writable(&self, clock: &dyn Clock) -> Result<(), Unavailable> {
+        self.role.check(clock)?;
         if let Some(why) = self.failed {
             Err(why)
         } else if self.applying {
@@ -145,8 +153,8 @@ impl State {
     }
 
     /// Checks that one more change of a caller can be made.
-    fn has_room(&self, caller: Option<&str>) -> Result<(), Unavailable> {
-        self.check_writable()?;
+    fn has_room(&self, caller: Option<&str>, clock: &dyn Clock) -> Result<(), Unavailable> {
+        self.check_writable(clock)?;
         if self.gathering.is_stalled() {
             return Err(Unavailable::Stalled);
         }
@@ -206,6 +214,8 @@ impl Shared {
             undelivered: HashMap::new(),
             attachments: Attachments::default(),
             policy: Policy::default(),
+            role: Role::Alone,
+            term: 0,
         };
         Self {
             state: Mutex::new(state),
@@ -312,7 +322,7 @@ impl Shared {
         operation: impl FnOnce(&mut Ledger, Timestamp) -> R,
     ) -> Result<(R, Wait), Unavailable> {
         let mut state = self.state.lock();
-        state.has_room(caller)?;
+        state.has_room(caller, &*self.clock)?;
         let applied = self.apply(&mut state, operation);
         state.charge(caller, 1);
         Ok(applied)

@@ -54,7 +54,7 @@ impl Shared {
             change.map(OperatorRecord::Override).into_iter().chain([OperatorRecord::Audit(entry)]);
         let new_records: Vec<OperatorRecord> = new_records.collect();
         let mut state = self.state.lock();
-        state.check_writable()?;
+        state.check_writable(&*self.clock)?;
         let wait = self.gather_records(&mut state, &new_records);
         drop(state);
         new_records.into_iter().for_each(|record| records.apply(record));

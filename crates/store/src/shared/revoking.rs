@@ -18,7 +18,7 @@ impl Shared {
     /// policy demands it; so do the leases of the operations below.
     pub(crate) fn revoke(&self, id: LeaseId, reason: Reason) -> Result<(bool, Wait), Unavailable> {
         let mut state = self.state.lock();
-        state.check_writable()?;
+        state.check_writable(&*self.clock)?;
         let (found, wait) = self.apply(&mut state, |ledger, now| ledger.revoke(id, reason, now));
         self.push_revocations(state, found.then_some((id, reason.into())).into_iter().collect());
         Ok((found, wait))
@@ -36,7 +36,7 @@ impl Shared {
     ) -> Result<Part<(usize, Wait)>, Unavailable> {
         let mut records = entry.map(|number| (number, self.records.lock()));
         let mut state = self.state.lock();
-        state.check_writable()?;
+        state.check_writable(&*self.clock)?;
         if let Some(batch) = state.batch_if_busy() {
             return Ok(Part::Busy(batch));
         }
@@ -65,7 +65,7 @@ impl Shared {
     ) -> Result<(Option<AuditEntry>, Wait), Unavailable> {
         let mut records = self.records.lock();
         let mut state = self.state.lock();
-        state.check_writable()?;
+        state.check_writable(&*self.clock)?;
         let (revoked, wait) =
             self.apply(&mut state, |ledger, now| ledger.revoke_number(number, reason, now));
         let Some((id, ended)) = revoked else { return Ok((None, wait)) };
@@ -109,12 +109,12 @@ impl Shared {
     ) -> Result<Part<Wait>, ReportError> {
         let (wall, amounts) = (self.clock.wall(), reporting.amounts());
         let mut state = self.state.lock();
-        state.check_writable()?;
+        state.check_writable(&*self.clock)?;
         if may_wait && let Some(batch) = state.batch_if_busy() {
             return Ok(Part::Busy(batch));
         }
         if amounts > 0 {
-            state.has_room(reporting.submission().caller.as_deref())?;
+            state.has_room(reporting.submission().caller.as_deref(), &*self.clock)?;
         }
         let policy = newest(policy, &state.policy).clone();
         let (ended, wait) =

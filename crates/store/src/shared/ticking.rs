@@ -46,7 +46,8 @@ impl Shared {
             let now = self.now(&mut state);
             state.time.mark_handled(now);
             self.tick_locked(&mut state);
-            if !state.ledger.has_backlog() || state.pending.len() > BUSY_PENDING || state.applying {
+            let can_go_on = !state.applying && state.role.check(&*self.clock).is_ok();
+            if !state.ledger.has_backlog() || state.pending.len() > BUSY_PENDING || !can_go_on {
                 return;
             }
             MutexGuard::bump(&mut state);
@@ -55,7 +56,8 @@ impl Shared {
 
     fn tick_locked(&self, state: &mut State) {
         self.check_disk(state);
-        if state.applying {
+        // No lease expires while this server does not lead.
+        if state.applying || state.role.check(&*self.clock).is_err() {
             return;
         }
         let now = self.now(state);

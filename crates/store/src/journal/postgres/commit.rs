@@ -10,9 +10,9 @@ use prost::Message as _;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::fleet::JournalRow;
+use crate::journal::Stamp;
 use crate::journal::encoding::{BorrowedAsRow, RememberedRow, subject_number};
 use crate::journal::rows::Rows;
-use crate::journal::Stamp;
 use crate::records::OperatorRecord;
 
 /// The most expired facts that one commit removes: enough to keep up, bounded per commit.

@@ -5,8 +5,8 @@ use std::fmt;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::Failure;
 use super::settings::Settings;

@@ -12,6 +12,8 @@ mod tls;
 
 use std::time::Duration;
 
+use std::sync::Arc;
+
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::error::Error;
@@ -19,7 +21,8 @@ use crate::fleet::{
     Answer, Fence, JournalRow, LeadershipRow, Request, Resolved, Rows as FleetRows,
 };
 use crate::journal::rows::Rows;
-use crate::journal::{Restored, Stamp};
+use crate::journal::{Journal, Restored, Stamp};
+use crate::term::Term;
 
 use commit::{Statement, signed};
 use connection::Connection;
@@ -57,6 +60,10 @@ impl PostgresJournal {
     /// A journal whose fence starts at `row`.
     pub(crate) fn new(settings: Settings, row: JournalRow) -> Result<Self, Error> {
         Ok(Self { connection: Connection::new(settings)?, fence: Fence::new(row) })
+    }
+
+    fn error(&self, error: &Failure) -> Error {
+        Error::Database { url: self.connection.shown().to_owned(), problem: error.to_string() }
     }
 
     pub(crate) fn sequence(&self) -> u64 {
@@ -146,6 +153,78 @@ impl PostgresJournal {
 fn journal_row(row: &tokio_postgres::Row) -> Result<JournalRow, load::LoadError> {
     let number = |at| row.try_get::<_, i64>(at).map(i64::cast_unsigned);
     Ok(JournalRow { leader: leader(row, 0)?, sequence: number(1)?, attempt: number(2)? })
+}
+
+/// The journal of one term: it commits until that happened, or the term is over.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    journal: PostgresJournal,
+    term: Arc<Term>,
+    within: Duration,
+}
+
+/// How long after a failure a commit is tried again.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+impl Committer {
+    /// Commits with `journal` for `term`; each request may take `within`.
+    pub(crate) fn new(journal: PostgresJournal, term: Arc<Term>, within: Duration) -> Self {
+        Self { journal, term, within }
+    }
+
+    /// Tries once to commit the batch, or to find out what became of an earlier try. Returns whether
+    /// the batch is committed.
+    fn try_once(
+        &mut self,
+        batch: &Rows,
+        stamp: Stamp,
+        is_known: &mut bool,
+    ) -> Result<bool, Failure> {
+        if *is_known {
+            *is_known = false;
+            return Ok(self.journal.commit(batch, stamp, self.within)? == Attempt::Committed);
+        }
+        match self.journal.resolve(self.within)? {
+            Resolved::Committed => return Ok(true),
+            Resolved::NotCommitted => *is_known = true,
+            Resolved::Lost | Resolved::OtherLeader => {
+                self.term.doubt();
+                std::thread::sleep(TRY_AGAIN_AFTER);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Journal for Committer {
+    fn load(&mut self, restored: &mut Restored) -> Result<Stamp, Error> {
+        self.journal.load(restored, self.within).map_err(|error| self.journal.error(&error))
+    }
+
+    fn commit(&mut self, batch: &Rows, stamp: Stamp) -> Result<(), Error> {
+        let (mut is_known, mut is_warned) = (true, false);
+        while !self.term.is_over() {
+            match self.try_once(batch, stamp, &mut is_known) {
+                Ok(true) => {
+                    self.term.committed(self.journal.sequence());
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    if !is_warned {
+                        tracing::warn!(%error, "a commit is tried again until its outcome is known");
+                    }
+                    is_warned = true;
+                    std::thread::sleep(TRY_AGAIN_AFTER);
+                }
+            }
+        }
+        Err(Error::Deposed)
+    }
+
+    fn close(self: Box<Self>) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// The connection of a server for the two rows that say who leads.

@@ -61,10 +61,9 @@ impl Settings {
         }
         let rest = if rest.is_empty() { String::new() } else { format!("?{}", rest.join("&")) };
         // The message of the parser names the parameter that is unknown, and no value.
-        let mut config: Config =
-            format!("{place}{rest}").parse().map_err(|error: tokio_postgres::Error| {
-                super::connection::explain(&error)
-            })?;
+        let mut config: Config = format!("{place}{rest}")
+            .parse()
+            .map_err(|error: tokio_postgres::Error| super::connection::explain(&error))?;
         let mode = mode.or_else(|| variable("PGSSLMODE"));
         let authorities = authorities.or_else(|| variable("PGSSLROOTCERT").map(PathBuf::from));
         let tls = tls(mode.as_deref().unwrap_or("prefer"), authorities, &mut config)?;
@@ -106,8 +105,9 @@ fn tls(mode: &str, authorities: Option<PathBuf>, config: &mut Config) -> Result<
         "verify-ca" => (SslMode::Require, Verify::Chain),
         "verify-full" => (SslMode::Require, Verify::ChainAndName),
         _ => {
-            return Err("`sslmode` is disable, allow, prefer, require, verify-ca or verify-full"
-                .to_owned());
+            return Err(
+                "`sslmode` is disable, allow, prefer, require, verify-ca or verify-full".to_owned()
+            );
         }
     };
     config.ssl_mode(mode);
@@ -121,7 +121,8 @@ fn password(config: &Config, variable: Variable<'_>) -> Result<Option<String>, S
     }
     let named = variable("PGPASSFILE").filter(|path| !path.is_empty()).map(PathBuf::from);
     let is_named = named.is_some();
-    let Some(path) = named.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".pgpass"))) else {
+    let Some(path) = named.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".pgpass")))
+    else {
         return Ok(None);
     };
     match std::fs::read_to_string(&path) {

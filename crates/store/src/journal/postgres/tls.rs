@@ -102,8 +102,7 @@ impl ServerCertVerifier for Verifier {
         match verified {
             // The name is verified last, so everything else was right.
             Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName
-                | CertificateError::NotValidForNameContext { .. },
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.names == Verify::Chain => Ok(ServerCertVerified::assertion()),
             other => other,
         }

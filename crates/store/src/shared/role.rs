@@ -1,0 +1,138 @@
+//! The part of this server in a fleet: it leads for a term, or stands by.
+
+use std::time::Duration;
+
+use lease::StoreClock;
+
+use super::pending::Pending;
+use super::{Shared, State};
+use crate::answers::Unavailable;
+use crate::clock::Clock;
+use crate::journal::{Restored, Stamp};
+use crate::term::Term;
+
+/// A new leader leaves out so many serial numbers and audit numbers.
+const NUMBERS_LEFT_OUT: u64 = 1 << 32;
+
+/// The part of a server among those on one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// No other server uses the store.
+    Alone,
+    /// Another server leads, or none does yet.
+    Standby,
+    /// This server leads, and may act until this time since boot.
+    Leader { valid_until: Duration },
+}
+
+impl Role {
+    /// Checks that the server may act now.
+    pub(super) fn check(self, clock: &dyn Clock) -> Result<(), Unavailable> {
+        match self {
+            Self::Alone => Ok(()),
+            Self::Standby => Err(Unavailable::Standby),
+            Self::Leader { valid_until } if clock.boot() < valid_until => Ok(()),
+            Self::Leader { .. } => Err(Unavailable::Lapsed),
+        }
+    }
+}
+
+impl Shared {
+    /// Makes this server one of a fleet, which stands by first.
+    pub(crate) fn set_standby(&self) {
+        self.state.lock().role = Role::Standby;
+    }
+
+    /// Begins a term as leader with what the journal restored, and returns its number; `None` if the term
+    /// is over. Every lease has its full TTL from now.
+    pub(crate) fn lead(&self, restored: Restored, stamp: Stamp, term: &Term) -> Option<u64> {
+        let Restored { mut ledger, mut records } = restored;
+        // An earlier leader may have used numbers that the database has lost.
+        let next_serial = stamp.next_serial + NUMBERS_LEFT_OUT;
+        records.leave_out(NUMBERS_LEFT_OUT);
+        ledger.resume(stamp.time, next_serial, stamp.time);
+        let mut own_records = self.records.lock();
+        let mut state = self.state.lock();
+        if term.is_over() {
+            return None;
+        }
+        let valid_until = term.valid_until();
+        ledger.refuse_terms_before(state.policy.number());
+        *own_records = records;
+        state.role = Role::Leader { valid_until };
+        state.time = StoreClock::starting_at(stamp.time, self.clock.monotonic());
+        (state.probed_at, state.stamped) = (stamp.time, stamp.time);
+        Some(self.replace_ledger(&mut state, ledger))
+    }
+
+    /// Extends the term of the leader. If it had lapsed, every lease first gets its full TTL.
+    pub(crate) fn extend_term(&self, until: Duration) {
+        let mut state = self.state.lock();
+        let Role::Leader { valid_until } = state.role else { return };
+        if self.clock.boot() >= valid_until {
+            let now = self.now(&mut state);
+            let next_serial = state.ledger.next_serial();
+            state.ledger.resume(now, next_serial, now);
+            tracing::info!("leads again: every lease has its full TTL");
+        }
+        state.role = Role::Leader { valid_until: until };
+    }
+
+    /// Ends the term: `empty` takes the place of the ledger, and calls that wait for the journal are
+    /// answered.
+    pub(crate) fn stand_by(&self, empty: Restored) {
+        let mut own_records = self.records.lock();
+        let mut state = self.state.lock();
+        *own_records = empty.records;
+        state.role = Role::Standby;
+        let pending = std::mem::take(&mut state.pending);
+        let batches = [state.committing.take(), Some(std::mem::take(&mut state.gathering))];
+        self.replace_ledger(&mut state, empty.ledger);
+        drop((state, own_records));
+        // A large batch takes time to drop.
+        drop::<Pending>(pending);
+        for batch in batches.into_iter().flatten() {
+            batch.settle(Err(Unavailable::Standby));
+        }
+        self.work.notify_all();
+    }
+
+    fn replace_ledger(&self, state: &mut State, ledger: lease::Ledger) -> u64 {
+        state.counted = ledger.revision();
+        state.ledger = ledger;
+        state.undelivered.clear();
+        state.shares.clear();
+        state.disk = super::Disk::default();
+        state.term += 1;
+        self.revision.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        state.term
+    }
+
+    /// Whether the ledger answers: its lock is free within `time`, and it is not poisoned.
+    pub(crate) fn answers(&self, time: Duration) -> Answers {
+        match self.state.try_lock_for(time) {
+            None => Answers::No,
+            Some(state) if state.applying || state.failed.is_some() => Answers::Poisoned,
+            Some(_) => Answers::Yes,
+        }
+    }
+
+    /// Waits for `time`, or until the store closes.
+    pub(crate) fn wait_for_closing(&self, time: Duration) -> bool {
+        let mut state = self.state.lock();
+        if !state.closing {
+            self.closing.wait_for(&mut state, time);
+        }
+        state.closing
+    }
+}
+
+/// Whether the ledger answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answers {
+    Yes,
+    /// Its lock was not free in time.
+    No,
+    /// An operation panicked, or the journal failed.
+    Poisoned,
+}
