@@ -180,3 +180,6 @@ fn lead(
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests;

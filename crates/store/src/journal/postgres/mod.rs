@@ -417,4 +417,4 @@ fn add_leadership(statement: &mut Statement, row: &LeadershipRow) -> [usize; 6] 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
 //! The journal against a real PostgreSQL.
 
-mod cluster;
+pub(crate) mod cluster;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
