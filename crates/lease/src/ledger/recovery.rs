@@ -160,6 +160,20 @@ impl Ledger {
         }
     }
 
+    /// Gives every lease its full TTL from `now`, also one that is past its end: nobody could keep a
+    /// lease alive in the time before. A lingering lease keeps its end. It looks at every lease.
+    pub fn extend_all(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+        let slots: Vec<u32> = self.table.leases.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let now = self.now;
+            let entry = &mut self.table.leases[slot];
+            if !entry.lingers() {
+                entry.extend(now);
+            }
+        }
+    }
+
     /// Everything that [`Ledger::restore`] needs to make this ledger again.
     pub fn snapshot(&self) -> impl Iterator<Item = Change> {
         let mut looks = usize::MAX;

@@ -71,8 +71,7 @@ impl Shared {
         let Role::Leader { valid_until } = state.role else { return };
         if self.clock.boot() >= valid_until {
             let now = self.now(&mut state);
-            let next_serial = state.ledger.next_serial();
-            state.ledger.resume(now, next_serial, now);
+            state.ledger.extend_all(now);
             tracing::info!("leads again: every lease has its full TTL");
         }
         state.role = Role::Leader { valid_until: until };
