@@ -89,6 +89,21 @@ impl Store {
         self.shared.tick_handled();
     }
 
+    /// The terms that this server leads in its fleet: a number, or `None` while it stands by. A store that
+    /// no other server uses has one term.
+    ///
+    /// In a new term the store changes nothing before [`Store::serve_term`]: first the overrides that
+    /// came with the term have to be in force.
+    pub fn terms(&self) -> tokio::sync::watch::Receiver<Option<u64>> {
+        self.shared.terms.subscribe()
+    }
+
+    /// Serves from now on in the term of that number, if it is not over. Every lease has its full TTL from
+    /// now.
+    pub fn serve_term(&self, number: u64) {
+        self.shared.serve_term(number);
+    }
+
     /// The threads that serve calls of this store.
     pub fn serving_threads(&self) -> Arc<ServingThreads> {
         self.shared.serving_threads.clone()

@@ -110,6 +110,8 @@ impl Config {
             max_id_bytes: self.max_id_bytes,
             clock: self.clock.clone(),
             accept_older_state: self.accept_older_state,
+            advertised: self.listen.to_string().into(),
+            ..Options::default()
         }
     }
 }

@@ -242,6 +242,32 @@ impl Operator {
         .await
     }
 
+    /// Begins a term as the leader of a fleet: the overrides that came with it are put into force, then
+    /// the store serves, and the leases that the policy does not allow are revoked.
+    pub(crate) async fn begin_term(self: &Arc<Self>, number: u64) {
+        let enforced = {
+            let mut in_force = self.in_force.lock().await;
+            let overrides = self.store.overrides();
+            *in_force = InForceOverrides { number: 0, overrides: overrides.clone() };
+            let before = self.live.load_full();
+            let policy = blocking(move || before.policy.with_overrides(&overrides)).await;
+            let live = self.put_into_force(policy).await;
+            self.update_status(|status| status);
+            self.store.serve_term(number);
+            self.store.enforce(&live.policy, AuditNote::None)
+        };
+        match enforced.await {
+            Ok(enforced) if enforced.ended > 0 => {
+                tracing::info!(
+                    leases = enforced.ended,
+                    "revoked leases that the policy does not allow"
+                );
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "leases could not be checked against the policy"),
+        }
+    }
+
     /// Counts a report of usage, and ends the leases of each organization whose budget it spends,
     /// except those of observed services. Events that cannot be counted are skipped.
     ///

@@ -149,7 +149,10 @@ impl Server {
         };
         let store = Arc::new(store.resume()?);
         let policy = config.policy.with_overrides(&store.overrides());
-        revoke_disallowed(&store, &policy).await?;
+        let is_alone = store.terms().borrow().is_some();
+        if is_alone {
+            revoke_disallowed(&store, &policy).await?;
+        }
         let metrics = Arc::new(Metrics::for_server(&facts, store.commits()));
         let refusals = Arc::new(RefusalLog::new(config.clock.clone()));
         let default_organization = config.default_organization.clone().map(Arc::from);
@@ -185,6 +188,9 @@ impl Server {
         };
         running.serve_grpc(&port, &grpc, threads)?;
         running.serve_admin(admin, router);
+        if !is_alone {
+            running.watch_terms();
+        }
         running.watch_health();
         running.watch_files(tls.zip(certificates), token.zip(token_file.flatten()));
         running.serving.store(true, Ordering::Release);

@@ -150,6 +150,22 @@ impl Running {
         }
     }
 
+    /// Begins each term that this server leads in its fleet.
+    pub(super) fn watch_terms(&mut self) {
+        let (operator, mut terms) = (self.operator.clone(), self.store.terms());
+        self.tasks.push(tokio::spawn(async move {
+            loop {
+                let term = *terms.borrow_and_update();
+                if let Some(number) = term {
+                    operator.begin_term(number).await;
+                }
+                if terms.changed().await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+
     /// Keeps gRPC health equal to the readiness of the store.
     pub(super) fn watch_health(&mut self) {
         let (health, store) = (self.health.clone(), self.store.clone());

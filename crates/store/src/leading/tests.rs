@@ -1,5 +1,6 @@
 //! Stores of one fleet on a real PostgreSQL.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lease::{LeaseId, Request, Terms};
@@ -14,7 +15,7 @@ const LEADER_TTL: Duration = Duration::from_secs(2);
 /// Longer than anything here takes.
 const SOON: Duration = Duration::from_secs(60);
 
-async fn open(cluster: &Cluster, schema: &str) -> Store {
+async fn open(cluster: &Cluster, schema: &str) -> Arc<Store> {
     let url = format!("postgres://tgm@127.0.0.1:{}/postgres?schema={schema}", cluster.port);
     let options = Options {
         leader_ttl: LEADER_TTL,
@@ -22,7 +23,23 @@ async fn open(cluster: &Cluster, schema: &str) -> Store {
         ..Options::default()
     };
     let open = move || Recovered::open(&url.parse().unwrap(), options).unwrap().resume().unwrap();
-    tokio::task::spawn_blocking(open).await.unwrap()
+    let store = Arc::new(tokio::task::spawn_blocking(open).await.unwrap());
+    // As a server does, once the overrides of the term are in force.
+    let (serving, mut terms) = (Arc::downgrade(&store), store.terms());
+    tokio::spawn(async move {
+        loop {
+            let term = *terms.borrow_and_update();
+            match (serving.upgrade(), term) {
+                (Some(store), Some(number)) => store.serve_term(number),
+                (Some(_), None) => {}
+                (None, _) => return,
+            }
+            if terms.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    store
 }
 
 async fn borrow(store: &Store) -> Result<LeaseId, BorrowError> {

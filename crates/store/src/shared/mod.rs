@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lease::{Ledger, StoreClock, Timestamp};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use policy::Policy;
+use tokio::sync::watch;
 
 use crate::answers::Unavailable;
 use crate::attached::Attachments;
@@ -80,6 +81,8 @@ pub(crate) struct Shared {
     pub(crate) records: Mutex<OperatorRecords>,
     revision: AtomicU64,
     pub(crate) clock: Arc<dyn Clock>,
+    /// The number of the term that this server leads; none while it stands by.
+    pub(crate) terms: watch::Sender<Option<u64>>,
     pub(crate) commits: Commits,
     /// Whether the threads that serve calls keep up.
     pub(crate) serving_threads: Arc<ServingThreads>,
@@ -222,6 +225,7 @@ impl Shared {
             records: Mutex::new(records),
             revision: AtomicU64::new(0),
             clock,
+            terms: watch::Sender::new(Some(0)),
             commits: Commits::default(),
             serving_threads: Arc::default(),
             work: Condvar::new(),

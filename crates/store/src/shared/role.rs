@@ -21,8 +21,8 @@ pub(super) enum Role {
     Alone,
     /// Another server leads, or none does yet.
     Standby,
-    /// This server leads, and may act until this time since boot.
-    Leader { valid_until: Duration },
+    /// This server leads, and may act until this time since boot, once it serves.
+    Leader { valid_until: Duration, serves: bool },
 }
 
 impl Role {
@@ -30,8 +30,8 @@ impl Role {
     pub(super) fn check(self, clock: &dyn Clock) -> Result<(), Unavailable> {
         match self {
             Self::Alone => Ok(()),
-            Self::Standby => Err(Unavailable::Standby),
-            Self::Leader { valid_until } if clock.boot() < valid_until => Ok(()),
+            Self::Standby | Self::Leader { serves: false, .. } => Err(Unavailable::Standby),
+            Self::Leader { valid_until, .. } if clock.boot() < valid_until => Ok(()),
             Self::Leader { .. } => Err(Unavailable::Lapsed),
         }
     }
@@ -41,10 +41,11 @@ impl Shared {
     /// Makes this server one of a fleet, which stands by first.
     pub(crate) fn set_standby(&self) {
         self.state.lock().role = Role::Standby;
+        self.terms.send_replace(None);
     }
 
     /// Begins a term as leader with what the journal restored, and returns its number; `None` if the term
-    /// is over. Every lease has its full TTL from now.
+    /// is over. It serves from [`Shared::serve_term`].
     pub(crate) fn lead(&self, restored: Restored, stamp: Stamp, term: &Term) -> Option<u64> {
         let Restored { mut ledger, mut records } = restored;
         // An earlier leader may have used numbers that the database has lost.
@@ -59,22 +60,36 @@ impl Shared {
         let valid_until = term.valid_until();
         ledger.refuse_terms_before(state.policy.number());
         *own_records = records;
-        state.role = Role::Leader { valid_until };
+        state.role = Role::Leader { valid_until, serves: false };
         state.time = StoreClock::starting_at(stamp.time, self.clock.monotonic());
         (state.probed_at, state.stamped) = (stamp.time, stamp.time);
-        Some(self.replace_ledger(&mut state, ledger))
+        let number = self.replace_ledger(&mut state, ledger);
+        self.terms.send_replace(Some(number));
+        Some(number)
+    }
+
+    /// Serves from now on in the term of that number, if it is not over. Every lease has its full TTL.
+    pub(crate) fn serve_term(&self, number: u64) {
+        let mut state = self.state.lock();
+        if state.term == number
+            && let Role::Leader { serves: serves @ false, .. } = &mut state.role
+        {
+            *serves = true;
+            let now = self.now(&mut state);
+            state.ledger.extend_all(now);
+        }
     }
 
     /// Extends the term of the leader. If it had lapsed, every lease first gets its full TTL.
     pub(crate) fn extend_term(&self, until: Duration) {
         let mut state = self.state.lock();
-        let Role::Leader { valid_until } = state.role else { return };
-        if self.clock.boot() >= valid_until {
+        let Role::Leader { valid_until, serves } = state.role else { return };
+        if serves && self.clock.boot() >= valid_until {
             let now = self.now(&mut state);
             state.ledger.extend_all(now);
             tracing::info!("leads again: every lease has its full TTL");
         }
-        state.role = Role::Leader { valid_until: until };
+        state.role = Role::Leader { valid_until: until, serves };
     }
 
     /// Ends the term: `empty` takes the place of the ledger, and calls that wait for the journal are
@@ -84,6 +99,7 @@ impl Shared {
         let mut state = self.state.lock();
         *own_records = empty.records;
         state.role = Role::Standby;
+        self.terms.send_replace(None);
         let pending = std::mem::take(&mut state.pending);
         let batches = [state.committing.take(), Some(std::mem::take(&mut state.gathering))];
         self.replace_ledger(&mut state, empty.ledger);
