@@ -6,10 +6,10 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::fleet::{Answer, Config, Event, JournalRow, Leadership, Request};
+use crate::fleet::{Answer, Config, Event, JournalRow, Leader, Leadership, Request};
 use crate::journal::Restored;
 use crate::journal::postgres::{Committer, PostgresElections, PostgresJournal, Settings};
-use crate::recovered::Options;
+use crate::options::Options;
 use crate::shared::{Answers, Shared};
 use crate::term::Term;
 
@@ -76,6 +76,7 @@ impl Leading {
                 let Some(request) = leadership.poll(now) else { continue };
                 let answer = self.carry_out(&request);
                 let event = leadership.handle_answer(answer, shared.clock.boot());
+                publish_leader(shared, &leadership);
                 match event {
                     None => {}
                     Some(Event::Elected(row)) => {
@@ -150,6 +151,27 @@ impl Leading {
             }
         }
     }
+}
+
+/// Tells the servers above who leads.
+fn publish_leader(shared: &Shared, leadership: &Leadership) {
+    let (row, is_self) = match leadership.term() {
+        Some(row) => (Some(row), true),
+        None => (leadership.leader(), false),
+    };
+    let leader = row.map(|row| Leader {
+        epoch: row.epoch,
+        id: row.leader,
+        address: row.address.clone(),
+        is_self,
+    });
+    shared.leader.send_if_modified(|now| {
+        let is_new = *now != leader;
+        if is_new {
+            *now = leader;
+        }
+        is_new
+    });
 }
 
 /// Reads the journal until that succeeds, and begins the term. Returns `None` when the term is over.

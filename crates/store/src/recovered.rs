@@ -6,70 +6,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lease::Ledger;
-
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::error::Error;
-use crate::fleet::Config;
+use crate::fleet::{Config, FleetSecret};
 use crate::journal::file::{Backend, FileJournal};
 use crate::journal::postgres::PostgresElections;
 use crate::journal::{Opened, Restored, Stamp};
 use crate::leading::Leading;
-use crate::records::OperatorRecords;
+use crate::options::{Options, random_seed};
 use crate::shared::Shared;
 use crate::store::Store;
 use crate::url::{DatabaseUrl, StoreUrl};
 
-/// How long a renewal of the leadership is valid by default.
-const LEADER_TTL: Duration = Duration::from_secs(5);
-
 /// How long the database of a fleet may take to answer when a server starts.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
-
-/// The options of a store.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The most leases it holds at once, whatever the policy allows.
-    pub max_leases: u64,
-    /// The most bytes that the ids of all leases take up at once.
-    pub max_id_bytes: u64,
-    /// The clock of the store.
-    pub clock: Arc<dyn Clock>,
-    /// Whether a damaged file is opened in an older state, without changes that were acknowledged.
-    pub accept_older_state: bool,
-    /// Where the other servers of a fleet reach this one.
-    pub advertised: Box<str>,
-    /// How long a renewal of the leadership of a fleet is valid. It counts for every server while this
-    /// one leads.
-    pub leader_ttl: Duration,
-}
-
-impl Default for Options {
-    /// Room for 2,000,000 leases with 512 MiB of ids, and the clocks of the operating system.
-    fn default() -> Self {
-        let lease::Config { max_leases, max_id_bytes, .. } = lease::Config::default();
-        let clock = Arc::new(SystemClock::new());
-        Self {
-            max_leases,
-            max_id_bytes,
-            clock,
-            accept_older_state: false,
-            advertised: "".into(),
-            leader_ttl: LEADER_TTL,
-        }
-    }
-}
-
-impl Options {
-    /// Returns an empty ledger, without records of operators.
-    pub(crate) fn nothing_restored(&self, journal: bool) -> Result<Restored, Error> {
-        let Self { max_leases, max_id_bytes, .. } = *self;
-        let seed = random_seed()?;
-        let config =
-            lease::Config { max_leases, max_id_bytes, seed, journal, ..lease::Config::default() };
-        Ok(Restored { ledger: Ledger::new(config), records: OperatorRecords::default() })
-    }
-}
 
 /// A store that has read its journal and is not running yet.
 ///
@@ -115,7 +65,12 @@ impl Recovered {
     /// or stands by when it runs.
     fn postgres(url: &DatabaseUrl, options: Options) -> Result<Self, Error> {
         let settings = url.settings()?;
-        let elections = PostgresElections::open(settings.clone(), options.leader_ttl, OPEN_WITHIN)?;
+        let elections = PostgresElections::open(
+            settings.clone(),
+            options.leader_ttl,
+            FleetSecret(random_seed()?),
+            OPEN_WITHIN,
+        )?;
         let (restored, stamp) = (options.nothing_restored(true)?, Stamp::default());
         let config = Config {
             leader_ttl: options.leader_ttl,
@@ -176,8 +131,8 @@ impl Recovered {
         ledger.resume(stamp.time, stamp.next_serial, stamp.time);
         let is_journaled = journal.is_some() || leading.is_some();
         let shared = Shared::new(ledger, records, is_journaled, stamp, clock);
-        if leading.is_some() {
-            shared.set_standby();
+        if let Some(leading) = &leading {
+            shared.join_fleet(leading.elections.secret);
         }
         let path = journal.as_ref().map(|opened| opened.path.clone()).unwrap_or_default();
         let store = Store::new(shared, path);
@@ -192,13 +147,4 @@ impl Recovered {
         store.spawn("store-journal", |shared| shared.run_journal(journal, 0))?;
         Ok(store)
     }
-}
-
-fn random_seed() -> Result<[u8; 32], Error> {
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(|error| Error::System {
-        action: "get random bytes from the operating system",
-        source: std::io::Error::other(error),
-    })?;
-    Ok(seed)
 }

@@ -9,14 +9,17 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::answers::Unavailable;
 use crate::commits::Commits;
 use crate::error::Error;
+use crate::fleet::{FleetSecret, Leader};
 use crate::serving_threads::ServingThreads;
 use crate::shared::Shared;
 
@@ -94,7 +97,7 @@ impl Store {
     ///
     /// In a new term the store changes nothing before [`Store::serve_term`]: first the overrides that
     /// came with the term have to be in force.
-    pub fn terms(&self) -> tokio::sync::watch::Receiver<Option<u64>> {
+    pub fn terms(&self) -> watch::Receiver<Option<u64>> {
         self.shared.terms.subscribe()
     }
 
@@ -102,6 +105,21 @@ impl Store {
     /// now.
     pub fn serve_term(&self, number: u64) {
         self.shared.serve_term(number);
+    }
+
+    /// Whether this server leads its fleet and serves. A store that no other server uses does.
+    pub fn leads(&self) -> bool {
+        self.shared.leads.load(Ordering::Acquire)
+    }
+
+    /// The secret of the fleet, and its leader as this server sees it; `None` for a store that no other
+    /// server uses.
+    ///
+    /// The leader is unknown while the database shows none, or does not answer. A leader that is known
+    /// may have ended since.
+    pub fn fleet(&self) -> Option<(FleetSecret, watch::Receiver<Option<Leader>>)> {
+        let secret = self.shared.fleet_secret.get()?;
+        Some((*secret, self.shared.leader.subscribe()))
     }
 
     /// The threads that serve calls of this store.

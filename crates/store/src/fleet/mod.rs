@@ -10,10 +10,12 @@
 mod fence;
 mod leadership;
 mod rows;
+mod view;
 
 pub use fence::{Fence, Resolved};
 pub use leadership::{Answer, Config, Event, Leadership, Request};
 pub use rows::{JournalRow, LeaderId, LeadershipRow, Rows};
+pub use view::{FleetSecret, Leader};
 
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,8 @@
 //! that is gathering.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lease::{Ledger, StoreClock, Timestamp};
@@ -16,8 +16,10 @@ use crate::attached::Attachments;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::commits::Commits;
+use crate::fleet::{FleetSecret, Leader};
 use crate::journal::Stamp;
 use crate::records::{OperatorRecord, OperatorRecords};
+use crate::role::Role;
 use crate::serving_threads::ServingThreads;
 
 mod committing;
@@ -27,8 +29,8 @@ mod pending;
 mod reading;
 mod recording;
 mod revoking;
-mod role;
 mod shares;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod ticking;
@@ -36,9 +38,8 @@ mod ticking;
 pub use granting::{Borrowed, Delivery};
 pub use keeping_alive::Attachment;
 use pending::{Disk, Pending};
-pub(crate) use role::Answers;
-use role::Role;
 use shares::Shares;
+pub(crate) use terms::Answers;
 
 /// How far store time may run ahead of the journal while there are leases. After a restart the time
 /// that a lingering lease has left is known with this precision.
@@ -83,6 +84,12 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     /// The number of the term that this server leads; none while it stands by.
     pub(crate) terms: watch::Sender<Option<u64>>,
+    /// Whether this server leads and serves. Every server without a fleet does.
+    pub(crate) leads: AtomicBool,
+    /// The leader of the fleet, if it is known.
+    pub(crate) leader: watch::Sender<Option<Leader>>,
+    /// Set once for a server of a fleet.
+    pub(crate) fleet_secret: OnceLock<FleetSecret>,
     pub(crate) commits: Commits,
     /// Whether the threads that serve calls keep up.
     pub(crate) serving_threads: Arc<ServingThreads>,
@@ -226,6 +233,9 @@ impl Shared {
             revision: AtomicU64::new(0),
             clock,
             terms: watch::Sender::new(Some(0)),
+            leads: AtomicBool::new(true),
+            leader: watch::Sender::new(None),
+            fleet_secret: OnceLock::new(),
             commits: Commits::default(),
             serving_threads: Arc::default(),
             work: Condvar::new(),

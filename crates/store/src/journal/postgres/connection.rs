@@ -1,14 +1,12 @@
 //! A connection to the database that is made again when it breaks.
 
-use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 
-use super::Failure;
+use super::failure::{Failure, explain};
 use super::settings::Settings;
 use crate::error::Error;
 
@@ -87,20 +85,4 @@ async fn connect(settings: &Settings) -> Result<Client, Failure> {
         return Err(Failure::Other(format!("its encoding is {encoding}, and a store needs UTF8")));
     }
     Ok(client)
-}
-
-/// The text of an error of the database, with what the server said.
-pub(crate) fn explain(error: &tokio_postgres::Error) -> String {
-    match (error.as_db_error(), error.source()) {
-        (Some(database), _) => format!("{} ({})", database.message(), database.code().code()),
-        (None, Some(source)) => format!("{error}: {source}"),
-        (None, None) => error.to_string(),
-    }
-}
-
-pub(crate) fn is_lock_timeout(error: &tokio_postgres::Error) -> bool {
-    // The time-out of statements may come first where the lock was taken late.
-    error.code().is_some_and(|code| {
-        *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::QUERY_CANCELED
-    })
 }

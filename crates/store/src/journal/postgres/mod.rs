@@ -5,20 +5,20 @@
 
 mod commit;
 mod connection;
+mod failure;
 mod load;
 mod schema;
 mod settings;
 mod tls;
 
-use std::time::Duration;
-
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::error::Error;
 use crate::fleet::{
-    Answer, Fence, JournalRow, LeadershipRow, Request, Resolved, Rows as FleetRows,
+    Answer, Fence, FleetSecret, JournalRow, LeadershipRow, Request, Resolved, Rows as FleetRows,
 };
 use crate::journal::rows::Rows;
 use crate::journal::{Journal, Restored, Stamp};
@@ -26,20 +26,9 @@ use crate::term::Term;
 
 use commit::{Statement, signed};
 use connection::Connection;
-pub(crate) use settings::Settings;
-
+use failure::{Failure, is_lock_timeout};
 use load::{ROWS, leader, rows};
-
-/// A failure of the database, or no answer in time. Whether it did anything is unknown.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    #[error("the database did not answer within {0:?}")]
-    Late(Duration),
-    #[error("{}", connection::explain(.0))]
-    Database(#[from] tokio_postgres::Error),
-    #[error("{0}")]
-    Other(String),
-}
+pub(crate) use settings::Settings;
 
 /// The outcome of one attempt to commit.
 #[derive(Debug, PartialEq, Eq)]
@@ -143,11 +132,6 @@ impl PostgresJournal {
         })?;
         Ok(self.fence.resolve(row))
     }
-
-    /// Goes on from `row`: the journal was written again.
-    pub(crate) fn set_fence(&mut self, row: JournalRow) {
-        self.fence = Fence::new(row);
-    }
 }
 
 fn journal_row(row: &tokio_postgres::Row) -> Result<JournalRow, load::LoadError> {
@@ -231,21 +215,26 @@ impl Journal for Committer {
 #[derive(Debug)]
 pub(crate) struct PostgresElections {
     connection: Connection,
+    /// The secret that the servers of the fleet share.
+    pub(crate) secret: FleetSecret,
 }
 
 impl PostgresElections {
-    /// Connects, and creates the tables if there are none.
+    /// Connects, and creates the tables if there are none. `secret` is that of a new fleet.
     pub(crate) fn open(
         settings: Settings,
         leader_ttl: Duration,
+        secret: FleetSecret,
         within: Duration,
     ) -> Result<Self, Error> {
         let mut connection = Connection::new(settings)?;
         let shown = connection.shown().to_owned();
-        connection
-            .run(within, async |client, schema| schema::prepare(client, schema, leader_ttl).await)
+        let secret = connection
+            .run(within, async |client, schema| {
+                schema::prepare(client, schema, leader_ttl, secret).await
+            })
             .map_err(|error| Error::Database { url: shown, problem: error.to_string() })?;
-        Ok(Self { connection })
+        Ok(Self { connection, secret })
     }
 
     /// Carries out one request.
@@ -310,9 +299,7 @@ impl PostgresElections {
         });
         match swapped {
             Ok(swapped) => Ok(swapped.map(Answer::Replaced)),
-            Err(Failure::Database(error)) if connection::is_lock_timeout(&error) => {
-                Ok(Some(Answer::Blocked))
-            }
+            Err(Failure::Database(error)) if is_lock_timeout(&error) => Ok(Some(Answer::Blocked)),
             Err(error) => Err(error),
         }
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::Failure;
-use crate::fleet::LeaderId;
+use super::failure::Failure;
+use crate::fleet::{FleetSecret, LeaderId};
 
 /// The version of the tables that this program writes.
 pub(crate) const VERSION: i32 = 1;
@@ -18,6 +18,7 @@ pub(crate) const VERSION: i32 = 1;
 const CREATE: &str = r"
 CREATE SCHEMA IF NOT EXISTS {schema};
 CREATE TABLE {schema}.version (version int4 NOT NULL);
+CREATE TABLE {schema}.secret (secret text NOT NULL);
 CREATE TABLE {schema}.fleet (
     epoch int8 NOT NULL,
     leader text NOT NULL,
@@ -83,24 +84,27 @@ CREATE TABLE {schema}.audit (
     ended int8 NOT NULL
 );
 INSERT INTO {schema}.version VALUES (1);
+INSERT INTO {schema}.secret VALUES ('{secret}');
 INSERT INTO {schema}.fleet VALUES (0, '{leader}', 0, {ttl}, '', true);
 INSERT INTO {schema}.journal VALUES ('{leader}', 0, 0, 0, 0);
 ";
 
-/// Creates the tables if there are none, and checks their version.
+/// Creates the tables if there are none, checks their version, and returns the secret of the fleet.
+/// `secret` is that of a new fleet.
 ///
 /// Two servers may start at once: the one that comes second finds the tables of the first.
 pub(crate) async fn prepare(
     client: &Client,
     schema: &str,
     leader_ttl: Duration,
-) -> Result<(), Failure> {
+    secret: FleetSecret,
+) -> Result<FleetSecret, Failure> {
     for _ in 0..3 {
         match client.query_typed(&format!("SELECT version FROM {schema}.version"), &[]).await {
             Ok(rows) => {
                 let found: Option<i32> = rows.first().map(|row| row.get(0));
                 return match found {
-                    Some(VERSION) => Ok(()),
+                    Some(VERSION) => read_secret(client, schema).await,
                     found => Err(Failure::Other(format!(
                         "its tables have version {}, and this program knows version {VERSION}",
                         found.map_or_else(|| "?".to_owned(), |found| found.to_string())
@@ -113,7 +117,8 @@ pub(crate) async fn prepare(
         let create = CREATE
             .replace("{schema}", schema)
             .replace("{ttl}", &leader_ttl.as_millis().to_string())
-            .replace("{leader}", &LeaderId::default().to_string());
+            .replace("{leader}", &LeaderId::default().to_string())
+            .replace("{secret}", &secret.to_text());
         match client.batch_execute(&format!("BEGIN; {create} COMMIT")).await {
             Ok(()) => tracing::info!(schema, "created the tables of the store"),
             Err(error) if is_duplicate(&error) => client.batch_execute("ROLLBACK").await?,
@@ -121,6 +126,13 @@ pub(crate) async fn prepare(
         }
     }
     Err(Failure::Other("its tables cannot be created".to_owned()))
+}
+
+async fn read_secret(client: &Client, schema: &str) -> Result<FleetSecret, Failure> {
+    let query = format!("SELECT secret FROM {schema}.secret");
+    let row = client.query_typed_one(&query, &[]).await?;
+    let secret = FleetSecret::from_text(row.try_get(0)?);
+    secret.ok_or_else(|| Failure::Other("its secret cannot be read".to_owned()))
 }
 
 fn is_missing(error: &tokio_postgres::Error) -> bool {

