@@ -56,7 +56,10 @@ pub use ::policy;
 pub use ::store;
 pub use admin::api::model as api;
 pub use config::settings;
-pub use config::{AdminToken, Config, Loaded, NotLoaded, Origin, PolicyFile, PortLimits, TlsFiles};
+pub use config::{
+    AdminToken, Config, Endpoint, FleetConfig, Loaded, NotLoaded, Origin, PolicyFile, PortLimits,
+    TlsFiles,
+};
 pub use error::Error;
 pub use operator::Operator;
 pub use policy::Policy;

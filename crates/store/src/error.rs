@@ -9,7 +9,9 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// An invalid store URL.
-    #[error("{url:?} is not a store: {problem}; the stores are memory: and file:PATH")]
+    #[error(
+        "{url:?} is not a store: {problem}; the stores are memory:, file:PATH and postgres://…"
+    )]
     Url {
         /// The URL.
         url: String,

@@ -117,6 +117,13 @@ impl Recovered {
         self.restored.ledger.len()
     }
 
+    /// Sets where the other servers of a fleet reach this one. It is known when the port is open.
+    pub fn advertise(&mut self, address: &str) {
+        if let Some(leading) = &mut self.leading {
+            leading.config.address = address.into();
+        }
+    }
+
     /// Starts the store: every lease has its full TTL from now, a lingering lease the time that was
     /// left.
     ///

@@ -18,7 +18,7 @@ const FILE_NAME: &str = "sessions.redb";
 /// assert_eq!("memory:".parse::<StoreUrl>().unwrap(), StoreUrl::Memory);
 /// assert!("file:/var/lib/sessions.redb".parse::<StoreUrl>().is_ok());
 /// let error = "etcd://host".parse::<StoreUrl>().unwrap_err();
-/// assert!(error.to_string().ends_with("the stores are memory: and file:PATH"));
+/// assert!(error.to_string().ends_with("the stores are memory:, file:PATH and postgres://…"));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -71,6 +71,11 @@ impl StoreUrl {
         let state = absolute("XDG_STATE_HOME")
             .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
         Some(Self::File { path: state.join("tgm-session").join(FILE_NAME), make_folders: true })
+    }
+
+    /// Whether several servers can share the store: they are a fleet.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
     }
 
     /// Checks that a store can be at this URL. Creates nothing.
@@ -171,7 +176,10 @@ mod tests {
     fn an_unknown_store_url_is_refused_with_the_known_ones() {
         for url in ["", "redis", "sled:x", "file:", "memory:x", "file://host/x"] {
             let error = url.parse::<StoreUrl>().unwrap_err().to_string();
-            assert!(error.contains("the stores are memory: and file:PATH"), "{error}");
+            assert!(
+                error.contains("the stores are memory:, file:PATH and postgres://…"),
+                "{error}"
+            );
             assert!(error.contains(&format!("{url:?}")), "{error}");
         }
     }

@@ -216,9 +216,16 @@ fn may_be_missed(error: &Error) -> &'static [&'static str] {
     match error {
         Error::Anonymous { .. } => &["allow_anonymous"],
         Error::AdminExposed { .. } => &["admin_token", "admin_token_file"],
-        Error::Setting { name: "tls_cert", .. } => &["tls_key"],
+        Error::Setting { name: "tls_cert", .. } => &["tls_key", "tls_cert", "advertise"],
         Error::Setting { name: "tls_key", .. } => &["tls_cert"],
         Error::Setting { name: "tls_client_ca", .. } => &["tls_cert", "tls_key"],
+        Error::Setting { name: "advertise", .. } => &["advertise", "store"],
+        Error::Setting { name: "fleet_ca", .. } => &["fleet_ca", "tls_cert", "tls_key", "store"],
+        Error::Setting { name: "fleet_cert", .. } => {
+            &["fleet_cert", "fleet_key", "fleet_ca", "store"]
+        }
+        Error::Setting { name: "fleet_key", .. } => &["fleet_cert", "store"],
+        Error::Setting { name: "leader_ttl", .. } => &["store"],
         _ => &[],
     }
 }

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::harness::{self, Ran, Serve, command, file, finish, folder, run};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// The errors on standard error, each without its prefix.
 fn errors(ran: &Ran) -> Vec<String> {
@@ -32,6 +33,28 @@ fn both(policy: &str, flags: &[&str], variables: &[(&str, &str)]) -> [Command; 2
         with(command(["check", policy])),
         with(command([&serving[..], &["--config", policy]].concat())),
     ]
+}
+
+/// Asserts that `check` and `serve` refuse a policy with this code, and with these errors.
+fn assert_refused(
+    folder: &TempDir,
+    text: &str,
+    flags: &[&str],
+    variables: &[(&str, &str)],
+    code: i32,
+    parts: &[String],
+) {
+    let policy = file(folder, "policy.toml", text).display().to_string();
+    let [check, serve] = both(&policy, flags, variables).map(finish);
+    assert_eq!((check.code, serve.code), (Some(code), Some(code)), "{text}{check:?}{serve:?}");
+    let told = errors(&check);
+    assert_eq!(told, errors(&serve), "{text}{flags:?}");
+    assert_eq!(told.len(), parts.len(), "{text}{told:?}");
+    for (told, part) in told.iter().zip(parts) {
+        assert!(told.contains(part.as_str()), "{part:?} is not in {told:?}");
+    }
+    assert_eq!((&*check.stdout, &*serve.stdout), ("", ""), "{text}");
+    assert!(!format!("{check:?}{serve:?}").contains("s3cret"), "{text}");
 }
 
 #[test]
@@ -160,23 +183,80 @@ fn check_refuses_whatever_serve_refuses_with_the_same_errors() {
         ("\u{0}".to_owned(), vec![], vec![], 2, told(&[":1:"])),
     ];
     for (text, flags, variables, code, parts) in cases {
-        let policy = file(&folder, "policy.toml", &text).display().to_string();
-        let [check, serve] = both(&policy, &flags, &variables).map(finish);
-        assert_eq!((check.code, serve.code), (Some(code), Some(code)), "{text}{check:?}{serve:?}");
-        let told = errors(&check);
-        assert_eq!(told, errors(&serve), "{text}{flags:?}");
-        assert_eq!(told.len(), parts.len(), "{text}{told:?}");
-        for (told, part) in told.iter().zip(&parts) {
-            assert!(told.contains(part.as_str()), "{part:?} is not in {told:?}");
-        }
-        assert_eq!((&*check.stdout, &*serve.stdout), ("", ""), "{text}");
-        assert!(!format!("{check:?}{serve:?}").contains("s3cret"), "{text}");
+        assert_refused(&folder, &text, &flags, &variables, code, &parts);
     }
     let gone = path("gone.toml");
     let check = run(["check", &gone]);
     let serve = run(["serve", "--config", &gone]);
     assert_eq!((check.code, errors(&check)), (serve.code, errors(&serve)));
     assert_eq!(check.code, Some(2));
+}
+
+#[test]
+fn a_fleet_that_is_not_reached_or_not_securely_is_refused() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let mut certificates = Vec::new();
+    for name in ["own", "other"] {
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        file(&folder, &format!("{name}.pem"), &params.self_signed(&key).unwrap().pem());
+        file(&folder, &format!("{name}.key"), &key.serialize_pem());
+        certificates.push((path(&format!("{name}.pem")), path(&format!("{name}.key"))));
+    }
+    let (own, key) = &certificates[0];
+    let store = "store = 'postgres://tgm:s3cret@127.0.0.1:1/x'\nallow_anonymous = true\n";
+    let tls = format!("{store}tls_cert = '{own}'\ntls_key = '{key}'\n");
+    let away = "advertise = 'a.example:9010'\n";
+    let other = &certificates[1].1;
+    let cases = [
+        // Where the others reach this server.
+        (format!("{store}listen = '0.0.0.0:0'\n"), vec!["--advertise HOST:PORT"]),
+        (format!("{store}{away}"), vec!["a.example:9010, which is not loopback"]),
+        (format!("{store}advertise = '0.0.0.0:1'\n"), vec!["every address of a machine"]),
+        (format!("{store}advertise = 'a.example'\n"), vec!["write a host and a port"]),
+        // How they are verified, and what they show.
+        (format!("{tls}{away}"), vec!["fleet_ca: the servers of the fleet connect"]),
+        (tls.clone(), vec!["fleet_ca: the servers of the fleet connect"]),
+        (format!("{store}fleet_ca = '{own}'\n"), vec!["fleet_ca: the gRPC port of each server"]),
+        (format!("{tls}{away}fleet_ca = '/gone.pem'\n"), vec!["cannot use /gone.pem for TLS"]),
+        (format!("{tls}fleet_ca = '{key}'\n"), vec!["there is no certificate in it"]),
+        (format!("{tls}fleet_ca = '{own}'\nfleet_cert = '{own}'\n"), vec!["its key: fleet_key"]),
+        (
+            format!("{tls}fleet_ca = '{own}'\nfleet_key = '{key}'\n"),
+            vec!["certificate: fleet_cert"],
+        ),
+        (
+            format!("{tls}fleet_ca = '{own}'\nfleet_cert = '{own}'\nfleet_key = '{other}'\n"),
+            vec!["it is not the key of the certificate"],
+        ),
+        (
+            format!("{tls}tls_client_ca = '{own}'\nfleet_ca = '{own}'\n"),
+            vec!["fleet_cert: the gRPC ports of the fleet ask"],
+        ),
+        (
+            format!("{store}fleet_cert = '{own}'\nfleet_key = '{key}'\n"),
+            vec!["shown under TLS only"],
+        ),
+        (format!("{store}leader_ttl = '900ms'\n"), vec!["between 1s and 1m"]),
+        // What only a fleet needs.
+        (
+            format!("store = 'memory:'\n{away}leader_ttl = '6s'\nfleet_ca = '{own}'\n"),
+            vec!["advertise: servers", "leader_ttl: servers", "fleet_ca: servers"],
+        ),
+    ];
+    for (server, parts) in cases {
+        let text = format!("[server]\n{server}[services.t1r]\n");
+        let parts: Vec<_> = parts.into_iter().map(str::to_owned).collect();
+        assert_refused(&folder, &text, &[], &[], 2, &parts);
+    }
+    let valid = format!(
+        "[server]\n{tls}{away}tls_client_ca = '{own}'\nfleet_ca = '{own}'\nfleet_cert = '{own}'\n\
+         fleet_key = '{key}'\nlisten = '0.0.0.0:0'\n[services.t1r]\n"
+    );
+    let policy = file(&folder, "policy.toml", &valid);
+    let ran = run(["check".as_ref(), policy.as_os_str()]);
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
 }
 
 #[test]

@@ -30,6 +30,7 @@ fn another_value(setting: &Setting) -> (&'static str, &'static str, Value) {
         "TOKEN" => ("s3cret", "'s3cret'", json!("***")),
         "BOOL" => ("true", "true", json!(true)),
         "ORIGINS" => ("https://a.example", "['https://a.example']", json!(["https://a.example"])),
+        "HOST:PORT" => ("a.example:99", "'a.example:99'", json!("a.example:99")),
         "NAME" => ("nobody", "'nobody'", json!("nobody")),
         "URL" => ("memory:", "'memory:'", json!("memory:")),
         "FILE" => ("some.pem", "'some.pem'", json!("some.pem")),

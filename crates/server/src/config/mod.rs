@@ -2,6 +2,7 @@
 //! admin token.
 
 mod check;
+mod fleet;
 pub(crate) mod given;
 pub(crate) mod limits;
 mod origin;
@@ -12,6 +13,7 @@ pub(crate) mod tls;
 mod token;
 pub(crate) mod watch;
 
+pub use fleet::{Endpoint, FleetConfig};
 pub(crate) use given::Given;
 pub use limits::PortLimits;
 pub use origin::Origin;

@@ -9,6 +9,7 @@ use policy::Policy;
 use store::{Clock, SystemClock};
 use store::{Options, StoreUrl};
 
+use super::fleet::FleetConfig;
 use super::given::Given;
 use super::limits::PortLimits;
 use super::origin::Origin;
@@ -62,6 +63,8 @@ pub struct Config {
     pub port: PortLimits,
     /// The certificate of the gRPC port. By default none: it is served without TLS.
     pub tls: TlsFiles,
+    /// Where the other servers of a fleet reach this one, and TLS between them.
+    pub fleet: FleetConfig,
     /// How many threads serve gRPC, each with a runtime of its own. By default one per core.
     pub threads: usize,
     /// The origins of web pages that may call by gRPC-Web. By default none.
@@ -96,6 +99,7 @@ impl Config {
             max_memory: 256 << 20,
             port: PortLimits::default(),
             tls: TlsFiles::default(),
+            fleet: FleetConfig::default(),
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             grpc_web_origins: Vec::new(),
             dropped_log_lines: Arc::default(),
@@ -110,7 +114,7 @@ impl Config {
             max_id_bytes: self.max_id_bytes,
             clock: self.clock.clone(),
             accept_older_state: self.accept_older_state,
-            advertised: self.listen.to_string().into(),
+            leader_ttl: self.fleet.leader_ttl,
             ..Options::default()
         }
     }

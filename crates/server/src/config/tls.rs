@@ -1,4 +1,4 @@
-//! The TLS files of the gRPC port: reads and checks them.
+//! The TLS files of the gRPC port and of the fleet: reads and checks them.
 
 use std::fmt;
 use std::io;
@@ -10,6 +10,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use x509_parser::parse_x509_certificate;
 
@@ -82,9 +83,7 @@ pub(crate) fn configure(
     let provider = Arc::new(ring::default_provider());
     let chain = certificates(&paths[0], &contents[0])?;
     let not_after = valid_until(&chain[0], now).map_err(|problem| unusable(&paths[0], problem))?;
-    // The error of the parser could contain a part of a key, so it is dropped.
-    let key = PrivateKeyDer::from_pem_slice(&contents[1])
-        .map_err(|_| unusable(&paths[1], "there is no private key in it, as PEM"))?;
+    let key = private_key(&paths[1], &contents[1])?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable(&paths[0], error))?;
@@ -94,15 +93,63 @@ pub(crate) fn configure(
         }
         _ => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            let certificate = paths[0].display();
-            unusable(&paths[1], format!("it is not the key of the certificate {certificate}"))
-        }
-        error => unusable(&paths[1], error),
-    })?;
+    let mut config = builder
+        .with_single_cert(chain, key)
+        .map_err(|error| unmatched(&paths[0], &paths[1], &error))?;
     config.alpn_protocols = PROTOCOLS.map(Vec::from).into();
     Ok((config, not_after))
+}
+
+/// Returns all errors because of which a client cannot use these files at this time: the authorities of the
+/// server, and a certificate with its key.
+pub(super) fn check_client(
+    authority: Option<&Path>,
+    identity: Option<(&Path, &Path)>,
+    now: WallTime,
+) -> Vec<Error> {
+    let check_authorities =
+        |path| authorities(path, &readable(path, watch::read(path))?, now).map(drop);
+    let mut errors: Vec<_> =
+        authority.map(check_authorities).and_then(Result::err).into_iter().collect();
+    let Some((certificate, key)) = identity else { return errors };
+    let read = [certificate, key].map(|path| readable(path, watch::read(path)));
+    match read {
+        [Ok(chain), Ok(private)] => {
+            errors.extend(check_identity((certificate, &chain), (key, &private), now).err());
+        }
+        read => errors.extend(read.into_iter().filter_map(Result::err)),
+    }
+    errors
+}
+
+/// Checks a certificate and its key, each with its path.
+fn check_identity(
+    certificate: (&Path, &[u8]),
+    key: (&Path, &[u8]),
+    now: WallTime,
+) -> Result<(), Error> {
+    let chain = certificates(certificate.0, certificate.1)?;
+    valid_until(&chain[0], now).map_err(|problem| unusable(certificate.0, problem))?;
+    let private = private_key(key.0, key.1)?;
+    CertifiedKey::from_der(chain, private, &ring::default_provider())
+        .map(drop)
+        .map_err(|error| unmatched(certificate.0, key.0, &error))
+}
+
+fn private_key(path: &Path, contents: &[u8]) -> Result<PrivateKeyDer<'static>, Error> {
+    // The error of the parser could contain a part of a key, so it is dropped.
+    PrivateKeyDer::from_pem_slice(contents)
+        .map_err(|_| unusable(path, "there is no private key in it, as PEM"))
+}
+
+fn unmatched(certificate: &Path, key: &Path, error: &rustls::Error) -> Error {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            let certificate = certificate.display();
+            unusable(key, format!("it is not the key of the certificate {certificate}"))
+        }
+        error => unusable(key, error),
+    }
 }
 
 fn client_verifier(
@@ -111,6 +158,14 @@ fn client_verifier(
     provider: Arc<CryptoProvider>,
     now: WallTime,
 ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, Error> {
+    let authorities = Arc::new(authorities(path, contents, now)?);
+    WebPkiClientVerifier::builder_with_provider(authorities, provider)
+        .build()
+        .map_err(|error| unusable(path, error))
+}
+
+/// The authorities in a file that are valid `now`; there has to be at least one.
+fn authorities(path: &Path, contents: &[u8], now: WallTime) -> Result<RootCertStore, Error> {
     let mut authorities = RootCertStore::empty();
     let mut over = None;
     for certificate in certificates(path, contents)? {
@@ -127,9 +182,7 @@ fn client_verifier(
     if let (true, Some(problem)) = (authorities.is_empty(), over) {
         return Err(unusable(path, problem));
     }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider)
-        .build()
-        .map_err(|error| unusable(path, error))
+    Ok(authorities)
 }
 
 /// The certificates in a file; there has to be at least one.

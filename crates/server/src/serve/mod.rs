@@ -90,10 +90,13 @@ impl Server {
         Self::take_ports(config, store)
     }
 
-    fn take_ports(config: Config, store: Recovered) -> Result<Self, Error> {
+    fn take_ports(config: Config, mut store: Recovered) -> Result<Self, Error> {
         let tls = Tls::load(&config.tls, config.clock.clone())?;
         let token = config.token_in_force()?;
         let (grpc, grpc_address) = listen("gRPC", config.listen)?;
+        if let Some(address) = config.fleet.address(grpc_address) {
+            store.advertise(&address.to_string());
+        }
         let (admin, admin_address) = listen("the admin port", config.admin_listen)?;
         let grpc = grpc.into_std().map_err(|source| Error::Listen {
             port: "gRPC",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Setting;
 use super::value::Slot::{
-    Address, File, Integer32, Integer64, Name, Origins, Size, Store, Switch, Time, Token,
+    Address, Endpoint, File, Integer32, Integer64, Name, Origins, Size, Store, Switch, Time, Token,
 };
 use crate::config::limits::SHORTEST_IDLE;
 
@@ -19,6 +19,7 @@ const DAY: Duration = seconds(24 * 60 * 60);
 const PORTS: &str = "Ports";
 const STORE: &str = "Store";
 const TLS: &str = "TLS";
+const FLEET: &str = "Fleet";
 const LIMITS: &str = "Limits";
 const TIME_OUTS: &str = "Time-outs";
 
@@ -45,7 +46,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting::new("grpc_web_origins", PORTS, |config| Origins(&mut config.grpc_web_origins))
         .described("The origins of web pages that may call by gRPC-Web, separated by commas"),
     Setting::new("store", STORE, |config| Store(&mut config.store))
-        .described("The store of leases: memory: or file:PATH")
+        .described("The store of leases: memory:, file:PATH, or postgres://USER@HOST/DATABASE for a fleet")
         .by_default("a file in the state folder, $XDG_STATE_HOME or ~/.local/state"),
     Setting::new("accept_older_state", STORE, |config| Switch(&mut config.accept_older_state))
         .described(
@@ -63,6 +64,28 @@ pub(super) static SETTINGS: &[Setting] = &[
         "The authorities of client certificates, as PEM. One of them has to have signed the \
          certificate of each client. Without this setting clients need no certificate",
     ),
+    Setting::new("advertise", FLEET, |config| Endpoint(&mut config.fleet.advertise))
+        .described(
+            "Where the other servers of the fleet reach the gRPC port of this one. The certificate of \
+             the port has to name the host",
+        )
+        .by_default("the listen address, if it is one address"),
+    Setting::new("leader_ttl", FLEET, |config| Time(&mut config.fleet.leader_ttl))
+        .described(
+            "How long a renewal of the leadership is valid: after a loss of the leader another server \
+             takes over within this time and two seconds. The value of the leader counts",
+        )
+        .timed(seconds(1), seconds(60)),
+    Setting::new("fleet_ca", FLEET, |config| File(&mut config.fleet.ca)).described(
+        "The authorities of the certificates of the servers of the fleet, as PEM. Off loopback the \
+         servers need it. The server reads the files of TLS again when they change",
+    ),
+    Setting::new("fleet_cert", FLEET, |config| File(&mut config.fleet.cert)).described(
+        "The certificate that this server shows to the other servers of the fleet, as PEM. They ask \
+         for one if they have tls_client_ca",
+    ),
+    Setting::new("fleet_key", FLEET, |config| File(&mut config.fleet.key))
+        .described("The private key of that certificate, as PEM"),
     Setting::new("max_leases", LIMITS, |config| Integer64(&mut config.max_leases))
         .described("The most leases at once, whatever the policy allows")
         .counted(1, u32::MAX as u64),

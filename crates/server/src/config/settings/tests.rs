@@ -18,6 +18,7 @@ fn another_value(setting: &Setting) -> (&'static str, &'static str) {
         "ORIGINS" => {
             ("https://a.example,https://b.example", "['https://a.example', 'https://b.example']")
         }
+        "HOST:PORT" => ("a.example:99", "'a.example:99'"),
         "NAME" => ("nobody", "'nobody'"),
         "URL" => ("file:/nowhere", "'file:/nowhere'"),
         "FILE" => ("some.pem", "'some.pem'"),

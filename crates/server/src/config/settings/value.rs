@@ -10,6 +10,7 @@ use serde::Serialize;
 use store::StoreUrl;
 
 use crate::config::AdminToken;
+use crate::config::fleet::Endpoint;
 use crate::config::given::Written;
 use crate::config::origin::Origin;
 
@@ -73,6 +74,7 @@ pub(super) enum Slot<'c> {
     File(&'c mut Option<PathBuf>),
     Name(&'c mut Option<Box<str>>),
     Store(&'c mut StoreUrl),
+    Endpoint(&'c mut Option<Endpoint>),
     Token(&'c mut Option<AdminToken>),
     Origins(&'c mut Vec<Origin>),
 }
@@ -88,6 +90,7 @@ impl Slot<'_> {
             Self::File(_) => "FILE",
             Self::Name(_) => "NAME",
             Self::Store(_) => "URL",
+            Self::Endpoint(_) => "HOST:PORT",
             Self::Token(_) => "TOKEN",
             Self::Origins(_) => "ORIGINS",
         }
@@ -112,8 +115,13 @@ impl Slot<'_> {
                 **name = Some(text.into());
             }
             Self::Store(url) => {
-                let text = written.text().ok_or("write a URL: memory: or file:PATH")?;
+                let text =
+                    written.text().ok_or("write a URL: memory:, file:PATH or postgres://…")?;
                 **url = text.parse().map_err(|error: store::Error| error.to_string())?;
+            }
+            Self::Endpoint(endpoint) => {
+                let text = written.text().ok_or("write a host and a port")?;
+                **endpoint = Some(text.parse()?);
             }
             Self::Token(token) => {
                 let text = written.text().ok_or("write the token as text")?;
@@ -136,6 +144,7 @@ impl Slot<'_> {
             Self::File(path) => shown(path.as_ref().map(|path| path.display().to_string())),
             Self::Name(name) => shown(name.as_deref().map(str::to_owned)),
             Self::Store(url) => Shown::Text(url.to_string()),
+            Self::Endpoint(endpoint) => shown(endpoint.as_ref().map(Endpoint::to_string)),
             Self::Token(token) => shown(token.as_ref().map(|_| HIDDEN.to_owned())),
             Self::Origins(origins) => Shown::List(origins.iter().map(Origin::to_string).collect()),
         }
