@@ -77,6 +77,12 @@ pub enum Error {
         /// The store time between the two.
         older_by: std::time::Duration,
     },
+    /// A store was not copied.
+    #[error("nothing was copied: {problem}")]
+    NotCopied {
+        /// Why.
+        problem: String,
+    },
     /// A database cannot be a store, or does not answer.
     #[error("the store {url} cannot be used: {problem}")]
     Database {

@@ -104,10 +104,16 @@ impl StoreUrl {
         Ok(file)
     }
 
+    /// Returns the file that `path` means.
+    pub(crate) fn file(path: &Path) -> PathBuf {
+        let names_a_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        if names_a_folder || path.is_dir() { path.join(FILE_NAME) } else { path.into() }
+    }
+
     /// Returns the file that `path` means, and the folder that has to be created for it.
     fn resolve(path: &Path, make_folders: bool) -> Result<(PathBuf, Option<PathBuf>), Error> {
         let names_a_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        let file = if names_a_folder || path.is_dir() { path.join(FILE_NAME) } else { path.into() };
+        let file = Self::file(path);
         let folder = match file.parent() {
             Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => folder.to_owned(),
             _ => return Ok((file, None)),

@@ -6,6 +6,7 @@
 //! whose last commit was interrupted. Nothing is written before the whole file was read.
 
 mod backend;
+pub(crate) mod copying;
 mod create;
 mod lock;
 mod note;
@@ -142,7 +143,7 @@ impl FileJournal {
     }
 
     fn known_format(&self) -> Result<u64, Error> {
-        match self.read("format")? {
+        match self.read_meta("format")? {
             Some((known @ OLDEST_FORMAT..=FORMAT, _)) => Ok(known),
             Some((found, _)) => {
                 Err(Error::Format { path: self.path.clone(), found, known: FORMAT })
@@ -151,7 +152,7 @@ impl FileJournal {
         }
     }
 
-    fn read(&self, name: &str) -> Result<Option<(u64, u64)>, Error> {
+    fn read_meta(&self, name: &str) -> Result<Option<(u64, u64)>, Error> {
         let explain = |error| explain(&self.path, "read", error);
         let transaction = self.database.begin_read().map_err(|error| explain(error.into()))?;
         match transaction.open_table(META) {
@@ -173,7 +174,7 @@ impl FileJournal {
     fn compare_with_note(&mut self, stamp: Stamp) -> Result<Stamp, Error> {
         let note =
             Note::read(&self.backend).map_err(|error| explain(&self.path, "read", error.into()))?;
-        let (found, _) = self.read("batch")?.unwrap_or_default();
+        let (found, _) = self.read_meta("batch")?.unwrap_or_default();
         // Numbers continue from the later one, so that the next batch is newer than the note.
         self.batch = found.max(note.batch);
         if found >= note.batch {
@@ -222,7 +223,7 @@ impl FileJournal {
             let put_back = ledger.restore(change);
             put_back.map_err(|invalid| self.damaged(format!("contradiction: {invalid}")))
         };
-        let (time, next_serial) = self.read("stamp")?.unwrap_or_default();
+        let (time, next_serial) = self.read_meta("stamp")?.unwrap_or_default();
         let stamp = Stamp { time: Timestamp::from_nanos(time), next_serial };
         if stamp.time > StoreClock::LATEST_START {
             // Every lease would expire at once.

@@ -34,6 +34,9 @@ impl Rows {
     fn add(&mut self, change: Change) {
         match change {
             Change::Granted(lease) => {
+                if let Some(until) = lease.lingers_until {
+                    self.lingering.insert(lease.id.serial(), until.as_nanos());
+                }
                 self.granted.insert(lease.id.serial(), LeaseRow::from(*lease));
             }
             Change::Lingers { id, until } => {

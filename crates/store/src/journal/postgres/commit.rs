@@ -22,12 +22,18 @@ const FORGET_AT_ONCE: i64 = 1_000;
 #[derive(Debug)]
 pub(crate) struct Statement {
     pub(crate) sql: String,
-    pub(crate) parameters: Vec<(Box<dyn ToSql + Send + Sync>, Type)>,
+    parameters: Vec<(Box<dyn ToSql + Send + Sync>, Type)>,
 }
 
 impl Statement {
     pub(super) fn new() -> Self {
         Self { sql: String::with_capacity(2_048), parameters: Vec::with_capacity(40) }
+    }
+
+    /// The parameters, each with its type.
+    pub(super) fn parameters(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+        let parameters = self.parameters.iter();
+        parameters.map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone())).collect()
     }
 
     /// Adds a parameter and returns its place.

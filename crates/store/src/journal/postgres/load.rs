@@ -37,7 +37,7 @@ pub(crate) async fn load(
     Ok(stamp)
 }
 
-async fn load_all(
+pub(super) async fn load_all(
     client: &Client,
     schema: &str,
     restored: &mut Restored,

@@ -5,6 +5,7 @@
 
 mod commit;
 mod connection;
+pub(crate) mod copying;
 mod failure;
 mod load;
 mod schema;
@@ -89,7 +90,7 @@ impl PostgresJournal {
         let statement = commit::statement(&schema, batch, stamp, seen, new);
         let begin = begin(within);
         let attempt = self.connection.run(within, async |client, _| {
-            let parameters = parameters(&statement);
+            let parameters = statement.parameters();
             // The three are sent at once. If the one in the middle fails, COMMIT rolls back.
             let (begun, committed, ended) = tokio::join!(
                 client.batch_execute(&begin),
@@ -284,7 +285,7 @@ impl PostgresElections {
     fn swap(&mut self, statement: &Statement, within: Duration) -> Result<Option<Answer>, Failure> {
         let begin = begin(within);
         let swapped = self.connection.run(within + within / 4, async |client, _| {
-            let parameters = parameters(statement);
+            let parameters = statement.parameters();
             let (begun, swapped, ended) = tokio::join!(
                 client.batch_execute(&begin),
                 client.query_typed_opt(&statement.sql, &parameters),
@@ -330,13 +331,6 @@ fn begin(within: Duration) -> String {
          SELECT set_config('synchronous_commit', 'on', true) \
          WHERE current_setting('synchronous_commit') IN ('off', 'local')"
     )
-}
-
-type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
-
-fn parameters(statement: &Statement) -> Vec<Parameter<'_>> {
-    let parameters = statement.parameters.iter();
-    parameters.map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone())).collect()
 }
 
 /// Compares the leadership row as a whole, and replaces it.

@@ -102,23 +102,13 @@ pub(crate) async fn prepare(
     for _ in 0..3 {
         match client.query_typed(&format!("SELECT version FROM {schema}.version"), &[]).await {
             Ok(rows) => {
-                let found: Option<i32> = rows.first().map(|row| row.get(0));
-                return match found {
-                    Some(VERSION) => read_secret(client, schema).await,
-                    found => Err(Failure::Other(format!(
-                        "its tables have version {}, and this program knows version {VERSION}",
-                        found.map_or_else(|| "?".to_owned(), |found| found.to_string())
-                    ))),
-                };
+                check_version(rows.first().map(|row| row.get(0)))?;
+                return read_secret(client, schema).await;
             }
             Err(error) if is_missing(&error) => {}
             Err(error) => return Err(error.into()),
         }
-        let create = CREATE
-            .replace("{schema}", schema)
-            .replace("{ttl}", &leader_ttl.as_millis().to_string())
-            .replace("{leader}", &LeaderId::default().to_string())
-            .replace("{secret}", &secret.to_text());
+        let create = creation(schema, leader_ttl, secret);
         match client.batch_execute(&format!("BEGIN; {create} COMMIT")).await {
             Ok(()) => tracing::info!(schema, "created the tables of the store"),
             Err(error) if is_duplicate(&error) => client.batch_execute("ROLLBACK").await?,
@@ -126,6 +116,26 @@ pub(crate) async fn prepare(
         }
     }
     Err(Failure::Other("its tables cannot be created".to_owned()))
+}
+
+/// The statements that create the tables of a new fleet.
+pub(super) fn creation(schema: &str, leader_ttl: Duration, secret: FleetSecret) -> String {
+    CREATE
+        .replace("{schema}", schema)
+        .replace("{ttl}", &leader_ttl.as_millis().to_string())
+        .replace("{leader}", &LeaderId::default().to_string())
+        .replace("{secret}", &secret.to_text())
+}
+
+/// Refuses tables of a version that this program does not know.
+pub(super) fn check_version(found: Option<i32>) -> Result<(), Failure> {
+    if found == Some(VERSION) {
+        return Ok(());
+    }
+    let found = found.map_or_else(|| "?".to_owned(), |found| found.to_string());
+    Err(Failure::Other(format!(
+        "its tables have version {found}, and this program knows version {VERSION}"
+    )))
 }
 
 async fn read_secret(client: &Client, schema: &str) -> Result<FleetSecret, Failure> {

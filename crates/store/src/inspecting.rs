@@ -1,0 +1,23 @@
+//! Looks into a store without changing it.
+
+use crate::contents::Inspected;
+use crate::error::Error;
+use crate::journal::file::FileJournal;
+use crate::journal::postgres::copying;
+use crate::url::StoreUrl;
+
+/// Looks into the store at `url`, which is not changed. A file must not be in use; a database may be.
+/// Blocks.
+///
+/// # Errors
+///
+/// The store does not exist, cannot be read, is in use, or has an unknown version.
+pub fn inspect(url: &StoreUrl) -> Result<Inspected, Error> {
+    match url {
+        StoreUrl::Memory => {
+            Err(Error::Url { url: url.to_string(), problem: "memory: keeps nothing to look into" })
+        }
+        StoreUrl::File { path, .. } => FileJournal::open_existing(&StoreUrl::file(path))?.inspect(),
+        StoreUrl::Postgres(url) => copying::inspect(url.settings()?),
+    }
+}
