@@ -17,6 +17,7 @@ mod runtime;
 mod serve;
 mod signals;
 mod state;
+mod store;
 mod top;
 
 use std::ffi::OsStr;
@@ -101,6 +102,7 @@ enum Command {
     Policy(policy::Show),
     Reload(policy::Reload),
     Audit(audit::Args),
+    Store(store::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -171,6 +173,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Policy(args) => policy::show(&args, output),
         Command::Reload(args) => policy::reload(&args, output),
         Command::Audit(args) => audit::run(&args, output),
+        Command::Store(args) => store::run(&args, output),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command(), output),
     }

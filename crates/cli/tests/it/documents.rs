@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::harness::{command, finish, folder, run};
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "serve",
     "demo",
     "borrow",
@@ -21,6 +21,7 @@ const COMMANDS: [&str; 18] = [
     "policy",
     "reload",
     "audit",
+    "store",
     "completions",
     "man",
 ];

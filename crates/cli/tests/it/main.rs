@@ -5,12 +5,16 @@ mod admin;
 mod admin_tls;
 mod borrowing;
 mod checking;
+#[path = "../../../store/src/journal/postgres/tests/cluster.rs"]
+#[allow(dead_code, reason = "tests of the store use all of it")]
+mod cluster;
 mod command_line;
 mod demo;
 mod deploy;
 mod documents;
 mod harness;
 mod hostile;
+mod moving;
 mod operating;
 mod reloading;
 mod service_manager;
