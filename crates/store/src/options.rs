@@ -51,7 +51,7 @@ impl Options {
     /// Returns an empty ledger, without records of operators.
     pub(crate) fn nothing_restored(&self, journal: bool) -> Result<Restored, Error> {
         let Self { max_leases, max_id_bytes, .. } = *self;
-        let seed = random_seed()?;
+        let seed = random_bytes()?;
         let config =
             lease::Config { max_leases, max_id_bytes, seed, journal, ..lease::Config::default() };
         Ok(Restored { ledger: Ledger::new(config), records: OperatorRecords::default() })
@@ -59,11 +59,11 @@ impl Options {
 }
 
 /// Returns random bytes of the operating system.
-pub(crate) fn random_seed() -> Result<[u8; 32], Error> {
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(|error| Error::System {
+pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::System {
         action: "get random bytes from the operating system",
         source: std::io::Error::other(error),
     })?;
-    Ok(seed)
+    Ok(bytes)
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::fleet::{Config, FleetSecret};
+use crate::fleet::{Config, FleetSecret, MemberId};
 use crate::journal::file::{Backend, FileJournal};
 use crate::journal::postgres::PostgresElections;
 use crate::journal::{Opened, Restored, Stamp};
 use crate::leading::Leading;
-use crate::options::{Options, random_seed};
+use crate::options::{Options, random_bytes};
 use crate::shared::Shared;
 use crate::store::Store;
 use crate::url::{DatabaseUrl, StoreUrl};
@@ -68,14 +68,15 @@ impl Recovered {
         let elections = PostgresElections::open(
             settings.clone(),
             options.leader_ttl,
-            FleetSecret(random_seed()?),
+            FleetSecret(random_bytes()?),
             OPEN_WITHIN,
         )?;
         let (restored, stamp) = (options.nothing_restored(true)?, Stamp::default());
         let config = Config {
             leader_ttl: options.leader_ttl,
             address: options.advertised.clone(),
-            seed: random_seed()?,
+            member: MemberId(u128::from_le_bytes(random_bytes()?)),
+            seed: random_bytes()?,
         };
         let clock = options.clock.clone();
         let leading = Some(Leading { settings, elections, options, config });

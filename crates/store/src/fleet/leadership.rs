@@ -13,7 +13,8 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::rows::{JournalRow, LeaderId, LeadershipRow, Rows};
+use super::history::History;
+use super::rows::{JournalRow, LeaderId, LeadershipRow, MemberId, Rows};
 
 /// A leader renews this many times in each leader-ttl.
 const RENEWALS_PER_TTL: u32 = 5;
@@ -31,6 +32,8 @@ pub struct Config {
     pub leader_ttl: Duration,
     /// Where the other servers reach this one.
     pub address: Box<str>,
+    /// The id of this server. A leader that hands over names its successor by it.
+    pub member: MemberId,
     /// The source of the random leader ids.
     pub seed: [u8; 32],
 }
@@ -107,6 +110,8 @@ pub struct Leadership {
     /// The id of the next takeover or rewriting. It changes when it was used with success.
     next_id: LeaderId,
     is_candidate: bool,
+    /// The terms that this server has seen.
+    history: History,
     role: Role,
     in_flight: Option<InFlight>,
 }
@@ -118,6 +123,7 @@ enum Role {
     /// The release was not acknowledged yet. This server acts as a standby.
     Releasing {
         row: LeadershipRow,
+        successor: Option<MemberId>,
         give_up_at: Duration,
         next_try: Duration,
     },
@@ -131,11 +137,13 @@ struct Standby {
     end_blocker: bool,
     /// The term that this server has released: it does not take that row back at once.
     released: Option<LeaderId>,
+    member: MemberId,
 }
 
 #[derive(Debug)]
 struct Seen {
     rows: Rows,
+    is_stale: bool,
     /// When the first answer that showed this leadership row arrived.
     since: Duration,
     last_answer: Duration,
@@ -170,13 +178,13 @@ enum Judged {
 }
 
 impl Standby {
-    fn new(now: Duration) -> Self {
-        Self { seen: None, next_read: now, end_blocker: false, released: None }
+    fn new(member: MemberId, now: Duration) -> Self {
+        Self { seen: None, next_read: now, end_blocker: false, released: None, member }
     }
 
     /// Notes what an answer showed. The count of an unchanged row starts anew where it changed, and
-    /// where answers were missing.
-    fn observe(&mut self, rows: Rows, now: Duration) {
+    /// where answers were missing. A row that `is_stale` is one of a database that has lost a takeover.
+    fn observe(&mut self, rows: Rows, is_stale: bool, now: Duration) {
         self.next_read = now + rows.leadership.leader_ttl / READS_PER_TTL;
         let since = match &self.seen {
             Some(seen)
@@ -187,14 +195,17 @@ impl Standby {
             }
             _ => now,
         };
-        self.seen = Some(Seen { rows, since, last_answer: now });
+        self.seen = Some(Seen { rows, is_stale, since, last_answer: now });
     }
 
     /// When the row may be taken over, if nothing changes.
     fn takeover_at(&self) -> Option<Duration> {
         let seen = self.seen.as_ref()?;
         let row = &seen.rows.leadership;
-        let at_once = row.released && self.released != Some(row.leader);
+        let is_mine = row.successor.is_none_or(|successor| successor == self.member);
+        // The leader whose takeover was lost may live: it comes first.
+        let at_once =
+            row.released && is_mine && self.released != Some(row.leader) && !seen.is_stale;
         Some(if at_once { seen.since } else { seen.since + row.leader_ttl * 11 / 10 })
     }
 
@@ -227,10 +238,15 @@ impl Leader {
     }
 
     /// Judges an answer to a request that was sent when the batch `sequence` was committed.
-    fn judge(&self, rows: &Rows, sequence: u64) -> Judged {
+    ///
+    /// A lower epoch is a takeover that the database has lost. While this leader is valid, nobody else
+    /// has acted since. Later that is known only of a row that is as this server once saw it: in another
+    /// one a server may have led and granted since, which a rewriting would undo.
+    fn judge(&self, rows: &Rows, sequence: u64, history: &History, now: Duration) -> Judged {
         let Rows { leadership, journal } = rows;
         if leadership.epoch < self.row.epoch {
-            Judged::WritesLost
+            let is_alone = now < self.valid_until || history.has(leadership);
+            if is_alone { Judged::WritesLost } else { Judged::Deposed }
         } else if leadership.leader != self.row.leader || leadership.released {
             Judged::Deposed
         } else if journal.sequence < sequence {
@@ -256,8 +272,9 @@ impl Leadership {
     pub fn new(config: Config, now: Duration) -> Self {
         let mut random = ChaCha8Rng::from_seed(config.seed);
         let next_id = random_id(&mut random);
-        let role = Role::Standby(Standby::new(now));
-        Self { config, random, next_id, is_candidate: true, role, in_flight: None }
+        let role = Role::Standby(Standby::new(config.member, now));
+        let history = History::default();
+        Self { config, random, next_id, is_candidate: true, history, role, in_flight: None }
     }
 
     /// The row of this server's term; `None` while it does not lead.
@@ -317,11 +334,18 @@ impl Leadership {
         }
     }
 
-    /// Gives the leadership up. From now on this server is a standby, whatever the database answers.
+    /// Gives the leadership up, to anybody. From now on this server is a standby, whatever the database
+    /// answers.
     pub fn release(&mut self, now: Duration) {
+        self.release_to(None, now);
+    }
+
+    /// Gives the leadership up to `successor`, as [`Leadership::release`] does. The other servers wait as
+    /// long as for a leader that is gone.
+    pub fn release_to(&mut self, successor: Option<MemberId>, now: Duration) {
         if let Role::Leader(Leader { row, .. }) = &self.role {
             let (row, give_up_at) = (row.clone(), now + row.leader_ttl);
-            self.role = Role::Releasing { row, give_up_at, next_try: now };
+            self.role = Role::Releasing { row, successor, give_up_at, next_try: now };
         }
     }
 
@@ -359,9 +383,9 @@ impl Leadership {
                     }
                 }
             }
-            Role::Releasing { row, give_up_at, next_try } => {
+            Role::Releasing { row, successor, give_up_at, next_try } => {
                 if *give_up_at <= now {
-                    self.role = Role::Standby(Standby::new(now));
+                    self.role = Role::Standby(Standby::new(self.config.member, now));
                     return self.poll(now);
                 }
                 if *next_try > now {
@@ -369,7 +393,7 @@ impl Leadership {
                 }
                 Request::Replace {
                     seen: row.clone(),
-                    new: LeadershipRow { released: true, ..row.clone() },
+                    new: LeadershipRow { released: true, successor: *successor, ..row.clone() },
                 }
             }
         };
@@ -396,6 +420,11 @@ impl Leadership {
     /// Handles the answer to the request in flight. An answer without a request is ignored.
     pub fn handle_answer(&mut self, answer: Answer, now: Duration) -> Option<Event> {
         let InFlight { request, sent, sequence } = self.in_flight.take()?;
+        if let Answer::Read(rows) | Answer::Differ(rows) | Answer::Replaced(rows) = &answer
+            && !matches!(self.role, Role::Leader(_))
+        {
+            self.history.add(&rows.leadership);
+        }
         match &mut self.role {
             Role::Standby(_) => self.handle_as_standby(request, answer, now),
             Role::Leader(_) => self.handle_as_leader(answer, sent, sequence, now),
@@ -428,14 +457,15 @@ impl Leadership {
                     return self.become_leader(rows, now);
                 }
                 standby.end_blocker = false;
-                standby.observe(rows, now);
+                let is_stale = self.history.is_stale(&rows.leadership);
+                standby.observe(rows, is_stale, now);
                 None
             }
             (_, Answer::Failed | Answer::Blocked) => {
                 let retry = self.config.leader_ttl / READS_PER_TTL;
                 let released = standby.released;
                 let next_read = now + retry;
-                *standby = Standby { next_read, released, ..Standby::new(now) };
+                *standby = Standby { next_read, released, ..Standby::new(standby.member, now) };
                 None
             }
         }
@@ -458,16 +488,20 @@ impl Leadership {
             Answer::Replaced(rows) | Answer::Differ(rows) | Answer::Read(rows) => {
                 // The rewriting happened; its own acknowledgement may have been lost.
                 if rows.leadership.leader == self.next_id {
+                    self.history.add(&leader.row);
                     return Some(Event::Rewritten(self.begin_term(rows, now)));
                 }
-                match leader.judge(&rows, sequence) {
+                match leader.judge(&rows, sequence, &self.history, now) {
                     Judged::Deposed => {
-                        let mut standby = Standby::new(now);
-                        standby.observe(rows, now);
+                        let mut standby = Standby::new(self.config.member, now);
+                        self.history.add(&rows.leadership);
+                        let is_stale = self.history.is_stale(&rows.leadership);
+                        standby.observe(rows, is_stale, now);
                         self.role = Role::Standby(standby);
                         Some(Event::Deposed)
                     }
                     Judged::WritesLost => {
+                        self.history.add(&rows.leadership);
                         leader.lost = Some(rows);
                         leader.valid_until = Duration::ZERO;
                         leader.next_renewal = now;
@@ -505,8 +539,10 @@ impl Leadership {
                 *next_try = if is_release { now + row.retry_interval() } else { now };
             }
             Answer::Replaced(rows) | Answer::Differ(rows) | Answer::Read(rows) => {
-                let mut standby = Standby { released: Some(row.leader), ..Standby::new(now) };
-                standby.observe(rows, now);
+                let released = Some(row.leader);
+                let mut standby = Standby { released, ..Standby::new(self.config.member, now) };
+                let is_stale = self.history.is_stale(&rows.leadership);
+                standby.observe(rows, is_stale, now);
                 self.role = Role::Standby(standby);
             }
         }
@@ -538,6 +574,7 @@ impl Leadership {
             leader_ttl: *leader_ttl,
             address: address.clone(),
             released: false,
+            successor: None,
         };
         let journal =
             JournalRow { leader: self.next_id, sequence: seen.journal.sequence, attempt: 0 };

@@ -8,13 +8,14 @@
 //! process is stopped. No wall clock decides anything.
 
 mod fence;
+mod history;
 mod leadership;
 mod rows;
 mod view;
 
 pub use fence::{Fence, Resolved};
 pub use leadership::{Answer, Config, Event, Leadership, Request};
-pub use rows::{JournalRow, LeaderId, LeadershipRow, Rows};
+pub use rows::{JournalRow, LeaderId, LeadershipRow, MemberId, Rows};
 pub use view::{FleetSecret, Leader};
 
 #[cfg(test)]

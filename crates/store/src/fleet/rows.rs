@@ -13,6 +13,16 @@ impl fmt::Display for LeaderId {
     }
 }
 
+/// The random id of one process that is a server of a fleet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberId(pub u128);
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
 /// The row that says who leads.
 ///
 /// A new database has one with epoch 0 that is released.
@@ -30,6 +40,8 @@ pub struct LeadershipRow {
     pub address: Box<str>,
     /// Whether the leader has given the term up.
     pub released: bool,
+    /// The server that takes a released term over at once; `None` leaves that to anybody.
+    pub successor: Option<MemberId>,
 }
 
 /// The row that says which batch was committed last.
@@ -63,6 +75,7 @@ impl Rows {
             leader_ttl,
             address: "".into(),
             released: true,
+            successor: None,
         };
         Self { leadership, journal: JournalRow::default() }
     }

@@ -12,8 +12,17 @@ fn at(milliseconds: u64) -> Duration {
     Duration::from_millis(100_000 + milliseconds)
 }
 
+fn member(number: u8) -> MemberId {
+    MemberId(number.into())
+}
+
 fn server(number: u8) -> Leadership {
-    let config = Config { leader_ttl: TTL, address: "10.0.0.1:9010".into(), seed: [number; 32] };
+    let config = Config {
+        leader_ttl: TTL,
+        address: "10.0.0.1:9010".into(),
+        member: member(number),
+        seed: [number; 32],
+    };
     Leadership::new(config, at(0))
 }
 
@@ -154,13 +163,14 @@ fn a_gap_between_answers_starts_the_count_anew() {
 #[test]
 fn a_takeover_compares_everything_that_was_seen() {
     type Change = fn(&mut Rows);
-    let changes: [Change; 9] = [
+    let changes: [Change; 10] = [
         |rows| rows.leadership.epoch += 1,
         |rows| rows.leadership.leader = LeaderId(7),
         |rows| rows.leadership.renewals += 1,
         |rows| rows.leadership.leader_ttl *= 2,
         |rows| rows.leadership.address = "10.0.0.9:9010".into(),
         |rows| rows.leadership.released = true,
+        |rows| rows.leadership.successor = Some(member(7)),
         |rows| rows.journal.leader = LeaderId(7),
         |rows| rows.journal.sequence += 1,
         |rows| rows.journal.attempt += 1,
@@ -252,6 +262,113 @@ fn a_released_term_is_taken_over_at_once_and_not_by_its_own_server() {
     assert!(database.rows.leadership.released);
     assert!(database.serve_until(&mut leader, at(2_000)).is_empty());
     assert!(!database.serve_until(&mut standby, at(250)).is_empty());
+}
+
+#[test]
+fn a_named_successor_takes_over_at_once_and_the_others_wait() {
+    let (mut database, mut leader) = led();
+    let (mut second, mut third) = (server(2), server(3));
+    leader.release_to(Some(member(3)), at(100));
+    assert!(database.serve(&mut leader, at(100)).is_empty());
+    assert_eq!(database.rows.leadership.successor, Some(member(3)));
+    let before = database.rows.clone();
+    // The ordinary wait counts from the first answer that shows the row, which is at 0 here.
+    assert!(database.serve_until(&mut second, at(5_499)).is_empty());
+    assert_eq!(database.rows, before);
+    let events = database.serve(&mut third, at(5_499));
+    assert!(matches!(events[..], [Event::Elected(_), Event::ValidUntil(_)]), "{events:?}");
+    assert_eq!(database.rows.leadership.successor, None);
+    // A successor that is gone keeps nobody out for longer.
+    database.rows = before;
+    database.serve_until(&mut second, at(5_600));
+    assert!(!database.serve_until(&mut second, at(12_000)).is_empty());
+}
+
+#[test]
+fn a_server_that_stepped_down_may_lead_again_later() {
+    let (mut database, mut leader) = led();
+    let mut second = server(2);
+    leader.release_to(Some(member(2)), at(100));
+    database.serve(&mut leader, at(100));
+    assert!(!database.serve(&mut second, at(200)).is_empty());
+    database.serve(&mut leader, at(400));
+    assert_eq!(leader.leader(), second.term());
+    second.release_to(Some(member(1)), at(500));
+    database.serve(&mut second, at(500));
+    assert!(!database.serve_until(&mut leader, at(700)).is_empty());
+    assert_eq!(database.rows.leadership.epoch, 3);
+}
+
+#[test]
+fn a_release_that_an_earlier_state_of_the_database_shows_is_not_taken_over_at_once() {
+    let (mut database, mut leader) = led();
+    leader.release(at(100));
+    database.serve(&mut leader, at(100));
+    let stale = database.rows.clone();
+    let (mut second, mut third) = (server(2), server(3));
+    database.serve(&mut second, at(200));
+    database.serve(&mut third, at(200));
+    assert_eq!(third.leader(), second.term());
+    // The takeover is lost. The leader whose takeover it was lives, and comes first.
+    database.rows = stale;
+    assert!(database.serve_until(&mut third, at(5_000)).is_empty());
+    second.ledger_answered(at(5_000));
+    let events = database.serve(&mut second, at(5_000));
+    assert!(
+        matches!(events[..], [Event::WritesLost, Event::Rewritten(_), Event::ValidUntil(_)]),
+        "{events:?}"
+    );
+    assert!(database.serve_until(&mut third, at(10_000)).is_empty());
+}
+
+#[test]
+fn a_leader_that_lapsed_rewrites_only_a_row_that_nobody_has_used_since() {
+    let (database, mut first) = led();
+    let earlier = database.rows;
+    // Two takeovers follow, which the database loses.
+    let mut database = Database { rows: earlier.clone() };
+    let mut second = server(2);
+    let mut later = server(3);
+    database.serve_until(&mut second, at(5_500));
+    database.serve_until(&mut later, at(11_000));
+    assert_eq!(later.term().map(|row| row.epoch), Some(3));
+    let lapsed = at(60_000);
+    later.ledger_answered(lapsed);
+    assert_eq!(later.valid_until(lapsed), None);
+
+    // The first leader finds its own row again, and leads: it may have granted what the lapsed one has
+    // not heard of.
+    let mut renewed = Database { rows: earlier.clone() };
+    first.ledger_answered(lapsed);
+    assert!(!renewed.serve(&mut first, lapsed).is_empty());
+    let read = later.poll(lapsed).unwrap();
+    assert_eq!(later.handle_answer(renewed.answer(&read), lapsed), Some(Event::Deposed));
+}
+
+#[test]
+fn a_leader_that_lapsed_long_ago_rewrites_the_row_that_it_took_over_itself() {
+    let (mut database, _) = led();
+    let earlier = database.rows.clone();
+    let mut second = server(2);
+    database.serve_until(&mut second, at(5_500));
+    database.rows = earlier.clone();
+    second.ledger_answered(at(60_000));
+    let events = database.serve(&mut second, at(60_000));
+    assert!(
+        matches!(events[..], [Event::WritesLost, Event::Rewritten(_), Event::ValidUntil(_)]),
+        "{events:?}"
+    );
+
+    // Another one took over from there and granted: nothing of that is undone.
+    let mut database = Database { rows: earlier };
+    let (mut second, mut third) = (server(2), server(3));
+    let mut lost = Database { rows: database.rows.clone() };
+    lost.rows.leadership.epoch = 7;
+    lost.serve_until(&mut second, at(5_500));
+    database.serve_until(&mut third, at(50_000));
+    second.ledger_answered(at(60_000));
+    assert!(third.term().is_some_and(|row| row.epoch == 2));
+    assert_eq!(database.serve(&mut second, at(60_000)), [Event::Deposed]);
 }
 
 #[test]

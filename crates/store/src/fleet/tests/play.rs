@@ -44,6 +44,7 @@ enum Commits {
 }
 
 struct Server {
+    member: MemberId,
     leadership: Leadership,
     /// Its clock per true time.
     rate: f64,
@@ -105,8 +106,10 @@ impl Play {
             let (rate, offset) =
                 (0.98 + 0.04 * play.chance(), Duration::from_secs(server as u64 * 500));
             let now = offset + play.time.mul_f64(rate);
-            let leadership = play.leadership(now);
+            let member = MemberId(play.random.next_u64().into());
+            let leadership = play.leadership(member, now);
             play.servers.push(Server {
+                member,
                 leadership,
                 rate,
                 offset,
@@ -123,10 +126,10 @@ impl Play {
         play
     }
 
-    fn leadership(&mut self, now: Duration) -> Leadership {
+    fn leadership(&mut self, member: MemberId, now: Duration) -> Leadership {
         let mut seed = [0; 32];
         self.random.fill_bytes(&mut seed);
-        Leadership::new(Config { leader_ttl: TTL, address: "".into(), seed }, now)
+        Leadership::new(Config { leader_ttl: TTL, address: "".into(), member, seed }, now)
     }
 
     /// A number from 0 to 1.
@@ -343,13 +346,20 @@ impl Play {
             self.database_down_until = time + long;
         } else if chance < 0.8 {
             let now = self.servers[index].now(time);
-            let leadership = self.leadership(now);
+            let member = MemberId(self.random.next_u64().into());
+            let leadership = self.leadership(member, now);
             let server = &mut self.servers[index];
+            server.member = member;
             (server.leadership, server.fence) = (leadership, None);
             (server.life, server.stopped_until) = (server.life + 1, time);
         } else {
+            // Now and then to a successor that may be gone.
+            let successor = (self.chance() < 0.7).then(|| {
+                let other = (self.chance() * 2.99) as usize;
+                self.servers[other].member
+            });
             let server = &mut self.servers[index];
-            server.leadership.release(server.now(time));
+            server.leadership.release_to(successor, server.now(time));
             server.fence = None;
         }
     }

@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use super::commit::unescaped;
-use crate::fleet::{JournalRow, LeaderId, LeadershipRow, Rows};
+use crate::fleet::{JournalRow, LeaderId, LeadershipRow, MemberId, Rows};
 use crate::journal::encoding::{BadRow, BorrowedAsRow, LeaseRow, RememberedRow, subject};
 use crate::journal::{Restored, Stamp};
 use crate::records::OperatorRecord;
@@ -182,7 +182,7 @@ fn unsigned(row: &Row, at: usize) -> Result<u64, LoadError> {
 
 /// The columns of [`Rows`], for [`rows`].
 pub(crate) const ROWS: &str = "f.epoch, f.leader, f.renewals, f.leader_ttl_ms, f.address, f.released, \
-                               j.leader, j.sequence, j.attempt";
+                               f.successor, j.leader, j.sequence, j.attempt";
 
 /// Reads the two rows that say who leads.
 pub(crate) fn rows(row: &Row) -> Result<Rows, LoadError> {
@@ -193,16 +193,24 @@ pub(crate) fn rows(row: &Row) -> Result<Rows, LoadError> {
         leader_ttl: Duration::from_millis(unsigned(row, 3)?),
         address: row.try_get::<_, String>(4)?.into(),
         released: row.try_get(5)?,
+        successor: match row.try_get::<_, Option<String>>(6)? {
+            Some(id) => Some(MemberId(id_of(&id)?)),
+            None => None,
+        },
     };
     let journal = JournalRow {
-        leader: leader(row, 6)?,
-        sequence: unsigned(row, 7)?,
-        attempt: unsigned(row, 8)?,
+        leader: leader(row, 7)?,
+        sequence: unsigned(row, 8)?,
+        attempt: unsigned(row, 9)?,
     };
     Ok(Rows { leadership, journal })
 }
 
 pub(crate) fn leader(row: &Row, at: usize) -> Result<LeaderId, LoadError> {
-    let id: String = row.try_get(at)?;
-    Ok(LeaderId(u128::from_str_radix(&id, 16).map_err(|_| BadRow { table: "fleet" })?))
+    Ok(LeaderId(id_of(&row.try_get::<_, String>(at)?)?))
+}
+
+/// Reads the id of a term or of a member.
+pub(crate) fn id_of(text: &str) -> Result<u128, LoadError> {
+    Ok(u128::from_str_radix(text, 16).map_err(|_| BadRow { table: "fleet" })?)
 }

@@ -369,23 +369,26 @@ fn take_over(schema: &str, seen: &FleetRows, new: &FleetRows) -> Statement {
 }
 
 fn equals_leadership(statement: &mut Statement, row: &LeadershipRow) -> String {
-    let [epoch, leader, renewals, ttl, address, released] = add_leadership(statement, row);
+    let [epoch, leader, renewals, ttl, address, released, successor] =
+        add_leadership(statement, row);
     format!(
         "epoch = ${epoch} AND fleet.leader = ${leader} AND renewals = ${renewals} \
-         AND leader_ttl_ms = ${ttl} AND address = ${address} AND released = ${released}"
+         AND leader_ttl_ms = ${ttl} AND address = ${address} AND released = ${released} \
+         AND successor IS NOT DISTINCT FROM ${successor}"
     )
 }
 
 fn set_leadership(statement: &mut Statement, row: &LeadershipRow) -> String {
-    let [epoch, leader, renewals, ttl, address, released] = add_leadership(statement, row);
+    let [epoch, leader, renewals, ttl, address, released, successor] =
+        add_leadership(statement, row);
     format!(
         "epoch = ${epoch}, leader = ${leader}, renewals = ${renewals}, leader_ttl_ms = ${ttl}, \
-         address = ${address}, released = ${released}"
+         address = ${address}, released = ${released}, successor = ${successor}"
     )
 }
 
-fn add_leadership(statement: &mut Statement, row: &LeadershipRow) -> [usize; 6] {
-    let LeadershipRow { epoch, leader, renewals, leader_ttl, address, released } = row;
+fn add_leadership(statement: &mut Statement, row: &LeadershipRow) -> [usize; 7] {
+    let LeadershipRow { epoch, leader, renewals, leader_ttl, address, released, successor } = row;
     let milliseconds = u64::try_from(leader_ttl.as_millis()).unwrap_or(u64::MAX);
     [
         statement.add(signed(*epoch), Type::INT8),
@@ -394,6 +397,7 @@ fn add_leadership(statement: &mut Statement, row: &LeadershipRow) -> [usize; 6] 
         statement.add(signed(milliseconds), Type::INT8),
         statement.add(String::from(&**address), Type::TEXT),
         statement.add(*released, Type::BOOL),
+        statement.add(successor.map(|id| id.to_string()), Type::TEXT),
     ]
 }
 

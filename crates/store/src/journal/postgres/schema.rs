@@ -25,7 +25,8 @@ CREATE TABLE {schema}.fleet (
     renewals int8 NOT NULL,
     leader_ttl_ms int8 NOT NULL,
     address text NOT NULL,
-    released bool NOT NULL
+    released bool NOT NULL,
+    successor text
 );
 CREATE TABLE {schema}.journal (
     leader text NOT NULL,
@@ -85,7 +86,7 @@ CREATE TABLE {schema}.audit (
 );
 INSERT INTO {schema}.version VALUES (1);
 INSERT INTO {schema}.secret VALUES ('{secret}');
-INSERT INTO {schema}.fleet VALUES (0, '{leader}', 0, {ttl}, '', true);
+INSERT INTO {schema}.fleet VALUES (0, '{leader}', 0, {ttl}, '', true, NULL);
 INSERT INTO {schema}.journal VALUES ('{leader}', 0, 0, 0, 0);
 ";
 

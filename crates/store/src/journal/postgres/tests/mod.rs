@@ -31,7 +31,8 @@ fn take_over(settings: &Settings) -> PostgresJournal {
     let mut elections = PostgresElections::open(settings.clone(), TTL, SECRET, WITHIN).unwrap();
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).unwrap();
-    let config = fleet::Config { leader_ttl: TTL, address: "10.0.0.1:9010".into(), seed };
+    let member = fleet::MemberId(1);
+    let config = fleet::Config { leader_ttl: TTL, address: "10.0.0.1:9010".into(), member, seed };
     let mut leadership = Leadership::new(config, Duration::ZERO);
     let mut now = Duration::ZERO;
     loop {
