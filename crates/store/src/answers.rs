@@ -53,12 +53,25 @@ pub enum Unavailable {
     /// The store is being closed.
     #[error("the server is stopping")]
     Closing,
-    /// Another server of the fleet leads, or none does yet. The leader may have made the change.
+    /// Another server of the fleet leads, or none does yet. The change was not made.
     #[error("this server does not lead its fleet")]
     Standby,
-    /// This server leads its fleet, but its leadership could not be renewed in time.
+    /// This server leads its fleet, but its leadership could not be renewed in time. The change was not
+    /// made.
     #[error("the database of the fleet does not answer")]
     Lapsed,
+    /// This server led its fleet, and its term ended while the change waited for the database. The next
+    /// leader has the change, or it never happens.
+    #[error("the leadership of this server ended before the database confirmed the change")]
+    TermEnded,
+}
+
+impl Unavailable {
+    /// Whether the change was certainly not made, because this server could not act as the leader of its
+    /// fleet. The leader may be asked for it.
+    pub const fn is_for_the_leader(self) -> bool {
+        matches!(self, Self::Standby | Self::Lapsed)
+    }
 }
 
 /// Why a borrow was not granted.

@@ -23,6 +23,8 @@ pub(crate) struct Enforcing {
     /// The number of the audit entry that counts the leases that ended.
     entry: Option<u64>,
     enforcement: Enforcement,
+    /// The term of the first part.
+    begun: Option<u64>,
     /// How many leases were revoked so far.
     pub(crate) revoked: usize,
     wait: Wait,
@@ -38,7 +40,7 @@ impl Enforcing {
             policy.subjects(Subject::ApiKey),
         );
         let (entry, wait) = entry.unzip();
-        Self { policy, entry, enforcement, revoked: 0, wait: wait.flatten() }
+        Self { policy, entry, enforcement, begun: None, revoked: 0, wait: wait.flatten() }
     }
 
     /// Does the first parts on this thread, and the rest on a thread that may block. The work has
@@ -95,8 +97,13 @@ impl Enforcing {
             return Ok(Part::Done(()));
         }
         let (own, enforcement, wall) = (&self.policy, &mut self.enforcement, shared.clock.wall());
-        let part = shared.revoke_part(self.entry, |ledger, now, policy| {
+        let part = shared.revoke_part(self.entry, &mut self.begun, |ledger, now, policy| {
             ledger.enforce(newest(own, policy), wall, enforcement, now)
+        });
+        let part = part.map_err(|why| match self.entry {
+            // The entry is recorded already.
+            Some(_) if why.is_for_the_leader() => Unavailable::TermEnded,
+            _ => why,
         })?;
         Ok(part.map(|(revoked, wait)| {
             self.revoked += revoked;

@@ -16,6 +16,8 @@ pub(crate) struct Reporting {
     /// The policy at the start. A later policy that comes into force replaces it.
     policy: Arc<Policy>,
     reporting: lease::Reporting,
+    /// The term of the first part.
+    begun: Option<u64>,
     /// The last batch that the answer depends on.
     wait: Wait,
     /// A value that is dropped once the report is counted.
@@ -26,7 +28,7 @@ impl Reporting {
     pub(crate) fn new(shared: Arc<Shared>, report: UsageReport) -> Self {
         let UsageReport { submission, policy, until_counted } = report;
         let reporting = lease::Reporting::new(submission, shared.clock.wall());
-        Self { shared, policy, reporting, wait: None, _until_counted: until_counted }
+        Self { shared, policy, reporting, begun: None, wait: None, _until_counted: until_counted }
     }
 
     /// Whether the report is counted.
@@ -60,7 +62,8 @@ impl Reporting {
 
     /// Does the next part, unless the disk is busy and the part `may_wait`. Takes the lock once.
     pub(crate) fn step(&mut self, may_wait: bool) -> Result<Part<()>, ReportError> {
-        let part = self.shared.report_part(&self.policy, &mut self.reporting, may_wait)?;
+        let Self { shared, policy, reporting, begun, .. } = self;
+        let part = shared.report_part(policy, reporting, begun, may_wait)?;
         Ok(part.map(|wait| {
             // Batches become durable in their order: the last one is enough.
             self.wait = wait;

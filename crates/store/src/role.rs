@@ -12,8 +12,18 @@ pub(crate) enum Role {
     Alone,
     /// Another server leads, or none does yet.
     Standby,
-    /// This server leads, and may act until this time since boot, once it serves.
-    Leader { valid_until: Duration, serves: bool },
+    /// This server leads, and may act until this time since boot, while it serves.
+    Leader { valid_until: Duration, phase: Phase },
+}
+
+/// The phase of a term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The overrides that came with the term are not in force yet.
+    Begins,
+    Serves,
+    /// The changes that were made are committed, and no more are made: another server takes over.
+    StepsDown,
 }
 
 impl Role {
@@ -21,9 +31,11 @@ impl Role {
     pub(crate) fn check(self, clock: &dyn Clock) -> Result<(), Unavailable> {
         match self {
             Self::Alone => Ok(()),
-            Self::Standby | Self::Leader { serves: false, .. } => Err(Unavailable::Standby),
-            Self::Leader { valid_until, .. } if clock.boot() < valid_until => Ok(()),
-            Self::Leader { .. } => Err(Unavailable::Lapsed),
+            Self::Leader { valid_until, phase: Phase::Serves } if clock.boot() < valid_until => {
+                Ok(())
+            }
+            Self::Leader { phase: Phase::Serves, .. } => Err(Unavailable::Lapsed),
+            Self::Standby | Self::Leader { .. } => Err(Unavailable::Standby),
         }
     }
 }

@@ -77,7 +77,7 @@ impl Shared {
             state.clear_committing();
             if let Err(Error::Deposed) = outcome {
                 // The new leader has the batch, or it never happened.
-                batch.0.settle(Err(Unavailable::Standby));
+                batch.0.settle(Err(Unavailable::TermEnded));
                 break;
             }
             if let Err(error) = outcome {
@@ -128,10 +128,10 @@ impl Shared {
     fn next_batch(&self, term: u64) -> Option<NextBatch> {
         let mut state = self.state.lock();
         while state.term == term
-            && state.pending.is_empty()
-            && (state.closing || !state.stamp_is_due())
+            && (state.rewriting
+                || state.pending.is_empty() && (state.closing || !state.stamp_is_due()))
         {
-            if state.closing {
+            if state.closing && !state.rewriting {
                 return None;
             }
             self.work.wait(&mut state);
@@ -142,6 +142,11 @@ impl Shared {
         // Calls that are ready to run join this batch instead of waiting for the next one: their
         // thread may share a core with this one. Where it does not, this costs nothing.
         MutexGuard::unlocked(&mut state, std::thread::yield_now);
+        if state.term != term || state.rewriting {
+            drop(state);
+            return self.next_batch(term);
+        }
+        state.batches += 1;
         let pending = state.pending.take();
         state.shares.clear();
         let batch = std::mem::take(&mut state.gathering);

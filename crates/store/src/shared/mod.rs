@@ -29,6 +29,7 @@ mod pending;
 mod reading;
 mod recording;
 mod revoking;
+mod rewriting;
 mod shares;
 mod terms;
 #[cfg(test)]
@@ -138,6 +139,10 @@ struct State {
     policy: Policy,
     /// The part of this server in a fleet.
     role: Role,
+    /// How many batches the journal thread has taken in this term.
+    batches: u64,
+    /// Set while the database lacks changes that were acknowledged. Nothing is changed or committed.
+    rewriting: bool,
     /// Raised when the role changes: threads and operations of an earlier term end.
     term: u64,
 }
@@ -159,6 +164,16 @@ impl State {
             Err(Unavailable::Closing)
         } else {
             Ok(())
+        }
+    }
+
+    /// Checks that the next part of an operation can be made. `begun` is the term of its first part: what
+    /// was made in an earlier term may be lost with it.
+    fn check_part(&self, begun: Option<u64>, clock: &dyn Clock) -> Result<(), Unavailable> {
+        match (begun, self.check_writable(clock)) {
+            (Some(term), _) if term != self.term => Err(Unavailable::TermEnded),
+            (Some(_), Err(why)) if why.is_for_the_leader() => Err(Unavailable::TermEnded),
+            (_, checked) => checked,
         }
     }
 
@@ -225,6 +240,8 @@ impl Shared {
             attachments: Attachments::default(),
             policy: Policy::default(),
             role: Role::Alone,
+            batches: 0,
+            rewriting: false,
             term: 0,
         };
         Self {

@@ -32,14 +32,16 @@ impl Shared {
     pub(crate) fn revoke_part(
         &self,
         entry: Option<u64>,
+        begun: &mut Option<u64>,
         operation: impl FnOnce(&mut Ledger, Timestamp, &Policy) -> Revoked,
     ) -> Result<Part<(usize, Wait)>, Unavailable> {
         let mut records = entry.map(|number| (number, self.records.lock()));
         let mut state = self.state.lock();
-        state.check_writable(&*self.clock)?;
+        state.check_part(*begun, &*self.clock)?;
         if let Some(batch) = state.batch_if_busy() {
             return Ok(Part::Busy(batch));
         }
+        *begun = Some(state.term);
         let policy = state.policy.clone();
         let (revoked, mut wait) =
             self.apply(&mut state, |ledger, now| operation(ledger, now, &policy));
@@ -105,17 +107,19 @@ impl Shared {
         &self,
         policy: &Policy,
         reporting: &mut Reporting,
+        begun: &mut Option<u64>,
         may_wait: bool,
     ) -> Result<Part<Wait>, ReportError> {
         let (wall, amounts) = (self.clock.wall(), reporting.amounts());
         let mut state = self.state.lock();
-        state.check_writable(&*self.clock)?;
+        state.check_part(*begun, &*self.clock)?;
         if may_wait && let Some(batch) = state.batch_if_busy() {
             return Ok(Part::Busy(batch));
         }
         if amounts > 0 {
             state.has_room(reporting.submission().caller.as_deref(), &*self.clock)?;
         }
+        *begun = Some(state.term);
         let policy = newest(policy, &state.policy).clone();
         let (ended, wait) =
             self.apply(&mut state, |ledger, now| ledger.report(&policy, wall, reporting, now));

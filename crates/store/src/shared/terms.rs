@@ -10,7 +10,7 @@ use super::{Shared, State};
 use crate::answers::Unavailable;
 use crate::fleet::FleetSecret;
 use crate::journal::{Restored, Stamp};
-use crate::role::Role;
+use crate::role::{Phase, Role};
 use crate::term::Term;
 
 /// A new leader leaves out so many serial numbers and audit numbers.
@@ -42,7 +42,7 @@ impl Shared {
         let valid_until = term.valid_until();
         ledger.refuse_terms_before(state.policy.number());
         *own_records = records;
-        state.role = Role::Leader { valid_until, serves: false };
+        state.role = Role::Leader { valid_until, phase: Phase::Begins };
         state.time = StoreClock::starting_at(stamp.time, self.clock.monotonic());
         (state.probed_at, state.stamped) = (stamp.time, stamp.time);
         let number = self.replace_ledger(&mut state, ledger);
@@ -54,9 +54,9 @@ impl Shared {
     pub(crate) fn serve_term(&self, number: u64) {
         let mut state = self.state.lock();
         if state.term == number
-            && let Role::Leader { serves: serves @ false, .. } = &mut state.role
+            && let Role::Leader { phase: phase @ Phase::Begins, .. } = &mut state.role
         {
-            *serves = true;
+            *phase = Phase::Serves;
             let now = self.now(&mut state);
             state.ledger.extend_all(now);
             self.leads.store(true, Ordering::Release);
@@ -66,13 +66,46 @@ impl Shared {
     /// Extends the term of the leader. If it had lapsed, every lease first gets its full TTL.
     pub(crate) fn extend_term(&self, until: Duration) {
         let mut state = self.state.lock();
-        let Role::Leader { valid_until, serves } = state.role else { return };
-        if serves && self.clock.boot() >= valid_until {
+        let Role::Leader { valid_until, phase } = state.role else { return };
+        if phase == Phase::Serves && self.clock.boot() >= valid_until {
             let now = self.now(&mut state);
             state.ledger.extend_all(now);
             tracing::info!("leads again: every lease has its full TTL");
         }
-        state.role = Role::Leader { valid_until: until, serves };
+        state.role = Role::Leader { valid_until: until, phase };
+        if std::mem::take(&mut state.rewriting) {
+            // Nothing was lost after all.
+            self.work.notify_all();
+        }
+    }
+
+    /// Makes no more changes in this term: calls are answered with [`Unavailable::Standby`]. What was made
+    /// is committed. Returns whether this server leads, and serves already.
+    pub(crate) fn stop_applying(&self) -> bool {
+        let mut state = self.state.lock();
+        let Role::Leader { phase: phase @ Phase::Serves, .. } = &mut state.role else {
+            return false;
+        };
+        *phase = Phase::StepsDown;
+        self.leads.store(false, Ordering::Release);
+        true
+    }
+
+    /// Whether everything that this server has applied is committed.
+    pub(crate) fn has_committed_all(&self) -> bool {
+        let state = self.state.lock();
+        state.pending.is_empty() && state.committing.is_none() && !state.rewriting
+    }
+
+    /// Goes on after [`Shared::stop_applying`]. Every lease has its full TTL.
+    pub(crate) fn apply_again(&self) {
+        let mut state = self.state.lock();
+        if let Role::Leader { phase: phase @ Phase::StepsDown, .. } = &mut state.role {
+            *phase = Phase::Serves;
+            let now = self.now(&mut state);
+            state.ledger.extend_all(now);
+            self.leads.store(true, Ordering::Release);
+        }
     }
 
     /// Ends the term: `empty` takes the place of the ledger, and calls that wait for the journal are
@@ -91,7 +124,7 @@ impl Shared {
         // A large batch takes time to drop.
         drop::<Pending>(pending);
         for batch in batches.into_iter().flatten() {
-            batch.settle(Err(Unavailable::Standby));
+            batch.settle(Err(Unavailable::TermEnded));
         }
         self.work.notify_all();
     }
@@ -102,6 +135,7 @@ impl Shared {
         state.undelivered.clear();
         state.shares.clear();
         state.disk = Disk::default();
+        (state.batches, state.rewriting) = (0, false);
         state.term += 1;
         self.revision.fetch_add(1, Ordering::Relaxed);
         state.term
@@ -135,3 +169,6 @@ pub(crate) enum Answers {
     /// An operation panicked, or the journal failed.
     Poisoned,
 }
+
+#[cfg(test)]
+mod tests;

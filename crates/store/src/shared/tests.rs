@@ -237,7 +237,7 @@ fn use_up(shared: &Shared, bytes: f64) {
     };
     let mut reporting = lease::Reporting::new(submission, shared.clock.wall());
     assert!(matches!(
-        shared.report_part(&Policy::default(), &mut reporting, false),
+        shared.report_part(&Policy::default(), &mut reporting, &mut None, false),
         Ok(Part::Done(_))
     ));
 }
