@@ -12,7 +12,7 @@ use crate::journal::file::copying::create_whole;
 use crate::journal::postgres::copying::Exclusive;
 use crate::journal::rows::Rows;
 use crate::journal::{Journal as _, Restored, Stamp};
-use crate::options::{Options, random_seed};
+use crate::options::{Options, random_bytes};
 use crate::records::OperatorRecord;
 use crate::url::{DatabaseUrl, StoreUrl};
 
@@ -68,7 +68,7 @@ pub fn copy(
         }
         StoreUrl::Postgres(url) => {
             let mut target = open_database(url, writing.progress)?;
-            target.prepare_empty(random_seed()?, Options::default().leader_ttl)?;
+            target.prepare_empty(random_bytes()?, Options::default().leader_ttl)?;
             writing.write(|rows, stamp| target.write(rows, stamp))?;
             (writing.progress)(CopyProgress::Counting);
             let mut copied = nothing_restored()?;

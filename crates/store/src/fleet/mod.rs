@@ -10,11 +10,14 @@
 mod fence;
 mod history;
 mod leadership;
+mod members;
 mod rows;
 mod view;
 
 pub use fence::{Fence, Resolved};
 pub use leadership::{Answer, Config, Event, Leadership, Request};
+pub(crate) use members::successor;
+pub use members::{Member, MemberRole, StepDownError};
 pub use rows::{JournalRow, LeaderId, LeadershipRow, MemberId, Rows};
 pub use view::{FleetSecret, Leader};
 

@@ -54,6 +54,13 @@ pub(crate) struct Restored {
     pub(crate) records: OperatorRecords,
 }
 
+/// Everything that a store keeps, as it is at one moment.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) rows: rows::Rows,
+    pub(crate) stamp: Stamp,
+}
+
 /// An open journal. No other process writes to it.
 pub(crate) trait Journal: fmt::Debug + Send {
     /// Restores everything that was committed, and returns the stamp of the last batch.

@@ -1,13 +1,16 @@
 //! Stores of one fleet on a real PostgreSQL.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lease::{LeaseId, Request, Terms};
 
+use crate::fleet::{Member, MemberRole, StepDownError};
 use crate::journal::postgres::tests::cluster::Cluster;
 use crate::options::Options;
 use crate::recovered::Recovered;
+use crate::testing::eventually;
 use crate::{BorrowError, Borrowed, Store, Unavailable};
 
 /// Short, so that a takeover does not take long.
@@ -17,12 +20,13 @@ const LEADER_TTL: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(60);
 
 async fn open(cluster: &Cluster, schema: &str) -> Arc<Store> {
+    open_at(cluster, schema, "10.0.0.1:9010").await
+}
+
+async fn open_at(cluster: &Cluster, schema: &str, address: &str) -> Arc<Store> {
     let url = format!("postgres://tgm@127.0.0.1:{}/postgres?schema={schema}", cluster.port);
-    let options = Options {
-        leader_ttl: LEADER_TTL,
-        advertised: "10.0.0.1:9010".into(),
-        ..Options::default()
-    };
+    let options =
+        Options { leader_ttl: LEADER_TTL, advertised: address.into(), ..Options::default() };
     let open = move || Recovered::open(&url.parse().unwrap(), options).unwrap().resume().unwrap();
     let store = Arc::new(tokio::task::spawn_blocking(open).await.unwrap());
     // As a server does, once the overrides of the term are in force.
@@ -104,5 +108,172 @@ async fn a_fleet_without_its_database_recovers_by_itself() {
     borrow_soon(&store).await;
     let kept = store.keep_alive(id, None).await;
     assert!(matches!(kept, Ok(lease::KeptAlive::Extended { .. })), "{kept:?}");
+    store.close().unwrap();
+}
+
+/// A member of the fleet as `store` sees it, once it is so.
+async fn member_soon(store: &Store, is_so: impl Fn(&Member) -> bool) -> Member {
+    let found = tokio::time::timeout(SOON, async {
+        loop {
+            if let Some(member) = store.members().into_iter().find(&is_so) {
+                return member;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    found.await.expect("such a member")
+}
+
+fn is_standby(address: &str) -> impl Fn(&Member) -> bool {
+    move |member| *member.address == *address && member.role == MemberRole::Standby
+}
+
+#[tokio::test]
+async fn every_server_sees_the_members_of_its_fleet() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let first = open_at(&cluster, "members", "10.0.0.1:9010").await;
+    borrow_soon(&first).await;
+    let second = open_at(&cluster, "members", "10.0.0.2:9010").await;
+    second.set_policy_hash("abc");
+    let seen = member_soon(&first, |member| &*member.policy_hash == "abc").await;
+    assert_eq!((&*seen.address, seen.role, seen.led), ("10.0.0.2:9010", MemberRole::Standby, None));
+    assert_eq!(&*seen.version, env!("CARGO_PKG_VERSION"));
+    assert!(seen.seen_ago < SOON && seen.role_since > 1_700_000_000);
+    let leader = member_soon(&second, |member| member.role == MemberRole::Leader).await;
+    assert_eq!((&*leader.address, leader.led), ("10.0.0.1:9010", Some(1)));
+    second.close().unwrap();
+    eventually("a server that has stopped is no member", async || first.members().len() == 1).await;
+    first.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_leader_that_steps_down_fails_no_call_that_it_applied() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let first = open_at(&cluster, "step_down", "10.0.0.1:9010").await;
+    let second = open_at(&cluster, "step_down", "10.0.0.2:9010").await;
+    let id = borrow_soon(&first).await;
+    assert_eq!(second.step_down(false).await, Err(StepDownError::NotLeader));
+    second.set_policy_hash("other");
+    member_soon(&first, |member| &*member.policy_hash == "other").await;
+    let others = Err(StepDownError::OtherPolicy { others: 1 });
+    assert_eq!(first.step_down(false).await, others);
+    borrow(&first).await.expect("it leads on");
+
+    // Many callers borrow meanwhile. What was granted is there afterwards, and all else was not applied.
+    let mut callers = tokio::task::JoinSet::new();
+    let under_way = Arc::new(AtomicU64::new(0));
+    for _ in 0..32 {
+        let (store, under_way) = (first.clone(), under_way.clone());
+        callers.spawn(async move {
+            let mut granted = 0;
+            loop {
+                match borrow(&store).await {
+                    Ok(_) => {
+                        granted += 1;
+                        under_way.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(BorrowError::Unavailable(Unavailable::Standby)) => return granted,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    }
+    eventually("a hundred grants", async || under_way.load(Ordering::Relaxed) >= 100).await;
+    let successor = first.step_down(true).await.unwrap();
+    assert_eq!(&*successor.address, "10.0.0.2:9010");
+    assert_eq!(first.keep_alive(id, None).await, Err(Unavailable::Standby));
+    let granted: u64 = callers.join_all().await.into_iter().sum();
+    borrow_soon(&second).await;
+    assert_eq!(second.live().await.unwrap(), [("t1r".into(), granted + 3)]);
+    assert!(matches!(second.keep_alive(id, None).await, Ok(lease::KeptAlive::Extended { .. })));
+
+    // The first one is a standby, and leads again when the second one hands over to it.
+    first.set_policy_hash("other");
+    let found = |member: &Member| {
+        is_standby("10.0.0.1:9010")(member) && member.policy_hash == "other".into()
+    };
+    member_soon(&second, found).await;
+    second.step_down(false).await.unwrap();
+    borrow_soon(&first).await;
+    assert_eq!(first.live().await.unwrap(), [("t1r".into(), granted + 4)]);
+    second.close().unwrap();
+    assert_eq!(first.step_down(true).await, Err(StepDownError::NoSuccessor));
+    borrow(&first).await.expect("it leads on");
+    first.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_poisoned_leader_gives_up_at_once_and_says_that_it_is_useless() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let first = open_at(&cluster, "poisoned", "10.0.0.1:9010").await;
+    let id = borrow_soon(&first).await;
+    let second = open_at(&cluster, "poisoned", "10.0.0.2:9010").await;
+    let shared = first.shared.clone();
+    let panicked = std::thread::spawn(move || {
+        let _: Result<((), _), _> = shared.change(None, |_, _| panic!("on purpose"));
+    });
+    assert!(panicked.join().is_err());
+    tokio::time::timeout(SOON, first.useless()).await.expect("the leadership is released");
+    assert_eq!(first.ready(), Err(Unavailable::Failed));
+    assert!(first.keep_alive(id, None).await.is_err());
+    borrow_soon(&second).await;
+    assert!(matches!(second.keep_alive(id, None).await, Ok(lease::KeptAlive::Extended { .. })));
+    assert!(first.close().is_err());
+    second.close().unwrap();
+}
+
+async fn connect(cluster: &Cluster) -> tokio_postgres::Client {
+    let url = format!("postgres://tgm@127.0.0.1:{}/postgres", cluster.port);
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A row of a standby that does nothing.
+const IDLE_MEMBER: &str = "VALUES ('0000000000000000000000000000002a', '10.0.0.9:9010', '', 1, '', \
+                           'standby', now(), NULL, now() + interval '1 hour')";
+
+#[tokio::test]
+async fn a_leader_that_closes_names_its_successor() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let store = open(&cluster, "closing").await;
+    let id = borrow_soon(&store).await;
+    let client = connect(&cluster).await;
+    client.batch_execute(&format!("INSERT INTO closing.members {IDLE_MEMBER}")).await.unwrap();
+    member_soon(&store, is_standby("10.0.0.9:9010")).await;
+    store.close().unwrap();
+    let row = client.query_one("SELECT released, successor FROM closing.fleet", &[]).await.unwrap();
+    let successor: Option<String> = row.get(1);
+    assert_eq!(
+        (row.get(0), successor.as_deref()),
+        (true, Some("0000000000000000000000000000002a"))
+    );
+    assert_eq!(store.keep_alive(id, None).await, Err(Unavailable::Standby));
+}
+
+#[tokio::test]
+async fn a_leader_whose_last_changes_cannot_be_committed_leads_on() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let store = open(&cluster, "unconfirmed").await;
+    let id = borrow_soon(&store).await;
+    let mut client = connect(&cluster).await;
+    client.batch_execute(&format!("INSERT INTO unconfirmed.members {IDLE_MEMBER}")).await.unwrap();
+    // Grants wait for this lock. Renewals read the journal row, and do not wait.
+    let blocking = client.transaction().await.unwrap();
+    blocking.batch_execute("LOCK TABLE unconfirmed.leases IN SHARE MODE").await.unwrap();
+    let waiting = tokio::spawn({
+        let store = store.clone();
+        async move { borrow(&store).await }
+    });
+    let pending = || store.shared.has_committed_all();
+    eventually("a change waits", async || !pending()).await;
+    assert_eq!(store.step_down(true).await, Err(StepDownError::Unconfirmed));
+    assert!(matches!(store.keep_alive(id, None).await, Ok(lease::KeptAlive::Extended { .. })));
+    blocking.rollback().await.unwrap();
+    waiting.await.unwrap().expect("the change that waited");
+    client
+        .batch_execute("DELETE FROM unconfirmed.members WHERE address = '10.0.0.9:9010'")
+        .await
+        .unwrap();
     store.close().unwrap();
 }

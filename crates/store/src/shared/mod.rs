@@ -16,6 +16,7 @@ use crate::attached::Attachments;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::commits::Commits;
+use crate::desk::Desk;
 use crate::fleet::{FleetSecret, Leader};
 use crate::journal::Stamp;
 use crate::records::{OperatorRecord, OperatorRecords};
@@ -91,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) leader: watch::Sender<Option<Leader>>,
     /// Set once for a server of a fleet.
     pub(crate) fleet_secret: OnceLock<FleetSecret>,
+    pub(crate) desk: Desk,
     pub(crate) commits: Commits,
     /// Whether the threads that serve calls keep up.
     pub(crate) serving_threads: Arc<ServingThreads>,
@@ -155,16 +157,14 @@ pub(crate) fn newest<'p>(one: &'p Policy, other: &'p Policy) -> &'p Policy {
 impl State {
     /// Checks that changes can be made.
     fn check_writable(&self, clock: &dyn Clock) -> Result<(), Unavailable> {
-        self.role.check(clock)?;
         if let Some(why) = self.failed {
-            Err(why)
-        } else if self.applying {
-            Err(Unavailable::Failed)
-        } else if self.closing {
-            Err(Unavailable::Closing)
-        } else {
-            Ok(())
+            return Err(why);
         }
+        if self.applying {
+            return Err(Unavailable::Failed);
+        }
+        self.role.check(clock)?;
+        if self.closing { Err(Unavailable::Closing) } else { Ok(()) }
     }
 
     /// Checks that the next part of an operation can be made. `begun` is the term of its first part: what
@@ -253,6 +253,7 @@ impl Shared {
             leads: AtomicBool::new(true),
             leader: watch::Sender::new(None),
             fleet_secret: OnceLock::new(),
+            desk: Desk::default(),
             commits: Commits::default(),
             serving_threads: Arc::default(),
             work: Condvar::new(),

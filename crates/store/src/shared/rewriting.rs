@@ -7,19 +7,10 @@ use policy::overrides::OverrideChange;
 use super::Shared;
 use super::pending::Pending;
 use crate::attached::Push;
-use crate::journal::Stamp;
+use crate::journal::Snapshot;
 use crate::journal::rows::Rows;
 use crate::records::OperatorRecord;
 use crate::role::Role;
-
-/// Everything that a store keeps, as it is at one moment.
-#[derive(Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) rows: Rows,
-    pub(crate) stamp: Stamp,
-    /// The number of the last batch of the term that the journal thread has taken.
-    pub(crate) batches: u64,
-}
 
 impl Shared {
     /// Changes and commits nothing until [`Shared::rewritten`], or until the term is extended or over.
@@ -47,21 +38,23 @@ impl Shared {
         let now = self.now(&mut state);
         state.ledger.extend_all(now);
         let changes = state.ledger.snapshot().collect();
-        let (stamp, batches) = (state.stamp(), state.batches);
+        let stamp = state.stamp();
         drop((state, own_records));
         let overrides = overrides
             .iter()
             .map(|(key, value)| OverrideChange { key: key.clone(), value: Some(value.clone()) });
         records.extend(overrides.map(OperatorRecord::Override));
-        Some(Snapshot { rows: Rows::collect(changes, records), stamp, batches })
+        Some(Snapshot { rows: Rows::collect(changes, records), stamp })
     }
 
-    /// The snapshot is durable, and with it all changes that waited.
-    pub(crate) fn rewritten(&self) {
+    /// The last snapshot is durable, and with it all changes that waited. `go_on` gets the number of the
+    /// last batch of the term that the journal thread has taken, which is part of the snapshot too.
+    pub(crate) fn rewritten(&self, go_on: impl FnOnce(u64)) {
         let mut state = self.state.lock();
         if !std::mem::take(&mut state.rewriting) {
             return;
         }
+        go_on(state.batches);
         let Pending { pushes, .. } = state.pending.take();
         state.shares.clear();
         state.disk.gathering = Duration::ZERO;

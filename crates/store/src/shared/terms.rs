@@ -150,7 +150,17 @@ impl Shared {
         }
     }
 
-    /// Waits for `time`, or until the store closes.
+    /// Whether no other server uses the store.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.state.lock().role == Role::Alone
+    }
+
+    /// Wakes whoever waits in [`Shared::wait_for_closing`].
+    pub(crate) fn wake(&self) {
+        self.closing.notify_all();
+    }
+
+    /// Waits for `time`, or until the store closes. It may wake earlier.
     pub(crate) fn wait_for_closing(&self, time: Duration) -> bool {
         let mut state = self.state.lock();
         if !state.closing {

@@ -4,12 +4,26 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use super::failure::Failure;
 use crate::fleet::{FleetSecret, LeaderId};
 
-/// The version of the tables that this program writes.
-pub(crate) const VERSION: i32 = 1;
+/// A server that was not seen for this long is no member any more.
+pub(super) const FORGOTTEN_AFTER: &str = "60 seconds";
+
+/// The oldest version of the tables that this program can use.
+const OLDEST: i32 = 1;
+
+/// The version to which this program brings the tables.
+///
+/// A program that knows a new version still uses the one before: servers of both programs stand beside
+/// each other during an upgrade, and each of them may lead. Only a leader migrates, once every live member
+/// knows the new version; the program before it is refused from then on.
+pub(crate) const VERSION: i32 = OLDEST + MIGRATIONS.len() as i32;
+
+/// The statements that make each version from the one before it.
+pub(crate) const MIGRATIONS: [&str; 0] = [];
 
 /// Creates the tables. `{schema}` stands for the quoted name of the schema.
 ///
@@ -84,7 +98,18 @@ CREATE TABLE {schema}.audit (
     note text NOT NULL,
     ended int8 NOT NULL
 );
-INSERT INTO {schema}.version VALUES (1);
+CREATE TABLE {schema}.members (
+    id text PRIMARY KEY,
+    address text NOT NULL,
+    version text NOT NULL,
+    tables int4 NOT NULL,
+    policy text NOT NULL,
+    role text NOT NULL,
+    role_since timestamptz NOT NULL,
+    led int8,
+    seen timestamptz NOT NULL
+);
+INSERT INTO {schema}.version VALUES ({version});
 INSERT INTO {schema}.secret VALUES ('{secret}');
 INSERT INTO {schema}.fleet VALUES (0, '{leader}', 0, {ttl}, '', true, NULL);
 INSERT INTO {schema}.journal VALUES ('{leader}', 0, 0, 0, 0);
@@ -124,13 +149,14 @@ pub(super) fn creation(schema: &str, leader_ttl: Duration, secret: FleetSecret) 
     CREATE
         .replace("{schema}", schema)
         .replace("{ttl}", &leader_ttl.as_millis().to_string())
+        .replace("{version}", &VERSION.to_string())
         .replace("{leader}", &LeaderId::default().to_string())
         .replace("{secret}", &secret.to_text())
 }
 
 /// Refuses tables of a version that this program does not know.
 pub(super) fn check_version(found: Option<i32>) -> Result<(), Failure> {
-    if found == Some(VERSION) {
+    if found.is_some_and(|found| (OLDEST..=VERSION).contains(&found)) {
         return Ok(());
     }
     let found = found.map_or_else(|| "?".to_owned(), |found| found.to_string());
@@ -144,6 +170,49 @@ async fn read_secret(client: &Client, schema: &str) -> Result<FleetSecret, Failu
     let row = client.query_typed_one(&query, &[]).await?;
     let secret = FleetSecret::from_text(row.try_get(0)?);
     secret.ok_or_else(|| Failure::Other("its secret cannot be read".to_owned()))
+}
+
+/// Brings the tables to the version after the last of `steps`, in one transaction. Does nothing unless
+/// `leader` leads, and every live member knows that version. Returns whether the tables were changed.
+pub(crate) async fn migrate(
+    client: &Client,
+    schema: &str,
+    leader: LeaderId,
+    steps: &[&str],
+) -> Result<bool, Failure> {
+    let target = OLDEST + i32::try_from(steps.len()).unwrap_or(i32::MAX);
+    client.batch_execute("BEGIN").await?;
+    // The lock of the row keeps out another leader, and another migration.
+    let query = format!(
+        "SELECT v.version, (SELECT min(tables) FROM {schema}.members \
+         WHERE seen > now() - interval '{FORGOTTEN_AFTER}') \
+         FROM {schema}.version v, {schema}.fleet f WHERE f.leader = $1 AND NOT f.released \
+         FOR UPDATE OF v, f"
+    );
+    let row = client.query_typed_opt(&query, &[(&leader.to_string(), Type::TEXT)]).await?;
+    let versions = row.map(|row| (row.get::<_, i32>(0), row.get::<_, Option<i32>>(1)));
+    let Some((found, Some(known))) = versions.filter(|(found, _)| *found < target) else {
+        client.batch_execute("ROLLBACK").await?;
+        return Ok(false);
+    };
+    if known < target {
+        client.batch_execute("ROLLBACK").await?;
+        tracing::info!(
+            known,
+            target,
+            "the tables are migrated once every server knows the version"
+        );
+        return Ok(false);
+    }
+    let first = usize::try_from(found - OLDEST).unwrap_or_default();
+    for step in &steps[first..] {
+        client.batch_execute(&step.replace("{schema}", schema)).await?;
+    }
+    client
+        .batch_execute(&format!("UPDATE {schema}.version SET version = {target}; COMMIT"))
+        .await?;
+    tracing::info!(from = found, to = target, "migrated the tables of the store");
+    Ok(true)
 }
 
 fn is_missing(error: &tokio_postgres::Error) -> bool {

@@ -9,7 +9,7 @@ use lease::{Change, Config, Ledger, Reason, Request as Borrow, Terms, Timestamp}
 use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
 
 use super::*;
-use crate::fleet::{self, Event, Leadership};
+use crate::fleet::{self, Answer, Event, FleetSecret, Leadership, Request};
 use crate::records::{OperatorRecord, OperatorRecords};
 use cluster::Cluster;
 
@@ -278,4 +278,44 @@ fn a_database_that_restarts_loses_nothing_and_is_used_again() {
     assert_eq!(resolved, Resolved::NotCommitted);
     journal.commit(&rows, stamp_of(&ledger), WITHIN).unwrap();
     assert_eq!(load(&mut journal).0.ledger.len(), 2);
+}
+
+#[test]
+fn only_a_leader_migrates_and_only_once_every_live_member_knows_the_version() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let settings = settings(&cluster);
+    let leader = take_over(&settings).fence.seen().leader;
+    let mut connection = Connection::new(settings).unwrap();
+    let run = |connection: &mut Connection, sql: &str| {
+        let run = connection.run(WITHIN, async |client, schema| {
+            Ok(client.batch_execute(&sql.replace("{schema}", schema)).await?)
+        });
+        run.unwrap();
+    };
+    let members = "INSERT INTO {schema}.members VALUES ('1', '', '', 2, '', 'leader', now(), 1, now()), \
+         ('2', '', '', 1, '', 'standby', now(), NULL, now()), \
+         ('3', '', '', 1, '', 'standby', now(), NULL, now() - interval '61 seconds')";
+    run(&mut connection, members);
+    let steps = ["ALTER TABLE {schema}.leases ADD COLUMN more int8"];
+    let migrate = |connection: &mut Connection, leader| {
+        let migrated = connection.run(WITHIN, async |client, schema| {
+            schema::migrate(client, schema, leader, &steps).await
+        });
+        migrated.unwrap()
+    };
+    let later = |connection: &mut Connection| {
+        let query = connection.run(WITHIN, async |client, schema| {
+            let sql = format!("SELECT more FROM {schema}.leases");
+            Ok(client.query_typed(&sql, &[]).await?.len())
+        });
+        query.is_ok()
+    };
+    let other = fleet::LeaderId(leader.0 ^ 1);
+    assert!(!migrate(&mut connection, leader), "a live member does not know the version");
+    run(&mut connection, "UPDATE {schema}.members SET tables = 2 WHERE id = '2'");
+    assert!(!migrate(&mut connection, other), "it does not lead");
+    assert!(!later(&mut connection));
+    assert!(migrate(&mut connection, leader));
+    assert!(later(&mut connection));
+    assert!(!migrate(&mut connection, leader), "there is nothing more to do");
 }
