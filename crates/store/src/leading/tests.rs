@@ -1,5 +1,7 @@
 //! Stores of one fleet on a real PostgreSQL.
 
+mod lost_writes;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
