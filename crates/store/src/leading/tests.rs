@@ -1,6 +1,7 @@
 //! Stores of one fleet on a real PostgreSQL.
 
 mod lost_writes;
+mod promoted;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +27,14 @@ async fn open(cluster: &Cluster, schema: &str) -> Arc<Store> {
 }
 
 async fn open_at(cluster: &Cluster, schema: &str, address: &str) -> Arc<Store> {
-    let url = format!("postgres://tgm@127.0.0.1:{}/postgres?schema={schema}", cluster.port);
+    open_url(url(cluster.port, schema), address).await
+}
+
+fn url(port: u16, schema: &str) -> String {
+    format!("postgres://tgm@127.0.0.1:{port}/postgres?schema={schema}")
+}
+
+async fn open_url(url: String, address: &str) -> Arc<Store> {
     let options =
         Options { leader_ttl: LEADER_TTL, advertised: address.into(), ..Options::default() };
     let open = move || Recovered::open(&url.parse().unwrap(), options).unwrap().resume().unwrap();

@@ -1,5 +1,6 @@
 //! A connection to the database that is made again when it breaks.
 
+use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ use tokio_postgres::Client;
 use super::failure::{Failure, explain};
 use super::settings::Settings;
 use crate::error::Error;
+
+/// What is wrong with a database that cannot be written to.
+const READ_ONLY: &str = "it cannot be written to, as a replica: only the primary can be a store";
 
 /// One connection, with the runtime on which it lives. Calls block.
 pub(crate) struct Connection {
@@ -65,7 +69,16 @@ impl Connection {
 }
 
 async fn connect(settings: &Settings) -> Result<Client, Failure> {
-    let (client, connection) = settings.config.connect(settings.tls.connector()).await?;
+    let connected = settings.config.connect(settings.tls.connector()).await;
+    let (client, connection) = connected.map_err(|error| {
+        // Every host of the URL was asked whether it can be written to.
+        let io = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+        if io.is_some_and(|io| io.to_string().contains("does not allow writes")) {
+            Failure::Other(READ_ONLY.to_owned())
+        } else {
+            Failure::Database(error)
+        }
+    })?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::warn!(error = explain(&error), "a connection to the database ended");
@@ -76,9 +89,7 @@ async fn connect(settings: &Settings) -> Result<Client, Failure> {
         .query_typed_one("SELECT pg_is_in_recovery(), current_setting('server_encoding')", &[])
         .await?;
     if row.try_get(0)? {
-        return Err(Failure::Other(
-            "it is a replica, and only the primary can be a store".to_owned(),
-        ));
+        return Err(Failure::Other(READ_ONLY.to_owned()));
     }
     let encoding: String = row.try_get(1)?;
     if encoding != "UTF8" {

@@ -71,24 +71,60 @@ impl Cluster {
 
     /// A database of its own. `None` where the test is skipped.
     pub(crate) fn start() -> Option<Self> {
+        let mut cluster = Self::without_data()?;
+        let made = command(&cluster.programs, "initdb")
+            .args(["--username=tgm", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
+            .arg("--pgdata")
+            .arg(cluster.data())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(made.success());
+        cluster.resume();
+        Some(cluster)
+    }
+
+    fn without_data() -> Option<Self> {
         let programs = programs()?;
         let folder = tempfile::tempdir().unwrap();
         if rustix::process::getuid().is_root() {
             let owner = Command::new("chown").arg("postgres").arg(folder.path()).status().unwrap();
             assert!(owner.success());
         }
-        let made = command(&programs, "initdb")
-            .args(["--username=tgm", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
-            .arg("--pgdata")
-            .arg(folder.path().join("data"))
-            .stdout(Stdio::null())
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Some(Self { programs, folder, port, process: None })
+    }
+
+    /// The folder of its data, in which a test may write settings before it starts the database again.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Starts an asynchronous replica of this database.
+    pub(crate) fn replica(&self) -> Self {
+        let mut replica = Self::without_data().expect("this database runs");
+        let copied = command(&self.programs, "pg_basebackup")
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "tgm"])
+            .args([
+                "--write-recovery-conf",
+                "--wal-method=stream",
+                "--checkpoint=fast",
+                "--no-sync",
+            ])
+            .arg("-D")
+            .arg(replica.data())
             .status()
             .unwrap();
-        assert!(made.success());
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut cluster = Self { programs, folder, port, process: None };
-        cluster.resume();
-        Some(cluster)
+        assert!(copied.success());
+        replica.resume();
+        replica
+    }
+
+    /// Makes a replica a primary.
+    pub(crate) fn promote(&self) {
+        let mut promote = command(&self.programs, "pg_ctl");
+        promote.args(["promote", "--wait", "--silent", "-D"]).arg(self.data());
+        assert!(promote.status().unwrap().success());
     }
 
     /// Starts it, or starts it again.
@@ -96,7 +132,7 @@ impl Cluster {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let process = command(&self.programs, "postgres")
             .arg("-D")
-            .arg(self.folder.path().join("data"))
+            .arg(self.data())
             .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1"])
             .args(["-c", "unix_socket_directories=", "-c", "max_connections=50"])
             .stdout(Stdio::null())
