@@ -55,7 +55,7 @@ struct Leadership {
 
 impl From<LeadershipRow> for Leadership {
     fn from(row: LeadershipRow) -> Self {
-        let LeadershipRow { epoch, leader, renewals, leader_ttl, address, released } = row;
+        let LeadershipRow { epoch, leader, renewals, leader_ttl, address, released, .. } = row;
         let leader_ttl_ms = leader_ttl.as_millis();
         let (leader, address) = (leader.to_string(), address.into());
         Self { epoch, leader, address, released, renewals, leader_ttl_ms }
