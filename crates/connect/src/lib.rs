@@ -13,12 +13,14 @@ mod race;
 mod signs;
 mod tls;
 mod trust;
+mod unreached;
 mod watched;
 mod way;
 
 pub use http2::{Connecting, Connection, Connector, NotConnected};
 pub use mismatch::Mismatch;
 pub use protocol::Protocol;
-pub use race::{Others, Try, Unreached};
+pub use race::Others;
 pub use tls::{Identity, NamedFile, TlsFiles, Unusable, Verify};
+pub use unreached::{Try, Unreached};
 pub use way::{Bytestream, Resolve, Way};

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use crate::race::Unreached;
+use crate::unreached::Unreached;
 
 /// One end speaks TLS and the other does not. Trying again does not help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

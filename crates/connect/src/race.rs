@@ -1,8 +1,6 @@
 //! Tries every address of a name in parallel, each a moment after the one before (RFC 8305, Happy
 //! Eyeballs).
 
-use std::error::Error;
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,6 +8,8 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+
+use crate::unreached::Try;
 
 /// How long an address may be silent before the next one is tried in parallel.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -24,9 +24,6 @@ const SILENCE_AFTER_CONNECT: Duration = Duration::from_secs(1);
 /// The most addresses of one name that are tried. Each may hold a socket until the deadline.
 const MOST_TRIED: usize = 128;
 
-/// The most addresses that an error names.
-const MOST_NAMED: usize = 8;
-
 /// Whether the server has other addresses, which are tried while one is silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
@@ -35,79 +32,6 @@ pub enum Others {
     /// There are no others.
     None,
 }
-
-/// Why a server could not be reached.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Unreached {
-    /// The host has no address, or could not be resolved.
-    NoAddress(io::Error),
-    /// Every address that was tried failed.
-    Tried {
-        /// The error of each address.
-        tries: Vec<Try>,
-        /// Whether messages show the addresses.
-        shown: bool,
-    },
-}
-
-/// An attempt at one address.
-#[derive(Debug)]
-pub struct Try {
-    /// The address.
-    pub address: SocketAddr,
-    /// Why it failed.
-    pub error: io::Error,
-}
-
-impl Unreached {
-    /// Whether every address refused the connection.
-    pub fn is_refused(&self) -> bool {
-        self.tries().iter().all(|one| one.error.kind() == io::ErrorKind::ConnectionRefused)
-            && !self.tries().is_empty()
-    }
-
-    /// Whether the deadline is the only reason.
-    pub fn is_late(&self) -> bool {
-        match self {
-            Self::NoAddress(error) => error.kind() == io::ErrorKind::TimedOut,
-            Self::Tried { tries, .. } => {
-                tries.iter().all(|one| one.error.kind() == io::ErrorKind::TimedOut)
-            }
-        }
-    }
-
-    /// The attempts, in the order in which they failed.
-    pub fn tries(&self) -> &[Try] {
-        match self {
-            Self::NoAddress(_) => &[],
-            Self::Tried { tries, .. } => tries,
-        }
-    }
-}
-
-impl fmt::Display for Unreached {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (tries, shown) = match self {
-            Self::NoAddress(error) => return write!(f, "the name has no address: {error}"),
-            Self::Tried { tries, shown } => (tries, *shown),
-        };
-        for (index, Try { address, error }) in tries.iter().take(MOST_NAMED).enumerate() {
-            let comma = if index > 0 { ", " } else { "" };
-            if shown {
-                write!(f, "{comma}{address}: {error}")?;
-            } else {
-                write!(f, "{comma}address {}: {error}", index + 1)?;
-            }
-        }
-        match tries.len().saturating_sub(MOST_NAMED) {
-            0 => Ok(()),
-            more => write!(f, ", and {more} more"),
-        }
-    }
-}
-
-impl Error for Unreached {}
 
 /// Orders addresses so that IPv6 and IPv4 alternate and the resolver's first choice stays first. Removes
 /// duplicates, and what is beyond [`MOST_TRIED`].

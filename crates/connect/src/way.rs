@@ -16,8 +16,9 @@ use tokio_rustls::TlsConnector;
 
 use crate::mismatch::Mismatch;
 use crate::protocol::Protocol;
-use crate::race::{Others, Unreached, race};
+use crate::race::{Others, race};
 use crate::tls::{Tls, TlsFiles, Unusable};
+use crate::unreached::Unreached;
 use crate::watched::{Expected, Watched};
 
 /// How long a connection is idle before TCP sends keep-alive probes.

@@ -4,6 +4,7 @@ use std::future::pending;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::unreached::Unreached;
 
 /// How a server at an address behaves.
 #[derive(Clone, Copy, Debug)]
