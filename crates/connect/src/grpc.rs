@@ -45,11 +45,12 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// [`NotConnected`](crate::NotConnected) if nothing was sent.
 pub async fn call<A: Message + Default>(
     connection: &Connection,
-    request: Request<()>,
+    mut request: Request<()>,
     message: &impl Message,
 ) -> Result<Response<A>, Status> {
     let message = framing::frame(message);
     let mut ready = connection.ready().await?;
+    ready.direct(&mut request);
     let (answer, mut body) = ready.requests.send_request(request, false).map_err(broken)?;
     body.send_data(message, true).map_err(broken)?;
     let answer = answer.await.map_err(broken)?;
@@ -181,10 +182,11 @@ impl Service<Request<Body>> for Connection {
     /// Sends a request. Its body is sent while the future and then the body of the answer are polled.
     ///
     /// It fails with [`NoRoom`], now or later, when the server has no room for another call beside it.
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let connection = self.clone();
         Box::pin(async move {
             let mut ready = connection.ready().await?;
+            ready.direct(&mut request);
             let mut crowded = crowded(ready.call.room().await);
             if crowded.as_mut().now_or_never().is_some() {
                 return Err(NoRoom.into());

@@ -17,6 +17,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::Shared;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
+use http::uri::Authority;
+use http::{Request, Uri};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -52,10 +54,10 @@ const MOST_HEADERS: u32 = 16 * 1024;
 /// wait is longer while other addresses are tried in parallel: the silent one may be the wrong one.
 const SETTINGS_DEADLINE: Duration = Duration::from_millis(500);
 
-/// How connections to one server are made.
+/// How connections are made.
 #[derive(Clone)]
 pub enum Connector {
-    /// By its host name.
+    /// By the host names of the server, or of a list of servers.
     Way(Arc<Way>),
     /// By a function of the application.
     Own(Arc<dyn Fn() -> Connecting + Send + Sync>),
@@ -98,7 +100,7 @@ impl From<NotConnected> for Status {
     }
 }
 
-/// A connection to one server. All clones share it, and it is closed with the last of them.
+/// A connection to one server, or to one of a list. All clones share it, and it is closed with the last of them.
 #[derive(Clone)]
 pub struct Connection(Arc<Inner>);
 
@@ -120,12 +122,26 @@ type Attempt = Shared<Pin<Box<dyn Future<Output = Result<Open, NotConnected>> + 
 struct Open {
     requests: SendRequest<Bytes>,
     signs: Arc<Signs>,
+    /// The authority of the server; `None` for the first of the list, which requests name.
+    authority: Option<Authority>,
 }
 
 /// A connection that can take one request. The call counts as in flight until this is dropped.
 pub(crate) struct Ready {
     pub(crate) requests: SendRequest<Bytes>,
     pub(crate) call: InFlight,
+    /// The authority of the server, if it is not the one that requests name.
+    authority: Option<Authority>,
+}
+
+impl Ready {
+    /// Makes a request name the server that it is sent to.
+    pub(crate) fn direct<B>(&self, request: &mut Request<B>) {
+        let Some(authority) = &self.authority else { return };
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.authority = Some(authority.clone());
+        *request.uri_mut() = Uri::from_parts(parts).expect("only its authority was replaced");
+    }
 }
 
 impl Connection {
@@ -149,9 +165,9 @@ impl Connection {
         loop {
             let attempt = self.attempt();
             let is_new = attempt.peek().is_none();
-            let Open { mut requests, signs } = attempt.clone().await?;
+            let Open { mut requests, signs, authority } = attempt.clone().await?;
             match poll_fn(|cx| requests.poll_ready(cx)).await {
-                Ok(()) => return Ok(Ready { requests, call: InFlight::begin(signs) }),
+                Ok(()) => return Ok(Ready { requests, call: InFlight::begin(signs), authority }),
                 Err(error) => {
                     self.forget(&attempt);
                     if is_new {
@@ -228,7 +244,10 @@ async fn open(connector: &Connector, worked: &Arc<AtomicBool>) -> io::Result<(Op
         match connector {
             Connector::Way(way) => {
                 let greet = |stream, others| greet(stream, others, deadline, worked.clone());
-                way.connect(deadline, greet).await.map_err(io::Error::other)
+                let reached = way.connect(deadline, greet).await;
+                let ((mut open, http2), host) = reached.map_err(io::Error::other)?;
+                open.authority = host.authority().filter(|_| !way.is_first(host));
+                Ok((open, http2))
             }
             Connector::Own(make) => {
                 greet(make().await?, Others::None, deadline, worked.clone()).await
@@ -278,7 +297,7 @@ async fn greet(
     if let Ok(begun) = timeout_at(until, begun).await {
         begun?;
     }
-    Ok((Open { requests, signs }, http2))
+    Ok((Open { requests, signs, authority: None }, http2))
 }
 
 /// Returns the error of the stream if there is one, else that of HTTP/2.

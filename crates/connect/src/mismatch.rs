@@ -25,7 +25,7 @@ impl Mismatch {
                 return Some(*mismatch);
             }
             if let Some(unreached) = error.downcast_ref::<Unreached>() {
-                return unreached.tries().iter().find_map(|one| Self::of(&one.error));
+                return unreached.mismatch();
             }
             // The error that an I/O error wraps is not its source: the source skips it.
             cause = match error.downcast_ref().and_then(io::Error::get_ref) {

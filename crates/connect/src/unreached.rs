@@ -1,78 +1,83 @@
-//! Why a server could not be reached.
+//! Why no server could be reached.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use crate::host::Shown;
+use crate::mismatch::Mismatch;
+
 /// The most addresses that an error names.
 const MOST_NAMED: usize = 8;
 
-/// Why a server could not be reached.
+/// Why no server of a list could be reached.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum Unreached {
-    /// The host has no address, or could not be resolved.
-    NoAddress(io::Error),
-    /// Every address that was tried failed.
-    Tried {
-        /// The error of each address.
-        tries: Vec<Try>,
-        /// Whether messages show the addresses.
-        shown: bool,
-    },
+pub struct Unreached {
+    /// The servers, in the order of the list, as messages show them.
+    pub(crate) hosts: Vec<Shown>,
+    /// The attempts that failed, in this order. There is at least one.
+    pub(crate) tries: Vec<Try>,
 }
 
-/// An attempt at one address.
+/// An attempt at one address, or at the name of a server.
 #[derive(Debug)]
-pub struct Try {
-    /// The address.
-    pub address: SocketAddr,
+pub(crate) struct Try {
+    /// The number of the server in the list.
+    pub(crate) host: usize,
+    /// The address; `None` if the name could not be resolved.
+    pub(crate) address: Option<SocketAddr>,
     /// Why it failed.
-    pub error: io::Error,
+    pub(crate) error: io::Error,
 }
 
 impl Unreached {
     /// Whether every address refused the connection.
     pub fn is_refused(&self) -> bool {
-        self.tries().iter().all(|one| one.error.kind() == io::ErrorKind::ConnectionRefused)
-            && !self.tries().is_empty()
+        self.tries.iter().all(|one| one.error.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     /// Whether the deadline is the only reason.
     pub fn is_late(&self) -> bool {
-        match self {
-            Self::NoAddress(error) => error.kind() == io::ErrorKind::TimedOut,
-            Self::Tried { tries, .. } => {
-                tries.iter().all(|one| one.error.kind() == io::ErrorKind::TimedOut)
-            }
+        self.tries.iter().all(|one| one.error.kind() == io::ErrorKind::TimedOut)
+    }
+
+    /// Returns the error of the resolver, if the name of the only server has no address.
+    pub fn no_address(&self) -> Option<&io::Error> {
+        match (&*self.hosts, &*self.tries) {
+            ([_], [Try { address: None, error, .. }]) => Some(error),
+            _ => None,
         }
     }
 
-    /// The attempts, in the order in which they failed.
-    pub fn tries(&self) -> &[Try] {
-        match self {
-            Self::NoAddress(_) => &[],
-            Self::Tried { tries, .. } => tries,
+    /// Returns the mismatch, if every server of the list has one. With another server the next attempt
+    /// may succeed.
+    pub(crate) fn mismatch(&self) -> Option<Mismatch> {
+        let mut found = None;
+        for host in 0..self.hosts.len() {
+            let mut tries = self.tries.iter().filter(|one| one.host == host);
+            found = Some(tries.find_map(|one| Mismatch::of(&one.error))?);
         }
+        found
     }
 }
 
 impl fmt::Display for Unreached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (tries, shown) = match self {
-            Self::NoAddress(error) => return write!(f, "the name has no address: {error}"),
-            Self::Tried { tries, shown } => (tries, *shown),
-        };
-        for (index, Try { address, error }) in tries.iter().take(MOST_NAMED).enumerate() {
+        if let Some(error) = self.no_address() {
+            return write!(f, "the name has no address: {error}");
+        }
+        for (index, Try { host, address, error }) in self.tries.iter().take(MOST_NAMED).enumerate()
+        {
             let comma = if index > 0 { ", " } else { "" };
-            if shown {
-                write!(f, "{comma}{address}: {error}")?;
-            } else {
-                write!(f, "{comma}address {}: {error}", index + 1)?;
+            let shown = &self.hosts[*host];
+            match address {
+                None => write!(f, "{comma}{} has no address: {error}", shown.place)?,
+                Some(address) if !shown.hides_addresses => write!(f, "{comma}{address}: {error}")?,
+                Some(_) => write!(f, "{comma}address {}: {error}", index + 1)?,
             }
         }
-        match tries.len().saturating_sub(MOST_NAMED) {
+        match self.tries.len().saturating_sub(MOST_NAMED) {
             0 => Ok(()),
             more => write!(f, ", and {more} more"),
         }

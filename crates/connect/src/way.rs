@@ -1,19 +1,21 @@
-//! Connections to one server.
+//! Connections to one server, or to whichever of a list answers.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
+use crate::host::Host;
 use crate::mismatch::Mismatch;
 use crate::protocol::Protocol;
 use crate::race::{Others, race};
@@ -23,6 +25,9 @@ use crate::watched::{Expected, Watched};
 
 /// How long a connection is idle before TCP sends keep-alive probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+
+/// The most servers of a list. All of them are tried within one deadline.
+pub const MOST_HOSTS: usize = 16;
 
 /// A stream of bytes to and from a server.
 pub trait Bytestream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -34,60 +39,51 @@ pub type Resolve = Arc<dyn Fn(String, u16) -> Resolving + Send + Sync>;
 
 type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
-/// Makes connections to one server.
+/// Makes connections to one server, or to the first of a list that answers.
 pub struct Way {
-    host: String,
-    port: u16,
+    /// At least one.
+    hosts: Vec<Host>,
+    /// The number of the server that answered last. It is tried first.
+    last: AtomicUsize,
     protocol: Protocol,
-    tls: Option<(Tls, ServerName<'static>)>,
+    /// With the name that the certificate of each server must have.
+    tls: Option<(Tls, Vec<ServerName<'static>>)>,
     resolve: Resolve,
-    alias: Option<Alias>,
-}
-
-/// What messages show instead of the real host and address.
-struct Alias {
-    host: String,
-    place: String,
 }
 
 impl Way {
-    /// Makes the way to `port` of `host`. An IPv6 address may have its brackets. Nothing is sent yet.
-    pub fn new(host: &str, port: u16, protocol: Protocol) -> Self {
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    /// Makes the way to `first` and, while that is silent or gone, to `further` servers in this order.
+    /// Only the first [`MOST_HOSTS`] are used. Nothing is sent yet.
+    pub fn new(first: Host, further: impl IntoIterator<Item = Host>, protocol: Protocol) -> Self {
         let resolve = |host: String, port| -> Resolving {
             Box::pin(async move { Ok(lookup_host((host, port)).await?.collect()) })
         };
-        Self { host, port, protocol, tls: None, resolve: Arc::new(resolve), alias: None }
+        let hosts = [first].into_iter().chain(further).take(MOST_HOSTS).collect();
+        Self { hosts, last: AtomicUsize::new(0), protocol, tls: None, resolve: Arc::new(resolve) }
     }
 
-    /// Makes messages show `host` and `place` instead of the real host and its addresses.
-    #[must_use]
-    pub fn shown_as(mut self, host: String, place: String) -> Self {
-        self.alias = Some(Alias { host, place });
-        self
-    }
-
-    /// Adds TLS. The files are read now, and again before every handshake.
+    /// Adds TLS to all servers. The files are read now, and again before every handshake.
     ///
     /// # Errors
     ///
-    /// [`Unusable`] names the file that cannot be used, or says that the host cannot.
+    /// [`Unusable`] names the file that cannot be used, or says that a host cannot.
     pub fn with_tls(mut self, files: TlsFiles) -> Result<Self, Unusable> {
-        let name = ServerName::try_from(self.host.clone());
-        let name = name.map_err(|_| Unusable::Host(self.to_string()))?;
-        self.tls = Some((Tls::new(files, self.protocol)?, name));
+        let names = self.hosts.iter().map(Host::server_name).collect::<Result<_, _>>()?;
+        self.tls = Some((Tls::new(files, self.protocol)?, names));
         Ok(self)
     }
 
-    /// Resolves the host by `resolve` instead of by the system.
+    /// Resolves hosts by `resolve` instead of by the system.
     #[must_use]
     pub fn resolved_by(mut self, resolve: Resolve) -> Self {
         self.resolve = resolve;
         self
     }
 
-    /// Tries the addresses of the host in parallel and returns what `greet` makes of the first stream on
-    /// which the server answers it. `greet` learns whether the host has other addresses.
+    /// Tries the servers, and the addresses of each, in parallel. Returns the first one that answers,
+    /// and what `greet` makes of the stream. `greet` learns whether there are other addresses.
+    ///
+    /// The server that answered last is tried first, and then the others in the order of the list.
     ///
     /// Cancellation safe.
     ///
@@ -98,61 +94,70 @@ impl Way {
         &self,
         deadline: Instant,
         greet: impl Fn(Box<dyn Bytestream>, Others) -> G,
-    ) -> Result<T, Unreached>
+    ) -> Result<(T, &Host), Unreached>
     where
         G: Future<Output = io::Result<T>>,
     {
-        let late = || io::Error::new(io::ErrorKind::TimedOut, "it was not resolved in time");
-        let addresses = timeout_at(deadline, (self.resolve)(self.host.clone(), self.port)).await;
-        let addresses = addresses.unwrap_or_else(|_| Err(late())).map_err(Unreached::NoAddress)?;
-        if addresses.is_empty() {
-            return Err(Unreached::NoAddress(io::ErrorKind::NotFound.into()));
-        }
+        let last = self.last.load(Ordering::Relaxed);
+        let others = (0..self.hosts.len()).filter(|host| *host != last);
+        let order: Vec<usize> = [last].into_iter().chain(others).collect();
+        let resolve = |host: usize| {
+            let host = &self.hosts[host];
+            (self.resolve)(host.name.clone(), host.port)
+        };
         let greet = &greet;
-        let reached = race(addresses, deadline, dial, |stream, others| async move {
-            greet(self.secure(stream).await?, others).await
+        let reached = race(&order, deadline, resolve, dial, |host, stream, others| async move {
+            greet(self.secure(host, stream).await?, others).await
         });
-        reached.await.map_err(|tries| Unreached::Tried { tries, shown: self.alias.is_none() })
+        let (host, reached) = reached.await.map_err(|tries| {
+            let hosts = self.hosts.iter().map(Host::shown).collect();
+            Unreached { hosts, tries }
+        })?;
+        if self.last.swap(host, Ordering::Relaxed) != host {
+            tracing::info!(server = %self.hosts[host], "connected to another server of the list");
+        }
+        Ok((reached, &self.hosts[host]))
+    }
+
+    /// Returns whether `host` is the first of the list.
+    pub(crate) fn is_first(&self, host: &Host) -> bool {
+        std::ptr::eq(&self.hosts[0], host)
     }
 
     /// Makes the TLS handshake on a connection, if there is TLS.
-    async fn secure(&self, stream: TcpStream) -> io::Result<Box<dyn Bytestream>> {
-        let Some((tls, name)) = &self.tls else {
+    async fn secure(&self, host: usize, stream: TcpStream) -> io::Result<Box<dyn Bytestream>> {
+        let Some((tls, names)) = &self.tls else {
             let watch = Some(Expected::Plain(self.protocol));
             return Ok(Box::new(Watched { stream, watch }));
         };
         let connector = TlsConnector::from(tls.refresh().await);
         let stream = Watched { stream, watch: Some(Expected::Tls) };
-        let stream = connector.connect(name.clone(), stream).await;
-        let stream = stream.map_err(|error| self.handshake_error(&error))?;
+        let stream = connector.connect(names[host].clone(), stream).await;
+        let stream = stream.map_err(|error| handshake_error(&self.hosts[host], &error))?;
         let agreed = stream.get_ref().1.alpn_protocol();
         if self.protocol == Protocol::Http2 && agreed != Some(self.protocol.alpn()) {
             return Err(io::Error::other("the server does not speak HTTP/2"));
         }
         Ok(Box::new(stream))
     }
-
-    /// Returns the error of a handshake that failed. A mismatch has a message of its own.
-    fn handshake_error(&self, error: &io::Error) -> io::Error {
-        if let Some(mismatch) = Mismatch::of(error) {
-            return mismatch.into();
-        }
-        let mut text = format!("the TLS handshake failed: {error}");
-        if let Some(alias) = &self.alias {
-            text = text.replace(&self.host, &alias.host);
-        }
-        io::Error::new(error.kind(), text)
-    }
 }
 
-/// Writes `host:port`, or what messages show instead.
+/// Returns the error of a handshake that failed. A mismatch has a message of its own.
+fn handshake_error(host: &Host, error: &io::Error) -> io::Error {
+    if let Some(mismatch) = Mismatch::of(error) {
+        return mismatch.into();
+    }
+    io::Error::new(error.kind(), host.hide_in(format!("the TLS handshake failed: {error}")))
+}
+
+/// Writes the servers with commas between them, as messages show them.
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, alias, .. } = self;
-        if let Some(alias) = alias {
-            return f.write_str(&alias.place);
+        for (index, host) in self.hosts.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}{host}")?;
         }
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connect::{Connector, Identity, NamedFile, Protocol, TlsFiles, Unusable, Verify, Way};
+use connect::{Connector, Host, Identity, NamedFile, Protocol, TlsFiles, Unusable, Verify, Way};
 use http::Uri;
 
 use crate::dsn::{Dsn, Given, invalid};
@@ -274,10 +274,11 @@ impl TgmConfig {
     /// [`Error::InvalidArgument`] when the host, or a certificate file, cannot be used.
     pub(crate) fn connector(&self) -> Result<Connector, Error> {
         self.origin()?;
-        let mut way = Way::new(self.host.text(), self.at_port(), Protocol::Http2);
+        let mut host = Host::new(self.host.text(), self.at_port());
         if self.shown_endpoint() != self.endpoint() {
-            way = way.shown_as(self.host.to_string(), self.shown_endpoint());
+            host = host.shown_as(self.host.to_string(), self.shown_endpoint());
         }
+        let way = Way::new(host, [], Protocol::Http2);
         if self.plaintext {
             return Ok(Connector::Way(Arc::new(way)));
         }

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::host::Host;
 use crate::protocol::Protocol;
 
 /// The first frame of an HTTP/2 server: SETTINGS without any setting.
@@ -71,7 +72,7 @@ async fn reach(
 
 /// Sends a call that waits for its answer.
 fn send(ready: Ready) -> (InFlight, ResponseFuture) {
-    let Ready { mut requests, call } = ready;
+    let Ready { mut requests, call, .. } = ready;
     let request = http::Request::get("http://h/").body(()).unwrap();
     (call, requests.send_request(request, true).unwrap().0)
 }
@@ -260,7 +261,7 @@ async fn a_server_that_accepts_and_sends_nothing_is_skipped_for_the_next_address
     let (silent, listener) = (TcpListener::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0"));
     let (silent, listener) = (silent.await.unwrap(), listener.await.unwrap());
     let addresses = [&silent, &listener].map(|at| at.local_addr().unwrap());
-    let way = Way::new("sessions.example", 80, Protocol::Http2);
+    let way = Way::new(Host::new("sessions.example", 80), [], Protocol::Http2);
     let way = way.resolved_by(Arc::new(move |_, _| Box::pin(async move { Ok(addresses.into()) })));
     let connection = Connection::new(Connector::Way(Arc::new(way)));
     let server = async {

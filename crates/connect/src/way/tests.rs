@@ -1,7 +1,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::timeout_at;
 
 use super::*;
 use crate::tls::Verify;
@@ -28,14 +30,18 @@ impl Full {
     }
 }
 
-/// A way to a name that has these addresses.
-fn way(addresses: &[SocketAddr]) -> Way {
+fn resolved(host: Host, addresses: &[SocketAddr]) -> Way {
     let addresses = addresses.to_vec();
-    Way::new("sessions.example", 443, Protocol::Http2).resolved_by(Arc::new(move |host, port| {
+    Way::new(host, [], Protocol::Http2).resolved_by(Arc::new(move |host, port| {
         assert_eq!((&*host, port), ("sessions.example", 443));
         let addresses = addresses.clone();
         Box::pin(async { Ok(addresses) })
     }))
+}
+
+/// A way to a name that has these addresses.
+fn way(addresses: &[SocketAddr]) -> Way {
+    resolved(Host::new("sessions.example", 443), addresses)
 }
 
 fn soon() -> Instant {
@@ -77,11 +83,16 @@ async fn every_address_where_nobody_listens_is_named() {
 #[tokio::test]
 async fn no_message_shows_a_hidden_address() {
     let address = nobody().await;
-    let way = way(&[address, address]).shown_as("$HOST".into(), "$HOST:$PORT".into());
+    let host = Host::new("sessions.example", 443);
+    let host = host.shown_as("$HOST".into(), "$HOST:$PORT".into());
+    let way = resolved(host, &[address, address]);
     let error = way.connect(soon(), async |_, _| Ok(())).await.unwrap_err();
     assert!(error.to_string().starts_with("address 1: Connection refused"), "{error}");
     let way = way.with_tls(TlsFiles { verify: Verify::Nothing, identity: None }).unwrap();
-    let told = way.handshake_error(&io::Error::other("not valid for name \"sessions.example\""));
+    let told = handshake_error(
+        &way.hosts[0],
+        &io::Error::other("not valid for name \"sessions.example\""),
+    );
     assert!(told.to_string().ends_with("not valid for name \"$HOST\""), "{told}");
     for shown in [format!("{way}"), format!("{way:?}"), error.to_string(), told.to_string()] {
         assert!(!shown.contains("127.0.0.1") && !shown.contains("sessions.example"), "{shown}");
@@ -91,7 +102,7 @@ async fn no_message_shows_a_hidden_address() {
 #[tokio::test]
 async fn a_name_without_addresses_says_so_and_a_resolver_that_hangs_is_not_waited_for() {
     let error = way(&[]).connect(soon(), async |_, _| Ok(())).await.unwrap_err();
-    assert!(matches!(error, Unreached::NoAddress(_)) && !error.is_refused(), "{error}");
+    assert!(error.no_address().is_some() && !error.is_refused(), "{error}");
     let hanging = way(&[]).resolved_by(Arc::new(|_, _| Box::pin(std::future::pending())));
     let error = hanging.connect(Instant::now(), async |_, _| Ok(())).await.unwrap_err();
     assert!(error.is_late(), "{error}");
@@ -101,12 +112,15 @@ async fn a_name_without_addresses_says_so_and_a_resolver_that_hangs_is_not_waite
 async fn a_host_that_no_certificate_can_name_is_refused_for_tls() {
     let files = || TlsFiles { verify: Verify::Nothing, identity: None };
     for host in ["h", "[::1]", "127.0.0.1", "sessions.example"] {
-        assert!(Way::new(host, 443, Protocol::Http2).with_tls(files()).is_ok(), "{host}");
+        assert!(
+            Way::new(Host::new(host, 443), [], Protocol::Http2).with_tls(files()).is_ok(),
+            "{host}"
+        );
     }
-    let error = Way::new("a b", 443, Protocol::Http2).with_tls(files()).unwrap_err();
+    let error = Way::new(Host::new("a b", 443), [], Protocol::Http2).with_tls(files()).unwrap_err();
     assert_eq!(error, Unusable::Host("a b:443".into()));
     for (host, place) in [("h", "h:7"), ("[::1]", "[::1]:7"), ("::1", "[::1]:7")] {
-        assert_eq!(Way::new(host, 7, Protocol::Http2).to_string(), place);
+        assert_eq!(Host::new(host, 7).to_string(), place);
     }
 }
 
@@ -136,5 +150,82 @@ async fn a_server_without_tls_is_told_apart_from_one_that_hangs_up_or_refuses() 
         let error = shake_hands(said).await;
         assert_eq!(Mismatch::of(&error), None, "{error}");
         assert!(error.to_string().contains("the TLS handshake failed"), "{error}");
+    }
+}
+
+/// Hosts `h0`, `h1` and so on with one address each, and the names that were looked up.
+fn list(addresses: &[SocketAddr]) -> (Way, Arc<Mutex<Vec<String>>>) {
+    let mut hosts = (0..addresses.len()).map(|host| Host::new(&format!("h{host}"), 443));
+    let way = Way::new(hosts.next().unwrap(), hosts, Protocol::Http2);
+    let (addresses, looked_up) = (addresses.to_vec(), Arc::<Mutex<Vec<_>>>::default());
+    let seen = looked_up.clone();
+    let way = way.resolved_by(Arc::new(move |host, _| {
+        let address = addresses[host[1..].parse::<usize>().unwrap()];
+        seen.lock().push(host);
+        Box::pin(async move { Ok(vec![address]) })
+    }));
+    (way, looked_up)
+}
+
+/// Connects, and returns which host was reached.
+async fn reached(way: &Way) -> Result<String, Unreached> {
+    Ok(way.connect(soon(), async |_, _| Ok(())).await?.1.name.clone())
+}
+
+#[tokio::test]
+async fn the_host_that_answered_last_is_tried_first_and_its_name_is_looked_up_again() {
+    let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        addresses.push(listener.local_addr().unwrap());
+        listeners.push(Some(listener));
+    }
+    let (way, looked_up) = list(&addresses);
+    assert_eq!(reached(&way).await.unwrap(), "h0");
+    listeners[0] = None;
+    assert_eq!(reached(&way).await.unwrap(), "h1");
+    listeners[0] = Some(TcpListener::bind(addresses[0]).await.unwrap());
+    assert_eq!(reached(&way).await.unwrap(), "h1");
+    listeners[1] = None;
+    assert_eq!(reached(&way).await.unwrap(), "h0");
+    assert_eq!(*looked_up.lock(), ["h0", "h0", "h1", "h1", "h1", "h0"]);
+    (listeners[0], listeners[2]) = (None, None);
+    let error = reached(&way).await.unwrap_err();
+    assert!(error.is_refused() && error.tries.len() == 3, "{error}");
+}
+
+#[tokio::test]
+async fn a_list_is_written_with_commas_and_ends_after_sixteen_hosts() {
+    let nobody = nobody().await;
+    let (way, looked_up) = list(&[nobody; 20]);
+    assert!(format!("{way} {way:?}").starts_with("h0:443,h1:443,h2:443"), "{way}");
+    assert!(reached(&way).await.unwrap_err().to_string().ends_with(", and 8 more"));
+    assert_eq!(looked_up.lock().len(), MOST_HOSTS);
+}
+
+/// Sends `said` to whoever connects.
+async fn speaking(said: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 16 * 1024]).await;
+            let _ = stream.write_all(said).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_list_is_mismatched_if_every_host_of_it_is() {
+    let (plain, gone) = (speaking(b"HTTP/1.1 400 Bad Request\r\n\r\n").await, nobody().await);
+    let files = || TlsFiles { verify: Verify::Nothing, identity: None };
+    for (addresses, expected) in
+        [([plain, plain], Some(Mismatch::Plaintext)), ([plain, gone], None), ([gone, plain], None)]
+    {
+        let (way, _) = list(&addresses);
+        let error = reached(&way.with_tls(files()).unwrap()).await.unwrap_err();
+        assert_eq!(Mismatch::of(&error), expected, "{error}");
+        assert!(error.to_string().contains("the server does not speak TLS"), "{error}");
     }
 }

@@ -283,18 +283,17 @@ impl Admin {
     /// The failure to reach the server at any of its addresses. Nothing was sent.
     fn unreached(&self, unreached: &Unreached) -> Failure {
         let place = self.place();
-        Failure::Unavailable(match unreached {
-            Unreached::NoAddress(error) => {
-                format!("{place}: there is no host of this name ({error})")
-            }
-            unreached if unreached.is_refused() => format!(
+        Failure::Unavailable(if let Some(error) = unreached.no_address() {
+            format!("{place}: there is no host of this name ({error})")
+        } else if unreached.is_refused() {
+            format!(
                 "nobody listens at {place} ({unreached}): start the server, or say with --admin \
                  where its admin port is"
-            ),
-            unreached if unreached.is_late() => {
-                format!("{place} gave no answer in {:?} ({unreached})", self.link.timeout())
-            }
-            unreached => format!("{place} cannot be reached ({unreached})"),
+            )
+        } else if unreached.is_late() {
+            format!("{place} gave no answer in {:?} ({unreached})", self.link.timeout())
+        } else {
+            format!("{place} cannot be reached ({unreached})")
         })
     }
 

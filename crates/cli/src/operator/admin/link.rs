@@ -104,7 +104,7 @@ impl tower_service::Service<Uri> for Connector {
     fn call(&mut self, _: Uri) -> Self::Future {
         let (way, deadline) = (self.way.clone(), Instant::now() + self.within);
         Box::pin(async move {
-            let stream = way.connect(deadline, |stream, _| async { Ok(stream) }).await?;
+            let (stream, _) = way.connect(deadline, |stream, _| async { Ok(stream) }).await?;
             Ok(TokioIo::new(Stream(stream)))
         })
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use connect::{Protocol, TlsFiles, Verify, Way};
+use connect::{Host, Protocol, TlsFiles, Verify, Way};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
@@ -60,7 +60,7 @@ impl AdminUrl {
 
     /// The way to the server. Over TLS its certificate is verified with the roots of this machine.
     pub(super) fn way(&self) -> Result<Way, Failure> {
-        let way = Way::new(&self.host, self.port, Protocol::Http1);
+        let way = Way::new(Host::new(&self.host, self.port), [], Protocol::Http1);
         if !self.tls {
             return Ok(way);
         }

@@ -1,11 +1,18 @@
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::HeaderValue;
+use tokio::net::TcpListener;
 use wire::worker::{KeepAliveRequest, KeepAliveResponse, keep_alive_response};
 
 use super::*;
+use crate::host::Host;
+use crate::http2::Connector;
 use crate::http2::tests::by_pipe;
+use crate::protocol::Protocol;
+use crate::way::Way;
 
 /// A gRPC frame with a message whose status is 1.
 const EXTENDED: &[u8] = b"\0\0\0\0\x02\x08\x01";
@@ -193,5 +200,41 @@ async fn a_call_that_is_dropped_is_cancelled_on_the_server_too() {
     tokio::select! {
         reason = reset => assert_eq!(reason.unwrap(), Reason::CANCEL),
         _ = server.accept() => panic!("nothing more is asked"),
+    }
+}
+
+#[tokio::test]
+async fn a_call_names_the_server_of_the_list_that_it_is_sent_to() {
+    for (there, expected) in [("h", "http://h/"), ("::1", "http://[::1]:81/")] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let way = Way::new(Host::new("h", 80), [Host::new("[::1]", 81)], Protocol::Http2);
+        let way = way.resolved_by(Arc::new(move |host, _| {
+            let addresses = if host == there { vec![address] } else { Vec::new() };
+            Box::pin(async move { Ok(addresses) })
+        }));
+        let mut connection = Connection::new(Connector::Way(Arc::new(way)));
+        let server = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut server = h2::server::handshake(stream).await.unwrap();
+            let mut asked = Vec::new();
+            while asked.len() < 2 {
+                let (request, respond) = server.accept().await.unwrap().unwrap();
+                asked.push(request.uri().to_string());
+                with(&[EXTENDED], &[("grpc-status", "0")])(respond);
+            }
+            tokio::spawn(async move { while server.accept().await.is_some() {} });
+            asked
+        };
+        let calls = async {
+            let (request, message) = keep_alive();
+            call::<KeepAliveResponse>(&connection.clone(), request, &message).await.unwrap();
+            let streamed = Request::post("http://h/Attach").body(Body::empty()).unwrap();
+            connection.call(streamed).await.unwrap();
+        };
+        let (asked, ()) = tokio::join!(server, calls);
+        let expected =
+            ["sf.worker.v1.WorkerPool/KeepAlive", "Attach"].map(|path| format!("{expected}{path}"));
+        assert_eq!(asked, expected);
     }
 }

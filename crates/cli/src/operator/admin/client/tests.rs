@@ -3,7 +3,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use clap::Parser;
-use connect::{Protocol, Way};
+use connect::{Host, Protocol, Way};
 use serde_json::{Value, json};
 
 use super::*;
@@ -59,7 +59,8 @@ fn admin_at(addresses: &[SocketAddr], timeout: &str) -> Admin {
     let line = ["--admin", "http://ops.example:9011", "--admin-timeout", timeout];
     let args = parse(&line).expect("valid");
     let addresses = addresses.to_vec();
-    let way = Way::new("ops.example", 9011, Protocol::Http1).resolved_by(Arc::new(move |_, _| {
+    let way = Way::new(Host::new("ops.example", 9011), [], Protocol::Http1);
+    let way = way.resolved_by(Arc::new(move |_, _| {
         let addresses = addresses.clone();
         Box::pin(async { Ok(addresses) })
     }));
