@@ -155,21 +155,32 @@ impl Dsn {
         shown_port.clone().or_else(|| port.map(|port| port.to_string()))
     }
 
+    /// The further servers, unless they are invalid because a user is among them, perhaps with a
+    /// password.
+    fn also(&self) -> Option<Given> {
+        let also = self.find("also").filter(|_| self.scheme() == "tgm")?;
+        Some(also.given()).filter(|also| !also.text().contains('@'))
+    }
+
     fn find(&self, name: &str) -> Option<&Parameter> {
         self.parameters.iter().find(|parameter| parameter.name.text() == name)
     }
 }
 
 impl fmt::Debug for Dsn {
-    /// Shows scheme, host, port and the names of the parameters, without their values.
+    /// Shows scheme, host, port, the further servers of `tgm://`, and the names of the parameters,
+    /// without their values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&Given> = self.parameters.iter().map(|parameter| &parameter.name).collect();
-        f.debug_struct("Dsn")
+        let mut shown = f.debug_struct("Dsn");
+        shown
             .field("scheme", &self.scheme)
             .field("host", &self.place.host)
-            .field("port", &self.shown_port())
-            .field("parameters", &names)
-            .finish()
+            .field("port", &self.shown_port());
+        if let Some(also) = self.also() {
+            shown.field("also", &also);
+        }
+        shown.field("parameters", &names).finish()
     }
 }
 

@@ -21,6 +21,11 @@ impl Given {
         &self.text
     }
 
+    /// Returns what messages write instead, if it comes out of a variable.
+    pub(crate) fn replaced(&self) -> Option<String> {
+        self.shown.clone()
+    }
+
     fn shown(&self) -> &str {
         self.shown.as_deref().unwrap_or(&self.text)
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Dsn, Parameter, invalid};
+use super::{Dsn, Given, Parameter, invalid};
 use crate::duration::parse_duration;
 use crate::error::Error;
 use crate::secret::Secret;
@@ -110,10 +110,15 @@ impl<'a> Parameters<'a> {
         invalid(format_args!("gives `{name}={value}`: `{value}` {problem}"))
     }
 
+    /// Returns the value of `name`, with how messages write it.
+    pub(crate) fn given(&mut self, name: &'static str) -> Option<Given> {
+        self.get(name).map(Parameter::given)
+    }
+
     /// Returns the file that `name` gives, with how messages write it.
     #[cfg(feature = "tgm")]
     pub(crate) fn file(&mut self, name: &'static str) -> Option<connect::NamedFile> {
-        let given = self.get(name)?.given();
+        let given = self.given(name)?;
         Some(connect::NamedFile { path: given.text().into(), shown: given.to_string() })
     }
 

@@ -1,12 +1,17 @@
 //! The parameters of `tgm://`, and the connections that they describe.
 
+mod further;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connect::{Connector, Host, Identity, NamedFile, Protocol, TlsFiles, Unusable, Verify, Way};
+use connect::{
+    Connector, Host, Identity, MOST_HOSTS, NamedFile, Protocol, TlsFiles, Unusable, Verify, Way,
+};
 use http::Uri;
 
+use self::further::Further;
 use crate::dsn::{Dsn, Given, invalid};
 use crate::error::Error;
 use crate::secret::Secret;
@@ -38,6 +43,8 @@ pub struct TgmConfig {
     port: Option<u16>,
     /// How messages write the port, if it comes out of a variable.
     shown_port: Option<String>,
+    /// The servers that are used while the one at `host` is gone, in this order.
+    further: Vec<Further>,
     pub(crate) plaintext: bool,
     pub(crate) insecure: bool,
     pub(crate) ca_file: Option<NamedFile>,
@@ -79,6 +86,7 @@ impl TgmConfig {
             host: Given::new(host, None),
             port: None,
             shown_port: None,
+            further: Vec::new(),
             plaintext: false,
             insecure: false,
             ca_file: None,
@@ -107,6 +115,7 @@ impl TgmConfig {
             host: dsn.given_host().cloned().unwrap_or(default.host),
             port: dsn.port(),
             shown_port: dsn.shown_port(),
+            further: Further::read(&mut p)?,
             plaintext: p.flag("plaintext"),
             insecure: p.flag("insecure"),
             ca_file: p.file("ca-file"),
@@ -149,6 +158,15 @@ impl TgmConfig {
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self.shown_port = None;
+        self
+    }
+
+    /// Adds a server that is used while those before it are gone. An IPv6 address has its brackets.
+    ///
+    /// All servers must count the same leases, as those of a fleet do. TLS and the API key are the same
+    /// for all.
+    pub fn also(mut self, host: impl Into<String>, port: u16) -> Self {
+        self.further.push(Further::new(host.into(), port));
         self
     }
 
@@ -242,9 +260,20 @@ impl TgmConfig {
         }
     }
 
+    /// Returns `host:port` of every server as messages write it, with commas between them.
+    pub fn shown_endpoints(&self) -> String {
+        let port = self.default_port();
+        let further = self.further.iter().map(|further| further.shown_endpoint(port));
+        [self.shown_endpoint()].into_iter().chain(further).collect::<Vec<_>>().join(",")
+    }
+
     /// Returns the port, or the default one.
     pub(crate) fn at_port(&self) -> u16 {
-        self.port.unwrap_or(if self.plaintext { 80 } else { 443 })
+        self.port.unwrap_or(self.default_port())
+    }
+
+    fn default_port(&self) -> u16 {
+        if self.plaintext { 80 } else { 443 }
     }
 
     /// Refuses values that contradict each other.
@@ -263,8 +292,31 @@ impl TgmConfig {
         ];
         match problems.into_iter().find(|(is_there, _)| *is_there) {
             Some((_, problem)) => Err(Error::invalid(problem)),
-            None => Ok(()),
+            None => self.check_further(),
         }
+    }
+
+    /// Refuses further servers that there cannot be, that are listed twice, or that are too many.
+    fn check_further(&self) -> Result<(), Error> {
+        let port = self.default_port();
+        let mut listed = vec![self.endpoint().to_ascii_lowercase()];
+        for further in &self.further {
+            let shown = || further.shown_endpoint(port);
+            further.check(port).map_err(|problem| {
+                Error::invalid(format!("`also` lists `{}`, which {problem}", shown()))
+            })?;
+            let endpoint = further.endpoint(port).to_ascii_lowercase();
+            if listed.contains(&endpoint) {
+                let problem = "is given already; each server is listed once";
+                return Err(Error::invalid(format!("`also` lists `{}`, which {problem}", shown())));
+            }
+            listed.push(endpoint);
+        }
+        if listed.len() > MOST_HOSTS {
+            let most = MOST_HOSTS - 1;
+            return Err(Error::invalid(format!("`also` lists more than {most} servers")));
+        }
+        Ok(())
     }
 
     /// Returns what makes connections to the server. Nothing is sent before the first call.
@@ -278,7 +330,8 @@ impl TgmConfig {
         if self.shown_endpoint() != self.endpoint() {
             host = host.shown_as(self.host.to_string(), self.shown_endpoint());
         }
-        let way = Way::new(host, [], Protocol::Http2);
+        let further = self.further.iter().map(|further| further.to_host(self.default_port()));
+        let way = Way::new(host, further, Protocol::Http2);
         if self.plaintext {
             return Ok(Connector::Way(Arc::new(way)));
         }
@@ -289,15 +342,16 @@ impl TgmConfig {
         };
         let files = TlsFiles { verify, identity: self.client_identity.clone() };
         let way = way.with_tls(files).map_err(|error| {
-            let help = match error {
-                Unusable::NoAuthorities(_) => "; name one by `ca-file`",
-                _ => "",
+            let (about, help) = match &error {
+                Unusable::NoAuthorities(_) => ("", "; name one by `ca-file`"),
+                Unusable::Host(place) if *place != self.shown_endpoint() => ("`also`: ", ""),
+                _ => ("", ""),
             };
-            Error::invalid(format!("{error}{help}"))
+            Error::invalid(format!("{about}{error}{help}"))
         })?;
         if self.insecure {
             tracing::warn!(
-                server = self.shown_endpoint(),
+                server = self.shown_endpoints(),
                 "insecure=true: the certificate of the session server is not checked"
             );
         }

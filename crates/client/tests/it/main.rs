@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
+mod also;
 mod attached;
 mod borrows;
 mod cancelled;

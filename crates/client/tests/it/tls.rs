@@ -137,7 +137,12 @@ fn showing(
 
 /// An acceptor with a certificate for `localhost` that `authority` signs.
 fn signed_by(authority: &Authority, clients: Option<&Authority>) -> TlsAcceptor {
-    let signed = authority.sign("localhost", ExtendedKeyUsagePurpose::ServerAuth);
+    signed_for("localhost", authority, clients)
+}
+
+/// An acceptor with a certificate for `name` that `authority` signs.
+fn signed_for(name: &str, authority: &Authority, clients: Option<&Authority>) -> TlsAcceptor {
+    let signed = authority.sign(name, ExtendedKeyUsagePurpose::ServerAuth);
     let certificate = CertificateDer::from_pem_file(&signed.certificate).unwrap();
     showing(certificate, PrivateKeyDer::from_pem_file(&signed.key).unwrap(), clients)
 }
@@ -328,5 +333,41 @@ async fn the_first_attempt_with_tls_at_a_server_without_tls_fails_and_names_the_
     let message = mismatched(&url).await;
     let place = format!("the server at localhost:{plain} does not speak TLS");
     assert!(message.contains(&place) && message.contains("`plaintext=true`"), "{message}");
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn each_server_of_a_list_must_have_a_certificate_for_its_own_name() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let serve_for = |name, by| Behind::serve(signed_for(name, by, None));
+    let unknown = serve_for("localhost", &stranger).await.port;
+    let localhost = serve_for("localhost", &authority).await.port;
+    let address = serve_for("127.0.0.1", &authority).await.port;
+    let parameters = format!("borrow-timeout=1s&ca-file={}", authority.file().display());
+    for first in [unknown, address] {
+        for second in [format!("127.0.0.1:{address}"), format!("localhost:{localhost}")] {
+            borrow(&format!("tgm://localhost:{first}?also={second}&{parameters}")).await.unwrap();
+        }
+    }
+    // Each certificate is for the name of the other server.
+    let url = format!("tgm://localhost:{address}?also=127.0.0.1:{localhost}&{parameters}");
+    let message = unavailable(&url).await;
+    assert_eq!(message.matches("not valid for name").count(), 2, "{message}");
+    borrow(&format!("tgm://localhost:{unknown}?also=127.0.0.1:{address}&insecure=true"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_plaintext_parameter_is_reported_if_it_is_wrong_for_every_server() {
+    let (server, with_tls) = (plaintext().await, serve(&Authority::new(), None).await.port);
+    let plain = server.grpc_address().port();
+    let url = format!("tgm://localhost:{with_tls}?also=localhost:{plain}&plaintext=true");
+    borrow(&url).await.unwrap();
+    let other = serve(&Authority::new(), None).await.port;
+    let url = format!("tgm://localhost:{with_tls}?also=localhost:{other}&plaintext=true");
+    let message = mismatched(&url).await;
+    let places = format!("localhost:{with_tls},localhost:{other} speaks TLS");
+    assert!(message.contains(&places), "{message}");
     server.stop().await.unwrap();
 }

@@ -41,7 +41,7 @@ fn every_parameter_has_the_documented_default() {
     assert_eq!(config.borrow_wait, Duration::ZERO);
     assert_eq!(config.on_unavailable, OnUnavailable::Deny);
     assert!(config.indexer_api_key.is_none() && config.ca_file.is_none());
-    assert!(config.client_identity.is_none());
+    assert!(config.client_identity.is_none() && config.further.is_empty());
 }
 
 #[test]
@@ -132,6 +132,7 @@ fn an_empty_value_is_the_default_of_every_parameter() {
         "borrow-timeout",
         "borrow-wait",
         "on-unavailable",
+        "also",
     ];
     let default = format!("{:?}", read("tgm://h").unwrap());
     let empty = names.map(|name| format!("{name}=")).join("&");
@@ -144,6 +145,8 @@ fn an_empty_value_is_the_default_of_every_parameter() {
 fn a_config_made_step_by_step_equals_the_config_of_a_url() {
     let made = TgmConfig::new("[::1]")
         .port(9010)
+        .also("h", 9010)
+        .also("[::1]", 9011)
         .insecure(true)
         .client_identity("c.pem", "k.pem")
         .indexer_api_key_file("key")
@@ -157,7 +160,7 @@ fn a_config_made_step_by_step_equals_the_config_of_a_url() {
         "tgm://[::1]:9010?insecure=true&client-cert-file=c.pem&client-key-file=k.pem\
          &indexer-api-key-file=key&request-keep-alive-delay=9s\
          &default-max-request-per-organization=3&minimal-worker-life-duration=4s\
-         &borrow-timeout=2s&borrow-wait=1s&on-unavailable=allow",
+         &borrow-timeout=2s&borrow-wait=1s&on-unavailable=allow&also=h:9010,[::1]:9011",
     );
     let shown =
         |config: &TgmConfig| format!("{:?}", TgmConfig { shown_port: None, ..config.clone() });
@@ -218,6 +221,7 @@ fn a_connector_is_created_without_a_running_server() {
         "tgm://h?insecure=true",
         "tgm://[::1]:1?insecure=true",
         "tgm://127.0.0.1?insecure=true",
+        "tgm://h?insecure=true&also=[::1],127.0.0.1:1,i",
     ] {
         assert!(try_connect(url).is_ok(), "{url}");
     }
@@ -236,4 +240,96 @@ fn a_certificate_file_that_cannot_be_used_is_named() {
     let identity = format!("tgm://h?client-cert-file={file}&client-key-file={file}&insecure=true");
     let named = format!("`client-cert-file={file}`: TLS cannot be set up");
     assert!(message(&identity).contains(&named));
+}
+
+#[test]
+fn further_servers_are_read_in_their_order_with_the_default_port_of_the_scheme() {
+    for (url, endpoints) in [
+        ("tgm://h:9010?also=i:9011,j:9012", "h:9010,i:9011,j:9012"),
+        ("tgm://h:9010?also=i", "h:9010,i:443"),
+        ("tgm://h:9010?also=i&plaintext=true", "h:9010,i:80"),
+        ("tgm://h?also=[::1],[2001:db8::7]:9010", "h:443,[::1]:443,[2001:db8::7]:9010"),
+        ("tgm://h?also=h:80,10.0.0.1:80", "h:443,h:80,10.0.0.1:80"),
+        ("tgm://h?also=i%3A9010%2Cj", "h:443,i:9010,j:443"),
+        ("tgm://?also=i", "session.thegraph.market:443,i:443"),
+    ] {
+        let config = read(url).unwrap();
+        assert_eq!(config.shown_endpoints(), endpoints, "{url}");
+        assert_eq!(config.endpoint(), endpoints.split(',').next().unwrap(), "{url}");
+    }
+}
+
+#[test]
+fn invalid_further_servers_are_refused_and_the_parameter_is_named() {
+    let many = (0..16).map(|host| format!("i{host}")).collect::<Vec<_>>().join(",");
+    for (also, about) in [
+        ("i,", "lists ``, which is no server"),
+        (",", "lists ``, which is no server"),
+        ("i,,j", "lists ``, which is no server"),
+        ("i,j/pool", "lists `j/pool`, which has a scheme or a path"),
+        ("tgm://i", "lists `tgm://i`, which has a scheme or a path"),
+        ("i?a=1", "lists `i?a=1`, which has a scheme or a path"),
+        ("i:0", "lists `i:0`, which has no port between 1 and 65535"),
+        ("i:70000", "lists `i:70000`, which has no port between 1 and 65535"),
+        ("i:", "lists `i:`, which has no port between 1 and 65535"),
+        ("i:x", "lists `i:x`, which has no port between 1 and 65535"),
+        ("i:1:2", "lists `i:1:2`, which is an IPv6 address without its brackets"),
+        ("::1", "lists `::1`, which is an IPv6 address without its brackets"),
+        ("[::1", "lists `[::1`, which has no valid host name"),
+        ("[::x]:1", "lists `[::x]:1`, which has no valid host name"),
+        (":9010", "lists `:9010`, which has no valid host name"),
+        ("i:1, j:1", "lists ` j:1`, which has no valid host name"),
+        ("i:1,j:1,i:1", "lists `i:1`, which is given already"),
+        ("i:443,I", "lists `I:443`, which is given already"),
+        ("i,h", "lists `h:443`, which is given already"),
+        ("[::1],[0:0::1]:443", "lists `[::1]:443`, which is given already"),
+        (many.as_str(), "lists more than 15 servers"),
+        ("i,me:s3cret@j", "names a user in `also`"),
+    ] {
+        let said = message(&format!("tgm://h?also={also}"));
+        assert!(said.contains(about) && said.contains("also"), "{also}: {said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+    for host in ["i/pool", "me@i", "", "i:1", "::1", "i,j", "a b"] {
+        let said = TgmConfig::new("h").also(host, 9010).check().unwrap_err().to_string();
+        assert!(said.contains("`also` lists"), "{host}: {said}");
+    }
+    let given = TgmConfig::new("h").port(9010).also("H", 9010).check().unwrap_err();
+    assert!(given.to_string().contains("`H:9010`, which is given already"), "{given}");
+}
+
+#[test]
+fn messages_name_further_servers_as_the_url_does() {
+    let read = |url: &str| {
+        let dsn = Dsn::parse_with(url, |name| {
+            let values = [("ONE", "hidden"), ("TWO", "hidden:1,hid:2"), ("BAD", "hidden:x")];
+            let value = values.iter().find(|(known, _)| *known == name);
+            Some(value.unwrap().1.to_owned())
+        });
+        let dsn = dsn.unwrap();
+        (format!("{dsn:?}"), TgmConfig::from_dsn(&dsn))
+    };
+    for (url, shown) in [
+        ("tgm://h?also=$ONE:1,x$ONE", "h:443,$ONE:1,x$ONE"),
+        ("tgm://h?also=i,${ONE}", "h:443,i:443,${ONE}"),
+        ("tgm://h?also=$TWO", "h:443,$TWO,$TWO"),
+    ] {
+        let (dsn, config) = read(url);
+        let config = config.unwrap();
+        assert_eq!(config.shown_endpoints(), shown);
+        let way = format!("{:?}", config.clone().plaintext(true).connector().unwrap());
+        assert!(!format!("{dsn} {config:?} {way}").contains("hid"), "{dsn} {config:?}");
+        let also = url.split_once("also=").unwrap().1;
+        assert!(dsn.contains(&format!("also: {also:?}")), "{dsn}");
+    }
+    let (_, wrong) = read("tgm://h?also=i,$BAD");
+    let wrong = wrong.unwrap_err();
+    assert!(wrong.to_string().contains("gives `also=i,$BAD`"), "{wrong}");
+    assert!(!format!("{wrong} {wrong:?}").contains("hid"), "{wrong}");
+    let twice = read("tgm://h?also=$ONE,$ONE").1.unwrap_err();
+    assert!(twice.to_string().contains("lists `$ONE`, which is given already"), "{twice}");
+    // A user may have a password, so it is not shown. Another scheme may have a secret of this name.
+    for url in ["tgm://h?also=me:s3cret@i", "x://h?also=s3cret"] {
+        assert!(!read(url).0.contains("s3cret"), "{url}");
+    }
 }
