@@ -48,6 +48,7 @@
 //!
 //! | parameter | default | meaning |
 //! | --- | --- | --- |
+//! | `also` | none | further servers, `HOST:PORT,HOST:PORT`; see below |
 //! | `plaintext` | false | no TLS |
 //! | `insecure` | false | accept any certificate |
 //! | `ca-file` | the system's | trust this certificate authority only, or this certificate of the server itself |
@@ -64,6 +65,13 @@
 //! Every address of the host is tried. While one is silent, the next one is tried in parallel. The
 //! certificate files and the authorities of the system are read again before each handshake. While they
 //! are invalid, the last valid ones stay in use, and the log has a warning.
+//!
+//! `also` lists up to 15 further servers. An entry without a port has the default one, and an IPv6
+//! address has its brackets. The pool uses one server at a time. When that one is gone, a single attempt
+//! to connect tries all of them, first the one in use and then the others in their order, and takes the
+//! first that answers. The pool stays there. All servers must count the same leases, as those of a fleet
+//! do. Each must have a certificate for its own name. The API key and the parameters of TLS are the same
+//! for all.
 //!
 //! **`local://`**, only this process:
 //!

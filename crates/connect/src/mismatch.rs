@@ -25,7 +25,7 @@ impl Mismatch {
                 return Some(*mismatch);
             }
             if let Some(unreached) = error.downcast_ref::<Unreached>() {
-                return unreached.mismatch();
+                return Self::of_every_server(unreached);
             }
             // The error that an I/O error wraps is not its source: the source skips it.
             cause = match error.downcast_ref().and_then(io::Error::get_ref) {
@@ -34,6 +34,17 @@ impl Mismatch {
             };
         }
         None
+    }
+
+    /// Returns the mismatch, if every server of the list has one. With another server the next attempt
+    /// may succeed.
+    fn of_every_server(unreached: &Unreached) -> Option<Self> {
+        let mut found = None;
+        for host in 0..unreached.hosts.len() {
+            let mut tries = unreached.tries.iter().filter(|one| one.host == host);
+            found = Some(tries.find_map(|one| Self::of(&one.error))?);
+        }
+        found
     }
 }
 

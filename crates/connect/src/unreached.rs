@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::host::Shown;
-use crate::mismatch::Mismatch;
 
 /// The most addresses that an error names.
 const MOST_NAMED: usize = 8;
@@ -48,17 +47,6 @@ impl Unreached {
             ([_], [Try { address: None, error, .. }]) => Some(error),
             _ => None,
         }
-    }
-
-    /// Returns the mismatch, if every server of the list has one. With another server the next attempt
-    /// may succeed.
-    pub(crate) fn mismatch(&self) -> Option<Mismatch> {
-        let mut found = None;
-        for host in 0..self.hosts.len() {
-            let mut tries = self.tries.iter().filter(|one| one.host == host);
-            found = Some(tries.find_map(|one| Mismatch::of(&one.error))?);
-        }
-        found
     }
 }
 
