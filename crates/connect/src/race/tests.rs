@@ -204,6 +204,12 @@ async fn every_address_of_the_first_host_comes_before_the_next_host() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_next_host_comes_before_other_addresses_of_one_that_accepts_and_sends_nothing() {
+    let net = Net::of_hosts([(KNOWN, vec![Habit::Hangs; 3]), (KNOWN, vec![AT_ONCE])]);
+    assert_eq!(net.race().await.unwrap(), (3, SILENCE_AFTER_CONNECT));
+}
+
+#[tokio::test(start_paused = true)]
 async fn sixteen_hosts_are_tried_within_the_deadline_whatever_those_before_the_last_do() {
     for name in [KNOWN, Name::Silent] {
         for habit in [Habit::Silent, Habit::Hangs, Habit::Refuses] {
