@@ -1,9 +1,11 @@
 //! What the thread of the leadership and the operations of a store tell each other.
 
+use std::sync::OnceLock;
+
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use crate::fleet::{Member, StepDownError};
+use crate::fleet::{Member, MemberId, StepDownError};
 
 /// The desk between the thread of the leadership and the operations.
 #[derive(Debug)]
@@ -11,6 +13,8 @@ pub(crate) struct Desk {
     requests: Mutex<Vec<StepDown>>,
     members: Mutex<Vec<Member>>,
     policy_hash: Mutex<Box<str>>,
+    /// The id of this server; set once for a server of a fleet.
+    pub(crate) own: OnceLock<MemberId>,
     /// Whether the store has failed, and the leadership is released.
     pub(crate) is_useless: watch::Sender<bool>,
 }
@@ -19,9 +23,19 @@ pub(crate) struct Desk {
 #[derive(Debug)]
 pub(crate) struct StepDown {
     pub(crate) force: bool,
-    /// Whether this server takes nothing over from now on.
-    pub(crate) for_good: bool,
+    pub(crate) purpose: Purpose,
     pub(crate) reply: oneshot::Sender<Result<Member, StepDownError>>,
+}
+
+/// What a request to hand over is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To know the successor; nothing changes.
+    Plan,
+    /// Another server leads.
+    StepDown,
+    /// Another server leads, and this one takes nothing over from now on.
+    Retire,
 }
 
 impl Default for Desk {
@@ -30,6 +44,7 @@ impl Default for Desk {
             requests: Mutex::default(),
             members: Mutex::default(),
             policy_hash: Mutex::default(),
+            own: OnceLock::new(),
             is_useless: watch::Sender::new(false),
         }
     }

@@ -2,8 +2,8 @@
 
 use tokio::sync::oneshot;
 
-use crate::desk::StepDown;
-use crate::fleet::{Member, StepDownError};
+use crate::desk::{Purpose, StepDown};
+use crate::fleet::{Member, MemberId, StepDownError};
 use crate::shared::Shared;
 use crate::store::Store;
 
@@ -15,12 +15,12 @@ async fn answered(answer: Answer) -> Result<Member, StepDownError> {
 }
 
 impl Shared {
-    fn ask_to_step_down(&self, force: bool, for_good: bool) -> Answer {
+    fn ask_to_step_down(&self, force: bool, purpose: Purpose) -> Answer {
         let (reply, answer) = oneshot::channel();
         if self.is_alone() {
             drop(reply.send(Err(StepDownError::Alone)));
         } else {
-            self.desk.request(StepDown { force, for_good, reply });
+            self.desk.request(StepDown { force, purpose, reply });
             self.wake();
         }
         answer
@@ -33,6 +33,11 @@ impl Store {
     /// server can use the store.
     pub fn members(&self) -> Vec<Member> {
         self.shared.desk.members()
+    }
+
+    /// The id of this server among them.
+    pub fn member(&self) -> Option<MemberId> {
+        self.shared.desk.own.get().copied()
     }
 
     /// Sets the hash of the policy file in force here, which the other servers see. A leader hands over
@@ -57,7 +62,19 @@ impl Store {
         &self,
         force: bool,
     ) -> impl Future<Output = Result<Member, StepDownError>> + Send + use<> {
-        answered(self.shared.ask_to_step_down(force, false))
+        answered(self.shared.ask_to_step_down(force, Purpose::StepDown))
+    }
+
+    /// Returns the server to which [`Store::step_down`] would hand over now. Nothing changes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::step_down`].
+    pub fn successor(
+        &self,
+        force: bool,
+    ) -> impl Future<Output = Result<Member, StepDownError>> + Send + use<> {
+        answered(self.shared.ask_to_step_down(force, Purpose::Plan))
     }
 
     /// Takes nothing over from now on, and hands over as [`Store::step_down`] does with `force`: the server
@@ -68,7 +85,7 @@ impl Store {
     ///
     /// As [`Store::step_down`].
     pub fn retire(&self) -> impl Future<Output = Result<Member, StepDownError>> + Send + use<> {
-        answered(self.shared.ask_to_step_down(true, true))
+        answered(self.shared.ask_to_step_down(true, Purpose::Retire))
     }
 
     /// Resolves when the store has failed and is of no more use in its fleet: the leadership is released,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
-use crate::desk::StepDown;
+use crate::desk::{Purpose, StepDown};
 use crate::fleet::{
     Answer, Config, Event, JournalRow, Leader, Leadership, Member, MemberRole, Request,
     StepDownError, successor,
@@ -240,11 +240,12 @@ impl Driver<'_, '_> {
 
     /// Begins what operators have asked for.
     fn begin_handovers(&mut self) {
-        for StepDown { force, for_good, reply } in self.shared.desk.take_requests() {
-            if for_good {
+        for StepDown { force, purpose, reply } in self.shared.desk.take_requests() {
+            if purpose == Purpose::Retire {
                 self.stop();
             }
-            match self.prepare_handover(force) {
+            match self.prepare_handover(force, purpose) {
+                Ok(successor) if purpose == Purpose::Plan => drop(reply.send(Ok(successor))),
                 Ok(successor) => {
                     let give_up_at = self.now() + self.leading.config.leader_ttl;
                     tracing::info!(to = &*successor.address, "hands the leadership over");
@@ -256,8 +257,9 @@ impl Driver<'_, '_> {
         }
     }
 
-    /// Chooses the successor, and makes no more changes. After an error nothing has changed.
-    fn prepare_handover(&mut self, force: bool) -> Result<Member, StepDownError> {
+    /// Chooses the successor, and makes no more changes, unless it is only a plan. After an error nothing
+    /// has changed.
+    fn prepare_handover(&mut self, force: bool, purpose: Purpose) -> Result<Member, StepDownError> {
         if self.handover.is_some() {
             return Err(StepDownError::UnderWay);
         }
@@ -270,7 +272,8 @@ impl Driver<'_, '_> {
         })?;
         let (own, policy_hash) = (self.leading.config.member, self.shared.desk.policy_hash());
         let chosen = successor(&self.members, own, &policy_hash, force, Duration::ZERO)?.clone();
-        if self.shared.stop_applying() { Ok(chosen) } else { Err(StepDownError::NotLeader) }
+        let is_ready = purpose == Purpose::Plan || self.shared.stop_applying();
+        if is_ready { Ok(chosen) } else { Err(StepDownError::NotLeader) }
     }
 
     /// Releases the leadership once everything is committed.

@@ -141,6 +141,8 @@ impl Recovered {
         let shared = Shared::new(ledger, records, is_journaled, stamp, clock);
         if let Some(leading) = &leading {
             shared.join_fleet(leading.elections.secret);
+            // A store joins one fleet, once.
+            let _ = shared.desk.own.set(leading.config.member);
         }
         let path = journal.as_ref().map(|opened| opened.path.clone()).unwrap_or_default();
         let store = Store::new(shared, path);

@@ -166,7 +166,10 @@ async fn a_leader_that_steps_down_fails_no_call_that_it_applied() {
     second.set_policy_hash("other");
     member_soon(&first, |member| &*member.policy_hash == "other").await;
     let others = Err(StepDownError::OtherPolicy { others: 1 });
+    assert_eq!(first.successor(false).await, others);
     assert_eq!(first.step_down(false).await, others);
+    let planned = first.successor(true).await.unwrap();
+    assert_eq!((Some(planned.id), &*planned.address), (second.member(), "10.0.0.2:9010"));
     borrow(&first).await.expect("it leads on");
 
     // Many callers borrow meanwhile. What was granted is there afterwards, and all else was not applied.
