@@ -1,6 +1,6 @@
 //! The metrics page, which Prometheus reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,9 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
+use store::Store;
 
+use super::api::fleet::alive;
 use crate::admin::state::Admin;
 use crate::blocking::blocking;
 use crate::metrics::format::Format;
@@ -71,6 +73,7 @@ fn current_values(admin: &Admin, leases: Option<Leases>) -> Registry {
         Unit::Seconds,
         ConstGauge::new(admin.store.stalled().as_secs_f64()),
     );
+    register_fleet(&mut registry, &admin.store);
     if let Some(not_after) = &admin.certificate_not_after {
         registry.register_with_unit(
             "certificate_not_after",
@@ -91,6 +94,35 @@ fn current_values(admin: &Admin, leases: Option<Leases>) -> Registry {
         registry.register("leases_ended", help, leases_ended(ends));
     }
     registry
+}
+
+/// Registers who leads, where servers share the store.
+fn register_fleet(registry: &mut Registry, store: &Store) {
+    let Some((_, leader)) = store.fleet() else { return };
+    registry.register(
+        "leader",
+        "Whether this server leads its fleet and serves: 1 or 0",
+        ConstGauge::new(i64::from(store.leads())),
+    );
+    let members = store.members();
+    registry.register(
+        "fleet_servers",
+        "The servers of the fleet that have written to the database within ten seconds",
+        ConstGauge::new(gauge_value(alive(&members).count() as u64)),
+    );
+    let policies: BTreeSet<_> = alive(&members).map(|member| &member.policy_hash).collect();
+    registry.register(
+        "fleet_policies",
+        "How many different policies these servers have",
+        ConstGauge::new(gauge_value(policies.len() as u64)),
+    );
+    // Each takeover has the next epoch.
+    let led = members.iter().filter_map(|member| member.led);
+    let epoch = leader.borrow().as_ref().map(|leader| leader.epoch).into_iter().chain(led).max();
+    if let Some(epoch) = epoch {
+        let help = "How often the leader of the fleet has changed since its database was made";
+        registry.register("leader_changes", help, ConstCounter::new(epoch));
+    }
 }
 
 /// The limits of the services. A limit that is absent has no value.

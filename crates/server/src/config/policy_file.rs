@@ -28,6 +28,7 @@ pub struct Loaded {
 pub struct PolicyFile {
     /// The policy file, and then the files that it names.
     files: FileDigests,
+    hash: Box<str>,
     server: Given,
     warnings: Vec<Warning>,
 }
@@ -140,7 +141,8 @@ impl<'a> Files<'a> {
         let own = (path.to_owned(), Some(Digest::of(&contents)));
         let files = std::iter::once(own).chain(self.seen.iter().cloned()).collect();
         let (server, warnings) = (loaded.server.clone(), loaded.warnings.clone());
-        loaded.file = Some(PolicyFile { files, server, warnings });
+        let hash = hash_of(text, &self.seen);
+        loaded.file = Some(PolicyFile { files, hash, server, warnings });
         Ok(loaded)
     }
 
@@ -160,10 +162,29 @@ impl<'a> Files<'a> {
     }
 }
 
+/// Returns the hash of a valid policy file and the files that it names, as text.
+fn hash_of(text: &str, named: &[(PathBuf, Option<Digest>)]) -> Box<str> {
+    let mut policy: toml::Table = text.parse().unwrap_or_default();
+    policy.remove("server");
+    let mut whole = policy.to_string().into_bytes();
+    for (_, digest) in named {
+        whole.extend(digest.iter().flat_map(|digest| digest.as_bytes()));
+    }
+    let digest = Digest::of(&whole);
+    // Enough to tell policies apart, and short enough to compare by eye.
+    digest.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
 impl PolicyFile {
     /// The path of the policy file.
     pub fn path(&self) -> &Path {
         &self.files[0].0
+    }
+
+    /// A hash of the policy: of the file without its `[server]` section and its comments, and of the files
+    /// that it names.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
     }
 
     /// Its `[server]` section.
@@ -179,5 +200,22 @@ impl PolicyFile {
     /// The policy file and then the files that it names, each with the digest of its contents.
     pub(crate) fn files(&self) -> &[(PathBuf, Option<Digest>)] {
         &self.files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_have_equal_hashes_if_only_comments_and_settings_of_the_server_differ() {
+        let hash = |text| hash_of(text, &[]);
+        let first =
+            hash("[server]\nlisten = '[::1]:1'\n[services.t1r]\nttl = '60s'\nmax_total = 1\n");
+        assert_eq!(first.len(), 16);
+        assert_eq!(first, hash("# a\n[services]\nt1r = { max_total = 1, ttl = \"60s\" }\n"));
+        assert_ne!(first, hash("[services.t1r]\nttl = '60s'\nmax_total = 2\n"));
+        let (text, key) = ("[services.t1r]\n", |text: &[u8]| ("k".into(), Some(Digest::of(text))));
+        assert_ne!(hash_of(text, &[key(b"one")]), hash_of(text, &[key(b"two")]));
     }
 }

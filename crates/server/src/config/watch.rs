@@ -27,6 +27,10 @@ impl Digest {
     pub(crate) fn of(contents: &[u8]) -> Self {
         Self(Sha256::digest(contents).into())
     }
+
+    pub(super) const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Files that were read, each with the digest of its contents if it could be read.

@@ -7,6 +7,7 @@
 //! Policies come into force one at a time. No lock is held during a wait for the disk.
 
 mod changes;
+mod fleet;
 mod outcome;
 mod reload;
 mod words;
@@ -48,6 +49,9 @@ pub const MAX_NOTE: usize = 512;
 
 /// The highest limit an operator may set.
 pub const MAX_LIMIT: u64 = 1_000_000_000_000;
+
+/// Stands for the hash of a policy without a file.
+const NO_FILE: &str = "no file";
 
 /// The operator's side of a running server.
 ///
@@ -146,6 +150,9 @@ pub enum OperatorError {
     /// The current state does not allow the change: the file is invalid, or there are too many overrides.
     #[error("{0}")]
     Conflict(String),
+    /// The fleet cannot do it now.
+    #[error("{0}")]
+    NotNow(String),
     /// The store cannot make changes.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -176,6 +183,7 @@ impl Operator {
         };
         let read = file.map_or_else(Vec::new, |file| file.files().to_vec());
         let in_force = InForceOverrides { number: 0, overrides: store.overrides() };
+        store.set_policy_hash(file.map_or(NO_FILE, PolicyFile::hash));
         Self {
             store,
             live,
@@ -225,6 +233,7 @@ impl Operator {
                 let overrides = in_force.overrides.clone();
                 let policy = blocking(move || policy.with_overrides(&overrides)).await;
                 let live = operator.put_into_force(policy).await;
+                operator.store.set_policy_hash(NO_FILE);
                 operator.update_status(|status| PolicyStatus {
                     file: None,
                     loaded_at: operator.now().as_unix(),

@@ -138,11 +138,14 @@ impl Operator {
             let in_force = self.in_force.lock().await;
             let overrides = in_force.overrides.clone();
             let read = self.read(started_with, found, overrides).await;
-            let Loaded { policy, server, warnings, .. } =
+            let Loaded { policy, server, warnings, file } =
                 read.map_err(|error| self.refuse(started_with, &error))?;
             let warnings = self.resolve_unreported_metrics(&warnings).await;
             let warnings = all_warnings(started_with, &warnings, &server);
             let live = self.put_into_force(policy).await;
+            if let Some(file) = &file {
+                self.store.set_policy_hash(file.hash());
+            }
             self.metrics.reloads.applied.inc();
             let path = started_with.path().display().to_string();
             if LOAD_WARNINGS.count_of(&warnings.join("\n")).is_some() {

@@ -410,6 +410,8 @@ async fn the_document_has_every_endpoint_and_no_other_methods_are_served() {
             "/api/api-keys/{api_key}/limits/{service} delete put",
             "/api/audit get",
             "/api/events get",
+            "/api/fleet get",
+            "/api/fleet/step-down post",
             "/api/openapi.json get",
             "/api/organizations get",
             "/api/organizations/{organization} get",

@@ -32,6 +32,7 @@ const TOKEN: &str = "token";
     ),
     tags(
         (name = "server", description = "The server as a whole, and its policy"),
+        (name = "fleet", description = "The servers that share the store"),
         (name = "organizations", description = "Organizations and API keys: their limits, leases and usage"),
         (name = "sessions", description = "Live leases"),
         (name = "records", description = "Refused borrows, and the audit list"),

@@ -15,6 +15,7 @@ use store::Unavailable;
 
 use super::model::{
     AuditQuery, Done, NoteQuery, OrganizationsQuery, Problem, RefusalsQuery, SessionsQuery,
+    StepDownQuery,
 };
 use crate::admin::state::Admin;
 use crate::operator::{MAX_NOTE, OperatorError};
@@ -109,7 +110,9 @@ impl From<OperatorError> for Failure {
             OperatorError::NotFound(_) => StatusCode::NOT_FOUND,
             OperatorError::Invalid(_) => StatusCode::BAD_REQUEST,
             OperatorError::Conflict(_) => StatusCode::CONFLICT,
-            OperatorError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            OperatorError::NotNow(_) | OperatorError::Unavailable(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         Self::new(status, error.to_string())
     }
@@ -249,11 +252,21 @@ impl Bounded for AuditQuery {
 
 impl Bounded for NoteQuery {
     fn check(&self) -> Result<(), Failure> {
-        if self.note.chars().count() > MAX_NOTE {
-            return Err(Failure::invalid(format!("the note is longer than {MAX_NOTE} characters")));
-        }
-        Ok(())
+        check_note(&self.note)
     }
+}
+
+impl Bounded for StepDownQuery {
+    fn check(&self) -> Result<(), Failure> {
+        check_note(&self.note)
+    }
+}
+
+fn check_note(note: &str) -> Result<(), Failure> {
+    if note.chars().count() > MAX_NOTE {
+        return Err(Failure::invalid(format!("the note is longer than {MAX_NOTE} characters")));
+    }
+    Ok(())
 }
 
 fn check_limit(limit: Option<u32>, most: u32) -> Result<(), Failure> {

@@ -5,6 +5,7 @@
 
 mod document;
 pub(super) mod edge;
+pub(super) mod fleet;
 mod mapping;
 pub mod model;
 mod organizations;
@@ -28,6 +29,7 @@ use edge::Failure;
 pub(super) fn router(needs_token: bool) -> Router<Arc<Admin>> {
     let routes = OpenApiRouter::with_openapi(document::empty())
         .merge(server::routes())
+        .merge(fleet::routes())
         .merge(organizations::routes())
         .merge(overrides::routes())
         .merge(sessions::routes())

@@ -5,6 +5,7 @@
 //! a secret of its holder.
 
 mod changes;
+mod fleet;
 mod limits;
 mod organizations;
 mod overview;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use changes::{Done, NoteQuery, SetDisabled, SetLimit};
+pub use fleet::{Fleet, FleetLeader, FleetServer, StepDownQuery};
 pub use limits::{Ceiling, Disabled, Source};
 pub use organizations::{
     ApiKey, BudgetRow, Organization, OrganizationOrder, OrganizationPage, OrganizationService,
