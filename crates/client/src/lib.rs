@@ -69,9 +69,10 @@
 //! `also` lists up to 15 further servers. An entry without a port has the default one, and an IPv6
 //! address has its brackets. The pool uses one server at a time. When that one is gone, a single attempt
 //! to connect tries all of them, first the one in use and then the others in their order, and takes the
-//! first that answers. The pool stays there. All servers must count the same leases, as those of a fleet
-//! do. Each must have a certificate for its own name. The API key and the parameters of TLS are the same
-//! for all.
+//! first that answers. The pool stays there. A server that is silent for two seconds while a call waits
+//! is pinged, and counts as gone if it does not answer within two seconds more. All servers must count
+//! the same leases, as those of a fleet do. Each must have a certificate for its own name. The API key
+//! and the parameters of TLS are the same for all.
 //!
 //! **`local://`**, only this process:
 //!

@@ -34,10 +34,23 @@ use crate::way::{Bytestream, Way};
 /// How long one attempt to connect may take, so that a call has time for another.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long a connection may be silent while a call waits before it is pinged, and how long the
-/// answer may take. Some servers take pings on an idle connection for an attack.
-const PING_AFTER: Duration = Duration::from_secs(10);
-const PING_DEADLINE: Duration = Duration::from_secs(5);
+/// How long to wait for a server that is silent while a call waits.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// How long it may be silent before it is pinged. Some servers take pings on an idle connection for
+    /// an attack.
+    ping_after: Duration,
+    /// How long the answer to a ping may take.
+    answer_within: Duration,
+}
+
+/// The patience with the only server there is.
+const WITH_THE_ONLY_ONE: Patience =
+    Patience { ping_after: Duration::from_secs(10), answer_within: Duration::from_secs(5) };
+
+/// The patience with a server of a list: a call has time for the next one.
+const WITH_ONE_OF_SEVERAL: Patience =
+    Patience { ping_after: Duration::from_secs(2), answer_within: Duration::from_secs(2) };
 
 /// How much a server may send before it is read: of one call, and of all together.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -215,11 +228,16 @@ async fn connect(
     result: oneshot::Sender<Result<Open, NotConnected>>,
 ) {
     match open(&connector, &worked).await {
-        Ok((open, http2)) => {
+        Ok((open, http2, host)) => {
             let signs = open.signs.clone();
             // This task keeps no `SendRequest`: the connection closes when the last one is dropped.
             let _ = result.send(Ok(open));
-            drive(http2, signs).await;
+            match &connector {
+                Connector::Way(way) if way.is_list() => {
+                    drive(http2, signs, WITH_ONE_OF_SEVERAL, || way.silent(host)).await;
+                }
+                _ => drive(http2, signs, WITH_THE_ONLY_ONE, || {}).await,
+            }
         }
         Err(error) => {
             let error = match (&connector, Mismatch::of(&error)) {
@@ -237,8 +255,9 @@ async fn connect(
 /// The part of a connection that does the I/O when it is polled.
 type Http2 = h2::client::Connection<Watched<Box<dyn Bytestream>, Arc<Signs>>, Bytes>;
 
-/// Connects to the first address that answers in HTTP/2.
-async fn open(connector: &Connector, worked: &Arc<AtomicBool>) -> io::Result<(Open, Http2)> {
+/// Connects to the first address that answers in HTTP/2. Returns the number of the server in the list,
+/// too.
+async fn open(connector: &Connector, worked: &Arc<AtomicBool>) -> io::Result<(Open, Http2, usize)> {
     let deadline = Instant::now() + CONNECT_DEADLINE;
     let opened = timeout_at(deadline, async {
         match connector {
@@ -246,11 +265,13 @@ async fn open(connector: &Connector, worked: &Arc<AtomicBool>) -> io::Result<(Op
                 let greet = |stream, others| greet(stream, others, deadline, worked.clone());
                 let reached = way.connect(deadline, greet).await;
                 let ((mut open, http2), host) = reached.map_err(io::Error::other)?;
-                open.authority = host.authority().filter(|_| !way.is_first(host));
-                Ok((open, http2))
+                open.authority = way.authority(host);
+                Ok((open, http2, host))
             }
             Connector::Own(make) => {
-                greet(make().await?, Others::None, deadline, worked.clone()).await
+                let greeted = greet(make().await?, Others::None, deadline, worked.clone());
+                let (open, http2) = greeted.await?;
+                Ok((open, http2, 0))
             }
         }
     });
@@ -313,8 +334,9 @@ fn closed_early() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, why)
 }
 
-/// Runs a connection until it is closed, or a ping is not answered.
-async fn drive(mut http2: Http2, signs: Arc<Signs>) {
+/// Runs a connection until it is closed, or a ping is not answered. Then it calls `silent` before any
+/// call fails.
+async fn drive(mut http2: Http2, signs: Arc<Signs>, patience: Patience, silent: impl FnOnce()) {
     let pings = http2.ping_pong();
     let work = poll_fn(|cx| {
         let over = Pin::new(&mut http2).poll(cx);
@@ -327,29 +349,31 @@ async fn drive(mut http2: Http2, signs: Arc<Signs>) {
             Err(error) => tracing::debug!(%error, "the connection to the server broke"),
         },
         // Its calls fail when the connection is dropped.
-        () = silence(pings, &signs) => {
+        () = silence(pings, &signs, patience) => {
+            silent();
             tracing::debug!("the server does not answer a ping; the connection is closed");
         }
     }
 }
 
 /// Waits until the server was silent under a call and then did not answer a ping.
-async fn silence(pings: Option<PingPong>, signs: &Signs) {
+async fn silence(pings: Option<PingPong>, signs: &Signs, patience: Patience) {
+    let Patience { ping_after, answer_within } = patience;
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
         let Some(since) = signs.silent_since() else {
             signs.begun.notified().await;
             continue;
         };
-        if since.elapsed() < PING_AFTER {
-            sleep_until(since + PING_AFTER).await;
+        if since.elapsed() < ping_after {
+            sleep_until(since + ping_after).await;
             continue;
         }
         let pong = async {
             pings.send_ping(Ping::opaque())?;
             poll_fn(|cx| pings.poll_pong(cx)).await
         };
-        match timeout(PING_DEADLINE, pong).await {
+        match timeout(answer_within, pong).await {
             Ok(Ok(_)) => {}
             // The connection is broken, and `drive` ends for that reason.
             Ok(Err(_)) => return std::future::pending().await,

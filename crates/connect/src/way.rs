@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use http::uri::Authority;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -43,7 +44,7 @@ type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send
 pub struct Way {
     /// At least one.
     hosts: Vec<Host>,
-    /// The number of the server that answered last. It is tried first.
+    /// The number of the server that is tried first: the one that answered last.
     last: AtomicUsize,
     protocol: Protocol,
     /// With the name that the certificate of each server must have.
@@ -80,8 +81,9 @@ impl Way {
         self
     }
 
-    /// Tries the servers, and the addresses of each, in parallel. Returns the first one that answers,
-    /// and what `greet` makes of the stream. `greet` learns whether there are other addresses.
+    /// Tries the servers, and the addresses of each, in parallel. Returns what `greet` makes of the first
+    /// stream on which a server answers it, and the number of this server in the list. `greet` learns
+    /// whether there are other addresses.
     ///
     /// The server that answered last is tried first, and then the others in the order of the list.
     ///
@@ -94,7 +96,7 @@ impl Way {
         &self,
         deadline: Instant,
         greet: impl Fn(Box<dyn Bytestream>, Others) -> G,
-    ) -> Result<(T, &Host), Unreached>
+    ) -> Result<(T, usize), Unreached>
     where
         G: Future<Output = io::Result<T>>,
     {
@@ -116,12 +118,25 @@ impl Way {
         if self.last.swap(host, Ordering::Relaxed) != host {
             tracing::info!(server = %self.hosts[host], "connected to another server of the list");
         }
-        Ok((reached, &self.hosts[host]))
+        Ok((reached, host))
     }
 
-    /// Returns whether `host` is the first of the list.
-    pub(crate) fn is_first(&self, host: &Host) -> bool {
-        std::ptr::eq(&self.hosts[0], host)
+    /// Returns whether there is more than one server.
+    pub(crate) fn is_list(&self) -> bool {
+        self.hosts.len() > 1
+    }
+
+    /// Returns the authority of a server; `None` for the first of the list, which requests name.
+    pub(crate) fn authority(&self, host: usize) -> Option<Authority> {
+        if host == 0 { None } else { self.hosts[host].authority() }
+    }
+
+    /// Notes that a server was reached and does not answer any more. If it is the one that would be tried
+    /// first, the next one of the list is.
+    pub(crate) fn silent(&self, host: usize) {
+        let next = (host + 1) % self.hosts.len();
+        // An error means that another server has answered meanwhile.
+        let _ = self.last.compare_exchange(host, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Makes the TLS handshake on a connection, if there is TLS.

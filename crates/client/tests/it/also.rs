@@ -1,9 +1,12 @@
 //! Several servers, listed by the parameter `also`. Ports in front of one real server stand for the
 //! servers of a fleet: they share what is counted.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tgm_session::{CloseReport, Error, Pool, PoolStats, Released, SessionRequest, TgmPool};
@@ -20,6 +23,7 @@ struct Front {
     address: SocketAddr,
     came: Arc<AtomicUsize>,
     connections: Arc<parking_lot::Mutex<JoinSet<()>>>,
+    frozen: Arc<AtomicBool>,
     accepting: AbortHandle,
 }
 
@@ -38,19 +42,25 @@ impl Front {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (came, connections) = (Arc::<AtomicUsize>::default(), Arc::default());
-        let counted = came.clone();
+        let frozen = Arc::<AtomicBool>::default();
+        let (counted, is_frozen) = (came.clone(), frozen.clone());
         let open: Arc<parking_lot::Mutex<JoinSet<()>>> = Arc::clone(&connections);
         let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 counted.fetch_add(1, Ordering::Relaxed);
-                open.lock().spawn(serve(stream, server.clone()));
+                open.lock().spawn(serve(stream, server.clone(), is_frozen.clone()));
             }
         });
-        Self { address, came, connections, accepting: accepting.abort_handle() }
+        Self { address, came, connections, frozen, accepting: accepting.abort_handle() }
     }
 
     fn came(&self) -> usize {
         self.came.load(Ordering::Relaxed)
+    }
+
+    /// Answers nothing any more. Connections stay open, and new ones are accepted.
+    fn freeze(&self) {
+        self.frozen.store(true, Ordering::Relaxed);
     }
 
     /// Breaks the connections. New ones are accepted.
@@ -60,14 +70,17 @@ impl Front {
     }
 }
 
-async fn serve(stream: TcpStream, server: Option<Arc<Running>>) {
-    match server {
-        Some(server) => server.serve_stream(stream).await,
-        None => {
-            let _open = stream;
-            std::future::pending().await
-        }
-    }
+async fn serve(stream: TcpStream, server: Option<Arc<Running>>, frozen: Arc<AtomicBool>) {
+    let Some(server) = server else {
+        let _open = stream;
+        return std::future::pending().await;
+    };
+    let mut served = pin!(server.serve_stream(stream));
+    poll_fn(|cx| match frozen.load(Ordering::Relaxed) {
+        true => Poll::Pending,
+        false => served.as_mut().poll(cx),
+    })
+    .await
 }
 
 impl Drop for Front {
@@ -193,6 +206,21 @@ async fn one_attempt_to_connect_goes_on_from_a_server_that_accepts_and_sends_not
     assert_eq!(session.release().await, Ok(Released::Returned));
     // A second attempt would have come to the silent server again.
     assert_eq!((hanging.came(), front.came(), pool.stats().retried), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn a_borrow_succeeds_at_the_second_server_when_the_first_freezes() {
+    let server = Arc::new(memory().await);
+    let (first, second) = (Front::of(&server).await, Front::of(&server).await);
+    // With one server alone the pool is patient for longer than this.
+    let (pool, plugin) = pool_of(&[first.address, second.address], "borrow-timeout=12s");
+    let session = pool.borrow(stream()).await.unwrap();
+    first.freeze();
+    let other = pool.borrow(stream()).await.unwrap();
+    until_held(&plugin, (2, 0)).await;
+    assert_eq!((session.end_reason(), other.end_reason()), (None, None));
+    // The frozen server was not tried first.
+    assert_eq!((first.came(), second.came()), (1, 1));
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@ use super::*;
 use crate::host::Host;
 use crate::protocol::Protocol;
 
+const PING_AFTER: Duration = WITH_THE_ONLY_ONE.ping_after;
+const PING_DEADLINE: Duration = WITH_THE_ONLY_ONE.answer_within;
+
 /// The first frame of an HTTP/2 server: SETTINGS without any setting.
 const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
 

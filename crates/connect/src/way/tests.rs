@@ -169,7 +169,8 @@ fn list(addresses: &[SocketAddr]) -> (Way, Arc<Mutex<Vec<String>>>) {
 
 /// Connects, and returns which host was reached.
 async fn reached(way: &Way) -> Result<String, Unreached> {
-    Ok(way.connect(soon(), async |_, _| Ok(())).await?.1.name.clone())
+    let ((), host) = way.connect(soon(), async |_, _| Ok(())).await?;
+    Ok(way.hosts[host].name.clone())
 }
 
 #[tokio::test]
@@ -192,6 +193,16 @@ async fn the_host_that_answered_last_is_tried_first_and_its_name_is_looked_up_ag
     (listeners[0], listeners[2]) = (None, None);
     let error = reached(&way).await.unwrap_err();
     assert!(error.is_refused() && error.tries.len() == 3, "{error}");
+}
+
+#[tokio::test]
+async fn a_host_that_fell_silent_is_not_tried_first() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (way, _) = list(&[listener.local_addr().unwrap(); 3]);
+    for (silent, next) in [(0, "h1"), (0, "h1"), (1, "h2"), (2, "h0")] {
+        way.silent(silent);
+        assert_eq!(reached(&way).await.unwrap(), next);
+    }
 }
 
 #[tokio::test]
