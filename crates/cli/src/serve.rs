@@ -104,7 +104,9 @@ pub(crate) fn run(args: Args, mut output: Output) -> Result<(), Failure> {
             never = manager::feed_watchdog(&running) => match never {},
         };
         manager::stopping();
-        tracing::info!(signal, "stopping: calls in flight may finish");
+        if let Some(signal) = signal {
+            tracing::info!(signal, "stopping: calls in flight may finish");
+        }
         stop(running, signals).await
     })
 }
@@ -135,16 +137,23 @@ fn say_ready(ready: Ready, mut output: Output) -> Result<(), Failure> {
     started.map(drop).map_err(failed)
 }
 
-/// Loads the policy again at each SIGHUP. Returns the signal that stops the server.
+/// Loads the policy again at each SIGHUP. Returns the signal that stops the server; `None` when the store
+/// has failed.
 async fn wait_for_stop(
     running: &Running,
     signals: &mut Signals,
     hangups: &mut Hangups,
     status: &str,
-) -> &'static str {
+) -> Option<&'static str> {
+    let useless = running.useless();
+    tokio::pin!(useless);
     loop {
         tokio::select! {
-            signal = signals.next() => return signal,
+            signal = signals.next() => return Some(signal),
+            () = &mut useless => {
+                tracing::error!("the store failed: another server of the fleet takes over");
+                return None;
+            }
             () = hangups.next() => {
                 manager::reloading();
                 // The log and the status of the policy have the result.

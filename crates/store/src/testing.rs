@@ -13,6 +13,7 @@ use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subje
 use redb::StorageBackend;
 
 use crate::clock::Clock;
+use crate::store::Store;
 
 /// One file on an imitated disk. Clones share the disk.
 #[derive(Clone, Debug, Default)]
@@ -181,6 +182,15 @@ impl Clock for ManualClock {
     fn unix(&self) -> Duration {
         *self.unix.lock()
     }
+}
+
+/// Panics in an operation of the store, under the lock of its ledger.
+pub fn poison(store: &Store) {
+    let shared = store.shared.clone();
+    let poisoning = std::thread::spawn(move || {
+        let _: Result<((), _), _> = shared.change(None, |_, _| panic!("a test poisons the store"));
+    });
+    assert!(poisoning.join().is_err());
 }
 
 /// Waits, for a bounded time, until something outside of this task has happened.

@@ -121,7 +121,8 @@ impl Server {
         self.store.leases()
     }
 
-    /// Serves until `shutdown` is cancelled, then stops as [`Running::stop`] does.
+    /// Serves until `shutdown` is cancelled, or the store of a fleet has failed; then stops as
+    /// [`Running::stop`] does.
     ///
     /// Cancellation: when the future is dropped, the server stops at once.
     ///
@@ -130,7 +131,10 @@ impl Server {
     /// As [`Server::start`] and [`Running::stop`].
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let running = self.start().await?;
-        shutdown.cancelled().await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = running.useless() => {}
+        }
         running.stop().await
     }
 

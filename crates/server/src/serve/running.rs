@@ -92,6 +92,15 @@ impl Running {
         true
     }
 
+    /// Resolves when the store of a fleet has failed and the leadership is released: another server takes
+    /// over, and this process should stop and be started again. [`Running::stop`] then returns why.
+    ///
+    /// A store that no other server uses goes on to extend leases, and the future never resolves.
+    /// Cancellation safe.
+    pub fn useless(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.store.useless()
+    }
+
     /// Serves gRPC on `stream`, a connection that this program opened by its own means: a pipe, a Unix
     /// socket, or a stream on which the program terminates TLS.
     ///

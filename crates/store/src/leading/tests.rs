@@ -13,7 +13,7 @@ use crate::fleet::{Member, MemberRole, StepDownError};
 use crate::journal::postgres::tests::cluster::Cluster;
 use crate::options::Options;
 use crate::recovered::Recovered;
-use crate::testing::eventually;
+use crate::testing::{eventually, poison};
 use crate::{BorrowError, Borrowed, Store, Unavailable};
 
 /// Short, so that a takeover does not take long.
@@ -221,11 +221,7 @@ async fn a_poisoned_leader_gives_up_at_once_and_says_that_it_is_useless() {
     let first = open_at(&cluster, "poisoned", "10.0.0.1:9010").await;
     let id = borrow_soon(&first).await;
     let second = open_at(&cluster, "poisoned", "10.0.0.2:9010").await;
-    let shared = first.shared.clone();
-    let panicked = std::thread::spawn(move || {
-        let _: Result<((), _), _> = shared.change(None, |_, _| panic!("on purpose"));
-    });
-    assert!(panicked.join().is_err());
+    poison(&first);
     tokio::time::timeout(SOON, first.useless()).await.expect("the leadership is released");
     assert_eq!(first.ready(), Err(Unavailable::Failed));
     assert!(first.keep_alive(id, None).await.is_err());
