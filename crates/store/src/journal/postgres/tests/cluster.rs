@@ -53,6 +53,13 @@ fn command(programs: &Path, program: &str) -> Command {
     command
 }
 
+/// Gives a file or a folder to the user of the database.
+fn own(path: &Path) {
+    if rustix::process::getuid().is_root() {
+        assert!(Command::new("chown").arg("postgres").arg(path).status().unwrap().success());
+    }
+}
+
 impl Cluster {
     /// The database that the tests of this process share while one of them runs. Each uses a schema of
     /// its own.
@@ -87,17 +94,23 @@ impl Cluster {
     fn without_data() -> Option<Self> {
         let programs = programs()?;
         let folder = tempfile::tempdir().unwrap();
-        if rustix::process::getuid().is_root() {
-            let owner = Command::new("chown").arg("postgres").arg(folder.path()).status().unwrap();
-            assert!(owner.success());
-        }
+        own(folder.path());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Some(Self { programs, folder, port, process: None })
     }
 
-    /// The folder of its data, in which a test may write settings before it starts the database again.
-    pub(crate) fn data(&self) -> PathBuf {
+    fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    /// Writes a file of its data folder, which only the database may read.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let path = self.data().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        own(&path);
     }
 
     /// Starts an asynchronous replica of this database.

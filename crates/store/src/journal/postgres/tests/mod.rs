@@ -1,6 +1,7 @@
 //! The journal against a real PostgreSQL.
 
 pub(crate) mod cluster;
+mod encrypted;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
