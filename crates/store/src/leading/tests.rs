@@ -1,6 +1,7 @@
 //! Stores of one fleet on a real PostgreSQL.
 
 mod lost_writes;
+mod pooled;
 mod promoted;
 
 use std::sync::Arc;
