@@ -9,6 +9,8 @@ mod batch;
 mod blocking;
 mod clock;
 mod commits;
+#[cfg(test)]
+mod conformance;
 mod contents;
 mod copying;
 mod desk;
