@@ -30,7 +30,9 @@ use tgm_session_server::text::{is_plain, plain_but};
 
 use crate::failure::Failure;
 use crate::logs::Logs;
-use crate::operator::{audit, disable, limit, organizations, policy, refusals, revoke, sessions};
+use crate::operator::{
+    audit, disable, fleet, limit, organizations, policy, refusals, revoke, sessions,
+};
 use crate::output::{Format, Output};
 
 /// A faster allocator saves a few percent of CPU with many small requests.
@@ -102,6 +104,8 @@ enum Command {
     Policy(policy::Show),
     Reload(policy::Reload),
     Audit(audit::Args),
+    Fleet(fleet::Show),
+    StepDown(fleet::StepDown),
     Store(store::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -173,6 +177,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Policy(args) => policy::show(&args, output),
         Command::Reload(args) => policy::reload(&args, output),
         Command::Audit(args) => audit::run(&args, output),
+        Command::Fleet(args) => fleet::show(&args, output),
+        Command::StepDown(args) => fleet::step_down(&args, output),
         Command::Store(args) => store::run(&args, output),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command(), output),

@@ -5,6 +5,7 @@ mod args;
 pub(crate) mod audit;
 mod changed;
 pub(crate) mod disable;
+pub(crate) mod fleet;
 pub(crate) mod limit;
 pub(crate) mod organizations;
 pub(crate) mod policy;

@@ -11,6 +11,7 @@ use tgm_session_server::api::Overview;
 use super::parts::{BAD, FAINT, GOOD, TITLE, WARN, labelled};
 use super::state::{App, Link, Mode, Revocation};
 use super::{organizations, sessions};
+use crate::operator::fleet::led;
 use crate::operator::words::{refused, span};
 use crate::output::{counted, plain};
 
@@ -51,6 +52,9 @@ fn connection(app: &App, now: Instant) -> Line<'static> {
             if let Some(overview) = &app.overview {
                 let rest = format!("   up {}   {}", up(overview), plain(&overview.store));
                 spans.push(Span::styled(rest, FAINT));
+            }
+            if let Some(fleet) = &app.fleet {
+                spans.push(Span::styled(format!("   {}", led(fleet)), FAINT));
             }
         }
         Link::Lost { since, why } => {
@@ -108,6 +112,9 @@ fn state(app: &App, overview: &Overview) -> Line<'static> {
     if let Some(why) = &overview.policy.refused {
         let label = Span::styled("the policy file is refused: ", BAD);
         return Line::from_iter([label, Span::raw(plain(why))]);
+    }
+    if let Some(warning) = app.fleet.as_ref().and_then(|fleet| fleet.warnings.first()) {
+        return Line::styled(plain(warning), WARN);
     }
     match overview.policy.overrides {
         0 => Line::default(),

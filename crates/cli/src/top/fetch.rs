@@ -1,8 +1,8 @@
 //! Fetches the data of the screen.
 
 use tgm_session_server::api::{
-    AgeOrder, LeaseKinds, Organization, OrganizationOrder, OrganizationPage, OrganizationsQuery,
-    Overview, Refusal, RefusalsQuery, SessionPage, SessionsQuery,
+    AgeOrder, Fleet, LeaseKinds, Organization, OrganizationOrder, OrganizationPage,
+    OrganizationsQuery, Overview, Refusal, RefusalsQuery, SessionPage, SessionsQuery,
 };
 
 use crate::failure::Failure;
@@ -29,6 +29,8 @@ pub(super) enum Query {
 pub(super) struct Update {
     pub(super) want: Query,
     pub(super) overview: Overview,
+    /// The servers that share the store, if several can.
+    pub(super) fleet: Option<Fleet>,
     /// The list; `None` if it has not changed.
     pub(super) list: Option<List>,
 }
@@ -59,8 +61,9 @@ pub(super) fn fetch(admin: &Admin, want: Query, known: Option<u64>) -> Result<Up
     // The overview comes first: a change between the two calls makes the list newer than its revision, and
     // the next update fetches it again. In the other order that change would be missed.
     let overview = admin.overview()?;
+    let fleet = fleet(admin)?;
     if known == Some(overview.revision) {
-        return Ok(Update { want, overview, list: None });
+        return Ok(Update { want, overview, fleet, list: None });
     }
     let list = match &want {
         Query::Organizations { search, order, offset } => {
@@ -75,7 +78,21 @@ pub(super) fn fetch(admin: &Admin, want: Query, known: Option<u64>) -> Result<Up
             List::Leases(held(admin, organization, *order, *kinds)?.map(Box::new))
         }
     };
-    Ok(Update { want, overview, list: Some(list) })
+    Ok(Update { want, overview, fleet, list: Some(list) })
+}
+
+/// Fetches the servers that share the store; `None` if no other server can.
+///
+/// # Errors
+///
+/// Those of the call.
+pub(super) fn fleet(admin: &Admin) -> Result<Option<Fleet>, Failure> {
+    match admin.fleet() {
+        Ok(fleet) => Ok(Some(fleet).filter(|fleet| fleet.shared)),
+        // A server of an earlier version.
+        Err(Fault::NotFound(_)) => Ok(None),
+        Err(fault) => Err(fault.into()),
+    }
 }
 
 fn held(

@@ -4,14 +4,16 @@ use std::fmt;
 
 use serde::Serialize;
 use tgm_session_server::api::{
-    Organization, OrganizationPage, OrganizationsQuery, Overview, ServiceRow,
+    Fleet, Organization, OrganizationPage, OrganizationsQuery, Overview, ServiceRow,
 };
 
+use super::fetch::fleet;
 use crate::failure::Failure;
 use crate::operator::admin::Admin;
+use crate::operator::fleet::led;
 use crate::operator::organizations::{footer, listed};
 use crate::operator::words::refused;
-use crate::output::{BAD, FAINT, Output, plain, styled};
+use crate::output::{BAD, FAINT, Output, WARN, plain, styled};
 
 /// How many organizations are shown.
 const MOST: u32 = 50;
@@ -20,6 +22,9 @@ const MOST: u32 = 50;
 #[derive(Debug, Serialize)]
 struct Shown {
     overview: Overview,
+    /// The servers that share the store, if several can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fleet: Option<Fleet>,
     /// How many organizations there are.
     total: u64,
     /// The fullest of them.
@@ -32,16 +37,22 @@ struct Shown {
 ///
 /// Those of the calls and of the output.
 pub(super) fn show(admin: &Admin, output: &mut Output) -> Result<(), Failure> {
-    let overview = admin.overview()?;
+    let (overview, fleet) = (admin.overview()?, fleet(admin)?);
     let query = OrganizationsQuery { limit: Some(MOST), ..OrganizationsQuery::default() };
     let OrganizationPage { total, organizations } = admin.organizations(&query)?;
-    output.show(&Shown { overview, total, organizations })
+    output.show(&Shown { overview, fleet, total, organizations })
 }
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let overview = &self.overview;
         writeln!(f, "tgm-session {}  {}", plain(&overview.version), plain(&overview.store))?;
+        if let Some(fleet) = &self.fleet {
+            writeln!(f, "{}", led(fleet))?;
+            for warning in &fleet.warnings {
+                writeln!(f, "{} {}", styled(WARN, "warning:"), plain(warning))?;
+            }
+        }
         if !overview.ready {
             let why = overview.problem.as_deref().unwrap_or("no reason was given");
             writeln!(f, "{} {}", styled(BAD, "the server refuses changes:"), plain(why))?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tgm_session_server::api::{
-    AgeOrder, Done, LeaseKinds, Organization, OrganizationOrder, OrganizationPage, Overview,
+    AgeOrder, Done, Fleet, LeaseKinds, Organization, OrganizationOrder, OrganizationPage, Overview,
     Session,
 };
 
@@ -19,6 +19,7 @@ pub(super) struct App {
     pub(super) place: String,
     pub(super) link: Link,
     pub(super) overview: Option<Overview>,
+    pub(super) fleet: Option<Fleet>,
     pub(super) organizations: Organizations,
     /// The organization that was entered.
     pub(super) leases: Option<Leases>,
@@ -131,6 +132,7 @@ impl App {
             place: place.to_owned(),
             link: Link::Connected,
             overview: None,
+            fleet: None,
             organizations: Organizations::default(),
             leases: None,
             mode: Mode::Browse,
@@ -169,10 +171,10 @@ impl App {
 
     /// Takes an answer of the server.
     pub(super) fn update(&mut self, news: Update, now: Instant) {
-        let Update { want, overview, list } = news;
+        let Update { want, overview, fleet, list } = news;
         self.link = Link::Connected;
         let revision = overview.revision;
-        self.overview = Some(overview);
+        (self.overview, self.fleet) = (Some(overview), fleet);
         let Some(list) = list else { return };
         let taken = match (list, &want, &mut self.leases) {
             (List::Organizations(page), Query::Organizations { offset, .. }, _) => {

@@ -6,9 +6,9 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use tgm_session_server::api::{
-    BudgetRow, Ceiling, Disabled, Done, Organization, OrganizationOrder, OrganizationPage,
-    OrganizationService, Overview, PolicyStatus, Refusal, Refusals, ServiceRow, Session,
-    SessionPage, Source,
+    BudgetRow, Ceiling, Disabled, Done, Fleet, FleetLeader, Organization, OrganizationOrder,
+    OrganizationPage, OrganizationService, Overview, PolicyStatus, Refusal, Refusals, ServiceRow,
+    Session, SessionPage, Source,
 };
 
 use super::draw::draw;
@@ -145,7 +145,8 @@ impl Rig {
                 })))
             }
         };
-        let news = Update { want, overview: overview(self.revision), list: Some(list) };
+        let news =
+            Update { want, overview: overview(self.revision), fleet: None, list: Some(list) };
         self.app.update(news, self.now);
     }
 
@@ -385,6 +386,7 @@ fn an_answer_to_an_older_query_is_not_shown() {
     let late = Update {
         want: rig.app.query(),
         overview: overview(9),
+        fleet: None,
         list: Some(List::Organizations(OrganizationPage {
             total: 1,
             organizations: vec![organization("late", 0, None)],
@@ -405,7 +407,8 @@ fn a_problem_of_the_server_is_shown_above_the_list() {
     let mut tell = |change: fn(&mut Overview)| {
         let mut overview = overview(2);
         change(&mut overview);
-        rig.app.update(Update { want: rig.app.query(), overview, list: None }, rig.now);
+        rig.app
+            .update(Update { want: rig.app.query(), overview, fleet: None, list: None }, rig.now);
         rig.lines(140, 12)[3].clone()
     };
     assert_eq!(tell(|_| ()), "");
@@ -416,6 +419,28 @@ fn a_problem_of_the_server_is_shown_above_the_list() {
         (seen.ready, seen.problem) = (false, Some("the disk is full".into()));
     });
     assert_eq!(failed, "the server refuses changes: the disk is full");
+}
+
+#[test]
+fn the_servers_of_a_fleet_are_shown_with_what_an_operator_should_look_at() {
+    let mut rig = Rig::new(["acme"]);
+    let fleet = Fleet {
+        shared: true,
+        leader: Some(FleetLeader { address: "10.0.0.1:9010".into(), epoch: 7 }),
+        servers: Vec::new(),
+        warnings: vec!["no other server could take over".into()],
+    };
+    let mut tell = |fleet: Fleet| {
+        let (want, overview) = (rig.app.query(), overview(2));
+        rig.app.update(Update { want, overview, fleet: Some(fleet), list: None }, rig.now);
+        let lines = rig.lines(140, 12);
+        (lines[0].clone(), lines[3].clone())
+    };
+    let (first, state) = tell(fleet.clone());
+    assert!(first.ends_with("0 servers, led by 10.0.0.1:9010 in term 7"), "{first}");
+    assert_eq!(state, "no other server could take over");
+    let (first, state) = tell(Fleet { leader: None, warnings: Vec::new(), ..fleet });
+    assert!(first.ends_with("0 servers, nobody leads") && state.is_empty(), "{first} {state}");
 }
 
 #[test]

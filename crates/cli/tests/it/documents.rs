@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::harness::{command, finish, folder, run};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 21] = [
     "serve",
     "demo",
     "borrow",
@@ -21,6 +21,8 @@ const COMMANDS: [&str; 19] = [
     "policy",
     "reload",
     "audit",
+    "fleet",
+    "step-down",
     "store",
     "completions",
     "man",
@@ -94,7 +96,8 @@ fn every_command_has_a_manual_page_whose_examples_keep_their_lines() {
         assert!(page.contains(".SH OPTIONS"), "{page}");
         let examples = page.split_once(".nf").and_then(|(_, rest)| rest.split_once(".fi"));
         let (examples, _) = examples.unwrap_or_else(|| panic!("no examples: {page}"));
-        assert!(examples.contains(&format!("\n  tgm\\-session {name}")), "{examples}");
+        let escaped = name.replace('-', "\\-");
+        assert!(examples.contains(&format!("\n  tgm\\-session {escaped}")), "{examples}");
     }
     let main = std::fs::read_to_string(pages.join("tgm-session.1")).unwrap();
     assert_eq!(run(["man"]).stdout, main);

@@ -12,6 +12,7 @@ mod command_line;
 mod demo;
 mod deploy;
 mod documents;
+mod fleet;
 mod harness;
 mod hostile;
 mod moving;

@@ -110,7 +110,8 @@ fn register_fleet(registry: &mut Registry, store: &Store) {
         "The servers of the fleet that have written to the database within ten seconds",
         ConstGauge::new(gauge_value(alive(&members).count() as u64)),
     );
-    let policies: BTreeSet<_> = alive(&members).map(|member| &member.policy_hash).collect();
+    let policies: BTreeSet<_> =
+        alive(&members).map(|it| &it.policy_hash).filter(|hash| !hash.is_empty()).collect();
     registry.register(
         "fleet_policies",
         "How many different policies these servers have",

@@ -165,7 +165,16 @@ impl Operator {
             let enforced = self.store.enforce(&live.policy, AuditNote::New(entry.clone()));
             async move { enforced.await.map(|enforced| (enforced, entry)) }
         };
-        let (Enforced { ended, entry: number }, entry) = enforced.await?;
+        let (Enforced { ended, entry: number }, entry) = match enforced.await {
+            Err(Unavailable::Standby) => {
+                let path = started_with.path().display();
+                let summary =
+                    format!("loaded the policy file {path}, which counts once this server leads");
+                tracing::info!("{summary}");
+                return Ok(Done { ended: 0, summary });
+            }
+            enforced => enforced?,
+        };
         let entry = AuditEntry { number: number.unwrap_or(0), ended: ended as u64, ..entry };
         Ok(self.publish(self.audit_entry(entry.number).unwrap_or(entry)))
     }

@@ -108,7 +108,17 @@ impl Admin {
 
     /// Loads the policy file again.
     pub(crate) fn reload(&self) -> Result<api::Done, Fault> {
-        self.post(&["policy", "reload"])
+        self.post(&["policy", "reload"], &())
+    }
+
+    /// The servers that share the store.
+    pub(crate) fn fleet(&self) -> Result<api::Fleet, Fault> {
+        self.get(&["fleet"], &())
+    }
+
+    /// Makes the leader of the fleet hand over.
+    pub(crate) fn step_down(&self, query: &api::StepDownQuery) -> Result<api::Done, Fault> {
+        self.post(&["fleet", "step-down"], query)
     }
 
     /// The latest refused borrows.

@@ -151,8 +151,12 @@ impl Admin {
         self.call(Method::PUT, path, &(), body)
     }
 
-    pub(super) fn post<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Fault> {
-        self.call(Method::POST, path, &(), String::new())
+    pub(super) fn post<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &impl Serialize,
+    ) -> Result<T, Fault> {
+        self.call(Method::POST, path, query, String::new())
     }
 
     pub(super) fn delete<T: DeserializeOwned>(

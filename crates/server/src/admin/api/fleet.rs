@@ -105,7 +105,8 @@ fn warnings(is_led: bool, members: &[Member]) -> Vec<String> {
     }
     let mut warn_of_different = |what: &str, of: fn(&Member) -> &str, then: &str| {
         let mut by_value = BTreeMap::<&str, Vec<&str>>::new();
-        for member in &alive {
+        // A server that has just started has not said yet what policy it has.
+        for member in alive.iter().filter(|member| !of(member).is_empty()) {
             by_value.entry(of(member)).or_default().push(&member.address);
         }
         if by_value.len() > 1 {
