@@ -30,6 +30,7 @@ const VIEWS = [
   '#/policy',
   '#/audit',
   '#/api-keys/key-1',
+  '#/fleet',
 ];
 const HOSTILE = [
   `<img src=x onerror="window.hacked=1">`,

@@ -49,7 +49,7 @@ function start(args, options) {
   return { child, exited, event };
 }
 
-/** A server on free ports, with a durable store in a temporary folder. */
+/** A server on free ports, with a durable store in a temporary folder unless `flags` name another. */
 export class Server {
   #folder = mkdtempSync(join(tmpdir(), 'tgm-session-page-'));
   #flags;
@@ -73,7 +73,8 @@ export class Server {
   async start() {
     const log = openSync(join(this.#folder, 'log'), 'a');
     const args = ['serve', '--format', 'json', '--config', join(this.#folder, 'policy.toml')];
-    args.push('--store', `file:${join(this.#folder, 'leases.redb')}`);
+    if (!this.#flags.includes('--store'))
+      args.push('--store', `file:${join(this.#folder, 'leases.redb')}`);
     args.push('--listen', this.#listen[0], '--admin-listen', this.#listen[1], ...this.#flags);
     this.#process = start(args, { stdio: ['ignore', 'pipe', log] });
     closeSync(log);

@@ -19,6 +19,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/page/api.js", SCRIPT, include_str!("api.js")),
     ("/page/dialogs.js", SCRIPT, include_str!("dialogs.js")),
     ("/page/dom.js", SCRIPT, include_str!("dom.js")),
+    ("/page/fleet.js", SCRIPT, include_str!("fleet.js")),
     ("/page/live.js", SCRIPT, include_str!("live.js")),
     ("/page/meter.js", SCRIPT, include_str!("meter.js")),
     ("/page/organizations.js", SCRIPT, include_str!("organizations.js")),

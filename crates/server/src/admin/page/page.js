@@ -1,8 +1,9 @@
 // The operator's page: it selects the view, keeps it up to date, and shows banners above it.
 
-import { Problem, onTokenNeeded } from './page/api.js';
+import { Problem, get, onTokenNeeded } from './page/api.js';
 import { announce, askToken } from './page/dialogs.js';
 import { element, setAttribute, setText } from './page/dom.js';
+import { fleet } from './page/fleet.js';
 import { Live } from './page/live.js';
 import { organizations } from './page/organizations.js';
 import { setSessionCount } from './page/overview.js';
@@ -38,6 +39,7 @@ const views = {
   refusals,
   policy,
   audit,
+  fleet,
 };
 
 /** Makes the view of an address, or one that says that nothing is there. */
@@ -208,6 +210,24 @@ live.addEventListener('overview', ({ detail }) => {
 });
 for (const name of ['refusal', 'audit', 'policy']) live.addEventListener(name, () => updates.soon());
 
+/** How often the fleet is checked while another view is shown, in milliseconds. */
+const FLEET_EVERY = 10_000;
+const fleetLink = document.querySelector('header nav a[href="#/fleet"]');
+let fleetChecked = -FLEET_EVERY;
+
+/** Shows the link to the fleet, if the store is one of a fleet, and what an operator should look at. */
+async function checkFleet() {
+  if (performance.now() - fleetChecked < FLEET_EVERY) return;
+  fleetChecked = performance.now();
+  try {
+    const { shared, warnings } = await get('/api/fleet');
+    setAttribute(fleetLink, 'hidden', !shared);
+    banner('fleet', warnings.length > 0 ? ['The fleet:', `${warnings.join('; ')}.`] : null);
+  } catch {
+    // A lost connection is shown already.
+  }
+}
+
 const connection = document.getElementById('connection');
 const connectionWords = document.getElementById('connection-words');
 const again = document.getElementById('connection-again');
@@ -249,6 +269,7 @@ setInterval(() => {
   countdown();
   if (document.hidden || view === null) return;
   view.tick?.();
+  if (live.state.kind === 'live') checkFleet();
   if (performance.now() - refreshed > view.every * 1000) updates.soon();
 }, 1000);
 
