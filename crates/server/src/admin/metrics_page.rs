@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
-use store::Store;
+use store::{Store, Unavailable};
 
 use super::api::fleet::alive;
 use crate::admin::state::Admin;
@@ -59,8 +59,11 @@ fn current_values(admin: &Admin, leases: Option<Leases>) -> Registry {
     registry.register(
         "store_ready",
         "Whether the store takes changes: 0 after a failed write until a restart, and while a \
-         commit takes longer than two seconds",
-        ConstGauge::new(i64::from(admin.store.ready().is_ok())),
+         commit takes longer than two seconds. 1 on a standby",
+        ConstGauge::new(i64::from(matches!(
+            admin.store.ready(),
+            Ok(()) | Err(Unavailable::Standby)
+        ))),
     );
     registry.register(
         "log_lines_dropped",

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tonic::Request;
@@ -14,7 +15,8 @@ use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, ReturnWorkerRequest};
 
 use super::{Settings, get, root, text, tool, yaml};
-use crate::harness::{Serve, file, folder};
+use crate::cluster::Cluster;
+use crate::harness::{PATIENCE, Serve, file, folder};
 
 const POLICY: &str = "
 [services.t1r]
@@ -27,12 +29,16 @@ max_total = 100
 struct Page(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
 
 impl Page {
-    fn of_a_busy_server() -> Self {
-        let (busy, with_tls) = pages();
+    /// `None` where the test is skipped, because there is no database for a fleet.
+    fn of_a_busy_server() -> Option<Self> {
+        let [busy, others @ ..] = pages()?;
         let mut page = Self::read(&busy);
-        // A server with TLS has additional metrics.
-        page.0.extend(Self::read(&with_tls).0.into_iter().filter(|(name, _)| !busy.contains(name)));
-        page
+        // A server with TLS and one of a fleet have additional metrics.
+        for other in others {
+            page.0
+                .extend(Self::read(&other).0.into_iter().filter(|(name, _)| !busy.contains(name)));
+        }
+        Some(page)
     }
 
     fn read(page: &str) -> Self {
@@ -83,9 +89,10 @@ impl Page {
     }
 }
 
-/// The default pages of `/metrics` of two servers: one that has handled calls of every kind, and
-/// one with TLS.
-fn pages() -> (String, String) {
+/// The default pages of `/metrics` of three servers: one that has handled calls of every kind, one with
+/// TLS, and one that leads a fleet. `None` where the test is skipped.
+fn pages() -> Option<[String; 3]> {
+    let cluster = Cluster::start()?;
     let folder = folder();
     let policy = file(&folder, "policy.toml", POLICY);
     let serve = Serve::with_policy(&folder, &policy);
@@ -97,12 +104,19 @@ fn pages() -> (String, String) {
     let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
     let with_tls =
         Serve::start(["--store", "memory:", "--tls-cert", certificate, "--tls-key", key]);
+    let store = format!("postgres://tgm@127.0.0.1:{}/postgres", cluster.port);
+    let of_a_fleet = Serve::start(["--store", &store]);
     let page = |serve: &Serve| {
         let (status, page) = get(&serve.admin, "/metrics");
         assert_eq!(status, 200, "{page}");
         page
     };
-    (page(&serve), page(&with_tls))
+    let start = Instant::now();
+    while !page(&of_a_fleet).contains("tgm_session_leader_changes_total ") {
+        assert!(start.elapsed() < PATIENCE, "nobody leads");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Some([page(&serve), page(&with_tls), page(&of_a_fleet)])
 }
 
 /// Runs `promtool`, as [`tool`] does.
@@ -185,7 +199,7 @@ fn panels() -> Vec<Value> {
 
 #[test]
 fn a_busy_server_has_every_metric_of_the_dashboard_and_the_alerts() {
-    let page = Page::of_a_busy_server();
+    let Some(page) = Page::of_a_busy_server() else { return };
     for rule in rules() {
         page.check(rule["alert"].as_str().unwrap(), rule["expr"].as_str().unwrap());
     }
@@ -208,7 +222,7 @@ fn a_busy_server_has_every_metric_of_the_dashboard_and_the_alerts() {
 
 #[test]
 fn the_table_of_the_manual_lists_exactly_the_metrics_of_the_server() {
-    let page = Page::of_a_busy_server();
+    let Some(page) = Page::of_a_busy_server() else { return };
     let manual = text("docs/operations.md");
     let table = manual.split_once("| metric (`tgm_session_…`) | |\n").unwrap().1;
     let mut documented = BTreeSet::new();
@@ -258,8 +272,8 @@ fn every_alert_has_a_description_a_severity_and_a_runbook() {
 
 #[test]
 fn promtool_finds_no_error_in_the_metrics_and_the_rules() {
-    let (busy, with_tls) = pages();
-    for page in [busy, with_tls] {
+    let Some(pages) = pages() else { return };
+    for page in pages {
         let Some((valid, told)) = promtool(&["check", "metrics"], &page) else { return };
         assert!(valid && told.is_empty(), "{told}\n{page}");
     }
