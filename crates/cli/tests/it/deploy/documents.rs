@@ -2,16 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tgm_session_server::{Loaded, Policy};
 
 use super::{Settings, flags, get, named_flags, root, text};
-use crate::harness::{Serve, folder, run, store};
+use crate::cluster::Cluster;
+use crate::harness::{PATIENCE, Serve, folder, run, store};
 
 /// The documents for those who run the server or use the library.
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "docs/operations.md", "docs/policy.md", "docs/protocol.md", "docs/faults.md"];
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "docs/operations.md",
+    "docs/fleet.md",
+    "docs/policy.md",
+    "docs/protocol.md",
+    "docs/faults.md",
+];
 
 /// The fenced blocks of a language, each with the line it begins on.
 fn blocks<'t>(document: &'t str, language: &str) -> Vec<(usize, &'t str)> {
@@ -247,4 +255,85 @@ fn every_step_of_the_architecture_is_a_function_of_that_file() {
         found += 1;
     }
     assert!(found > 25, "only {found} steps");
+}
+
+/// The functions of the test files in a folder of the repository.
+fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            tests_in(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let code = std::fs::read_to_string(path).unwrap();
+            let mut lines = code.lines();
+            let is_test =
+                |line: &str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            while lines.any(is_test) {
+                let function = lines.find_map(|line| line.split_once("fn "));
+                let name = function.and_then(|(_, rest)| rest.split_once('('));
+                found.extend(name.map(|(name, _)| name.to_owned()));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_fault_of_a_fleet_names_a_test_that_exists() {
+    let manual = text("docs/fleet.md");
+    let table = manual.split_once("| fault | outcome | test |\n").unwrap().1;
+    let mut rows = 0;
+    for row in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
+        let (folder, test) = row.split('|').nth(3).unwrap().trim().split_once(": ").unwrap();
+        let mut tests = BTreeSet::new();
+        tests_in(&root().join("crates").join(folder), &mut tests);
+        let test = test.trim_matches('`');
+        assert!(tests.contains(test), "{folder} has no test {test}");
+        rows += 1;
+    }
+    assert!(rows > 10, "only {rows} rows");
+}
+
+#[test]
+fn two_servers_start_as_the_manual_for_a_fleet_says() {
+    let Some(cluster) = Cluster::start() else { return };
+    let manual = text("docs/fleet.md");
+    let here = |command: &str| {
+        command
+            .replace("127.0.0.1:5432/sessions", &format!("127.0.0.1:{}/postgres", cluster.port))
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let commands: Vec<_> = blocks(&manual, "sh")
+        .into_iter()
+        .flat_map(|(_, block)| block.lines())
+        .filter_map(|line| line.strip_prefix("tgm-session "))
+        .collect();
+    let serve = commands.iter().filter(|it| it.starts_with("serve ") && it.contains("127.0.0.1"));
+    let mut servers = Vec::new();
+    for command in serve {
+        // The ports are free ones.
+        let mut words = here(command);
+        words.retain(|word| !word.starts_with("127.0.0.1:") && !word.ends_with("listen"));
+        servers.push(Serve::start(&words[1..]));
+    }
+    assert_eq!(servers.len(), 2);
+    let admin = format!("http://{}", servers[1].admin);
+    let start = Instant::now();
+    loop {
+        let ran = run(["fleet", "--admin", &admin, "--format", "json"]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let fleet = &ran.json()[0];
+        if fleet["servers"].as_array().unwrap().len() == 2
+            && fleet["warnings"] == Value::Array(vec![])
+        {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "{ran:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let inspect = commands.iter().find(|it| it.starts_with("store inspect ")).unwrap();
+    let ran = run(here(inspect));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("leads its fleet in term 1"), "{ran:?}");
 }
