@@ -55,21 +55,49 @@ pub async fn call<A: Message + Default>(
     body.send_data(message, true).map_err(broken)?;
     let answer = answer.await.map_err(broken)?;
     ready.call.answered();
-    read(answer).await
+    let (metadata, message) = read(answer).await?;
+    let metadata = MetadataMap::from_headers(metadata);
+    Ok(Response::from_parts(metadata, unframed(message)?, Extensions::default()))
 }
 
-/// Reads an answer to its end.
-async fn read<A: Message + Default>(
-    answer: HttpResponse<RecvStream>,
-) -> Result<Response<A>, Status> {
+/// Why an answer cannot be read to its end.
+enum Unread {
+    /// HTTP/2 ended the call.
+    Broken(h2::Error),
+    /// The server answered with a status, or with something that is not valid gRPC.
+    Refused(Status),
+}
+
+impl From<h2::Error> for Unread {
+    fn from(error: h2::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+impl From<Unread> for Status {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Broken(error) => broken(error),
+            Unread::Refused(status) => status,
+        }
+    }
+}
+
+/// Reads an answer to its end, and returns its metadata and its message with the frame.
+async fn read(answer: HttpResponse<RecvStream>) -> Result<(HeaderMap, Bytes), Unread> {
     let (mut head, mut body) = answer.into_parts();
+    // An answer without a message has its status in the headers, and nothing has to follow them.
+    if head.headers.get(GRPC_STATUS).is_some_and(|status| status != "0") {
+        return Err(Unread::Refused(refusal(head.headers, head.status)));
+    }
     let mut message = Bytes::new();
     while let Some(data) = body.data().await {
-        let data = data.map_err(broken)?;
+        let data = data?;
         if message.len() + data.len() > MOST_BYTES {
-            return Err(invalid(format!("an answer of more than {MOST_BYTES} bytes")));
+            let problem = format!("an answer of more than {MOST_BYTES} bytes");
+            return Err(Unread::Refused(invalid(problem)));
         }
-        body.flow_control().release_capacity(data.len()).map_err(broken)?;
+        body.flow_control().release_capacity(data.len())?;
         if message.is_empty() {
             // Most answers are one piece, which is not copied.
             message = data;
@@ -79,17 +107,92 @@ async fn read<A: Message + Default>(
             message = longer.freeze();
         }
     }
-    let trailers = body.trailers().await.map_err(broken)?.unwrap_or_default();
-    // An answer without a message has its status in the headers.
+    let trailers = body.trailers().await?.unwrap_or_default();
     let with_status = if trailers.contains_key(GRPC_STATUS) { &trailers } else { &head.headers };
     if with_status.get(GRPC_STATUS).is_none_or(|status| status != "0") {
-        return Err(refusal(with_status.clone(), head.status));
+        return Err(Unread::Refused(refusal(with_status.clone(), head.status)));
     }
     if trailers.len() > 1 {
         head.headers.extend(trailers);
     }
-    let metadata = MetadataMap::from_headers(head.headers);
-    Ok(Response::from_parts(metadata, unframed(message)?, Extensions::default()))
+    Ok((head.headers, message))
+}
+
+/// The answer to a message that was passed on.
+#[derive(Debug)]
+pub struct PassedOn {
+    /// The metadata of the answer.
+    pub metadata: HeaderMap,
+    /// The message of the answer, with its frame.
+    pub message: Bytes,
+    /// The end of the request, which is still open.
+    pub request: OpenRequest,
+}
+
+/// A request that has an answer and is still open, so that one more thing can be said.
+pub struct OpenRequest(SendStream<Bytes>);
+
+impl OpenRequest {
+    /// Sends these bytes, and ends the request. It is no error when the server does not wait for them.
+    pub fn end(mut self, with: &'static [u8]) {
+        let _ = self.0.send_data(Bytes::from_static(with), true);
+    }
+}
+
+impl fmt::Debug for OpenRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OpenRequest")
+    }
+}
+
+/// Why a message that was passed on has no answer.
+#[derive(Debug)]
+pub enum NotPassedOn {
+    /// The server has certainly not handled it.
+    NotHandled(Status),
+    /// The server may have handled it.
+    Unknown(Status),
+    /// The server answered with this status.
+    Refused(Status),
+}
+
+impl From<Unread> for NotPassedOn {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Refused(status) => Self::Refused(status),
+            // The server refuses a stream, or says that it will not handle it because it stops.
+            Unread::Broken(error)
+                if error.is_remote()
+                    && (error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)
+                        || error.is_go_away() && error.reason() == Some(Reason::NO_ERROR)) =>
+            {
+                Self::NotHandled(broken(error))
+            }
+            Unread::Broken(error) => Self::Unknown(broken(error)),
+        }
+    }
+}
+
+/// Passes a message with its frame on, and returns the answer as it is. If `stays_open`, the request is
+/// ended by [`OpenRequest::end`], and otherwise at once. Dropping the future cancels the call.
+///
+/// # Errors
+///
+/// [`NotPassedOn`] tells whether the server may have handled the message.
+pub async fn pass_on(
+    connection: &Connection,
+    request: Request<()>,
+    message: Bytes,
+    stays_open: bool,
+) -> Result<PassedOn, NotPassedOn> {
+    let mut ready = connection.ready().await.map_err(NotPassedOn::NotHandled)?;
+    let sent = ready.requests.send_request(request, false);
+    let (answer, mut body) = sent.map_err(|error| NotPassedOn::NotHandled(broken(error)))?;
+    body.send_data(message, !stays_open).map_err(Unread::from)?;
+    let answer = answer.await.map_err(Unread::from)?;
+    ready.call.answered();
+    let (metadata, message) = read(answer).await?;
+    Ok(PassedOn { metadata, message, request: OpenRequest(body) })
 }
 
 /// The status of a call that did not succeed.
