@@ -65,6 +65,8 @@ struct Driver<'scope, 'env> {
     led: Option<u64>,
     /// Whether this server takes nothing over any more.
     is_stopping: bool,
+    /// How long the leader that the database showed last counts as known.
+    leader_known_until: Duration,
 }
 
 impl Leading {
@@ -85,6 +87,7 @@ impl Leading {
                 meeting_failed: false,
                 led: None,
                 is_stopping: false,
+                leader_known_until: Duration::ZERO,
             };
             while driver.step() {}
             driver.leave();
@@ -127,9 +130,37 @@ impl Driver<'_, '_> {
         };
         let answer = self.carry_out(&request);
         let event = self.leadership.handle_answer(answer, self.now());
-        publish_leader(self.shared, &self.leadership);
+        self.publish_leader();
         self.handle(event);
         true
+    }
+
+    /// Tells the server above who leads. While the database does not answer, that is the leader that it
+    /// showed last, for one leader-ttl: so long that one may act.
+    fn publish_leader(&mut self) {
+        let (row, is_self) = match self.leadership.term() {
+            Some(row) => (Some(row), true),
+            None => (self.leadership.leader(), false),
+        };
+        let leader = row.map(|row| Leader {
+            epoch: row.epoch,
+            id: row.leader,
+            address: row.address.clone(),
+            is_self,
+        });
+        let now = self.now();
+        if leader.is_some() {
+            self.leader_known_until = now + self.leading.config.leader_ttl;
+        } else if self.leadership.has_failed_to_read() && now < self.leader_known_until {
+            return;
+        }
+        self.shared.leader.send_if_modified(|known| {
+            let is_new = *known != leader;
+            if is_new {
+                *known = leader;
+            }
+            is_new
+        });
     }
 
     fn look_at_the_ledger(&mut self) {
@@ -413,27 +444,6 @@ impl Drop for Driver<'_, '_> {
             self.shared.desk.is_useless.send_replace(true);
         }
     }
-}
-
-/// Tells the servers above who leads.
-fn publish_leader(shared: &Shared, leadership: &Leadership) {
-    let (row, is_self) = match leadership.term() {
-        Some(row) => (Some(row), true),
-        None => (leadership.leader(), false),
-    };
-    let leader = row.map(|row| Leader {
-        epoch: row.epoch,
-        id: row.leader,
-        address: row.address.clone(),
-        is_self,
-    });
-    shared.leader.send_if_modified(|now| {
-        let is_new = *now != leader;
-        if is_new {
-            *now = leader;
-        }
-        is_new
-    });
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, reason = "only tests use this")]
 
+pub mod cluster;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

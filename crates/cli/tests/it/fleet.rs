@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cluster::Cluster;
 use crate::harness::{PATIENCE, Ran, Serve, file, folder, run};
+use store::testing::cluster::Cluster;
 
 /// Starts a server of the fleet in this schema.
 fn serve(cluster: &Cluster, schema: &str, args: &[&str]) -> Serve {

@@ -5,9 +5,6 @@ mod admin;
 mod admin_tls;
 mod borrowing;
 mod checking;
-#[path = "../../../store/src/journal/postgres/tests/cluster.rs"]
-#[allow(dead_code, reason = "tests of the store use all of it")]
-mod cluster;
 mod command_line;
 mod demo;
 mod deploy;

@@ -8,8 +8,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::cluster::Cluster;
 use crate::harness::{PATIENCE, Process, Ran, Serve, Talker, command, file, folder, run, store};
+use store::testing::cluster::Cluster;
 
 const POLICY: &str = "[services.t1r]\nttl = '5m'\nminimal_life = '0s'\n";
 

@@ -308,6 +308,11 @@ impl Leadership {
         }
     }
 
+    /// Whether this server stands by, and the database has not answered its last request.
+    pub fn has_failed_to_read(&self) -> bool {
+        matches!(self.role, Role::Standby(Standby { seen: None, .. }))
+    }
+
     /// Sets whether this server may take over. A server that is shutting down may not.
     pub fn set_candidate(&mut self, is_candidate: bool) {
         self.is_candidate = is_candidate;

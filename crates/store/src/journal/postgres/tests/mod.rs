@@ -1,7 +1,8 @@
 //! The journal against a real PostgreSQL.
 
-pub(crate) mod cluster;
 mod encrypted;
+
+pub(crate) use crate::testing::cluster;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;

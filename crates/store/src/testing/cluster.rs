@@ -1,5 +1,7 @@
 //! A PostgreSQL that a test starts on a free port, in a folder of its own.
 
+#![allow(clippy::unwrap_used, reason = "only tests use this")]
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,10 +12,10 @@ use parking_lot::Mutex;
 
 /// A running database. It ends with this value.
 #[derive(Debug)]
-pub(crate) struct Cluster {
+pub struct Cluster {
     programs: PathBuf,
     folder: tempfile::TempDir,
-    pub(crate) port: u16,
+    pub port: u16,
     process: Option<Child>,
 }
 
@@ -65,7 +67,7 @@ impl Cluster {
     /// its own.
     ///
     /// `None` where the test is skipped.
-    pub(crate) fn shared() -> Option<Arc<Self>> {
+    pub fn shared() -> Option<Arc<Self>> {
         static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock();
         if let Some(cluster) = shared.upgrade() {
@@ -77,7 +79,7 @@ impl Cluster {
     }
 
     /// A database of its own. `None` where the test is skipped.
-    pub(crate) fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         let mut cluster = Self::without_data()?;
         let made = command(&cluster.programs, "initdb")
             .args(["--username=tgm", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
@@ -104,7 +106,7 @@ impl Cluster {
     }
 
     /// Writes a file of its data folder, which only the database may read.
-    pub(crate) fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         use std::os::unix::fs::PermissionsExt as _;
 
         let path = self.data().join(name);
@@ -114,7 +116,7 @@ impl Cluster {
     }
 
     /// Starts an asynchronous replica of this database.
-    pub(crate) fn replica(&self) -> Self {
+    pub fn replica(&self) -> Self {
         let mut replica = Self::without_data().expect("this database runs");
         let copied = command(&self.programs, "pg_basebackup")
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "tgm"])
@@ -134,14 +136,14 @@ impl Cluster {
     }
 
     /// Makes a replica a primary.
-    pub(crate) fn promote(&self) {
+    pub fn promote(&self) {
         let mut promote = command(&self.programs, "pg_ctl");
         promote.args(["promote", "--wait", "--silent", "-D"]).arg(self.data());
         assert!(promote.status().unwrap().success());
     }
 
     /// Starts it, or starts it again.
-    pub(crate) fn resume(&mut self) {
+    pub fn resume(&mut self) {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let process = command(&self.programs, "postgres")
             .arg("-D")
@@ -166,7 +168,7 @@ impl Cluster {
     }
 
     /// Kills it, with all its processes, as a loss of power does.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             // The postmaster's children end when it is gone. SIGQUIT ends all at once.
             let pid = rustix::process::Pid::from_child(&process);
