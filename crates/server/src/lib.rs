@@ -39,6 +39,7 @@ mod blocking;
 mod bounds;
 mod config;
 mod error;
+mod fleet;
 mod grpc;
 mod live;
 mod metrics;

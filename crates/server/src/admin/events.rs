@@ -79,6 +79,10 @@ impl Listener {
             if let Some(event) = self.waiting.pop() {
                 return Some(event);
             }
+            if self.admin.fleet.as_ref().is_some_and(|fleet| !fleet.leads()) {
+                // The client comes again, and its stream is passed on to the leader.
+                return None;
+            }
             let received = tokio::select! {
                 received = self.operator_events.recv() => received,
                 _ = self.polls.tick() => {

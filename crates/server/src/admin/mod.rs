@@ -5,17 +5,18 @@ mod events;
 mod guard;
 mod metrics_page;
 mod page;
+mod passing;
 mod port;
 mod snapshot;
 mod state;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use store::Unavailable;
@@ -31,7 +32,7 @@ pub(crate) use state::Admin;
 /// Probes need no token and no place. The page contains no data, so it needs no token; pages of other
 /// sites may not read it. Everything else needs the token, if there is one.
 pub(crate) fn router(
-    admin: Admin,
+    admin: Arc<Admin>,
     token: Option<Arc<TokenInForce>>,
     address: SocketAddr,
 ) -> Router {
@@ -41,6 +42,7 @@ pub(crate) fn router(
         .route("/metrics", get(metrics_page::page))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(admin.clone(), passing::pass_on))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         // A request without a valid token takes no place.
         .layer(from_fn(port::places::take_place))
@@ -52,8 +54,27 @@ pub(crate) fn router(
         .route("/readyz", get(ready))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn(guard::add_headers))
-        .with_state(Arc::new(admin))
+        .with_state(admin)
 }
+
+/// The API for requests that another server of the fleet passes on. That server has checked them, and
+/// each brings the address of the operator as an extension.
+pub(crate) fn router_of_fleet(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .merge(api::router(false))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(map_request(async |mut request: Request| {
+            let peer = request.extensions().get::<SocketAddr>().copied();
+            request.extensions_mut().insert(api::Peer(peer.unwrap_or(UNKNOWN)));
+            request
+        }))
+        .with_state(admin)
+}
+
+/// The address of an operator that another server did not name.
+const UNKNOWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 async fn not_found(request: Request) -> Failure {
     Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", request.uri().path()))

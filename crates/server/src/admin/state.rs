@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use super::api::model::Overview;
 use super::snapshot::{Key, Snapshot, rows, service_rows};
 use crate::blocking::blocking;
+use crate::fleet::Fleet;
 use crate::live::Live;
 use crate::operator::Operator;
 use crate::refusals::RefusalLog;
@@ -31,6 +32,8 @@ pub(crate) struct Admin {
     pub(super) refusals: Arc<RefusalLog>,
     /// When the certificate of the gRPC port expires, in Unix time; `None` without TLS.
     pub(super) certificate_not_after: Option<Arc<AtomicI64>>,
+    /// The other servers of the fleet, if there are any.
+    pub(super) fleet: Option<Arc<Fleet>>,
     /// Set while the server serves: after its start and before it drains.
     serving: Arc<AtomicBool>,
     started_at: WallTime,
@@ -51,6 +54,7 @@ impl Admin {
         operator: Arc<Operator>,
         serving: Arc<AtomicBool>,
         certificate_not_after: Option<Arc<AtomicI64>>,
+        fleet: Option<Arc<Fleet>>,
     ) -> Self {
         let clock = &operator.clock;
         Self {
@@ -58,6 +62,7 @@ impl Admin {
             live: operator.live.clone(),
             refusals: operator.live.load().refusals.clone(),
             certificate_not_after,
+            fleet,
             serving,
             started_at: clock.wall(),
             latest: ArcSwapOption::empty(),
@@ -75,10 +80,10 @@ impl Admin {
 
     /// Whether the server accepts changes.
     pub(super) fn ready(&self) -> Result<(), Unavailable> {
-        if self.serving.load(Ordering::Acquire) {
-            self.store.ready()
-        } else {
-            Err(Unavailable::Closing)
+        match &self.fleet {
+            _ if !self.serving.load(Ordering::Acquire) => Err(Unavailable::Closing),
+            Some(fleet) => fleet.ready(),
+            None => self.store.ready(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The state of a connection that its calls and its task share.
 
-use std::net::IpAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{
@@ -11,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
-use http::HeaderMap;
+use http::header::{HeaderMap, HeaderName};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -45,14 +46,21 @@ const UNPROVEN_CALLS_IN_ALL: u64 = 16_384;
 /// The most health watches and reflection streams at once on one connection.
 const MAX_PUBLIC_STREAMS: usize = 8;
 
+/// The caller that a connection of another server of the fleet counts for. No indexer has this name.
+const FLEET: &str = "\0fleet";
+
+/// The header by which servers of the fleet know each other, and how many fields they add to a call.
+pub(crate) const FLEET_SECRET: HeaderName = HeaderName::from_static("x-tgm-fleet-secret");
+const FLEET_FIELDS: usize = 8;
+
+/// The callers of one connection of another server that are remembered without a call in flight.
+const MAX_CALLERS: usize = 1_024;
+
 /// The shared state of one connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     peer: Option<IpAddr>,
-    /// The most header fields of a call.
-    most_fields: usize,
-    /// How long an answer may wait until its caller reads it.
-    answer_timeout: Duration,
+    limits: PortLimits,
     budget: Arc<MemoryBudget>,
     memory: ConnectionMemory,
     rounds: Arc<Rounds>,
@@ -78,6 +86,9 @@ pub(crate) struct Connection {
     readable: AtomicUsize,
     closes: AtomicBool,
     closes_at_once: AtomicBool,
+    /// Set for a connection of another server of the fleet: for each caller whose calls it passes on,
+    /// what counts for that caller.
+    behalf: OnceLock<Mutex<HashMap<CallerName, Arc<Connection>>>>,
     pub(crate) waker: AtomicWaker,
 }
 
@@ -92,8 +103,7 @@ impl Connection {
         let limit = limits.max_connection_memory as usize;
         Arc::new(Self {
             peer,
-            most_fields: limits.max_header_fields as usize,
-            answer_timeout: limits.answer_timeout,
+            limits: *limits,
             budget: budget.clone(),
             memory: ConnectionMemory::new(budget.account(CallerName::Unknown), limit),
             rounds: rounds.clone(),
@@ -112,6 +122,7 @@ impl Connection {
             readable: AtomicUsize::new(UNKNOWN_READS),
             closes: AtomicBool::new(false),
             closes_at_once: AtomicBool::new(false),
+            behalf: OnceLock::new(),
             waker: AtomicWaker::new(),
         })
     }
@@ -119,6 +130,11 @@ impl Connection {
     pub(crate) fn set_place(&self, places: &Arc<Places>, place: &Place) {
         // A connection gets a place only once.
         let _ = self.place.set((places.clone(), place.number()));
+    }
+
+    /// The address of the other end, if it came from a socket. Its port is not known.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer.map(|address| SocketAddr::new(address, 0))
     }
 
     pub(crate) const fn memory(&self) -> &ConnectionMemory {
@@ -144,18 +160,35 @@ impl Connection {
             return;
         }
         self.is_known.store(true, Release);
-        let name = match (indexer, self.peer) {
-            (Some(indexer), _) => CallerName::Indexer(indexer.into()),
-            (None, Some(address)) => CallerName::Address(address),
-            // A connection that the server itself made.
-            (None, None) => CallerName::Indexer("".into()),
-        };
-        let account: Arc<Account> = self.budget.account(name);
+        let account: Arc<Account> = self.budget.account(caller_name(self.peer, indexer));
         *self.share.lock() = self.rounds.share(account.name());
         self.memory.move_to(account);
         if indexer.is_some() {
             self.mark_proven();
         }
+    }
+
+    /// Returns what counts for a caller whose calls this connection of another server passes on: an
+    /// indexer, or a peer. That server has bounds for its connections, so this one never waits for a
+    /// turn; each call waits for the turn of its caller.
+    fn on_behalf(&self, peer: Option<IpAddr>, indexer: Option<&str>) -> Arc<Self> {
+        let callers = self.behalf.get_or_init(|| {
+            self.set_caller(Some(FLEET));
+            Mutex::default()
+        });
+        let name = caller_name(peer, indexer);
+        let mut callers = callers.lock();
+        if let Some(connection) = callers.get(&name) {
+            return connection.clone();
+        }
+        if callers.len() >= MAX_CALLERS {
+            callers.retain(|_, connection| Arc::strong_count(connection) > 1);
+        }
+        let connection = Self::new(peer, &self.budget, &self.rounds, &self.limits);
+        connection.set_caller(indexer);
+        connection.is_proven.store(true, Release);
+        callers.insert(name, connection.clone());
+        connection
     }
 
     /// Marks the connection as proven: a valid key was shown, or a call was answered where none is
@@ -202,7 +235,7 @@ impl Connection {
 
     /// How long an answer may wait until its caller reads it.
     pub(crate) const fn answer_timeout(&self) -> Duration {
-        self.answer_timeout
+        self.limits.answer_timeout
     }
 
     /// Counts a call, and the memory of the call and its headers. If there are too many headers, they
@@ -210,7 +243,8 @@ impl Connection {
     pub(crate) fn begin(self: &Arc<Self>, headers: &mut HeaderMap) -> InFlight {
         let fields = headers.len();
         self.count_fields(fields);
-        if fields > self.most_fields {
+        let has_too_many_fields = fields > self.most_fields(headers);
+        if has_too_many_fields {
             *headers = HeaderMap::new();
         }
         let calls = self.calls.fetch_add(1, Relaxed);
@@ -225,7 +259,19 @@ impl Connection {
             ahead,
             bytes: if taken.is_ok() { bytes } else { 0 },
             full: taken.err(),
-            has_too_many_fields: fields > self.most_fields,
+            has_too_many_fields,
+            passed_on: None,
+        }
+    }
+
+    /// The most header fields of a call with these headers. A call that another server of the fleet
+    /// passes on has a few more than its caller sent.
+    fn most_fields(&self, headers: &HeaderMap) -> usize {
+        let most = self.limits.max_header_fields as usize;
+        if headers.len() > most && headers.contains_key(FLEET_SECRET) {
+            most + FLEET_FIELDS
+        } else {
+            most
         }
     }
 
@@ -247,7 +293,7 @@ impl Connection {
     pub(crate) fn poll_turn(&self, context: &Context<'_>) -> Poll<()> {
         let is_known = self.is_known.load(Relaxed);
         let turns = self.turns.fetch_add(1, Relaxed);
-        if is_known || turns > FREE_TURNS {
+        if (is_known || turns > FREE_TURNS) && self.behalf.get().is_none() {
             std::task::ready!(self.share.lock().poll_turn(1, context));
         }
         self.readable.store(if is_known { READS } else { UNKNOWN_READS }, Relaxed);
@@ -256,6 +302,9 @@ impl Connection {
 
     /// Waits for the turn of a call.
     pub(crate) fn poll_call(&self, context: &Context<'_>) -> Poll<()> {
+        if self.behalf.get().is_some() {
+            return Poll::Ready(());
+        }
         self.share.lock().poll_turn(1, context)
     }
 
@@ -335,9 +384,24 @@ pub(crate) struct InFlight {
     bytes: usize,
     full: Option<Full>,
     has_too_many_fields: bool,
+    /// The call on the connection of the other server that passed it on.
+    passed_on: Option<Box<InFlight>>,
 }
 
 impl InFlight {
+    /// Returns the call as one of the caller for which another server of the fleet passed it on.
+    pub(crate) fn on_behalf(
+        self,
+        peer: Option<IpAddr>,
+        indexer: Option<&str>,
+        headers: &mut HeaderMap,
+    ) -> Self {
+        let caller = self.connection.on_behalf(peer, indexer);
+        let mut call = caller.begin(headers);
+        call.passed_on = Some(Box::new(self));
+        call
+    }
+
     pub(crate) const fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
@@ -378,6 +442,16 @@ impl Drop for InFlight {
         if !is_proven.load(Relaxed) {
             admitted.notify_one();
         }
+    }
+}
+
+/// The name of the caller of a connection.
+fn caller_name(peer: Option<IpAddr>, indexer: Option<&str>) -> CallerName {
+    match (indexer, peer) {
+        (Some(indexer), _) => CallerName::Indexer(indexer.into()),
+        (None, Some(address)) => CallerName::Address(address),
+        // A connection that the server itself made.
+        (None, None) => CallerName::Indexer("".into()),
     }
 }
 

@@ -47,7 +47,6 @@ impl FleetConfig {
 
     /// The files with which this server connects to the others; `None` without TLS. They are read before
     /// each handshake.
-    #[expect(dead_code, reason = "standbys that forward calls will use it")]
     pub(crate) fn tls(&self) -> Option<connect::TlsFiles> {
         let verify = connect::Verify::File(self.ca.clone()?.into());
         let identity = self.cert.clone().zip(self.key.clone()).map(|(certificate, key)| {

@@ -73,7 +73,7 @@ impl<T, C: Future<Output = Result<T, Status>>> Future for WithDeadline<'_, C> {
 }
 
 /// Reads the timeout of a call: at most eight digits and a unit.
-fn timeout(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,8 +1,10 @@
 //! Routes each request of the gRPC port to the service that answers it.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -10,7 +12,7 @@ use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Request, Response, StatusCode, Version};
 use tokio::sync::Semaphore;
-use tonic::Status;
+use tonic::{Code, Status};
 use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 use wire::worker::BorrowWorkerRequest;
 
@@ -18,8 +20,8 @@ use policy::Indexer;
 
 use super::caller::{identify, key_of};
 use super::compression::{Encoding, decompress, is_flagged, unsupported};
-use super::control::AttachedCaller;
-use super::deadline::WithDeadline;
+use super::control::{AttachedCaller, Via};
+use super::deadline::{WithDeadline, timeout};
 use super::framing::{SMALL, decode, no_memory};
 use super::public::{self, PublicServices, Tonic};
 use super::report::Reports;
@@ -30,6 +32,7 @@ use super::unary::{self, Answer, Body, ForCall as _, Read, status_only};
 use super::web::Web;
 use crate::bounds::{Full, InFlight, work_of};
 use crate::config::PortLimits;
+use crate::fleet::{Fleet, Origin, Outgoing, Patience, answer_not_leading, is_not_leading, report};
 use crate::live::Live;
 use crate::metrics::Method;
 use crate::text::plain;
@@ -54,6 +57,25 @@ pub(crate) struct Gateway {
     pub(crate) public: PublicServices,
     pub(crate) web: Web,
     pub(crate) limits: PortLimits,
+    /// The other servers of the fleet; `None` where no other server uses the store.
+    pub(crate) fleet: Option<Arc<Fleet>>,
+    /// Answers requests of operators that other servers of the fleet pass on. They bring the address of
+    /// the operator as an extension. Set once the server is put together.
+    pub(crate) operators: OnceLock<Tonic>,
+}
+
+/// Marks a request that another server of the fleet has passed on.
+#[derive(Clone, Copy, Debug)]
+struct IsPassedOn;
+
+/// Who makes a call.
+#[derive(Clone, Copy)]
+struct Who<'c> {
+    /// The indexer by the policy of this server. Where this server does not lead, an unknown one too.
+    caller: Option<&'c Indexer>,
+    peer: Option<SocketAddr>,
+    /// Whether this server did not lead when the call was identified.
+    is_standby: bool,
 }
 
 impl Gateway {
@@ -71,6 +93,13 @@ impl Gateway {
             if call.has_too_many_fields() {
                 return Ok(status_only(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE).for_call(call));
             }
+            let mut is_standby = false;
+            if let Some(fleet) = &self.fleet {
+                if let Some(origin) = fleet.take_origin(request.headers_mut()) {
+                    return Ok(Box::pin(self.answer_passed_on(origin, request, call)).await);
+                }
+                is_standby = !fleet.leads();
+            }
             let refusal = match Protocol::of(&request) {
                 Protocol::Grpc => None,
                 Protocol::Unsupported(refusal) => Some(refusal),
@@ -83,14 +112,18 @@ impl Gateway {
             let method = PoolCall::at(request.uri().path());
             let live = self.live.load();
             let caller = match identify(&live.policy, request.headers()) {
-                Ok(caller) => caller,
+                Ok(caller) => {
+                    call.connection().set_caller(caller.map(Indexer::name));
+                    caller
+                }
+                // The policy of the leader decides.
+                Err(_) if is_standby => None,
                 Err(status) => {
                     drop(live);
                     let refused = self.refuse(method_of(method, request.uri().path()), status);
                     return Ok(Box::pin(self.refuse_unread(refused, request, call)).await);
                 }
             };
-            call.connection().set_caller(caller.map(Indexer::name));
             call.begin_again(request.headers());
             let is_supported = Encoding::of(request.headers()).is_supported();
             let (Some(method), None, None, true) = (method, refusal, call.full(), is_supported)
@@ -114,8 +147,9 @@ impl Gateway {
                     if has_turn && message.len() <= self.most_bytes() && !is_flagged(&message) =>
                 {
                     let (headers, mut undecided) = (request.headers(), Undecided::default());
+                    let who = Who { caller, peer: call.connection().peer(), is_standby };
                     let decided =
-                        self.dispatch(method, &live, caller, headers, message, &mut undecided);
+                        self.dispatch(method, &live, who, headers, message, &mut undecided);
                     let answer = WithDeadline::new(decided, headers, began).await;
                     undecided.settle(answer)
                 }
@@ -153,9 +187,14 @@ impl Gateway {
         };
         // The policy may have changed in the meantime.
         let live = self.live.load();
-        let (headers, caller) = (request.headers(), identify(&live.policy, request.headers())?);
+        let (headers, is_standby) = (request.headers(), self.is_standby());
+        let caller = match identify(&live.policy, headers) {
+            Err(_) if is_standby => None,
+            caller => caller?,
+        };
+        let who = Who { caller, peer: call.connection().peer(), is_standby };
         let mut undecided = Undecided::default();
-        let decided = self.dispatch(method, &live, caller, headers, message, &mut undecided);
+        let decided = self.dispatch(method, &live, who, headers, message, &mut undecided);
         let answer = WithDeadline::new(decided, headers, *began).await;
         undecided.settle(answer)
     }
@@ -166,7 +205,10 @@ impl Gateway {
         answer: Result<Answer, Status>,
         mut call: InFlight,
     ) -> Response<Body> {
-        call.connection().mark_proven();
+        // Where this server does not lead, the leader identifies the caller.
+        if !matches!(&answer, Err(status) if status.code() == Code::Unauthenticated) {
+            call.connection().mark_proven();
+        }
         let answer = answer.and_then(|answer: Answer| {
             // The memory of each call includes a short answer.
             if answer.len() > SHORT_ANSWER {
@@ -206,7 +248,10 @@ impl Gateway {
         if let (Some(problem), true) = (call.full(), is_known) {
             return self.refuse_full(method, problem, request, call).await;
         }
-        call.connection().mark_proven();
+        // Where this server does not lead, callers that it does not know come here too.
+        if !self.is_standby() || identify(&self.live.load().policy, request.headers()).is_ok() {
+            call.connection().mark_proven();
+        }
         if reports {
             let answer = self.reports.answer(&self.live, request, &mut call).await;
             self.pool.calls().refused_by(Method::Report, answer.headers());
@@ -217,7 +262,13 @@ impl Gateway {
                 return self.refuse(Method::Attach, no_memory(problem)).for_call(call);
             }
             let connection = Some(call.connection().clone());
-            let caller = AttachedCaller::new(key_of(request.headers()), connection);
+            let headers = request.headers();
+            let via = match &self.fleet {
+                None => Via::Alone,
+                Some(_) if request.extensions().get::<IsPassedOn>().is_some() => Via::PassedOn,
+                Some(fleet) => Via::Fleet(fleet.clone(), Box::new(headers.clone())),
+            };
+            let caller = AttachedCaller::new(key_of(headers), connection, via);
             request.extensions_mut().insert(caller);
             return match public::uncompressed(request, &self.limits, &mut call) {
                 Ok(request) => {
@@ -305,9 +356,160 @@ impl Gateway {
         Box::pin(async move { self.web.answer(request, answer).await })
     }
 
-    /// Passes a call to the worker pool. Its message has arrived.
+    /// Whether another server of a fleet leads, or none does.
+    fn is_standby(&self) -> bool {
+        self.fleet.as_ref().is_some_and(|fleet| !fleet.leads())
+    }
+
+    /// Passes a call to the worker pool, here or at the leader of the fleet. Its message has arrived.
     #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
     fn dispatch<'c, 'l>(
+        &'c self,
+        call: PoolCall,
+        live: &'l Live,
+        who: Who<'c>,
+        metadata: &'c HeaderMap,
+        message: Bytes,
+        undecided: &'c mut Undecided<'l>,
+    ) -> impl Future<Output = Result<Answer, Status>> + use<'c, 'l> {
+        async move {
+            let Some(fleet) = &self.fleet else {
+                return self.decide(call, live, who.caller, metadata, message, undecided).await;
+            };
+            if !who.is_standby {
+                let again = message.clone();
+                match self.decide(call, live, who.caller, metadata, again, undecided).await {
+                    Err(status) if is_not_leading(&status) => {}
+                    answer => return answer,
+                }
+            }
+            let fleet = (&**fleet, who);
+            Box::pin(self.decide_in_fleet(fleet, call, live, metadata, message, undecided)).await
+        }
+    }
+
+    /// Passes a call on to the leader of the fleet. Decides it here if this server comes to lead.
+    async fn decide_in_fleet<'l>(
+        &self,
+        (fleet, who): (&Fleet, Who<'_>),
+        call: PoolCall,
+        live: &'l Live,
+        metadata: &HeaderMap,
+        message: Bytes,
+        undecided: &mut Undecided<'l>,
+    ) -> Result<Answer, Status> {
+        let timeout = timeout(metadata);
+        let patience = Patience::new(timeout);
+        let is_borrow = call == PoolCall::BorrowWorker;
+        let from = (who.peer, who.caller.map(Indexer::name));
+        let call_on =
+            Outgoing::new(fleet, call.path(), metadata, message.clone(), from, is_borrow, timeout);
+        let answer = loop {
+            if let Some(answer) = fleet.pass_on(&call_on, &patience).await {
+                break answer.map(Answer::from);
+            }
+            let live = self.live.load();
+            let caller = identify(&live.policy, metadata)?;
+            let (headers, message, mut here) =
+                (call_on.metadata(), message.clone(), Undecided::default());
+            let answer = self.decide(call, &live, caller, headers, message, &mut here).await;
+            undecided.set_limit(here.limit());
+            match answer {
+                Err(status) if is_not_leading(&status) && patience.wait().await => {}
+                answer => break answer,
+            }
+        };
+        if is_borrow && answer.is_err() {
+            let limit = undecided.limit();
+            *undecided = Undecided::borrow(live, message);
+            undecided.set_limit(limit);
+        }
+        answer
+    }
+
+    /// Answers a call that another server of the fleet has passed on.
+    async fn answer_passed_on<B: RequestBody>(
+        self: Arc<Self>,
+        origin: Origin,
+        mut request: Request<B>,
+        call: InFlight,
+    ) -> Response<Body> {
+        let mut call = call.on_behalf(
+            origin.peer.map(|peer| peer.ip()),
+            origin.indexer.as_deref(),
+            request.headers_mut(),
+        );
+        let caller = call.connection().clone();
+        poll_fn(|context| caller.poll_call(context)).await;
+        let path = request.uri().path();
+        let Some(method) = PoolCall::at(path) else {
+            if !origin.is_current {
+                return self.refuse(method_of(None, path), answer_not_leading()).for_call(call);
+            }
+            if let (Some(operators), true) = (self.operators.get(), path.starts_with("/api/")) {
+                if let Some(peer) = origin.peer {
+                    request.extensions_mut().insert(peer);
+                }
+                let request = request.map(tonic::body::Body::new);
+                return public::call_streaming(operators.clone(), request).await.for_call(call);
+            }
+            let live = self.live.load();
+            if let Err(status) = identify(&live.policy, request.headers()) {
+                return self.refuse(method_of(None, path), status).for_call(call);
+            }
+            drop(live);
+            request.extensions_mut().insert(IsPassedOn);
+            return self.answer_unusual(None, None, request, call).await;
+        };
+        let mut began = Instant::now();
+        let answer = match unary::read_message(request.body_mut(), &self.limits, &mut call).await {
+            Ok(_) if !origin.is_current => Err(answer_not_leading()),
+            Ok(message) => {
+                self.decide_passed_on(method, request.headers(), message, &call, &mut began).await
+            }
+            Err(status) => Err(status),
+        };
+        self.pool.calls().answered(method.into(), began);
+        let mut answer = answer.map_err(|status| match is_not_leading(&status) {
+            true => answer_not_leading(),
+            false => status,
+        });
+        if let Ok(answer) = &mut answer
+            && let Some(delivery) = answer.take_delivery()
+        {
+            tokio::spawn(report(request.into_body(), delivery));
+        }
+        self.finish(method, answer, call)
+    }
+
+    async fn decide_passed_on(
+        &self,
+        method: PoolCall,
+        headers: &HeaderMap,
+        message: Bytes,
+        call: &InFlight,
+        began: &mut Instant,
+    ) -> Result<Answer, Status> {
+        let share = call.connection().share();
+        let _place = match method.places(&share) {
+            Some(places) => places.acquire().await.ok(),
+            None => None,
+        };
+        *began = Instant::now();
+        let live = self.live.load();
+        let caller = identify(&live.policy, headers)?;
+        let mut undecided = Undecided::default();
+        let decided = self.decide(method, &live, caller, headers, message, &mut undecided);
+        let answer = WithDeadline::new(decided, headers, *began).await;
+        match &answer {
+            Err(status) if is_not_leading(status) => answer,
+            _ => undecided.settle(answer),
+        }
+    }
+
+    /// Decides a call of the worker pool here.
+    #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
+    fn decide<'c, 'l>(
         &'c self,
         call: PoolCall,
         live: &'l Live,

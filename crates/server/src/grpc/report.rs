@@ -14,13 +14,16 @@ use tonic::Status;
 
 use super::caller::identify;
 use super::compression::{Encoding, Gunzip, STEP, is_flagged};
+use super::deadline::timeout;
 use super::framing::{no_memory, too_large};
+use super::route::REPORT;
 use super::timed_body::{RequestBody, TimedBody};
 use super::unary::{self, Answer, Body};
 use super::usage::UsageReports;
 use crate::blocking::blocking;
 use crate::bounds::{InFlight, work_of};
 use crate::config::PortLimits;
+use crate::fleet::{Fleet, Outgoing, Patience};
 use crate::live::Live;
 
 /// The most large reports at once, of all callers and of one caller. A report is large when it is larger
@@ -38,6 +41,7 @@ pub(crate) struct Reports {
     usage: UsageReports,
     large: Large,
     limits: PortLimits,
+    fleet: Option<Arc<Fleet>>,
 }
 
 /// The places for large reports.
@@ -70,8 +74,8 @@ impl Large {
 }
 
 impl Reports {
-    pub(crate) fn new(usage: UsageReports, limits: PortLimits) -> Self {
-        Self { usage, large: Large::new(), limits }
+    pub(crate) fn new(usage: UsageReports, limits: PortLimits, fleet: Option<Arc<Fleet>>) -> Self {
+        Self { usage, large: Large::new(), limits, fleet }
     }
 
     /// Answers one Report call of an identified caller.
@@ -85,7 +89,12 @@ impl Reports {
         // Large reports of one caller wait for each other.
         let caller = identify(&live.load().policy, &parts.headers)
             .map(|caller| caller.map(|caller| Box::<str>::from(caller.name())));
+        let is_standby = self.fleet.as_ref().is_some_and(|fleet| !fleet.leads());
         let reported = match caller {
+            // The policy of the leader decides.
+            Err(_) if is_standby => {
+                self.report(live.clone(), parts.headers, None, &mut body, call).await
+            }
             Ok(caller) => {
                 self.report(live.clone(), parts.headers, caller.as_deref(), &mut body, call).await
             }
@@ -104,7 +113,17 @@ impl Reports {
     ) -> Result<Answer, Status> {
         let (message, place) = self.read(caller, body, call).await?;
         let encoding = Encoding::of(&metadata);
-        let (message, place) = self.decompress(caller, message, encoding, place, call).await?;
+        let (mut message, place) = self.decompress(caller, message, encoding, place, call).await?;
+        if let Some(fleet) = &self.fleet
+            && !fleet.leads()
+        {
+            let (from, timeout) = ((call.connection().peer(), caller), timeout(&metadata));
+            let report = Outgoing::new(fleet, REPORT, &metadata, message, from, false, timeout);
+            if let Some(answer) = fleet.pass_on(&report, &Patience::new(timeout)).await {
+                return answer.map(Answer::from);
+            }
+            message = report.into_message();
+        }
         let large = place.is_some();
         let usage = self.usage.clone();
         let apply = move || {

@@ -9,6 +9,9 @@ use wire::payment::usage_service_server::SERVICE_NAME as USAGE_SERVICE;
 use crate::bounds::Share;
 use crate::metrics::Method;
 
+/// The path of reports of usage.
+pub(super) const REPORT: &str = "/sf.gateway.payment.v1.UsageService/Report";
+
 /// The gRPC service of the worker pool.
 pub(crate) const WORKER_POOL: &str = "sf.worker.v1.WorkerPool";
 
@@ -34,6 +37,15 @@ impl PoolCall {
 }
 
 impl PoolCall {
+    pub(super) const fn path(self) -> &'static str {
+        match self {
+            Self::BorrowWorker => "/sf.worker.v1.WorkerPool/BorrowWorker",
+            Self::KeepAlive => "/sf.worker.v1.WorkerPool/KeepAlive",
+            Self::ReturnWorker => "/sf.worker.v1.WorkerPool/ReturnWorker",
+            Self::WorkersState => "/sf.worker.v1.WorkerPool/WorkersState",
+        }
+    }
+
     /// Whether the call needs a place of its caller. A keep-alive never waits.
     pub(super) const fn needs_place(self) -> bool {
         !matches!(self, Self::KeepAlive)

@@ -14,7 +14,7 @@ use lease::{
 };
 use policy::{Indexer, Refused};
 use store::Clock;
-use store::{BorrowError, Borrowed, Store, Unavailable};
+use store::{BorrowError, Borrowed, ReleaseError, Store, Unavailable};
 use tonic::Status;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::{
@@ -164,7 +164,10 @@ impl WorkerPool {
         let released = match (message.worker_key.as_str(), borrow_id(metadata)?) {
             ("", Some(borrow_id)) => {
                 let released = self.store.release_borrow(borrow_id, caller, minimal_life).await;
-                released.map_err(|error| Status::unavailable(error.to_string()))
+                released.map_err(|error| match error {
+                    ReleaseError::Unavailable(error) => unavailable(error),
+                    full @ ReleaseError::MemoryFull(_) => Status::unavailable(full.to_string()),
+                })
             }
             (key, _) => match key.parse::<LeaseId>() {
                 Ok(id) => self.store.release(id, caller, minimal_life).await.map_err(unavailable),
@@ -267,8 +270,14 @@ fn invalid(invalid: Invalid) -> Status {
     Status::invalid_argument(invalid.to_string())
 }
 
+/// The status of a call that the store does not answer. Its source tells whether this server does not
+/// lead its fleet.
 fn unavailable(error: Unavailable) -> Status {
-    Status::unavailable(error.to_string())
+    let mut status = Status::unavailable(error.to_string());
+    if error.is_for_the_leader() {
+        status.set_source(Arc::new(error));
+    }
+    status
 }
 
 /// The status of a revoked lease, and of a borrow whose lease would be revoked at once.

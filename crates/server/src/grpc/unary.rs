@@ -13,15 +13,15 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use store::Delivery;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use wire::framing::frame;
 
-use super::framing::{SMALL, no_memory, too_large};
+use super::framing::{PREFIX_BYTES, SMALL, no_memory, too_large};
 use super::timed_body::{RequestBody, TimedBody, read_failed};
 use crate::bounds::{InFlight, PublicStream, reset_call_after};
 use crate::config::PortLimits;
+use crate::fleet::{HandedOn, PassedOn};
 
 /// How long to wait for a message that is not needed.
 const UNWANTED_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,6 +71,43 @@ pub(super) async fn read<B: RequestBody>(
 ) -> Result<Bytes, Status> {
     let (most, within) = (limits.max_message_bytes as usize, limits.request_timeout);
     read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(no_memory)).await
+}
+
+/// Reads the one message of a call that another server has passed on. Its body stays open after it.
+///
+/// # Errors
+///
+/// As [`read`].
+pub(super) async fn read_message<B: RequestBody>(
+    body: &mut B,
+    limits: &PortLimits,
+    call: &mut InFlight,
+) -> Result<Bytes, Status> {
+    let most = limits.max_message_bytes as usize;
+    let mut message = BytesMut::new();
+    let mut body = TimedBody::new(body, limits.request_timeout);
+    while !is_whole(&message) {
+        let Some(data) = body.data().await? else { break };
+        if message.len() + data.len() > most {
+            return Err(too_large(most));
+        }
+        let new = (message.len() + data.len()).saturating_sub(SMALL).min(data.len());
+        call.take(new).map_err(no_memory)?;
+        if message.is_empty() && is_whole(&data) {
+            return Ok(data);
+        }
+        message.extend_from_slice(&data);
+    }
+    Ok(message.freeze())
+}
+
+/// Whether a frame is complete.
+fn is_whole(frame: &[u8]) -> bool {
+    let Some((&[_, ref length @ ..], message)) = frame.split_first_chunk::<PREFIX_BYTES>() else {
+        return false;
+    };
+    let length = length.iter().fold(0_usize, |sum, &byte| sum << 8 | usize::from(byte));
+    message.len() >= length
 }
 
 /// Reads a small message, such as a borrow, for which there is no memory.
@@ -131,6 +168,31 @@ pub(crate) struct Answer {
     delivery: Option<Delivery>,
 }
 
+/// What has to know whether the caller got an answer. Dropping it says that the answer is lost.
+#[derive(Debug)]
+pub(crate) enum Delivery {
+    /// The store of this server.
+    Here(store::Delivery),
+    /// The leader of the fleet.
+    Leader(HandedOn),
+}
+
+impl Delivery {
+    /// The answer was handed to the transport.
+    fn complete(self) {
+        match self {
+            Self::Here(delivery) => delivery.complete(),
+            Self::Leader(handed_on) => handed_on.complete(),
+        }
+    }
+}
+
+impl From<PassedOn> for Answer {
+    fn from(PassedOn { metadata, message, handed_on }: PassedOn) -> Self {
+        Self { message, metadata, delivery: handed_on.map(Delivery::Leader) }
+    }
+}
+
 impl Answer {
     pub(crate) fn new(message: &impl prost::Message) -> Self {
         let mut metadata = HeaderMap::with_capacity(4);
@@ -148,8 +210,19 @@ impl Answer {
         self.message.len()
     }
 
-    pub(crate) fn delivery(self, delivery: Delivery) -> Self {
-        Self { delivery: Some(delivery), ..self }
+    pub(crate) fn delivery(self, delivery: store::Delivery) -> Self {
+        Self { delivery: Some(Delivery::Here(delivery)), ..self }
+    }
+
+    /// Takes the delivery to the store of this server out, if there is one.
+    pub(super) fn take_delivery(&mut self) -> Option<store::Delivery> {
+        match self.delivery.take()? {
+            Delivery::Here(delivery) => Some(delivery),
+            other => {
+                self.delivery = Some(other);
+                None
+            }
+        }
     }
 
     pub(crate) fn into_http(self) -> http::Response<Body> {

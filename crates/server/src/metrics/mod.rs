@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
     pub(crate) streams: StreamCounters,
     pub(crate) usage: UsageCounters,
     pub(crate) reloads: ReloadCounters,
+    /// Calls that were passed on to the leader of the fleet.
+    pub(crate) forwarded: Counter,
 }
 
 /// Borrows of one service, by outcome. The counters are looked up once, when a policy comes into force.
@@ -301,7 +303,10 @@ impl Metrics {
         };
         let streams = StreamCounters::register(&mut registry);
         let reloads = ReloadCounters::register(&mut registry);
-        Self { registry, borrows, connections, memory, calls, streams, usage, reloads }
+        let forwarded = Counter::default();
+        let help = "Calls and streams that were passed on to the leader of the fleet";
+        registry.register("forwarded", help, forwarded.clone());
+        Self { registry, borrows, connections, memory, calls, streams, usage, reloads, forwarded }
     }
 
     /// The metrics of a server, with its facts and the metrics of its store.

@@ -7,8 +7,8 @@ mod running;
 mod tls;
 
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use policy::Policy;
@@ -16,6 +16,7 @@ use store::{AuditNote, Recovered, Store};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
+use tower::ServiceExt as _;
 use wire::control::session_control_server::SessionControlServer;
 
 use crate::admin::{self, Admin};
@@ -26,6 +27,7 @@ use crate::config::Config;
 use crate::config::TokenInForce;
 use crate::config::watch::Watched;
 use crate::error::Error;
+use crate::fleet::Fleet;
 use crate::grpc::control::{Control, StopNotice};
 use crate::grpc::{self, Gateway, PublicServices, Reports, Tonic, UsageReports, Web, WorkerPool};
 use crate::live::Live;
@@ -174,9 +176,16 @@ impl Server {
         operator.warn_of_unreported_metrics().await;
         let serving = Arc::new(AtomicBool::new(false));
         let not_after = tls.as_ref().map(|tls| tls.not_after());
-        let state = Admin::new(operator.clone(), serving.clone(), not_after);
+        let fleet = port.gateway.fleet.clone();
+        let admin_state = Admin::new(operator.clone(), serving.clone(), not_after, fleet.clone());
+        let admin_state = Arc::new(admin_state);
         let (token, token_file) = token.map(|(token, file)| (Arc::new(token), file)).unzip();
-        let router = admin::router(state, token.clone(), admin_address);
+        let router = admin::router(admin_state.clone(), token.clone(), admin_address);
+        if fleet.is_some() {
+            let operators = of_fleet(admin::router_of_fleet(admin_state));
+            // It is set once.
+            let _ = port.gateway.operators.set(operators);
+        }
 
         let mut running = Running {
             grpc_address,
@@ -195,10 +204,11 @@ impl Server {
         };
         running.serve_grpc(&port, &grpc, threads)?;
         running.serve_admin(admin, router);
-        if !is_alone {
+        if let Some(fleet) = &fleet {
             running.watch_terms();
+            running.tasks.push(tokio::spawn(fleet.clone().watch_leader()));
         }
-        running.watch_health();
+        running.watch_health(fleet);
         running.watch_files(tls.zip(certificates), token.zip(token_file.flatten()));
         running.serving.store(true, Ordering::Release);
         Ok(running)
@@ -232,14 +242,22 @@ fn grpc_port(
     let unproven = config.max_memory as usize / 8 / CONNECTION_BYTES;
     let usage = metrics.usage.clone();
     let reports = UsageReports::new(store.clone(), usage, config.port.max_report_events);
+    let fleet = Fleet::new(
+        store,
+        config.fleet.tls(),
+        (config.port.max_streams, config.fleet.leader_ttl),
+        metrics.forwarded.clone(),
+    );
     let gateway = Gateway {
         pool: WorkerPool::new(store.clone(), config.clock.clone(), metrics.calls.clone()),
-        reports: Reports::new(reports, config.port),
+        reports: Reports::new(reports, config.port, fleet.clone()),
         live: live.clone(),
         control: control(store, live, metrics, config, stop_notice),
         public: PublicServices::new(health.clone()),
         web: Web::new(&config.grpc_web_origins),
         limits: config.port,
+        fleet,
+        operators: OnceLock::new(),
     };
     Port {
         gateway: Arc::new(gateway),
@@ -265,6 +283,14 @@ fn control(
     let control = Control::new(store.clone(), live.clone(), counters, most, stop_notice.clone());
     let control = SessionControlServer::new(control);
     grpc::boxed(control.max_decoding_message_size(config.port.max_message_bytes as usize))
+}
+
+/// The router for requests that other servers of the fleet pass on, as a service of the gRPC port.
+fn of_fleet(router: axum::Router) -> Tonic {
+    grpc::boxed(tower::service_fn(move |request: http::Request<tonic::body::Body>| {
+        let answer = router.clone().oneshot(request.map(axum::body::Body::new));
+        async move { answer.await.map(|answer| answer.map(tonic::body::Body::new)) }
+    }))
 }
 
 /// Returns the first error. [`Config::find_errors`] returns all of them.

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use store::Store;
+use store::fleet::StepDownError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -23,6 +24,7 @@ use crate::blocking::blocking;
 use crate::config::TokenInForce;
 use crate::config::watch::Watched;
 use crate::error::Error;
+use crate::fleet::{Fleet, Patience, Route};
 use crate::grpc::control::{SESSION_CONTROL, StopNotice};
 use crate::grpc::{USAGE_SERVICE, WORKER_POOL};
 use crate::operator::Operator;
@@ -176,13 +178,17 @@ impl Running {
     }
 
     /// Keeps gRPC health equal to the readiness of the store.
-    pub(super) fn watch_health(&mut self) {
+    pub(super) fn watch_health(&mut self, fleet: Option<Arc<Fleet>>) {
         let (health, store) = (self.health.clone(), self.store.clone());
         let draining = self.draining.clone();
         self.tasks.push(tokio::spawn(async move {
             let mut reported = None;
             loop {
-                let status = match store.ready() {
+                let ready = match &fleet {
+                    Some(fleet) => fleet.ready(),
+                    None => store.ready(),
+                };
+                let status = match ready {
                     Ok(()) => ServingStatus::Serving,
                     Err(_) => ServingStatus::NotServing,
                 };
@@ -200,8 +206,31 @@ impl Running {
         }));
     }
 
+    /// Hands the leadership of a fleet over, and waits until the next leader is known: calls that arrive
+    /// until the end are passed on to it.
+    async fn hand_over(&self, deadline: Instant) {
+        let Some(fleet) = &self.port.gateway.fleet else { return };
+        let handed_over = async {
+            match self.store.retire().await {
+                Ok(successor) => {
+                    tracing::info!(successor = %successor.address, "handed the leadership over");
+                    let patience = Patience::new(None);
+                    while !matches!(fleet.route(&patience).await, Some(Route::To(_)) | None) {}
+                }
+                Err(StepDownError::NotLeader) => {}
+                Err(error) => tracing::info!(%error, "the leadership was not handed over"),
+            }
+        };
+        // The connections have the rest of the time.
+        let within = deadline.saturating_duration_since(Instant::now()) / 2;
+        if tokio::time::timeout(within, handed_over).await.is_err() {
+            tracing::warn!("the leadership was not handed over in time");
+        }
+    }
+
     /// Stops the server gracefully.
     ///
+    /// A server that leads a fleet first hands the leadership over, if another server can take it.
     /// Attached streams get a notice, probes report that the server is not ready, and no connection is
     /// accepted any more. Calls in flight may finish for at most 10 s, and the store commits its
     /// pending changes. Calls that wait for a disk that hangs are answered a second before the end. An
@@ -216,6 +245,7 @@ impl Running {
     /// when the disk did not confirm it in time, and [`Error::System`] when a serving thread failed.
     pub async fn stop(mut self) -> Result<(), Error> {
         let deadline = Instant::now() + self.port.limits.drain_timeout;
+        self.hand_over(deadline).await;
         self.stop_notice.send().await;
         self.serving.store(false, Ordering::Release);
         self.draining.cancel();

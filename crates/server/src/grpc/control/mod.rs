@@ -5,6 +5,7 @@
 //! keep-alives count when they arrive, whether their answers are read or not.
 
 mod outbox;
+mod relay;
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,8 +13,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt as _};
+use http::HeaderMap;
 use lease::LeaseId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,9 +29,11 @@ use store::{Attachment, NotExtended, Store};
 pub(crate) use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 
 use crate::bounds::{Connection, reset_call_by};
+use crate::fleet::{Fleet, answer_not_leading};
 use crate::live::Live;
 use crate::metrics::{CallCounters, GaugeGuard, Method, StreamCounters};
 use outbox::{Outbox, Reader};
+use relay::{Happened, Relay};
 
 /// The most keys of one batch.
 const MAX_KEYS: usize = 1_000;
@@ -53,11 +57,23 @@ const NOTICE_TIMEOUT: Duration = Duration::from_millis(250);
 pub(crate) struct AttachedCaller {
     key: Option<Box<[u8]>>,
     connection: Option<Arc<Connection>>,
+    via: Via,
+}
+
+/// How a stream reaches the leader of a fleet.
+#[derive(Clone, Debug)]
+pub(crate) enum Via {
+    /// No other server uses the store.
+    Alone,
+    /// Another server of the fleet has passed the stream on.
+    PassedOn,
+    /// This server may have to pass it on, with this metadata.
+    Fleet(Arc<Fleet>, Box<HeaderMap>),
 }
 
 impl AttachedCaller {
-    pub(crate) fn new(key: Option<&[u8]>, connection: Option<Arc<Connection>>) -> Self {
-        Self { key: key.map(Into::into), connection }
+    pub(crate) fn new(key: Option<&[u8]>, connection: Option<Arc<Connection>>, via: Via) -> Self {
+        Self { key: key.map(Into::into), connection, via }
     }
 }
 
@@ -118,7 +134,18 @@ impl Control {
         let place = self.places.clone().try_acquire_owned();
         let place = place.map_err(|_| Status::unavailable("too many streams are attached"))?;
         let (outbox, reader) = Outbox::new(self.streams.pushed.clone(), caller.connection.clone());
+        let relay = match &caller.via {
+            Via::Alone | Via::PassedOn => None,
+            Via::Fleet(fleet, metadata) => {
+                let live = self.live.load();
+                let indexer = live.policy.identify(caller.key.as_deref()).ok().flatten();
+                let (fleet, metadata) = (fleet.clone(), (**metadata).clone());
+                let indexer = indexer.map(Indexer::name);
+                Some(Relay::new(fleet, metadata, indexer, caller.connection.clone()))
+            }
+        };
         let attached = AttachedStream {
+            relay,
             attachment: self.store.attach(outbox.clone()),
             store: self.store.clone(),
             live: self.live.clone(),
@@ -160,6 +187,8 @@ struct AttachedStream {
     live: Arc<ArcSwap<Live>>,
     calls: CallCounters,
     caller: AttachedCaller,
+    /// Passes batches on while this server of a fleet does not lead.
+    relay: Option<Relay>,
     outbox: Arc<Outbox>,
     /// Cancelled to reset a stream whose reader does not read the final status.
     reset: CancellationToken,
@@ -195,6 +224,8 @@ impl AttachedStream {
         mut batches: impl Stream<Item = Result<AttachRequest, Status>> + Unpin,
     ) -> Result<(), Status> {
         let mut deadline = Instant::now() + IDLE;
+        let is_passed_on = matches!(self.caller.via, Via::PassedOn);
+        let mut terms = self.store.terms();
         loop {
             let stopping = self.stopping.clone();
             tokio::select! {
@@ -211,9 +242,16 @@ impl AttachedStream {
                         None => self::stopping(),
                     });
                 }
-                batch = batches.next() => {
+                happened = next_of(&mut self.relay) => self.handle(happened).await?,
+                () = stops_leading(&self.store, &mut terms), if is_passed_on => {
+                    return Err(answer_not_leading());
+                }
+                batch = batches.next(), if self.relay.as_ref().is_none_or(Relay::has_room) => {
                     let Some(batch) = batch else { return Ok(()) };
-                    self.answer(batch.map_err(|error| broken(&error))?).await?;
+                    let batch = batch.map_err(|error| broken(&error))?;
+                    if let Some(batch) = self.answer(batch).await? {
+                        self.pass_on(batch)?;
+                    }
                     if self.unsent.is_some() {
                         deadline = Instant::now() + IDLE;
                     }
@@ -222,13 +260,54 @@ impl AttachedStream {
         }
     }
 
-    /// Keeps the leases of one batch alive.
-    async fn answer(&self, batch: AttachRequest) -> Result<(), Status> {
+    /// Passes a batch on to the leader. Where there is no memory for it, nothing in it is extended.
+    fn pass_on(&mut self, batch: AttachRequest) -> Result<(), Status> {
+        let Some(relay) = &mut self.relay else { return Err(answer_not_leading()) };
+        if let Err(batch) = relay.pass_on(batch) {
+            self.answer_unavailable(&batch);
+        }
+        Ok(())
+    }
+
+    /// Handles what happened on the way to the leader.
+    async fn handle(&mut self, happened: Happened) -> Result<(), Status> {
+        match happened {
+            Happened::Nothing => {}
+            Happened::Event(event) => self.outbox.pass_on(event),
+            Happened::LeadsHere(batches) => {
+                for batch in batches {
+                    if let Some(batch) = self.answer(batch).await? {
+                        self.pass_on(batch)?;
+                    }
+                }
+            }
+            Happened::NotHandled(batches) => {
+                batches.iter().for_each(|batch| self.answer_unavailable(batch));
+            }
+            Happened::Ended(status) => return Err(status),
+        }
+        Ok(())
+    }
+
+    /// Answers that nothing was done about the leases of a batch.
+    fn answer_unavailable(&self, batch: &AttachRequest) {
+        let places = u32::try_from(batch.worker_keys.len()).unwrap_or(u32::MAX);
+        let kept = NotExtended { unavailable: (0..places).collect(), ..NotExtended::default() };
+        self.calls.count_batch(batch.worker_keys.len(), &kept);
+        self.outbox.answer(batch.batch, kept);
+    }
+
+    /// Keeps the leases of one batch alive, and answers. Returns the batch where this server of a fleet
+    /// does not lead.
+    async fn answer(&mut self, request: AttachRequest) -> Result<Option<AttachRequest>, Status> {
         let began = Instant::now();
-        let AttachRequest { batch, worker_keys: keys } = batch;
+        let AttachRequest { batch, worker_keys: keys } = &request;
         if keys.len() > MAX_KEYS {
             let problem = format!("worker_keys are {}, and may be {MAX_KEYS}", keys.len());
             return Err(Status::invalid_argument(problem));
+        }
+        if !self.store.leads() {
+            return Ok(Some(request));
         }
         let ids: Vec<_> = keys.iter().map(|key| key.parse::<LeaseId>().ok()).collect();
         let kept = {
@@ -239,12 +318,32 @@ impl AttachedStream {
             self.store.keep_alive_batch(&ids, caller, &self.attachment)
         };
         let kept: NotExtended = kept.await;
+        if kept.unavailable.len() == ids.len() && !ids.is_empty() && !self.store.leads() {
+            return Ok(Some(request));
+        }
         self.calls.count_batch(ids.len(), &kept);
         self.calls.by_method.answered(Method::Attach, began.into_std());
-        self.outbox.answer(batch, kept);
+        self.outbox.answer(*batch, kept);
         // Many small batches may have arrived. This lets the connection send answers in between.
         tokio::task::yield_now().await;
-        Ok(())
+        Ok(None)
+    }
+}
+
+/// What happens next on the way to the leader. Never returns where the stream is not passed on.
+async fn next_of(relay: &mut Option<Relay>) -> Happened {
+    match relay {
+        Some(relay) => relay.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until this server does not lead.
+async fn stops_leading(store: &Store, terms: &mut watch::Receiver<Option<u64>>) {
+    while store.leads() {
+        if terms.changed().await.is_err() {
+            return;
+        }
     }
 }
 

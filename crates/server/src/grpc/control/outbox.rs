@@ -10,6 +10,7 @@ use futures_util::task::AtomicWaker;
 use lease::{LeaseId, Reason, RevokedFor};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use prost::Message as _;
 use store::{Listener, NotExtended};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -62,6 +63,8 @@ struct Queue {
 enum Event {
     Answer(Box<(u64, NotExtended)>),
     Revoked(LeaseId, RevokedFor),
+    /// An event of the leader of the fleet, and its bytes.
+    PassedOn(Box<WireEvent>, usize),
     /// Dropping the token says that the notice was read.
     Draining(#[expect(dead_code, reason = "held until the notice is read")] TaskTrackerToken),
 }
@@ -77,6 +80,7 @@ impl Event {
                     + size_of_val(&**revoked)
                     + size_of_val(&**unavailable)
             }
+            Self::PassedOn(event, bytes) => size_of_val(&**event) + bytes,
             Self::Revoked(..) | Self::Draining(_) => 0,
         };
         size_of::<Self>() + lists
@@ -101,6 +105,19 @@ impl Outbox {
     /// Adds the answer to a batch.
     pub(super) fn answer(&self, batch: u64, kept: NotExtended) {
         self.add(Event::Answer(Box::new((batch, kept))));
+    }
+
+    /// Adds an event that the leader of the fleet has sent.
+    pub(super) fn pass_on(&self, event: WireEvent) {
+        let bytes = match &event {
+            WireEvent::Answer(answer) => answer.encoded_len(),
+            WireEvent::Revoked(revocation) => {
+                self.pushed.inc();
+                revocation.encoded_len()
+            }
+            WireEvent::Draining(_) => 0,
+        };
+        self.add(Event::PassedOn(Box::new(event), bytes));
     }
 
     /// Adds the notice that the server is about to stop. `taken` is dropped when it was read.
@@ -132,7 +149,10 @@ impl Outbox {
         let bytes = event.bytes();
         let (waiting, most) = match event {
             Event::Answer(_) => (&mut queue.answers, MAX_ANSWERS),
-            Event::Revoked(..) => (&mut queue.pushes, MAX_PUSHES),
+            Event::PassedOn(ref event, _) if matches!(**event, WireEvent::Answer(_)) => {
+                (&mut queue.answers, MAX_ANSWERS)
+            }
+            Event::Revoked(..) | Event::PassedOn(..) => (&mut queue.pushes, MAX_PUSHES),
             Event::Draining(_) => (&mut 0, 1),
         };
         let has_memory =
@@ -182,6 +202,13 @@ impl Outbox {
                     reason: reason_to_wire(why.reason).into(),
                     message: why.to_string(),
                 })
+            }
+            Some(Event::PassedOn(event, _)) => {
+                match &*event {
+                    WireEvent::Answer(_) => queue.answers -= 1,
+                    WireEvent::Revoked(_) | WireEvent::Draining(_) => queue.pushes -= 1,
+                }
+                *event
             }
             Some(Event::Draining(_)) => WireEvent::Draining(Draining {}),
             None => {

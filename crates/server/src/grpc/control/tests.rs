@@ -32,7 +32,7 @@ struct Client {
 }
 
 fn attach(control: &Control) -> Client {
-    let (attached, reader) = control.open(AttachedCaller::new(None, None)).unwrap();
+    let (attached, reader) = control.open(AttachedCaller::new(None, None, Via::Alone)).unwrap();
     let (batches, received) = mpsc::unbounded_channel();
     let reset = attached.reset.clone();
     let received = stream::unfold(received, |mut received| async move {
@@ -97,7 +97,7 @@ async fn the_notice_of_a_stop_comes_first_and_batches_are_answered_for_a_second_
     client.unavailable("stopping").await;
     assert!(start.elapsed() >= AFTER_NOTICE && start.elapsed() < 2 * AFTER_NOTICE);
     assert!(
-        control.open(AttachedCaller::new(None, None)).is_err(),
+        control.open(AttachedCaller::new(None, None, Via::Alone)).is_err(),
         "nobody attaches to a server that stops"
     );
 }
@@ -119,7 +119,7 @@ async fn a_stream_whose_client_is_done_ends_well_and_leaves_its_place() {
     let control = control(1);
     let mut client = attach(&control);
     assert_eq!(control.streams.attached.get(), 1);
-    let refused = control.open(AttachedCaller::new(None, None)).map(drop).unwrap_err();
+    let refused = control.open(AttachedCaller::new(None, None, Via::Alone)).map(drop).unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "there is one place");
     client.send(7);
     drop(std::mem::replace(&mut client.batches, mpsc::unbounded_channel().0));
@@ -129,7 +129,7 @@ async fn a_stream_whose_client_is_done_ends_well_and_leaves_its_place() {
     client.task.await.unwrap();
     assert!(!client.reset.is_cancelled());
     assert_eq!(control.streams.attached.get(), 0);
-    assert!(control.open(AttachedCaller::new(None, None)).is_ok());
+    assert!(control.open(AttachedCaller::new(None, None, Via::Alone)).is_ok());
 }
 
 #[tokio::test]
@@ -143,6 +143,6 @@ async fn a_stream_whose_client_is_gone_is_over_at_once() {
 
 #[test]
 fn no_key_that_was_shown_is_printed() {
-    let shown = format!("{:?}", AttachedCaller::new(Some(b"hunter2"), None));
+    let shown = format!("{:?}", AttachedCaller::new(Some(b"hunter2"), None, Via::Alone));
     assert!(!shown.contains("hunter2"), "{shown}");
 }
