@@ -20,6 +20,7 @@ mod drain;
 mod durable;
 mod events;
 mod failing;
+mod fleet;
 mod grpc_web;
 mod harness;
 mod isolation;

@@ -1,0 +1,342 @@
+//! Servers of one fleet on a real PostgreSQL: every server takes every call.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use lease::Reason;
+use store::testing::cluster::Cluster;
+use tgm_session_server::api::{Done, SessionPage};
+use tgm_session_server::{Config, Policy, Running, Server};
+use tonic::Code;
+use wire::control::Reason as WireReason;
+use wire::control::attach_response::Event;
+use wire::worker::borrow_worker_response::BorrowStatus;
+use wire::worker::keep_alive_response::Status as Kept;
+use wire::worker::return_worker_response::Status as Returned;
+
+use crate::admin_client::raw;
+use crate::attached::Attached;
+use crate::auth::two_indexers;
+use crate::harness::{Client, ROOMY, channel, eventually, get, session, text, worker};
+
+/// The database of a fleet.
+enum Database {
+    Shared { _running: Arc<Cluster> },
+    Own(Option<Cluster>),
+}
+
+/// Servers on one database.
+struct TestFleet {
+    database: Database,
+    port: u16,
+    schema: String,
+    policy: String,
+    servers: Vec<Running>,
+}
+
+impl TestFleet {
+    /// Starts so many servers; the first one leads. `None` where PostgreSQL is missing.
+    async fn start(policy: &str, servers: usize) -> Option<Self> {
+        let cluster = tokio::task::spawn_blocking(Cluster::shared).await.unwrap()?;
+        let port = cluster.port;
+        Self::on(Database::Shared { _running: cluster }, port, policy, servers).await
+    }
+
+    /// As [`TestFleet::start`], on a database that no other test uses.
+    async fn start_alone(policy: &str, servers: usize) -> Option<Self> {
+        let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap()?;
+        let port = cluster.port;
+        Self::on(Database::Own(Some(cluster)), port, policy, servers).await
+    }
+
+    async fn on(database: Database, port: u16, policy: &str, servers: usize) -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let schema = format!("servers_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let policy = policy.to_owned();
+        let mut fleet = Self { database, port, schema, policy, servers: Vec::new() };
+        for _ in 0..servers {
+            let server = fleet.server().await;
+            fleet.servers.push(server);
+            if fleet.servers.len() == 1 {
+                eventually("the fleet is as expected", async || fleet.servers[0].store().leads())
+                    .await;
+            }
+        }
+        for server in &fleet.servers {
+            let (_, leader) = server.store().fleet().unwrap();
+            eventually("the fleet is as expected", async || leader.borrow().is_some()).await;
+        }
+        Some(fleet)
+    }
+
+    fn config(&self) -> Config {
+        let policy = Policy::parse(&self.policy, "test.toml").unwrap().policy;
+        let Self { port, schema, .. } = self;
+        let url = format!("postgres://tgm@127.0.0.1:{port}/postgres?schema={schema}");
+        let mut config = Config::new(policy, url.parse().unwrap());
+        config.listen.set_port(0);
+        config.admin_listen.set_port(0);
+        config.threads = 2;
+        config.fleet.leader_ttl = Duration::from_secs(2);
+        config
+    }
+
+    async fn server(&self) -> Running {
+        Server::bind(self.config()).await.unwrap().start().await.unwrap()
+    }
+
+    async fn kill_database(&mut self) {
+        self.with_database(Cluster::kill).await;
+    }
+
+    async fn resume_database(&mut self) {
+        self.with_database(Cluster::resume).await;
+    }
+
+    async fn with_database(&mut self, act: fn(&mut Cluster)) {
+        let Database::Own(database) = &mut self.database else { panic!("others use it") };
+        let mut cluster = database.take().unwrap();
+        let acted = tokio::task::spawn_blocking(move || {
+            act(&mut cluster);
+            cluster
+        });
+        *database = Some(acted.await.unwrap());
+    }
+
+    fn leader(&self) -> &Running {
+        self.servers.iter().find(|server| server.store().leads()).expect("a leader")
+    }
+
+    fn standby(&self) -> &Running {
+        self.servers.iter().find(|server| !server.store().leads()).expect("a standby")
+    }
+}
+
+fn client(server: &Running) -> Client {
+    Client::of(server.grpc_address())
+}
+
+async fn live(server: &Running) -> u64 {
+    server.store().live().await.unwrap().iter().map(|(_, leases)| leases).sum()
+}
+
+#[tokio::test]
+async fn a_lease_lives_its_whole_life_at_a_server_that_does_not_lead() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let mut client = client(fleet.standby());
+    let answer = client.ask(session("acme")).await.unwrap();
+    assert!(text(answer.metadata(), "x-lease-ttl-ms").is_some(), "metadata is passed on");
+    let key = answer.into_inner().worker_key;
+    assert_eq!(live(fleet.leader()).await, 1);
+    assert_eq!(client.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+    assert_eq!(client.count("t1r", "acme").await, 1);
+    assert_eq!(client.give_back(&key).await, Returned::Returned);
+    assert_eq!(client.give_back(&key).await, Returned::MissingKey);
+    assert_eq!(live(fleet.leader()).await, 0);
+    let (_, metrics) = get(fleet.standby().admin_address(), "/metrics", "").await;
+    assert!(metrics.contains("tgm_session_forwarded_total 5"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_leader_is_the_same_at_every_server() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let [mut direct, mut passed_on] = [fleet.leader(), fleet.standby()].map(client);
+    for _ in 0..10 {
+        passed_on.borrow(session("acme")).await;
+    }
+    assert_eq!(passed_on.refused(session("acme")).await, direct.refused(session("acme")).await);
+    for ask in [session("acme").service("nothing"), session("acme").borrow_id("no id")] {
+        let direct = direct.ask(ask.clone()).await.unwrap_err();
+        let passed_on = passed_on.ask(ask).await.unwrap_err();
+        assert_eq!(
+            (passed_on.code(), passed_on.message()),
+            (direct.code(), direct.message()),
+            "{passed_on:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_leader_identifies_the_callers_of_every_server() {
+    let Some(fleet) = TestFleet::start(&two_indexers(), 2).await else { return };
+    let mut standby = client(fleet.standby());
+    let refused = standby.ask(session("acme")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let mut west = standby.with_key("west-old");
+    let key = west.borrow(session("acme")).await;
+    let mut east = standby.with_key("east-key");
+    assert_eq!(east.keep_alive(&key).await.unwrap(), Kept::Failed);
+    assert_eq!(west.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+}
+
+#[tokio::test]
+async fn a_borrow_whose_caller_is_gone_leaves_no_lease_at_the_leader() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let (leader, standby) = (fleet.leader(), fleet.standby());
+    for _ in 0..40 {
+        let mut client = client(standby);
+        let borrow = tokio::spawn(async move { client.ask(worker("acme", "trace", 100)).await });
+        // Some are cancelled before they arrive, some while they are decided, and some later.
+        tokio::time::sleep(Duration::from_micros(u64::from(rand_below(4_000)))).await;
+        borrow.abort();
+        if let Ok(Ok(answer)) = borrow.await {
+            let key = answer.into_inner().worker_key;
+            self::client(standby).give_back(&key).await;
+        }
+    }
+    eventually("the fleet is as expected", async || live(leader).await == 0).await;
+}
+
+fn rand_below(bound: u32) -> u32 {
+    use std::hash::{BuildHasher as _, RandomState};
+    (RandomState::new().hash_one(0) % u64::from(bound)) as u32
+}
+
+#[tokio::test]
+async fn an_attached_client_is_told_of_a_revocation_through_a_server_that_does_not_lead() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let standby = fleet.standby();
+    let key = client(standby).borrow(session("acme")).await;
+    let mut attached = Attached::over(channel(standby.grpc_address()), None).await.unwrap();
+    let answer = attached.keep_alive(&[&key, "nonsense"]).await;
+    assert_eq!((answer.failed, answer.unavailable), (vec![1], vec![]));
+    fleet.leader().revoke(key.parse().unwrap(), Reason::Operator).await.unwrap();
+    let Some(Event::Revoked(revoked)) = attached.next().await.unwrap() else {
+        panic!("not a revocation")
+    };
+    assert_eq!((&*revoked.worker_key, revoked.reason()), (&*key, WireReason::Operator));
+}
+
+#[tokio::test]
+async fn a_planned_change_of_the_leader_fails_no_call_and_ends_no_stream() {
+    let Some(mut fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let [first, second] = [0, 1].map(|place| fleet.servers[place].grpc_address());
+    let mut attached = Vec::new();
+    let mut keys = Vec::new();
+    for address in [first, second] {
+        keys.push(Client::of(address).borrow(session("acme")).await);
+        attached.push(Attached::over(channel(address), None).await.unwrap());
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..16)
+        .map(|number| {
+            let (stop, mut client) = (stop.clone(), Client::of([first, second][number % 2]));
+            tokio::spawn(async move {
+                let mut calls = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let key = client.borrow(worker("acme", "trace", 100)).await;
+                    assert_eq!(client.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+                    assert_eq!(client.give_back(&key).await, Returned::Returned);
+                    calls += 3;
+                }
+                calls
+            })
+        })
+        .collect();
+    for _ in 0..6 {
+        let before = fleet.servers.iter().position(|server| server.store().leads()).unwrap();
+        eventually("the fleet is as expected", async || {
+            fleet.servers[before].store().members().len() == 2
+        })
+        .await;
+        fleet.servers[before].store().step_down(false).await.unwrap();
+        eventually("the fleet is as expected", async || fleet.servers[1 - before].store().leads())
+            .await;
+        for attached in &mut attached {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            let answer = attached.keep_alive(&keys).await;
+            assert_eq!((answer.failed, answer.unavailable), (vec![], vec![]));
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for caller in callers {
+        assert!(caller.await.unwrap() > 0);
+    }
+    assert_eq!(live(fleet.leader()).await, 2);
+    let stopped = fleet.servers.remove(0);
+    stopped.stop().await.unwrap();
+    eventually("the fleet is as expected", async || fleet.servers[0].store().leads()).await;
+    assert_eq!(live(&fleet.servers[0]).await, 2);
+}
+
+#[tokio::test]
+async fn an_operator_lists_and_acts_at_every_server() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let (leader, standby) = (fleet.leader(), fleet.standby());
+    let mut client = client(leader);
+    let key = client.borrow(session("acme")).await;
+    let address = standby.admin_address();
+    let host = address.to_string();
+    let ask = async |method, path: &str| raw(address, method, path, &[("host", &host)], "").await;
+    let page: SessionPage = ask("GET", "/api/sessions").await.read();
+    let [session] = &page.sessions[..] else { panic!("{page:?}") };
+    let path = format!("/api/sessions/{}?note=a%20test", session.lease);
+    assert_eq!(ask("DELETE", &path).await.read::<Done>().ended, 1);
+    assert_eq!(client.keep_alive(&key).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(get(address, "/readyz", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn nobody_speaks_for_a_server_of_the_fleet_without_its_secret() {
+    let Some(fleet) = TestFleet::start(&two_indexers(), 2).await else { return };
+    for (server, secret) in [(fleet.leader(), "0"), (fleet.standby(), &"0".repeat(64))] {
+        let mut request = tonic::Request::new(session("acme").message);
+        let metadata = request.metadata_mut();
+        metadata.insert("x-tgm-fleet-secret", secret.parse().unwrap());
+        metadata.insert("x-tgm-fleet-peer", "127.0.0.1:1".parse().unwrap());
+        metadata.insert("x-tgm-fleet-indexer", "west".parse().unwrap());
+        let mut client = client(server);
+        let refused = client.pool.borrow_worker(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_arrives_while_the_leader_changes_is_held_and_answered() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let (leader, standby) = (fleet.leader(), fleet.standby());
+    let [mut here, mut there] = [leader, standby].map(client);
+    let key = there.borrow(session("acme")).await;
+    let handed_over = leader.store().retire();
+    let (held_here, held_there) = tokio::join!(
+        here.borrow(worker("acme", "trace", 10)),
+        there.borrow(worker("acme", "trace", 10))
+    );
+    assert!(handed_over.await.is_ok());
+    eventually("the other one leads", async || standby.store().leads()).await;
+    for key in [key, held_here, held_there] {
+        assert_eq!(here.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+    }
+}
+
+#[tokio::test]
+async fn without_a_database_leases_are_kept_alive_while_the_leadership_is_valid_and_then_nothing() {
+    let Some(mut fleet) = TestFleet::start_alone(ROOMY, 2).await else { return };
+    let [leader, standby] = [fleet.leader(), fleet.standby()].map(Running::grpc_address);
+    let mut standby = Client::of(standby);
+    let key = standby.borrow(session("acme")).await;
+    fleet.kill_database().await;
+    assert_eq!(standby.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+    eventually("the leadership has lapsed", async || {
+        Client::of(leader).keep_alive(&key).await.is_err()
+    })
+    .await;
+    let busy = standby.ask(worker("acme", "trace", 10)).await.unwrap();
+    assert_eq!(busy.get_ref().status(), BorrowStatus::ResourceExhausted);
+    assert_eq!(text(busy.metadata(), "x-denied-scope").as_deref(), Some("server"));
+    for refused in [
+        standby.ask(session("acme")).await.unwrap_err(),
+        standby.keep_alive(&key).await.unwrap_err(),
+    ] {
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    }
+    fleet.resume_database().await;
+    eventually("a server leads again", || {
+        let mut client = standby.clone();
+        let key = &key;
+        async move { client.keep_alive(key).await.is_ok() }
+    })
+    .await;
+    assert_eq!(standby.count("t1r", "acme").await, 1);
+}
