@@ -198,8 +198,8 @@ impl Fleet {
         let answer = tokio::select! {
             biased;
             answer = answer => answer,
-            // A leader that hangs answers no more.
-            () = self.term_ended(leader.id) => return Attempt::Unknown,
+            // A leader that hands over answers what it has begun. One that hangs answers no more.
+            () = self.hangs_after_term(leader.id) => return Attempt::Unknown,
         };
         match answer {
             Ok(connect::grpc::PassedOn { metadata, message, request }) => {
@@ -254,16 +254,17 @@ where
             match frame.await {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if data.is_empty() => {}
-                    Ok(data) => return Some(data[..] == *CALLER_GONE),
+                    Ok(data) => return data[..] == *CALLER_GONE,
                     Err(_) => {}
                 },
                 // A standby that has handed the answer on says so before it ends the call.
-                Some(Err(error)) => return Some(was_cancelled(&*error.into())),
-                None => return None,
+                Some(Err(error)) => return was_cancelled(&*error.into()),
+                // hyper ends a body that was cancelled as if it were complete.
+                None => return true,
             }
         }
     };
-    if let Ok(Some(true)) = tokio::time::timeout(REPORT_WITHIN, word).await {
+    if let Ok(true) = tokio::time::timeout(REPORT_WITHIN, word).await {
         drop(delivery.0.take());
     }
 }

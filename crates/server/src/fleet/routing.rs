@@ -29,6 +29,9 @@ const HOLD: Duration = Duration::from_secs(2);
 /// How long before its deadline a call that is held is answered.
 const ANSWER_BEFORE: Duration = Duration::from_millis(50);
 
+/// How long a leader may take to answer a call after its term.
+const ANSWER_AFTER_TERM: Duration = Duration::from_secs(1);
+
 /// How long to wait before a call is passed on again to the same leader, which does not serve yet.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -185,13 +188,14 @@ impl Fleet {
         }
     }
 
-    /// Waits until another term than that of `id` is known.
-    pub(super) async fn term_ended(&self, id: LeaderId) {
+    /// Waits until another term than that of `id` has been known for [`ANSWER_AFTER_TERM`].
+    pub(super) async fn hangs_after_term(&self, id: LeaderId) {
         let mut leader = self.leader.clone();
         let other = |leader: &Option<Leader>| leader.as_ref().is_some_and(|it| it.id != id);
         if leader.wait_for(other).await.is_err() {
             std::future::pending().await
         }
+        sleep(ANSWER_AFTER_TERM).await;
     }
 
     /// The connection of this thread to the leader. It is made when it is first used.
