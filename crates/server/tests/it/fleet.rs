@@ -1,5 +1,7 @@
 //! Servers of one fleet on a real PostgreSQL: every server takes every call.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -8,6 +10,7 @@ use lease::Reason;
 use store::testing::cluster::Cluster;
 use tgm_session_server::api::{Done, SessionPage};
 use tgm_session_server::{Config, Policy, Running, Server};
+use tokio::task::JoinHandle;
 use tonic::Code;
 use wire::control::Reason as WireReason;
 use wire::control::attach_response::Event;
@@ -24,6 +27,33 @@ use crate::harness::{Client, ROOMY, channel, eventually, get, session, text, wor
 enum Database {
     Shared { _running: Arc<Cluster> },
     Own(Option<Cluster>),
+}
+
+/// A session of the database. Its transaction is rolled back when it is dropped.
+struct Session(Child);
+
+impl Session {
+    /// Runs `sql`, and waits until it prints `expected`.
+    fn begin(port: u16, sql: &str, expected: &str) -> Self {
+        let mut psql = Command::new("psql")
+            .args(["-qAtX", "-h", "127.0.0.1", "-p", &port.to_string(), "-U", "tgm", "postgres"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        psql.stdin.as_mut().unwrap().write_all(sql.as_bytes()).unwrap();
+        let mut said = String::new();
+        BufReader::new(psql.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said.trim(), expected);
+        Self(psql)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 /// Servers on one database.
@@ -59,13 +89,12 @@ impl TestFleet {
             let server = fleet.server().await;
             fleet.servers.push(server);
             if fleet.servers.len() == 1 {
-                eventually("the fleet is as expected", async || fleet.servers[0].store().leads())
-                    .await;
+                eventually("the leader changes", async || fleet.servers[0].store().leads()).await;
             }
         }
         for server in &fleet.servers {
             let (_, leader) = server.store().fleet().unwrap();
-            eventually("the fleet is as expected", async || leader.borrow().is_some()).await;
+            eventually("the leader changes", async || leader.borrow().is_some()).await;
         }
         Some(fleet)
     }
@@ -84,6 +113,13 @@ impl TestFleet {
 
     async fn server(&self) -> Running {
         Server::bind(self.config()).await.unwrap().start().await.unwrap()
+    }
+
+    /// Locks the row that every commit changes, until the session is dropped.
+    fn hold_commits(&self) -> Session {
+        let Self { port, schema, .. } = self;
+        let sql = format!("BEGIN; SELECT 'held' FROM {schema}.journal FOR UPDATE;\n");
+        Session::begin(*port, &sql, "held")
     }
 
     async fn kill_database(&mut self) {
@@ -174,23 +210,23 @@ async fn the_leader_identifies_the_callers_of_every_server() {
 async fn a_borrow_whose_caller_is_gone_leaves_no_lease_at_the_leader() {
     let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
     let (leader, standby) = (fleet.leader(), fleet.standby());
-    for _ in 0..40 {
+    let held = fleet.hold_commits();
+    let id = "00112233445566778899aabbccddeeff";
+    let mut calls = Vec::new();
+    for (ask, at_once) in [(session("acme"), 1), (session("acme").borrow_id(id), 2)] {
         let mut client = client(standby);
-        let borrow = tokio::spawn(async move { client.ask(worker("acme", "trace", 100)).await });
-        // Some are cancelled before they arrive, some while they are decided, and some later.
-        tokio::time::sleep(Duration::from_micros(u64::from(rand_below(4_000)))).await;
-        borrow.abort();
-        if let Ok(Ok(answer)) = borrow.await {
-            let key = answer.into_inner().worker_key;
-            self::client(standby).give_back(&key).await;
-        }
+        calls.push(tokio::spawn(async move {
+            let answer = client.ask(ask).await;
+            panic!("commits are held, but there is an answer: {answer:?}");
+        }));
+        eventually("the grant is applied", async || live(leader).await == at_once).await;
     }
-    eventually("the fleet is as expected", async || live(leader).await == 0).await;
-}
-
-fn rand_below(bound: u32) -> u32 {
-    use std::hash::{BuildHasher as _, RandomState};
-    (RandomState::new().hash_one(0) % u64::from(bound)) as u32
+    calls.iter().for_each(JoinHandle::abort);
+    // Commits are still held: the slots are free at once.
+    eventually("the leases are taken back", async || live(leader).await == 0).await;
+    drop(held);
+    let key = client(standby).borrow(session("acme").borrow_id(id)).await;
+    assert_eq!(client(standby).keep_alive(&key).await.unwrap(), Kept::TtlExtended);
 }
 
 #[tokio::test]
@@ -236,13 +272,12 @@ async fn a_planned_change_of_the_leader_fails_no_call_and_ends_no_stream() {
         .collect();
     for _ in 0..6 {
         let before = fleet.servers.iter().position(|server| server.store().leads()).unwrap();
-        eventually("the fleet is as expected", async || {
+        eventually("the leader changes", async || {
             fleet.servers[before].store().members().len() == 2
         })
         .await;
         fleet.servers[before].store().step_down(false).await.unwrap();
-        eventually("the fleet is as expected", async || fleet.servers[1 - before].store().leads())
-            .await;
+        eventually("the leader changes", async || fleet.servers[1 - before].store().leads()).await;
         for attached in &mut attached {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             let answer = attached.keep_alive(&keys).await;
@@ -256,7 +291,7 @@ async fn a_planned_change_of_the_leader_fails_no_call_and_ends_no_stream() {
     assert_eq!(live(fleet.leader()).await, 2);
     let stopped = fleet.servers.remove(0);
     stopped.stop().await.unwrap();
-    eventually("the fleet is as expected", async || fleet.servers[0].store().leads()).await;
+    eventually("the leader changes", async || fleet.servers[0].store().leads()).await;
     assert_eq!(live(&fleet.servers[0]).await, 2);
 }
 
