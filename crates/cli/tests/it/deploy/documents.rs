@@ -8,8 +8,8 @@ use serde_json::Value;
 use tgm_session_server::{Loaded, Policy};
 
 use super::{Settings, flags, get, named_flags, root, text};
-use crate::cluster::Cluster;
 use crate::harness::{PATIENCE, Serve, folder, run, store};
+use store::testing::cluster::Cluster;
 
 /// The documents for those who run the server or use the library.
 const DOCUMENTS: [&str; 6] = [

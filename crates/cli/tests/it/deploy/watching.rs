@@ -15,8 +15,8 @@ use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{BorrowWorkerRequest, KeepAliveRequest, ReturnWorkerRequest};
 
 use super::{Settings, get, root, text, tool, yaml};
-use crate::cluster::Cluster;
 use crate::harness::{PATIENCE, Serve, file, folder};
+use store::testing::cluster::Cluster;
 
 const POLICY: &str = "
 [services.t1r]
