@@ -346,6 +346,21 @@ fn a_leader_that_lapsed_rewrites_only_a_row_that_nobody_has_used_since() {
 }
 
 #[test]
+fn a_leader_that_is_valid_rewrites_any_row_of_a_lower_epoch() {
+    let (mut database, _) = led();
+    let mut later = server(2);
+    database.rows.leadership.epoch = 7;
+    database.serve_until(&mut later, at(5_500));
+    assert_eq!(later.term().map(|row| row.epoch), Some(8));
+    // It has never seen this term. Nobody can have taken it over while this leader was valid.
+    database.rows.leadership.epoch = 3;
+    database.rows.leadership.leader = LeaderId(9);
+    let events = database.serve_until(&mut later, at(6_500));
+    assert!(matches!(events[..], [Event::WritesLost, Event::Rewritten(_), ..]), "{events:?}");
+    assert_eq!(database.rows.leadership.epoch, 9);
+}
+
+#[test]
 fn a_leader_that_lapsed_long_ago_rewrites_the_row_that_it_took_over_itself() {
     let (mut database, _) = led();
     let earlier = database.rows.clone();

@@ -12,6 +12,7 @@ use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subje
 
 use super::*;
 use crate::fleet::{self, Answer, Event, FleetSecret, Leadership, Request};
+use crate::journal::Snapshot;
 use crate::records::{OperatorRecord, OperatorRecords};
 use cluster::Cluster;
 
@@ -320,4 +321,83 @@ fn only_a_leader_migrates_and_only_once_every_live_member_knows_the_version() {
     assert!(migrate(&mut connection, leader));
     assert!(later(&mut connection));
     assert!(!migrate(&mut connection, leader), "there is nothing more to do");
+}
+
+/// Each column of the two rows, and another value of it.
+const COLUMNS: [(&str, &str); 10] = [
+    ("fleet", "epoch = epoch + 1"),
+    ("fleet", "leader = '00000000000000000000000000000007'"),
+    ("fleet", "renewals = renewals + 1"),
+    ("fleet", "leader_ttl_ms = leader_ttl_ms + 1"),
+    ("fleet", "address = 'another'"),
+    ("fleet", "released = NOT released"),
+    ("fleet", "successor = '00000000000000000000000000000007'"),
+    ("journal", "leader = '00000000000000000000000000000007'"),
+    ("journal", "sequence = sequence + 1"),
+    ("journal", "attempt = attempt + 1"),
+];
+
+#[test]
+fn every_column_of_both_rows_is_compared() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let settings = settings(&cluster);
+    drop(take_over(&settings));
+    let mut elections = PostgresElections::open(settings.clone(), TTL, SECRET, WITHIN).unwrap();
+    let mut connection = Connection::new(settings).unwrap();
+    let mut set = |table: &str, change: &str| {
+        let changed = connection.run(WITHIN, async |client, schema| {
+            Ok(client.batch_execute(&format!("UPDATE {schema}.{table} SET {change}")).await?)
+        });
+        changed.unwrap();
+    };
+    for (table, change) in COLUMNS {
+        let Answer::Read(seen) = elections.carry_out(&Request::Read, WITHIN).unwrap() else {
+            panic!()
+        };
+        let mut new = seen.clone();
+        new.leadership.epoch += 100;
+        let take_over =
+            Request::TakeOver { seen: seen.clone(), new: new.clone(), end_blocker: false };
+        let replace =
+            Request::Replace { seen: seen.leadership.clone(), new: new.leadership.clone() };
+        set(table, change);
+        let answer = elections.carry_out(&take_over, WITHIN).unwrap();
+        assert!(matches!(answer, Answer::Differ(_)), "{change}");
+        if table == "fleet" {
+            let answer = elections.carry_out(&replace, WITHIN).unwrap();
+            assert!(matches!(answer, Answer::Differ(_)), "{change}");
+        }
+        let snapshot = Snapshot { rows: Rows::default(), stamp: Stamp::default() };
+        let answer = elections.rewrite(&seen, &new, snapshot, WITHIN).unwrap();
+        assert!(matches!(answer, Answer::Differ(_)), "{change}");
+    }
+}
+
+#[test]
+fn commits_go_on_after_a_rewriting_with_the_first_batch_that_is_not_in_it() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let settings = settings(&cluster);
+    let journal = take_over(&settings);
+    let row = journal.fence.seen();
+    let mut reader = PostgresJournal::new(settings, row).unwrap();
+    let term = std::sync::Arc::<crate::term::Term>::default();
+    let mut committer = Committer::new(journal, term.clone(), WITHIN);
+    let mut ledger = ledger();
+    let mut commit = |committer: &mut Committer| {
+        let rows = batch(grant(&mut ledger, "acme", Timestamp::from_nanos(1)));
+        crate::journal::Journal::commit(committer, &rows, stamp_of(&ledger))
+    };
+    commit(&mut committer).unwrap();
+    assert_eq!((load(&mut reader).0.ledger.len(), term.sequence()), (1, Some(1)));
+    // The second batch is part of what was written, and the third one is not.
+    term.suspend();
+    assert_eq!(term.sequence(), None);
+    term.rewritten(JournalRow { sequence: 1, ..row }, 2);
+    assert_eq!(term.sequence(), None, "what was committed before says nothing now");
+    commit(&mut committer).unwrap();
+    assert_eq!((load(&mut reader).0.ledger.len(), term.sequence()), (1, Some(1)));
+    commit(&mut committer).unwrap();
+    assert_eq!((load(&mut reader).0.ledger.len(), term.sequence()), (2, Some(2)));
+    term.end();
+    assert!(matches!(commit(&mut committer), Err(Error::Deposed)));
 }
