@@ -346,6 +346,21 @@ fn a_leader_that_lapsed_rewrites_only_a_row_that_nobody_has_used_since() {
 }
 
 #[test]
+fn a_leader_that_lapsed_yields_to_the_earlier_one_that_leads_again() {
+    let (mut database, mut first) = led();
+    let earlier = database.rows.clone();
+    let mut second = server(2);
+    database.serve_until(&mut second, at(5_500));
+    // The takeover is lost, and the first leader, which was stopped all the time, finds its row.
+    database.rows = earlier;
+    first.ledger_answered(at(60_000));
+    assert_eq!(database.serve(&mut first, at(60_000)), [Event::ValidUntil(at(65_000))]);
+    second.ledger_answered(at(60_100));
+    assert_eq!(database.serve(&mut second, at(60_100)), [Event::Deposed]);
+    assert_eq!(first.valid_until(at(60_100)), Some(at(65_000)));
+}
+
+#[test]
 fn a_leader_that_is_valid_rewrites_any_row_of_a_lower_epoch() {
     let (mut database, _) = led();
     let mut later = server(2);

@@ -6,8 +6,9 @@ use std::time::Duration;
 use lease::{Config, Ledger, Request, Terms};
 
 use super::*;
-use crate::journal::Snapshot;
+use crate::error::Error;
 use crate::journal::rows::Rows;
+use crate::journal::{Journal, Snapshot};
 use crate::records::OperatorRecords;
 use crate::shared::{Part, Wait};
 use crate::testing::ManualClock;
@@ -129,4 +130,40 @@ fn a_standby_has_nothing_to_write_again() {
     shared.stand_by(empty());
     assert!(!shared.suspend_term());
     assert!(shared.snapshot().is_none());
+}
+
+/// A journal that only notes when it is closed.
+#[derive(Debug)]
+struct Noting(Arc<parking_lot::Mutex<Vec<&'static str>>>);
+
+impl Journal for Noting {
+    fn load(&mut self, _: &mut Restored) -> Result<Stamp, Error> {
+        Ok(Stamp::default())
+    }
+
+    fn commit(&mut self, _: &Rows, _: Stamp) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn close(self: Box<Self>) -> Result<(), Error> {
+        self.0.lock().push("closed");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_store_that_closes_is_first_written_again_if_its_term_is_suspended() {
+    for _ in 0..20 {
+        let (shared, _) = leader();
+        let term = shared.terms.borrow().unwrap();
+        let noted = Arc::<parking_lot::Mutex<_>>::default();
+        shared.suspend_term();
+        shared.close();
+        let (journal, own) = (Noting(noted.clone()), shared.clone());
+        let thread = std::thread::spawn(move || own.run_journal(Box::new(journal), term));
+        (0..1_000).for_each(|_| std::thread::yield_now());
+        shared.rewritten(|_| noted.lock().push("rewritten"));
+        thread.join().unwrap();
+        assert_eq!(*noted.lock(), ["rewritten", "closed"]);
+    }
 }

@@ -398,6 +398,10 @@ fn commits_go_on_after_a_rewriting_with_the_first_batch_that_is_not_in_it() {
     assert_eq!((load(&mut reader).0.ledger.len(), term.sequence()), (1, Some(1)));
     commit(&mut committer).unwrap();
     assert_eq!((load(&mut reader).0.ledger.len(), term.sequence()), (2, Some(2)));
+    // The fourth batch came after what was written.
+    term.rewritten(JournalRow { sequence: 2, ..row }, 3);
+    commit(&mut committer).unwrap();
+    assert_eq!((load(&mut reader).0.ledger.len(), term.sequence()), (3, Some(3)));
     term.end();
     assert!(matches!(commit(&mut committer), Err(Error::Deposed)));
 }
