@@ -63,4 +63,6 @@ pub struct Inspected {
     pub next_serial: u64,
     /// Who leads the fleet; `None` for a store of one server.
     pub fleet: Option<fleet::Rows>,
+    /// The servers of the fleet.
+    pub members: Vec<fleet::Member>,
 }

@@ -3,11 +3,12 @@
 use std::fmt;
 
 use serde::Serialize;
-use tgm_session_server::store::fleet::LeadershipRow;
+use tgm_session_server::store::fleet::{LeadershipRow, Member};
 use tgm_session_server::store::{self, Inspected};
 
 use super::{Records, failure, parse};
 use crate::failure::Failure;
+use crate::operator::words::{moment, span};
 use crate::output::{NAME, Output, plain, styled};
 
 const ABOUT: &str = "\
@@ -39,6 +40,43 @@ struct Seen {
     /// Who leads the fleet; absent for the store of one server.
     #[serde(skip_serializing_if = "Option::is_none")]
     fleet: Option<Leadership>,
+    /// The servers of the fleet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    servers: Vec<Server>,
+}
+
+/// A server of a fleet.
+#[derive(Debug, Serialize)]
+struct Server {
+    address: String,
+    role: &'static str,
+    role_since: i64,
+    epoch: Option<u64>,
+    version: String,
+    policy_hash: String,
+    seen_seconds_ago: f64,
+}
+
+impl From<Member> for Server {
+    fn from(member: Member) -> Self {
+        Self {
+            address: member.address.into(),
+            role: member.role.as_str(),
+            role_since: member.role_since,
+            epoch: member.led,
+            version: member.version.into(),
+            policy_hash: member.policy_hash.into(),
+            seen_seconds_ago: member.seen_ago.as_secs_f64(),
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, role, role_since, seen_seconds_ago, .. } = self;
+        let (since, seen) = (moment(*role_since), span(*seen_seconds_ago));
+        write!(f, "{} is {role} since {since}, seen {seen} ago", plain(address))
+    }
 }
 
 /// The leadership row of a fleet.
@@ -82,11 +120,14 @@ impl fmt::Display for Leadership {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, version, sequence, records, fleet, .. } = self;
+        let Self { store, version, sequence, records, fleet, servers, .. } = self;
         let store = styled(NAME, plain(store));
         writeln!(f, "{store}, format {version}, {sequence} batches of changes")?;
         if let Some(fleet) = fleet {
             writeln!(f, "  {fleet}")?;
+        }
+        for server in servers {
+            writeln!(f, "  {server}")?;
         }
         f.write_str(&records.lines())
     }
@@ -98,7 +139,7 @@ pub(super) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
     output.show_live(&format!("reading {url}…"))?;
     let inspected = store::inspect(&url).map_err(failure);
     output.clear_live()?;
-    let Inspected { version, records, sequence, next_serial, fleet } = inspected?;
+    let Inspected { version, records, sequence, next_serial, fleet, members } = inspected?;
     output.show(&Seen {
         store: url.to_string(),
         version,
@@ -106,5 +147,6 @@ pub(super) fn run(args: &Args, mut output: Output) -> Result<(), Failure> {
         next_serial,
         records: records.into(),
         fleet: fleet.map(|rows| rows.leadership.into()),
+        servers: members.into_iter().map(Server::from).collect(),
     })
 }

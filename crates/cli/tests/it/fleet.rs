@@ -101,8 +101,10 @@ fn a_leader_hands_over_to_another_policy_only_if_that_is_forced() {
     let first = serve(&cluster, "policies", &["--config", &one]);
     fleet_soon(&first, "it leads", |fleet| is_led_by(fleet, &first));
     let second = serve(&cluster, "policies", &["--config", &two]);
-    let seen =
-        fleet_soon(&first, "both are listed", |fleet| has_servers(fleet, &["leader", "standby"]));
+    // A server says which policy it has when it writes for the second time.
+    let seen = fleet_soon(&first, "both have said their policy", |fleet| {
+        has_servers(fleet, &["leader", "standby"]) && fleet["warnings"] != Value::Array(vec![])
+    });
     let warning = seen["warnings"][0].as_str().unwrap();
     assert!(warning.starts_with("the servers have different policies: "), "{seen}");
     let refused = ask(&first, &["step-down"]);

@@ -92,6 +92,8 @@ fn a_store_moves_to_a_database_and_back_and_servers_go_on_from_it() {
     let fleet = &seen["fleet"];
     assert_eq!((&fleet["epoch"], &fleet["released"]), (&json!(1), &json!(false)));
     assert_eq!(fleet["address"], server.grpc);
+    let servers = seen["servers"].as_array().unwrap();
+    assert_eq!((servers.len(), &servers[0]["address"]), (1, &json!(server.grpc)));
     refused(&["store", "copy", &between, &back], 1, "a server leads its fleet");
     assert_eq!(server.stop(), Some(0));
     assert_eq!(json(&["store", "inspect", &between])["fleet"]["released"], true);

@@ -42,7 +42,8 @@ impl FileJournal {
         let records = catch_panics(&self.path, || {
             self.count_records().map_err(|error| explain(&self.path, "read", error))
         })?;
-        Ok(Inspected { version: self.format, records, sequence, next_serial, fleet: None })
+        let (version, fleet, members) = (self.format, None, Vec::new());
+        Ok(Inspected { version, records, sequence, next_serial, fleet, members })
     }
 
     fn count_records(&self) -> Result<RecordCounts, redb::Error> {

@@ -9,7 +9,7 @@ use super::connection::Connection;
 use super::failure::{Failure, is_lock_timeout};
 use super::load::{self, ROWS, rows};
 use super::settings::Settings;
-use super::{commit, schema};
+use super::{commit, members, schema};
 use crate::contents::{Inspected, RecordCounts};
 use crate::error::Error;
 use crate::fleet::{FleetSecret, JournalRow, Rows as FleetRows};
@@ -182,6 +182,7 @@ pub(crate) fn inspect(settings: Settings) -> Result<Inspected, Error> {
             return Err(Failure::Other("it has no tables of a fleet".to_owned()));
         }
         let fleet = read_fleet(client, schema).await?;
+        let members = members::read(client, schema).await?;
         let records = count_records(client, schema).await?;
         let query = format!("SELECT next_serial FROM {schema}.journal");
         let next_serial: i64 = client.query_typed_one(&query, &[]).await?.try_get(0)?;
@@ -192,6 +193,7 @@ pub(crate) fn inspect(settings: Settings) -> Result<Inspected, Error> {
             sequence: fleet.journal.sequence,
             next_serial: next_serial.cast_unsigned(),
             fleet: Some(fleet),
+            members,
         })
     });
     inspected.map_err(|error| Error::Database {

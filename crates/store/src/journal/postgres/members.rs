@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 
 use super::commit::signed;
 use super::load::{LoadError, id_of};
@@ -53,12 +53,7 @@ impl PostgresElections {
                 (&role, Type::TEXT),
                 (&led, Type::INT8),
             ];
-            let read = format!(
-                "SELECT id, address, version, tables, policy, role, \
-                 extract(epoch FROM role_since)::int8, led, \
-                 greatest(0, extract(epoch FROM now() - seen) * 1000)::int8 \
-                 FROM {schema}.members ORDER BY address, id"
-            );
+            let read = reading(schema);
             let tables = format!("SELECT version FROM {schema}.version");
             let (written, rows, tables) = tokio::join!(
                 client.query_typed(&write, &parameters),
@@ -66,9 +61,7 @@ impl PostgresElections {
                 client.query_typed_one(&tables, &[]),
             );
             written?;
-            let members = rows?.iter().map(member).collect::<Result<_, _>>();
-            let members = members.map_err(|error| Failure::Other(error.to_string()))?;
-            Ok(Meeting { members, tables: tables?.try_get(0)? })
+            Ok(Meeting { members: members(&rows?)?, tables: tables?.try_get(0)? })
         })
     }
 
@@ -89,6 +82,26 @@ impl PostgresElections {
             schema::migrate(client, schema, leader, &schema::MIGRATIONS).await
         })
     }
+}
+
+/// The statement that reads all servers.
+fn reading(schema: &str) -> String {
+    format!(
+        "SELECT id, address, version, tables, policy, role, \
+         extract(epoch FROM role_since)::int8, led, \
+         greatest(0, extract(epoch FROM now() - seen) * 1000)::int8 \
+         FROM {schema}.members ORDER BY address, id"
+    )
+}
+
+/// Reads the servers of a fleet, without being one of them.
+pub(crate) async fn read(client: &Client, schema: &str) -> Result<Vec<Member>, Failure> {
+    members(&client.query_typed(&reading(schema), &[]).await?)
+}
+
+fn members(rows: &[Row]) -> Result<Vec<Member>, Failure> {
+    let members = rows.iter().map(member).collect::<Result<_, _>>();
+    members.map_err(|error: LoadError| Failure::Other(error.to_string()))
 }
 
 fn member(row: &Row) -> Result<Member, LoadError> {
