@@ -375,3 +375,17 @@ async fn without_a_database_leases_are_kept_alive_while_the_leadership_is_valid_
     .await;
     assert_eq!(standby.count("t1r", "acme").await, 1);
 }
+
+#[tokio::test]
+async fn a_leader_whose_store_fails_gives_up_and_stops_with_an_error() {
+    let Some(mut fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let failed = fleet.servers.remove(0);
+    let mut other = client(&fleet.servers[0]);
+    let key = other.borrow(session("acme")).await;
+    store::testing::poison(failed.store());
+    tokio::time::timeout(Duration::from_secs(60), failed.useless()).await.expect("it gives up");
+    eventually("the leader changes", async || fleet.servers[0].store().leads()).await;
+    assert_eq!(other.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+    let error = failed.stop().await.unwrap_err().to_string();
+    assert!(error.contains("the store failed"), "{error}");
+}
