@@ -184,7 +184,12 @@ impl Connection {
         if callers.len() >= MAX_CALLERS {
             callers.retain(|_, connection| Arc::strong_count(connection) > 1);
         }
-        let connection = Self::new(peer, &self.budget, &self.rounds, &self.limits);
+        let more = u32::try_from(FLEET_FIELDS).unwrap_or(u32::MAX);
+        let limits = PortLimits {
+            max_header_fields: self.limits.max_header_fields.saturating_add(more),
+            ..self.limits
+        };
+        let connection = Self::new(peer, &self.budget, &self.rounds, &limits);
         connection.set_caller(indexer);
         connection.is_proven.store(true, Release);
         callers.insert(name, connection.clone());

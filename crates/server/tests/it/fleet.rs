@@ -1,27 +1,39 @@
 //! Servers of one fleet on a real PostgreSQL: every server takes every call.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use lease::Reason;
+use rcgen::SanType;
 use store::testing::cluster::Cluster;
+use tgm_session::{Registry, SessionRequest};
 use tgm_session_server::api::{Done, SessionPage};
 use tgm_session_server::{Config, Policy, Running, Server};
 use tokio::task::JoinHandle;
-use tonic::Code;
+use tonic::codec::CompressionEncoding;
+use tonic::metadata::MetadataKey;
+use tonic::{Code, Request};
 use wire::control::Reason as WireReason;
 use wire::control::attach_response::Event;
+use wire::payment::ReportRequest;
+use wire::payment::usage_service_client::UsageServiceClient;
+use wire::worker::KeepAliveRequest;
 use wire::worker::borrow_worker_response::BorrowStatus;
 use wire::worker::keep_alive_response::Status as Kept;
 use wire::worker::return_worker_response::Status as Returned;
+use wire::worker::worker_pool_client::WorkerPoolClient;
 
 use crate::admin_client::raw;
 use crate::attached::Attached;
 use crate::auth::two_indexers;
+use crate::certificates::{Authority, Files};
+use crate::grpc_web::browser;
 use crate::harness::{Client, ROOMY, channel, eventually, get, session, text, worker};
+use crate::usage::egress;
 
 /// The database of a fleet.
 enum Database {
@@ -62,29 +74,45 @@ struct TestFleet {
     port: u16,
     schema: String,
     policy: String,
+    change: Box<dyn Fn(&mut Config) + Send + Sync>,
     servers: Vec<Running>,
 }
 
 impl TestFleet {
     /// Starts so many servers; the first one leads. `None` where PostgreSQL is missing.
     async fn start(policy: &str, servers: usize) -> Option<Self> {
+        Self::start_with(policy, servers, |_| {}).await
+    }
+
+    /// As [`TestFleet::start`], with changed settings.
+    async fn start_with(
+        policy: &str,
+        servers: usize,
+        change: impl Fn(&mut Config) + Send + Sync + 'static,
+    ) -> Option<Self> {
         let cluster = tokio::task::spawn_blocking(Cluster::shared).await.unwrap()?;
         let port = cluster.port;
-        Self::on(Database::Shared { _running: cluster }, port, policy, servers).await
+        Self::on((Database::Shared { _running: cluster }, port), policy, servers, Box::new(change))
+            .await
     }
 
     /// As [`TestFleet::start`], on a database that no other test uses.
     async fn start_alone(policy: &str, servers: usize) -> Option<Self> {
         let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap()?;
         let port = cluster.port;
-        Self::on(Database::Own(Some(cluster)), port, policy, servers).await
+        Self::on((Database::Own(Some(cluster)), port), policy, servers, Box::new(|_| {})).await
     }
 
-    async fn on(database: Database, port: u16, policy: &str, servers: usize) -> Option<Self> {
+    async fn on(
+        (database, port): (Database, u16),
+        policy: &str,
+        servers: usize,
+        change: Box<dyn Fn(&mut Config) + Send + Sync>,
+    ) -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let schema = format!("servers_{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let policy = policy.to_owned();
-        let mut fleet = Self { database, port, schema, policy, servers: Vec::new() };
+        let mut fleet = Self { database, port, schema, policy, change, servers: Vec::new() };
         for _ in 0..servers {
             let server = fleet.server().await;
             fleet.servers.push(server);
@@ -108,6 +136,7 @@ impl TestFleet {
         config.admin_listen.set_port(0);
         config.threads = 2;
         config.fleet.leader_ttl = Duration::from_secs(2);
+        (self.change)(&mut config);
         config
     }
 
@@ -316,7 +345,7 @@ async fn an_operator_lists_and_acts_at_every_server() {
 async fn nobody_speaks_for_a_server_of_the_fleet_without_its_secret() {
     let Some(fleet) = TestFleet::start(&two_indexers(), 2).await else { return };
     for (server, secret) in [(fleet.leader(), "0"), (fleet.standby(), &"0".repeat(64))] {
-        let mut request = tonic::Request::new(session("acme").message);
+        let mut request = Request::new(session("acme").message);
         let metadata = request.metadata_mut();
         metadata.insert("x-tgm-fleet-secret", secret.parse().unwrap());
         metadata.insert("x-tgm-fleet-peer", "127.0.0.1:1".parse().unwrap());
@@ -373,7 +402,107 @@ async fn without_a_database_leases_are_kept_alive_while_the_leadership_is_valid_
         async move { client.keep_alive(key).await.is_ok() }
     })
     .await;
-    assert_eq!(standby.count("t1r", "acme").await, 1);
+    // The count waits for changes that are not committed yet.
+    eventually("the lease counts", || {
+        let mut client = standby.clone();
+        async move { client.state("t1r", "acme").await.is_ok_and(|it| it.borrowed_workers == 1) }
+    })
+    .await;
+}
+
+/// A budget of one byte a day.
+const SOLD: &str = "
+    [services.t1r]
+    [plans.small]
+    budgets = { egress_bytes = { amount = 1.0, per = 'day' } }
+    [organizations.acme]
+    plan = 'small'
+";
+
+#[tokio::test]
+async fn a_report_at_any_server_is_counted_once_and_spends_the_budget_at_the_leader() {
+    let Some(fleet) = TestFleet::start(SOLD, 2).await else { return };
+    let key = client(fleet.leader()).borrow(session("acme")).await;
+    let mut reporter = UsageServiceClient::new(channel(fleet.standby().grpc_address()))
+        .send_compressed(CompressionEncoding::Gzip);
+    let event = egress("acme", 1.0);
+    for _ in 0..2 {
+        let mut request = Request::new(ReportRequest { events: vec![event.clone()] });
+        request.metadata_mut().insert("x-idempotency-key", "one".parse().unwrap());
+        assert!(reporter.report(request).await.unwrap().into_inner().revoked);
+    }
+    let ended = client(fleet.standby()).keep_alive(&key).await.unwrap_err();
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    let usage = fleet.leader().store().usage().await.unwrap();
+    let [count] = &usage[..] else { panic!("{usage:?}") };
+    assert!((count.used.day.1 - 1.0).abs() < 1e-9, "{count:?}");
+}
+
+#[tokio::test]
+async fn calls_of_a_browser_and_compressed_ones_are_passed_on() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let address = fleet.standby().grpc_address();
+    let mut web = WorkerPoolClient::new(browser(address));
+    let answer = web.borrow_worker(session("acme").message).await.unwrap();
+    assert!(text(answer.metadata(), "x-lease-ttl-ms").is_some());
+    let mut zipped =
+        WorkerPoolClient::new(channel(address)).send_compressed(CompressionEncoding::Gzip);
+    let worker_key = answer.into_inner().worker_key;
+    let request = KeepAliveRequest { worker_key, ..KeepAliveRequest::default() };
+    let kept = zipped.keep_alive(request).await.unwrap().into_inner();
+    assert_eq!(kept.status(), Kept::TtlExtended);
+}
+
+#[tokio::test]
+async fn a_call_that_a_standby_takes_has_not_too_many_header_fields_for_the_leader() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    let mut pool = client(fleet.standby()).pool;
+    let ask = |fields: usize| {
+        let mut request = Request::new(session("acme").message);
+        for field in 0..fields {
+            let name = MetadataKey::from_bytes(format!("x-{field}").as_bytes()).unwrap();
+            request.metadata_mut().insert(name, "value".parse().unwrap());
+        }
+        request
+    };
+    let mut fields = 100;
+    let refused = loop {
+        match pool.borrow_worker(ask(fields)).await {
+            Ok(answer) => break answer,
+            Err(refused) => assert!(refused.message().contains("431"), "{refused:?}"),
+        }
+        fields -= 1;
+    };
+    assert_eq!(refused.into_inner().status(), BorrowStatus::Borrowed);
+    assert!(fields > 90, "{fields}");
+}
+
+#[tokio::test]
+async fn servers_show_each_other_certificates_where_their_ports_ask_for_them() {
+    let authority = Authority::new();
+    let signed = authority.sign(|params| {
+        params.subject_alt_names.push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
+    });
+    let files = Files::new(&signed, Some(&authority));
+    let tls = files.tls.clone();
+    let change = move |config: &mut Config| {
+        config.tls = tls.clone();
+        config.fleet.ca = tls.client_ca.clone();
+        (config.fleet.cert, config.fleet.key) = (tls.certificate.clone(), tls.key.clone());
+    };
+    let Some(fleet) = TestFleet::start_with(ROOMY, 2, change).await else { return };
+    let [ca, cert, key] = ["clients.pem", "server.pem", "server.key"].map(|name| files.path(name));
+    let url = format!(
+        "tgm://localhost:{}?ca-file={}&client-cert-file={}&client-key-file={}",
+        fleet.standby().grpc_address().port(),
+        ca.display(),
+        cert.display(),
+        key.display()
+    );
+    let pool = Registry::default().connect(&url).await.unwrap();
+    let session = pool.borrow(SessionRequest::new("t1r", "acme")).await.unwrap();
+    assert_eq!(live(fleet.leader()).await, 1);
+    session.release().await.unwrap();
 }
 
 #[tokio::test]

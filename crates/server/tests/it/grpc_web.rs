@@ -43,11 +43,11 @@ const WEB: &str = "content-type: application/grpc-web+proto\r\n";
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 type WebBody = GrpcWebCall<tonic::body::Body>;
-type Browser =
+pub(crate) type Browser =
     GrpcWebClientService<BoxCloneSyncService<Request<WebBody>, Response<Incoming>, Fault>>;
 
 /// A client like that of a browser: HTTP/1.1, and a new connection for each call.
-fn browser(address: SocketAddr) -> Browser {
+pub(crate) fn browser(address: SocketAddr) -> Browser {
     let send = service_fn(move |mut request: Request<WebBody>| async move {
         let stream = TcpStream::connect(address).await?;
         let (mut sender, connection) =

@@ -97,7 +97,7 @@ fn event(organization: &str, metrics: &[(&str, f64)]) -> Event {
     }
 }
 
-fn egress(organization: &str, bytes: f64) -> Event {
+pub(crate) fn egress(organization: &str, bytes: f64) -> Event {
     event(organization, &[("egress_bytes", bytes)])
 }
 
