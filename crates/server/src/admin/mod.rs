@@ -20,6 +20,7 @@ use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use store::Unavailable;
+use store::fleet::Leader;
 
 use crate::config::TokenInForce;
 use api::edge::{Failure, MAX_BODY};
@@ -90,14 +91,50 @@ async fn alive() -> &'static str {
     "ok\n"
 }
 
+/// What `/readyz` says of a server that is ready, with the leader of its fleet, if it has one.
+fn ready_text(leads: bool, leader: Option<&Option<Leader>>) -> String {
+    match leader {
+        None => "ready\n".to_owned(),
+        Some(Some(Leader { epoch, .. })) if leads => {
+            format!("ready: leads the fleet in term {epoch}\n")
+        }
+        Some(Some(Leader { epoch, address, .. })) => {
+            format!("ready: stands by, and {address} leads in term {epoch}\n")
+        }
+        Some(None) => "ready: no server is known to lead the fleet\n".to_owned(),
+    }
+}
+
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     match admin.ready() {
-        Ok(()) => "ready\n".into_response(),
+        Ok(()) => {
+            let leader = admin.store.fleet().map(|(_, leader)| leader.borrow().clone());
+            ready_text(admin.store.leads(), leader.as_ref()).into_response()
+        }
         Err(error @ Unavailable::Stalled) => {
             let seconds = admin.store.stalled().as_secs_f64();
             let problem = format!("{error}: a commit has been in flight for {seconds:.1} s\n");
             (StatusCode::SERVICE_UNAVAILABLE, problem).into_response()
         }
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use store::fleet::LeaderId;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_ready_says_what_its_part_in_the_fleet_is() {
+        assert_eq!(ready_text(true, None), "ready\n");
+        let address = "10.0.0.1:9010".into();
+        let leader = Some(Leader { epoch: 7, id: LeaderId(1), address, is_self: true });
+        assert_eq!(ready_text(true, Some(&leader)), "ready: leads the fleet in term 7\n");
+        let standby = "ready: stands by, and 10.0.0.1:9010 leads in term 7\n";
+        assert_eq!(ready_text(false, Some(&leader)), standby);
+        let nobody = "ready: no server is known to lead the fleet\n";
+        assert_eq!(ready_text(false, Some(&None)), nobody);
     }
 }
