@@ -184,6 +184,9 @@ pub use registry::Registry;
 pub use request::{Id, Ids, OnError, SessionRequest, WorkerRequest};
 pub use secret::Secret;
 pub use stats::{Denied, PoolStats};
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub use tgm::simulation;
 #[cfg(feature = "tgm")]
 pub use tgm::{OnUnavailable, PoolState, TgmConfig, TgmPool};
 #[cfg(feature = "tower")]

@@ -4,6 +4,9 @@ mod borrow;
 mod config;
 mod core;
 mod driver;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 mod wire;
 
 use std::fmt;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 use lease::BorrowId;
 use tokio::sync::oneshot;
 
@@ -359,13 +359,19 @@ pub(super) enum Answered<'a> {
 }
 
 /// All leases of one pool by their numbers. Each is held by a guard or is being returned.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Leases {
-    pub(super) held: HashMap<u64, Box<Held>, RandomState>,
-    pub(super) returning: HashMap<u64, Box<Returning>, RandomState>,
+    pub(super) held: HashMap<u64, Box<Held>, FixedState>,
+    pub(super) returning: HashMap<u64, Box<Returning>, FixedState>,
 }
 
 impl Leases {
+    /// Makes an empty set.
+    pub(super) fn new(hasher: &FixedState) -> Self {
+        let held = HashMap::with_hasher(hasher.clone());
+        Self { held, returning: HashMap::with_hasher(hasher.clone()) }
+    }
+
     pub(super) fn held_mut(&mut self, number: u64) -> Option<&mut Held> {
         self.held.get_mut(&number).map(Box::as_mut)
     }

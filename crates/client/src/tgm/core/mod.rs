@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::lease::{ANONYMOUS, BorrowId, Limits, Request};
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::oneshot;
@@ -124,7 +124,7 @@ pub(crate) struct Core {
     numbers: u64,
     leases: Leases,
     /// The numbers of the leases held, by key: a revocation is pushed by key.
-    keys: HashMap<Arc<str>, u64, RandomState>,
+    keys: HashMap<Arc<str>, u64, FixedState>,
     schedule: Schedule,
     returns: Returns,
     link: Link,
@@ -145,14 +145,16 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Makes a core that holds nothing; `rng` spreads keep-alives and retries.
+    /// Makes a core that holds nothing; `rng` spreads keep-alives and retries, and is the only source of
+    /// randomness.
     pub(crate) fn new(rules: Rules, mut rng: StdRng, now: Instant) -> Self {
         let is_limited = rules.most_sessions.is_some() || rules.fail_open;
+        let hasher = FixedState::with_seed(rng.random());
         Self {
             rules,
             numbers: 0,
-            leases: Leases::default(),
-            keys: HashMap::default(),
+            leases: Leases::new(&hasher),
+            keys: HashMap::with_hasher(hasher),
             counts: is_limited.then(|| Counts::new(rng.random(), now)),
             schedule: Schedule::new(rules.delay, rules.fail_open, rng),
             returns: Returns::default(),
@@ -217,6 +219,25 @@ impl Core {
     /// Returns what the pool holds and has done.
     pub(crate) fn stats(&self) -> PoolStats {
         PoolStats { attached: self.stream.is_open(), ..self.stats }
+    }
+
+    /// The leases that the pool takes to live, with their keys, and until when if no further keep-alive
+    /// succeeds. A worker lives no longer than its session.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn believed(&self) -> impl Iterator<Item = (u64, &Arc<str>, Instant)> {
+        let lives = |held: &Held| !held.has_ended() && !held.is_forgotten();
+        self.leases.held.iter().filter(move |(_, held)| lives(held)).filter_map(
+            move |(number, held)| {
+                let until = match held.session() {
+                    None => held.lost_at,
+                    Some(session) => {
+                        let session = self.leases.held.get(&session).filter(|it| lives(it))?;
+                        session.lost_at.min(held.lost_at)
+                    }
+                };
+                Some((*number, &held.key, until))
+            },
+        )
     }
 
     // ---- borrows of callers ----

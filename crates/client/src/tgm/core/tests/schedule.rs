@@ -21,7 +21,7 @@ impl Bench {
         let now = Instant::now();
         Self {
             schedule: Schedule::new(DELAY, false, StdRng::seed_from_u64(seed)),
-            leases: Leases::default(),
+            leases: Leases::new(&FixedState::default()),
             link: Link::default(),
             start: now,
             now,
