@@ -89,8 +89,8 @@
 //! The pool keeps every lease alive from one task, at a third of its TTL or every
 //! `request-keep-alive-delay`. A failed keep-alive is repeated every second. A session ends, and
 //! its `on_error` callback is called, when the server revokes it ([`Error::PermissionDenied`],
-//! [`Error::QuotaExceeded`]), or when it is lost ([`Error::Lost`]): one TTL passed without a successful
-//! keep-alive, or a server that forgot it does not grant it again. A server that was restarted and
+//! [`Error::QuotaExceeded`]), or when it is lost ([`Error::Lost`]): 95 % of a TTL passed without a
+//! successful keep-alive, or a server that forgot it does not grant it again. A server that was restarted and
 //! forgot everything grants it again, and the holder notices nothing.
 //!
 //! If the server supports it, keep-alives are sent in batches over one stream, and a revocation arrives

@@ -51,8 +51,8 @@ pub struct PoolStats {
     pub borrowed_again: u64,
     /// Leases that ended because their session was revoked.
     pub revoked: u64,
-    /// Leases that ended for any other reason before they were released: one TTL passed without
-    /// a keep-alive, or a lease that the server forgot was not granted again.
+    /// Leases that ended for any other reason before they were released: 95 % of a TTL passed
+    /// without a keep-alive, or a lease that the server forgot was not granted again.
     pub lost: u64,
 }
 

@@ -63,7 +63,7 @@ pub struct TgmConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnUnavailable {
-    /// Borrows are refused, and a session ends when one TTL has passed without a keep-alive.
+    /// Borrows are refused, and a session ends when 95 % of a TTL have passed without a keep-alive.
     #[default]
     Deny,
     /// Sessions go on, and borrows are admitted up to

@@ -45,7 +45,7 @@ async fn a_server_that_restarts_and_forgets_everything_holds_the_same_sessions_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_gone_for_two_minutes_ends_every_session_as_lost_after_one_ttl() {
+async fn a_server_gone_for_two_minutes_ends_every_session_as_lost_before_its_ttl_is_over() {
     World::each(async |world| {
         let (pool, _plugin) = world.pool("");
         let streams = Streams::begin(&pool, 5).await;
@@ -53,10 +53,10 @@ async fn a_server_gone_for_two_minutes_ends_every_session_as_lost_after_one_ttl(
         streams.assert_alive();
         world.kill_server();
         let gone = Instant::now();
-        // The last keep-alive that succeeded may be as old as one interval.
+        // A session is lost after 95 % of its TTL, and its last keep-alive may be as old as one interval.
         let (first, last) = streams.lost().await;
         let (first, last) = (first - gone, last - gone);
-        assert!(first >= TTL - 21 * SECOND && last <= LOST, "{first:?} {last:?}");
+        assert!(first >= TTL * 19 / 20 - 21 * SECOND && last <= LOST, "{first:?} {last:?}");
 
         let refused = pool.borrow(stream("new")).await.unwrap_err();
         assert!(matches!(refused, Error::Unavailable { .. }), "{refused}");

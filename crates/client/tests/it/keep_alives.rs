@@ -60,8 +60,8 @@ async fn a_ttl_in_the_answer_to_a_keep_alive_applies_from_then_on() {
     shorter.metadata_mut().insert("x-lease-ttl-ms", "3000".parse().unwrap());
     script.keep_alive().await.answer(Ok(shorter));
     let told = Instant::now();
-    // The next keep-alive comes after a third of the new TTL. The session is lost after the whole
-    // TTL.
+    // The next keep-alive comes after a third of the new TTL. The session is lost after 95 % of
+    // the TTL.
     let beat = script.keep_alive().await;
     assert!(beat.at - told <= SECOND.mul_f64(1.06), "{:?}", beat.at - told);
     beat.fail(Status::unavailable("gone"));
@@ -71,7 +71,7 @@ async fn a_ttl_in_the_answer_to_a_keep_alive_applies_from_then_on() {
             unreachable!(),
     };
     assert!(matches!(lost, Error::Lost { .. }), "{lost}");
-    assert_eq!(told.elapsed(), 3 * SECOND);
+    assert_eq!(told.elapsed(), 3 * SECOND * 19 / 20);
 }
 
 #[tokio::test(start_paused = true)]
@@ -256,7 +256,7 @@ async fn an_unanswered_borrow_of_a_forgotten_session_keeps_its_id_and_is_returne
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_keep_alive_is_repeated_every_second_and_a_ttl_without_success_ends_it() {
+async fn a_failed_keep_alive_is_repeated_every_second_until_95_percent_of_a_ttl_have_passed() {
     let mut script = Script::new();
     let pool = script.pool("");
     let session = script.session(&pool, "s").await;
@@ -275,18 +275,18 @@ async fn a_failed_keep_alive_is_repeated_every_second_and_a_ttl_without_success_
         }
     };
     let after = kept.elapsed();
-    assert!((60 * SECOND..61 * SECOND).contains(&after), "{after:?}");
+    assert!((57 * SECOND..58 * SECOND).contains(&after), "{after:?}");
     for pair in beats.windows(2) {
         assert!((pair[1] - pair[0]).abs_diff(SECOND) < SECOND / 10, "{:?}", pair[1] - pair[0]);
     }
-    assert!(beats.len() >= 35, "{}", beats.len());
+    assert!(beats.len() >= 32, "{}", beats.len());
     let Error::Lost { cause } = reason else { panic!("{reason}") };
     assert!(cause.to_string().contains("the store failed"), "{cause}");
     script.hears_nothing_for(60 * SECOND).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_is_lost_after_one_ttl_if_the_server_never_answers() {
+async fn a_session_is_lost_before_its_ttl_is_over_if_the_server_never_answers() {
     let mut script = Script::new();
     let pool = script.pool("");
     let start = Instant::now();
@@ -300,7 +300,7 @@ async fn a_session_is_lost_after_one_ttl_if_the_server_never_answers() {
         }
     };
     assert!(matches!(reason, Error::Lost { .. }));
-    assert!((60 * SECOND..62 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((57 * SECOND..59 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
     assert!(silent.len() >= 6, "each try has a deadline of its own: {}", silent.len());
 }
 

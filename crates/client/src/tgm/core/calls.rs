@@ -244,7 +244,7 @@ impl Core {
         }
     }
 
-    /// Ends a lease of which no keep-alive succeeded for one TTL.
+    /// Ends a lease of which no keep-alive succeeded for 95 % of its TTL.
     pub(super) fn lose(&mut self, number: u64) {
         let fault = self.leases.held_mut(number).and_then(|held| held.lapse.take_fault());
         let silent = || Error::unavailable("no keep-alive succeeded within the TTL");

@@ -42,7 +42,7 @@ pub(super) enum Due {
     KeepAlive(u64),
     /// The borrow of this lease, whose state is [`State::Borrowing`] now.
     Borrow(u64),
-    /// The end of this lease: one TTL has passed since its last successful call was sent.
+    /// The end of this lease: 95 % of its TTL have passed since its last successful call was sent.
     Lost(u64),
 }
 
@@ -91,9 +91,10 @@ impl Schedule {
         self.delay.min(ttl / 3).max(SHORTEST)
     }
 
-    /// Returns when a lease is lost that last lived at `proven`.
+    /// Returns when a lease is lost that last lived at `proven`: before its server, whose clock may be up to
+    /// 2 % faster than this one, can have given its slot to somebody else.
     pub(super) fn lost_at(&self, proven: Instant, ttl: Duration) -> Instant {
-        proven + if self.patient { FOREVER } else { ttl }
+        proven + if self.patient { FOREVER } else { ttl * 19 / 20 }
     }
 
     /// Returns when to ask [`Schedule::due`] again; `None` when only an answer can change that.

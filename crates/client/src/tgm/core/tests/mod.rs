@@ -19,6 +19,8 @@ mod stream;
 mod tries;
 
 const TTL: Duration = Duration::from_secs(60);
+/// How long a lease counts as live after the last success: 95 % of its TTL.
+const BELIEF: Duration = Duration::from_secs(57);
 const DELAY: Duration = Duration::from_secs(20);
 
 const RULES: Rules =
@@ -322,7 +324,7 @@ fn nothing_is_borrowed_again_once_the_borrow_was_denied() {
 }
 
 #[test]
-fn a_server_that_is_away_is_asked_every_second_and_the_session_is_lost_after_one_ttl() {
+fn a_server_that_is_away_is_asked_every_second_and_the_session_is_lost_before_its_ttl_is_over() {
     let mut bench = Bench::new(RULES);
     let (calls, on_error) = recorded();
     let session = bench.session(on_error);
@@ -335,7 +337,7 @@ fn a_server_that_is_away_is_asked_every_second_and_the_session_is_lost_after_one
         tries += 1;
         bench.answer(session.number(), KeepAliveAnswer::Fault(away()));
     }
-    assert_eq!(bench.passed(), TTL);
+    assert_eq!(bench.passed(), BELIEF);
     let seconds = (bench.now - first).as_secs();
     assert!((seconds - 3..=seconds + 3).contains(&tries), "{tries} tries in {seconds} s");
     assert_eq!(*calls.lock(), [away().lost()]);
