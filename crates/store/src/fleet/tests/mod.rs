@@ -1,6 +1,4 @@
-//! The rules of leadership, one by one, and a play of a whole fleet.
-
-mod play;
+//! The rules of leadership, one by one. `crates/simulation` plays whole fleets.
 
 use std::time::Duration;
 
