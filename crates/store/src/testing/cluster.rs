@@ -167,7 +167,23 @@ impl Cluster {
         }
     }
 
-    /// Kills it, with all its processes, as a loss of power does.
+    /// Kills each of its processes by SIGKILL, and waits until they are gone.
+    pub fn kill_processes(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let children = children_of(rustix::process::Pid::from_child(&process));
+            process.kill().unwrap();
+            process.wait().unwrap();
+            for child in children {
+                // It may have ended by itself, because the first process is gone.
+                let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+                while is_running(child) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+
+    /// Ends all its processes at once, without a checkpoint.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             // The postmaster's children end when it is gone. SIGQUIT ends all at once.
@@ -176,6 +192,26 @@ impl Cluster {
             process.wait().unwrap();
         }
     }
+}
+
+/// The processes that this one has started.
+fn children_of(parent: rustix::process::Pid) -> Vec<rustix::process::Pid> {
+    let parent = parent.as_raw_nonzero().to_string();
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid = entry.ok()?.file_name().into_string().ok()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name of a program may have spaces and parentheses. Then its state and its parent follow.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let is_child = fields.split_whitespace().nth(1)? == parent;
+        is_child.then(|| rustix::process::Pid::from_raw(pid))?
+    });
+    processes.collect()
+}
+
+/// Whether a process runs, or waits to be looked at by its parent.
+fn is_running(pid: rustix::process::Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.is_ok_and(|stat| !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z")))
 }
 
 impl Drop for Cluster {

@@ -1,0 +1,303 @@
+//! Three servers on one PostgreSQL, all of them real processes.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use benches::process::Server;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tonic::transport::{Channel, Endpoint};
+use wire::worker::keep_alive_response::Status as Kept;
+use wire::worker::worker_pool_client::WorkerPoolClient;
+use wire::worker::{KeepAliveRequest, WorkersStateRequest};
+
+use crate::cluster::Cluster;
+use crate::history::now;
+use crate::http;
+use crate::proxy::{Arrival, Flow, Proxy, Way, Weather, over_tcp};
+
+/// How many servers there are.
+pub(crate) const SERVERS: usize = 3;
+
+/// How long a server may take to answer a question.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// How long the fleet may take until it is complete again.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// How long a server may take to stop.
+const STOP: Duration = Duration::from_secs(60);
+
+/// A member that was seen within this time is alive, in seconds.
+const ALIVE: f64 = 2.5;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How the servers are started.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) program: PathBuf,
+    pub(crate) folder: PathBuf,
+    pub(crate) policy: String,
+    pub(crate) leader_ttl: Duration,
+    /// Whether a proxy is between the servers and the database, and between them and the callers.
+    pub(crate) proxies: bool,
+}
+
+/// One server, or its place while it does not run.
+pub(crate) struct Node {
+    grpc: SocketAddr,
+    admin: SocketAddr,
+    server: Option<Server>,
+    /// The proxies on the way to the database, and on that of callers.
+    ways: Option<(Proxy, Proxy)>,
+}
+
+/// The servers and their database.
+pub(crate) struct Fleet {
+    pub(crate) cluster: Cluster,
+    nodes: Vec<Node>,
+    setup: Setup,
+    runtime: Handle,
+}
+
+/// Nothing arrives until the network is whole again, and then everything does.
+const CUT: Weather = {
+    let way = Way { flow: Flow::Held, delay: Duration::ZERO, bytes_per_second: None, loss: 0.0 };
+    Weather { arrival: Arrival::HalfOpen, to_server: way, to_client: way }
+};
+
+/// An address that no other program uses. Outgoing connections have the address 127.0.0.1.
+fn free_address(server: usize) -> anyhow::Result<SocketAddr> {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let ip = Ipv4Addr::new(127, high | 0x80, low, u8::try_from(server)? + 1);
+    Ok(TcpListener::bind((ip, 0))?.local_addr()?)
+}
+
+impl Fleet {
+    /// Starts the database and the servers.
+    ///
+    /// # Errors
+    ///
+    /// PostgreSQL is missing, or a server does not start.
+    pub(crate) fn start(setup: Setup, runtime: &Handle) -> anyhow::Result<Self> {
+        let cluster = Cluster::start().context("PostgreSQL is not installed")?;
+        std::fs::write(setup.folder.join("policy.toml"), &setup.policy)?;
+        let database = SocketAddr::from(([127, 0, 0, 1], cluster.port));
+        let mut fleet = Self { cluster, nodes: Vec::new(), setup, runtime: runtime.clone() };
+        for number in 0..SERVERS {
+            let (grpc, admin) = (free_address(number)?, free_address(number)?);
+            let ways = match fleet.setup.proxies {
+                false => None,
+                true => Some(runtime.block_on(async {
+                    let database = Proxy::start(over_tcp(database)).await?;
+                    anyhow::Ok((database, Proxy::start(over_tcp(grpc)).await?))
+                })?),
+            };
+            fleet.nodes.push(Node { grpc, admin, server: None, ways });
+            fleet.start_server(number)?;
+        }
+        fleet.settle()?;
+        Ok(fleet)
+    }
+
+    /// Where callers reach each server.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let address = |node: &Node| match &node.ways {
+            Some((_, callers)) => callers.address(),
+            None => node.grpc,
+        };
+        self.nodes.iter().map(|node| address(node).to_string()).collect()
+    }
+
+    pub(crate) fn start_server(&mut self, number: usize) -> anyhow::Result<()> {
+        let Setup { program, folder, leader_ttl, .. } = &self.setup;
+        let node = &mut self.nodes[number];
+        let port = match &node.ways {
+            Some((database, _)) => database.address().port(),
+            None => self.cluster.port,
+        };
+        let store = format!("postgres://tgm@127.0.0.1:{port}/postgres");
+        let mut command = Command::new(program);
+        command.args(["serve", "--format", "json", "--store", &store]);
+        command.arg("--config").arg(folder.join("policy.toml"));
+        command.args(["--listen", &node.grpc.to_string()]);
+        command.args(["--admin-listen", &node.admin.to_string()]);
+        command.args(["--leader-ttl", &format!("{}ms", leader_ttl.as_millis())]);
+        let log = folder.join(format!("server-{number}.log"));
+        node.server = Some(Server::start(command, Some(&log))?);
+        Ok(())
+    }
+
+    /// Kills a server by SIGKILL.
+    pub(crate) fn kill_server(&mut self, number: usize) {
+        self.nodes[number].server = None;
+    }
+
+    /// Stops a server by SIGTERM.
+    ///
+    /// # Errors
+    ///
+    /// It does not end, or with an error.
+    pub(crate) fn stop_server(&mut self, number: usize) -> anyhow::Result<()> {
+        let mut server = self.nodes[number].server.take().context("the server runs")?;
+        let status = server.stop(STOP)?.context("a server did not stop")?;
+        ensure!(status.success(), "a server ended with {status}");
+        Ok(())
+    }
+
+    /// Sends a signal to a server.
+    pub(crate) fn signal(&self, number: usize, signal: Signal) -> anyhow::Result<()> {
+        let server = self.nodes[number].server.as_ref().context("the server runs")?;
+        let pid = Pid::from_raw(server.id().cast_signed()).context("a process has a number")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Cuts a server from the database, or restores this way.
+    pub(crate) fn cut_from_database(&self, number: usize, is_cut: bool) {
+        if let Some((database, _)) = &self.nodes[number].ways {
+            database.set(if is_cut { CUT } else { Weather::default() });
+        }
+    }
+
+    /// Cuts a server from the callers, or restores this way.
+    pub(crate) fn cut_from_callers(&self, number: usize, is_cut: bool) {
+        if let Some((_, callers)) = &self.nodes[number].ways {
+            callers.set(if is_cut { CUT } else { Weather::default() });
+        }
+    }
+
+    fn ask(&self, number: usize, method: &str, path: &str) -> Option<Value> {
+        let node = &self.nodes[number];
+        node.server.as_ref()?;
+        let asked = http::ask(node.admin, method, path, "", ANSWER);
+        let (status, body) = self.runtime.block_on(asked).ok()?;
+        (status == 200).then(|| serde_json::from_str(&body).ok())?
+    }
+
+    /// The leader and its term, once all servers run and agree.
+    fn agreed(&self) -> Option<(usize, u64)> {
+        let mut leader = None;
+        for number in 0..SERVERS {
+            let fleet = self.ask(number, "GET", "/api/fleet")?;
+            let address = fleet["leader"]["address"].as_str()?;
+            let leads = self.nodes.iter().position(|node| address == node.grpc.to_string())?;
+            let seen = (leads, fleet["leader"]["epoch"].as_u64()?);
+            let is_ready = |role: &str| {
+                let servers = fleet["servers"].as_array().into_iter().flatten();
+                servers
+                    .filter(|it| {
+                        it["role"] == role && it["seen_seconds_ago"].as_f64() < Some(ALIVE)
+                    })
+                    .count()
+            };
+            if *leader.get_or_insert(seen) != seen
+                || (is_ready("leader"), is_ready("standby")) != (1, SERVERS - 1)
+            {
+                return None;
+            }
+        }
+        leader
+    }
+
+    /// Waits until all servers run and agree who leads. Returns the leader and its term.
+    ///
+    /// # Errors
+    ///
+    /// This takes too long.
+    pub(crate) fn settle(&self) -> anyhow::Result<(usize, u64)> {
+        let start = std::time::Instant::now();
+        loop {
+            if let Some(agreed) = self.agreed() {
+                return Ok(agreed);
+            }
+            if start.elapsed() > SETTLE {
+                let views: Vec<_> = (0..SERVERS)
+                    .map(|number| format!("{:?}", self.ask(number, "GET", "/api/fleet")))
+                    .collect();
+                anyhow::bail!("the servers do not agree who leads:\n{}", views.join("\n"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Asks the leader to hand over.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub(crate) fn step_down(&self, leader: usize) -> anyhow::Result<()> {
+        let admin = self.nodes[leader].admin;
+        let limit = Duration::from_secs(30);
+        let asked = http::ask(admin, "POST", "/api/fleet/step-down?note=faults", "", limit);
+        let (status, body) = self.runtime.block_on(asked)?;
+        ensure!(status == 200, "the leader does not step down: {status} {body}");
+        Ok(())
+    }
+
+    /// A connection to each server that runs, not through a proxy.
+    fn connections(&self) -> anyhow::Result<Vec<WorkerPoolClient<Channel>>> {
+        let running = self.nodes.iter().filter(|node| node.server.is_some());
+        running
+            .map(|node| {
+                let endpoint = Endpoint::from_shared(format!("http://{}", node.grpc))?;
+                let _in_runtime = self.runtime.enter();
+                Ok(WorkerPoolClient::new(endpoint.timeout(ANSWER).connect_lazy()))
+            })
+            .collect()
+    }
+
+    /// Keeps each lease alive. Returns whether it was there, and when that was answered.
+    ///
+    /// # Errors
+    ///
+    /// No server answers.
+    pub(crate) fn keep_alive(&self, keys: &[String]) -> anyhow::Result<Vec<(bool, u64)>> {
+        let connections = self.connections()?;
+        self.runtime.block_on(async {
+            let mut answers = Vec::new();
+            for key in keys {
+                let mut answer = None;
+                for attempt in 0..60 {
+                    let mut server = connections[attempt % connections.len()].clone();
+                    let request =
+                        KeepAliveRequest { worker_key: key.clone(), ..Default::default() };
+                    match server.keep_alive(request).await {
+                        Ok(kept) => {
+                            answer = Some(kept.into_inner().status() == Kept::TtlExtended);
+                            break;
+                        }
+                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    }
+                }
+                answers.push((answer.context("no server answers a keep-alive")?, now()));
+            }
+            Ok(answers)
+        })
+    }
+
+    /// How many leases of `service` an organization has.
+    ///
+    /// # Errors
+    ///
+    /// The servers do not answer.
+    pub(crate) fn count(&self, service: &str, organization: &str) -> anyhow::Result<i64> {
+        let mut server = self.connections()?.into_iter().next().context("a server runs")?;
+        let request = WorkersStateRequest {
+            service: service.to_owned(),
+            organization_id: organization.to_owned(),
+            api_key_id: String::new(),
+        };
+        let answer = self.runtime.block_on(server.workers_state(request))?.into_inner();
+        Ok(answer.worker_state.context("the server answers without a state")?.borrowed_workers)
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.setup.folder
+    }
+}

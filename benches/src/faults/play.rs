@@ -1,0 +1,214 @@
+//! The faults by name, and how a round of each is played.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::fleet::SERVERS;
+use crate::history::{Strictness, Time, now};
+use crate::report::Report;
+use crate::stage::Stage;
+
+/// A fault that is played in rounds.
+pub(crate) struct Fault {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) strictness: Strictness,
+    /// The most rounds that are played.
+    pub(crate) most: u32,
+    /// Whether many more sessions are held meanwhile.
+    pub(crate) attached: bool,
+    /// Whether the network is cut, which needs proxies.
+    pub(crate) cuts: bool,
+    pub(crate) round: fn(&mut Stage, &mut Report) -> anyhow::Result<()>,
+}
+
+/// All faults.
+pub(crate) const FAULTS: &[Fault] = &[
+    Fault {
+        name: "kill",
+        about: "the leader, a standby and the database are killed by SIGKILL, in turn",
+        strictness: Strictness::Unplanned,
+        most: u32::MAX,
+        attached: false,
+        cuts: false,
+        round: kill,
+    },
+    Fault {
+        name: "freeze",
+        about: "the leader is stopped by SIGSTOP for 3 × leader-ttl, while it commits",
+        strictness: Strictness::Unplanned,
+        most: u32::MAX,
+        attached: false,
+        cuts: false,
+        round: freeze,
+    },
+    Fault {
+        name: "roll",
+        about: "each server is restarted in turn by SIGTERM; no call may fail (ten rounds at most)",
+        strictness: Strictness::Planned,
+        most: 10,
+        attached: true,
+        cuts: false,
+        round: roll,
+    },
+    Fault {
+        name: "step-down",
+        about: "the leader hands over when it is asked to; no call may fail",
+        strictness: Strictness::Planned,
+        most: u32::MAX,
+        attached: false,
+        cuts: false,
+        round: step_down,
+    },
+    Fault {
+        name: "outage",
+        about: "the database is away for longer than leader-ttl",
+        strictness: Strictness::Unplanned,
+        most: u32::MAX,
+        attached: false,
+        cuts: false,
+        round: outage,
+    },
+    Fault {
+        name: "cut",
+        about: "the leader is cut from the database, and then from its callers",
+        strictness: Strictness::Unplanned,
+        most: u32::MAX,
+        attached: false,
+        cuts: true,
+        round: cut,
+    },
+];
+
+/// Leases that were returned so long before a fault are checked too, in microseconds.
+const BEFORE: Time = 2_000_000;
+
+/// How long the next grant may take after an unplanned change of the leader: leader-ttl and this.
+const TAKEOVER: Duration = Duration::from_secs(2);
+
+/// Waits for the next grant after `start`, and notes how long it took. Where there is a bound, a longer
+/// time is a violation.
+fn expect_grant(
+    stage: &Stage,
+    report: &mut Report,
+    what: &'static str,
+    start: Time,
+    bound: Option<Duration>,
+) -> anyhow::Result<()> {
+    let took = stage.wait_for_grant(start)?;
+    report.grants.entry(what).or_default().push(took);
+    if let Some(bound) = bound.filter(|bound| took > *bound) {
+        let what = format!(
+            "{what}: the next grant came after {} ms, and {} ms are allowed",
+            took.as_millis(),
+            bound.as_millis()
+        );
+        stage.history.lock().violate(&what, &[]);
+    }
+    Ok(())
+}
+
+fn takeover(stage: &Stage) -> Option<Duration> {
+    Some(stage.scale.leader_ttl + TAKEOVER)
+}
+
+/// Waits until the fleet is complete, and counts changes of the leader since `term`.
+fn settle(stage: &Stage, report: &mut Report, term: u64) -> anyhow::Result<()> {
+    let (_, now) = stage.fleet.settle()?;
+    report.failovers += now - term;
+    Ok(())
+}
+
+/// Waits until so much time has passed since `start`.
+fn sleep_until(start: Instant, passed: Duration) {
+    sleep(passed.saturating_sub(start.elapsed()));
+}
+
+fn kill(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
+    let (leader, term) = stage.fleet.settle()?;
+    for (what, server) in [("leader", leader), ("standby", (leader + 1) % SERVERS)] {
+        let start = now();
+        stage.fleet.kill_server(server);
+        let bound = takeover(stage).filter(|_| what == "leader");
+        expect_grant(stage, report, what, start, bound)?;
+        stage.check(start - BEFORE)?;
+        stage.fleet.start_server(server)?;
+        stage.fleet.settle()?;
+    }
+    let killed = now();
+    stage.fleet.cluster.kill_processes();
+    stage.fleet.cluster.resume();
+    expect_grant(stage, report, "database", now(), takeover(stage))?;
+    settle(stage, report, term)?;
+    stage.check(killed - BEFORE)
+}
+
+fn freeze(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
+    let (leader, term) = stage.fleet.settle()?;
+    let (start, began) = (now(), Instant::now());
+    stage.fleet.signal(leader, Signal::STOP)?;
+    let played = expect_grant(stage, report, "frozen", start, takeover(stage));
+    sleep_until(began, 3 * stage.scale.leader_ttl);
+    stage.fleet.signal(leader, Signal::CONT)?;
+    played?;
+    settle(stage, report, term)?;
+    stage.check(start - BEFORE)
+}
+
+fn roll(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
+    for server in 0..SERVERS {
+        let (leader, term) = stage.fleet.settle()?;
+        let start = now();
+        stage.fleet.stop_server(server)?;
+        let what = if server == leader { "leader" } else { "standby" };
+        expect_grant(stage, report, what, start, None)?;
+        stage.fleet.start_server(server)?;
+        settle(stage, report, term)?;
+        stage.check(start - BEFORE)?;
+    }
+    Ok(())
+}
+
+fn step_down(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
+    let (leader, term) = stage.fleet.settle()?;
+    let start = now();
+    stage.fleet.step_down(leader)?;
+    expect_grant(stage, report, "leader", start, None)?;
+    settle(stage, report, term)?;
+    stage.check(start - BEFORE)
+}
+
+fn outage(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
+    let (_, term) = stage.fleet.settle()?;
+    let start = now();
+    stage.fleet.cluster.kill();
+    sleep(stage.scale.leader_ttl + Duration::from_secs(1));
+    stage.fleet.cluster.resume();
+    expect_grant(stage, report, "database", now(), takeover(stage))?;
+    settle(stage, report, term)?;
+    stage.check(start - BEFORE)
+}
+
+fn cut(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
+    let (leader, term) = stage.fleet.settle()?;
+    let (start, began) = (now(), Instant::now());
+    stage.fleet.cut_from_database(leader, true);
+    let played = expect_grant(stage, report, "database", start, takeover(stage));
+    sleep_until(began, 3 * stage.scale.leader_ttl);
+    stage.fleet.cut_from_database(leader, false);
+    played?;
+    settle(stage, report, term)?;
+    stage.check(start - BEFORE)?;
+
+    let (leader, term) = stage.fleet.settle()?;
+    let (start, began) = (now(), Instant::now());
+    stage.fleet.cut_from_callers(leader, true);
+    sleep_until(began, 3 * stage.scale.leader_ttl);
+    let played = expect_grant(stage, report, "callers", start, None);
+    stage.fleet.cut_from_callers(leader, false);
+    played?;
+    settle(stage, report, term)?;
+    stage.check(start - BEFORE)
+}
