@@ -180,6 +180,20 @@ impl Fleet {
         (status == 200).then(|| serde_json::from_str(&body).ok())?
     }
 
+    /// The role of each server that is alive.
+    fn roles<'a>(&self, servers: &'a Value) -> Vec<&'a str> {
+        let servers: Vec<&Value> = servers.as_array().into_iter().flatten().collect();
+        let ago = |server: &Value| server["seen_seconds_ago"].as_f64().unwrap_or(f64::MAX);
+        let role = |node: &Node| {
+            let address = node.grpc.to_string();
+            // Until it is forgotten, the one that was killed there is listed too.
+            let here = servers.iter().filter(|server| server["address"] == address);
+            let latest = here.min_by(|a, b| ago(a).total_cmp(&ago(b)))?;
+            (ago(latest) < ALIVE).then(|| latest["role"].as_str())?
+        };
+        self.nodes.iter().filter_map(role).collect()
+    }
+
     /// The leader and its term, once all servers run and agree.
     fn agreed(&self) -> Option<(usize, u64)> {
         let mut leader = None;
@@ -188,17 +202,9 @@ impl Fleet {
             let address = fleet["leader"]["address"].as_str()?;
             let leads = self.nodes.iter().position(|node| address == node.grpc.to_string())?;
             let seen = (leads, fleet["leader"]["epoch"].as_u64()?);
-            let is_ready = |role: &str| {
-                let servers = fleet["servers"].as_array().into_iter().flatten();
-                servers
-                    .filter(|it| {
-                        it["role"] == role && it["seen_seconds_ago"].as_f64() < Some(ALIVE)
-                    })
-                    .count()
-            };
-            if *leader.get_or_insert(seen) != seen
-                || (is_ready("leader"), is_ready("standby")) != (1, SERVERS - 1)
-            {
+            let mut roles = self.roles(&fleet["servers"]);
+            roles.sort_unstable();
+            if *leader.get_or_insert(seen) != seen || roles != ["leader", "standby", "standby"] {
                 return None;
             }
         }

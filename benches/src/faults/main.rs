@@ -20,7 +20,7 @@ mod stage;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
@@ -159,6 +159,7 @@ fn play_together(
         let mut report = Report { name: fault.name, ..Report::default() };
         stage.history.lock().begin(fault.strictness);
         let mut played = Ok(());
+        let began = Instant::now();
         while played.is_ok() && report.rounds < rounds && report.violations.is_empty() {
             played = (fault.round)(&mut stage, &mut report);
             report.rounds += 1;
@@ -166,6 +167,7 @@ fn play_together(
             report.violations.append(&mut history.violations);
         }
         let history = stage.history.lock();
+        report.took = began.elapsed();
         report.calls = history.calls;
         report.failures.clone_from(&history.failures);
         drop(history);

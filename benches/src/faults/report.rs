@@ -9,6 +9,8 @@ use std::time::Duration;
 pub(crate) struct Report {
     pub(crate) name: &'static str,
     pub(crate) rounds: u32,
+    /// How long all rounds took.
+    pub(crate) took: Duration,
     pub(crate) failovers: u64,
     /// The times to the next grant, by what was at fault.
     pub(crate) grants: BTreeMap<&'static str, Vec<Duration>>,
@@ -20,8 +22,12 @@ pub(crate) struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, rounds, failovers, calls, .. } = self;
+        let seconds = self.took.as_secs();
         let verdict = if self.violations.is_empty() { "passed" } else { "FAILED" };
-        writeln!(f, "{name}: {verdict}; {rounds} rounds, {failovers} failovers, {calls} calls")?;
+        writeln!(
+            f,
+            "{name}: {verdict}; {rounds} rounds in {seconds} s, {failovers} failovers, {calls} calls"
+        )?;
         for (what, times) in &self.grants {
             let mut times = times.clone();
             times.sort_unstable();
