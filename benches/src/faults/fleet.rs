@@ -35,6 +35,12 @@ const STOP: Duration = Duration::from_secs(60);
 /// A member that was seen within this time is alive, in seconds.
 const ALIVE: f64 = 2.5;
 
+/// Keep-alives that are in flight at once.
+const AT_ONCE: usize = 32;
+
+/// How often all servers are asked for one answer.
+const ATTEMPTS: usize = 20;
+
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -267,21 +273,12 @@ impl Fleet {
         let connections = self.connections()?;
         self.runtime.block_on(async {
             let mut answers = Vec::new();
-            for key in keys {
-                let mut answer = None;
-                for attempt in 0..60 {
-                    let mut server = connections[attempt % connections.len()].clone();
-                    let request =
-                        KeepAliveRequest { worker_key: key.clone(), ..Default::default() };
-                    match server.keep_alive(request).await {
-                        Ok(kept) => {
-                            answer = Some(kept.into_inner().status() == Kept::TtlExtended);
-                            break;
-                        }
-                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                    }
+            for keys in keys.chunks(AT_ONCE) {
+                let asked = keys.iter().map(|key| keep_alive(connections.clone(), key.clone()));
+                let asked: Vec<_> = asked.map(tokio::spawn).collect();
+                for answer in asked {
+                    answers.push(answer.await??);
                 }
-                answers.push((answer.context("no server answers a keep-alive")?, now()));
             }
             Ok(answers)
         })
@@ -306,4 +303,22 @@ impl Fleet {
     pub(crate) fn folder(&self) -> &Path {
         &self.setup.folder
     }
+}
+
+/// Keeps a lease alive at the first of these servers that answers. Returns whether it was there, and when
+/// that was answered.
+async fn keep_alive(
+    mut servers: Vec<WorkerPoolClient<Channel>>,
+    key: String,
+) -> anyhow::Result<(bool, u64)> {
+    for _ in 0..ATTEMPTS {
+        for server in &mut servers {
+            let request = KeepAliveRequest { worker_key: key.clone(), ..Default::default() };
+            if let Ok(kept) = server.keep_alive(request).await {
+                return Ok((kept.into_inner().status() == Kept::TtlExtended, now()));
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    anyhow::bail!("no server answers a keep-alive")
 }
