@@ -1,5 +1,7 @@
 //! `demo`: a real server, real clients and real crashes. Each step is checked.
 
+mod database;
+mod fleet;
 mod narrator;
 mod play;
 mod processes;
@@ -21,19 +23,26 @@ returned. Nothing is simulated, and every step is checked. The first check that
 fails ends the demo with exit code 1.
 
   tgm-session demo
+  tgm-session demo --fleet
+      three servers on a PostgreSQL that the demo starts: the leader is killed,
+      another one is stopped, and the streams go on
   tgm-session demo --format json
       every scene, pool and check as one line of JSON";
 
 /// Longer than the whole demo takes. A demo that hangs has failed.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Show how it works in 10 seconds: a real server, three organizations, a crash and a restart.
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Play three servers on one PostgreSQL, of which the leader is killed
+    #[arg(long)]
+    fleet: bool,
+}
 
 /// Plays the demo. Leaves no process and no file behind, even when it fails.
-pub(crate) fn run(_: &Args, output: Output) -> Result<(), Failure> {
+pub(crate) fn run(args: &Args, output: Output) -> Result<(), Failure> {
     let runtime = runtime::current_thread()?;
     let home = tempfile::Builder::new()
         .prefix("tgm-session-demo-")
@@ -45,7 +54,13 @@ pub(crate) fn run(_: &Args, output: Output) -> Result<(), Failure> {
         let mut processes = Processes::new(home.path())?;
         let started = Instant::now();
         let outcome = tokio::select! {
-            outcome = play::play(&mut narrator, &mut processes) => outcome,
+            outcome = async {
+                if args.fleet {
+                    fleet::play(&mut narrator, &mut processes).await
+                } else {
+                    play::play(&mut narrator, &mut processes).await
+                }
+            } => outcome,
             name = signals.next() => Err(Failure::Failed(format!("stopped by {name}"))),
             () = tokio::time::sleep(DEADLINE) => {
                 Err(Failure::Failed(format!("the demo hung in scene {}", narrator.scene())))

@@ -1,5 +1,6 @@
 //! The processes of the demo: a server and a client, both run this binary.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
+use crate::demo::database::Database;
 use crate::failure::Failure;
 
 /// How long a process may take for one step.
@@ -42,6 +44,14 @@ limits = { t1r = 3 }
 /// The TTL of that policy.
 pub(super) const TTL: Duration = Duration::from_secs(3);
 
+/// The TTL as it stands in the policy, and the one in a fleet. A stream that cannot be kept alive goes on
+/// for that long.
+const TTL_OF_POLICY: &str = "ttl = \"3s\"";
+const TTL_IN_FLEET: &str = "ttl = \"20s\"";
+
+/// The leader TTL in a fleet. The default is 5 s.
+const LEADER_TTL: &str = "2s";
+
 /// The child processes.
 #[derive(Debug)]
 pub(super) struct Processes {
@@ -49,12 +59,16 @@ pub(super) struct Processes {
     home: PathBuf,
     server: Option<Process>,
     client: Option<Process>,
+    /// The servers of a fleet, by the address of their gRPC port.
+    fleet: BTreeMap<String, Process>,
+    database: Option<Database>,
 }
 
 /// The addresses and the store of a started server.
 #[derive(Clone, Debug)]
 pub(super) struct Listening {
     pub(super) grpc: String,
+    pub(super) admin: String,
     pub(super) store: String,
 }
 
@@ -63,12 +77,22 @@ impl Processes {
     pub(super) fn new(home: &Path) -> Result<Self, Failure> {
         let binary = std::env::current_exe()
             .map_err(|error| Failure::Failed(format!("cannot find this program: {error}")))?;
-        let processes = Self { binary, home: home.to_owned(), server: None, client: None };
-        let policy = processes.policy();
-        std::fs::write(&policy, POLICY).map_err(|error| {
-            Failure::Failed(format!("cannot write {}: {error}", policy.display()))
-        })?;
+        let processes = Self {
+            binary,
+            home: home.to_owned(),
+            server: None,
+            client: None,
+            fleet: BTreeMap::new(),
+            database: None,
+        };
+        processes.write_policy(POLICY)?;
         Ok(processes)
+    }
+
+    fn write_policy(&self, policy: &str) -> Result<(), Failure> {
+        let file = self.policy();
+        std::fs::write(&file, policy)
+            .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", file.display())))
     }
 
     fn policy(&self) -> PathBuf {
@@ -79,13 +103,69 @@ impl Processes {
     pub(super) async fn start_server(&mut self, listen: &str) -> Result<Listening, Failure> {
         let mut store = OsString::from("file:");
         store.push(self.home.join("sessions.redb"));
+        let (server, listening) = self.serve(listen, store, &[]).await?;
+        self.server = Some(server);
+        Ok(listening)
+    }
+
+    /// Starts a database for the servers of a fleet. Their leases live longer than a change of the leader
+    /// takes.
+    pub(super) async fn start_database(&mut self) -> Result<(), Failure> {
+        self.write_policy(&POLICY.replace(TTL_OF_POLICY, TTL_IN_FLEET))?;
+        self.database = Some(Database::start(&self.home).await?);
+        Ok(())
+    }
+
+    /// Starts one more server of the fleet on the database, and waits until it accepts.
+    pub(super) async fn start_in_fleet(&mut self) -> Result<Listening, Failure> {
+        let database = self.database.as_ref();
+        let url = database.map(Database::url).ok_or_else(|| missing("database"))?;
+        let (server, listening) =
+            self.serve("127.0.0.1:0", url.into(), &["--leader-ttl", LEADER_TTL]).await?;
+        self.fleet.insert(listening.grpc.clone(), server);
+        Ok(listening)
+    }
+
+    /// Kills the server of the fleet at that address with SIGKILL.
+    pub(super) async fn kill_in_fleet(&mut self, address: &str) -> Result<(), Failure> {
+        self.fleet.remove(address).ok_or_else(|| missing(address))?.kill().await
+    }
+
+    /// Asks the server of the fleet at that address to stop, and returns how it exited.
+    pub(super) async fn stop_in_fleet(&mut self, address: &str) -> Result<ExitStatus, Failure> {
+        self.fleet.remove(address).ok_or_else(|| missing(address))?.stop().await
+    }
+
+    /// Returns what `tgm-session fleet` prints at the server with this admin address.
+    pub(super) async fn show_fleet(&self, admin: &str) -> Result<Value, Failure> {
+        let mut command = self.command("fleet");
+        command.args(["--admin", &format!("http://{admin}")]).kill_on_drop(true);
+        let failed = |error| Failure::Failed(format!("cannot ask for the fleet: {error}"));
+        let shown = timeout(PATIENCE, command.output()).await;
+        let shown = shown.map_err(|_| Failure::Failed("the fleet is not shown in time".into()))?;
+        let shown = shown.map_err(failed)?;
+        serde_json::from_slice(&shown.stdout).map_err(|error| {
+            let said = String::from_utf8_lossy(&shown.stderr);
+            Failure::Failed(format!("the fleet cannot be read: {error}; {}", said.trim()))
+        })
+    }
+
+    /// Starts a server on `listen` with that store, and waits until it accepts.
+    async fn serve(
+        &self,
+        listen: &str,
+        store: OsString,
+        more: &[&str],
+    ) -> Result<(Process, Listening), Failure> {
         let mut command = self.command("serve");
         command.arg("--config").arg(self.policy()).arg("--store").arg(store);
-        command.args(["--listen", listen, "--admin-listen", "127.0.0.1:0"]);
-        let server = self.server.insert(Process::start(command, self.home.join("server.log"))?);
+        command.args(["--listen", listen, "--admin-listen", "127.0.0.1:0"]).args(more);
+        let mut server = Process::start(command, self.home.join("server.log"))?;
         let ready = server.event("ready").await?;
         let text = |name: &str| ready[name].as_str().unwrap_or_default().to_owned();
-        Ok(Listening { grpc: text("grpc"), store: text("store") })
+        let listening =
+            Listening { grpc: text("grpc"), admin: text("admin"), store: text("store") };
+        Ok((server, listening))
     }
 
     /// Kills the server with SIGKILL: it cannot flush anything.
@@ -119,9 +199,14 @@ impl Processes {
 
     /// Kills whatever still runs, and waits until it is gone.
     pub(super) async fn end_all(&mut self) {
-        for process in [self.client.take(), self.server.take()].into_iter().flatten() {
+        let fleet = std::mem::take(&mut self.fleet).into_values();
+        let others = [self.client.take(), self.server.take()].into_iter().flatten();
+        for process in others.chain(fleet) {
             // A process that has ended already cannot be killed, which is fine.
             let _ = process.kill().await;
+        }
+        if let Some(database) = self.database.take() {
+            database.end().await;
         }
     }
 
@@ -136,6 +221,10 @@ impl Processes {
         command.args([name, "--format", "json"]);
         command
     }
+}
+
+fn missing(what: &str) -> Failure {
+    Failure::Failed(format!("{what} of the demo does not run"))
 }
 
 fn running(process: &mut Option<Process>) -> Result<Process, Failure> {

@@ -2,6 +2,7 @@
 
 use crate::harness::{self, Talker, finish, folder};
 use rustix::process::Signal;
+use std::os::unix::fs::PermissionsExt as _;
 
 #[test]
 fn the_demo_plays_every_scene_checks_it_and_leaves_nothing_behind() {
@@ -17,6 +18,26 @@ fn the_demo_plays_every_scene_checks_it_and_leaves_nothing_behind() {
     let finished = events.last().unwrap();
     assert_eq!(finished["event"], "finished");
     assert_eq!(finished["checks"], of("check"));
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "files are left");
+}
+
+#[test]
+fn the_demo_of_a_fleet_kills_the_leader_and_leaves_nothing_behind() {
+    if std::fs::read_dir("/usr/lib/postgresql").is_err() {
+        return harness::leave_out("PostgreSQL is not installed");
+    }
+    let home = folder();
+    // The user that runs the database has to reach its folder.
+    std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    let mut command = harness::command(["demo", "--fleet", "--format", "json"]);
+    command.env("TMPDIR", home.path());
+    let ran = finish(command);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let events = ran.json();
+    let of = |name: &str| events.iter().filter(|event| event["event"] == name).count();
+    assert_eq!(of("scene"), 5);
+    let finished = events.last().unwrap();
+    assert_eq!((&finished["event"], finished["checks"].as_u64()), (&"finished".into(), Some(13)));
     assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "files are left");
 }
 
