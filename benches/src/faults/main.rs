@@ -139,7 +139,7 @@ fn play_together(
 ) -> anyhow::Result<bool> {
     let seconds = Duration::from_secs;
     let (ttl, leader_ttl, attached) = if options.quick {
-        (seconds(12), seconds(1), 200)
+        (seconds(9), seconds(1), 200)
     } else {
         (seconds(15), seconds(2), 1_000)
     };

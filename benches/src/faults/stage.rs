@@ -20,7 +20,7 @@ const READY: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How late an event may be read.
-const LATE: Duration = Duration::from_millis(500);
+const LATE: Duration = Duration::from_millis(200);
 
 /// The most returns that are checked after a fault.
 const CHECKED: usize = 200;
