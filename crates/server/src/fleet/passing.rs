@@ -115,6 +115,11 @@ impl Outgoing {
         self.message
     }
 
+    /// How long the caller still waits, if it has said so.
+    fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()))
+    }
+
     /// Whether the call counts once, however often it is sent.
     fn may_be_repeated(&self) -> bool {
         self.metadata.contains_key(BORROW_ID) || self.metadata.contains_key(IDEMPOTENCY_KEY)
@@ -129,8 +134,7 @@ impl Outgoing {
         *request.version_mut() = http::Version::HTTP_2;
         *request.headers_mut() = self.metadata.clone();
         let headers = request.headers_mut();
-        if let Some(deadline) = self.deadline {
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        if let Some(left) = self.time_left() {
             // At most eight digits.
             let left = format!("{}m", left.as_millis().clamp(1, 99_999_999));
             headers.insert(TIMEOUT, HeaderValue::try_from(left).ok()?);
@@ -149,6 +153,8 @@ enum Attempt {
     NotApplied,
     /// The call may have been applied.
     Unknown,
+    /// The call may have been applied, and another server leads now.
+    Replaced,
 }
 
 impl Fleet {
@@ -162,8 +168,9 @@ impl Fleet {
         call: &Outgoing,
         patience: &Patience,
     ) -> Option<Result<PassedOn, Status>> {
+        let mut patience = *patience;
         loop {
-            let leader = match self.route(patience).await {
+            let leader = match self.route(&patience).await {
                 None => return Some(Err(no_leader())),
                 Some(Route::Here) => return None,
                 Some(Route::To(leader)) => leader,
@@ -171,13 +178,15 @@ impl Fleet {
             match self.try_once(call, &leader).await {
                 Attempt::Answered(answer) => return Some(Ok(answer)),
                 Attempt::Refused(status) => return Some(Err(status)),
-                Attempt::Unknown if !call.may_be_repeated() => {
+                Attempt::Unknown | Attempt::Replaced if !call.may_be_repeated() => {
                     let problem = "the leader of the fleet is gone, and the outcome is unknown";
                     return Some(Err(Status::unavailable(problem)));
                 }
                 Attempt::NotApplied | Attempt::Unknown if patience.is_over() => {
                     return Some(Err(no_leader()));
                 }
+                // Until now nobody waited for a leader.
+                Attempt::Replaced => patience = Patience::new(call.time_left()),
                 // A new leader is known within that time, or this one serves.
                 Attempt::NotApplied | Attempt::Unknown => sleep(AGAIN_AFTER).await,
             }
@@ -199,7 +208,9 @@ impl Fleet {
             biased;
             answer = answer => answer,
             // A leader that hands over answers what it has begun. One that hangs answers no more.
-            () = self.hangs_after_term(leader.id) => return Attempt::Unknown,
+            () = self.hangs_after_term(leader.id, call.may_be_repeated()) => {
+                return Attempt::Replaced;
+            }
         };
         match answer {
             Ok(connect::grpc::PassedOn { metadata, message, request }) => {

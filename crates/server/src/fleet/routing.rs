@@ -71,7 +71,7 @@ pub(crate) enum Route {
 }
 
 /// How long a call may be held.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience(Instant);
 
 impl Patience {
@@ -188,14 +188,17 @@ impl Fleet {
         }
     }
 
-    /// Waits until another term than that of `id` has been known for [`ANSWER_AFTER_TERM`].
-    pub(super) async fn hangs_after_term(&self, id: LeaderId) {
+    /// Waits until another term than that of `id` is known, and then for [`ANSWER_AFTER_TERM`], unless the
+    /// call may be sent again.
+    pub(super) async fn hangs_after_term(&self, id: LeaderId, may_be_repeated: bool) {
         let mut leader = self.leader.clone();
         let other = |leader: &Option<Leader>| leader.as_ref().is_some_and(|it| it.id != id);
         if leader.wait_for(other).await.is_err() {
             std::future::pending().await
         }
-        sleep(ANSWER_AFTER_TERM).await;
+        if !may_be_repeated {
+            sleep(ANSWER_AFTER_TERM).await;
+        }
     }
 
     /// The connection of this thread to the leader. It is made when it is first used.

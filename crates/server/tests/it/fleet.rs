@@ -13,6 +13,7 @@ use store::testing::cluster::Cluster;
 use tgm_session::{Registry, SessionRequest};
 use tgm_session_server::api::{Done, SessionPage};
 use tgm_session_server::{Config, Policy, Running, Server};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataKey;
@@ -372,6 +373,25 @@ async fn a_call_that_arrives_while_the_leader_changes_is_held_and_answered() {
     for key in [key, held_here, held_there] {
         assert_eq!(here.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
     }
+}
+
+#[tokio::test]
+async fn a_borrow_at_a_leader_that_hangs_is_answered_by_the_next_one() {
+    let Some(fleet) = TestFleet::start(ROOMY, 1).await else { return };
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, schema) = (silent.local_addr().unwrap(), &fleet.schema);
+    let sql = format!(
+        "UPDATE {schema}.fleet SET epoch = epoch + 1, leader = repeat('a', 32), released = false, \
+         address = '{address}'; SELECT 'set';\n"
+    );
+    drop(Session::begin(fleet.port, &sql, "set"));
+    let (_, leader) = fleet.servers[0].store().fleet().unwrap();
+    let is_other = || leader.borrow().as_ref().is_some_and(|leader| !leader.is_self);
+    eventually("another server leads", async || is_other()).await;
+    // The server stands by, passes the borrow on to a port that says nothing, and then leads.
+    let key = client(&fleet.servers[0]).borrow(session("acme")).await;
+    assert!(fleet.servers[0].store().leads());
+    assert_eq!(client(&fleet.servers[0]).keep_alive(&key).await.unwrap(), Kept::TtlExtended);
 }
 
 #[tokio::test]
