@@ -6,6 +6,7 @@ use serde_json::Value;
 use tgm_session::{Dsn, Error, Pool, Session, SessionRequest, TgmPool};
 
 use crate::demo::narrator::Narrator;
+use crate::demo::pools::Pools;
 use crate::demo::processes::{Listening, Processes};
 use crate::failure::Failure;
 
@@ -27,6 +28,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 struct Play<'a> {
     narrator: &'a mut Narrator,
     processes: &'a mut Processes,
+    pools: &'a mut Pools,
     servers: Vec<Listening>,
     streams: Vec<(Pool, Session)>,
 }
@@ -35,9 +37,10 @@ struct Play<'a> {
 pub(super) async fn play(
     narrator: &mut Narrator,
     processes: &mut Processes,
+    pools: &mut Pools,
 ) -> Result<(), Failure> {
     narrator.open()?;
-    let mut play = Play { narrator, processes, servers: Vec::new(), streams: Vec::new() };
+    let mut play = Play { narrator, processes, pools, servers: Vec::new(), streams: Vec::new() };
     play.a_fleet_starts().await?;
     play.streams_at_every_server().await?;
     play.the_leader_is_killed().await?;
@@ -68,7 +71,7 @@ impl Play<'_> {
     async fn streams_at_every_server(&mut self) -> Result<(), Failure> {
         self.narrator.begin("Streams at every server")?;
         for number in 0..STREAMS {
-            let pool = tgm_session::connect(&self.url(number)).await?;
+            let pool = self.pools.connect(&self.url(number)).await?;
             let session = pool.borrow(request(number)).await?;
             self.streams.push((pool, session));
         }
@@ -135,7 +138,7 @@ impl Play<'_> {
         let keys = self.keys();
         self.servers.retain(|server| server.grpc != leader);
         let url = self.url(0);
-        let pool = tgm_session::connect(&url).await?;
+        let pool = self.pools.connect(&url).await?;
         let call = async || {
             let session = pool.borrow(request(7)).await?;
             session.release_after(Duration::ZERO).await

@@ -4,11 +4,13 @@ mod database;
 mod fleet;
 mod narrator;
 mod play;
+mod pools;
 mod processes;
 
 use std::time::{Duration, Instant};
 
 use crate::demo::narrator::Narrator;
+use crate::demo::pools::Pools;
 use crate::demo::processes::Processes;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -53,12 +55,13 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<(), Failure> {
         let mut narrator = Narrator::new(output);
         let mut processes = Processes::new(home.path())?;
         let started = Instant::now();
+        let mut pools = Pools::default();
         let outcome = tokio::select! {
             outcome = async {
                 if args.fleet {
-                    fleet::play(&mut narrator, &mut processes).await
+                    fleet::play(&mut narrator, &mut processes, &mut pools).await
                 } else {
-                    play::play(&mut narrator, &mut processes).await
+                    play::play(&mut narrator, &mut processes, &mut pools).await
                 }
             } => outcome,
             name = signals.next() => Err(Failure::Failed(format!("stopped by {name}"))),
@@ -66,6 +69,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<(), Failure> {
                 Err(Failure::Failed(format!("the demo hung in scene {}", narrator.scene())))
             }
         };
+        pools.close().await;
         processes.end_all().await;
         match outcome {
             Ok(()) => narrator.finish(started.elapsed()),

@@ -6,6 +6,7 @@ use tgm_session::{Dsn, Error, Pool, PoolState, Scope, Session, SessionRequest, T
 
 use crate::bar::Bar;
 use crate::demo::narrator::Narrator;
+use crate::demo::pools::Pools;
 use crate::demo::processes::{Processes, TTL};
 use crate::failure::Failure;
 
@@ -38,6 +39,7 @@ struct Streamer {
 struct Play<'a> {
     narrator: &'a mut Narrator,
     processes: &'a mut Processes,
+    pools: &'a mut Pools,
     /// Asks the server what it counts.
     counter: TgmPool,
     url: String,
@@ -49,6 +51,7 @@ struct Play<'a> {
 pub(super) async fn play(
     narrator: &mut Narrator,
     processes: &mut Processes,
+    pools: &mut Pools,
 ) -> Result<(), Failure> {
     narrator.open()?;
     narrator.begin("A server starts")?;
@@ -64,8 +67,15 @@ pub(super) async fn play(
 
     let url = format!("tgm://{}?plaintext=true&request-keep-alive-delay=600ms", server.grpc);
     let counter = TgmPool::from_dsn(&Dsn::parse(&url)?)?;
-    let mut play =
-        Play { narrator, processes, counter, url, address: server.grpc, streamers: Vec::new() };
+    let mut play = Play {
+        narrator,
+        processes,
+        pools,
+        counter,
+        url,
+        address: server.grpc,
+        streamers: Vec::new(),
+    };
     play.organizations_stream().await?;
     play.workers_under_a_session().await?;
     play.a_full_organization_is_refused().await?;
@@ -78,7 +88,7 @@ impl Play<'_> {
     async fn organizations_stream(&mut self) -> Result<(), Failure> {
         self.narrator.begin("Three organizations stream")?;
         for (organization, streams) in STREAMS {
-            let pool = tgm_session::connect(&self.url).await?;
+            let pool = self.pools.connect(&self.url).await?;
             let mut sessions = Vec::new();
             for number in 0..streams {
                 sessions.push(pool.borrow(request(organization, number)).await?);

@@ -62,6 +62,18 @@ fn a_demo_that_is_stopped_leaves_no_process_and_no_folder() {
 }
 
 #[test]
+fn a_demo_that_is_stopped_while_streams_run_says_one_line() {
+    let home = folder();
+    let errors = home.path().join("errors");
+    let mut command = harness::command(["demo", "--format", "json"]);
+    command.env("TMPDIR", home.path()).stderr(std::fs::File::create(&errors).unwrap());
+    let mut demo = Talker::spawn(command);
+    while demo.event("scene")["number"] != 3 {}
+    assert_eq!(demo.end(Signal::INT), Some(1));
+    assert_eq!(std::fs::read_to_string(errors).unwrap(), "error: stopped by SIGINT\n");
+}
+
+#[test]
 fn a_demo_without_a_place_for_its_files_fails_in_one_line() {
     let mut command = harness::command(["demo"]);
     command.env("TMPDIR", "/proc");
