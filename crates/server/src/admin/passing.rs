@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, to_bytes};
-use axum::extract::{Request, State};
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::api::Peer;
-use super::api::edge::{Failure, MAX_BODY};
+use super::api::edge::{Failure, in_time};
 use super::state::Admin;
 
 /// What each server answers by itself: it tells about the fleet also while no server leads.
@@ -31,12 +31,10 @@ pub(super) async fn pass_on(
         return next.run(request).await;
     }
     let (head, body) = request.into_parts();
-    let body = match to_bytes(body, MAX_BODY).await {
+    let body = Request::from_parts(head.clone(), body);
+    let body = match in_time(Bytes::from_request(body, &())).await {
         Ok(body) => body,
-        Err(error) => {
-            let problem = format!("the body cannot be read: {error}");
-            return Failure::new(StatusCode::BAD_REQUEST, problem).into_response();
-        }
+        Err(failure) => return failure.into_response(),
     };
     match fleet.pass_on_request(&head, body.clone(), peer).await {
         Ok(Some(answer)) => answer.map(Body::new),

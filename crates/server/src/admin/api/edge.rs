@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{self, FromRequest, FromRequestParts, Request};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -141,6 +141,12 @@ impl From<JsonRejection> for Failure {
     }
 }
 
+impl From<BytesRejection> for Failure {
+    fn from(rejection: BytesRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
 /// The query of a request. Every field is within its bounds.
 #[derive(Debug)]
 pub(super) struct Query<T>(pub(super) T);
@@ -177,13 +183,19 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let body = axum::Json::<T>::from_request(request, state);
-        match tokio::time::timeout(BODY_TIMEOUT, body).await {
-            Ok(body) => Ok(Self(body?.0)),
-            Err(_) => {
-                let error = format!("the body took longer than {} s", BODY_TIMEOUT.as_secs());
-                Err(Failure::new(StatusCode::REQUEST_TIMEOUT, error))
-            }
+        Ok(Self(in_time(axum::Json::<T>::from_request(request, state)).await?.0))
+    }
+}
+
+/// Waits for a body, which has to arrive in time.
+pub(crate) async fn in_time<T, E: Into<Failure>>(
+    body: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(body) => body.map_err(Into::into),
+        Err(_) => {
+            let error = format!("the body took longer than {} s", BODY_TIMEOUT.as_secs());
+            Err(Failure::new(StatusCode::REQUEST_TIMEOUT, error))
         }
     }
 }
@@ -275,5 +287,17 @@ fn check_limit(limit: Option<u32>, most: u32) -> Result<(), Failure> {
             Err(Failure::invalid(format!("limit is {limit}, and may be 1 to {most}")))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_arrive_is_refused_after_its_time() {
+        let late = in_time(std::future::pending::<Result<(), Failure>>()).await.unwrap_err();
+        assert_eq!(late.status, StatusCode::REQUEST_TIMEOUT);
+        assert!(late.error.contains("took longer than 10 s"), "{late:?}");
     }
 }
