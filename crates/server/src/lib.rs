@@ -41,6 +41,7 @@ mod config;
 mod error;
 mod fleet;
 mod grpc;
+mod headers;
 mod live;
 mod metrics;
 pub mod operator;

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
-use http::header::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -22,6 +22,7 @@ use super::memory::{
 use super::places::{Occupant, Place, Places};
 use super::rounds::{FIELDS, Rounds, Share, work_of};
 use crate::config::PortLimits;
+use crate::headers::FLEET_SECRET;
 
 /// The bytes that are read in one turn of a connection: before its caller is known, and after.
 const UNKNOWN_READS: usize = 4 << 10;
@@ -49,8 +50,7 @@ const MAX_PUBLIC_STREAMS: usize = 8;
 /// The caller that a connection of another server of the fleet counts for. No indexer has this name.
 const FLEET: &str = "\0fleet";
 
-/// The header by which servers of the fleet know each other, and how many fields they add to a call.
-pub(crate) const FLEET_SECRET: HeaderName = HeaderName::from_static("x-tgm-fleet-secret");
+/// How many header fields the servers of a fleet add to a call.
 const FLEET_FIELDS: usize = 8;
 
 /// The callers of one connection of another server that are remembered without a call in flight.

@@ -7,6 +7,6 @@ pub(crate) mod places;
 pub(crate) mod rounds;
 
 pub(crate) use call::{Call, Calls, reset_call_after, reset_call_by};
-pub(crate) use connection::{Connection, FLEET_SECRET, InFlight, PublicStream};
+pub(crate) use connection::{Connection, InFlight, PublicStream};
 pub(crate) use memory::Full;
 pub(crate) use rounds::{Share, work_of};

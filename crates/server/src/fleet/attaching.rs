@@ -1,24 +1,20 @@
 //! Streams of attached clients that continue at the leader.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use connect::{Connection, Connector};
 use http::HeaderMap;
+use http::uri::PathAndQuery;
 use store::fleet::Leader;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status, Streaming};
 use wire::control::session_control_client::SessionControlClient;
 use wire::control::{AttachRequest, AttachResponse};
 
-use super::connections::StreamConnections;
-use super::headers::{NOT_LEADING, passed_on};
-use super::routing::{Fleet, Patience, Route, no_leader};
-
-/// The most streams on one connection to the leader.
-const STREAMS: usize = 64;
+use super::headers::passed_on;
+use super::routing::{Fleet, Patience};
+use crate::headers::FLEET_NOT_LEADING;
 
 /// How long the leader may take to open a stream.
 const OPEN_WITHIN: Duration = Duration::from_secs(3);
@@ -47,7 +43,7 @@ impl Upstream {
 pub(crate) fn may_open_again(status: &Status) -> bool {
     use tonic::Code;
     // A status with a source comes from the transport.
-    status.metadata().contains_key(NOT_LEADING)
+    status.metadata().contains_key(FLEET_NOT_LEADING)
         || std::error::Error::source(status).is_some()
         || matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown)
 }
@@ -65,13 +61,9 @@ impl Fleet {
         (peer, indexer): (Option<SocketAddr>, Option<&str>),
         room: usize,
     ) -> Result<Option<Upstream>, Status> {
-        let patience = Patience::new(None);
+        let mut patience = Patience::new(None);
         loop {
-            let leader = match self.route(&patience).await {
-                None => return Err(no_leader()),
-                Some(Route::Here) => return Ok(None),
-                Some(Route::To(leader)) => leader,
-            };
+            let Some(leader) = self.route(&mut patience).await? else { return Ok(None) };
             let opened = self.open(&leader, metadata, (peer, indexer), room);
             let opened = match tokio::time::timeout(OPEN_WITHIN, opened).await {
                 Ok(opened) => opened,
@@ -92,7 +84,7 @@ impl Fleet {
         (peer, indexer): (Option<SocketAddr>, Option<&str>),
         room: usize,
     ) -> Result<Upstream, Status> {
-        let (connection, place) = self.stream_connection(leader)?;
+        let (connection, place) = self.streams.place(leader.id, || self.new_connection(leader))?;
         let (batches, sent) = mpsc::channel(room);
         let sent = futures_util::stream::unfold(sent, |mut sent| async {
             let batch = sent.recv().await?;
@@ -103,36 +95,9 @@ impl Fleet {
         self.add_origin(&mut headers, leader, peer, indexer);
         *request.metadata_mut() = MetadataMap::from_headers(headers);
         self.forwarded.inc();
-        let mut client = SessionControlClient::with_origin(connection, self.uri(leader)?);
+        let origin = self.uri(leader, PathAndQuery::from_static("/"))?;
+        let mut client = SessionControlClient::with_origin(connection, origin);
         let events = client.attach(request).await?.into_inner();
         Ok(Upstream { batches, events, _place: place })
-    }
-
-    /// A connection to the leader with a place for one more stream.
-    fn stream_connection(
-        &self,
-        leader: &Leader,
-    ) -> Result<(Connection, OwnedSemaphorePermit), Status> {
-        let mut streams = self.streams.lock();
-        if streams.as_ref().is_none_or(|streams| streams.leader != leader.id) {
-            *streams = Some(StreamConnections { leader: leader.id, connections: Vec::new() });
-        }
-        let Some(StreamConnections { connections, .. }) = &mut *streams else {
-            return Err(no_leader());
-        };
-        for (connection, places) in &*connections {
-            if let Ok(place) = places.clone().try_acquire_owned() {
-                return Ok((connection.clone(), place));
-            }
-        }
-        // Connections without streams are closed.
-        let most = STREAMS.min(self.most_streams);
-        connections.retain(|(_, places)| places.available_permits() < most);
-        let way = self.way(leader).map_err(|error| Status::unavailable(error.to_string()))?;
-        let connection = Connection::new(Connector::Way(Arc::new(way)));
-        let places = Arc::new(Semaphore::new(most));
-        let place = places.clone().try_acquire_owned();
-        connections.push((connection.clone(), places));
-        Ok((connection, place.map_err(|_| no_leader())?))
     }
 }

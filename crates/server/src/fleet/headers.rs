@@ -1,21 +1,10 @@
-//! The headers that servers of a fleet add to a call, and those that they pass on.
+//! The headers that one server of a fleet passes on to another.
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING,
 };
 
-use crate::bounds::FLEET_SECRET;
-
-pub(super) const SECRET: HeaderName = FLEET_SECRET;
-pub(super) const TERM: HeaderName = HeaderName::from_static("x-tgm-fleet-term");
-pub(super) const PEER: HeaderName = HeaderName::from_static("x-tgm-fleet-peer");
-pub(super) const INDEXER: HeaderName = HeaderName::from_static("x-tgm-fleet-indexer");
-
-/// The answer of a server that does not lead has this header.
-pub(super) const NOT_LEADING: &str = "x-tgm-fleet-not-leading";
-
-/// How long the caller of a call waits.
-pub(super) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+use crate::headers::GRPC_TIMEOUT;
 
 /// Headers that belong to the connection or the coding of one call, and are not passed on.
 const OF_ONE_CALL: [HeaderName; 9] = [
@@ -25,7 +14,7 @@ const OF_ONE_CALL: [HeaderName; 9] = [
     HOST,
     TE,
     TRANSFER_ENCODING,
-    TIMEOUT,
+    GRPC_TIMEOUT,
     HeaderName::from_static("grpc-encoding"),
     HeaderName::from_static("grpc-accept-encoding"),
 ];

@@ -15,6 +15,6 @@ mod routing;
 pub(crate) use attaching::{Upstream, may_open_again};
 pub(crate) use origin::Origin;
 pub(crate) use passing::{
-    HandedOn, Outgoing, PassedOn, answer_not_leading, is_not_leading, report,
+    HandedOn, Outgoing, PassedOn, answer_not_leading, is_not_leading, wait_for_caller,
 };
-pub(crate) use routing::{Fleet, Patience, Route};
+pub(crate) use routing::{Fleet, Patience};

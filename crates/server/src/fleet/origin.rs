@@ -7,8 +7,8 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode, percent_encode};
 use store::fleet::Leader;
 use subtle::ConstantTimeEq as _;
 
-use super::headers::{INDEXER, PEER, SECRET, TERM};
 use super::routing::Fleet;
+use crate::headers::{FLEET_INDEXER, FLEET_PEER, FLEET_SECRET, FLEET_TERM};
 
 /// The caller of a call that another server has passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +25,9 @@ impl Fleet {
     /// Takes the headers of the fleet out of a request, and returns its origin if another server of the
     /// fleet sent it.
     pub(crate) fn take_origin(&self, headers: &mut HeaderMap) -> Option<Origin> {
-        let secret = headers.remove(SECRET)?;
-        let [term, peer, indexer] = [TERM, PEER, INDEXER].map(|name| headers.remove(name));
+        let secret = headers.remove(FLEET_SECRET)?;
+        let [term, peer, indexer] =
+            [FLEET_TERM, FLEET_PEER, FLEET_INDEXER].map(|name| headers.remove(name));
         if !bool::from(secret.as_bytes().ct_eq(self.secret.as_bytes())) {
             return None;
         }
@@ -50,13 +51,13 @@ impl Fleet {
         peer: Option<SocketAddr>,
         indexer: Option<&str>,
     ) {
-        headers.insert(SECRET, self.secret.clone());
-        headers.insert(TERM, term_of(leader));
+        headers.insert(FLEET_SECRET, self.secret.clone());
+        headers.insert(FLEET_TERM, term_of(leader));
         let peer = peer.map_or_else(|| HeaderValue::from_static(""), |peer| text(peer.to_string()));
-        headers.insert(PEER, peer);
+        headers.insert(FLEET_PEER, peer);
         if let Some(indexer) = indexer {
             let indexer = percent_encode(indexer.as_bytes(), NON_ALPHANUMERIC);
-            headers.insert(INDEXER, text(indexer.to_string()));
+            headers.insert(FLEET_INDEXER, text(indexer.to_string()));
         }
     }
 }

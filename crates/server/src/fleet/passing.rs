@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use connect::grpc::{NotPassedOn, OpenRequest, pass_on};
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Uri};
+use http::{Method, Request};
 use http_body::Body as HttpBody;
 use store::fleet::Leader;
 use store::{Delivery, Unavailable};
-use tokio::time::sleep;
 use tonic::Status;
 use tonic::codegen::StdError;
 use tonic::metadata::MetadataValue;
 
-use super::headers::{NOT_LEADING, TIMEOUT, passed_on};
-use super::routing::{AGAIN_AFTER, Fleet, Patience, Route, no_leader};
+use super::headers::passed_on;
+use super::routing::{Fleet, Patience, no_leader, unreachable};
+use crate::headers::{BORROW_ID, FLEET_NOT_LEADING, GRPC_TIMEOUT, IDEMPOTENCY_KEY};
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
@@ -27,9 +27,6 @@ const CALLER_GONE: &[u8] = b"0";
 
 /// How long the leader waits for one of them. A caller has less time to read an answer.
 const REPORT_WITHIN: Duration = Duration::from_secs(120);
-
-const BORROW_ID: HeaderName = HeaderName::from_static("x-borrow-id");
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
 
 /// A call to pass on.
 #[derive(Debug)]
@@ -125,11 +122,9 @@ impl Outgoing {
         self.metadata.contains_key(BORROW_ID) || self.metadata.contains_key(IDEMPOTENCY_KEY)
     }
 
-    fn request(&self, fleet: &Fleet, leader: &Leader) -> Option<Request<()>> {
-        let mut uri = fleet.uri(leader).ok()?.into_parts();
-        uri.path_and_query = Some(PathAndQuery::from_static(self.path));
+    fn request(&self, fleet: &Fleet, leader: &Leader) -> Result<Request<()>, Status> {
         let mut request = Request::new(());
-        *request.uri_mut() = Uri::from_parts(uri).ok()?;
+        *request.uri_mut() = fleet.uri(leader, PathAndQuery::from_static(self.path))?;
         *request.method_mut() = Method::POST;
         *request.version_mut() = http::Version::HTTP_2;
         *request.headers_mut() = self.metadata.clone();
@@ -137,24 +132,37 @@ impl Outgoing {
         if let Some(left) = self.time_left() {
             // At most eight digits.
             let left = format!("{}m", left.as_millis().clamp(1, 99_999_999));
-            headers.insert(TIMEOUT, HeaderValue::try_from(left).ok()?);
+            let left = HeaderValue::try_from(left).expect("digits are text");
+            headers.insert(GRPC_TIMEOUT, left);
         }
         fleet.add_origin(headers, leader, self.peer, self.indexer.as_deref());
-        Some(request)
+        Ok(request)
     }
 }
 
-/// What one attempt to pass a call on has come to.
-enum Attempt {
-    Answered(PassedOn),
+/// Why one attempt to pass a call on has no answer.
+enum Failed {
     /// The leader has answered with this status.
     Refused(Status),
-    /// The call was certainly not applied.
-    NotApplied,
-    /// The call may have been applied.
-    Unknown,
+    /// The call was certainly not applied. The status says why.
+    NotApplied(Status),
+    /// The call may have been applied. The status says why there is no answer.
+    Unknown(Status),
     /// The call may have been applied, and another server leads now.
     Replaced,
+}
+
+impl From<NotPassedOn> for Failed {
+    fn from(error: NotPassedOn) -> Self {
+        match error {
+            NotPassedOn::Refused(status) if status.metadata().contains_key(FLEET_NOT_LEADING) => {
+                Self::NotApplied(no_leader())
+            }
+            NotPassedOn::Refused(status) => Self::Refused(status),
+            NotPassedOn::NotHandled(status) => Self::NotApplied(unreachable(status.message())),
+            NotPassedOn::Unknown(status) => Self::Unknown(unreachable(status.message())),
+        }
+    }
 }
 
 impl Fleet {
@@ -163,83 +171,61 @@ impl Fleet {
     ///
     /// A call is sent again if it was certainly not applied, or if it counts once however often it is
     /// sent.
+    ///
+    /// # Errors
+    ///
+    /// The status of the leader, or `UNAVAILABLE` when there is no answer.
     pub(crate) async fn pass_on(
         &self,
         call: &Outgoing,
-        patience: &Patience,
-    ) -> Option<Result<PassedOn, Status>> {
-        let mut patience = *patience;
+        patience: &mut Patience,
+    ) -> Result<Option<PassedOn>, Status> {
         loop {
-            let leader = match self.route(&patience).await {
-                None => return Some(Err(no_leader())),
-                Some(Route::Here) => return None,
-                Some(Route::To(leader)) => leader,
-            };
-            match self.try_once(call, &leader).await {
-                Attempt::Answered(answer) => return Some(Ok(answer)),
-                Attempt::Refused(status) => return Some(Err(status)),
-                Attempt::Unknown | Attempt::Replaced if !call.may_be_repeated() => {
+            let Some(leader) = self.route(patience).await? else { return Ok(None) };
+            let why = match self.try_once(call, &leader).await {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(Failed::Refused(status)) => return Err(status),
+                Err(Failed::Unknown(_) | Failed::Replaced) if !call.may_be_repeated() => {
                     let problem = "the leader of the fleet is gone, and the outcome is unknown";
-                    return Some(Err(Status::unavailable(problem)));
+                    return Err(Status::unavailable(problem));
                 }
-                Attempt::NotApplied | Attempt::Unknown if patience.is_over() => {
-                    return Some(Err(no_leader()));
+                Err(Failed::Replaced) => {
+                    // Until now nobody waited for a leader.
+                    *patience = Patience::new(call.time_left());
+                    continue;
                 }
-                // Until now nobody waited for a leader.
-                Attempt::Replaced => patience = Patience::new(call.time_left()),
-                // A new leader is known within that time, or this one serves.
-                Attempt::NotApplied | Attempt::Unknown => sleep(AGAIN_AFTER).await,
+                Err(Failed::NotApplied(why) | Failed::Unknown(why)) => why,
+            };
+            // A new leader is known after a while, or this one serves.
+            if !patience.wait().await {
+                return Err(why);
             }
         }
     }
 
-    async fn try_once(&self, call: &Outgoing, leader: &Leader) -> Attempt {
-        let connection = match self.connection(leader) {
-            Ok(connection) => connection,
-            Err(error) => {
-                tracing::warn!(address = %leader.address, %error, "the leader cannot be reached");
-                return Attempt::NotApplied;
-            }
-        };
-        let Some(request) = call.request(self, leader) else { return Attempt::NotApplied };
+    async fn try_once(&self, call: &Outgoing, leader: &Leader) -> Result<PassedOn, Failed> {
+        let connection = self.connection(leader).map_err(Failed::NotApplied)?;
+        let request = call.request(self, leader).map_err(Failed::NotApplied)?;
         self.forwarded.inc();
         let answer = pass_on(&connection, request, call.message.clone(), call.is_borrow);
         let answer = tokio::select! {
             biased;
-            answer = answer => answer,
+            answer = answer => answer?,
             // A leader that hands over answers what it has begun. One that hangs answers no more.
             () = self.hangs_after_term(leader.id, call.may_be_repeated()) => {
-                return Attempt::Replaced;
+                return Err(Failed::Replaced);
             }
         };
-        match answer {
-            Ok(connect::grpc::PassedOn { metadata, message, request }) => {
-                let handed_on = call.is_borrow.then(|| HandedOn(Some(request)));
-                Attempt::Answered(PassedOn { metadata, message, handed_on })
-            }
-            Err(NotPassedOn::Refused(status)) => {
-                if status.metadata().contains_key(NOT_LEADING) {
-                    Attempt::NotApplied
-                } else {
-                    Attempt::Refused(status)
-                }
-            }
-            Err(NotPassedOn::NotHandled(status)) => {
-                tracing::debug!(%status, "a call was not passed on");
-                Attempt::NotApplied
-            }
-            Err(NotPassedOn::Unknown(status)) => {
-                tracing::debug!(%status, "a call was passed on and has no answer");
-                Attempt::Unknown
-            }
-        }
+        let connect::grpc::PassedOn { metadata, message, request } = answer;
+        let handed_on = call.is_borrow.then(|| HandedOn(Some(request)));
+        Ok(PassedOn { metadata, message, handed_on })
     }
 }
 
 /// The answer to a call that another server has passed on, of a server that does not lead.
 pub(crate) fn answer_not_leading() -> Status {
     let mut status = Status::unavailable("this server does not lead the fleet");
-    status.metadata_mut().insert(NOT_LEADING, MetadataValue::from_static("1"));
+    status.metadata_mut().insert(FLEET_NOT_LEADING, MetadataValue::from_static("1"));
     status
 }
 
@@ -253,7 +239,7 @@ pub(crate) fn is_not_leading(status: &Status) -> bool {
 /// Waits until the standby that passed a borrow on tells what became of its answer. If the caller is
 /// gone, the lease is taken back. If the standby is gone, the caller may have the lease: it ends one TTL
 /// later if nobody keeps it alive.
-pub(crate) async fn report<B>(mut body: B, delivery: Delivery)
+pub(crate) async fn wait_for_caller<B>(mut body: B, delivery: Delivery)
 where
     B: HttpBody<Data = Bytes, Error: Into<StdError>> + Unpin,
 {

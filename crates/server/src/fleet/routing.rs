@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use store::fleet::{FleetSecret, Leader, LeaderId};
 use store::{Store, Unavailable};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tonic::Status;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -29,11 +29,16 @@ const HOLD: Duration = Duration::from_secs(2);
 /// How long before its deadline a call that is held is answered.
 const ANSWER_BEFORE: Duration = Duration::from_millis(50);
 
+/// The call that asks a server for its health.
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+
 /// How long a leader may take to answer a call after its term.
 const ANSWER_AFTER_TERM: Duration = Duration::from_secs(1);
 
-/// How long to wait before a call is passed on again to the same leader, which does not serve yet.
-pub(super) const AGAIN_AFTER: Duration = Duration::from_millis(20);
+/// How long a call that is held waits before it is tried again: at first, and at most. It doubles, so that
+/// many held calls are no load for a leader that does not serve yet.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_millis(320);
 
 /// The fleet of this server.
 pub(crate) struct Fleet {
@@ -43,10 +48,7 @@ pub(crate) struct Fleet {
     pub(super) tls: Option<TlsFiles>,
     /// The connection of each serving thread to the leader of a term.
     connections: Mutex<HashMap<ThreadId, (LeaderId, Connection)>>,
-    /// The connections for streams, in the term of a leader.
-    pub(super) streams: Mutex<Option<StreamConnections>>,
-    /// The most streams on one connection: half of what a server allows.
-    pub(super) most_streams: usize,
+    pub(super) streams: StreamConnections,
     /// The next borrow id for a borrow without one: a random number that counts up.
     next_borrow_id: (u64, AtomicU64),
     /// Counts calls that were passed on.
@@ -62,33 +64,29 @@ impl fmt::Debug for Fleet {
     }
 }
 
-/// Where a call goes.
-pub(crate) enum Route {
-    /// This server leads.
-    Here,
-    /// To the leader.
-    To(Leader),
-}
-
 /// How long a call may be held.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience(Instant);
+#[derive(Debug)]
+pub(crate) struct Patience {
+    until: Instant,
+    next_wait: Duration,
+}
 
 impl Patience {
     /// The patience of a call that begins now and has to be answered within `timeout`, if it says so.
     pub(crate) fn new(timeout: Option<Duration>) -> Self {
         let most = timeout.map_or(HOLD, |time| HOLD.min(time.saturating_sub(ANSWER_BEFORE)));
-        Self(Instant::now() + most)
+        Self { until: Instant::now() + most, next_wait: FIRST_WAIT }
     }
 
-    /// Waits for a moment, and returns whether the call may be held longer.
-    pub(crate) async fn wait(&self) -> bool {
-        sleep(AGAIN_AFTER).await;
-        !self.is_over()
-    }
-
-    pub(super) fn is_over(&self) -> bool {
-        Instant::now() >= self.0
+    /// Waits before the call is tried again. Returns `false` when it may be held no longer.
+    pub(crate) async fn wait(&mut self) -> bool {
+        let now = Instant::now();
+        if now >= self.until {
+            return false;
+        }
+        sleep_until(self.until.min(now + self.next_wait)).await;
+        self.next_wait = LONGEST_WAIT.min(self.next_wait * 2);
+        true
     }
 }
 
@@ -108,8 +106,7 @@ impl Fleet {
             leader,
             tls,
             connections: Mutex::default(),
-            streams: Mutex::default(),
-            most_streams: (max_streams as usize / 2).max(1),
+            streams: StreamConnections::new(max_streams),
             next_borrow_id: (random(), AtomicU64::new(0)),
             forwarded,
             reached: Mutex::new(Instant::now()),
@@ -130,62 +127,96 @@ impl Fleet {
     /// Why they are not.
     pub(crate) fn ready(&self) -> Result<(), Unavailable> {
         let why = match self.store.ready() {
-            Err(why @ (Unavailable::Standby | Unavailable::Lapsed)) => why,
+            Err(why) if why.is_for_the_leader() => why,
             other => return other,
         };
         if self.reached.lock().elapsed() < self.leader_ttl * 2 { Ok(()) } else { Err(why) }
     }
 
-    /// Asks the leader for its health from time to time; never returns.
+    /// Whether this server leads and its leadership is valid.
+    fn acts(&self) -> bool {
+        !self.store.ready().is_err_and(Unavailable::is_for_the_leader)
+    }
+
+    /// Asks the leader for its health from time to time; never returns. Says when it does not answer, and
+    /// when it answers again.
     pub(crate) async fn watch_leader(self: Arc<Self>) {
+        let mut problem: Option<String> = None;
         loop {
-            if self.leads() || self.reaches_leader().await {
-                *self.reached.lock() = Instant::now();
+            let reached = if self.acts() { Ok(()) } else { self.reach_leader().await };
+            match reached {
+                Ok(()) => {
+                    *self.reached.lock() = Instant::now();
+                    if problem.take().is_some() {
+                        tracing::info!("the leader of the fleet answers");
+                    }
+                }
+                Err(error) => {
+                    let error = error.message().to_owned();
+                    if problem.as_ref() != Some(&error) {
+                        tracing::warn!(%error, "the leader of the fleet does not answer");
+                        problem = Some(error);
+                    }
+                }
             }
             sleep(self.leader_ttl / 8).await;
         }
     }
 
-    async fn reaches_leader(&self) -> bool {
+    /// Asks the leader for its health.
+    ///
+    /// # Errors
+    ///
+    /// Why no leader answers that it serves.
+    async fn reach_leader(&self) -> Result<(), Status> {
         let leader = self.leader.borrow().clone();
-        let Some(leader) = leader.filter(|leader| !leader.is_self) else { return false };
-        let (Ok(connection), Ok(uri)) = (self.connection(&leader), self.uri(&leader)) else {
-            return false;
-        };
-        let mut uri = uri.into_parts();
-        uri.path_and_query = Some(PathAndQuery::from_static("/grpc.health.v1.Health/Check"));
-        let Ok(uri) = Uri::from_parts(uri) else { return false };
-        let mut request = Request::post(uri);
-        if let Some(headers) = request.headers_mut() {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        }
-        let Ok(request) = request.body(()) else { return false };
-        let question = HealthCheckRequest::default();
+        let leader = leader.filter(|leader| !leader.is_self).ok_or_else(no_leader)?;
+        let request = Request::post(self.uri(&leader, PathAndQuery::from_static(CHECK))?)
+            .header(CONTENT_TYPE, "application/grpc")
+            .body(())
+            .map_err(unreachable)?;
+        let (connection, question) = (self.connection(&leader)?, HealthCheckRequest::default());
         let health = connect::grpc::call::<HealthCheckResponse>(&connection, request, &question);
-        let health = tokio::time::timeout(self.leader_ttl / 4, health).await;
-        matches!(health, Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving)
+        let health = connect::grpc::within(self.leader_ttl / 4, health).await?;
+        match health.get_ref().status() {
+            ServingStatus::Serving => Ok(()),
+            _ => Err(Status::unavailable(format!("{} does not serve", leader.address))),
+        }
     }
 
-    /// Waits until this server leads or knows the leader; `None` when that takes too long.
-    pub(crate) async fn route(&self, patience: &Patience) -> Option<Route> {
+    /// Returns the leader, or `None` when this server leads. Waits until one of the two is known.
+    ///
+    /// # Errors
+    ///
+    /// `UNAVAILABLE` when that takes too long.
+    pub(crate) async fn route(&self, patience: &mut Patience) -> Result<Option<Leader>, Status> {
         let mut leader = self.leader.clone();
         loop {
             if self.leads() {
-                return Some(Route::Here);
+                return Ok(None);
             }
             let known = leader.borrow_and_update().clone();
-            let wait_until = match known {
-                Some(leader) if !leader.is_self => return Some(Route::To(leader)),
-                // It leads soon: it reads the journal.
-                Some(_) => patience.0.min(Instant::now() + AGAIN_AFTER),
-                None => patience.0,
+            let is_waited_for = match known {
+                Some(leader) if !leader.is_self => return Ok(Some(leader)),
+                // This server leads soon: it reads the journal.
+                Some(_) => patience.wait().await,
+                None => timeout_at(patience.until, leader.changed()).await.is_ok(),
             };
-            if patience.is_over() {
-                return None;
+            if !is_waited_for {
+                return Err(no_leader());
             }
-            // Either way the leader is looked at again. The sender lives as long as the store.
-            let _ = timeout_at(wait_until, leader.changed()).await;
         }
+    }
+
+    /// Waits until this server acts as the leader, or does not lead. Returns `false` when a call may be held
+    /// no longer.
+    pub(crate) async fn settles(&self, patience: &mut Patience) -> bool {
+        while self.leads() && !self.acts() {
+            if !patience.wait().await {
+                return false;
+            }
+        }
+        patience.wait().await
     }
 
     /// Waits until another term than that of `id` is known, and then for [`ANSWER_AFTER_TERM`], unless the
@@ -202,7 +233,11 @@ impl Fleet {
     }
 
     /// The connection of this thread to the leader. It is made when it is first used.
-    pub(crate) fn connection(&self, leader: &Leader) -> Result<Connection, connect::Unusable> {
+    ///
+    /// # Errors
+    ///
+    /// `UNAVAILABLE` when the address of the leader is none, or the files of TLS cannot be used.
+    pub(super) fn connection(&self, leader: &Leader) -> Result<Connection, Status> {
         let thread = std::thread::current().id();
         let mut connections = self.connections.lock();
         if let Some((id, connection)) = connections.get(&thread)
@@ -210,27 +245,32 @@ impl Fleet {
         {
             return Ok(connection.clone());
         }
-        let connection = Connection::new(Connector::Way(Arc::new(self.way(leader)?)));
+        let connection = self.new_connection(leader)?;
         connections.insert(thread, (leader.id, connection.clone()));
         Ok(connection)
     }
 
-    pub(super) fn way(&self, leader: &Leader) -> Result<Way, connect::Unusable> {
-        let unusable = || connect::Unusable::Host(leader.address.to_string());
-        let (host, port) = leader.address.rsplit_once(':').ok_or_else(unusable)?;
-        let port = port.parse().map_err(|_| unusable())?;
+    /// A connection to the leader. It is made when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fleet::connection`].
+    pub(super) fn new_connection(&self, leader: &Leader) -> Result<Connection, Status> {
+        let (host, port) = leader.address.rsplit_once(':').ok_or_else(|| unreachable("no port"))?;
+        let port = port.parse().map_err(unreachable)?;
         let way = Way::new(Host::new(host, port), [], Protocol::Http2);
-        match &self.tls {
-            Some(files) => way.with_tls(files.clone()),
-            None => Ok(way),
-        }
+        let way = match &self.tls {
+            Some(files) => way.with_tls(files.clone()).map_err(unreachable)?,
+            None => way,
+        };
+        Ok(Connection::new(Connector::Way(Arc::new(way))))
     }
 
-    /// The address of the leader, for the requests to it.
-    pub(super) fn uri(&self, leader: &Leader) -> Result<Uri, Status> {
+    /// The address of what is at `path` of the leader.
+    pub(super) fn uri(&self, leader: &Leader, path: PathAndQuery) -> Result<Uri, Status> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let uri = Uri::builder().scheme(scheme).authority(&*leader.address).path_and_query("/");
-        uri.build().map_err(|error| Status::unavailable(error.to_string()))
+        let uri = Uri::builder().scheme(scheme).authority(&*leader.address).path_and_query(path);
+        uri.build().map_err(unreachable)
     }
 
     pub(super) fn borrow_id(&self) -> HeaderValue {
@@ -251,6 +291,10 @@ fn header_of(secret: FleetSecret) -> HeaderValue {
 fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(std::process::id())
+}
+
+pub(super) fn unreachable(error: impl fmt::Display) -> Status {
+    Status::unavailable(format!("the leader of the fleet cannot be reached: {error}"))
 }
 
 pub(super) fn no_leader() -> Status {

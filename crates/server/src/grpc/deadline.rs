@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::header::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use pin_project_lite::pin_project;
 use tonic::Status;
 
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+use crate::headers::GRPC_TIMEOUT;
 
 pin_project! {
     /// A call that always gets an answer: `UNAVAILABLE` once its deadline has passed, and after a

@@ -32,7 +32,9 @@ use super::unary::{self, Answer, Body, ForCall as _, Read, status_only};
 use super::web::Web;
 use crate::bounds::{Full, InFlight, work_of};
 use crate::config::PortLimits;
-use crate::fleet::{Fleet, Origin, Outgoing, Patience, answer_not_leading, is_not_leading, report};
+use crate::fleet::{
+    Fleet, Origin, Outgoing, Patience, answer_not_leading, is_not_leading, wait_for_caller,
+};
 use crate::live::Live;
 use crate::metrics::Method;
 use crate::text::plain;
@@ -266,7 +268,7 @@ impl Gateway {
             let via = match &self.fleet {
                 None => Via::Alone,
                 Some(_) if request.extensions().get::<IsPassedOn>().is_some() => Via::PassedOn,
-                Some(fleet) => Via::Fleet(fleet.clone(), Box::new(headers.clone())),
+                Some(fleet) => Via::Fleet(fleet.clone(), Arc::new(headers.clone())),
             };
             let caller = AttachedCaller::new(key_of(headers), connection, via);
             request.extensions_mut().insert(caller);
@@ -399,14 +401,16 @@ impl Gateway {
         undecided: &mut Undecided<'l>,
     ) -> Result<Answer, Status> {
         let timeout = timeout(metadata);
-        let patience = Patience::new(timeout);
+        let mut patience = Patience::new(timeout);
         let is_borrow = call == PoolCall::BorrowWorker;
         let from = (who.peer, who.caller.map(Indexer::name));
         let call_on =
             Outgoing::new(fleet, call.path(), metadata, message.clone(), from, is_borrow, timeout);
         let answer = loop {
-            if let Some(answer) = fleet.pass_on(&call_on, &patience).await {
-                break answer.map(Answer::from);
+            match fleet.pass_on(&call_on, &mut patience).await {
+                Ok(Some(answer)) => break Ok(Answer::from(answer)),
+                Ok(None) => {}
+                Err(status) => break Err(status),
             }
             let live = self.live.load();
             let caller = identify(&live.policy, metadata)?;
@@ -415,7 +419,7 @@ impl Gateway {
             let answer = self.decide(call, &live, caller, headers, message, &mut here).await;
             undecided.set_limit(here.limit());
             match answer {
-                Err(status) if is_not_leading(&status) && patience.wait().await => {}
+                Err(status) if is_not_leading(&status) && fleet.settles(&mut patience).await => {}
                 answer => break answer,
             }
         };
@@ -477,7 +481,7 @@ impl Gateway {
         if let Ok(answer) = &mut answer
             && let Some(delivery) = answer.take_delivery()
         {
-            tokio::spawn(report(request.into_body(), delivery));
+            tokio::spawn(wait_for_caller(request.into_body(), delivery));
         }
         self.finish(method, answer, call)
     }

@@ -6,7 +6,6 @@ pub(crate) mod control;
 mod deadline;
 mod framing;
 mod gateway;
-mod headers;
 mod public;
 mod report;
 mod route;

@@ -119,8 +119,8 @@ impl Reports {
         {
             let (from, timeout) = ((call.connection().peer(), caller), timeout(&metadata));
             let report = Outgoing::new(fleet, REPORT, &metadata, message, from, false, timeout);
-            if let Some(answer) = fleet.pass_on(&report, &Patience::new(timeout)).await {
-                return answer.map(Answer::from);
+            if let Some(answer) = fleet.pass_on(&report, &mut Patience::new(timeout)).await? {
+                return Ok(Answer::from(answer));
             }
             message = report.into_message();
         }

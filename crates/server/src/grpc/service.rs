@@ -23,10 +23,10 @@ use wire::worker::{
     WorkersStateResponse, keep_alive_response, return_worker_response,
 };
 
-use crate::grpc::headers::{
+use crate::grpc::unary::Answer;
+use crate::headers::{
     BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, LEASE_TTL_MS, TRACES_OMITTED,
 };
-use crate::grpc::unary::Answer;
 use crate::live::Live;
 use crate::metrics::{CallCounters, Calls};
 use translate::{borrowers_view, count, counts, from_wire, milliseconds, refused_by, to_wire};

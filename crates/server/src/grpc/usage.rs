@@ -22,8 +22,8 @@ use policy::{Indexer, Policy};
 use store::{ReportError, Skipped, Store, UsageReport};
 
 use crate::grpc::framing;
-use crate::grpc::headers::{EVENTS_SKIPPED, IDEMPOTENCY_KEY};
 use crate::grpc::unary::Answer;
+use crate::headers::{EVENTS_SKIPPED, IDEMPOTENCY_KEY};
 use crate::live::Live;
 use crate::metrics::UsageCounters;
 use skipped::SkippedLog;

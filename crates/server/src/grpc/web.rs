@@ -17,12 +17,11 @@ use super::compression::{ACCEPT_ENCODING, ENCODING};
 use super::timed_body::RequestBody;
 use super::unary::{Body, status_only};
 use crate::config::Origin;
-use crate::grpc::headers::{
-    BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, EVENTS_SKIPPED, IDEMPOTENCY_KEY,
-    LEASE_TTL_MS, TRACES_OMITTED,
+use crate::headers::{
+    BORROW_ID, DENIED_ACTIVE, DENIED_MAX, DENIED_SCOPE, EVENTS_SKIPPED, GRPC_TIMEOUT,
+    IDEMPOTENCY_KEY, LEASE_TTL_MS, TRACES_OMITTED,
 };
 
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const X_GRPC_WEB: HeaderName = HeaderName::from_static("x-grpc-web");
 const X_USER_AGENT: HeaderName = HeaderName::from_static("x-user-agent");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -24,7 +24,7 @@ use crate::blocking::blocking;
 use crate::config::TokenInForce;
 use crate::config::watch::Watched;
 use crate::error::Error;
-use crate::fleet::{Fleet, Patience, Route};
+use crate::fleet::{Fleet, Patience};
 use crate::grpc::control::{SESSION_CONTROL, StopNotice};
 use crate::grpc::{USAGE_SERVICE, WORKER_POOL};
 use crate::operator::Operator;
@@ -214,8 +214,9 @@ impl Running {
             match self.store.retire().await {
                 Ok(successor) => {
                     tracing::info!(successor = %successor.address, "handed the leadership over");
-                    let patience = Patience::new(None);
-                    while !matches!(fleet.route(&patience).await, Some(Route::To(_)) | None) {}
+                    if let Err(status) = fleet.route(&mut Patience::new(None)).await {
+                        tracing::info!("{}", status.message());
+                    }
                 }
                 Err(StepDownError::NotLeader) => {}
                 Err(error) => tracing::info!(%error, "the leadership was not handed over"),

@@ -343,6 +343,18 @@ async fn an_operator_lists_and_acts_at_every_server() {
 }
 
 #[tokio::test]
+async fn a_request_of_an_operator_that_is_too_long_is_refused_where_it_arrives() {
+    let Some(fleet) = TestFleet::start(ROOMY, 2).await else { return };
+    for server in [fleet.leader(), fleet.standby()] {
+        let address = server.admin_address();
+        let headers = [("host", &*address.to_string()), ("content-type", "application/json")];
+        let path = "/api/organizations/acme/limits/t1r";
+        let answer = raw(address, "PUT", path, &headers, &" ".repeat(70_000)).await;
+        assert_eq!(answer.status, 413, "{answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn nobody_speaks_for_a_server_of_the_fleet_without_its_secret() {
     let Some(fleet) = TestFleet::start(&two_indexers(), 2).await else { return };
     for (server, secret) in [(fleet.leader(), "0"), (fleet.standby(), &"0".repeat(64))] {
@@ -414,6 +426,10 @@ async fn without_a_database_leases_are_kept_alive_while_the_leadership_is_valid_
         standby.keep_alive(&key).await.unwrap_err(),
     ] {
         assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    }
+    for server in &fleet.servers {
+        let address = server.admin_address();
+        eventually("it is not ready", async || get(address, "/readyz", "").await.0 == 503).await;
     }
     fleet.resume_database().await;
     eventually("a server leads again", || {

@@ -68,7 +68,7 @@ pub(crate) enum Via {
     /// Another server of the fleet has passed the stream on.
     PassedOn,
     /// This server may have to pass it on, with this metadata.
-    Fleet(Arc<Fleet>, Box<HeaderMap>),
+    Fleet(Arc<Fleet>, Arc<HeaderMap>),
 }
 
 impl AttachedCaller {
@@ -139,7 +139,7 @@ impl Control {
             Via::Fleet(fleet, metadata) => {
                 let live = self.live.load();
                 let indexer = live.policy.identify(caller.key.as_deref()).ok().flatten();
-                let (fleet, metadata) = (fleet.clone(), (**metadata).clone());
+                let (fleet, metadata) = (fleet.clone(), metadata.clone());
                 let indexer = indexer.map(Indexer::name);
                 Some(Relay::new(fleet, metadata, indexer, caller.connection.clone()))
             }

@@ -25,7 +25,7 @@ pub(super) const MOST_UNANSWERED: usize = 16;
 /// batches without an answer are sent again.
 pub(super) struct Relay {
     fleet: Arc<Fleet>,
-    metadata: HeaderMap,
+    metadata: Arc<HeaderMap>,
     peer: Option<SocketAddr>,
     indexer: Option<Box<str>>,
     connection: Option<Arc<Connection>>,
@@ -66,7 +66,7 @@ impl fmt::Debug for Relay {
 impl Relay {
     pub(super) fn new(
         fleet: Arc<Fleet>,
-        metadata: HeaderMap,
+        metadata: Arc<HeaderMap>,
         indexer: Option<&str>,
         connection: Option<Arc<Connection>>,
     ) -> Self {

@@ -13,8 +13,8 @@ use wire::worker::{BorrowWorkerRequest, BorrowWorkerResponse, WorkersState};
 
 use super::translate::refused_by;
 use crate::grpc::framing::decode;
-use crate::grpc::headers::DENIED_SCOPE;
 use crate::grpc::unary::Answer;
+use crate::headers::DENIED_SCOPE;
 use crate::live::Live;
 use crate::metrics::BorrowCounters;
 
