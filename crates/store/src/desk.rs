@@ -63,6 +63,12 @@ impl Desk {
         self.members.lock().clone()
     }
 
+    /// Whether the other servers know this one.
+    pub(crate) fn is_member(&self) -> bool {
+        let own = self.own.get();
+        self.members.lock().iter().any(|member| Some(&member.id) == own)
+    }
+
     pub(crate) fn set_members(&self, members: Vec<Member>) {
         *self.members.lock() = members;
     }

@@ -40,6 +40,11 @@ impl Store {
         self.shared.desk.own.get().copied()
     }
 
+    /// Whether the other servers of the fleet know this one. Only then can it be a successor.
+    pub fn is_member(&self) -> bool {
+        self.shared.desk.is_member()
+    }
+
     /// Sets the hash of the policy file in force here, which the other servers see. A leader hands over
     /// to a server with the same hash.
     pub fn set_policy_hash(&self, hash: &str) {

@@ -26,6 +26,8 @@ pub struct Options {
     pub accept_older_state: bool,
     /// Where the other servers of a fleet reach this one.
     pub advertised: Box<str>,
+    /// The hash of the policy file in force at the start. The other servers of a fleet see it.
+    pub policy_hash: Box<str>,
     /// How long a renewal of the leadership of a fleet is valid. It counts for every server while this
     /// one leads.
     pub leader_ttl: Duration,
@@ -42,6 +44,7 @@ impl Default for Options {
             clock,
             accept_older_state: false,
             advertised: "".into(),
+            policy_hash: "".into(),
             leader_ttl: LEADER_TTL,
         }
     }

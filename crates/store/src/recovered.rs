@@ -141,6 +141,7 @@ impl Recovered {
         let shared = Shared::new(ledger, records, is_journaled, stamp, clock);
         if let Some(leading) = &leading {
             shared.join_fleet(leading.elections.secret);
+            shared.desk.set_policy_hash(&leading.options.policy_hash);
             // A store joins one fleet, once.
             let _ = shared.desk.own.set(leading.config.member);
         }

@@ -17,6 +17,7 @@ pub use fleet::{Endpoint, FleetConfig};
 pub(crate) use given::Given;
 pub use limits::PortLimits;
 pub use origin::Origin;
+pub(crate) use policy_file::NO_FILE;
 pub use policy_file::{Loaded, NotLoaded, PolicyFile};
 pub use start::Config;
 pub use tls::TlsFiles;

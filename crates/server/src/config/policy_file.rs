@@ -9,6 +9,9 @@ use super::given::Given;
 use super::watch::{self, Digest, FileDigests};
 use crate::error::Error;
 
+/// Stands for the hash of a policy without a file.
+pub(crate) const NO_FILE: &str = "no file";
+
 /// A policy file that was read: the policy, the settings of the server, and warnings.
 #[derive(Debug)]
 pub struct Loaded {

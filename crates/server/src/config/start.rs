@@ -13,7 +13,7 @@ use super::fleet::FleetConfig;
 use super::given::Given;
 use super::limits::PortLimits;
 use super::origin::Origin;
-use super::policy_file::PolicyFile;
+use super::policy_file::{NO_FILE, PolicyFile};
 use super::tls::TlsFiles;
 use super::token::AdminToken;
 
@@ -107,6 +107,11 @@ impl Config {
         }
     }
 
+    /// The hash of the policy file.
+    fn policy_hash(&self) -> &str {
+        self.policy_file.as_ref().map_or(NO_FILE, PolicyFile::hash)
+    }
+
     /// The options of the store.
     pub(crate) fn store_options(&self) -> Options {
         Options {
@@ -115,6 +120,7 @@ impl Config {
             clock: self.clock.clone(),
             accept_older_state: self.accept_older_state,
             leader_ttl: self.fleet.leader_ttl,
+            policy_hash: self.policy_hash().into(),
             ..Options::default()
         }
     }

@@ -120,7 +120,8 @@ impl Fleet {
     }
 
     /// Whether calls are answered: this server leads and can make changes, or it reached the leader
-    /// within twice the leader TTL.
+    /// within twice the leader TTL, and can be the successor of the leader: of two servers, the old one
+    /// may be stopped once the new one is ready.
     ///
     /// # Errors
     ///
@@ -130,7 +131,8 @@ impl Fleet {
             Err(why) if why.is_for_the_leader() => why,
             other => return other,
         };
-        if self.reached.lock().elapsed() < self.leader_ttl * 2 { Ok(()) } else { Err(why) }
+        let is_reached = self.reached.lock().elapsed() < self.leader_ttl * 2;
+        if is_reached && self.store.is_member() { Ok(()) } else { Err(why) }
     }
 
     /// Whether this server leads and its leadership is valid.

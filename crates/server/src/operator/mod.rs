@@ -27,9 +27,8 @@ use store::{AuditNote, LONGEST_WAIT, ReportError, Reported, Store, Unavailable, 
 use tokio::sync::broadcast;
 
 use crate::blocking::{blocking, detached};
-use crate::config::Config;
-use crate::config::PolicyFile;
 use crate::config::watch::FileDigests;
+use crate::config::{Config, NO_FILE, PolicyFile};
 use crate::error::Error;
 use crate::live::Live;
 use crate::metrics::Metrics;
@@ -49,9 +48,6 @@ pub const MAX_NOTE: usize = 512;
 
 /// The highest limit an operator may set.
 pub const MAX_LIMIT: u64 = 1_000_000_000_000;
-
-/// Stands for the hash of a policy without a file.
-const NO_FILE: &str = "no file";
 
 /// The operator's side of a running server.
 ///
@@ -183,7 +179,6 @@ impl Operator {
         };
         let read = file.map_or_else(Vec::new, |file| file.files().to_vec());
         let in_force = InForceOverrides { number: 0, overrides: store.overrides() };
-        store.set_policy_hash(file.map_or(NO_FILE, PolicyFile::hash));
         Self {
             store,
             live,

@@ -20,6 +20,9 @@ use crate::{BorrowError, Borrowed, Store, Unavailable};
 /// Short, so that a takeover does not take long.
 const LEADER_TTL: Duration = Duration::from_secs(2);
 
+/// The hash of the policy at the start.
+const POLICY: &str = "at the start";
+
 /// Longer than anything here takes.
 const SOON: Duration = Duration::from_secs(60);
 
@@ -36,8 +39,12 @@ fn url(port: u16, schema: &str) -> String {
 }
 
 async fn open_url(url: String, address: &str) -> Arc<Store> {
-    let options =
-        Options { leader_ttl: LEADER_TTL, advertised: address.into(), ..Options::default() };
+    let options = Options {
+        leader_ttl: LEADER_TTL,
+        advertised: address.into(),
+        policy_hash: POLICY.into(),
+        ..Options::default()
+    };
     let open = move || Recovered::open(&url.parse().unwrap(), options).unwrap().resume().unwrap();
     let store = Arc::new(tokio::task::spawn_blocking(open).await.unwrap());
     // As a server does, once the overrides of the term are in force.
@@ -158,11 +165,25 @@ async fn every_server_sees_the_members_of_its_fleet() {
 }
 
 #[tokio::test]
+async fn a_server_that_the_others_know_takes_over_at_once() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let first = open(&cluster, "known").await;
+    borrow_soon(&first).await;
+    let second = open(&cluster, "known").await;
+    eventually("the others know it", async || second.is_member()).await;
+    let successor = first.step_down(false).await.unwrap();
+    assert_eq!((Some(successor.id), &*successor.policy_hash), (second.member(), POLICY));
+    borrow_soon(&second).await;
+    second.close().unwrap();
+    first.close().unwrap();
+}
+
+#[tokio::test]
 async fn a_leader_that_steps_down_fails_no_call_that_it_applied() {
     let Some(cluster) = Cluster::shared() else { return };
     let first = open_at(&cluster, "step_down", "10.0.0.1:9010").await;
-    let second = open_at(&cluster, "step_down", "10.0.0.2:9010").await;
     let id = borrow_soon(&first).await;
+    let second = open_at(&cluster, "step_down", "10.0.0.2:9010").await;
     assert_eq!(second.step_down(false).await, Err(StepDownError::NotLeader));
     second.set_policy_hash("other");
     member_soon(&first, |member| &*member.policy_hash == "other").await;
