@@ -10,7 +10,8 @@ use crate::fleet::{
     Answer, Config, Event, JournalRow, Leader, Leadership, Member, MemberRole, Request,
     StepDownError, successor,
 };
-use crate::journal::postgres::{Committer, Facts, PostgresElections, Settings, TABLES_VERSION};
+use crate::journal::committer::Committer;
+use crate::journal::engine::{Elections, Facts, Unanswered};
 use crate::options::Options;
 use crate::shared::{Answers, Shared};
 use crate::term::Term;
@@ -36,8 +37,7 @@ const MEET_EVERY: Duration = Duration::from_secs(1);
 /// The part of a server in a fleet.
 #[derive(Debug)]
 pub(crate) struct Leading {
-    pub(crate) settings: Settings,
-    pub(crate) elections: PostgresElections,
+    pub(crate) elections: Box<dyn Elections>,
     pub(crate) options: Options,
     pub(crate) config: Config,
 }
@@ -350,7 +350,7 @@ impl Driver<'_, '_> {
         }
     }
 
-    fn meet(&mut self, within: Duration) -> Result<(), crate::journal::postgres::Failure> {
+    fn meet(&mut self, within: Duration) -> Result<(), Unanswered> {
         let now = self.now();
         self.next_meeting = now + MEET_EVERY;
         let facts = Facts {
@@ -367,13 +367,14 @@ impl Driver<'_, '_> {
         let meeting = self.leading.elections.meet(&facts, within)?;
         (self.members, self.members_read) = (meeting.members, now);
         self.shared.desk.set_members(self.members.clone());
-        if meeting.tables > TABLES_VERSION && !self.is_stopping {
+        let newest = self.leading.elections.newest_version();
+        if meeting.tables > newest && !self.is_stopping {
             tracing::error!(
                 "the tables of the store have a later version: this server leads no more"
             );
             self.stop();
         }
-        if meeting.tables < TABLES_VERSION
+        if meeting.tables < newest
             && let Some(row) = self.leadership.term()
         {
             self.leading.elections.migrate(row.leader, within)?;
@@ -403,10 +404,13 @@ impl<'scope> Driver<'scope, '_> {
     fn begin_term(&self, row: JournalRow) -> Running<'scope> {
         let term = Arc::<Term>::default();
         let (shared, own) = (self.shared, term.clone());
-        let (settings, options) = (self.leading.settings.clone(), self.leading.options.clone());
+        let (connection, options) =
+            (self.leading.elections.journal(), self.leading.options.clone());
         let within = self.leading.config.leader_ttl / 2;
         let thread = self.scope.spawn(move || {
-            let began = match lead(shared, settings, &options, row, &own) {
+            let began =
+                connection.and_then(|connection| lead(shared, connection, &options, row, &own));
+            let began = match began {
                 Ok(Some(began)) => began,
                 Ok(None) => return,
                 Err(error) => {

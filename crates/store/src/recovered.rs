@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::fleet::{Config, FleetSecret, MemberId};
+use crate::journal::engine::Elections;
 use crate::journal::file::{Backend, FileJournal};
 use crate::journal::postgres::PostgresElections;
 use crate::journal::{Opened, Restored, Stamp};
@@ -64,13 +65,17 @@ impl Recovered {
     /// Connects to the database of a fleet, and creates its tables if there are none. The store leads
     /// or stands by when it runs.
     fn postgres(url: &DatabaseUrl, options: Options) -> Result<Self, Error> {
-        let settings = url.settings()?;
         let elections = PostgresElections::open(
-            settings.clone(),
+            url.settings()?,
             options.leader_ttl,
             FleetSecret(random_bytes()?),
             OPEN_WITHIN,
         )?;
+        Self::of_fleet(Box::new(elections), options)
+    }
+
+    /// The part of a server in the fleet of a database.
+    fn of_fleet(elections: Box<dyn Elections>, options: Options) -> Result<Self, Error> {
         let (restored, stamp) = (options.nothing_restored(true)?, Stamp::default());
         let config = Config {
             leader_ttl: options.leader_ttl,
@@ -79,7 +84,7 @@ impl Recovered {
             seed: random_bytes()?,
         };
         let clock = options.clock.clone();
-        let leading = Some(Leading { settings, elections, options, config });
+        let leading = Some(Leading { elections, options, config });
         Ok(Self { restored, journal: None, stamp, clock, leading })
     }
 
@@ -140,7 +145,7 @@ impl Recovered {
         let is_journaled = journal.is_some() || leading.is_some();
         let shared = Shared::new(ledger, records, is_journaled, stamp, clock);
         if let Some(leading) = &leading {
-            shared.join_fleet(leading.elections.secret);
+            shared.join_fleet(leading.elections.secret());
             shared.desk.set_policy_hash(&leading.options.policy_hash);
             // A store joins one fleet, once.
             let _ = shared.desk.own.set(leading.config.member);

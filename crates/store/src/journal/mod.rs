@@ -3,10 +3,13 @@
 //! Batches, group commit, recovery and listing are written once, above [`Journal`]. An engine opens
 //! or creates a journal, restores its content, and makes one batch after another durable.
 
+pub(crate) mod committer;
 pub(crate) mod encoding;
+pub(crate) mod engine;
 pub(crate) mod file;
 pub(crate) mod postgres;
 pub(crate) mod rows;
+pub(crate) mod term_journal;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::fleet::JournalRow;
 use crate::journal::Restored;
-use crate::journal::postgres::{PostgresJournal, Settings};
+use crate::journal::engine::FleetJournal;
+use crate::journal::term_journal::TermJournal;
 use crate::options::Options;
 use crate::shared::Shared;
 use crate::term::Term;
@@ -19,12 +20,12 @@ const LOAD_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Reads the journal until that succeeds, and begins the term. Returns `None` when the term is over.
 pub(super) fn lead(
     shared: &Shared,
-    settings: Settings,
+    connection: Box<dyn FleetJournal>,
     options: &Options,
     row: JournalRow,
     term: &Term,
-) -> Result<Option<(PostgresJournal, u64)>, Error> {
-    let mut journal = PostgresJournal::new(settings, row)?;
+) -> Result<Option<(TermJournal, u64)>, Error> {
+    let mut journal = TermJournal::new(connection, row);
     while !term.is_over() {
         let mut restored: Restored = options.nothing_restored(true)?;
         match journal.load(&mut restored, LOAD_WITHIN) {

@@ -39,6 +39,10 @@ impl Connection {
         &self.settings.schema
     }
 
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub(crate) fn shown(&self) -> &str {
         &self.settings.shown
     }

@@ -10,24 +10,7 @@ use super::load::{LoadError, id_of};
 use super::{Failure, PostgresElections, schema};
 use crate::fleet::{LeaderId, Member, MemberId, MemberRole};
 use crate::journal::encoding::BadRow;
-
-/// What a server says of itself.
-#[derive(Debug)]
-pub(crate) struct Facts<'a> {
-    pub(crate) id: MemberId,
-    pub(crate) address: &'a str,
-    pub(crate) policy_hash: &'a str,
-    pub(crate) role: MemberRole,
-    pub(crate) led: Option<u64>,
-}
-
-/// What the database says of the fleet.
-#[derive(Debug)]
-pub(crate) struct Meeting {
-    pub(crate) members: Vec<Member>,
-    /// The version of the tables.
-    pub(crate) tables: i32,
-}
+use crate::journal::engine::{Facts, Meeting};
 
 impl PostgresElections {
     /// Writes the row of this server, removes those that were not seen for a minute, and reads all.

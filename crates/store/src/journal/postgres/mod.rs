@@ -4,7 +4,6 @@
 //! unnamed, settings are local to a transaction, and there are no advisory locks.
 
 mod commit;
-mod committer;
 mod connection;
 pub(crate) mod copying;
 mod elections;
@@ -21,74 +20,94 @@ use std::time::Duration;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::error::Error;
-use crate::fleet::{Fence, JournalRow, Resolved};
+use crate::fleet::{Answer, FleetSecret, JournalRow, LeaderId, MemberId, Request, Rows as Seen};
+use crate::journal::engine::{Attempt, Elections, Facts, FleetJournal, Meeting, Unanswered};
 use crate::journal::rows::Rows;
-use crate::journal::{Restored, Stamp};
+use crate::journal::{Restored, Snapshot, Stamp};
 
-pub(crate) use committer::Committer;
 use connection::Connection;
 pub(crate) use elections::PostgresElections;
-pub(crate) use failure::Failure;
+use failure::Failure;
 use load::leader;
-pub(crate) use members::Facts;
-pub(crate) use schema::VERSION as TABLES_VERSION;
 pub(crate) use settings::Settings;
 
-/// The outcome of one attempt to commit.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Attempt {
-    Committed,
-    /// The journal row was another one, so nothing happened.
-    Differs,
+impl From<Failure> for Unanswered {
+    fn from(failure: Failure) -> Self {
+        Self(failure.to_string())
+    }
+}
+
+impl Elections for PostgresElections {
+    fn secret(&self) -> FleetSecret {
+        self.secret
+    }
+
+    fn newest_version(&self) -> i32 {
+        schema::VERSION
+    }
+
+    fn carry_out(&mut self, request: &Request, within: Duration) -> Result<Answer, Unanswered> {
+        Ok(Self::carry_out(self, request, within)?)
+    }
+
+    fn rewrite(
+        &mut self,
+        seen: &Seen,
+        new: &Seen,
+        content: Snapshot,
+        within: Duration,
+    ) -> Result<Answer, Unanswered> {
+        Ok(Self::rewrite(self, seen, new, content, within)?)
+    }
+
+    fn meet(&mut self, facts: &Facts<'_>, within: Duration) -> Result<Meeting, Unanswered> {
+        Ok(Self::meet(self, facts, within)?)
+    }
+
+    fn leave(&mut self, id: MemberId, within: Duration) -> Result<(), Unanswered> {
+        Ok(Self::leave(self, id, within)?)
+    }
+
+    fn migrate(&mut self, leader: LeaderId, within: Duration) -> Result<bool, Unanswered> {
+        Ok(Self::migrate(self, leader, within)?)
+    }
+
+    fn journal(&self) -> Result<Box<dyn FleetJournal>, Error> {
+        Ok(Box::new(PostgresJournal::new(self.connection.settings().clone())?))
+    }
 }
 
 /// The connection of a server for its journal.
 #[derive(Debug)]
 pub(crate) struct PostgresJournal {
     connection: Connection,
-    fence: Fence,
 }
 
 impl PostgresJournal {
-    /// A journal whose fence starts at `row`.
-    pub(crate) fn new(settings: Settings, row: JournalRow) -> Result<Self, Error> {
-        Ok(Self { connection: Connection::new(settings)?, fence: Fence::new(row) })
+    fn new(settings: Settings) -> Result<Self, Error> {
+        Ok(Self { connection: Connection::new(settings)? })
     }
+}
 
-    fn error(&self, error: &Failure) -> Error {
-        Error::Database { url: self.connection.shown().to_owned(), problem: error.to_string() }
-    }
-
-    pub(crate) fn sequence(&self) -> u64 {
-        self.fence.sequence()
-    }
-
-    /// Restores all rows, and returns the stamp of the last batch.
-    pub(crate) fn load(
-        &mut self,
-        restored: &mut Restored,
-        within: Duration,
-    ) -> Result<Stamp, Failure> {
-        self.connection.run(within, async |client, schema| {
+impl FleetJournal for PostgresJournal {
+    fn load(&mut self, restored: &mut Restored, within: Duration) -> Result<Stamp, Unanswered> {
+        let loaded = self.connection.run(within, async |client, schema| {
             load::load(client, schema, restored).await.map_err(|error| match error {
                 load::LoadError::Database(error) => Failure::Database(error),
                 other => Failure::Other(other.to_string()),
             })
-        })
+        });
+        Ok(loaded?)
     }
 
-    /// Tries once to commit a batch.
-    ///
-    /// # Errors
-    ///
-    /// Whether it happened is unknown. [`PostgresJournal::resolve`] finds it out.
-    pub(crate) fn commit(
+    fn commit(
         &mut self,
         batch: &Rows,
         stamp: Stamp,
+        seen: JournalRow,
+        new: JournalRow,
         within: Duration,
-    ) -> Result<Attempt, Failure> {
-        let (seen, new) = (self.fence.seen(), self.fence.next());
+    ) -> Result<Attempt, Unanswered> {
         let schema = self.connection.schema().to_owned();
         let statement = commit::statement(&schema, batch, stamp, seen, new);
         let begin = begin(within);
@@ -104,16 +123,12 @@ impl PostgresJournal {
             let changed: i64 = committed?.get(0);
             ended?;
             Ok(if changed == 1 { Attempt::Committed } else { Attempt::Differs })
-        })?;
-        if attempt == Attempt::Committed {
-            self.fence.committed();
-        }
-        Ok(attempt)
+        });
+        Ok(attempt?)
     }
 
-    /// Finds out what became of the last commit. An earlier attempt cannot commit afterwards.
-    pub(crate) fn resolve(&mut self, within: Duration) -> Result<Resolved, Failure> {
-        let mine = self.fence.seen().leader.to_string();
+    fn raise(&mut self, leader: LeaderId, within: Duration) -> Result<JournalRow, Unanswered> {
+        let mine = leader.to_string();
         let begin = begin(within);
         let row = self.connection.run(within, async |client, schema| {
             let raise = format!(
@@ -133,13 +148,8 @@ impl PostgresJournal {
             ended?;
             let row = raised.unwrap_or(read);
             journal_row(&row).map_err(|error| Failure::Other(error.to_string()))
-        })?;
-        Ok(self.fence.resolve(row))
-    }
-
-    /// Goes on from `row`: the journal was written again.
-    pub(crate) fn set_fence(&mut self, row: JournalRow) {
-        self.fence = Fence::new(row);
+        });
+        Ok(row?)
     }
 }
 

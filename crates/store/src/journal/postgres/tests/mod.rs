@@ -11,8 +11,9 @@ use lease::{Change, Config, Ledger, Reason, Request as Borrow, Terms, Timestamp}
 use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey, Subject};
 
 use super::*;
-use crate::fleet::{self, Answer, Event, FleetSecret, Leadership, Request};
-use crate::journal::Snapshot;
+use crate::fleet::{self, Answer, Event, FleetSecret, Leadership, Request, Resolved};
+use crate::journal::committer::Committer;
+use crate::journal::term_journal::TermJournal;
 use crate::records::{OperatorRecord, OperatorRecords};
 use cluster::Cluster;
 
@@ -30,7 +31,7 @@ fn settings(cluster: &Cluster) -> Settings {
 }
 
 /// Lets a new server take over, and returns its journal.
-fn take_over(settings: &Settings) -> PostgresJournal {
+fn take_over(settings: &Settings) -> TermJournal {
     let mut elections = PostgresElections::open(settings.clone(), TTL, SECRET, WITHIN).unwrap();
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).unwrap();
@@ -43,12 +44,12 @@ fn take_over(settings: &Settings) -> PostgresJournal {
         let Some(request) = leadership.poll(now) else { continue };
         let answer = elections.carry_out(&request, WITHIN).unwrap();
         if let Some(Event::Elected(row)) = leadership.handle_answer(answer, now) {
-            return PostgresJournal::new(settings.clone(), row).unwrap();
+            return TermJournal::new(Elections::journal(&elections).unwrap(), row);
         }
     }
 }
 
-fn load(journal: &mut PostgresJournal) -> (Restored, Stamp) {
+fn load(journal: &mut TermJournal) -> (Restored, Stamp) {
     let mut restored = Restored { ledger: ledger(), records: OperatorRecords::default() };
     let stamp = journal.load(&mut restored, WITHIN).unwrap();
     restored.ledger.resume(stamp.time, stamp.next_serial, stamp.time);
@@ -144,7 +145,7 @@ fn every_kind_of_change_is_kept() {
     let mut journal = take_over(&settings);
     let mut ledger = ledger();
     let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
-    let commit = |journal: &mut PostgresJournal, ledger: &mut Ledger| {
+    let commit = |journal: &mut TermJournal, ledger: &mut Ledger| {
         let changes: Vec<_> = ledger.drain_changes().collect();
         let stamp = stamp_of(ledger);
         assert_eq!(journal.commit(&batch(changes), stamp, WITHIN).unwrap(), Attempt::Committed);
@@ -379,7 +380,7 @@ fn commits_go_on_after_a_rewriting_with_the_first_batch_that_is_not_in_it() {
     let settings = settings(&cluster);
     let journal = take_over(&settings);
     let row = journal.fence.seen();
-    let mut reader = PostgresJournal::new(settings, row).unwrap();
+    let mut reader = TermJournal::new(Box::new(PostgresJournal::new(settings).unwrap()), row);
     let term = std::sync::Arc::<crate::term::Term>::default();
     let mut committer = Committer::new(journal, term.clone(), WITHIN);
     let mut ledger = ledger();

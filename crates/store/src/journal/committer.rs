@@ -1,19 +1,20 @@
-//! The journal of one term.
+//! The commits of one term, on any engine.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, Failure, PostgresJournal};
+use super::engine::{Attempt, Unanswered};
+use super::rows::Rows;
+use super::term_journal::TermJournal;
+use super::{Journal, Restored, Stamp};
 use crate::error::Error;
 use crate::fleet::Resolved;
-use crate::journal::rows::Rows;
-use crate::journal::{Journal, Restored, Stamp};
 use crate::term::{Next, Rewritten, Term};
 
 /// The journal of one term: it commits until that happened, or the term is over.
 #[derive(Debug)]
 pub(crate) struct Committer {
-    journal: PostgresJournal,
+    journal: TermJournal,
     term: Arc<Term>,
     within: Duration,
     /// The number of the batch in this term.
@@ -25,7 +26,7 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 impl Committer {
     /// Commits with `journal` for `term`; each request may take `within`.
-    pub(crate) fn new(journal: PostgresJournal, term: Arc<Term>, within: Duration) -> Self {
+    pub(crate) fn new(journal: TermJournal, term: Arc<Term>, within: Duration) -> Self {
         Self { journal, term, within, batch: 0 }
     }
 
@@ -36,7 +37,7 @@ impl Committer {
         batch: &Rows,
         stamp: Stamp,
         is_known: &mut bool,
-    ) -> Result<bool, Failure> {
+    ) -> Result<bool, Unanswered> {
         if *is_known {
             *is_known = false;
             return Ok(self.journal.commit(batch, stamp, self.within)? == Attempt::Committed);
@@ -55,7 +56,8 @@ impl Committer {
 
 impl Journal for Committer {
     fn load(&mut self, restored: &mut Restored) -> Result<Stamp, Error> {
-        self.journal.load(restored, self.within).map_err(|error| self.journal.error(&error))
+        let failed = |error: Unanswered| Error::Failed { problem: error.to_string() };
+        self.journal.load(restored, self.within).map_err(failed)
     }
 
     fn commit(&mut self, batch: &Rows, stamp: Stamp) -> Result<(), Error> {
