@@ -8,7 +8,7 @@ use super::*;
 use crate::journal::postgres::tests::cluster::Cluster;
 use crate::recovered::Recovered;
 use crate::testing::{entry, set};
-use crate::{Borrowed, Store, UsageReport, inspect};
+use crate::{BorrowError, Borrowed, Store, Unavailable, UsageReport, inspect};
 
 fn file(path: &Path) -> StoreUrl {
     format!("file:{}", path.display()).parse().unwrap()
@@ -35,7 +35,13 @@ fn open(url: &StoreUrl) -> Store {
 
 async fn borrow(store: &Store, request: Request<'_>) -> lease::LeaseId {
     let terms = Terms { ttl: Duration::from_secs(60), ..Terms::default() };
-    let Borrowed { grant, delivery } = store.borrow(&request, &terms).await.unwrap();
+    let Borrowed { grant, delivery } = loop {
+        match store.borrow(&request, &terms).await {
+            // A short leadership lapses for a moment while the machine is busy.
+            Err(BorrowError::Unavailable(Unavailable::Lapsed)) => tokio::task::yield_now().await,
+            answer => break answer.unwrap(),
+        }
+    };
     delivery.complete();
     grant.id
 }
