@@ -21,7 +21,7 @@ pub(crate) async fn get(
     ask(admin, "GET", path, "", limit).await
 }
 
-/// Sends `body` with `method` to `path`, and returns the status and the body of the answer.
+/// As [`ask_with`], without a token.
 ///
 /// # Errors
 ///
@@ -33,11 +33,28 @@ pub(crate) async fn ask(
     body: &str,
     limit: Duration,
 ) -> anyhow::Result<(u16, String)> {
+    ask_with(None, admin, method, path, body, limit).await
+}
+
+/// Sends `body` with `method` to `path`, with a token if one is given, and returns the status and the body of the answer.
+///
+/// # Errors
+///
+/// There is no complete answer within `limit`.
+pub(crate) async fn ask_with(
+    token: Option<&str>,
+    admin: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+    limit: Duration,
+) -> anyhow::Result<(u16, String)> {
+    let token = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
     let asked = async {
         let mut stream = TcpStream::connect(admin).await?;
         let length = body.len();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{token}connection: close\r\n\
              content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).await?;

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::io::{BufWriter, Write as _};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -21,6 +22,9 @@ pub(crate) struct Options {
     /// The servers, `HOST:PORT`
     #[arg(long, value_delimiter = ',')]
     servers: Vec<String>,
+    /// The authorities of their certificates. Without them there is no TLS
+    #[arg(long)]
+    authorities: Option<PathBuf>,
     /// How many callers there are
     #[arg(long)]
     callers: u32,
@@ -186,7 +190,11 @@ async fn pool(options: &Options, first: u32) -> anyhow::Result<Pool> {
     let first = first as usize % servers.len();
     servers.rotate_left(first);
     let also = servers[1..].join(",");
-    let url = format!("tgm://{}?plaintext=true&also={also}", servers[0]);
+    let tls = match &options.authorities {
+        None => "plaintext=true".to_owned(),
+        Some(file) => format!("ca-file={}", file.display()),
+    };
+    let url = format!("tgm://{}?{tls}&also={also}", servers[0]);
     Ok(tgm_session::connect(&url).await?)
 }
 

@@ -1,16 +1,18 @@
 //! Three servers on one PostgreSQL, all of them real processes.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use benches::process::Server;
+use connect::{Connection, Connector, Host, Protocol, TlsFiles, Verify, Way};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::runtime::Handle;
-use tonic::transport::{Channel, Endpoint};
+use tokio::time::timeout;
 use wire::worker::keep_alive_response::Status as Kept;
 use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{KeepAliveRequest, WorkersStateRequest};
@@ -18,7 +20,8 @@ use wire::worker::{KeepAliveRequest, WorkersStateRequest};
 use crate::cluster::Cluster;
 use crate::history::now;
 use crate::http;
-use crate::proxy::{Arrival, Flow, Proxy, Way, Weather, over_tcp};
+use crate::network::{Cable, DATABASE, Network};
+use crate::transactions::Transactions;
 
 /// How many servers there are.
 pub(crate) const SERVERS: usize = 3;
@@ -51,8 +54,8 @@ pub(crate) struct Setup {
     pub(crate) folder: PathBuf,
     pub(crate) policy: String,
     pub(crate) leader_ttl: Duration,
-    /// Whether a proxy is between the servers and the database, and between them and the callers.
-    pub(crate) proxies: bool,
+    /// Whether the servers have a network that can be cut. Else they are on loopback.
+    pub(crate) can_be_cut: bool,
 }
 
 /// One server, or its place while it does not run.
@@ -60,8 +63,6 @@ pub(crate) struct Node {
     grpc: SocketAddr,
     admin: SocketAddr,
     server: Option<Server>,
-    /// The proxies on the way to the database, and on that of callers.
-    ways: Option<(Proxy, Proxy)>,
 }
 
 /// The servers and their database.
@@ -70,15 +71,18 @@ pub(crate) struct Fleet {
     nodes: Vec<Node>,
     setup: Setup,
     runtime: Handle,
+    /// Dropped after the servers.
+    network: Option<Network>,
 }
 
-/// Nothing arrives until the network is whole again, and then everything does.
-const CUT: Weather = {
-    let way = Way { flow: Flow::Held, delay: Duration::ZERO, bytes_per_second: None, loss: 0.0 };
-    Weather { arrival: Arrival::HalfOpen, to_server: way, to_client: way }
-};
+/// The token of the admin ports that are not on loopback.
+const TOKEN: &str = "faults";
 
-/// An address that no other program uses. Outgoing connections have the address 127.0.0.1.
+/// The ports of a server that has addresses of its own.
+const PORTS: (u16, u16) = (9010, 9011);
+
+/// Where a server on loopback listens. No other program uses the address, and outgoing connections have
+/// the address 127.0.0.1.
 fn free_address(server: usize) -> anyhow::Result<SocketAddr> {
     let [.., high, low] = std::process::id().to_be_bytes();
     let ip = Ipv4Addr::new(127, high | 0x80, low, u8::try_from(server)? + 1);
@@ -92,20 +96,26 @@ impl Fleet {
     ///
     /// PostgreSQL is missing, or a server does not start.
     pub(crate) fn start(setup: Setup, runtime: &Handle) -> anyhow::Result<Self> {
-        let cluster = Cluster::start().context("PostgreSQL is not installed")?;
+        let mut cluster = Cluster::start().context("PostgreSQL is not installed")?;
         std::fs::write(setup.folder.join("policy.toml"), &setup.policy)?;
-        let database = SocketAddr::from(([127, 0, 0, 1], cluster.port));
-        let mut fleet = Self { cluster, nodes: Vec::new(), setup, runtime: runtime.clone() };
+        let mut network = None;
+        if setup.can_be_cut {
+            network = Some(Network::make(&setup.folder)?);
+            cluster.kill();
+            cluster.listen_at(DATABASE);
+            cluster.resume();
+        }
+        let (nodes, runtime) = (Vec::new(), runtime.clone());
+        let mut fleet = Self { cluster, nodes, setup, runtime, network };
         for number in 0..SERVERS {
-            let (grpc, admin) = (free_address(number)?, free_address(number)?);
-            let ways = match fleet.setup.proxies {
-                false => None,
-                true => Some(runtime.block_on(async {
-                    let database = Proxy::start(over_tcp(database)).await?;
-                    anyhow::Ok((database, Proxy::start(over_tcp(grpc)).await?))
-                })?),
+            let (grpc, admin) = match &fleet.network {
+                None => (free_address(number)?, free_address(number)?),
+                Some(_) => {
+                    let ip: IpAddr = Network::address(number).parse()?;
+                    ((ip, PORTS.0).into(), (ip, PORTS.1).into())
+                }
             };
-            fleet.nodes.push(Node { grpc, admin, server: None, ways });
+            fleet.nodes.push(Node { grpc, admin, server: None });
             fleet.start_server(number)?;
         }
         fleet.settle()?;
@@ -114,27 +124,32 @@ impl Fleet {
 
     /// Where callers reach each server.
     pub(crate) fn addresses(&self) -> Vec<String> {
-        let address = |node: &Node| match &node.ways {
-            Some((_, callers)) => callers.address(),
-            None => node.grpc,
-        };
-        self.nodes.iter().map(|node| address(node).to_string()).collect()
+        self.nodes.iter().map(|node| node.grpc.to_string()).collect()
+    }
+
+    /// The authorities of the certificates of the servers, if they have any.
+    pub(crate) fn authorities(&self) -> Option<&Path> {
+        self.network.as_ref().map(|network| &*network.certificate)
     }
 
     pub(crate) fn start_server(&mut self, number: usize) -> anyhow::Result<()> {
         let Setup { program, folder, leader_ttl, .. } = &self.setup;
         let node = &mut self.nodes[number];
-        let port = match &node.ways {
-            Some((database, _)) => database.address().port(),
-            None => self.cluster.port,
+        let (database, mut command) = match &self.network {
+            None => ("127.0.0.1", Command::new(program)),
+            Some(network) => (DATABASE, network.command(number, program)),
         };
-        let store = format!("postgres://tgm@127.0.0.1:{port}/postgres");
-        let mut command = Command::new(program);
+        let store = format!("postgres://tgm@{database}:{}/postgres", self.cluster.port);
         command.args(["serve", "--format", "json", "--store", &store]);
         command.arg("--config").arg(folder.join("policy.toml"));
         command.args(["--listen", &node.grpc.to_string()]);
         command.args(["--admin-listen", &node.admin.to_string()]);
         command.args(["--leader-ttl", &format!("{}ms", leader_ttl.as_millis())]);
+        if let Some(Network { certificate, key, .. }) = &self.network {
+            command.args(["--allow-anonymous", "--admin-token", TOKEN]);
+            command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
+            command.arg("--fleet-ca").arg(certificate);
+        }
         let log = folder.join(format!("server-{number}.log"));
         node.server = Some(Server::start(command, Some(&log))?);
         Ok(())
@@ -164,24 +179,32 @@ impl Fleet {
         Ok(kill_process(pid, signal)?)
     }
 
-    /// Cuts a server from the database, or restores this way.
-    pub(crate) fn cut_from_database(&self, number: usize, is_cut: bool) {
-        if let Some((database, _)) = &self.nodes[number].ways {
-            database.set(if is_cut { CUT } else { Weather::default() });
-        }
+    /// Cuts a cable of a server, or mends it.
+    ///
+    /// # Errors
+    ///
+    /// This is not possible.
+    pub(crate) fn cut(&self, number: usize, cable: Cable, is_cut: bool) -> anyhow::Result<()> {
+        self.network.as_ref().context("there is a network")?.cut(number, cable, is_cut)
     }
 
-    /// Cuts a server from the callers, or restores this way.
-    pub(crate) fn cut_from_callers(&self, number: usize, is_cut: bool) {
-        if let Some((_, callers)) = &self.nodes[number].ways {
-            callers.set(if is_cut { CUT } else { Weather::default() });
-        }
+    /// A connection to the database, to look at transactions.
+    ///
+    /// # Errors
+    ///
+    /// The database does not answer.
+    pub(crate) fn transactions(&self) -> anyhow::Result<Transactions> {
+        Transactions::connect(self.cluster.port, &self.runtime)
+    }
+
+    fn token(&self) -> Option<&'static str> {
+        self.network.as_ref().map(|_| TOKEN)
     }
 
     fn ask(&self, number: usize, method: &str, path: &str) -> Option<Value> {
         let node = &self.nodes[number];
         node.server.as_ref()?;
-        let asked = http::ask(node.admin, method, path, "", ANSWER);
+        let asked = http::ask_with(self.token(), node.admin, method, path, "", ANSWER);
         let (status, body) = self.runtime.block_on(asked).ok()?;
         (status == 200).then(|| serde_json::from_str(&body).ok())?
     }
@@ -246,20 +269,31 @@ impl Fleet {
     pub(crate) fn step_down(&self, leader: usize) -> anyhow::Result<()> {
         let admin = self.nodes[leader].admin;
         let limit = Duration::from_secs(30);
-        let asked = http::ask(admin, "POST", "/api/fleet/step-down?note=faults", "", limit);
+        let path = "/api/fleet/step-down?note=faults";
+        let asked = http::ask_with(self.token(), admin, "POST", path, "", limit);
         let (status, body) = self.runtime.block_on(asked)?;
         ensure!(status == 200, "the leader does not step down: {status} {body}");
         Ok(())
     }
 
-    /// A connection to each server that runs, not through a proxy.
-    fn connections(&self) -> anyhow::Result<Vec<WorkerPoolClient<Channel>>> {
+    /// A connection to each server that runs.
+    fn connections(&self) -> anyhow::Result<Vec<WorkerPoolClient<Connection>>> {
         let running = self.nodes.iter().filter(|node| node.server.is_some());
         running
             .map(|node| {
-                let endpoint = Endpoint::from_shared(format!("http://{}", node.grpc))?;
+                let host = Host::new(&node.grpc.ip().to_string(), node.grpc.port());
+                let way = Way::new(host, [], Protocol::Http2);
+                let (way, scheme) = match self.authorities() {
+                    None => (way, "http"),
+                    Some(file) => {
+                        let verify = Verify::File(file.to_owned().into());
+                        (way.with_tls(TlsFiles { verify, identity: None })?, "https")
+                    }
+                };
                 let _in_runtime = self.runtime.enter();
-                Ok(WorkerPoolClient::new(endpoint.timeout(ANSWER).connect_lazy()))
+                let connection = Connection::new(Connector::Way(Arc::new(way)));
+                let origin = format!("{scheme}://{}", node.grpc).parse()?;
+                Ok(WorkerPoolClient::with_origin(connection, origin))
             })
             .collect()
     }
@@ -296,7 +330,9 @@ impl Fleet {
             organization_id: organization.to_owned(),
             api_key_id: String::new(),
         };
-        let answer = self.runtime.block_on(server.workers_state(request))?.into_inner();
+        let answer =
+            self.runtime.block_on(async { timeout(ANSWER, server.workers_state(request)).await });
+        let answer = answer.context("a server does not answer")??.into_inner();
         Ok(answer.worker_state.context("the server answers without a state")?.borrowed_workers)
     }
 
@@ -308,13 +344,13 @@ impl Fleet {
 /// Keeps a lease alive at the first of these servers that answers. Returns whether it was there, and when
 /// that was answered.
 async fn keep_alive(
-    mut servers: Vec<WorkerPoolClient<Channel>>,
+    mut servers: Vec<WorkerPoolClient<Connection>>,
     key: String,
 ) -> anyhow::Result<(bool, u64)> {
     for _ in 0..ATTEMPTS {
         for server in &mut servers {
             let request = KeepAliveRequest { worker_key: key.clone(), ..Default::default() };
-            if let Ok(kept) = server.keep_alive(request).await {
+            if let Ok(Ok(kept)) = timeout(ANSWER, server.keep_alive(request)).await {
                 return Ok((kept.into_inner().status() == Kept::TtlExtended, now()));
             }
         }

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 
 use crate::fleet::SERVERS;
 use crate::history::{Strictness, Time, now};
+use crate::network::Cable;
 use crate::report::Report;
 use crate::stage::Stage;
 
@@ -19,7 +20,7 @@ pub(crate) struct Fault {
     pub(crate) most: u32,
     /// Whether many more sessions are held meanwhile.
     pub(crate) attached: bool,
-    /// Whether the network is cut, which needs proxies.
+    /// Whether the network is cut, which needs root.
     pub(crate) cuts: bool,
     pub(crate) round: fn(&mut Stage, &mut Report) -> anyhow::Result<()>,
 }
@@ -37,7 +38,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "freeze",
-        about: "the leader is stopped by SIGSTOP for 3 × leader-ttl, while it commits",
+        about: "the leader is stopped by SIGSTOP for 3 × leader-ttl, inside a transaction",
         strictness: Strictness::Unplanned,
         most: u32::MAX,
         attached: false,
@@ -73,7 +74,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "cut",
-        about: "the leader is cut from the database, and then from its callers",
+        about: "the leader is cut from the database, from callers and servers, and from all (as root)",
         strictness: Strictness::Unplanned,
         most: u32::MAX,
         attached: false,
@@ -84,6 +85,12 @@ pub(crate) const FAULTS: &[Fault] = &[
 
 /// Leases that were returned so long before a fault are checked too, in microseconds.
 const BEFORE: Time = 2_000_000;
+
+/// How often the leader is stopped until one of its transactions is open.
+const STOPS: u32 = 2_000;
+
+/// How long the leader runs between two such stops.
+const BETWEEN_STOPS: Duration = Duration::from_millis(7);
 
 /// How long the next grant may take after an unplanned change of the leader: leader-ttl and this.
 const TAKEOVER: Duration = Duration::from_secs(2);
@@ -155,14 +162,38 @@ fn kill_server(
 
 fn freeze(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let (leader, term) = stage.fleet.settle()?;
-    let (start, began) = (now(), Instant::now());
-    stage.fleet.signal(leader, Signal::STOP)?;
+    let (start, began) = stop_in_transaction(stage, report, leader)?;
     let played = expect_grant(stage, report, "frozen", start, takeover(stage));
     sleep_until(began, 3 * stage.scale.leader_ttl);
     stage.fleet.signal(leader, Signal::CONT)?;
     played?;
     settle(stage, report, term)?;
     stage.check(start - BEFORE)
+}
+
+/// Stops the leader while one of its transactions has locked the journal row. Returns when.
+fn stop_in_transaction(
+    stage: &Stage,
+    report: &mut Report,
+    leader: usize,
+) -> anyhow::Result<(Time, Instant)> {
+    let transactions = stage.fleet.transactions()?;
+    for _ in 0..STOPS {
+        let (start, began) = (now(), Instant::now());
+        stage.fleet.signal(leader, Signal::STOP)?;
+        if transactions.locked()?.all > 0 {
+            *report.counts.entry("stopped in a transaction").or_default() += 1;
+            // By now the database has done all that it was told to.
+            sleep(stage.scale.leader_ttl / 10);
+            if transactions.locked()?.waiting > 0 {
+                *report.counts.entry("which went on to hold its lock").or_default() += 1;
+            }
+            return Ok((start, began));
+        }
+        stage.fleet.signal(leader, Signal::CONT)?;
+        sleep(BETWEEN_STOPS);
+    }
+    anyhow::bail!("the leader was not caught in a transaction in {STOPS} stops")
 }
 
 fn roll(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
@@ -200,23 +231,36 @@ fn outage(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn cut(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
-    let (leader, term) = stage.fleet.settle()?;
-    let (start, began) = (now(), Instant::now());
-    stage.fleet.cut_from_database(leader, true);
-    let played = expect_grant(stage, report, "database", start, takeover(stage));
-    sleep_until(began, 3 * stage.scale.leader_ttl);
-    stage.fleet.cut_from_database(leader, false);
-    played?;
-    settle(stage, report, term)?;
-    stage.check(start - BEFORE)?;
+    use Cable::{Callers, Database};
 
+    cut_cables(stage, report, "database", &[Database])?;
+    cut_cables(stage, report, "callers", &[Callers])?;
+    cut_cables(stage, report, "all", &[Database, Callers])
+}
+
+/// Cuts cables of the leader for 3 × leader-ttl.
+fn cut_cables(
+    stage: &mut Stage,
+    report: &mut Report,
+    what: &'static str,
+    cables: &[Cable],
+) -> anyhow::Result<()> {
     let (leader, term) = stage.fleet.settle()?;
     let (start, began) = (now(), Instant::now());
-    stage.fleet.cut_from_callers(leader, true);
+    cables.iter().try_for_each(|cable| stage.fleet.cut(leader, *cable, true))?;
+    // A leader that reaches the database leads on, and nobody reaches it.
+    let is_replaced = cables.contains(&Cable::Database);
+    let played = match is_replaced {
+        true => expect_grant(stage, report, what, start, takeover(stage)),
+        false => Ok(()),
+    };
     sleep_until(began, 3 * stage.scale.leader_ttl);
-    let played = expect_grant(stage, report, "callers", start, None);
-    stage.fleet.cut_from_callers(leader, false);
+    let mended = now();
+    cables.iter().try_for_each(|cable| stage.fleet.cut(leader, *cable, false))?;
     played?;
+    if !is_replaced {
+        expect_grant(stage, report, what, mended, takeover(stage))?;
+    }
     settle(stage, report, term)?;
     stage.check(start - BEFORE)
 }

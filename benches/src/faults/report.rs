@@ -14,6 +14,8 @@ pub(crate) struct Report {
     pub(crate) failovers: u64,
     /// The times to the next grant, by what was at fault.
     pub(crate) grants: BTreeMap<&'static str, Vec<Duration>>,
+    /// What else was counted.
+    pub(crate) counts: BTreeMap<&'static str, u64>,
     pub(crate) calls: u64,
     pub(crate) failures: BTreeMap<String, u64>,
     pub(crate) violations: Vec<String>,
@@ -39,6 +41,7 @@ impl fmt::Display for Report {
                 "  next grant, {what:<10} min {least} ms, median {median} ms, max {most} ms"
             )?;
         }
+        self.counts.iter().try_for_each(|(what, count)| writeln!(f, "  {what}: {count}"))?;
         let failures = self.failures.iter().map(|(kind, count)| format!("{kind} {count}"));
         let failures: Vec<_> = failures.collect();
         match &failures[..] {

@@ -54,8 +54,12 @@ impl Stage {
     pub(crate) fn start(setup: Setup, scale: Scale, runtime: &Handle) -> anyhow::Result<Self> {
         let fleet = Fleet::start(setup, runtime)?;
         let log = std::fs::File::create(fleet.folder().join("callers.log"))?;
-        let mut callers = Command::new(std::env::current_exe()?)
-            .args(["callers", "--servers", &fleet.addresses().join(",")])
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["callers", "--servers", &fleet.addresses().join(",")]);
+        if let Some(file) = fleet.authorities() {
+            command.arg("--authorities").arg(file);
+        }
+        let mut callers = command
             .args(["--callers", &scale.callers.to_string()])
             .args(["--attached", &scale.attached.to_string()])
             .stdin(Stdio::null())

@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 pub struct Cluster {
     programs: PathBuf,
     folder: tempfile::TempDir,
+    /// Where it listens.
+    addresses: String,
     pub port: u16,
     process: Option<Child>,
 }
@@ -98,7 +100,8 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         own(folder.path());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self { programs, folder, port, process: None })
+        let addresses = "127.0.0.1".to_owned();
+        Some(Self { programs, folder, addresses, port, process: None })
     }
 
     fn data(&self) -> PathBuf {
@@ -113,6 +116,12 @@ impl Cluster {
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         own(&path);
+    }
+
+    /// Makes it listen at another address too, from its next start on, and let everybody in there.
+    pub fn listen_at(&mut self, address: &str) {
+        self.addresses = format!("{},{address}", self.addresses);
+        self.write("pg_hba.conf", "host all all all trust\nhost replication all all trust\n");
     }
 
     /// Starts an asynchronous replica of this database.
@@ -148,7 +157,8 @@ impl Cluster {
         let process = command(&self.programs, "postgres")
             .arg("-D")
             .arg(self.data())
-            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1"])
+            .args(["-p", &self.port.to_string(), "-c"])
+            .arg(format!("listen_addresses={}", self.addresses))
             .args(["-c", "unix_socket_directories=", "-c", "max_connections=50"])
             .stdout(Stdio::null())
             .stderr(log)
