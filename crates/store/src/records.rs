@@ -14,6 +14,8 @@ pub(crate) enum OperatorRecord {
     Override(OverrideChange),
     /// An entry of the audit list, new or with another count.
     Audit(AuditEntry),
+    /// The entry of that number makes room for a new one.
+    AuditRemoved(u64),
 }
 
 /// The overrides, and the audit list with the earliest entry first.
@@ -44,6 +46,8 @@ impl OperatorRecords {
                     }
                 }
             },
+            // The new entry has removed it already.
+            OperatorRecord::AuditRemoved(_) => {}
         }
     }
 
@@ -58,6 +62,14 @@ impl OperatorRecords {
         let entry = &self.audit[self.position(number).ok()?];
         let ended = entry.ended + ended as u64;
         (ended != entry.ended).then(|| OperatorRecord::Audit(AuditEntry { ended, ..entry.clone() }))
+    }
+
+    /// Returns the records of a new entry. If the list is full, its earliest entry is removed.
+    pub(crate) fn new_entry(&self, entry: AuditEntry) -> impl Iterator<Item = OperatorRecord> {
+        let is_full = self.audit.len() >= MAX_AUDIT;
+        let earliest = self.audit.front().filter(|_| is_full).map(|earliest| earliest.number);
+        let removed = earliest.map(OperatorRecord::AuditRemoved);
+        [OperatorRecord::Audit(entry)].into_iter().chain(removed)
     }
 
     /// The number of the next entry. The latest entry is never removed, so numbers always rise.

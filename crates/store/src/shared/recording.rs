@@ -50,9 +50,8 @@ impl Shared {
     ) -> Result<(u64, Wait), Unavailable> {
         let number = records.next_number();
         entry.number = number;
-        let new_records =
-            change.map(OperatorRecord::Override).into_iter().chain([OperatorRecord::Audit(entry)]);
-        let new_records: Vec<OperatorRecord> = new_records.collect();
+        let changed = change.map(OperatorRecord::Override).into_iter();
+        let new_records: Vec<_> = changed.chain(records.new_entry(entry)).collect();
         let mut state = self.state.lock();
         state.check_writable(&*self.clock)?;
         let wait = self.gather_records(&mut state, &new_records);

@@ -8,7 +8,6 @@ use policy::overrides::AuditEntry;
 use super::{Part, Shared, State, Wait, newest};
 use crate::answers::{ReportError, Unavailable};
 use crate::attached::Push;
-use crate::records::OperatorRecord;
 
 /// The leases that one operation revoked.
 type Revoked = Vec<(LeaseId, RevokedFor)>;
@@ -72,9 +71,9 @@ impl Shared {
             self.apply(&mut state, |ledger, now| ledger.revoke_number(number, reason, now));
         let Some((id, ended)) = revoked else { return Ok((None, wait)) };
         let entry = AuditEntry { number: records.next_number(), ended, ..entry };
-        let record = OperatorRecord::Audit(entry.clone());
-        let wait = self.gather_records(&mut state, std::slice::from_ref(&record));
-        records.apply(record);
+        let new_records: Vec<_> = records.new_entry(entry.clone()).collect();
+        let wait = self.gather_records(&mut state, &new_records);
+        new_records.into_iter().for_each(|record| records.apply(record));
         drop(records);
         self.push_revocations(state, vec![(id, reason.into())]);
         Ok((Some(entry), wait))

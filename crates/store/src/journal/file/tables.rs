@@ -1,7 +1,7 @@
 //! The tables of a store file, and how the rows of a batch are written to them.
 
 use lease::Timestamp;
-use policy::overrides::{MAX_AUDIT, OverrideChange};
+use policy::overrides::OverrideChange;
 use prost::Message as _;
 use redb::{
     Database, Durability, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
@@ -174,10 +174,8 @@ fn write_operator_records(rows: &Rows, transaction: &WriteTransaction) -> Result
             OperatorRecord::Audit(entry) => {
                 let row = AuditRow::from(entry).encode_to_vec();
                 audit.insert(entry.number, row.as_slice())?;
-                if audit.len()? > MAX_AUDIT as u64 {
-                    audit.pop_first()?;
-                }
             }
+            OperatorRecord::AuditRemoved(number) => drop(audit.remove(number)?),
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use lease::Timestamp;
-use policy::overrides::{AuditEntry, MAX_AUDIT, Override, OverrideChange, OverrideKey};
+use policy::overrides::{AuditEntry, Override, OverrideChange, OverrideKey};
 use prost::Message as _;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -254,22 +254,33 @@ fn add_usage(statement: &mut Statement, schema: &str, rows: &Rows) {
 fn add_operator_records(statement: &mut Statement, schema: &str, rows: &Rows) {
     // Of several records with one key the last counts.
     let mut overrides = BTreeMap::<&OverrideKey, Option<&Override>>::new();
-    let mut audit = BTreeMap::<u64, &AuditEntry>::new();
+    let mut audit = BTreeMap::<u64, Option<&AuditEntry>>::new();
     for record in &rows.operator_records {
         match record {
             OperatorRecord::Override(OverrideChange { key, value }) => {
                 overrides.insert(key, value.as_ref());
             }
             OperatorRecord::Audit(entry) => {
-                audit.insert(entry.number, entry);
+                audit.insert(entry.number, Some(entry));
             }
+            OperatorRecord::AuditRemoved(number) => drop(audit.insert(*number, None)),
         }
     }
     add_overrides(statement, schema, &overrides);
     if audit.is_empty() {
         return;
     }
-    let entries: Vec<_> = audit.into_values().collect();
+    let removed: Vec<i64> = audit
+        .iter()
+        .filter(|(_, entry)| entry.is_none())
+        .map(|(number, _)| signed(*number))
+        .collect();
+    if !removed.is_empty() {
+        let removed = statement.add(removed, Type::INT8_ARRAY);
+        let part = format!("DELETE FROM {schema}.audit USING fence WHERE number = ANY(${removed})");
+        statement.part("old_audit", &part);
+    }
+    let entries: Vec<_> = audit.into_values().flatten().collect();
     let texts = |text: fn(&AuditEntry) -> &str| {
         let texts: Vec<String> = entries.iter().map(|entry| escaped(text(entry)).into()).collect();
         column(texts, Type::TEXT_ARRAY)
@@ -289,12 +300,6 @@ fn add_operator_records(statement: &mut Statement, schema: &str, rows: &Rows) {
          ON CONFLICT (number) DO UPDATE SET ended = excluded.ended"
     );
     statement.part("audited", &part);
-    // The rows of this statement are not seen here: the list is at most a batch longer for a while.
-    let part = format!(
-        "DELETE FROM {schema}.audit USING fence WHERE number <= \
-         (SELECT number FROM {schema}.audit ORDER BY number DESC OFFSET {MAX_AUDIT} LIMIT 1)"
-    );
-    statement.part("old_audit", &part);
 }
 
 fn add_overrides(
