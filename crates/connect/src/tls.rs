@@ -51,11 +51,20 @@ pub struct NamedFile {
     pub path: PathBuf,
     /// The name in messages.
     pub shown: String,
+    /// The setting that names the file, where it is no parameter of a session URL.
+    pub setting: Option<&'static str>,
+}
+
+impl NamedFile {
+    /// The file at `path`, which `setting` names.
+    pub fn of_setting(setting: &'static str, path: PathBuf) -> Self {
+        Self { setting: Some(setting), ..path.into() }
+    }
 }
 
 impl From<PathBuf> for NamedFile {
     fn from(path: PathBuf) -> Self {
-        Self { shown: path.display().to_string(), path }
+        Self { shown: path.display().to_string(), path, setting: None }
     }
 }
 
@@ -71,7 +80,7 @@ impl fmt::Debug for NamedFile {
     }
 }
 
-/// Why TLS cannot be set up. Files are named by the parameters of a session URL.
+/// Why TLS cannot be set up. Files are named by the parameters of a session URL, or by their setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unusable {
@@ -81,7 +90,7 @@ pub enum Unusable {
     /// A file cannot be read, or its contents are invalid.
     #[error("`{parameter}={file}`: {problem}")]
     File {
-        /// The parameter that names it.
+        /// The parameter or setting that names it.
         parameter: &'static str,
         /// The name of the file in messages.
         file: String,
@@ -99,7 +108,7 @@ pub enum Unusable {
 impl Unusable {
     fn file(parameter: &'static str, file: &NamedFile, problem: &str) -> Self {
         let problem = format!("TLS cannot be set up: {problem}");
-        Self::File { parameter, file: file.to_string(), problem }
+        Self::File { parameter: file.setting.unwrap_or(parameter), file: file.to_string(), problem }
     }
 }
 
@@ -270,7 +279,7 @@ fn certificates(
 
 fn read(parameter: &'static str, file: &NamedFile) -> Result<Vec<u8>, Unusable> {
     std::fs::read(&file.path).map_err(|error| Unusable::File {
-        parameter,
+        parameter: file.setting.unwrap_or(parameter),
         file: file.to_string(),
         problem: error.to_string(),
     })

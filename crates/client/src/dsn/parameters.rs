@@ -119,7 +119,8 @@ impl<'a> Parameters<'a> {
     #[cfg(feature = "tgm")]
     pub(crate) fn file(&mut self, name: &'static str) -> Option<connect::NamedFile> {
         let given = self.given(name)?;
-        Some(connect::NamedFile { path: given.text().into(), shown: given.to_string() })
+        let shown = given.to_string();
+        Some(connect::NamedFile { path: given.text().into(), shown, setting: None })
     }
 
     /// Refuses every parameter that was not read.

@@ -17,7 +17,7 @@ impl Folder {
 
     fn file(&self, name: &str) -> NamedFile {
         let path = self.path(name);
-        NamedFile { shown: path.display().to_string(), path }
+        path.into()
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -117,7 +117,8 @@ fn a_file_that_cannot_be_used_is_named_and_a_key_is_never_shown() {
     };
     let error = read(Verify::File(folder.file("absent.pem")), None).unwrap_err();
     assert!(error.starts_with("`ca-file=") && error.contains("No such file"), "{error}");
-    let hidden = NamedFile { path: folder.path("absent.pem"), shown: "$FOLDER/ca.pem".into() };
+    let hidden =
+        NamedFile { shown: "$FOLDER/ca.pem".into(), ..NamedFile::from(folder.path("absent.pem")) };
     let error = read(Verify::File(hidden), None).unwrap_err();
     assert!(error.starts_with("`ca-file=$FOLDER/ca.pem`: No such file"), "{error}");
     let error = read(Verify::File(folder.file("own.pem")), None).unwrap_err();
