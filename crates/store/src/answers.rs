@@ -60,6 +60,9 @@ pub enum Unavailable {
     /// made.
     #[error("the database of the fleet does not answer")]
     Lapsed,
+    /// As [`Unavailable::Lapsed`], because the database has no more room.
+    #[error("the database of the fleet is full and refuses changes: the log says what to do")]
+    Full,
     /// This server led its fleet, and its term ended while the change waited for the database. The next
     /// leader has the change, or it never happens.
     #[error("the leadership of this server ended before the database confirmed the change")]
@@ -70,7 +73,7 @@ impl Unavailable {
     /// Whether the change was certainly not made, because this server could not act as the leader of its
     /// fleet. The leader may be asked for it.
     pub const fn is_for_the_leader(self) -> bool {
-        matches!(self, Self::Standby | Self::Lapsed)
+        matches!(self, Self::Standby | Self::Lapsed | Self::Full)
     }
 }
 

@@ -15,6 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::journal::postgres::tests::cluster::Cluster;
+use crate::testing::etcd::Etcd;
 use crate::testing::{ManualClock, eventually};
 use crate::{
     BorrowError, LeaseFilter, Options, Order, Recovered, ReleaseError, ReportError, Store,
@@ -339,5 +340,12 @@ async fn a_store_on_postgres_answers_as_its_ledger() {
     let Some(cluster) = Cluster::shared() else { return };
     let place = format!("postgres://tgm@127.0.0.1:{}/postgres", cluster.port);
     let url = |seed| format!("{place}?schema=conforms_{seed}");
+    conforms(|seed| Engine { url: url(seed), is_durable: true, is_fleet: true }).await;
+}
+
+#[tokio::test]
+async fn a_store_on_etcd_answers_as_its_ledger() {
+    let Some(etcd) = Etcd::shared() else { return };
+    let url = |seed| etcd.url(&format!("conforms_{seed}"));
     conforms(|seed| Engine { url: url(seed), is_durable: true, is_fleet: true }).await;
 }

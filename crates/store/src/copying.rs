@@ -7,11 +7,12 @@ use policy::overrides::OverrideChange;
 
 use crate::contents::RecordCounts;
 use crate::error::Error;
+use crate::journal::etcd::copying::Unused;
 use crate::journal::file::FileJournal;
 use crate::journal::file::copying::create_whole;
 use crate::journal::postgres::copying::Exclusive;
 use crate::journal::rows::Rows;
-use crate::journal::{Journal as _, Restored, Stamp};
+use crate::journal::{Journal as _, Restored, Snapshot, Stamp};
 use crate::options::{Options, random_bytes};
 use crate::records::OperatorRecord;
 use crate::url::{DatabaseUrl, StoreUrl};
@@ -77,6 +78,25 @@ pub fn copy(
             source.end()?;
             target.commit()?;
         }
+        StoreUrl::Etcd(url) => {
+            let mut target = open_etcd(url, writing.progress)?;
+            if target.exists() {
+                let mut restored = nothing_restored()?;
+                target.read(&mut restored)?;
+                check_empty("keys", url, RecordCounts::of(&restored))?;
+            }
+            (writing.progress)(CopyProgress::Writing(0, writing.total));
+            let changes = restored.ledger.snapshot().collect();
+            let rows = Rows::collect(changes, operator_records(&restored).collect());
+            source.end()?;
+            let leader_ttl = Options::default().leader_ttl;
+            target.write(random_bytes()?, leader_ttl, Snapshot { rows, stamp })?;
+            // Only what has happened can be read.
+            (writing.progress)(CopyProgress::Counting);
+            let mut copied = nothing_restored()?;
+            target.read(&mut copied)?;
+            compare(expected, &copied)?;
+        }
     }
     Ok(expected)
 }
@@ -85,6 +105,7 @@ pub fn copy(
 enum Source {
     File(FileJournal),
     Postgres(Box<Exclusive>),
+    Etcd(Box<Unused>),
 }
 
 impl Source {
@@ -95,6 +116,7 @@ impl Source {
                 Ok(Self::File(FileJournal::open_existing(&StoreUrl::file(path))?))
             }
             StoreUrl::Postgres(url) => Ok(Self::Postgres(Box::new(open_database(url, progress)?))),
+            StoreUrl::Etcd(url) => Ok(Self::Etcd(Box::new(open_etcd(url, progress)?))),
         }
     }
 
@@ -102,6 +124,7 @@ impl Source {
         match self {
             Self::File(journal) => journal.read(restored),
             Self::Postgres(database) => database.read(restored),
+            Self::Etcd(keys) => keys.read(restored),
         }
     }
 
@@ -110,6 +133,7 @@ impl Source {
         match self {
             Self::File(_) => Ok(()),
             Self::Postgres(database) => database.end(),
+            Self::Etcd(keys) => keys.end(),
         }
     }
 }
@@ -118,7 +142,11 @@ fn open_database(
     url: &DatabaseUrl,
     progress: &mut dyn FnMut(CopyProgress),
 ) -> Result<Exclusive, Error> {
-    Exclusive::open(url.settings()?, &mut |time| progress(CopyProgress::Watching(time)))
+    Exclusive::open(url.postgres()?, &mut |time| progress(CopyProgress::Watching(time)))
+}
+
+fn open_etcd(url: &DatabaseUrl, progress: &mut dyn FnMut(CopyProgress)) -> Result<Unused, Error> {
+    Unused::open(url.etcd()?, &mut |time| progress(CopyProgress::Watching(time)))
 }
 
 /// What is written, and who is told about it.
@@ -135,23 +163,18 @@ impl Writing<'_> {
         &mut self,
         mut write: impl FnMut(&Rows, Stamp) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Self { restored: Restored { ledger, records }, stamp, total, progress } = self;
+        let Self { restored, stamp, total, progress } = self;
         let mut done = 0;
         let mut write = |changes: Vec<Change>, records: Vec<OperatorRecord>| {
             progress(CopyProgress::Writing(done, *total));
             done += (changes.len() + records.len()) as u64;
             write(&Rows::collect(changes, records), *stamp)
         };
-        let overrides = records.overrides.iter().map(|(key, value)| {
-            let value = Some(value.clone());
-            OperatorRecord::Override(OverrideChange { key: key.clone(), value })
-        });
-        let audit = records.audit.iter().cloned().map(OperatorRecord::Audit);
-        let mut records = overrides.chain(audit).peekable();
+        let mut records = operator_records(restored).peekable();
         while records.peek().is_some() {
             write(Vec::new(), records.by_ref().take(PART).collect())?;
         }
-        let mut changes = ledger.snapshot().peekable();
+        let mut changes = restored.ledger.snapshot().peekable();
         while changes.peek().is_some() {
             write(changes.by_ref().take(PART).collect(), Vec::new())?;
         }
@@ -160,11 +183,18 @@ impl Writing<'_> {
     }
 }
 
+/// All overrides, and the audit list.
+fn operator_records(restored: &Restored) -> impl Iterator<Item = OperatorRecord> {
+    let overrides = restored.records.overrides.iter().map(|(key, value)| {
+        let value = Some(value.clone());
+        OperatorRecord::Override(OverrideChange { key: key.clone(), value })
+    });
+    overrides.chain(restored.records.audit.iter().cloned().map(OperatorRecord::Audit))
+}
+
 /// An empty ledger with room for any store.
 fn nothing_restored() -> Result<Restored, Error> {
-    let options =
-        Options { max_leases: u32::MAX.into(), max_id_bytes: u64::MAX, ..Options::default() };
-    options.nothing_restored(true)
+    Options::with_room_for_any().nothing_restored(true)
 }
 
 fn compare(expected: RecordCounts, copied: &Restored) -> Result<(), Error> {
@@ -173,6 +203,16 @@ fn compare(expected: RecordCounts, copied: &Restored) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::NotCopied { problem: format!("the copy has {found:?} instead of {expected:?}") })
+}
+
+fn check_empty(what: &str, url: &DatabaseUrl, found: RecordCounts) -> Result<(), Error> {
+    match found.total() {
+        0 => Ok(()),
+        rows => {
+            let problem = format!("the {what} of {url} have {rows} rows already");
+            Err(Error::NotCopied { problem })
+        }
+    }
 }
 
 fn keeps_nothing() -> Error {

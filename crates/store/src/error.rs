@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub enum Error {
     /// An invalid store URL.
     #[error(
-        "{url:?} is not a store: {problem}; the stores are memory:, file:PATH and postgres://…"
+        "{url:?} is not a store: {problem}; the stores are memory:, file:PATH, postgres://… and etcd://…"
     )]
     Url {
         /// The URL.

@@ -3,7 +3,8 @@
 use crate::contents::Inspected;
 use crate::error::Error;
 use crate::journal::file::FileJournal;
-use crate::journal::postgres::copying;
+use crate::journal::{etcd, postgres};
+use crate::options::Options;
 use crate::url::StoreUrl;
 
 /// Looks into the store at `url`, which is not changed. A file must not be in use; a database may be.
@@ -18,6 +19,10 @@ pub fn inspect(url: &StoreUrl) -> Result<Inspected, Error> {
             Err(Error::Url { url: url.to_string(), problem: "memory: keeps nothing to look into" })
         }
         StoreUrl::File { path, .. } => FileJournal::open_existing(&StoreUrl::file(path))?.inspect(),
-        StoreUrl::Postgres(url) => copying::inspect(url.settings()?),
+        StoreUrl::Postgres(url) => postgres::copying::inspect(url.postgres()?),
+        StoreUrl::Etcd(url) => {
+            let empty = Options::with_room_for_any().nothing_restored(true)?;
+            etcd::copying::inspect(url.etcd()?, empty)
+        }
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
+use lease::WallTime;
+
 use crate::desk::{Purpose, StepDown};
 use crate::fleet::{
     Answer, Config, Event, JournalRow, Leader, Leadership, Member, MemberRole, Request,
@@ -61,6 +63,8 @@ struct Driver<'scope, 'env> {
     members_read: Duration,
     next_meeting: Duration,
     meeting_failed: bool,
+    /// The role that the members know, and since when this server has it.
+    role: (MemberRole, WallTime),
     /// The epoch of the last term.
     led: Option<u64>,
     /// Whether this server takes nothing over any more.
@@ -85,6 +89,7 @@ impl Leading {
                 members_read: Duration::ZERO,
                 next_meeting: now,
                 meeting_failed: false,
+                role: (MemberRole::Standby, shared.clock.wall()),
                 led: None,
                 is_stopping: false,
                 leader_known_until: Duration::ZERO,
@@ -265,6 +270,9 @@ impl Driver<'_, '_> {
         };
         answer.unwrap_or_else(|error| {
             tracing::warn!(%error, "the database of the fleet does not answer");
+            if matches!(error, Unanswered::Full(_)) {
+                self.shared.database_is_full();
+            }
             Answer::Failed
         })
     }
@@ -353,15 +361,20 @@ impl Driver<'_, '_> {
     fn meet(&mut self, within: Duration) -> Result<(), Unanswered> {
         let now = self.now();
         self.next_meeting = now + MEET_EVERY;
+        let role = match self.leadership.term() {
+            Some(_) => MemberRole::Leader,
+            None if self.is_stopping => MemberRole::Stopping,
+            None => MemberRole::Standby,
+        };
+        if self.role.0 != role {
+            self.role = (role, self.shared.clock.wall());
+        }
         let facts = Facts {
             id: self.leading.config.member,
             address: &self.leading.config.address,
             policy_hash: &self.shared.desk.policy_hash(),
-            role: match self.leadership.term() {
-                Some(_) => MemberRole::Leader,
-                None if self.is_stopping => MemberRole::Stopping,
-                None => MemberRole::Standby,
-            },
+            role,
+            role_since: self.role.1,
             led: self.led,
         };
         let meeting = self.leading.elections.meet(&facts, within)?;

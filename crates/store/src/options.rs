@@ -51,6 +51,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Room for what any store keeps.
+    pub(crate) fn with_room_for_any() -> Self {
+        Self { max_leases: u32::MAX.into(), max_id_bytes: u64::MAX, ..Self::default() }
+    }
+
     /// Returns an empty ledger, without records of operators.
     pub(crate) fn nothing_restored(&self, journal: bool) -> Result<Restored, Error> {
         let Self { max_leases, max_id_bytes, .. } = *self;

@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::fleet::{Config, FleetSecret, MemberId};
 use crate::journal::engine::Elections;
+use crate::journal::etcd::EtcdElections;
 use crate::journal::file::{Backend, FileJournal};
 use crate::journal::postgres::PostgresElections;
 use crate::journal::{Opened, Restored, Stamp};
@@ -49,6 +50,7 @@ impl Recovered {
                 Self::file(&StoreUrl::prepare(path, *make_folders)?, options)
             }
             StoreUrl::Postgres(url) => Self::postgres(url, options),
+            StoreUrl::Etcd(url) => Self::etcd(url, options),
         }
     }
 
@@ -66,11 +68,18 @@ impl Recovered {
     /// or stands by when it runs.
     fn postgres(url: &DatabaseUrl, options: Options) -> Result<Self, Error> {
         let elections = PostgresElections::open(
-            url.settings()?,
+            url.postgres()?,
             options.leader_ttl,
             FleetSecret(random_bytes()?),
             OPEN_WITHIN,
         )?;
+        Self::of_fleet(Box::new(elections), options)
+    }
+
+    /// Connects to the etcd of a fleet, as [`Recovered::postgres`] does to its database.
+    fn etcd(url: &DatabaseUrl, options: Options) -> Result<Self, Error> {
+        let secret = FleetSecret(random_bytes()?);
+        let elections = EtcdElections::open(url.etcd()?, options.leader_ttl, secret, OPEN_WITHIN)?;
         Self::of_fleet(Box::new(elections), options)
     }
 

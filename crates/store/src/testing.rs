@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "only tests use this")]
 
 pub mod cluster;
+pub mod etcd;
 
 use std::io;
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::Error;
-use crate::journal::postgres::Settings;
+use crate::journal::{etcd, postgres};
 
 /// The name of the store file where a store URL names a folder.
 const FILE_NAME: &str = "sessions.redb";
@@ -17,8 +17,8 @@ const FILE_NAME: &str = "sessions.redb";
 ///
 /// assert_eq!("memory:".parse::<StoreUrl>().unwrap(), StoreUrl::Memory);
 /// assert!("file:/var/lib/sessions.redb".parse::<StoreUrl>().is_ok());
-/// let error = "etcd://host".parse::<StoreUrl>().unwrap_err();
-/// assert!(error.to_string().ends_with("the stores are memory:, file:PATH and postgres://…"));
+/// let error = "redis://host".parse::<StoreUrl>().unwrap_err();
+/// assert!(error.to_string().ends_with("the stores are memory:, file:PATH, postgres://… and etcd://…"));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -34,6 +34,8 @@ pub enum StoreUrl {
     },
     /// `postgres://…`, durable, for the servers of a fleet.
     Postgres(DatabaseUrl),
+    /// `etcd://HOST:PORT,HOST:PORT/PREFIX`, durable, for the servers of a fleet.
+    Etcd(DatabaseUrl),
 }
 
 /// The URL of a database, which may contain a password. `Debug` and `Display` show none.
@@ -42,8 +44,20 @@ pub struct DatabaseUrl(Box<str>);
 
 impl DatabaseUrl {
     /// Reads the URL and what the environment adds to it.
-    pub(crate) fn settings(&self) -> Result<Settings, Error> {
-        Settings::parse(&self.0, &|name| std::env::var(name).ok())
+    pub(crate) fn postgres(&self) -> Result<postgres::Settings, Error> {
+        self.parsed(postgres::Settings::parse)
+    }
+
+    /// Reads the URL and what the environment adds to it.
+    pub(crate) fn etcd(&self) -> Result<etcd::Settings, Error> {
+        self.parsed(etcd::Settings::parse)
+    }
+
+    fn parsed<T>(
+        &self,
+        parse: impl Fn(&str, &dyn Fn(&str) -> Option<String>) -> Result<T, String>,
+    ) -> Result<T, Error> {
+        parse(&self.0, &|name| std::env::var(name).ok())
             .map_err(|problem| Error::Database { url: self.to_string(), problem })
     }
 }
@@ -75,7 +89,7 @@ impl StoreUrl {
 
     /// Whether several servers can share the store: they are a fleet.
     pub const fn is_shared(&self) -> bool {
-        matches!(self, Self::Postgres(_))
+        matches!(self, Self::Postgres(_) | Self::Etcd(_))
     }
 
     /// Checks that a store can be at this URL. Creates nothing.
@@ -86,7 +100,8 @@ impl StoreUrl {
     pub fn check(&self) -> Result<(), Error> {
         match self {
             Self::Memory => Ok(()),
-            Self::Postgres(url) => url.settings().map(drop),
+            Self::Postgres(url) => url.postgres().map(drop),
+            Self::Etcd(url) => url.etcd().map(drop),
             Self::File { path, make_folders } => Self::resolve(path, *make_folders).map(drop),
         }
     }
@@ -150,6 +165,7 @@ impl FromStr for StoreUrl {
                 Ok(Self::File { path: path.into(), make_folders: false })
             }
             Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(DatabaseUrl(url.into()))),
+            Some(("etcd", _)) => Ok(Self::Etcd(DatabaseUrl(url.into()))),
             Some(_) => Err(invalid("its scheme is unknown")),
             None => Err(invalid("it has no scheme")),
         }
@@ -168,7 +184,7 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
-            Self::Postgres(url) => fmt::Display::fmt(url, f),
+            Self::Postgres(url) | Self::Etcd(url) => fmt::Display::fmt(url, f),
             Self::File { path, .. } => write!(f, "file:{}", path.display()),
         }
     }
@@ -183,7 +199,7 @@ mod tests {
         for url in ["", "redis", "sled:x", "file:", "memory:x", "file://host/x"] {
             let error = url.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(
-                error.contains("the stores are memory:, file:PATH and postgres://…"),
+                error.contains("the stores are memory:, file:PATH, postgres://… and etcd://…"),
                 "{error}"
             );
             assert!(error.contains(&format!("{url:?}")), "{error}");

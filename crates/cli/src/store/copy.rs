@@ -14,6 +14,7 @@ Examples:
   tgm-session store copy file:/var/lib/tgm-session/sessions.redb \\
         postgres://tgm@db.example/sessions
   tgm-session store copy postgres://tgm@db.example/sessions file:copy.redb
+  tgm-session store copy file:copy.redb etcd://10.0.0.1,10.0.0.2,10.0.0.3/sessions
 
 Stop the servers of both stores first: a store in use is refused. FROM is not
 changed. TO must be new, or a database without rows. The copy is whole or does

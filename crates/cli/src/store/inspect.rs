@@ -15,6 +15,7 @@ const ABOUT: &str = "\
 Examples:
   tgm-session store inspect file:/var/lib/tgm-session/sessions.redb
   tgm-session store inspect postgres://tgm@db.example/sessions --format json
+  tgm-session store inspect etcd://10.0.0.1,10.0.0.2,10.0.0.3/sessions
 
 Nothing is changed. A file must not be in use; a database may be.";
 

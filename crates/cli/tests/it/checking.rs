@@ -107,7 +107,16 @@ fn check_refuses_whatever_serve_refuses_with_the_same_errors() {
         ),
         (tls("over.pem", "over.key"), vec![], vec![], 2, told(&["expired at 2020-01-01"])),
         (server("tls_cert = 'x'"), vec![], vec![], 2, told(&["needs its key"])),
-        (server("store = 'etcd://h'"), vec![], vec![], 2, told(&["etcd://h"])),
+        (server("store = 'redis://h'"), vec![], vec![], 2, told(&["redis://h"])),
+        (server("store = 'etcd://u:s3cret@h'"), vec![], vec![], 1, told(&["ETCDCTL_PASSWORD"])),
+        (server("store = 'etcd://h:x/a'"), vec![], vec![], 1, told(&["a port is no number"])),
+        (
+            server("store = 'etcd://h/a'"),
+            vec![],
+            vec![("ETCDCTL_CACERT", "/gone.pem")],
+            1,
+            told(&["`ETCDCTL_CACERT=/gone.pem`"]),
+        ),
         (server("grpc_web_origins = ['a']"), vec![], vec![], 2, told(&["\"a\" is no origin"])),
         (server(&token_file), vec![], vec![], 2, told(&["ends with a space"])),
         (server(&both_tokens), vec![], vec![], 2, told(&["give one of them"])),
@@ -165,12 +174,12 @@ fn check_refuses_whatever_serve_refuses_with_the_same_errors() {
         (
             tls("gone.pem", "gone.key").replace(
                 "[server]",
-                "[server]\nstore = 'etcd://h'\nlisten = '0.0.0.0:0'\nadmin_listen = '0.0.0.0:0'",
+                "[server]\nstore = 'redis://h'\nlisten = '0.0.0.0:0'\nadmin_listen = '0.0.0.0:0'",
             ) + "ttl = 5\n",
             vec![],
             vec![],
             2,
-            told(&["etcd://h", ":8:", "no admin token", "gone.pem for TLS", "gone.key for TLS"]),
+            told(&["redis://h", ":8:", "no admin token", "gone.pem for TLS", "gone.key for TLS"]),
         ),
         ("[services.t1r\n".to_owned(), vec![], vec![], 2, told(&[":1:"])),
         (

@@ -66,14 +66,14 @@ fn a_wrong_flag_or_a_missing_one_is_a_usage_error() {
 fn a_variable_can_replace_a_flag_and_a_flag_overrides_it() {
     let mut wrong = command(["serve"]);
     let ran = finish({
-        wrong.env("TGM_SESSION_STORE", "etcd://h");
+        wrong.env("TGM_SESSION_STORE", "redis://h");
         wrong
     });
     assert_eq!(ran.code, Some(2));
-    assert!(ran.error().contains("etcd://h"), "{ran:?}");
+    assert!(ran.error().contains("redis://h"), "{ran:?}");
 
     let mut beaten = command(["serve", "--store", "sled://h"]);
-    beaten.env("TGM_SESSION_STORE", "etcd://h");
+    beaten.env("TGM_SESSION_STORE", "redis://h");
     let ran = finish(beaten);
     assert!(ran.error().contains("sled://h"), "{ran:?}");
 }
@@ -177,10 +177,10 @@ fn a_missing_policy_file_or_an_invalid_store_url_is_a_usage_error() {
     assert_eq!(ran.code, Some(2));
     assert!(ran.error().contains("missing.toml"), "{ran:?}");
 
-    let policy = file(&folder, "store.toml", "[server]\nstore = 'etcd://h'\n[services.t1r]\n");
+    let policy = file(&folder, "store.toml", "[server]\nstore = 'redis://h'\n[services.t1r]\n");
     let ran = run(["check".as_ref(), policy.as_os_str()]);
     assert_eq!(ran.code, Some(2));
-    assert!(ran.error().contains("etcd://h"), "{ran:?}");
+    assert!(ran.error().contains("redis://h"), "{ran:?}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `store copy` and `store inspect`: a store moves from a file to a database and back.
+//! `store copy` and `store inspect`: a store moves from a file to a database or etcd, and back.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::harness::{PATIENCE, Process, Ran, Serve, Talker, command, file, folder, run, store};
 use store::testing::cluster::Cluster;
+use store::testing::etcd::Etcd;
 
 const POLICY: &str = "[services.t1r]\nttl = '5m'\nminimal_life = '0s'\n";
 
@@ -61,21 +62,53 @@ fn refused(args: &[&str], code: i32, part: &str) {
 #[test]
 fn a_store_moves_to_a_database_and_back_and_servers_go_on_from_it() {
     let Some(cluster) = Cluster::start() else { return };
+    moves_there_and_back(&database(&cluster, "moved"));
+}
+
+#[test]
+fn a_store_moves_to_etcd_and_back_and_servers_go_on_from_it() {
+    let Some(etcd) = Etcd::start(1, &[]) else { return };
+    moves_there_and_back(&etcd.url("moved"));
+}
+
+#[test]
+fn a_store_moves_between_postgres_and_etcd() {
+    let (Some(cluster), Some(etcd)) = (Cluster::start(), Etcd::start(1, &[])) else { return };
     let folder = folder();
-    let (from, between) = (store(&folder), database(&cluster, "moved"));
+    fill(&folder);
+    let places =
+        [store(&folder), database(&cluster, "one"), etcd.url("two"), database(&cluster, "three")];
+    let copied: Vec<_> =
+        places.windows(2).map(|pair| json(&["store", "copy", &pair[0], &pair[1]])).collect();
+    for place in &places {
+        let seen = json(&["store", "inspect", place]);
+        for kind in ["leases", "lingering", "remembered", "usage", "overrides", "audit"] {
+            assert_eq!(seen[kind], copied[0][kind], "{kind} in {place}");
+        }
+        assert_eq!(seen["leases"], 1);
+    }
+    refused(&["store", "copy", &places[0], &places[2]], 1, "rows already");
+    let nothing = etcd.url("nothing");
+    refused(&["store", "inspect", &nothing], 1, "it has no keys of a fleet");
+    refused(&["store", "copy", &nothing, &etcd.url("new")], 1, "it has no keys of a fleet");
+}
+
+fn moves_there_and_back(between: &str) {
+    let folder = folder();
+    let from = store(&folder);
     let back = format!("file:{}", folder.path().join("back.redb").display());
     fill(&folder);
 
-    let copied = json(&["store", "copy", &from, &between]);
+    let copied = json(&["store", "copy", &from, between]);
     let is_whole = |counts: &Value| {
         assert_eq!([&counts["leases"], &counts["overrides"], &counts["audit"]], [1, 1, 1]);
     };
     is_whole(&copied);
     assert!(!copied.to_string().contains("s3cret"), "{copied}");
-    refused(&["store", "copy", &from, &between], 1, "rows already");
+    refused(&["store", "copy", &from, between], 1, "rows already");
 
     // A server of a fleet has the lease and the override.
-    let mut server = Serve::start(["--store", &between, "--leader-ttl", "1s"]);
+    let mut server = Serve::start(["--store", between, "--leader-ttl", "1s"]);
     let admin = format!("http://{}", server.admin);
     let start = Instant::now();
     let sessions = loop {
@@ -87,18 +120,18 @@ fn a_store_moves_to_a_database_and_back_and_servers_go_on_from_it() {
         std::thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(sessions[0]["organization"], "acme");
-    let seen = json(&["store", "inspect", &between]);
+    let seen = json(&["store", "inspect", between]);
     is_whole(&seen);
     let fleet = &seen["fleet"];
     assert_eq!((&fleet["epoch"], &fleet["released"]), (&json!(1), &json!(false)));
     assert_eq!(fleet["address"], server.grpc);
     let servers = seen["servers"].as_array().unwrap();
     assert_eq!((servers.len(), &servers[0]["address"]), (1, &json!(server.grpc)));
-    refused(&["store", "copy", &between, &back], 1, "a server leads its fleet");
+    refused(&["store", "copy", between, &back], 1, "a server leads its fleet");
     assert_eq!(server.stop(), Some(0));
-    assert_eq!(json(&["store", "inspect", &between])["fleet"]["released"], true);
+    assert_eq!(json(&["store", "inspect", between])["fleet"]["released"], true);
 
-    let text = run(["store", "copy", &between, &back]);
+    let text = run(["store", "copy", between, &back]);
     assert_eq!(text.code, Some(0), "{text:?}");
     assert!(text.stdout.contains("1 lease (0 lingering)"), "{text:?}");
     is_whole(&json(&["store", "inspect", &back]));
@@ -117,6 +150,8 @@ fn what_is_no_store_is_refused() {
     refused(&["store", "copy", "memory:", &from], 1, "keeps nothing");
     refused(&["store", "inspect", "postgres://u:s3cret@127.0.0.1:1/x"], 1, "cannot be used");
     refused(&["store", "inspect", "postgres://u:s3cret@h/x?sslmode=s3cret"], 1, "`sslmode` is");
+    refused(&["store", "inspect", "etcd://127.0.0.1:1/x"], 1, "etcd cannot be reached");
+    refused(&["store", "inspect", "etcd://u:s3cret@h/x"], 1, "from ETCDCTL_USER");
 }
 
 /// A session of the database that keeps others from writing leases.

@@ -61,7 +61,8 @@ impl Config {
     /// not securely.
     fn find_fleet_errors(&self) -> Vec<Error> {
         if !self.store.is_shared() {
-            let needs = "servers are a fleet on a store that they share: --store postgres://…";
+            let needs =
+                "servers are a fleet on a store that they share: --store postgres://… or etcd://…";
             return self.fleet.given().map(|name| wrong(name, needs)).collect();
         }
         let mut errors: Vec<_> = self.find_missing_tls().into_iter().collect();

@@ -7,6 +7,7 @@ use policy::Policy;
 use super::*;
 use crate::journal::postgres::tests::cluster::Cluster;
 use crate::recovered::Recovered;
+use crate::testing::etcd::Etcd;
 use crate::testing::{entry, set};
 use crate::{BorrowError, Borrowed, Store, Unavailable, UsageReport, inspect};
 
@@ -88,23 +89,32 @@ fn content(url: &StoreUrl) -> (Vec<String>, Stamp) {
 #[test]
 fn a_store_is_the_same_after_a_move_to_a_database_and_back() {
     let Some(cluster) = Cluster::shared() else { return };
+    moves_there_and_back(&database(&cluster, "a_move"));
+}
+
+#[test]
+fn a_store_is_the_same_after_a_move_to_etcd_and_back() {
+    let Some(etcd) = Etcd::shared() else { return };
+    moves_there_and_back(&etcd.url("a_move").parse().unwrap());
+}
+
+fn moves_there_and_back(between: &StoreUrl) {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) =
         (file(&folder.path().join("a.redb")), file(&folder.path().join("b.redb")));
-    let between = database(&cluster, "a_move");
     fill(&first);
     let (mut steps, before) = (Vec::new(), std::fs::read(folder.path().join("a.redb")).unwrap());
-    let counts = copy(&first, &between, &mut |step| steps.push(step)).unwrap();
+    let counts = copy(&first, between, &mut |step| steps.push(step)).unwrap();
     let expected =
         RecordCounts { leases: 5, lingering: 1, remembered: 3, usage: 1, overrides: 1, audit: 2 };
     assert_eq!(counts, expected);
     assert_eq!((steps[0], steps.last()), (CopyProgress::Reading, Some(&CopyProgress::Counting)));
     assert_eq!(std::fs::read(folder.path().join("a.redb")).unwrap(), before, "it was changed");
-    assert_eq!(content(&between), content(&first));
-    assert_eq!(copy(&between, &second, &mut |_| ()).unwrap(), counts);
+    assert_eq!(content(between), content(&first));
+    assert_eq!(copy(between, &second, &mut |_| ()).unwrap(), counts);
     assert_eq!(content(&second), content(&first));
 
-    let looked = inspect(&between).unwrap();
+    let looked = inspect(between).unwrap();
     assert_eq!(looked.records, counts);
     let fleet = looked.fleet.unwrap();
     assert_eq!((fleet.leadership.epoch, fleet.leadership.released), (0, true));
@@ -112,7 +122,7 @@ fn a_store_is_the_same_after_a_move_to_a_database_and_back() {
     assert_eq!((looked.records, looked.fleet, looked.version), (counts, None, 3));
 
     // A server of a fleet goes on from it, and grants above every serial number.
-    let store = open(&between);
+    let store = open(between);
     assert_eq!(store.audit(None, 10).len(), 2);
     run(borrow(&store, Request::session("t1r", "acme")));
     store.close().unwrap();
@@ -198,5 +208,43 @@ fn a_server_that_starts_meanwhile_ends_the_copy() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains("terminating connection"), "{error}");
     inspect(&to).unwrap_err();
+    server.unwrap().close().unwrap();
+}
+
+#[test]
+fn keys_that_are_in_use_or_not_empty_are_refused() {
+    let Some(etcd) = Etcd::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (full, new) = (file(&folder.path().join("a.redb")), file(&folder.path().join("b.redb")));
+    let [used, empty] = ["used", "not_used"].map(|prefix| etcd.url(prefix).parse().unwrap());
+    fill(&full);
+    let refused = |from: &StoreUrl, to: &StoreUrl| {
+        let error = copy(from, to, &mut |_| ()).unwrap_err().to_string();
+        inspect(&new).unwrap_err();
+        error
+    };
+    assert!(refused(&empty, &new).contains("no keys"));
+    assert!(inspect(&empty).unwrap_err().to_string().contains("no keys"));
+    let server = open(&used);
+    assert!(refused(&used, &new).contains("a server leads its fleet"));
+    assert!(refused(&full, &used).contains("a server leads its fleet"));
+    server.close().unwrap();
+    // A copy that ends in the middle leaves nothing.
+    let copied = std::panic::catch_unwind(|| {
+        copy(&full, &empty, &mut |step| assert!(!matches!(step, CopyProgress::Writing(..))))
+    });
+    assert!(copied.is_err());
+    inspect(&empty).unwrap_err();
+    copy(&full, &used, &mut |_| ()).unwrap();
+    assert!(refused(&full, &used).contains("rows already"));
+    // A server that starts meanwhile ends the copy.
+    let mut server = None;
+    let error = copy(&used, &new, &mut |step| {
+        if step == CopyProgress::Counting {
+            server = Some(open(&used));
+        }
+    });
+    assert!(error.unwrap_err().to_string().contains("a server leads its fleet"));
+    inspect(&new).unwrap_err();
     server.unwrap().close().unwrap();
 }

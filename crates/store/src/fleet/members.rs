@@ -8,6 +8,12 @@ use super::rows::MemberId;
 /// second.
 const LIVE_WITHIN: Duration = Duration::from_secs(4);
 
+/// A server that was not seen for this long is no member any more.
+pub(crate) const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+/// How old a row counts of which a server does not know when it was written: too old for a successor.
+pub(crate) const UNKNOWN_AGE: Duration = Duration::from_secs(10);
+
 /// A server of a fleet, as its row in the database describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -50,6 +56,12 @@ impl MemberRole {
             Self::Standby => "standby",
             Self::Stopping => "stopping",
         }
+    }
+
+    /// The role of this text. One that a later version may have is none to which this version hands over.
+    pub(crate) fn from_text(text: &str) -> Self {
+        let all = [Self::Leader, Self::Standby];
+        all.into_iter().find(|role| role.as_str() == text).unwrap_or(Self::Stopping)
     }
 }
 

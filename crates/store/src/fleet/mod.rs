@@ -12,13 +12,15 @@ mod history;
 mod leadership;
 mod members;
 mod rows;
+mod sightings;
 mod view;
 
 pub use fence::{Fence, Resolved};
 pub use leadership::{Answer, Config, Event, Leadership, Request};
-pub(crate) use members::successor;
+pub(crate) use members::{FORGOTTEN_AFTER, UNKNOWN_AGE, successor};
 pub use members::{Member, MemberRole, StepDownError};
 pub use rows::{JournalRow, LeaderId, LeadershipRow, MemberId, Rows};
+pub(crate) use sightings::Sightings;
 pub use view::{FleetSecret, Leader};
 
 #[cfg(test)]

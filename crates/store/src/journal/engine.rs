@@ -7,6 +7,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use lease::WallTime;
+
+use super::encoding::BadRow;
 use super::rows::Rows;
 use super::{Restored, Snapshot, Stamp};
 use crate::error::Error;
@@ -16,8 +19,25 @@ use crate::fleet::{
 
 /// A failure of the database, or no answer in time. Whether the database did anything is unknown.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Unanswered(pub(crate) String);
+pub(crate) enum Unanswered {
+    #[error("{0}")]
+    Failed(String),
+    /// The database has no more room, and did nothing.
+    #[error("{0}")]
+    Full(String),
+}
+
+impl From<BadRow> for Unanswered {
+    fn from(bad: BadRow) -> Self {
+        Self::Failed(bad.to_string())
+    }
+}
+
+impl From<lease::Invalid> for Unanswered {
+    fn from(contradiction: lease::Invalid) -> Self {
+        Self::Failed(format!("its rows contradict each other: {contradiction}"))
+    }
+}
 
 /// The outcome of one attempt to commit.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +54,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) address: &'a str,
     pub(crate) policy_hash: &'a str,
     pub(crate) role: MemberRole,
+    /// Since when it has this role, for a database without a clock.
+    pub(crate) role_since: WallTime,
     pub(crate) led: Option<u64>,
 }
 
@@ -74,8 +96,10 @@ pub(crate) trait Elections: fmt::Debug + Send {
     fn leave(&mut self, id: MemberId, within: Duration) -> Result<(), Unanswered>;
 
     /// Brings the tables to the version of this program, if `leader` leads and every live member knows
-    /// that version. Returns whether it did.
-    fn migrate(&mut self, leader: LeaderId, within: Duration) -> Result<bool, Unanswered>;
+    /// that version. Returns whether it did. An engine with one version never does.
+    fn migrate(&mut self, _leader: LeaderId, _within: Duration) -> Result<bool, Unanswered> {
+        Ok(false)
+    }
 
     /// Makes a connection for the journal of a term. It connects when it is used.
     fn journal(&self) -> Result<Box<dyn FleetJournal>, Error>;

@@ -6,10 +6,14 @@
 pub(crate) mod committer;
 pub(crate) mod encoding;
 pub(crate) mod engine;
+pub(crate) mod etcd;
 pub(crate) mod file;
+pub(crate) mod fleet_text;
+pub(crate) mod keys;
 pub(crate) mod postgres;
 pub(crate) mod rows;
 pub(crate) mod term_journal;
+pub(crate) mod watching;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -58,7 +62,7 @@ pub(crate) struct Restored {
 }
 
 /// Everything that a store keeps, as it is at one moment.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) rows: rows::Rows,
     pub(crate) stamp: Stamp,

@@ -1,6 +1,7 @@
 //! Stores of one fleet on a real PostgreSQL.
 
 mod lost_writes;
+mod on_etcd;
 mod pooled;
 mod promoted;
 

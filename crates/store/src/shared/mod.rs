@@ -141,6 +141,8 @@ struct State {
     policy: Policy,
     /// The part of this server in a fleet.
     role: Role,
+    /// Whether the database of the fleet has refused the last renewal because it is full.
+    is_database_full: bool,
     /// How many batches the journal thread has taken in this term.
     batches: u64,
     /// Set while the database lacks changes that were acknowledged. Nothing is changed or committed.
@@ -163,7 +165,10 @@ impl State {
         if self.applying {
             return Err(Unavailable::Failed);
         }
-        self.role.check(clock)?;
+        self.role.check(clock).map_err(|why| match why {
+            Unavailable::Lapsed if self.is_database_full => Unavailable::Full,
+            why => why,
+        })?;
         if self.closing { Err(Unavailable::Closing) } else { Ok(()) }
     }
 
@@ -240,6 +245,7 @@ impl Shared {
             attachments: Attachments::default(),
             policy: Policy::default(),
             role: Role::Alone,
+            is_database_full: false,
             batches: 0,
             rewriting: false,
             term: 0,

@@ -63,6 +63,11 @@ impl Shared {
         }
     }
 
+    /// Notes that the database has refused a renewal because it is full.
+    pub(crate) fn database_is_full(&self) {
+        self.state.lock().is_database_full = true;
+    }
+
     /// Extends the term of the leader. If it had lapsed, every lease first gets its full TTL.
     pub(crate) fn extend_term(&self, until: Duration) {
         let mut state = self.state.lock();
@@ -73,6 +78,7 @@ impl Shared {
             tracing::info!("leads again: every lease has its full TTL");
         }
         state.role = Role::Leader { valid_until: until, phase };
+        state.is_database_full = false;
         if std::mem::take(&mut state.rewriting) {
             // Nothing was lost after all.
             self.work.notify_all();

@@ -46,7 +46,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting::new("grpc_web_origins", PORTS, |config| Origins(&mut config.grpc_web_origins))
         .described("The origins of web pages that may call by gRPC-Web, separated by commas"),
     Setting::new("store", STORE, |config| Store(&mut config.store))
-        .described("The store of leases: memory:, file:PATH, or postgres://USER@HOST/DATABASE for a fleet")
+        .described("The store of leases: memory:, file:PATH, or for a fleet postgres://USER@HOST/DATABASE or etcd://HOST,HOST/PREFIX")
         .by_default("a file in the state folder, $XDG_STATE_HOME or ~/.local/state"),
     Setting::new("accept_older_state", STORE, |config| Switch(&mut config.accept_older_state))
         .described(

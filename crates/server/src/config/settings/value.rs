@@ -115,8 +115,9 @@ impl Slot<'_> {
                 **name = Some(text.into());
             }
             Self::Store(url) => {
-                let text =
-                    written.text().ok_or("write a URL: memory:, file:PATH or postgres://…")?;
+                let text = written
+                    .text()
+                    .ok_or("write a URL: memory:, file:PATH, postgres://… or etcd://…")?;
                 **url = text.parse().map_err(|error: store::Error| error.to_string())?;
             }
             Self::Endpoint(endpoint) => {

@@ -1,6 +1,6 @@
 //! The tables of a fleet that are read or written as a whole, while no server uses them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
@@ -14,13 +14,11 @@ use crate::contents::{Inspected, RecordCounts};
 use crate::error::Error;
 use crate::fleet::{FleetSecret, JournalRow, Rows as FleetRows};
 use crate::journal::rows::Rows;
+use crate::journal::watching::{in_use, watch_leadership};
 use crate::journal::{Restored, Stamp};
 
 /// How long one step may take. The tables of a large fleet are read in one step.
 const STEP_WITHIN: Duration = Duration::from_secs(60 * 60);
-
-/// How often the leadership row is read while it is watched.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The transaction that reads or writes everything. Nothing of it is cut off, and no server gets a lock
 /// meanwhile.
@@ -47,7 +45,9 @@ impl Exclusive {
     /// A server leads, or the tables have an unknown version.
     pub(crate) fn open(settings: Settings, watch: &mut dyn FnMut(Duration)) -> Result<Self, Error> {
         let mut exclusive = Self { connection: Connection::new(settings)?, last: None };
-        let seen = exclusive.watch_leadership(watch)?;
+        let url = exclusive.connection.shown().to_owned();
+        let mut look = || exclusive.step(look);
+        let seen = watch_leadership(&url, &mut look, watch)?;
         exclusive.step(async |client, _| Ok(client.batch_execute(BEGIN).await?))?;
         let Some(seen) = seen else { return Ok(exclusive) };
         let locked = exclusive.step(async |client, schema| {
@@ -60,35 +60,10 @@ impl Exclusive {
             }
         })?;
         if locked.as_ref() != Some(&seen) {
-            return Err(exclusive.in_use());
+            return Err(in_use(&url));
         }
         exclusive.last = Some(seen.journal);
         Ok(exclusive)
-    }
-
-    /// Returns the rows that say who leads, when no server does; `None` if there are no tables.
-    fn watch_leadership(
-        &mut self,
-        watch: &mut dyn FnMut(Duration),
-    ) -> Result<Option<FleetRows>, Error> {
-        if !self.step(async |client, schema| has_tables(client, schema).await)? {
-            return Ok(None);
-        }
-        let mut look = || self.step(async |client, schema| read_fleet(client, schema).await);
-        let seen = look()?;
-        if seen.leadership.released {
-            return Ok(Some(seen));
-        }
-        let ttl = seen.leadership.leader_ttl;
-        let (began, time) = (Instant::now(), ttl + ttl / 10);
-        watch(time);
-        while began.elapsed() < time {
-            std::thread::sleep(LOOK_EVERY);
-            if look()? != seen {
-                return Err(self.in_use());
-            }
-        }
-        Ok(Some(seen))
     }
 
     /// Restores all rows, and returns the stamp of the last batch.
@@ -139,7 +114,7 @@ impl Exclusive {
             Ok(client.query_typed_one(&statement.sql, &statement.parameters()).await?.try_get(0)?)
         })?;
         if changed != 1 {
-            return Err(self.in_use());
+            return Err(in_use(self.connection.shown()));
         }
         self.last = Some(new);
         Ok(())
@@ -167,10 +142,6 @@ impl Exclusive {
     fn error(&self, problem: impl Into<String>) -> Error {
         Error::Database { url: self.connection.shown().to_owned(), problem: problem.into() }
     }
-
-    fn in_use(&self) -> Error {
-        self.error("a server leads its fleet; stop all of its servers first")
-    }
 }
 
 /// Counts what the tables hold, and reads who leads. They may be in use.
@@ -178,10 +149,9 @@ pub(crate) fn inspect(settings: Settings) -> Result<Inspected, Error> {
     let mut connection = Connection::new(settings)?;
     let inspected = connection.run(STEP_WITHIN, async |client, schema| {
         client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        if !has_tables(client, schema).await? {
+        let Some(fleet) = look(client, schema).await? else {
             return Err(Failure::Other("it has no tables of a fleet".to_owned()));
-        }
-        let fleet = read_fleet(client, schema).await?;
+        };
         let members = members::read(client, schema).await?;
         let records = count_records(client, schema).await?;
         let query = format!("SELECT next_serial FROM {schema}.journal");
@@ -214,6 +184,14 @@ async fn has_tables(client: &Client, schema: &str) -> Result<bool, Failure> {
     let version = client.query_typed_opt(&query, &[]).await?;
     let version = version.map(|row| row.try_get(0)).transpose()?;
     schema::check_version(version).map(|()| true)
+}
+
+/// The rows that say who leads; `None` if there are no tables.
+async fn look(client: &Client, schema: &str) -> Result<Option<FleetRows>, Failure> {
+    if !has_tables(client, schema).await? {
+        return Ok(None);
+    }
+    read_fleet(client, schema).await.map(Some)
 }
 
 async fn read_fleet(client: &Client, schema: &str) -> Result<FleetRows, Failure> {

@@ -16,6 +16,13 @@ pub(crate) enum Failure {
     Other(String),
 }
 
+impl Failure {
+    /// Whether the database has no more room.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::DISK_FULL))
+    }
+}
+
 /// The text of an error of the database, with what the server said.
 pub(crate) fn explain(error: &tokio_postgres::Error) -> String {
     match (error.as_db_error(), error.source()) {

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Row};
 use super::commit::signed;
 use super::load::{LoadError, id_of};
 use super::{Failure, PostgresElections, schema};
-use crate::fleet::{LeaderId, Member, MemberId, MemberRole};
+use crate::fleet::{FORGOTTEN_AFTER, LeaderId, Member, MemberId, MemberRole};
 use crate::journal::encoding::BadRow;
 use crate::journal::engine::{Facts, Meeting};
 
@@ -18,10 +18,10 @@ impl PostgresElections {
         let (id, led) = (facts.id.to_string(), facts.led.map(signed));
         let role = facts.role.as_str();
         self.connection.run(within, async |client, schema| {
-            let forgotten_after = schema::FORGOTTEN_AFTER;
+            let forgotten_after = FORGOTTEN_AFTER.as_secs();
             let write = format!(
                 "WITH gone AS (DELETE FROM {schema}.members \
-                 WHERE seen < now() - interval '{forgotten_after}' AND id <> $1) \
+                 WHERE seen < now() - interval '{forgotten_after} seconds' AND id <> $1) \
                  INSERT INTO {schema}.members VALUES ($1, $2, $3, $4, $5, $6, now(), $7, now()) \
                  ON CONFLICT (id) DO UPDATE SET policy = excluded.policy, role = excluded.role, \
                  role_since = CASE WHEN members.role = excluded.role THEN members.role_since \
@@ -90,19 +90,13 @@ fn members(rows: &[Row]) -> Result<Vec<Member>, Failure> {
 fn member(row: &Row) -> Result<Member, LoadError> {
     let bad = BadRow { table: "members" };
     let text = |at| row.try_get::<_, String>(at).map(String::into_boxed_str);
-    let role = match &*text(5)? {
-        "leader" => MemberRole::Leader,
-        "standby" => MemberRole::Standby,
-        // A part that a later version may have is none to which this one hands over.
-        _ => MemberRole::Stopping,
-    };
     Ok(Member {
         id: MemberId(id_of(&text(0)?)?),
         address: text(1)?,
         version: text(2)?,
         tables: u32::try_from(row.try_get::<_, i32>(3)?).map_err(|_| bad)?,
         policy_hash: text(4)?,
-        role,
+        role: MemberRole::from_text(&text(5)?),
         role_since: row.try_get(6)?,
         led: row.try_get::<_, Option<i64>>(7)?.map(i64::cast_unsigned),
         seen_ago: Duration::from_millis(row.try_get::<_, i64>(8)?.cast_unsigned()),

@@ -33,7 +33,8 @@ pub(crate) use settings::Settings;
 
 impl From<Failure> for Unanswered {
     fn from(failure: Failure) -> Self {
-        Self(failure.to_string())
+        let text = failure.to_string();
+        if failure.is_full() { Self::Full(text) } else { Self::Failed(text) }
     }
 }
 

@@ -7,10 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use super::failure::Failure;
-use crate::fleet::{FleetSecret, LeaderId};
-
-/// A server that was not seen for this long is no member any more.
-pub(super) const FORGOTTEN_AFTER: &str = "60 seconds";
+use crate::fleet::{FORGOTTEN_AFTER, FleetSecret, LeaderId};
 
 /// The oldest version of the tables that this program can use.
 const OLDEST: i32 = 1;
@@ -183,9 +180,10 @@ pub(crate) async fn migrate(
     let target = OLDEST + i32::try_from(steps.len()).unwrap_or(i32::MAX);
     client.batch_execute("BEGIN").await?;
     // The lock of the row keeps out another leader, and another migration.
+    let forgotten_after = FORGOTTEN_AFTER.as_secs();
     let query = format!(
         "SELECT v.version, (SELECT min(tables) FROM {schema}.members \
-         WHERE seen > now() - interval '{FORGOTTEN_AFTER}') \
+         WHERE seen > now() - interval '{forgotten_after} seconds') \
          FROM {schema}.version v, {schema}.fleet f WHERE f.leader = $1 AND NOT f.released \
          FOR UPDATE OF v, f"
     );

@@ -8,18 +8,25 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use super::*;
 
 /// An authority of certificates.
-struct Authority {
-    pem: String,
+pub(crate) struct Authority {
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// A certificate for that name, and its key.
+    pub(crate) fn certify(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 }
 
@@ -32,11 +39,9 @@ fn encrypted(authority: &Authority) -> Option<Cluster> {
     connection.run(WITHIN, async |client, _| Ok(client.batch_execute(set).await?)).unwrap();
     cluster.kill();
 
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-    let certificate = params.signed_by(&key, &authority.issuer).unwrap();
-    cluster.write("server.crt", &certificate.pem());
-    cluster.write("server.key", &key.serialize_pem());
+    let (certificate, key) = authority.certify("localhost");
+    cluster.write("server.crt", &certificate);
+    cluster.write("server.key", &key);
     cluster.write("pg_hba.conf", "hostssl all all 127.0.0.1/32 scram-sha-256\n");
     cluster.write("postgresql.auto.conf", "ssl = on\n");
     cluster.resume();

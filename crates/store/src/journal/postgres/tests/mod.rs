@@ -1,6 +1,6 @@
 //! The journal against a real PostgreSQL.
 
-mod encrypted;
+pub(crate) mod encrypted;
 
 pub(crate) use crate::testing::cluster;
 
