@@ -123,7 +123,7 @@ async fn load_operator_records(
 }
 
 /// Calls `read` with each row, as they arrive.
-async fn each(
+pub(super) async fn each(
     client: &Client,
     query: &str,
     mut read: impl FnMut(&Row) -> Result<(), LoadError>,
@@ -175,7 +175,7 @@ fn text(row: &Row, at: usize, bad: BadRow) -> Result<String, LoadError> {
     Ok(unescaped(row.try_get(at)?).ok_or(bad)?)
 }
 
-fn unsigned(row: &Row, at: usize) -> Result<u64, LoadError> {
+pub(super) fn unsigned(row: &Row, at: usize) -> Result<u64, LoadError> {
     let number: i64 = row.try_get(at)?;
     Ok(u64::try_from(number).map_err(|_| BadRow { table: "journal" })?)
 }

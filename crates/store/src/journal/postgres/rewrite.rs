@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use prost::Message as _;
+use tokio_postgres::Client;
+
 use super::elections::take_over;
-use super::load::rows;
+use super::load::{LoadError, each, rows, unsigned};
 use super::{Failure, PostgresElections, begin, commit};
 use crate::fleet::{Answer, Rows as FleetRows};
 use crate::journal::Snapshot;
@@ -16,7 +19,9 @@ const ROWS_AT_ONCE: usize = 10_000;
 impl PostgresElections {
     /// Replaces both rows and all content of the journal, in one transaction, if both rows equal `seen`.
     ///
-    /// The rows are locked and compared first, so that nobody takes over in the meantime.
+    /// The rows are locked and compared first, so that nobody takes over in the meantime. Another server
+    /// ends this transaction when it has waited for the lock for a leader-ttl. So only what differs is
+    /// written: a replica usually lacks no more than the last changes.
     ///
     /// # Errors
     ///
@@ -28,7 +33,7 @@ impl PostgresElections {
         snapshot: Snapshot,
         within: Duration,
     ) -> Result<Answer, Failure> {
-        let Snapshot { rows: content, stamp } = snapshot;
+        let Snapshot { rows: mut content, stamp } = snapshot;
         let schema = self.connection.schema().to_owned();
         let claim = take_over(&schema, seen, new);
         let replaced = self.connection.run(within, async |client, _| {
@@ -39,9 +44,13 @@ impl PostgresElections {
                 return Ok(None);
             };
             let claimed = rows(&claimed).map_err(|error| Failure::Other(error.to_string()))?;
-            for table in ["leases", "remembered", "usage", "overrides", "audit"] {
+            for table in ["usage", "overrides", "audit"] {
                 client.batch_execute(&format!("DELETE FROM {schema}.{table}")).await?;
             }
+            keep_differences(client, &schema, &mut content).await.map_err(|error| match error {
+                LoadError::Database(error) => Failure::Database(error),
+                other => Failure::Other(other.to_string()),
+            })?;
             for part in parts(content) {
                 // Each part goes in beside the same row, which this transaction has locked.
                 let row = claimed.journal;
@@ -62,12 +71,53 @@ impl PostgresElections {
     }
 }
 
-/// Parts of bounded size; at least one, which carries the counters.
+/// Removes from `content` the leases and the remembered facts that the database has, and adds the ends of
+/// those that it should not have.
+async fn keep_differences(
+    client: &Client,
+    schema: &str,
+    content: &mut Rows,
+) -> Result<(), LoadError> {
+    // A serial number and a secret name one grant. Of its row only the end of its lingering changes.
+    let leases = format!("SELECT serial, secret, lingers_until FROM {schema}.leases");
+    each(client, &leases, |row| {
+        let serial = unsigned(row, 0)?;
+        let lingers_until = row.try_get::<_, Option<i64>>(2)?.map(i64::cast_unsigned);
+        let secret: &[u8] = row.try_get(1)?;
+        let is_same = content.granted.get(&serial).is_some_and(|lease| lease.secret == secret)
+            && content.lingering.get(&serial).copied() == lingers_until;
+        if is_same {
+            content.granted.remove(&serial);
+        } else {
+            content.ended.push(serial);
+        }
+        Ok(())
+    })
+    .await?;
+    let remembered = format!("SELECT key, row FROM {schema}.remembered");
+    each(client, &remembered, |row| {
+        let (key, row): (Vec<u8>, &[u8]) = (row.try_get(0)?, row.try_get(1)?);
+        match content.remembered.get(&key) {
+            Some(Some(known)) if known.encode_to_vec() == row => {
+                content.remembered.remove(&key);
+            }
+            Some(_) => {}
+            None => {
+                content.remembered.insert(key, None);
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Parts of bounded size; at least one, which carries the counters. What has ended comes first: a lease of
+/// the same number may be granted.
 fn parts(mut content: Rows) -> Vec<Rows> {
-    let mut parts = vec![Rows {
-        operator_records: std::mem::take(&mut content.operator_records),
-        ..Rows::default()
-    }];
+    let operator_records = std::mem::take(&mut content.operator_records);
+    let mut parts = vec![Rows { operator_records, ..Rows::default() }];
+    let ended = content.ended.chunks(ROWS_AT_ONCE);
+    parts.extend(ended.map(|ended| Rows { ended: ended.to_vec(), ..Rows::default() }));
     loop {
         let granted = take(&mut content.granted);
         let lingering = granted

@@ -125,8 +125,16 @@ async fn a_leader_writes_again_what_its_database_has_lost() {
     borrow_soon(&store).await;
     // Something that is gone later comes back with the earlier state.
     let gone = grant(&store, &session("gone")).await;
+    let (lingers, differs) = (grant(&store, &session("")).await, grant(&store, &session("")).await);
     keep_copy(&client, schema).await;
     store.release(gone, Some("west"), Duration::ZERO).await.unwrap();
+    store.release(lingers, Some("west"), Duration::from_secs(600)).await.unwrap();
+    // A replica has no other lease of the same number, but if it had, it would be replaced.
+    let serial = differs.number().serial();
+    let other = format!(
+        "UPDATE {schema}.old_leases SET secret = '\\x00', trace = 'other' WHERE serial = {serial}"
+    );
+    assert_eq!(client.execute(&other, &[]).await.unwrap(), 1);
     let leases = do_everything(&store, "trace-a").await;
     let (before, term) = (content(&client, schema).await, epoch(&client, schema).await);
     let last_number = store.audit(None, 1)[0].number;
