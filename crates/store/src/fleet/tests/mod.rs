@@ -282,6 +282,31 @@ fn a_named_successor_takes_over_at_once_and_the_others_wait() {
     assert!(!database.serve_until(&mut second, at(12_000)).is_empty());
 }
 
+/// A leader that waits for a slow last commit goes on to renew. If that fails for so long that it lapses, the
+/// release compares the row as a renewal does.
+#[test]
+fn a_leader_that_lapsed_before_its_release_releases_its_own_row_only() {
+    let (mut database, mut leader) = led();
+    assert_eq!(database.serve(&mut leader, at(1_000)), [Event::ValidUntil(at(6_000))]);
+    assert_eq!(leader.valid_until(at(8_000)), None);
+    let before = database.rows.clone();
+    leader.release_to(Some(member(2)), at(8_000));
+    assert_eq!(database.serve(&mut leader, at(8_000)), []);
+    let LeadershipRow { released, successor, .. } = database.rows.leadership;
+    assert_eq!((released, successor, leader.has_row()), (true, Some(member(2)), false));
+
+    // Another server has taken the row over meanwhile, and keeps it.
+    let (_, mut leader) = led();
+    let mut other = server(2);
+    database.rows = before;
+    let events = database.serve_until(&mut other, at(8_000));
+    assert!(matches!(events[0], Event::Elected(_)), "{events:?}");
+    leader.release_to(Some(member(2)), at(8_000));
+    assert_eq!(database.serve(&mut leader, at(8_000)), []);
+    assert!(!database.rows.leadership.released && !leader.has_row());
+    assert_eq!(other.term(), Some(&database.rows.leadership));
+}
+
 #[test]
 fn a_server_that_stepped_down_may_lead_again_later() {
     let (mut database, mut leader) = led();
