@@ -206,7 +206,7 @@ async fn start(options: &Options, recorder: &Recorder) -> anyhow::Result<()> {
     }
     for caller in 0..options.callers {
         let recorder = Recorder { caller, ..recorder.clone() };
-        spawn_local(call(pool(options, caller).await?, recorder));
+        spawn_local(call(options.clone(), recorder));
     }
     Ok(())
 }
@@ -235,11 +235,20 @@ async fn pause() {
     sleep(Duration::from_millis(milliseconds)).await;
 }
 
-/// Borrows a session, works with it for a while, returns it, and begins again.
-async fn call(pool: Pool, recorder: Recorder) {
+/// Borrows a session, works with it for a while, returns it, and begins again with a new pool. A pool stays
+/// at the server that answered last. New ones keep the callers at all servers: if all were at one, they would
+/// need four seconds to find out that it is silent, whoever leads by then.
+async fn call(options: Options, recorder: Recorder) {
     let organization = organization(recorder.caller);
     loop {
         pause().await;
+        let pool = match pool(&options, recorder.caller).await {
+            Ok(pool) => pool,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                continue;
+            }
+        };
         let number = recorder.ask(SESSIONS, &organization, None);
         match pool.borrow(SessionRequest::new(SESSIONS, &*organization)).await {
             Ok(session) => work(Held::new(&recorder, number, session), &recorder).await,

@@ -203,10 +203,12 @@ impl History {
         *self.failures.entry(kind).or_default() += 1;
     }
 
-    /// Whether the lease was kept alive recently enough to be there.
+    /// Whether the lease was kept alive recently enough to be there, and its session too.
     fn was_kept(&self, at: Time, number: u64) -> bool {
-        let kept_at = self.borrows.get(&number).map_or(0, |borrow| borrow.kept_at);
-        at.saturating_sub(kept_at) < self.believed_for
+        self.borrows.get(&number).is_some_and(|borrow| {
+            at.saturating_sub(borrow.kept_at) < self.believed_for
+                && borrow.under.is_none_or(|session| self.was_kept(at, session))
+        })
     }
 
     fn see_serial(&mut self, number: u64, key: &str) {
@@ -368,6 +370,23 @@ mod tests {
                 }
             }
             add(&mut history, 1, ended());
+            assert_eq!(history.violations.len(), violations, "{:?}", history.violations);
+        }
+    }
+
+    #[test]
+    fn a_worker_may_end_with_its_session() {
+        for (session_is_kept, violations) in [(true, 1), (false, 0)] {
+            let mut history = history();
+            grant(&mut history, 1);
+            (0..10).for_each(|_| add(&mut history, 9, What::Denied));
+            if session_is_kept {
+                add(&mut history, 1, What::Kept { times: 1 });
+            }
+            let (service, organization) = ("t2w".to_owned(), "org-0".to_owned());
+            add(&mut history, 2, What::Asks { service, organization, under: Some(1) });
+            add(&mut history, 2, What::Granted { key: LeaseId::new(2, 2, [0; 12]).to_string() });
+            add(&mut history, 2, What::Ended { reason: "lost".to_owned() });
             assert_eq!(history.violations.len(), violations, "{:?}", history.violations);
         }
     }

@@ -9,7 +9,7 @@ use crate::fleet::SERVERS;
 use crate::history::{Strictness, Time, now};
 use crate::network::Cable;
 use crate::report::Report;
-use crate::stage::Stage;
+use crate::stage::{FAULT, Stage};
 
 /// A fault that is played in rounds.
 pub(crate) struct Fault {
@@ -82,6 +82,10 @@ pub(crate) const FAULTS: &[Fault] = &[
         round: cut,
     },
 ];
+
+/// How long a fleet is left alone after a fault, so that keep-alives that failed have succeeded. Each fault is
+/// one for itself: clients cannot believe through several without a pause.
+const RECOVERY: Duration = Duration::from_secs(2);
 
 /// Leases that were returned so long before a fault are checked too, in microseconds.
 const BEFORE: Time = 2_000_000;
@@ -164,10 +168,11 @@ fn freeze(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let (leader, term) = stage.fleet.settle()?;
     let (start, began) = stop_in_transaction(stage, report, leader)?;
     let played = expect_grant(stage, report, "frozen", start, takeover(stage));
-    sleep_until(began, 3 * stage.scale.leader_ttl);
+    sleep_until(began, FAULT * stage.scale.leader_ttl);
     stage.fleet.signal(leader, Signal::CONT)?;
     played?;
     settle(stage, report, term)?;
+    sleep(RECOVERY);
     stage.check(start - BEFORE)
 }
 
@@ -254,7 +259,7 @@ fn cut_cables(
         true => expect_grant(stage, report, what, start, takeover(stage)),
         false => Ok(()),
     };
-    sleep_until(began, 3 * stage.scale.leader_ttl);
+    sleep_until(began, FAULT * stage.scale.leader_ttl);
     let mended = now();
     cables.iter().try_for_each(|cable| stage.fleet.cut(leader, *cable, false))?;
     played?;
@@ -262,5 +267,6 @@ fn cut_cables(
         expect_grant(stage, report, what, mended, takeover(stage))?;
     }
     settle(stage, report, term)?;
+    sleep(RECOVERY);
     stage.check(start - BEFORE)
 }

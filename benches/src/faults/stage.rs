@@ -13,6 +13,9 @@ use crate::fleet::{Fleet, Setup};
 use crate::history::{History, Time};
 use crate::policy::{ATTACHED, JOBS, ORGANIZATIONS, SESSIONS, limit, organization};
 
+/// The longest fault, in leader TTLs.
+pub(crate) const FAULT: u32 = 3;
+
 /// How long callers may take until all of them have what they want.
 const READY: Duration = Duration::from_secs(60);
 
@@ -68,7 +71,9 @@ impl Stage {
             .spawn()
             .context("the callers cannot be started")?;
         let events = callers.stdout.take().context("standard output was piped")?;
-        let believed_for = scale.ttl.mul_f64(0.95).saturating_sub(Duration::from_secs(5));
+        // The answer to a keep-alive may take as long as a fault, and a lease lives from its sending on.
+        let answer_within = FAULT * scale.leader_ttl + Duration::from_secs(2);
+        let believed_for = scale.ttl.mul_f64(0.95).saturating_sub(answer_within);
         let believed_for = u64::try_from(believed_for.as_micros())?;
         let history = Arc::new(Mutex::new(History::new(believed_for)));
         let kept = history.clone();
