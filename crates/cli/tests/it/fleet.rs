@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::harness::{PATIENCE, Ran, Serve, file, folder, run};
 use store::testing::cluster::Cluster;
+use tgm_session::{Released, SessionRequest, connect};
 
 /// Starts a server of the fleet in this schema.
 fn serve(cluster: &Cluster, schema: &str, args: &[&str]) -> Serve {
@@ -125,6 +126,47 @@ fn a_leader_hands_over_to_another_policy_only_if_that_is_forced() {
     let forced = ask(&first, &["step-down", "--force"]);
     assert_eq!(forced.code, Some(0), "{forced:?}");
     fleet_soon(&second, "the other leads", |fleet| is_led_by(fleet, &second));
+}
+
+#[test]
+fn a_pool_that_knows_two_servers_goes_on_at_the_other_one_when_the_first_is_killed() {
+    let Some(cluster) = Cluster::start() else { return };
+    let mut first = serve(&cluster, "also", &[]);
+    fleet_soon(&first, "it leads", |fleet| is_led_by(fleet, &first));
+    let second = serve(&cluster, "also", &[]);
+    fleet_soon(&second, "both are listed", |fleet| has_servers(fleet, &["leader", "standby"]));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let pool = connect(&format!("{}&also={}", first.url(), second.grpc)).await.unwrap();
+        let mut sessions = Vec::new();
+        for _ in 0..3 {
+            sessions.push(pool.borrow(SessionRequest::new("t1r", "acme")).await.unwrap());
+        }
+        let seen: Vec<_> = sessions.iter().map(|it| (it.key(), it.keep_alives())).collect();
+        // Its successor learns of this only by the silence of its row.
+        first.kill();
+        let begun = Instant::now();
+        let later = loop {
+            match pool.borrow(SessionRequest::new("t1r", "acme")).await {
+                Ok(session) => break session,
+                Err(error) => assert!(error.is_retryable(), "{error}"),
+            }
+            assert!(begun.elapsed() < PATIENCE, "the other server grants nothing");
+        };
+        let were_kept =
+            || sessions.iter().zip(&seen).all(|(it, (_, before))| it.keep_alives() > *before);
+        while !were_kept() {
+            assert!(begun.elapsed() < PATIENCE, "the sessions are not kept alive");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for (session, (key, _)) in sessions.into_iter().zip(seen) {
+            assert_eq!((session.end_reason(), session.key()), (None, key));
+            let released = session.release().await;
+            assert!(matches!(released, Ok(Released::Returned | Released::Lingers)), "{released:?}");
+        }
+        drop(later);
+    });
+    fleet_soon(&second, "it leads", |fleet| is_led_by(fleet, &second));
 }
 
 #[test]
