@@ -6,8 +6,10 @@
 //! each table.
 
 pub mod disk;
+pub mod fleet;
 pub mod gateway;
 pub mod h2load;
+pub mod http;
 pub mod ids;
 pub mod ledger;
 pub mod pairs;

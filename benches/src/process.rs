@@ -145,6 +145,12 @@ impl Server {
     }
 }
 
+/// The time of CLOCK_MONOTONIC in microseconds, which all processes share.
+pub fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    u64::try_from(time.tv_sec * 1_000_000 + time.tv_nsec / 1_000).unwrap_or_default()
+}
+
 /// CPU time that this thread has used so far, user and system.
 pub fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -157,9 +163,36 @@ pub fn thread_cpu() -> Duration {
 ///
 /// The process is gone.
 pub fn cpu_of(process: u32) -> anyhow::Result<Duration> {
+    cpu_at(process, 11)
+}
+
+/// CPU time that all children of a process have used that have ended, user and system.
+///
+/// # Errors
+///
+/// The process is gone.
+pub fn children_cpu_of(process: u32) -> anyhow::Result<Duration> {
+    cpu_at(process, 13)
+}
+
+fn cpu_at(process: u32, place: usize) -> anyhow::Result<Duration> {
     let path = format!("/proc/{process}/stat");
     let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    cpu_time(&stat).with_context(|| format!("{path} has an unknown form"))
+    cpu_time(&stat, place).with_context(|| format!("{path} has an unknown form"))
+}
+
+/// The bytes of memory that a process has, as they are resident.
+///
+/// # Errors
+///
+/// The process is gone.
+pub fn memory_of(process: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes =
+        line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Ok(kilobytes.with_context(|| format!("{path} has an unknown form"))? * 1024)
 }
 
 impl Drop for Server {
@@ -188,12 +221,13 @@ fn addresses_in(
     receiver.recv_timeout(START).ok()
 }
 
-/// The CPU time in a line of `/proc/PID/stat`.
-fn cpu_time(stat: &str) -> Option<Duration> {
+/// The CPU time in a line of `/proc/PID/stat`: the sum of two fields, the first of which stands so many
+/// places behind the name.
+fn cpu_time(stat: &str, place: usize) -> Option<Duration> {
     // The program's name is in parentheses and may contain any character, even a parenthesis. The
     // fields after it contain none.
     let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace().skip(11);
+    let mut fields = fields.split_whitespace().skip(place);
     let user: f64 = fields.next()?.parse().ok()?;
     let system: f64 = fields.next()?.parse().ok()?;
     Some(Duration::from_secs_f64((user + system) / USER_HZ))
@@ -212,8 +246,8 @@ mod tests {
     #[test]
     fn cpu_time_is_read_behind_a_name_with_spaces_and_parentheses() {
         let stat = "42 (a) b (c)) S 1 42 42 0 -1 4194304 100 0 0 0 150 25 0 0 20 0 3 0 1000";
-        assert_eq!(cpu_time(stat), Some(Duration::from_millis(1750)));
-        assert_eq!(cpu_time("42 (a"), None);
+        assert_eq!(cpu_time(stat, 11), Some(Duration::from_millis(1750)));
+        assert_eq!(cpu_time("42 (a", 11), None);
     }
 
     #[test]

@@ -6,7 +6,6 @@ mod bystander;
 mod calls;
 mod connection;
 mod frames;
-mod http;
 mod load;
 mod options;
 mod row;
@@ -18,6 +17,7 @@ use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use benches::http;
 use clap::Parser;
 use rustix::process::{Resource, getrlimit, nice, setrlimit};
 use serde_json::json;

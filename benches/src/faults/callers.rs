@@ -8,12 +8,13 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use benches::process::now;
 use rand::RngExt as _;
 use tgm_session::{Error, Guard, Pool, Released, Session, SessionRequest, Worker};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep;
 
-use crate::history::{Event, What, now};
+use crate::history::{Event, What};
 use crate::policy::{ATTACHED, JOBS, SESSIONS, WORKERS, organization};
 
 /// What the callers are started with.

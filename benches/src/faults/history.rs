@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use lease::LeaseId;
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::limit;
@@ -14,12 +13,6 @@ pub(crate) type Time = u64;
 
 /// The most violations that are reported.
 const TOLD: usize = 20;
-
-/// The time now.
-pub(crate) fn now() -> Time {
-    let time = clock_gettime(ClockId::Monotonic);
-    u64::try_from(time.tv_sec * 1_000_000 + time.tv_nsec / 1_000).unwrap_or_default()
-}
 
 /// Something that a caller did or was told.
 #[derive(Clone, Debug, Serialize, Deserialize)]

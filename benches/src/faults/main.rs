@@ -2,15 +2,7 @@
 //! with the client library, and a history that is checked against the promises of a fleet.
 
 mod callers;
-#[allow(dead_code, unreachable_pub, reason = "the tests of the store use the rest")]
-#[path = "../../../crates/store/src/testing/cluster.rs"]
-mod cluster;
-mod fleet;
 mod history;
-#[allow(dead_code, reason = "the attacks use the rest")]
-#[path = "../attack/http.rs"]
-mod http;
-mod network;
 mod play;
 mod policy;
 mod report;
@@ -22,10 +14,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use benches::fleet::Setup;
+use benches::fleet::network::{self, DATABASE, Network};
 use clap::{Parser, Subcommand};
+use store::testing::cluster::Cluster;
 use tokio::runtime::Handle;
 
-use crate::fleet::Setup;
 use crate::play::{FAULTS, Fault};
 use crate::report::Report;
 use crate::stage::{Scale, Stage};
@@ -153,15 +147,25 @@ fn play_together(
         (seconds(15), seconds(2), 1_000)
     };
     let attached = if faults.iter().any(|fault| fault.attached) { attached } else { 0 };
+    let mut cluster = Cluster::start().context("PostgreSQL is not installed")?;
+    let (mut network, mut database) = (None, "127.0.0.1");
+    if faults.iter().any(|fault| fault.cuts) {
+        (network, database) = (Some(Network::make(folder)?), DATABASE);
+        cluster.kill();
+        cluster.listen_at(DATABASE);
+        cluster.resume();
+    }
     let setup = Setup {
         program: options.server.clone(),
         folder: folder.to_owned(),
         policy: policy::policy(ttl),
         leader_ttl,
-        can_be_cut: faults.iter().any(|fault| fault.cuts),
+        store: format!("postgres://tgm@{database}:{}/postgres", cluster.port),
+        network,
+        arguments: Vec::new(),
     };
     let scale = Scale { callers: 64, attached, ttl, leader_ttl };
-    let mut stage = Stage::start(setup, scale, runtime)?;
+    let mut stage = Stage::start(setup, cluster, scale, runtime)?;
     let mut passed = true;
     for fault in faults {
         let rounds = if options.quick { 1 } else { options.rounds.min(fault.most) };

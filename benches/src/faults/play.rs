@@ -3,13 +3,15 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use benches::fleet::SERVERS;
+use benches::fleet::network::Cable;
+use benches::process::now;
 use rustix::process::Signal;
 
-use crate::fleet::SERVERS;
-use crate::history::{Strictness, Time, now};
-use crate::network::Cable;
+use crate::history::{Strictness, Time};
 use crate::report::Report;
 use crate::stage::{FAULT, Stage};
+use crate::transactions::Transactions;
 
 /// A fault that is played in rounds.
 pub(crate) struct Fault {
@@ -143,8 +145,8 @@ fn kill(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let (leader, _) = stage.fleet.settle()?;
     kill_server(stage, report, "standby", (leader + 1) % SERVERS, None)?;
     let start = now();
-    stage.fleet.cluster.kill_processes();
-    stage.fleet.cluster.resume();
+    stage.cluster.kill_processes();
+    stage.cluster.resume();
     expect_grant(stage, report, "database", now(), takeover(stage))?;
     settle(stage, report, term)?;
     stage.check(start - BEFORE)
@@ -182,7 +184,7 @@ fn stop_in_transaction(
     report: &mut Report,
     leader: usize,
 ) -> anyhow::Result<(Time, Instant)> {
-    let transactions = stage.fleet.transactions()?;
+    let transactions = Transactions::connect(stage.cluster.port, &stage.runtime)?;
     for _ in 0..STOPS {
         let (start, began) = (now(), Instant::now());
         stage.fleet.signal(leader, Signal::STOP)?;
@@ -227,9 +229,9 @@ fn step_down(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
 fn outage(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let (_, term) = stage.fleet.settle()?;
     let start = now();
-    stage.fleet.cluster.kill();
+    stage.cluster.kill();
     sleep(stage.scale.leader_ttl + Duration::from_secs(1));
-    stage.fleet.cluster.resume();
+    stage.cluster.resume();
     expect_grant(stage, report, "database", now(), takeover(stage))?;
     settle(stage, report, term)?;
     stage.check(start - BEFORE)

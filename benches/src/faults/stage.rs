@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use benches::fleet::{Fleet, Setup};
 use parking_lot::Mutex;
+use store::testing::cluster::Cluster;
 use tokio::runtime::Handle;
 
-use crate::fleet::{Fleet, Setup};
 use crate::history::{History, Time};
 use crate::policy::{ATTACHED, JOBS, ORGANIZATIONS, SESSIONS, limit, organization};
 
@@ -43,6 +44,8 @@ pub(crate) struct Scale {
 /// What faults are played on.
 pub(crate) struct Stage {
     pub(crate) fleet: Fleet,
+    pub(crate) cluster: Cluster,
+    pub(crate) runtime: Handle,
     pub(crate) history: Arc<Mutex<History>>,
     pub(crate) scale: Scale,
     callers: Child,
@@ -54,7 +57,12 @@ impl Stage {
     /// # Errors
     ///
     /// Something does not start.
-    pub(crate) fn start(setup: Setup, scale: Scale, runtime: &Handle) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        setup: Setup,
+        cluster: Cluster,
+        scale: Scale,
+        runtime: &Handle,
+    ) -> anyhow::Result<Self> {
         let fleet = Fleet::start(setup, runtime)?;
         let log = std::fs::File::create(fleet.folder().join("callers.log"))?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -84,7 +92,7 @@ impl Stage {
                 }
             }
         });
-        let stage = Self { fleet, history, scale, callers };
+        let stage = Self { fleet, cluster, runtime: runtime.clone(), history, scale, callers };
         let start = Instant::now();
         let sessions = u64::from(ORGANIZATIONS) * limit(SESSIONS);
         loop {

@@ -82,7 +82,12 @@ impl Cluster {
 
     /// A database of its own. `None` where the test is skipped.
     pub fn start() -> Option<Self> {
-        let mut cluster = Self::without_data()?;
+        Self::start_in(&std::env::temp_dir())
+    }
+
+    /// As [`Cluster::start`], with its data below a folder, which the user of the database may enter.
+    pub fn start_in(folder: &Path) -> Option<Self> {
+        let mut cluster = Self::without_data(folder)?;
         let made = command(&cluster.programs, "initdb")
             .args(["--username=tgm", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
             .arg("--pgdata")
@@ -95,13 +100,26 @@ impl Cluster {
         Some(cluster)
     }
 
-    fn without_data() -> Option<Self> {
+    fn without_data(folder: &Path) -> Option<Self> {
         let programs = programs()?;
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir_in(folder).unwrap();
         own(folder.path());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let addresses = "127.0.0.1".to_owned();
         Some(Self { programs, folder, addresses, port, process: None })
+    }
+
+    /// The URL of a store in it.
+    pub fn url(&self) -> String {
+        format!("postgres://tgm@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The ids of its processes: of the first one, and of those that this one has started.
+    pub fn processes(&self) -> Vec<u32> {
+        let first = self.process.as_ref().map(rustix::process::Pid::from_child);
+        let children = first.into_iter().flat_map(children_of);
+        let processes = first.into_iter().chain(children);
+        processes.map(|process| process.as_raw_nonzero().get().cast_unsigned()).collect()
     }
 
     fn data(&self) -> PathBuf {
@@ -126,7 +144,7 @@ impl Cluster {
 
     /// Starts an asynchronous replica of this database.
     pub fn replica(&self) -> Self {
-        let mut replica = Self::without_data().expect("this database runs");
+        let mut replica = Self::without_data(&std::env::temp_dir()).expect("this database runs");
         let copied = command(&self.programs, "pg_basebackup")
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "tgm"])
             .args([

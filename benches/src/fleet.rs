@@ -1,5 +1,6 @@
-//! Three servers on one PostgreSQL, all of them real processes.
+//! Three servers on one database, all of them real processes.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use benches::process::Server;
 use connect::{Connection, Connector, Host, Protocol, TlsFiles, Verify, Way};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -17,14 +17,13 @@ use wire::worker::keep_alive_response::Status as Kept;
 use wire::worker::worker_pool_client::WorkerPoolClient;
 use wire::worker::{KeepAliveRequest, WorkersStateRequest};
 
-use crate::cluster::Cluster;
-use crate::history::now;
 use crate::http;
-use crate::network::{Cable, DATABASE, Network};
-use crate::transactions::Transactions;
+use crate::process::{Server, now};
 
-/// How many servers there are.
-pub(crate) const SERVERS: usize = 3;
+pub mod network;
+
+pub use network::SERVERS;
+use network::{Cable, Network};
 
 /// How long a server may take to answer a question.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -48,31 +47,37 @@ const ATTEMPTS: usize = 20;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// How the servers are started.
-#[derive(Clone, Debug)]
-pub(crate) struct Setup {
-    pub(crate) program: PathBuf,
-    pub(crate) folder: PathBuf,
-    pub(crate) policy: String,
-    pub(crate) leader_ttl: Duration,
-    /// Whether the servers have a network that can be cut. Else they are on loopback.
-    pub(crate) can_be_cut: bool,
+#[derive(Debug)]
+pub struct Setup {
+    /// The server: tgm-session.
+    pub program: PathBuf,
+    /// Where the policy and the logs are.
+    pub folder: PathBuf,
+    /// The text of the policy.
+    pub policy: String,
+    /// How long a renewal of the leadership is valid.
+    pub leader_ttl: Duration,
+    /// The URL of the store.
+    pub store: String,
+    /// The network of the servers, if it can be cut. Else they are on loopback.
+    pub network: Option<Network>,
+    /// Further arguments of `serve`.
+    pub arguments: Vec<String>,
 }
 
 /// One server, or its place while it does not run.
-pub(crate) struct Node {
+struct Node {
     grpc: SocketAddr,
     admin: SocketAddr,
     server: Option<Server>,
 }
 
-/// The servers and their database.
-pub(crate) struct Fleet {
-    pub(crate) cluster: Cluster,
+/// The servers of one database.
+pub struct Fleet {
     nodes: Vec<Node>,
+    /// Dropped after the servers, because the network is part of it.
     setup: Setup,
     runtime: Handle,
-    /// Dropped after the servers.
-    network: Option<Network>,
 }
 
 /// The token of the admin ports that are not on loopback.
@@ -89,26 +94,23 @@ fn free_address(server: usize) -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((ip, 0))?.local_addr()?)
 }
 
+impl fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fleet").field("setup", &self.setup).finish_non_exhaustive()
+    }
+}
+
 impl Fleet {
-    /// Starts the database and the servers.
+    /// Starts the servers.
     ///
     /// # Errors
     ///
-    /// PostgreSQL is missing, or a server does not start.
-    pub(crate) fn start(setup: Setup, runtime: &Handle) -> anyhow::Result<Self> {
-        let mut cluster = Cluster::start().context("PostgreSQL is not installed")?;
+    /// A server does not start.
+    pub fn start(setup: Setup, runtime: &Handle) -> anyhow::Result<Self> {
         std::fs::write(setup.folder.join("policy.toml"), &setup.policy)?;
-        let mut network = None;
-        if setup.can_be_cut {
-            network = Some(Network::make(&setup.folder)?);
-            cluster.kill();
-            cluster.listen_at(DATABASE);
-            cluster.resume();
-        }
-        let (nodes, runtime) = (Vec::new(), runtime.clone());
-        let mut fleet = Self { cluster, nodes, setup, runtime, network };
+        let mut fleet = Self { nodes: Vec::new(), setup, runtime: runtime.clone() };
         for number in 0..SERVERS {
-            let (grpc, admin) = match &fleet.network {
+            let (grpc, admin) = match &fleet.setup.network {
                 None => (free_address(number)?, free_address(number)?),
                 Some(_) => {
                     let ip: IpAddr = Network::address(number).parse()?;
@@ -123,40 +125,60 @@ impl Fleet {
     }
 
     /// Where callers reach each server.
-    pub(crate) fn addresses(&self) -> Vec<String> {
+    pub fn addresses(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.grpc.to_string()).collect()
     }
 
     /// The authorities of the certificates of the servers, if they have any.
-    pub(crate) fn authorities(&self) -> Option<&Path> {
-        self.network.as_ref().map(|network| &*network.certificate)
+    pub fn authorities(&self) -> Option<&Path> {
+        self.setup.network.as_ref().map(|network| &*network.certificate)
     }
 
-    pub(crate) fn start_server(&mut self, number: usize) -> anyhow::Result<()> {
-        let Setup { program, folder, leader_ttl, .. } = &self.setup;
+    /// The gRPC address of a server.
+    pub fn address(&self, number: usize) -> SocketAddr {
+        self.nodes[number].grpc
+    }
+
+    /// A server, if it runs.
+    pub fn server(&self, number: usize) -> Option<&Server> {
+        self.nodes[number].server.as_ref()
+    }
+
+    /// The log of a server.
+    pub fn log(&self, number: usize) -> PathBuf {
+        self.setup.folder.join(format!("server-{number}.log"))
+    }
+
+    /// Starts a server at its place.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub fn start_server(&mut self, number: usize) -> anyhow::Result<()> {
+        let log = self.log(number);
+        let Setup { program, folder, leader_ttl, store, network, arguments, .. } = &self.setup;
         let node = &mut self.nodes[number];
-        let (database, mut command) = match &self.network {
-            None => ("127.0.0.1", Command::new(program)),
-            Some(network) => (DATABASE, network.command(number, program)),
+        let mut command = match network {
+            None => Command::new(program),
+            Some(network) => network.command(number, program),
         };
-        let store = format!("postgres://tgm@{database}:{}/postgres", self.cluster.port);
-        command.args(["serve", "--format", "json", "--store", &store]);
+        command.args(["serve", "--format", "json", "--store", store]);
         command.arg("--config").arg(folder.join("policy.toml"));
         command.args(["--listen", &node.grpc.to_string()]);
         command.args(["--admin-listen", &node.admin.to_string()]);
         command.args(["--leader-ttl", &format!("{}ms", leader_ttl.as_millis())]);
-        if let Some(Network { certificate, key, .. }) = &self.network {
+        if let Some(Network { certificate, key, .. }) = network {
             command.args(["--allow-anonymous", "--admin-token", TOKEN]);
             command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
             command.arg("--fleet-ca").arg(certificate);
         }
-        let log = folder.join(format!("server-{number}.log"));
+        command.args(arguments);
         node.server = Some(Server::start(command, Some(&log))?);
         Ok(())
     }
 
     /// Kills a server by SIGKILL.
-    pub(crate) fn kill_server(&mut self, number: usize) {
+    pub fn kill_server(&mut self, number: usize) {
         self.nodes[number].server = None;
     }
 
@@ -165,7 +187,7 @@ impl Fleet {
     /// # Errors
     ///
     /// It does not end, or with an error.
-    pub(crate) fn stop_server(&mut self, number: usize) -> anyhow::Result<()> {
+    pub fn stop_server(&mut self, number: usize) -> anyhow::Result<()> {
         let mut server = self.nodes[number].server.take().context("the server runs")?;
         let status = server.stop(STOP)?.context("a server did not stop")?;
         ensure!(status.success(), "a server ended with {status}");
@@ -173,7 +195,11 @@ impl Fleet {
     }
 
     /// Sends a signal to a server.
-    pub(crate) fn signal(&self, number: usize, signal: Signal) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// It does not run.
+    pub fn signal(&self, number: usize, signal: Signal) -> anyhow::Result<()> {
         let server = self.nodes[number].server.as_ref().context("the server runs")?;
         let pid = Pid::from_raw(server.id().cast_signed()).context("a process has a number")?;
         Ok(kill_process(pid, signal)?)
@@ -184,21 +210,12 @@ impl Fleet {
     /// # Errors
     ///
     /// This is not possible.
-    pub(crate) fn cut(&self, number: usize, cable: Cable, is_cut: bool) -> anyhow::Result<()> {
-        self.network.as_ref().context("there is a network")?.cut(number, cable, is_cut)
-    }
-
-    /// A connection to the database, to look at transactions.
-    ///
-    /// # Errors
-    ///
-    /// The database does not answer.
-    pub(crate) fn transactions(&self) -> anyhow::Result<Transactions> {
-        Transactions::connect(self.cluster.port, &self.runtime)
+    pub fn cut(&self, number: usize, cable: Cable, is_cut: bool) -> anyhow::Result<()> {
+        self.setup.network.as_ref().context("there is a network")?.cut(number, cable, is_cut)
     }
 
     fn token(&self) -> Option<&'static str> {
-        self.network.as_ref().map(|_| TOKEN)
+        self.setup.network.as_ref().map(|_| TOKEN)
     }
 
     fn ask(&self, number: usize, method: &str, path: &str) -> Option<Value> {
@@ -245,7 +262,7 @@ impl Fleet {
     /// # Errors
     ///
     /// This takes too long.
-    pub(crate) fn settle(&self) -> anyhow::Result<(usize, u64)> {
+    pub fn settle(&self) -> anyhow::Result<(usize, u64)> {
         let start = std::time::Instant::now();
         loop {
             if let Some(agreed) = self.agreed() {
@@ -266,7 +283,7 @@ impl Fleet {
     /// # Errors
     ///
     /// It does not.
-    pub(crate) fn step_down(&self, leader: usize) -> anyhow::Result<()> {
+    pub fn step_down(&self, leader: usize) -> anyhow::Result<()> {
         let admin = self.nodes[leader].admin;
         let limit = Duration::from_secs(30);
         let path = "/api/fleet/step-down?note=faults";
@@ -303,7 +320,7 @@ impl Fleet {
     /// # Errors
     ///
     /// No server answers.
-    pub(crate) fn keep_alive(&self, keys: &[String]) -> anyhow::Result<Vec<(bool, u64)>> {
+    pub fn keep_alive(&self, keys: &[String]) -> anyhow::Result<Vec<(bool, u64)>> {
         let connections = self.connections()?;
         self.runtime.block_on(async {
             let mut answers = Vec::new();
@@ -323,7 +340,7 @@ impl Fleet {
     /// # Errors
     ///
     /// The servers do not answer.
-    pub(crate) fn count(&self, service: &str, organization: &str) -> anyhow::Result<i64> {
+    pub fn count(&self, service: &str, organization: &str) -> anyhow::Result<i64> {
         let mut server = self.connections()?.into_iter().next().context("a server runs")?;
         let request = WorkersStateRequest {
             service: service.to_owned(),
@@ -336,7 +353,8 @@ impl Fleet {
         Ok(answer.worker_state.context("the server answers without a state")?.borrowed_workers)
     }
 
-    pub(crate) fn folder(&self) -> &Path {
+    /// Where the policy and the logs are.
+    pub fn folder(&self) -> &Path {
         &self.setup.folder
     }
 }

@@ -13,11 +13,7 @@ use tokio::time::timeout;
 /// # Errors
 ///
 /// There is no complete answer within `limit`.
-pub(crate) async fn get(
-    admin: SocketAddr,
-    path: &str,
-    limit: Duration,
-) -> anyhow::Result<(u16, String)> {
+pub async fn get(admin: SocketAddr, path: &str, limit: Duration) -> anyhow::Result<(u16, String)> {
     ask(admin, "GET", path, "", limit).await
 }
 
@@ -26,7 +22,7 @@ pub(crate) async fn get(
 /// # Errors
 ///
 /// There is no complete answer within `limit`.
-pub(crate) async fn ask(
+pub async fn ask(
     admin: SocketAddr,
     method: &str,
     path: &str,
@@ -41,7 +37,7 @@ pub(crate) async fn ask(
 /// # Errors
 ///
 /// There is no complete answer within `limit`.
-pub(crate) async fn ask_with(
+pub async fn ask_with(
     token: Option<&str>,
     admin: SocketAddr,
     method: &str,
@@ -72,7 +68,7 @@ pub(crate) async fn ask_with(
 }
 
 /// The sum of all values of the metric `name` on the page of metrics.
-pub(crate) fn metric(page: &str, name: &str) -> Option<f64> {
+pub fn metric(page: &str, name: &str) -> Option<f64> {
     let values: Vec<f64> = page
         .lines()
         .filter_map(|line| {

@@ -11,13 +11,14 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::fleet::SERVERS;
+/// How many servers there are.
+pub const SERVERS: usize = 3;
 
 /// Set in a program that has a network namespace of its own.
 const INSIDE: &str = "TGM_SESSION_FAULTS_INSIDE";
 
 /// Where the database is, for the servers.
-pub(crate) const DATABASE: &str = "10.0.0.254";
+pub const DATABASE: &str = "10.0.0.254";
 
 /// What a network of this kind needs.
 const NEEDED: &str = "the network can be cut only with network namespaces: run this as root on Linux, with \
@@ -25,7 +26,7 @@ const NEEDED: &str = "the network can be cut only with network namespaces: run t
 
 /// What a cable leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cable {
+pub enum Cable {
     /// The database.
     Database,
     /// The callers and the other servers.
@@ -58,7 +59,7 @@ impl Cable {
 /// # Errors
 ///
 /// It cannot have one.
-pub(crate) fn enter() -> anyhow::Result<()> {
+pub fn enter() -> anyhow::Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return ip(None, &["link set lo up".to_owned()]);
     }
@@ -76,12 +77,13 @@ pub(crate) fn enter() -> anyhow::Result<()> {
 
 /// The network of a fleet.
 #[derive(Debug)]
-pub(crate) struct Network {
+pub struct Network {
     /// A process in the namespace of each server, which exists as long as this one runs.
     holders: Vec<Child>,
-    /// The certificate of all servers, which is its own authority, and its key.
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
+    /// The certificate of all servers, which is its own authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 impl Network {
@@ -90,7 +92,7 @@ impl Network {
     /// # Errors
     ///
     /// Something of it cannot be made.
-    pub(crate) fn make(folder: &Path) -> anyhow::Result<Self> {
+    pub fn make(folder: &Path) -> anyhow::Result<Self> {
         let addresses: Vec<String> = (0..SERVERS).map(Self::address).collect();
         let signed = rcgen::generate_simple_self_signed(addresses)?;
         let (certificate, key) = (folder.join("servers.pem"), folder.join("servers.key"));
@@ -149,12 +151,12 @@ impl Network {
     }
 
     /// The address at which callers and servers reach a server.
-    pub(crate) fn address(server: usize) -> String {
+    pub fn address(server: usize) -> String {
         Cable::Callers.address(server + 1)
     }
 
     /// A command that runs `program` in the namespace of a server.
-    pub(crate) fn command(&self, server: usize, program: &Path) -> Command {
+    pub fn command(&self, server: usize, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         // nsenter becomes the program, so the process id stays the one that was started.
         command.arg(inside(self.holders[server].id())).arg("--").arg(program);
@@ -166,7 +168,7 @@ impl Network {
     /// # Errors
     ///
     /// This is not possible.
-    pub(crate) fn cut(&self, server: usize, cable: Cable, is_cut: bool) -> anyhow::Result<()> {
+    pub fn cut(&self, server: usize, cable: Cable, is_cut: bool) -> anyhow::Result<()> {
         let state = if is_cut { "down" } else { "up" };
         ip(None, &[format!("link set {} {state}", end(cable, server))])
     }
