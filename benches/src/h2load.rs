@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::process::{LOAD_CORE, pinned};
 
-/// Connections of every run.
+/// Connections of a run with many callers.
 pub const CONNECTIONS: u32 = 8;
 
 /// What h2load is asked to do.
@@ -21,6 +21,8 @@ pub struct Load<'a> {
     pub body: &'a Path,
     /// How many requests in all.
     pub requests: u64,
+    /// Connections.
+    pub connections: u32,
     /// Streams at once on each connection.
     pub streams: u32,
 }
@@ -35,7 +37,7 @@ impl Load<'_> {
     /// h2load is not installed or fails, or one request did not succeed.
     pub fn run(&self) -> anyhow::Result<f64> {
         let output = pinned(LOAD_CORE, Path::new("h2load"))
-            .args(["-t", "1", "-c", &CONNECTIONS.to_string()])
+            .args(["-t", "1", "-c", &self.connections.to_string()])
             .args(["-m", &self.streams.to_string(), "-n", &self.requests.to_string()])
             .arg("-d")
             .arg(self.body)

@@ -5,7 +5,9 @@
 //! figure alone says more about the machine than about the server. `docs/benchmarks.md` explains
 //! each table.
 
+pub mod database;
 pub mod disk;
+pub mod fill;
 pub mod fleet;
 pub mod gateway;
 pub mod h2load;
@@ -15,6 +17,7 @@ pub mod ledger;
 pub mod pairs;
 pub mod pool;
 pub mod process;
+pub mod raw;
 pub mod reference;
 pub mod report;
 pub mod run;

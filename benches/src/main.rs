@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use benches::run::{self, Options};
-use benches::{disk, gateway, ledger, pairs, pool, reference};
+use benches::{disk, fill, gateway, ledger, pairs, pool, reference};
 use clap::{Parser, Subcommand};
 
 #[global_allocator]
@@ -26,6 +26,8 @@ enum Part {
     Reference,
     /// Borrow and return, from callers in this process
     Pairs(pairs::Plan),
+    /// Borrow sessions and return none
+    Fill(fill::Plan),
     /// Hold sessions and workers in a pool of this process
     Hold(pool::HoldPlan),
     /// Borrow and return, through a pool or by bare calls
@@ -68,6 +70,7 @@ fn play(part: Part) -> anyhow::Result<()> {
         Part::Run(options) => return run::run(options),
         Part::Reference => return reference::serve(),
         Part::Gateway { address } => return gateway::serve(address),
+        Part::Fill(plan) => return plan.run(),
         Part::Hold(plan) => serde_json::to_value(plan.run()?)?,
         Part::Borrow(plan) => serde_json::to_value(plan.run()?)?,
         Part::Pairs(plan) => serde_json::to_value(plan.run()?)?,

@@ -9,6 +9,7 @@ use crate::report::Report;
 mod alone;
 mod bench;
 mod callers;
+mod fleet;
 mod machine;
 mod pool;
 mod unary;
@@ -39,6 +40,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     }
     if bench.wants(Part::Pool) {
         pool::measure(&bench, &mut report)?;
+    }
+    if bench.wants(Part::Fleet) {
+        fleet::measure(&bench, &mut report)?;
     }
     println!("\n{}", report.goals());
     if let Some(path) = &bench.options.json {

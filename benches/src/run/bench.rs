@@ -1,6 +1,7 @@
 //! Shared by all parts of the benchmark: options, servers, and programs to run.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub enum Part {
     Ledger,
     /// The pool of the client library: 300,000 leases held, and what it adds to a call
     Pool,
+    /// A fleet on a database: durable borrows, calls passed on, failovers, and what one leader reaches
+    Fleet,
 }
 
 /// How the benchmark is run.
@@ -40,6 +43,9 @@ pub struct Options {
     /// Write everything that was measured to a file, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// How long a leader of the part `fleet` may be silent, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub leader_ttl: u64,
     /// Run these parts only
     #[arg(long, value_enum, value_delimiter = ',')]
     pub only: Vec<Part>,
@@ -103,17 +109,20 @@ impl<T> Rounds<T> {
 pub(super) struct Bench {
     pub(super) options: Options,
     pub(super) folder: TempDir,
-    policy: PathBuf,
+    pub(super) policy: PathBuf,
 }
 
 /// No limits, and a TTL longer than any run.
-const POLICY: &str = "[server]\nmax_leases = 20_000_000\n\n[services.t1r]\nttl = \"1h\"\n";
+pub(super) const POLICY: &str =
+    "[server]\nmax_leases = 20_000_000\n\n[services.t1r]\nttl = \"1h\"\n";
 
 impl Bench {
     /// Makes the folder and the policy that servers are started with.
     pub(super) fn new(options: Options) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("bench-")
+            // The user of a database enters it.
+            .permissions(Permissions::from_mode(0o711))
             .tempdir_in(&options.folder)
             .with_context(|| format!("no folder can be made in {}", options.folder.display()))?;
         let policy = folder.path().join("policy.toml");
@@ -147,33 +156,41 @@ impl Bench {
         policy: &Path,
         cores: &str,
     ) -> anyhow::Result<Server> {
-        let log = self.folder.path().join("server.log");
-        let store = self.folder.path().join("leases");
-        let mut command = match target {
+        match target {
             Target::Reference => {
                 let mut command = pinned(cores, &std::env::current_exe()?);
                 command.arg("reference");
-                command
+                Server::start(command, Some(&self.log()))
             }
-            Target::Memory | Target::File => {
-                let mut command = pinned(cores, &self.options.server);
-                command.args(["serve", "--format", "json", "--allow-anonymous", "--config"]);
-                command.arg(policy);
-                command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-                command
-            }
-        };
-        match target {
-            Target::Reference => {}
-            Target::Memory => {
-                command.args(["--store", "memory:"]);
-            }
-            Target::File => {
-                clear(&store)?;
-                command.arg("--store").arg(format!("file:{}", store.display()));
-            }
+            Target::Memory => self.start_store("memory:", policy, cores),
+            Target::File => self.start_store(&self.fresh_file()?, policy, cores),
         }
-        Server::start(command, Some(&log))
+    }
+
+    /// Starts a server on this store.
+    pub(super) fn start_store(
+        &self,
+        store: &str,
+        policy: &Path,
+        cores: &str,
+    ) -> anyhow::Result<Server> {
+        let mut command = pinned(cores, &self.options.server);
+        command.args(["serve", "--format", "json", "--allow-anonymous", "--config"]);
+        command.arg(policy);
+        command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        command.args(["--store", store]);
+        Server::start(command, Some(&self.log()))
+    }
+
+    /// The URL of an empty file store.
+    pub(super) fn fresh_file(&self) -> anyhow::Result<String> {
+        let store = self.folder.path().join("leases");
+        clear(&store)?;
+        Ok(format!("file:{}", store.display()))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("server.log")
     }
 }
 

@@ -1,6 +1,7 @@
 //! Single calls from h2load, as fast as the server answers them.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,13 +30,13 @@ const WARM_UP: u64 = 20_000;
 
 /// The two calls that a server answers most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Method {
+pub(super) enum Method {
     Borrow,
     KeepAlive,
 }
 
 impl Method {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Borrow => "BorrowWorker",
             Self::KeepAlive => "KeepAlive",
@@ -119,13 +120,15 @@ fn load(
     requests: u64,
     streams: u32,
 ) -> anyhow::Result<(f64, Duration)> {
-    let key = if target == Target::Reference { STAND_IN_KEY.into() } else { borrow(server)? };
+    let address = server.address();
+    let key = if target == Target::Reference { STAND_IN_KEY.into() } else { borrow(address)? };
     let body = body(bench, method, &key)?;
     let warm_up = Load {
-        address: server.address(),
+        address,
         method: method.name(),
         body: &body,
         requests: WARM_UP,
+        connections: CONNECTIONS,
         streams,
     };
     warm_up.run()?;
@@ -135,15 +138,15 @@ fn load(
     if target != Target::Reference {
         match method {
             // h2load accepts any answer, so the count of the server shows whether each call was granted.
-            Method::Borrow => check_count(server, 1 + WARM_UP + requests)?,
-            Method::KeepAlive => check_alive(server, key)?,
+            Method::Borrow => check_count(address, 1 + WARM_UP + requests)?,
+            Method::KeepAlive => check_alive(address, key)?,
         }
     }
     Ok((rate, cpu))
 }
 
 /// Writes the framed request of `method`.
-fn body(bench: &Bench, method: Method, key: &str) -> anyhow::Result<PathBuf> {
+pub(super) fn body(bench: &Bench, method: Method, key: &str) -> anyhow::Result<PathBuf> {
     let bytes = match method {
         Method::Borrow => frame(&borrow_request(0, Traces::new(2).next_id())),
         Method::KeepAlive => {
@@ -195,20 +198,18 @@ fn durable(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `call` with a client of `server` that has a connection of its own.
+/// Runs `call` with a client of the server at `address` that has a connection of its own.
 fn with_client<T>(
-    server: &Server,
+    address: SocketAddr,
     call: impl AsyncFnOnce(&mut WorkerPoolClient<Channel>) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        call(&mut WorkerPoolClient::new(connect(server.address()).await?)).await
-    })
+    runtime.block_on(async { call(&mut WorkerPoolClient::new(connect(address).await?)).await })
 }
 
 /// Borrows one session and returns its key.
-fn borrow(server: &Server) -> anyhow::Result<String> {
-    with_client(server, async |client| {
+pub(super) fn borrow(address: SocketAddr) -> anyhow::Result<String> {
+    with_client(address, async |client| {
         let answer =
             client.borrow_worker(borrow_request(0, Traces::new(1).next_id())).await?.into_inner();
         ensure!(answer.status() == BorrowStatus::Borrowed, "not granted: {answer:?}");
@@ -217,13 +218,13 @@ fn borrow(server: &Server) -> anyhow::Result<String> {
 }
 
 /// Checks that the pool holds exactly `leases`.
-fn check_count(server: &Server, leases: u64) -> anyhow::Result<()> {
+pub(super) fn check_count(address: SocketAddr, leases: u64) -> anyhow::Result<()> {
     let request = WorkersStateRequest {
         service: SESSIONS.into(),
         organization_id: organization(0),
         api_key_id: api_key(0),
     };
-    with_client(server, async |client| {
+    with_client(address, async |client| {
         let answer = client.workers_state(request).await?.into_inner();
         let held = answer.worker_state.context("no state was answered")?.borrowed_workers;
         ensure!(u64::try_from(held) == Ok(leases), "the pool holds {held} leases, not {leases}");
@@ -232,9 +233,9 @@ fn check_count(server: &Server, leases: u64) -> anyhow::Result<()> {
 }
 
 /// Checks that the lease of `key` is still alive.
-fn check_alive(server: &Server, worker_key: String) -> anyhow::Result<()> {
+pub(super) fn check_alive(address: SocketAddr, worker_key: String) -> anyhow::Result<()> {
     let request = KeepAliveRequest { worker_key, api_key_id: api_key(0) };
-    with_client(server, async |client| {
+    with_client(address, async |client| {
         let status = client.keep_alive(request).await?.into_inner().status();
         ensure!(status == KeptAlive::TtlExtended, "a keep-alive was answered {status:?}");
         Ok(())

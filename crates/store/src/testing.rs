@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, reason = "only tests use this")]
 
+pub mod batches;
 pub mod cluster;
 pub mod etcd;
 

@@ -31,7 +31,7 @@ impl Statement {
     }
 
     /// The parameters, each with its type.
-    pub(super) fn parameters(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+    pub(crate) fn parameters(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
         let parameters = self.parameters.iter();
         parameters.map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone())).collect()
     }

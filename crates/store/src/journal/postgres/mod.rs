@@ -3,7 +3,7 @@
 //! Nothing here needs a session of the database, so that a pooler may stand between: statements are
 //! unnamed, settings are local to a transaction, and there are no advisory locks.
 
-mod commit;
+pub(crate) mod commit;
 mod connection;
 pub(crate) mod copying;
 mod elections;
