@@ -1,10 +1,13 @@
 //! The tables of a store file, and how the rows of a batch are written to them.
 
+use std::ops::Bound;
+
 use lease::Timestamp;
 use policy::overrides::OverrideChange;
-use prost::Message as _;
+use prost::Message;
 use redb::{
-    Database, Durability, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
+    CursorError, Database, Durability, Key, ReadableTable, ReadableTableMetadata, Table,
+    TableDefinition, WriteTransaction,
 };
 
 use crate::journal::Stamp;
@@ -83,11 +86,37 @@ fn write_leases(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb:
     for serial in &rows.ended {
         leases.remove(serial)?;
     }
-    let mut row = Vec::with_capacity(512);
-    for (serial, lease) in &rows.granted {
-        row.clear();
-        lease.encode_raw(&mut row);
-        leases.insert(serial, row.as_slice())?;
+    insert_rising(&mut leases, rows.granted.iter().map(|(serial, lease)| (*serial, lease)))
+}
+
+/// Inserts rows whose keys rise. Most are behind all others, as serial numbers and times rise. There a
+/// cursor inserts them one after another, which is several times as fast as a search for each place.
+fn insert_rising<'r, K: Key + 'static, R: Message + 'r>(
+    table: &mut Table<'_, K, &'static [u8]>,
+    rows: impl Iterator<Item = (K::SelfType<'r>, &'r R)> + Clone,
+) -> Result<(), redb::Error> {
+    let mut bytes = Vec::with_capacity(512);
+    let mut are_behind = true;
+    let mut end = table.upper_bound_mut(Bound::<K::SelfType<'r>>::Unbounded)?;
+    for (key, row) in rows.clone() {
+        bytes.clear();
+        row.encode_raw(&mut bytes);
+        match end.insert_before(key, bytes.as_slice()) {
+            Err(CursorError::UnorderedKey) => {
+                are_behind = false;
+                break;
+            }
+            inserted => inserted?,
+        }
+    }
+    end.close()?;
+    if are_behind {
+        return Ok(());
+    }
+    for (key, row) in rows {
+        bytes.clear();
+        row.encode_raw(&mut bytes);
+        table.insert(key, bytes.as_slice())?;
     }
     Ok(())
 }
@@ -114,16 +143,11 @@ fn write_remembered(
     now: Timestamp,
 ) -> Result<(), redb::Error> {
     let mut remembered = transaction.open_table(REMEMBERED)?;
-    let mut row = Vec::with_capacity(512);
-    for (key, fact) in &rows.remembered {
-        let Some(fact) = fact else {
-            remembered.remove(key.as_slice())?;
-            continue;
-        };
-        row.clear();
-        fact.encode_raw(&mut row);
-        remembered.insert(key.as_slice(), row.as_slice())?;
+    for (key, _) in rows.remembered.iter().filter(|(_, fact)| fact.is_none()) {
+        remembered.remove(key.as_slice())?;
     }
+    let facts = rows.remembered.iter().filter_map(|(key, fact)| Some((&**key, fact.as_ref()?)));
+    insert_rising(&mut remembered, facts)?;
     let past = RememberedRow::keys_up_to(now);
     for _ in 0..FORGET_AT_ONCE {
         if remembered.first()?.is_none_or(|(key, _)| key.value() > past.as_slice()) {
@@ -179,4 +203,32 @@ fn write_operator_records(rows: &Rows, transaction: &WriteTransaction) -> Result
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+    use crate::journal::encoding::LeaseRow;
+
+    #[test]
+    fn rows_behind_and_between_others_are_all_kept() {
+        let database = redb::Builder::new().create_with_backend(InMemoryBackend::new()).unwrap();
+        create_tables(&database, 1).unwrap();
+        for slots in [[5, 9], [10, 12], [3, 13], [9, 11]] {
+            let granted = slots
+                .map(|slot| (u64::from(slot), LeaseRow { slot: slot * 2, ..LeaseRow::default() }));
+            let rows = Rows { granted: granted.into(), ..Rows::default() };
+            write(&rows, &database, Stamp::default(), 1).unwrap();
+        }
+        let transaction = database.begin_write().unwrap();
+        let leases = transaction.open_table(LEASES).unwrap();
+        let kept = leases.iter().unwrap().map(|row| {
+            let (serial, row) = row.unwrap();
+            assert_eq!(u64::from(LeaseRow::decode(row.value()).unwrap().slot), 2 * serial.value());
+            serial.value()
+        });
+        assert_eq!(kept.collect::<Vec<_>>(), [3, 5, 9, 10, 11, 12, 13]);
+    }
 }
