@@ -10,6 +10,7 @@ use wire::worker::worker_pool_client::WorkerPoolClient;
 
 use crate::ids::Traces;
 use crate::pairs::{borrow, connect};
+use crate::process::now;
 
 /// Callers at once, enough to share commits.
 const CALLERS: u64 = 256;
@@ -44,6 +45,8 @@ impl Plan {
         for _ in 0..CONNECTIONS {
             channels.push(connect(self.address).await?);
         }
+        // No two runs have the same borrow ids and traces.
+        let run = now().wrapping_mul(CALLERS);
         let left = Rc::new(Cell::new(self.sessions));
         let callers: Vec<_> = (0..CALLERS)
             .map(|caller| {
@@ -51,7 +54,7 @@ impl Plan {
                 let channel = &channels[caller as usize % channels.len()];
                 let mut client = WorkerPoolClient::new(channel.clone());
                 tokio::task::spawn_local(async move {
-                    let mut traces = Traces::new(caller);
+                    let mut traces = Traces::new(run + caller);
                     while let Some(turn) = left.get().checked_sub(1) {
                         left.set(turn);
                         let answer = borrow(&mut client, turn, &mut traces).await?;
