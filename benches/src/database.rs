@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use store::testing::cluster::Cluster;
+use store::testing::etcd::Etcd;
 use tokio_postgres::NoTls;
 
 use crate::process::{children_cpu_of, cpu_of};
@@ -14,16 +15,21 @@ use crate::process::{children_cpu_of, cpu_of};
 pub enum Engine {
     /// One PostgreSQL with `synchronous_commit = on`.
     Postgres,
+    /// One member of etcd.
+    Etcd,
 }
 
 /// Every engine: its name, and the goal of durable borrows per second with 256 callers.
-pub const ENGINES: [(Engine, &str, f64); 1] = [(Engine::Postgres, "postgres:", 40_000.0)];
+pub const ENGINES: [(Engine, &str, f64); 2] =
+    [(Engine::Postgres, "postgres:", 40_000.0), (Engine::Etcd, "etcd:", 20_000.0)];
 
 /// A running database. It ends with this value.
 #[derive(Debug)]
 pub enum Database {
     /// See [`Engine::Postgres`].
     Postgres(Cluster),
+    /// See [`Engine::Etcd`].
+    Etcd(Etcd),
 }
 
 impl Engine {
@@ -38,6 +44,10 @@ impl Engine {
                 let cluster = Cluster::start_in(folder).context("PostgreSQL is not installed")?;
                 Ok(Database::Postgres(cluster))
             }
+            Self::Etcd => {
+                let etcd = Etcd::start_in(folder, 1, &[]).context("etcd is not installed")?;
+                Ok(Database::Etcd(etcd))
+            }
         }
     }
 }
@@ -47,6 +57,7 @@ impl Database {
     pub fn url(&self) -> String {
         match self {
             Self::Postgres(cluster) => cluster.url(),
+            Self::Etcd(etcd) => etcd.url("bench"),
         }
     }
 
@@ -58,13 +69,14 @@ impl Database {
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         let processes = match self {
             Self::Postgres(cluster) => cluster.processes(),
+            Self::Etcd(etcd) => etcd.processes(),
         };
         // A process of a connection that was closed has ended.
         let used = |process| Ok(cpu_of(process)? + children_cpu_of(process)?);
         processes.into_iter().map(used).sum()
     }
 
-    /// The bytes of its tables and indexes.
+    /// The bytes of its tables and indexes, or of its file.
     ///
     /// # Errors
     ///
@@ -79,6 +91,12 @@ impl Database {
                 let bytes: i64 = client.query_one(query, &[]).await?.get(0);
                 Ok(u64::try_from(bytes)?)
             }),
+            Self::Etcd(etcd) => {
+                let status = etcd.ctl(&["endpoint", "status", "--write-out=json"]);
+                let status: serde_json::Value = serde_json::from_str(&status)?;
+                let bytes = status[0]["Status"]["dbSize"].as_u64();
+                bytes.context("etcd does not tell its size")
+            }
         }
     }
 }

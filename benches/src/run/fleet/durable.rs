@@ -169,7 +169,7 @@ fn one(
     let batch = (after.2.0 - before.2.0) / (after.2.1 - before.2.1);
     let raw = match &database {
         Some(database @ Database::Postgres(_)) => Some(raw(bench, database, batch)?),
-        None => None,
+        Some(Database::Etcd(_)) | None => None,
     };
     Ok(Outcome {
         rate,

@@ -65,6 +65,11 @@ impl Etcd {
 
     /// A cluster of its own. `None` where the test is skipped.
     pub fn start(members: usize, flags: &[&str]) -> Option<Self> {
+        Self::start_in(&std::env::temp_dir(), members, flags)
+    }
+
+    /// As [`Etcd::start`], with its data below a folder.
+    pub fn start_in(folder: &Path, members: usize, flags: &[&str]) -> Option<Self> {
         if !is_installed() {
             return None;
         }
@@ -74,7 +79,7 @@ impl Etcd {
         let ports = |at| [3 * at, 3 * at + 1, 3 * at + 2].map(port);
         let member = |at| Member { ports: ports(at), process: None };
         let members = (0..members).map(member).collect();
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir_in(folder).unwrap();
         let mut etcd = Self { folder, flags: Vec::new(), members };
         etcd.set_flags(flags);
         drop(listeners);
@@ -83,6 +88,11 @@ impl Etcd {
         }
         etcd.wait();
         Some(etcd)
+    }
+
+    /// The ids of its processes.
+    pub fn processes(&self) -> Vec<u32> {
+        self.members.iter().filter_map(|member| Some(member.process.as_ref()?.id())).collect()
     }
 
     /// The URL of a store in it.
