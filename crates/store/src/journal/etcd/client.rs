@@ -26,13 +26,13 @@ const FULL: &str = "etcd has reached its quota and refuses changes: compact and 
                     --quota-backend-bytes, and then disarm the alarm (etcdctl alarm disarm)";
 
 /// Parts of error texts, and what can be done about it.
-const HINTS: [(&str, &str); 3] = [
+const HINTS: [(&str, &str); 2] = [
     ("user name is empty", "etcd wants a user: set ETCDCTL_USER and ETCDCTL_PASSWORD"),
     ("invalid user ID or password", "see ETCDCTL_USER and ETCDCTL_PASSWORD"),
-    ("before it sent anything", "if it speaks TLS, set ETCDCTL_CACERT"),
 ];
 
-const TLS: &str = "ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY say how TLS is used";
+/// What decides about TLS, for connections that fail.
+const TLS: &str = "ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY say whether and how TLS is used";
 
 /// The connection of a server to a cluster, with the runtime on which it lives. Calls block.
 pub(super) struct Client {
@@ -155,25 +155,25 @@ impl Open {
         }
         let request = request.body(()).map_err(|error| Unanswered::Failed(error.to_string()))?;
         let answer = grpc::call(&self.connection, request, message).await;
-        let is_encrypted = uri.starts_with("https");
-        answer.map(tonic::Response::into_inner).map_err(|status| explain(&status, is_encrypted))
+        answer.map(tonic::Response::into_inner).map_err(|status| explain(&status))
     }
 }
 
-fn explain(status: &Status, is_encrypted: bool) -> Unanswered {
-    let cause = std::error::Error::source(status).and_then(|it| it.downcast_ref());
-    let text = match cause {
-        Some(NotConnected::Failed(error)) if is_encrypted => {
-            return Unanswered::Failed(format!("etcd cannot be reached: {error}; {TLS}"));
-        }
-        Some(NotConnected::Failed(error)) => format!("etcd cannot be reached: {error}"),
+fn explain(status: &Status) -> Unanswered {
+    let source = std::error::Error::source(status).and_then(|it| it.downcast_ref());
+    let text = match source {
+        Some(NotConnected::Failed(error)) => error.to_string(),
         _ => status.message().to_owned(),
     };
     if text.contains("space exceeded") {
         return Unanswered::Full(FULL.to_owned());
     }
-    let hint = HINTS.iter().find(|(part, _)| text.contains(part));
-    Unanswered::Failed(hint.map_or_else(|| text.clone(), |(_, hint)| format!("{text}: {hint}")))
+    Unanswered::Failed(match HINTS.iter().find(|(part, _)| text.contains(part)) {
+        Some((_, hint)) => format!("{text}: {hint}"),
+        None if source.is_none() => text,
+        None if text.contains("refused") => format!("etcd cannot be reached: {text}"),
+        None => format!("etcd cannot be reached: {text}; {TLS}"),
+    })
 }
 
 // ---- parts of a transaction ----

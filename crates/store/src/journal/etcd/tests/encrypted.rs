@@ -41,11 +41,11 @@ fn tls_is_used_as_the_variables_of_etcdctl_say() {
     let flags = [format!("--cert-file={certificate}"), format!("--key-file={key}")];
     let Some(etcd) = Etcd::start(1, &flags.each_ref().map(|flag| &**flag)) else { return };
     assert_eq!(open(&etcd, &[("ETCDCTL_CACERT", &right)]), Ok(()));
-    let names = "; ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY say how TLS is used";
+    let names = "; ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY say whether and how TLS is used";
     refused(&etcd, &[("ETCDCTL_CACERT", &wrong)], &format!("BadSignature{names}"));
     let system = [("ETCDCTL_INSECURE_TRANSPORT", "false")];
     refused(&etcd, &system, &format!("UnknownIssuer{names}"));
-    refused(&etcd, &[], "if it speaks TLS, set ETCDCTL_CACERT");
+    refused(&etcd, &[], names);
 
     let [certificate, key] = flags;
     let clients = format!("--trusted-ca-file={right}");

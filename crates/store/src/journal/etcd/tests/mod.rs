@@ -142,6 +142,53 @@ fn an_unknown_commit_is_resolved_and_an_earlier_attempt_cannot_happen_later() {
 }
 
 #[test]
+fn a_batch_is_committed_once() {
+    let Some(etcd) = Etcd::shared() else { return };
+    let mut journal = take_over(&settings(&etcd));
+    let mut ledger = ledger();
+    let rows = batch(grant(&mut ledger, "acme", Timestamp::from_nanos(1)));
+    let before = journal.fence.seen();
+    assert_eq!(journal.commit(&rows, stamp_of(&ledger), WITHIN).unwrap(), Attempt::Committed);
+    journal.set_fence(before);
+    let rows = batch(grant(&mut ledger, "acme", Timestamp::from_nanos(2)));
+    assert_eq!(journal.commit(&rows, stamp_of(&ledger), WITHIN).unwrap(), Attempt::Differs);
+    assert_eq!(load(&mut journal).0.ledger.len(), 1);
+}
+
+#[test]
+fn both_rows_are_compared_before_a_takeover() {
+    let Some(etcd) = Etcd::shared() else { return };
+    let settings = settings(&etcd);
+    let (mut elections, _) = elect(&settings);
+    let Answer::Read(seen) = elections.carry_out(&Request::Read, WITHIN).unwrap() else { panic!() };
+    let take_over = |elections: &mut EtcdElections, seen: &fleet::Rows| {
+        let mut new = seen.clone();
+        new.leadership.epoch += 1;
+        new.leadership.leader = LeaderId(7);
+        new.journal = JournalRow { leader: LeaderId(7), ..seen.journal };
+        let request = Request::TakeOver { seen: seen.clone(), new, end_blocker: false };
+        elections.carry_out(&request, WITHIN).unwrap()
+    };
+    let mut others = vec![seen.clone(); 6];
+    others[0].leadership.leader = LeaderId(9);
+    others[1].leadership.renewals += 1;
+    others[2].leadership.released = true;
+    others[3].journal.leader = LeaderId(9);
+    others[4].journal.sequence += 1;
+    others[5].journal.attempt += 1;
+    for other in others {
+        assert_eq!(take_over(&mut elections, &other), Answer::Differ(seen.clone()));
+        let new = other.leadership.clone();
+        let replace = Request::Replace { seen: other.leadership.clone(), new };
+        let answer = elections.carry_out(&replace, WITHIN).unwrap();
+        let is_other = other.leadership != seen.leadership;
+        assert_eq!(matches!(answer, Answer::Differ(_)), is_other, "{answer:?}");
+    }
+    assert!(matches!(take_over(&mut elections, &seen), Answer::Replaced(_)));
+    assert!(matches!(take_over(&mut elections, &seen), Answer::Differ(_)));
+}
+
+#[test]
 fn every_kind_of_change_is_kept() {
     let Some(etcd) = Etcd::shared() else { return };
     let mut journal = take_over(&settings(&etcd));
