@@ -73,12 +73,17 @@ impl Etcd {
         if !is_installed() {
             return None;
         }
+        // Another process may take a port before etcd does.
+        let mut tries = (0..5).map(|_| Self::on_free_ports(folder, members, flags));
+        Some(tries.find_map(|mut etcd| etcd.starts().then_some(etcd)).expect("etcd ends at once"))
+    }
+
+    fn on_free_ports(folder: &Path, members: usize, flags: &[&str]) -> Self {
         let listeners: Vec<_> =
             (0..3 * members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let port = |at: usize| listeners[at].local_addr().unwrap().port();
         let ports = |at| [3 * at, 3 * at + 1, 3 * at + 2].map(port);
-        let member = |at| Member { ports: ports(at), process: None };
-        let members = (0..members).map(member).collect();
+        let members = (0..members).map(|at| Member { ports: ports(at), process: None }).collect();
         let folder = tempfile::tempdir_in(folder).unwrap();
         let mut etcd = Self { folder, flags: Vec::new(), members };
         etcd.set_flags(flags);
@@ -86,8 +91,7 @@ impl Etcd {
         for member in 0..etcd.members.len() {
             etcd.resume(member);
         }
-        etcd.wait();
-        Some(etcd)
+        etcd
     }
 
     /// The ids of its processes.
@@ -191,14 +195,24 @@ impl Etcd {
     }
 
     /// Waits until every member answers.
-    pub fn wait(&self) {
+    pub fn wait(&mut self) {
+        assert!(self.starts(), "a member of etcd has ended");
+    }
+
+    /// Waits until every member answers. Returns whether that happened: none has ended.
+    fn starts(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(60);
         for member in 0..self.members.len() {
             while !self.is_healthy(member) {
                 assert!(Instant::now() < deadline, "etcd does not start");
+                let process = self.members[member].process.as_mut();
+                if process.is_some_and(|process| process.try_wait().unwrap().is_some()) {
+                    return false;
+                }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
+        true
     }
 
     fn is_healthy(&self, member: usize) -> bool {

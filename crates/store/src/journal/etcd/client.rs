@@ -1,6 +1,5 @@
 //! Calls to an etcd.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,22 +34,18 @@ const HINTS: [(&str, &str); 2] = [
 const TLS: &str = "ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY say whether and how TLS is used";
 
 /// The connection of a server to a cluster, with the runtime on which it lives. Calls block.
+#[derive(Debug)]
 pub(super) struct Client {
     settings: Settings,
     runtime: Runtime,
     open: Option<Open>,
 }
 
-/// A connection, and the token of its user.
+/// A connection, and the token of its user. `Debug` does not show the token.
+#[derive(Debug)]
 struct Open {
     connection: Connection,
     token: Option<HeaderValue>,
-}
-
-impl fmt::Debug for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("settings", &self.settings).finish_non_exhaustive()
-    }
 }
 
 impl Client {
