@@ -90,7 +90,7 @@ async fn no_grant_that_was_acknowledged_is_lost_with_a_primary_while_the_leader_
     let granted = || callers.lock().unwrap().len();
     eventually("grants that the replica lacks", async || granted() > 200).await;
     let released = leader.release(returned, None, Duration::ZERO).await;
-    assert!(matches!(released, Ok(lease::Released::Returned)));
+    assert!(matches!(released, Ok(lease::Released::Returned)), "{released:?}");
 
     primary.kill();
     replica.promote();
