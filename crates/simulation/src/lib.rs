@@ -96,7 +96,7 @@
 //! | `belief-of-a-whole-ttl` | 1 | a client believes for its whole TTL |
 //!
 //! Not every comparison is needed for safety. These are made because a row is compared as a whole, and the
-//! simulation shows no fault without them:
+//! script checks that the first ten seeds show no fault without them:
 //!
 //! | mutation | why it is no fault |
 //! | --- | --- |
