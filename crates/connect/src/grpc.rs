@@ -118,81 +118,16 @@ async fn read(answer: HttpResponse<RecvStream>) -> Result<(HeaderMap, Bytes), Un
     Ok((head.headers, message))
 }
 
-/// The answer to a message that was passed on.
-#[derive(Debug)]
-pub struct PassedOn {
-    /// The metadata of the answer.
-    pub metadata: HeaderMap,
-    /// The message of the answer, with its frame.
-    pub message: Bytes,
-    /// The end of the request, which is still open.
-    pub request: OpenRequest,
-}
-
-/// A request that has an answer and is still open, so that one more thing can be said.
-pub struct OpenRequest(SendStream<Bytes>);
-
-impl OpenRequest {
-    /// Sends these bytes, and ends the request. It is no error when the server does not wait for them.
-    pub fn end(mut self, with: &'static [u8]) {
-        let _ = self.0.send_data(Bytes::from_static(with), true);
-    }
-}
-
-impl fmt::Debug for OpenRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OpenRequest")
-    }
-}
-
-/// Why a message that was passed on has no answer.
-#[derive(Debug)]
-pub enum NotPassedOn {
-    /// The server has certainly not handled it.
-    NotHandled(Status),
-    /// The server may have handled it.
-    Unknown(Status),
-    /// The server answered with this status.
-    Refused(Status),
-}
-
-impl From<Unread> for NotPassedOn {
-    fn from(unread: Unread) -> Self {
-        match unread {
-            Unread::Refused(status) => Self::Refused(status),
-            // The server refuses a stream, or says that it will not handle it because it stops.
-            Unread::Broken(error)
-                if error.is_remote()
-                    && (error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)
-                        || error.is_go_away() && error.reason() == Some(Reason::NO_ERROR)) =>
-            {
-                Self::NotHandled(broken(error))
-            }
-            Unread::Broken(error) => Self::Unknown(broken(error)),
-        }
-    }
-}
-
-/// Passes a message with its frame on, and returns the answer as it is. If `stays_open`, the request is
-/// ended by [`OpenRequest::end`], and otherwise at once. Dropping the future cancels the call.
-///
-/// # Errors
-///
-/// [`NotPassedOn`] tells whether the server may have handled the message.
-pub async fn pass_on(
-    connection: &Connection,
-    request: Request<()>,
-    message: Bytes,
-    stays_open: bool,
-) -> Result<PassedOn, NotPassedOn> {
-    let mut ready = connection.ready().await.map_err(NotPassedOn::NotHandled)?;
-    let sent = ready.requests.send_request(request, false);
-    let (answer, mut body) = sent.map_err(|error| NotPassedOn::NotHandled(broken(error)))?;
-    body.send_data(message, !stays_open).map_err(Unread::from)?;
-    let answer = answer.await.map_err(Unread::from)?;
-    ready.call.answered();
-    let (metadata, message) = read(answer).await?;
-    Ok(PassedOn { metadata, message, request: OpenRequest(body) })
+/// Whether a status says that the server has certainly not handled the call: it refuses the stream, or it
+/// says that it will not handle it because it stops.
+pub fn was_not_handled(status: &Status) -> bool {
+    let source = std::error::Error::source(status);
+    let error = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_some_and(|error| {
+        error.is_remote()
+            && (error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)
+                || error.is_go_away() && error.reason() == Some(Reason::NO_ERROR))
+    })
 }
 
 /// The status of a call that did not succeed.

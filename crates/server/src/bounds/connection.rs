@@ -196,6 +196,17 @@ impl Connection {
         connection
     }
 
+    /// Begins a call of a caller for which another server of the fleet passes it on, on a link of this
+    /// connection.
+    pub(crate) fn begin_on_behalf(
+        &self,
+        peer: Option<IpAddr>,
+        indexer: Option<&str>,
+        headers: &mut HeaderMap,
+    ) -> InFlight {
+        self.on_behalf(peer, indexer).begin(headers)
+    }
+
     /// Marks the connection as proven: a valid key was shown, or a call was answered where none is
     /// needed.
     pub(crate) fn mark_proven(&self) {
@@ -413,6 +424,11 @@ impl InFlight {
 
     pub(crate) const fn has_too_many_fields(&self) -> bool {
         self.has_too_many_fields
+    }
+
+    /// The connection of the other server that passed the call on, or else that of the call.
+    pub(crate) fn connection_of_server(&self) -> &Arc<Connection> {
+        self.passed_on.as_ref().map_or(&self.connection, |call| &call.connection)
     }
 
     /// Why there is no memory for the call; `None` when there is.

@@ -24,11 +24,16 @@ fn is_of_fleet(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-tgm-fleet-")
 }
 
+/// Whether a header of a call is passed on.
+pub(super) fn is_passed_on(name: &HeaderName) -> bool {
+    !OF_ONE_CALL.contains(name) && !is_of_fleet(name)
+}
+
 /// The headers of a call that are passed on.
 pub(super) fn passed_on(headers: &HeaderMap) -> HeaderMap {
     let mut passed = HeaderMap::with_capacity(headers.len() + 8);
     for (name, value) in headers {
-        if !OF_ONE_CALL.contains(name) && !is_of_fleet(name) {
+        if is_passed_on(name) {
             passed.append(name, value.clone());
         }
     }

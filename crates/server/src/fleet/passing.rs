@@ -1,45 +1,53 @@
-//! Passes calls on to the leader, and tells it what became of the answer.
+//! Passes calls on to the leader.
 
-use std::net::SocketAddr;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use connect::grpc::{NotPassedOn, OpenRequest, pass_on};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use http::uri::PathAndQuery;
 use http::{Method, Request};
-use http_body::Body as HttpBody;
+use http_body_util::{BodyExt as _, Full};
+use store::Unavailable;
 use store::fleet::Leader;
-use store::{Delivery, Unavailable};
+use tokio::time::Instant;
 use tonic::Status;
-use tonic::codegen::StdError;
 use tonic::metadata::MetadataValue;
+use tower::Service as _;
 
-use super::headers::passed_on;
+use super::headers::{is_passed_on, passed_on};
+use super::link::{Answered, Fields, HandedOn, Lost};
 use super::routing::{Fleet, Patience, no_leader, unreachable};
 use crate::headers::{BORROW_ID, FLEET_NOT_LEADING, GRPC_TIMEOUT, IDEMPOTENCY_KEY};
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_STATUS: &str = "grpc-status";
 
-/// What the standby says when the caller has the answer, and when the caller is gone.
-const HANDED_ON: &[u8] = b"1";
-const CALLER_GONE: &[u8] = b"0";
-
-/// How long the leader waits for one of them. A caller has less time to read an answer.
-const REPORT_WITHIN: Duration = Duration::from_secs(120);
+/// How a call is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// A link, which small calls share. An answer that grants a lease is taken back if it does not reach
+    /// the caller.
+    Link { is_borrow: bool },
+    /// A stream of its own, because its message may be large.
+    Stream,
+}
 
 /// A call to pass on.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
+pub(crate) struct Outgoing<'c> {
     path: &'static str,
-    metadata: HeaderMap,
+    over: Over,
+    metadata: &'c HeaderMap,
+    /// The borrow id of a borrow that came without one.
+    borrow_id: Option<HeaderValue>,
     /// The message with its frame, not compressed.
     message: Bytes,
     peer: Option<SocketAddr>,
-    indexer: Option<Box<str>>,
-    is_borrow: bool,
+    indexer: Option<&'c str>,
     /// When the caller gives up.
-    deadline: Option<tokio::time::Instant>,
+    deadline: Option<Instant>,
 }
 
 /// The answer to a call that was passed on.
@@ -52,59 +60,29 @@ pub(crate) struct PassedOn {
     pub(crate) handed_on: Option<HandedOn>,
 }
 
-/// Tells the leader that the caller got the answer of a borrow. If it is dropped instead, it tells that
-/// the caller is gone, and the leader takes the lease back.
-#[derive(Debug)]
-pub(crate) struct HandedOn(Option<OpenRequest>);
-
-impl HandedOn {
-    pub(crate) fn complete(mut self) {
-        if let Some(request) = self.0.take() {
-            request.end(HANDED_ON);
-        }
-    }
-}
-
-impl Drop for HandedOn {
-    fn drop(&mut self) {
-        if let Some(request) = self.0.take() {
-            request.end(CALLER_GONE);
-        }
-    }
-}
-
-impl Outgoing {
+impl<'c> Outgoing<'c> {
     /// A call of `path` with this metadata and message. `timeout` is how long the caller waits.
     pub(crate) fn new(
         fleet: &Fleet,
-        path: &'static str,
-        metadata: &HeaderMap,
+        (path, over): (&'static str, Over),
+        metadata: &'c HeaderMap,
         message: Bytes,
-        (peer, indexer): (Option<SocketAddr>, Option<&str>),
-        is_borrow: bool,
+        (peer, indexer): (Option<SocketAddr>, Option<&'c str>),
         timeout: Option<Duration>,
     ) -> Self {
-        let mut passed = passed_on(metadata);
-        passed.insert(CONTENT_TYPE, GRPC);
-        passed.insert(TE, HeaderValue::from_static("trailers"));
-        if is_borrow && !passed.contains_key(BORROW_ID) {
-            // So that it can be sent again, whatever became of it.
-            passed.insert(BORROW_ID, fleet.borrow_id());
-        }
-        Self {
-            path,
-            metadata: passed,
-            message,
-            peer,
-            indexer: indexer.map(Into::into),
-            is_borrow,
-            deadline: timeout.and_then(|time| tokio::time::Instant::now().checked_add(time)),
-        }
+        let is_borrow = over == Over::Link { is_borrow: true };
+        // So that it can be sent again, whatever became of it.
+        let borrow_id = (is_borrow && !metadata.contains_key(BORROW_ID)).then(|| fleet.borrow_id());
+        let deadline = timeout.and_then(|time| Instant::now().checked_add(time));
+        Self { path, over, metadata, borrow_id, message, peer, indexer, deadline }
     }
 
     /// The metadata of the call, with its borrow id.
-    pub(crate) const fn metadata(&self) -> &HeaderMap {
-        &self.metadata
+    pub(crate) fn metadata(&self) -> Cow<'c, HeaderMap> {
+        let Some(id) = &self.borrow_id else { return Cow::Borrowed(self.metadata) };
+        let mut metadata = self.metadata.clone();
+        metadata.insert(BORROW_ID, id.clone());
+        Cow::Owned(metadata)
     }
 
     /// The message of the call, with its frame.
@@ -114,28 +92,64 @@ impl Outgoing {
 
     /// How long the caller still waits, if it has said so.
     fn time_left(&self) -> Option<Duration> {
-        self.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()))
+        self.deadline.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// The header that tells how long the caller still waits.
+    fn timeout(&self) -> Option<HeaderValue> {
+        // At most eight digits.
+        let left = format!("{}m", self.time_left()?.as_millis().clamp(1, 99_999_999));
+        Some(HeaderValue::try_from(left).expect("digits are text"))
     }
 
     /// Whether the call counts once, however often it is sent.
     fn may_be_repeated(&self) -> bool {
-        self.metadata.contains_key(BORROW_ID) || self.metadata.contains_key(IDEMPOTENCY_KEY)
+        let has = |name| self.metadata.contains_key(name);
+        self.borrow_id.is_some() || has(BORROW_ID) || has(IDEMPOTENCY_KEY)
     }
 
-    fn request(&self, fleet: &Fleet, leader: &Leader) -> Result<Request<()>, Status> {
-        let mut request = Request::new(());
+    /// Writes the fields of the record for a link.
+    fn write(&self, fields: &mut Fields<'_>) {
+        fields.bytes(3, self.path.as_bytes());
+        match self.peer.map(|peer| peer.ip()) {
+            Some(IpAddr::V4(address)) => fields.bytes(4, &address.octets()),
+            Some(IpAddr::V6(address)) => fields.bytes(4, &address.octets()),
+            None => {}
+        }
+        if let Some(indexer) = self.indexer {
+            fields.bytes(5, indexer.as_bytes());
+        }
+        for (name, value) in self.metadata {
+            if is_passed_on(name) {
+                fields.header(name, value);
+            }
+        }
+        if let Some(id) = &self.borrow_id {
+            fields.header(&BORROW_ID, id);
+        }
+        if let Some(left) = self.timeout() {
+            fields.header(&GRPC_TIMEOUT, &left);
+        }
+        fields.bytes(8, &self.message);
+    }
+
+    /// The request for a stream of its own.
+    fn request(
+        &self,
+        fleet: &Fleet,
+        leader: &Leader,
+    ) -> Result<Request<tonic::body::Body>, Status> {
+        let mut request = Request::new(tonic::body::Body::new(Full::new(self.message.clone())));
         *request.uri_mut() = fleet.uri(leader, PathAndQuery::from_static(self.path))?;
         *request.method_mut() = Method::POST;
-        *request.version_mut() = http::Version::HTTP_2;
-        *request.headers_mut() = self.metadata.clone();
         let headers = request.headers_mut();
-        if let Some(left) = self.time_left() {
-            // At most eight digits.
-            let left = format!("{}m", left.as_millis().clamp(1, 99_999_999));
-            let left = HeaderValue::try_from(left).expect("digits are text");
+        *headers = passed_on(self.metadata);
+        headers.insert(CONTENT_TYPE, GRPC);
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        if let Some(left) = self.timeout() {
             headers.insert(GRPC_TIMEOUT, left);
         }
-        fleet.add_origin(headers, leader, self.peer, self.indexer.as_deref());
+        fleet.add_origin(headers, leader, self.peer, self.indexer);
         Ok(request)
     }
 }
@@ -152,15 +166,22 @@ enum Failed {
     Replaced,
 }
 
-impl From<NotPassedOn> for Failed {
-    fn from(error: NotPassedOn) -> Self {
-        match error {
-            NotPassedOn::Refused(status) if status.metadata().contains_key(FLEET_NOT_LEADING) => {
-                Self::NotApplied(no_leader())
-            }
-            NotPassedOn::Refused(status) => Self::Refused(status),
-            NotPassedOn::NotHandled(status) => Self::NotApplied(unreachable(status.message())),
-            NotPassedOn::Unknown(status) => Self::Unknown(unreachable(status.message())),
+impl Failed {
+    /// The leader has answered with this status.
+    fn refused(status: Status) -> Self {
+        if status.metadata().contains_key(FLEET_NOT_LEADING) {
+            Self::NotApplied(no_leader())
+        } else {
+            Self::Refused(status)
+        }
+    }
+}
+
+impl From<Lost> for Failed {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::NotHandled(status) => Self::NotApplied(unreachable(status.message())),
+            Lost::Unknown(status) => Self::Unknown(unreachable(status.message())),
         }
     }
 }
@@ -177,7 +198,7 @@ impl Fleet {
     /// The status of the leader, or `UNAVAILABLE` when there is no answer.
     pub(crate) async fn pass_on(
         &self,
-        call: &Outgoing,
+        call: &Outgoing<'_>,
         patience: &mut Patience,
     ) -> Result<Option<PassedOn>, Status> {
         loop {
@@ -203,22 +224,70 @@ impl Fleet {
         }
     }
 
-    async fn try_once(&self, call: &Outgoing, leader: &Leader) -> Result<PassedOn, Failed> {
-        let connection = self.connection(leader).map_err(Failed::NotApplied)?;
-        let request = call.request(self, leader).map_err(Failed::NotApplied)?;
+    async fn try_once(&self, call: &Outgoing<'_>, leader: &Leader) -> Result<PassedOn, Failed> {
         self.forwarded.inc();
-        let answer = pass_on(&connection, request, call.message.clone(), call.is_borrow);
-        let answer = tokio::select! {
-            biased;
-            answer = answer => answer?,
-            // A leader that hands over answers what it has begun. One that hangs answers no more.
-            () = self.hangs_after_term(leader.id, call.may_be_repeated()) => {
-                return Err(Failed::Replaced);
+        let answer = async {
+            match call.over {
+                Over::Link { is_borrow } => self.try_over_link(call, leader, is_borrow).await,
+                Over::Stream => self.try_over_stream(call, leader).await,
             }
         };
-        let connect::grpc::PassedOn { metadata, message, request } = answer;
-        let handed_on = call.is_borrow.then(|| HandedOn(Some(request)));
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            // A leader that hands over answers what it has begun. One that hangs answers no more.
+            () = self.hangs_after_term(leader.id, call.may_be_repeated()) => Err(Failed::Replaced),
+        }
+    }
+
+    async fn try_over_link(
+        &self,
+        call: &Outgoing<'_>,
+        leader: &Leader,
+        is_borrow: bool,
+    ) -> Result<PassedOn, Failed> {
+        let link = self.link(leader).map_err(Failed::NotApplied)?;
+        let answered = link.call(|fields| call.write(fields)).await?;
+        let Answered { metadata, message, handed_on } = answered;
+        let status = metadata.contains_key(GRPC_STATUS).then(|| Status::from_header_map(&metadata));
+        if let Some(status) = status.flatten() {
+            handed_on.forget();
+            return Err(Failed::refused(status));
+        }
+        let handed_on = if is_borrow {
+            Some(handed_on)
+        } else {
+            handed_on.forget();
+            None
+        };
         Ok(PassedOn { metadata, message, handed_on })
+    }
+
+    async fn try_over_stream(
+        &self,
+        call: &Outgoing<'_>,
+        leader: &Leader,
+    ) -> Result<PassedOn, Failed> {
+        let mut connection = self.connection(leader).map_err(Failed::NotApplied)?;
+        let request = call.request(self, leader).map_err(Failed::NotApplied)?;
+        let answer = connection.call(request).await.map_err(Lost::before_an_answer)?;
+        let (head, body) = answer.into_parts();
+        let unknown = |status: Status| Failed::Unknown(unreachable(status.message()));
+        let body = body.collect().await.map_err(unknown)?;
+        let trailers = body.trailers().cloned().unwrap_or_default();
+        let mut metadata = head.headers;
+        metadata.extend(trailers);
+        match Status::from_header_map(&metadata) {
+            Some(status) if status.code() != tonic::Code::Ok => {
+                return Err(Failed::refused(status));
+            }
+            Some(_) => {}
+            None => {
+                let problem = format!("an answer without a status, of HTTP status {}", head.status);
+                return Err(Failed::Refused(Status::unknown(problem)));
+            }
+        }
+        Ok(PassedOn { metadata, message: body.to_bytes(), handed_on: None })
     }
 }
 
@@ -234,52 +303,4 @@ pub(crate) fn is_not_leading(status: &Status) -> bool {
     let source = std::error::Error::source(status);
     let error = source.and_then(|source| source.downcast_ref::<Unavailable>());
     error.is_some_and(|error| error.is_for_the_leader())
-}
-
-/// Waits until the standby that passed a borrow on tells what became of its answer. If the caller is
-/// gone, the lease is taken back. If the standby is gone, the caller may have the lease: it ends one TTL
-/// later if nobody keeps it alive.
-pub(crate) async fn wait_for_caller<B>(mut body: B, delivery: Delivery)
-where
-    B: HttpBody<Data = Bytes, Error: Into<StdError>> + Unpin,
-{
-    let mut delivery = Unreported(Some(delivery));
-    let word = async {
-        loop {
-            let frame =
-                std::future::poll_fn(|context| std::pin::Pin::new(&mut body).poll_frame(context));
-            match frame.await {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => {}
-                    Ok(data) => return data[..] == *CALLER_GONE,
-                    Err(_) => {}
-                },
-                // A standby that has handed the answer on says so before it ends the call.
-                Some(Err(error)) => return was_cancelled(&*error.into()),
-                // hyper ends a body that was cancelled as if it were complete.
-                None => return true,
-            }
-        }
-    };
-    if let Ok(true) = tokio::time::timeout(REPORT_WITHIN, word).await {
-        drop(delivery.0.take());
-    }
-}
-
-/// Whether the other end has cancelled the call, over a connection that works.
-fn was_cancelled(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
-    let error = causes.find_map(|error| error.downcast_ref::<h2::Error>());
-    error.is_some_and(|error| error.is_reset() && error.is_remote())
-}
-
-/// The delivery of an answer of which nothing is known. The lease stays when this is dropped.
-struct Unreported(Option<Delivery>);
-
-impl Drop for Unreported {
-    fn drop(&mut self) {
-        if let Some(delivery) = self.0.take() {
-            delivery.complete();
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! The servers of a fleet as this one sees them: who leads, and the connections to the leader.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +9,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use connect::{Connection, Connector, Host, Protocol, TlsFiles, Way};
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue, TE};
 use http::uri::PathAndQuery;
 use http::{Request, Uri};
 use parking_lot::Mutex;
@@ -22,6 +23,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::connections::StreamConnections;
+use super::link::{LINK, Link};
 
 /// How long a call is held while no server is known to lead.
 const HOLD: Duration = Duration::from_secs(2);
@@ -46,8 +48,8 @@ pub(crate) struct Fleet {
     pub(super) secret: HeaderValue,
     pub(super) leader: watch::Receiver<Option<Leader>>,
     pub(super) tls: Option<TlsFiles>,
-    /// The connection of each serving thread to the leader of a term.
-    connections: Mutex<HashMap<ThreadId, (LeaderId, Connection)>>,
+    /// The way of each serving thread to the leader of a term.
+    ways: Mutex<HashMap<ThreadId, WayToLeader>>,
     pub(super) streams: StreamConnections,
     /// The next borrow id for a borrow without one: a random number that counts up.
     next_borrow_id: (u64, AtomicU64),
@@ -62,6 +64,13 @@ impl fmt::Debug for Fleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fleet").field("leader", &*self.leader.borrow()).finish_non_exhaustive()
     }
+}
+
+/// The way of one thread to the leader of one term.
+struct WayToLeader {
+    of: LeaderId,
+    connection: Connection,
+    link: Option<Arc<Link>>,
 }
 
 /// How long a call may be held.
@@ -105,7 +114,7 @@ impl Fleet {
             secret: header_of(secret),
             leader,
             tls,
-            connections: Mutex::default(),
+            ways: Mutex::default(),
             streams: StreamConnections::new(max_streams),
             next_borrow_id: (random(), AtomicU64::new(0)),
             forwarded,
@@ -133,6 +142,12 @@ impl Fleet {
         };
         let is_reached = self.reached.lock().elapsed() < self.leader_ttl * 2;
         if is_reached && self.store.is_member() { Ok(()) } else { Err(why) }
+    }
+
+    /// The term that this server leads now, if it leads.
+    pub(crate) fn own_term(&self) -> Option<LeaderId> {
+        let leader = self.leader.borrow();
+        leader.as_ref().filter(|leader| leader.is_self && self.leads()).map(|leader| leader.id)
     }
 
     /// Whether this server leads and its leadership is valid.
@@ -240,16 +255,45 @@ impl Fleet {
     ///
     /// `UNAVAILABLE` when the address of the leader is none, or the files of TLS cannot be used.
     pub(super) fn connection(&self, leader: &Leader) -> Result<Connection, Status> {
-        let thread = std::thread::current().id();
-        let mut connections = self.connections.lock();
-        if let Some((id, connection)) = connections.get(&thread)
-            && *id == leader.id
-        {
-            return Ok(connection.clone());
+        self.way(leader, |way| Ok(way.connection.clone()))
+    }
+
+    /// The link of this thread to the leader. It is opened when it is first used, and when the last one
+    /// takes no more calls.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fleet::connection`].
+    pub(super) fn link(&self, leader: &Leader) -> Result<Arc<Link>, Status> {
+        self.way(leader, |way| {
+            if let Some(link) = way.link.as_ref().filter(|link| link.is_open()) {
+                return Ok(link.clone());
+            }
+            let mut request = Request::post(self.uri(leader, PathAndQuery::from_static(LINK))?)
+                .header(CONTENT_TYPE, "application/grpc")
+                .header(TE, "trailers")
+                .body(())
+                .map_err(unreachable)?;
+            self.add_origin(request.headers_mut(), leader, None, None);
+            Ok(way.link.insert(Link::open(way.connection.clone(), request)).clone())
+        })
+    }
+
+    /// Calls `get` with the way of this thread to the leader.
+    fn way<T>(
+        &self,
+        leader: &Leader,
+        get: impl FnOnce(&mut WayToLeader) -> Result<T, Status>,
+    ) -> Result<T, Status> {
+        let mut ways = self.ways.lock();
+        match ways.entry(std::thread::current().id()) {
+            Entry::Occupied(way) if way.get().of == leader.id => get(way.into_mut()),
+            way => {
+                let connection = self.new_connection(leader)?;
+                let new = WayToLeader { of: leader.id, connection, link: None };
+                get(way.insert_entry(new).into_mut())
+            }
         }
-        let connection = self.new_connection(leader)?;
-        connections.insert(thread, (leader.id, connection.clone()));
-        Ok(connection)
     }
 
     /// A connection to the leader. It is made when it is first used.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Request, Response, StatusCode, Version};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use wire::control::session_control_server::SERVICE_NAME as SESSION_CONTROL;
 use wire::worker::BorrowWorkerRequest;
@@ -23,6 +24,7 @@ use super::compression::{Encoding, decompress, is_flagged, unsupported};
 use super::control::{AttachedCaller, Via};
 use super::deadline::{WithDeadline, timeout};
 use super::framing::{SMALL, decode, no_memory};
+use super::linked;
 use super::public::{self, PublicServices, Tonic};
 use super::report::Reports;
 use super::route::{PoolCall, Protocol, is_of, is_report, method_of};
@@ -33,7 +35,7 @@ use super::web::Web;
 use crate::bounds::{Full, InFlight, work_of};
 use crate::config::PortLimits;
 use crate::fleet::{
-    Fleet, Origin, Outgoing, Patience, answer_not_leading, is_not_leading, wait_for_caller,
+    Fleet, LINK, Origin, Outgoing, Over, Patience, answer_not_leading, is_not_leading,
 };
 use crate::live::Live;
 use crate::metrics::Method;
@@ -64,6 +66,8 @@ pub(crate) struct Gateway {
     /// Answers requests of operators that other servers of the fleet pass on. They bring the address of
     /// the operator as an extension. Set once the server is put together.
     pub(crate) operators: OnceLock<Tonic>,
+    /// Cancelled when the server begins to stop.
+    pub(crate) stopping: CancellationToken,
 }
 
 /// Marks a request that another server of the fleet has passed on.
@@ -211,14 +215,7 @@ impl Gateway {
         if !matches!(&answer, Err(status) if status.code() == Code::Unauthenticated) {
             call.connection().mark_proven();
         }
-        let answer = answer.and_then(|answer: Answer| {
-            // The memory of each call includes a short answer.
-            if answer.len() > SHORT_ANSWER {
-                call.take(answer.len()).map_err(no_memory)?;
-                call.connection().share().count(work_of(answer.len()));
-            }
-            Ok(answer)
-        });
+        let answer = answer.and_then(|answer| count_answer(answer, &mut call));
         answer
             .map_or_else(|status| self.refuse(method.into(), status), Answer::into_http)
             .for_call(call)
@@ -404,8 +401,8 @@ impl Gateway {
         let mut patience = Patience::new(timeout);
         let is_borrow = call == PoolCall::BorrowWorker;
         let from = (who.peer, who.caller.map(Indexer::name));
-        let call_on =
-            Outgoing::new(fleet, call.path(), metadata, message.clone(), from, is_borrow, timeout);
+        let to = (call.path(), Over::Link { is_borrow });
+        let call_on = Outgoing::new(fleet, to, metadata, message.clone(), from, timeout);
         let answer = loop {
             match fleet.pass_on(&call_on, &mut patience).await {
                 Ok(Some(answer)) => break Ok(Answer::from(answer)),
@@ -414,9 +411,9 @@ impl Gateway {
             }
             let live = self.live.load();
             let caller = identify(&live.policy, metadata)?;
-            let (headers, message, mut here) =
-                (call_on.metadata(), message.clone(), Undecided::default());
-            let answer = self.decide(call, &live, caller, headers, message, &mut here).await;
+            let (headers, mut here) = (call_on.metadata(), Undecided::default());
+            let decided = self.decide(call, &live, caller, &headers, message.clone(), &mut here);
+            let answer = decided.await;
             undecided.set_limit(here.limit());
             match answer {
                 Err(status) if is_not_leading(&status) && fleet.settles(&mut patience).await => {}
@@ -438,7 +435,7 @@ impl Gateway {
         mut request: Request<B>,
         call: InFlight,
     ) -> Response<Body> {
-        let mut call = call.on_behalf(
+        let call = call.on_behalf(
             origin.peer.map(|peer| peer.ip()),
             origin.indexer.as_deref(),
             request.headers_mut(),
@@ -446,65 +443,77 @@ impl Gateway {
         let caller = call.connection().clone();
         poll_fn(|context| caller.poll_call(context)).await;
         let path = request.uri().path();
-        let Some(method) = PoolCall::at(path) else {
-            if !origin.is_current {
-                return self.refuse(method_of(None, path), answer_not_leading()).for_call(call);
-            }
-            if let (Some(operators), true) = (self.operators.get(), path.starts_with("/api/")) {
-                if let Some(peer) = origin.peer {
-                    request.extensions_mut().insert(peer);
-                }
-                let request = request.map(tonic::body::Body::new);
-                return public::call_streaming(operators.clone(), request).await.for_call(call);
-            }
-            let live = self.live.load();
-            if let Err(status) = identify(&live.policy, request.headers()) {
-                return self.refuse(method_of(None, path), status).for_call(call);
-            }
-            drop(live);
-            request.extensions_mut().insert(IsPassedOn);
-            return self.answer_unusual(None, None, request, call).await;
-        };
-        let mut began = Instant::now();
-        let answer = match unary::read_message(request.body_mut(), &self.limits, &mut call).await {
-            Ok(_) if !origin.is_current => Err(answer_not_leading()),
-            Ok(message) => {
-                self.decide_passed_on(method, request.headers(), message, &call, &mut began).await
-            }
-            Err(status) => Err(status),
-        };
-        self.pool.calls().answered(method.into(), began);
-        let mut answer = answer.map_err(|status| match is_not_leading(&status) {
-            true => answer_not_leading(),
-            false => status,
-        });
-        if let Ok(answer) = &mut answer
-            && let Some(delivery) = answer.take_delivery()
-        {
-            tokio::spawn(wait_for_caller(request.into_body(), delivery));
+        if !origin.is_current {
+            return self.refuse(method_of(None, path), answer_not_leading()).for_call(call);
         }
-        self.finish(method, answer, call)
+        if path == LINK {
+            let (body, connection) = (request.into_body(), call.connection_of_server().clone());
+            return linked::open(self.clone(), connection, body).for_call(call);
+        }
+        if let (Some(operators), true) = (self.operators.get(), path.starts_with("/api/")) {
+            if let Some(peer) = origin.peer {
+                request.extensions_mut().insert(peer);
+            }
+            let request = request.map(tonic::body::Body::new);
+            return public::call_streaming(operators.clone(), request).await.for_call(call);
+        }
+        let live = self.live.load();
+        if let Err(status) = identify(&live.policy, request.headers()) {
+            return self.refuse(method_of(None, path), status).for_call(call);
+        }
+        drop(live);
+        request.extensions_mut().insert(IsPassedOn);
+        self.answer_unusual(None, None, request, call).await
     }
 
-    async fn decide_passed_on(
+    /// Answers a call to the worker pool that came over a link. Its message has no more bytes than any
+    /// other.
+    pub(super) async fn answer_linked(
         &self,
         method: PoolCall,
         headers: &HeaderMap,
         message: Bytes,
-        call: &InFlight,
-        began: &mut Instant,
+        call: &mut InFlight,
     ) -> Result<Answer, Status> {
-        let share = call.connection().share();
+        let caller = call.connection().clone();
+        poll_fn(|context| caller.poll_call(context)).await;
+        let share = caller.share();
         let _place = match method.places(&share) {
             Some(places) => places.acquire().await.ok(),
             None => None,
         };
-        *began = Instant::now();
+        let began = Instant::now();
+        let answer = self.decide_linked(method, headers, message, call, began).await;
+        self.pool.calls().answered(method.into(), began);
+        let answer = answer.and_then(|answer| count_answer(answer, call));
+        answer.map_err(|status| {
+            self.pool.calls().refused(method.into(), &status);
+            if is_not_leading(&status) { answer_not_leading() } else { status }
+        })
+    }
+
+    async fn decide_linked(
+        &self,
+        method: PoolCall,
+        headers: &HeaderMap,
+        message: Bytes,
+        call: &mut InFlight,
+        began: Instant,
+    ) -> Result<Answer, Status> {
         let live = self.live.load();
+        let full = call.full().map_or(Ok(()), Err);
+        let taken = full.and_then(|()| call.take(message.len().saturating_sub(SMALL)));
+        if let Err(problem) = taken {
+            let undecided = match method {
+                PoolCall::BorrowWorker => Undecided::borrow(&live, message),
+                _ => Undecided::default(),
+            };
+            return undecided.settle(Err(no_memory(problem)));
+        }
         let caller = identify(&live.policy, headers)?;
         let mut undecided = Undecided::default();
         let decided = self.decide(method, &live, caller, headers, message, &mut undecided);
-        let answer = WithDeadline::new(decided, headers, *began).await;
+        let answer = WithDeadline::new(decided, headers, began).await;
         match &answer {
             Err(status) if is_not_leading(status) => answer,
             _ => undecided.settle(answer),
@@ -564,4 +573,13 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Counts the memory and the work of an answer. The memory of each call includes a short one.
+fn count_answer(answer: Answer, call: &mut InFlight) -> Result<Answer, Status> {
+    if answer.len() > SHORT_ANSWER {
+        call.take(answer.len()).map_err(no_memory)?;
+        call.connection().share().count(work_of(answer.len()));
+    }
+    Ok(answer)
 }

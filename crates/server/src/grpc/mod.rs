@@ -6,6 +6,7 @@ pub(crate) mod control;
 mod deadline;
 mod framing;
 mod gateway;
+mod linked;
 mod public;
 mod report;
 mod route;

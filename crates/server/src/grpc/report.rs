@@ -23,7 +23,7 @@ use super::usage::UsageReports;
 use crate::blocking::blocking;
 use crate::bounds::{InFlight, work_of};
 use crate::config::PortLimits;
-use crate::fleet::{Fleet, Outgoing, Patience};
+use crate::fleet::{Fleet, Outgoing, Over, Patience};
 use crate::live::Live;
 
 /// The most large reports at once, of all callers and of one caller. A report is large when it is larger
@@ -118,7 +118,8 @@ impl Reports {
             && !fleet.leads()
         {
             let (from, timeout) = ((call.connection().peer(), caller), timeout(&metadata));
-            let report = Outgoing::new(fleet, REPORT, &metadata, message, from, false, timeout);
+            let report =
+                Outgoing::new(fleet, (REPORT, Over::Stream), &metadata, message, from, timeout);
             if let Some(answer) = fleet.pass_on(&report, &mut Patience::new(timeout)).await? {
                 return Ok(Answer::from(answer));
             }

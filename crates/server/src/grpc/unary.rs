@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use wire::framing::frame;
 
-use super::framing::{PREFIX_BYTES, SMALL, no_memory, too_large};
+use super::framing::{SMALL, no_memory, too_large};
 use super::timed_body::{RequestBody, TimedBody, read_failed};
 use crate::bounds::{InFlight, PublicStream, reset_call_after};
 use crate::config::PortLimits;
@@ -71,43 +71,6 @@ pub(super) async fn read<B: RequestBody>(
 ) -> Result<Bytes, Status> {
     let (most, within) = (limits.max_message_bytes as usize, limits.request_timeout);
     read_into(body, begun, most, within, |bytes| call.take(bytes).map_err(no_memory)).await
-}
-
-/// Reads the one message of a call that another server has passed on. Its body stays open after it.
-///
-/// # Errors
-///
-/// As [`read`].
-pub(super) async fn read_message<B: RequestBody>(
-    body: &mut B,
-    limits: &PortLimits,
-    call: &mut InFlight,
-) -> Result<Bytes, Status> {
-    let most = limits.max_message_bytes as usize;
-    let mut message = BytesMut::new();
-    let mut body = TimedBody::new(body, limits.request_timeout);
-    while !is_whole(&message) {
-        let Some(data) = body.data().await? else { break };
-        if message.len() + data.len() > most {
-            return Err(too_large(most));
-        }
-        let new = (message.len() + data.len()).saturating_sub(SMALL).min(data.len());
-        call.take(new).map_err(no_memory)?;
-        if message.is_empty() && is_whole(&data) {
-            return Ok(data);
-        }
-        message.extend_from_slice(&data);
-    }
-    Ok(message.freeze())
-}
-
-/// Whether a frame is complete.
-fn is_whole(frame: &[u8]) -> bool {
-    let Some((&[_, ref length @ ..], message)) = frame.split_first_chunk::<PREFIX_BYTES>() else {
-        return false;
-    };
-    let length = length.iter().fold(0_usize, |sum, &byte| sum << 8 | usize::from(byte));
-    message.len() >= length
 }
 
 /// Reads a small message, such as a borrow, for which there is no memory.
@@ -214,15 +177,15 @@ impl Answer {
         Self { delivery: Some(Delivery::Here(delivery)), ..self }
     }
 
-    /// Takes the delivery to the store of this server out, if there is one.
-    pub(super) fn take_delivery(&mut self) -> Option<store::Delivery> {
-        match self.delivery.take()? {
-            Delivery::Here(delivery) => Some(delivery),
-            other => {
-                self.delivery = Some(other);
-                None
-            }
-        }
+    /// The parts of an answer that this server gave: the metadata, the message with its frame, and the
+    /// delivery to the store.
+    pub(super) fn into_parts(self) -> (HeaderMap, Bytes, Option<store::Delivery>) {
+        let Self { message, metadata, delivery } = self;
+        let delivery = match delivery {
+            Some(Delivery::Here(delivery)) => Some(delivery),
+            Some(Delivery::Leader(_)) | None => None,
+        };
+        (metadata, message, delivery)
     }
 
     pub(crate) fn into_http(self) -> http::Response<Body> {

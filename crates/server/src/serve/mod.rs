@@ -258,6 +258,7 @@ fn grpc_port(
         limits: config.port,
         fleet,
         operators: OnceLock::new(),
+        stopping: stop_notice.begun(),
     };
     Port {
         gateway: Arc::new(gateway),

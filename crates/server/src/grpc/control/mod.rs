@@ -92,6 +92,11 @@ pub(crate) struct StopNotice {
 }
 
 impl StopNotice {
+    /// Cancelled when the server begins to stop.
+    pub(crate) fn begun(&self) -> CancellationToken {
+        self.begun.clone()
+    }
+
     /// Sends the notice, and waits up to a quarter of a second until all streams have sent it.
     pub(crate) async fn send(&self) {
         self.begun.cancel();

@@ -1,0 +1,253 @@
+//! A link: one HTTP/2 stream on which a standby passes many calls on to the leader.
+//!
+//! A stream for each call would cost as much as the call itself at both ends. On a link a call is one
+//! record, and the records of calls that come together are sent together.
+
+mod outbox;
+mod records;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use connect::grpc::was_not_handled;
+use connect::{Connection, NotConnected};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tonic::Status;
+use tower::Service as _;
+
+pub(crate) use outbox::{Outbox, Sent};
+pub(crate) use records::{Fields, Records, ToLeader, ToStandby, Unreadable, Word, metadata};
+
+/// The path of a link.
+pub(crate) const LINK: &str = "/tgm.session.fleet.v1.Fleet/Link";
+
+/// The most bytes of an answer with its metadata.
+const MOST_BYTES: usize = 5 << 20;
+
+/// A link to the leader of one term. It ends when the last call on it is over and nobody holds it.
+pub(super) struct Link {
+    calls: Arc<Outbox>,
+    waiting: Arc<Waiting>,
+}
+
+/// The calls that wait for an answer.
+#[derive(Default)]
+struct Waiting(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// The number of the last call.
+    last: u64,
+    answers: HashMap<u64, oneshot::Sender<ToStandby>>,
+    /// Whether the link takes no more calls, because the leader is stopping.
+    is_stopping: bool,
+    /// Why the link is lost.
+    lost: Option<Lost>,
+}
+
+/// Why a call on a link has no answer.
+#[derive(Clone, Debug)]
+pub(super) enum Lost {
+    /// The leader has certainly not handled it.
+    NotHandled(Status),
+    /// The leader may have handled it.
+    Unknown(Status),
+}
+
+/// The answer to a call. It may have the status of a refusal in its metadata.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) metadata: HeaderMap,
+    pub(super) message: Bytes,
+    pub(super) handed_on: HandedOn,
+}
+
+/// Tells the leader that the caller got the answer of a borrow. If it is dropped instead, it tells that
+/// the caller is gone, and the leader takes the lease back.
+#[derive(Debug)]
+pub(crate) struct HandedOn {
+    link: Arc<Link>,
+    call: u64,
+    word: Option<Word>,
+}
+
+impl HandedOn {
+    /// Tells that the caller got the answer.
+    pub(crate) fn complete(mut self) {
+        self.word = Some(Word::HandedOn);
+    }
+
+    /// Nothing is told: the answer granted nothing.
+    pub(super) fn forget(mut self) {
+        self.word = None;
+    }
+}
+
+impl Drop for HandedOn {
+    fn drop(&mut self) {
+        if let Some(word) = self.word {
+            self.link.tell(self.call, word);
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Opens a link by `request`, over `connection`. Calls need not wait until it is open.
+    pub(super) fn open(connection: Connection, request: Request<()>) -> Arc<Self> {
+        let link = Self { calls: Arc::default(), waiting: Arc::default() };
+        let request = request.map(|()| tonic::body::Body::new(Sent(link.calls.clone())));
+        let waiting = link.waiting.clone();
+        tokio::spawn(async move {
+            let lost = waiting.read_answers(connection, request).await;
+            waiting.lose(lost);
+        });
+        Arc::new(link)
+    }
+
+    /// Whether it takes another call.
+    pub(super) fn is_open(&self) -> bool {
+        let state = self.waiting.0.lock();
+        !state.is_stopping && state.lost.is_none()
+    }
+
+    /// Passes the call on whose fields `write` writes, and waits for its answer. Dropping the future
+    /// cancels the call.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`] tells whether the leader may have handled the call.
+    pub(super) async fn call(
+        self: &Arc<Self>,
+        write: impl FnOnce(&mut Fields<'_>),
+    ) -> Result<Answered, Lost> {
+        let (sender, answer) = oneshot::channel();
+        let call = {
+            let mut state = self.waiting.0.lock();
+            if let Some(lost) = &state.lost {
+                return Err(lost.clone());
+            }
+            state.last += 1;
+            let call = state.last;
+            state.answers.insert(call, sender);
+            call
+        };
+        let given_up = HandedOn { link: self.clone(), call, word: Some(Word::CallerGone) };
+        self.calls.push(|fields| {
+            fields.number(1, call);
+            write(fields);
+        });
+        match answer.await {
+            Ok(ToStandby { names, values, message, .. }) => {
+                let metadata = metadata(&names, values);
+                Ok(Answered { metadata, message, handed_on: given_up })
+            }
+            Err(_) => {
+                given_up.forget();
+                let lost = self.waiting.0.lock().lost.clone();
+                Err(lost.unwrap_or_else(|| Lost::Unknown(Status::unavailable("the link ended"))))
+            }
+        }
+    }
+
+    fn tell(&self, call: u64, word: Word) {
+        let mut state = self.waiting.0.lock();
+        state.answers.remove(&call);
+        let is_lost = state.lost.is_some();
+        drop(state);
+        if !is_lost {
+            self.calls.push(|fields| {
+                fields.number(1, call);
+                fields.number(2, word as u64);
+            });
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.calls.end();
+    }
+}
+
+impl Waiting {
+    /// Opens the link, and gives each answer to its call. Returns why there are no more.
+    async fn read_answers(
+        &self,
+        mut connection: Connection,
+        request: Request<tonic::body::Body>,
+    ) -> Lost {
+        let answer = match connection.call(request).await {
+            Ok(answer) => answer,
+            Err(status) => return Lost::before_an_answer(status),
+        };
+        let (head, mut body) = answer.into_parts();
+        if let Some(status) = Status::from_header_map(&head.headers) {
+            return Lost::NotHandled(status);
+        }
+        if head.status != StatusCode::OK {
+            let problem = format!("the leader opens no link: HTTP status {}", head.status);
+            return Lost::NotHandled(Status::unavailable(problem));
+        }
+        let mut records = Records::new(MOST_BYTES);
+        while let Some(frame) = body.frame().await {
+            let data = match frame.map(|frame| frame.into_data()) {
+                Ok(Ok(data)) => data,
+                Ok(Err(_)) => break,
+                Err(status) => return Lost::Unknown(status),
+            };
+            records.arrived(&data);
+            loop {
+                match records.next() {
+                    Ok(Some(answer)) => self.answer(answer),
+                    Ok(None) => break,
+                    Err(error) => return Lost::Unknown(Status::unavailable(error.to_string())),
+                }
+            }
+        }
+        Lost::Unknown(Status::unavailable("the leader has ended the link"))
+    }
+
+    fn answer(&self, answer: ToStandby) {
+        let mut state = self.0.lock();
+        state.is_stopping |= answer.is_stopping;
+        let waiting = state.answers.remove(&answer.call);
+        drop(state);
+        if let Some(waiting) = waiting {
+            // The caller may have gone just now; then it says so.
+            let _ = waiting.send(answer);
+        }
+    }
+
+    /// Ends all calls that wait.
+    fn lose(&self, lost: Lost) {
+        let mut state = self.0.lock();
+        state.lost = Some(lost);
+        let waiting = std::mem::take(&mut state.answers);
+        drop(state);
+        drop(waiting);
+    }
+}
+
+impl Lost {
+    /// The link had no answer at all.
+    pub(super) fn before_an_answer(status: Status) -> Self {
+        let source = std::error::Error::source(&status);
+        let is_connected = source.is_none_or(|source| !source.is::<NotConnected>());
+        if is_connected && !was_not_handled(&status) {
+            Self::Unknown(status)
+        } else {
+            Self::NotHandled(status)
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Answers the calls of a link, on which a standby passes the calls of its callers on to this leader.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::str;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Response};
+use parking_lot::Mutex;
+use store::Delivery;
+use store::fleet::LeaderId;
+use tokio::task::AbortHandle;
+use tonic::Status;
+
+use super::gateway::Gateway;
+use super::route::PoolCall;
+use super::timed_body::RequestBody;
+use super::unary::{Answer, Body};
+use crate::bounds::{Connection, InFlight};
+use crate::fleet::{
+    Outbox, Records, Sent, ToLeader, Unreadable, Word, answer_not_leading, metadata,
+};
+
+/// What a record may have beside its message: the metadata of a call, which the standby bounds too.
+const BESIDE_MESSAGE: usize = 128 << 10;
+
+/// No more calls are read while so many bytes of answers wait.
+const MOST_WAITING: usize = 8 << 20;
+
+/// Opens a link whose records arrive in `body`, over a connection of another server.
+pub(super) fn open<B: RequestBody>(
+    gateway: Arc<Gateway>,
+    connection: Arc<Connection>,
+    body: B,
+) -> Response<Body> {
+    let answers = Arc::<Outbox>::default();
+    let mut response = Response::new(Body::stream(tonic::body::Body::new(Sent(answers.clone()))));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let Some(term) = gateway.fleet.as_ref().and_then(|fleet| fleet.own_term()) else {
+        return super::unary::refuse(answer_not_leading());
+    };
+    let link = Linked { gateway, connection, answers, term, calls: Mutex::default() };
+    tokio::spawn(Arc::new(link).read(body));
+    response
+}
+
+/// One link. The answers end when nobody holds it.
+struct Linked {
+    gateway: Arc<Gateway>,
+    connection: Arc<Connection>,
+    answers: Arc<Outbox>,
+    /// The term that the calls are meant for.
+    term: LeaderId,
+    calls: Mutex<HashMap<u64, Call>>,
+}
+
+/// A call of which the standby has not told yet what became of it.
+enum Call {
+    Running(AbortHandle),
+    /// A borrow that was granted.
+    Granted(Delivery),
+}
+
+impl Linked {
+    /// Reads records until the link ends.
+    async fn read<B: RequestBody>(self: Arc<Self>, mut body: B) {
+        let most = self.gateway.limits.max_message_bytes as usize + BESIDE_MESSAGE;
+        let mut records = Records::new(most);
+        let mut stopping = Some(self.gateway.stopping.clone());
+        let problem = loop {
+            let stop = async {
+                match &stopping {
+                    Some(stopping) => stopping.cancelled().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context));
+            let data = tokio::select! {
+                biased;
+                frame = frame => match frame {
+                    Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                    Some(Err(error)) => break error.to_string(),
+                    None => return self.end(),
+                },
+                () = stop => {
+                    stopping = None;
+                    self.answers.push(|fields| fields.number(2, 1));
+                    continue;
+                }
+            };
+            if self.answers.len() > MOST_WAITING {
+                break "the answers are not read".to_owned();
+            }
+            records.arrived(&data);
+            if let Err(error) = self.take(&mut records) {
+                break error.to_string();
+            }
+        };
+        tracing::debug!(problem, "a link of another server broke");
+        self.end();
+    }
+
+    fn take(self: &Arc<Self>, records: &mut Records) -> Result<(), Unreadable> {
+        let is_current =
+            self.gateway.fleet.as_ref().and_then(|fleet| fleet.own_term()) == Some(self.term);
+        while let Some(record) = records.next::<ToLeader>()? {
+            match record.word {
+                0 => self.begin(record, is_current),
+                word => self.finish(record.call, word == Word::HandedOn as u32),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a call.
+    fn begin(self: &Arc<Self>, record: ToLeader, is_current: bool) {
+        let ToLeader { call: number, path, peer, indexer, names, values, message, .. } = record;
+        let method = str::from_utf8(&path).ok().and_then(PoolCall::at);
+        let Some(method) = method.filter(|_| is_current) else {
+            let status = match method {
+                Some(_) => answer_not_leading(),
+                None => Status::unimplemented("there is no such method"),
+            };
+            return self.answer(number, Err(status));
+        };
+        let mut headers = metadata(&names, values);
+        let indexer = indexer.as_deref().and_then(|name| str::from_utf8(name).ok());
+        let in_flight = self.connection.begin_on_behalf(address(&peer), indexer, &mut headers);
+        let link = self.clone();
+        // The task waits until its handle is there.
+        let mut calls = self.calls.lock();
+        let task = tokio::spawn(link.run(number, method, headers, message, in_flight));
+        calls.insert(number, Call::Running(task.abort_handle()));
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        number: u64,
+        method: PoolCall,
+        headers: HeaderMap,
+        message: Bytes,
+        mut in_flight: InFlight,
+    ) {
+        let answer = if in_flight.has_too_many_fields() {
+            Err(Status::unknown("the call has too many header fields"))
+        } else {
+            self.gateway.answer_linked(method, &headers, message, &mut in_flight).await
+        };
+        self.answer(number, answer);
+    }
+
+    /// Answers a call. A lease that was granted waits for a word of the standby.
+    fn answer(&self, number: u64, answer: Result<Answer, Status>) {
+        let (metadata, message) = match answer {
+            Ok(answer) => {
+                let (metadata, message, delivery) = answer.into_parts();
+                let mut calls = self.calls.lock();
+                match delivery {
+                    Some(delivery) => calls.insert(number, Call::Granted(delivery)),
+                    None => calls.remove(&number),
+                };
+                (metadata, message)
+            }
+            Err(status) => {
+                self.calls.lock().remove(&number);
+                (status.into_http::<()>().into_parts().0.headers, Bytes::new())
+            }
+        };
+        self.answers.push(|fields| {
+            fields.number(1, number);
+            for (name, value) in &metadata {
+                fields.header(name, value);
+            }
+            fields.bytes(8, &message);
+        });
+    }
+
+    /// The caller has the answer of a call, or is gone.
+    fn finish(&self, number: u64, is_handed_on: bool) {
+        let call = self.calls.lock().remove(&number);
+        match call {
+            // The lease is taken back, if it was granted.
+            Some(Call::Running(task)) => task.abort(),
+            Some(Call::Granted(delivery)) if is_handed_on => delivery.complete(),
+            // The lease is taken back.
+            Some(Call::Granted(delivery)) => drop(delivery),
+            None => {}
+        }
+    }
+
+    /// The standby says nothing more. The callers of answers that were sent may have their leases: these
+    /// end one TTL later if nobody keeps them alive.
+    fn end(&self) {
+        for (_, call) in std::mem::take(&mut *self.calls.lock()) {
+            match call {
+                Call::Running(task) => task.abort(),
+                Call::Granted(delivery) => delivery.complete(),
+            }
+        }
+    }
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.answers.end();
+    }
+}
+
+/// The address with these octets.
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from).ok();
+    v4.or_else(|| <[u8; 16]>::try_from(octets).map(IpAddr::from).ok())
+}
