@@ -70,18 +70,18 @@ impl Drop for Session {
 }
 
 /// Servers on one database.
-struct TestFleet {
+pub(crate) struct TestFleet {
     database: Database,
-    port: u16,
-    schema: String,
+    pub(crate) port: u16,
+    pub(crate) schema: String,
     policy: String,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,
-    servers: Vec<Running>,
+    pub(crate) servers: Vec<Running>,
 }
 
 impl TestFleet {
     /// Starts so many servers; the first one leads. `None` where PostgreSQL is missing.
-    async fn start(policy: &str, servers: usize) -> Option<Self> {
+    pub(crate) async fn start(policy: &str, servers: usize) -> Option<Self> {
         Self::start_with(policy, servers, |_| {}).await
     }
 
@@ -145,6 +145,11 @@ impl TestFleet {
         Server::bind(self.config()).await.unwrap().start().await.unwrap()
     }
 
+    /// Runs `sql`.
+    pub(crate) fn run(&self, sql: &str) {
+        drop(Session::begin(self.port, &format!("{sql}; SELECT 'done';\n"), "done"));
+    }
+
     /// Locks the row that every commit changes, until the session is dropped.
     fn hold_commits(&self) -> Session {
         let Self { port, schema, .. } = self;
@@ -183,7 +188,7 @@ fn client(server: &Running) -> Client {
     Client::of(server.grpc_address())
 }
 
-async fn live(server: &Running) -> u64 {
+pub(crate) async fn live(server: &Running) -> u64 {
     server.store().live().await.unwrap().iter().map(|(_, leases)| leases).sum()
 }
 
@@ -388,15 +393,27 @@ async fn a_call_that_arrives_while_the_leader_changes_is_held_and_answered() {
 }
 
 #[tokio::test]
+async fn a_leader_that_stops_does_not_wait_for_servers_that_have_passed_calls_on() {
+    let change = |config: &mut Config| config.port.drain_timeout = Duration::from_secs(600);
+    let Some(mut fleet) = TestFleet::start_with(ROOMY, 2, change).await else { return };
+    let mut there = client(fleet.standby());
+    let key = there.borrow(session("acme")).await;
+    let leader = fleet.servers.remove(0);
+    let stopped = tokio::time::timeout(Duration::from_secs(60), leader.stop());
+    stopped.await.expect("no connection is waited for").unwrap();
+    assert_eq!(there.keep_alive(&key).await.unwrap(), Kept::TtlExtended);
+}
+
+#[tokio::test]
 async fn a_borrow_at_a_leader_that_hangs_is_answered_by_the_next_one() {
     let Some(fleet) = TestFleet::start(ROOMY, 1).await else { return };
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, schema) = (silent.local_addr().unwrap(), &fleet.schema);
     let sql = format!(
         "UPDATE {schema}.fleet SET epoch = epoch + 1, leader = repeat('a', 32), released = false, \
-         address = '{address}'; SELECT 'set';\n"
+         address = '{address}'"
     );
-    drop(Session::begin(fleet.port, &sql, "set"));
+    fleet.run(&sql);
     let (_, leader) = fleet.servers[0].store().fleet().unwrap();
     let is_other = || leader.borrow().as_ref().is_some_and(|leader| !leader.is_self);
     eventually("another server leads", async || is_other()).await;

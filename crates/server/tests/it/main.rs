@@ -21,6 +21,7 @@ mod durable;
 mod events;
 mod failing;
 mod fleet;
+mod fleet_links;
 mod grpc_web;
 mod harness;
 mod isolation;

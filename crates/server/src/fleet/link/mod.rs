@@ -29,20 +29,24 @@ pub(crate) const LINK: &str = "/tgm.session.fleet.v1.Fleet/Link";
 /// The most bytes of an answer with its metadata.
 const MOST_BYTES: usize = 5 << 20;
 
-/// A link to the leader of one term. It ends when the last call on it is over and nobody holds it.
-pub(super) struct Link {
-    calls: Arc<Outbox>,
-    waiting: Arc<Waiting>,
-}
+/// A link to the leader of one term. It ends when the last call on it is over, and nobody holds it or the
+/// leader is stopping.
+pub(super) struct Link(Arc<Shared>);
 
-/// The calls that wait for an answer.
+/// What a link and the task that reads its answers share.
 #[derive(Default)]
-struct Waiting(Mutex<State>);
+struct Shared {
+    calls: Arc<Outbox>,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
     /// The number of the last call.
     last: u64,
+    /// The calls of which the leader does not know yet what became of them.
+    open: usize,
+    /// The calls that wait for an answer.
     answers: HashMap<u64, oneshot::Sender<ToStandby>>,
     /// Whether the link takes no more calls, because the leader is stopping.
     is_stopping: bool,
@@ -90,9 +94,7 @@ impl HandedOn {
 
 impl Drop for HandedOn {
     fn drop(&mut self) {
-        if let Some(word) = self.word {
-            self.link.tell(self.call, word);
-        }
+        self.link.0.over(self.call, self.word);
     }
 }
 
@@ -105,20 +107,19 @@ impl fmt::Debug for Link {
 impl Link {
     /// Opens a link by `request`, over `connection`. Calls need not wait until it is open.
     pub(super) fn open(connection: Connection, request: Request<()>) -> Arc<Self> {
-        let link = Self { calls: Arc::default(), waiting: Arc::default() };
-        let request = request.map(|()| tonic::body::Body::new(Sent(link.calls.clone())));
-        let waiting = link.waiting.clone();
+        let shared = Arc::<Shared>::default();
+        let request = request.map(|()| tonic::body::Body::new(Sent(shared.calls.clone())));
+        let reads = shared.clone();
         tokio::spawn(async move {
-            let lost = waiting.read_answers(connection, request).await;
-            waiting.lose(lost);
+            let lost = reads.read_answers(connection, request).await;
+            reads.lose(lost);
         });
-        Arc::new(link)
+        Arc::new(Self(shared))
     }
 
     /// Whether it takes another call.
     pub(super) fn is_open(&self) -> bool {
-        let state = self.waiting.0.lock();
-        !state.is_stopping && state.lost.is_none()
+        self.0.state.lock().refusal().is_none()
     }
 
     /// Passes the call on whose fields `write` writes, and waits for its answer. Dropping the future
@@ -132,18 +133,9 @@ impl Link {
         write: impl FnOnce(&mut Fields<'_>),
     ) -> Result<Answered, Lost> {
         let (sender, answer) = oneshot::channel();
-        let call = {
-            let mut state = self.waiting.0.lock();
-            if let Some(lost) = &state.lost {
-                return Err(lost.clone());
-            }
-            state.last += 1;
-            let call = state.last;
-            state.answers.insert(call, sender);
-            call
-        };
+        let call = self.0.begin(sender)?;
         let given_up = HandedOn { link: self.clone(), call, word: Some(Word::CallerGone) };
-        self.calls.push(|fields| {
+        self.0.calls.push(|fields| {
             fields.number(1, call);
             write(fields);
         });
@@ -154,33 +146,66 @@ impl Link {
             }
             Err(_) => {
                 given_up.forget();
-                let lost = self.waiting.0.lock().lost.clone();
+                let lost = self.0.state.lock().lost.clone();
                 Err(lost.unwrap_or_else(|| Lost::Unknown(Status::unavailable("the link ended"))))
             }
-        }
-    }
-
-    fn tell(&self, call: u64, word: Word) {
-        let mut state = self.waiting.0.lock();
-        state.answers.remove(&call);
-        let is_lost = state.lost.is_some();
-        drop(state);
-        if !is_lost {
-            self.calls.push(|fields| {
-                fields.number(1, call);
-                fields.number(2, word as u64);
-            });
         }
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.calls.end();
+        self.0.calls.end();
     }
 }
 
-impl Waiting {
+impl State {
+    /// Why the link takes no more calls.
+    fn refusal(&self) -> Option<Lost> {
+        if let Some(lost) = &self.lost {
+            return Some(lost.clone());
+        }
+        let stopping = || Lost::NotHandled(Status::unavailable("the leader is stopping"));
+        self.is_stopping.then(stopping)
+    }
+
+    /// Whether nothing more will be sent.
+    const fn is_over(&self) -> bool {
+        self.is_stopping && self.open == 0
+    }
+}
+
+impl Shared {
+    /// Begins a call, whose answer `sender` gets. Returns its number.
+    fn begin(&self, sender: oneshot::Sender<ToStandby>) -> Result<u64, Lost> {
+        let mut state = self.state.lock();
+        state.refusal().map_or(Ok(()), Err)?;
+        state.last += 1;
+        state.open += 1;
+        let call = state.last;
+        state.answers.insert(call, sender);
+        Ok(call)
+    }
+
+    /// A call is over. The leader is told this word of it, if any.
+    fn over(&self, call: u64, word: Option<Word>) {
+        let mut state = self.state.lock();
+        state.answers.remove(&call);
+        state.open -= 1;
+        // The lock is held: another call must not end the link before this word.
+        if let Some(word) = word
+            && state.lost.is_none()
+        {
+            self.calls.push(|fields| {
+                fields.number(1, call);
+                fields.number(2, word as u64);
+            });
+        }
+        if state.is_over() {
+            self.calls.end();
+        }
+    }
+
     /// Opens the link, and gives each answer to its call. Returns why there are no more.
     async fn read_answers(
         &self,
@@ -219,10 +244,13 @@ impl Waiting {
     }
 
     fn answer(&self, answer: ToStandby) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.is_stopping |= answer.is_stopping;
-        let waiting = state.answers.remove(&answer.call);
+        let (waiting, is_over) = (state.answers.remove(&answer.call), state.is_over());
         drop(state);
+        if is_over {
+            self.calls.end();
+        }
         if let Some(waiting) = waiting {
             // The caller may have gone just now; then it says so.
             let _ = waiting.send(answer);
@@ -231,7 +259,7 @@ impl Waiting {
 
     /// Ends all calls that wait.
     fn lose(&self, lost: Lost) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.lost = Some(lost);
         let waiting = std::mem::take(&mut state.answers);
         drop(state);
