@@ -426,11 +426,6 @@ impl InFlight {
         self.has_too_many_fields
     }
 
-    /// The connection of the other server that passed the call on, or else that of the call.
-    pub(crate) fn connection_of_server(&self) -> &Arc<Connection> {
-        self.passed_on.as_ref().map_or(&self.connection, |call| &call.connection)
-    }
-
     /// Why there is no memory for the call; `None` when there is.
     pub(crate) const fn full(&self) -> Option<Full> {
         self.full

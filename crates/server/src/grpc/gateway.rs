@@ -435,6 +435,9 @@ impl Gateway {
         mut request: Request<B>,
         call: InFlight,
     ) -> Response<Body> {
+        if origin.is_current && request.uri().path() == LINK {
+            return linked::open(self, request.into_body(), call);
+        }
         let call = call.on_behalf(
             origin.peer.map(|peer| peer.ip()),
             origin.indexer.as_deref(),
@@ -445,10 +448,6 @@ impl Gateway {
         let path = request.uri().path();
         if !origin.is_current {
             return self.refuse(method_of(None, path), answer_not_leading()).for_call(call);
-        }
-        if path == LINK {
-            let (body, connection) = (request.into_body(), call.connection_of_server().clone());
-            return linked::open(self.clone(), connection, body).for_call(call);
         }
         if let (Some(operators), true) = (self.operators.get(), path.starts_with("/api/")) {
             if let Some(peer) = origin.peer {

@@ -19,7 +19,7 @@ use tonic::Status;
 use super::gateway::Gateway;
 use super::route::PoolCall;
 use super::timed_body::RequestBody;
-use super::unary::{Answer, Body};
+use super::unary::{self, Answer, Body, ForCall as _};
 use crate::bounds::{Connection, InFlight};
 use crate::fleet::{
     Outbox, Records, Sent, ToLeader, Unreadable, Word, answer_not_leading, metadata,
@@ -31,21 +31,22 @@ const BESIDE_MESSAGE: usize = 128 << 10;
 /// No more calls are read while so many bytes of answers wait.
 const MOST_WAITING: usize = 8 << 20;
 
-/// Opens a link whose records arrive in `body`, over a connection of another server.
+/// Opens a link whose records arrive in `body`. `call` is the stream of the link.
 pub(super) fn open<B: RequestBody>(
     gateway: Arc<Gateway>,
-    connection: Arc<Connection>,
     body: B,
+    call: InFlight,
 ) -> Response<Body> {
-    let answers = Arc::<Outbox>::default();
-    let mut response = Response::new(Body::stream(tonic::body::Body::new(Sent(answers.clone()))));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     let Some(term) = gateway.fleet.as_ref().and_then(|fleet| fleet.own_term()) else {
-        return super::unary::refuse(answer_not_leading());
+        return unary::refuse(answer_not_leading()).for_call(call);
     };
+    let (connection, answers) = (call.connection().clone(), Arc::<Outbox>::default());
+    let sent = tonic::body::Body::new(Sent(answers.clone()));
     let link = Linked { gateway, connection, answers, term, calls: Mutex::default() };
     tokio::spawn(Arc::new(link).read(body));
-    response
+    let mut response = Response::new(Body::stream(sent));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response.for_call(call)
 }
 
 /// One link. The answers end when nobody holds it.
