@@ -150,7 +150,7 @@ impl Driver<'_, '_> {
         let leader = row.map(|row| Leader {
             epoch: row.epoch,
             id: row.leader,
-            address: row.address.clone(),
+            address: (&*row.address).into(),
             is_self,
         });
         let now = self.now();

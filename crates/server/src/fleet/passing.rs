@@ -11,13 +11,13 @@ use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use store::Unavailable;
 use store::fleet::Leader;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 use tower::Service as _;
 
 use super::headers::{is_passed_on, passed_on};
-use super::link::{Answered, Fields, HandedOn, Lost};
+use super::link::{ANSWER_AFTER_TERM, Answered, Fields, HandedOn, Lost};
 use super::routing::{Fleet, Patience, no_leader, unreachable};
 use crate::headers::{BORROW_ID, FLEET_NOT_LEADING, GRPC_TIMEOUT, IDEMPOTENCY_KEY};
 
@@ -182,6 +182,7 @@ impl From<Lost> for Failed {
         match lost {
             Lost::NotHandled(status) => Self::NotApplied(unreachable(status.message())),
             Lost::Unknown(status) => Self::Unknown(unreachable(status.message())),
+            Lost::Replaced => Self::Replaced,
         }
     }
 }
@@ -226,17 +227,21 @@ impl Fleet {
 
     async fn try_once(&self, call: &Outgoing<'_>, leader: &Leader) -> Result<PassedOn, Failed> {
         self.forwarded.inc();
-        let answer = async {
-            match call.over {
-                Over::Link { is_borrow } => self.try_over_link(call, leader, is_borrow).await,
-                Over::Stream => self.try_over_stream(call, leader).await,
+        match call.over {
+            Over::Link { is_borrow } => self.try_over_link(call, leader, is_borrow).await,
+            Over::Stream => {
+                let hangs = async {
+                    self.is_replaced(leader.id).await;
+                    if !call.may_be_repeated() {
+                        sleep(ANSWER_AFTER_TERM).await;
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    answer = self.try_over_stream(call, leader) => answer,
+                    () = hangs => Err(Failed::Replaced),
+                }
             }
-        };
-        tokio::select! {
-            biased;
-            answer = answer => answer,
-            // A leader that hands over answers what it has begun. One that hangs answers no more.
-            () = self.hangs_after_term(leader.id, call.may_be_repeated()) => Err(Failed::Replaced),
         }
     }
 
@@ -247,7 +252,7 @@ impl Fleet {
         is_borrow: bool,
     ) -> Result<PassedOn, Failed> {
         let link = self.link(leader).map_err(Failed::NotApplied)?;
-        let answered = link.call(|fields| call.write(fields)).await?;
+        let answered = link.call(call.may_be_repeated(), |fields| call.write(fields)).await?;
         let Answered { metadata, message, handed_on } = answered;
         let status = metadata.contains_key(GRPC_STATUS).then(|| Status::from_header_map(&metadata));
         if let Some(status) = status.flatten() {

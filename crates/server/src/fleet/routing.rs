@@ -34,9 +34,6 @@ const ANSWER_BEFORE: Duration = Duration::from_millis(50);
 /// The call that asks a server for its health.
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// How long a leader may take to answer a call after its term.
-const ANSWER_AFTER_TERM: Duration = Duration::from_secs(1);
-
 /// How long a call that is held waits before it is tried again: at first, and at most. It doubles, so that
 /// many held calls are no load for a leader that does not serve yet.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
@@ -207,6 +204,13 @@ impl Fleet {
     ///
     /// `UNAVAILABLE` when that takes too long.
     pub(crate) async fn route(&self, patience: &mut Patience) -> Result<Option<Leader>, Status> {
+        // Mostly the leader is known.
+        if !self.leads()
+            && let Some(leader) = &*self.leader.borrow()
+            && !leader.is_self
+        {
+            return Ok(Some(leader.clone()));
+        }
         let mut leader = self.leader.clone();
         loop {
             if self.leads() {
@@ -236,16 +240,14 @@ impl Fleet {
         patience.wait().await
     }
 
-    /// Waits until another term than that of `id` is known, and then for [`ANSWER_AFTER_TERM`], unless the
-    /// call may be sent again.
-    pub(super) async fn hangs_after_term(&self, id: LeaderId, may_be_repeated: bool) {
+    /// Resolves when another term than that of `id` is known.
+    pub(super) fn is_replaced(&self, id: LeaderId) -> impl Future<Output = ()> + Send + use<> {
         let mut leader = self.leader.clone();
-        let other = |leader: &Option<Leader>| leader.as_ref().is_some_and(|it| it.id != id);
-        if leader.wait_for(other).await.is_err() {
-            std::future::pending().await
-        }
-        if !may_be_repeated {
-            sleep(ANSWER_AFTER_TERM).await;
+        async move {
+            let other = |leader: &Option<Leader>| leader.as_ref().is_some_and(|it| it.id != id);
+            if leader.wait_for(other).await.is_err() {
+                std::future::pending().await
+            }
         }
     }
 
@@ -275,7 +277,10 @@ impl Fleet {
                 .body(())
                 .map_err(unreachable)?;
             self.add_origin(request.headers_mut(), leader, None, None);
-            Ok(way.link.insert(Link::open(way.connection.clone(), request)).clone())
+            Ok(way
+                .link
+                .insert(Link::open(way.connection.clone(), request, self.is_replaced(leader.id)))
+                .clone())
         })
     }
 

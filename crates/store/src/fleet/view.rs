@@ -1,6 +1,7 @@
 //! What a server of a fleet knows about who leads, and the secret that its servers share.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::rows::LeaderId;
 
@@ -12,7 +13,7 @@ pub struct Leader {
     /// The id of its term.
     pub id: LeaderId,
     /// Where the other servers reach it.
-    pub address: Box<str>,
+    pub address: Arc<str>,
     /// Whether it is this server.
     pub is_self: bool,
 }

@@ -8,7 +8,9 @@ mod records;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use connect::grpc::was_not_handled;
@@ -17,6 +19,7 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tonic::Status;
 use tower::Service as _;
 
@@ -25,6 +28,9 @@ pub(crate) use records::{Fields, Records, ToLeader, ToStandby, Unreadable, Word,
 
 /// The path of a link.
 pub(crate) const LINK: &str = "/tgm.session.fleet.v1.Fleet/Link";
+
+/// How long a leader may take to answer a call after its term.
+pub(super) const ANSWER_AFTER_TERM: Duration = Duration::from_secs(1);
 
 /// The most bytes of an answer with its metadata.
 const MOST_BYTES: usize = 5 << 20;
@@ -46,10 +52,12 @@ struct State {
     last: u64,
     /// The calls of which the leader does not know yet what became of them.
     open: usize,
-    /// The calls that wait for an answer.
-    answers: HashMap<u64, oneshot::Sender<ToStandby>>,
+    /// The calls that wait for an answer, and whether they count once however often they are sent.
+    answers: HashMap<u64, (oneshot::Sender<ToStandby>, bool)>,
     /// Whether the link takes no more calls, because the leader is stopping.
     is_stopping: bool,
+    /// Whether it takes no more calls, because another server leads.
+    is_replaced: bool,
     /// Why the link is lost.
     lost: Option<Lost>,
 }
@@ -61,6 +69,8 @@ pub(super) enum Lost {
     NotHandled(Status),
     /// The leader may have handled it.
     Unknown(Status),
+    /// The leader may have handled it, and another server leads now.
+    Replaced,
 }
 
 /// The answer to a call. It may have the status of a refusal in its metadata.
@@ -106,13 +116,28 @@ impl fmt::Debug for Link {
 
 impl Link {
     /// Opens a link by `request`, over `connection`. Calls need not wait until it is open.
-    pub(super) fn open(connection: Connection, request: Request<()>) -> Arc<Self> {
+    ///
+    /// When `replaced` resolves, another server leads. A leader that hands over answers what it has begun,
+    /// and one that hangs answers no more. So calls that may be repeated are lost at once, and the others a
+    /// second later.
+    pub(super) fn open(
+        connection: Connection,
+        request: Request<()>,
+        replaced: impl Future<Output = ()> + Send + 'static,
+    ) -> Arc<Self> {
         let shared = Arc::<Shared>::default();
         let request = request.map(|()| tonic::body::Body::new(Sent(shared.calls.clone())));
-        let reads = shared.clone();
+        let reader = shared.clone();
         tokio::spawn(async move {
-            let lost = reads.read_answers(connection, request).await;
-            reads.lose(lost);
+            let mut reads = pin!(reader.read_answers(connection, request));
+            let lost = tokio::select! {
+                lost = &mut reads => lost,
+                () = replaced => {
+                    reader.replace();
+                    timeout(ANSWER_AFTER_TERM, reads).await.unwrap_or(Lost::Replaced)
+                }
+            };
+            reader.lose(lost);
         });
         Arc::new(Self(shared))
     }
@@ -123,17 +148,18 @@ impl Link {
     }
 
     /// Passes the call on whose fields `write` writes, and waits for its answer. Dropping the future
-    /// cancels the call.
+    /// cancels the call. `may_be_repeated` says whether it counts once however often it is sent.
     ///
     /// # Errors
     ///
     /// [`Lost`] tells whether the leader may have handled the call.
     pub(super) async fn call(
         self: &Arc<Self>,
+        may_be_repeated: bool,
         write: impl FnOnce(&mut Fields<'_>),
     ) -> Result<Answered, Lost> {
         let (sender, answer) = oneshot::channel();
-        let call = self.0.begin(sender)?;
+        let call = self.0.begin(sender, may_be_repeated)?;
         let given_up = HandedOn { link: self.clone(), call, word: Some(Word::CallerGone) };
         self.0.calls.push(|fields| {
             fields.number(1, call);
@@ -146,8 +172,7 @@ impl Link {
             }
             Err(_) => {
                 given_up.forget();
-                let lost = self.0.state.lock().lost.clone();
-                Err(lost.unwrap_or_else(|| Lost::Unknown(Status::unavailable("the link ended"))))
+                Err(self.0.state.lock().lost.clone().unwrap_or(Lost::Replaced))
             }
         }
     }
@@ -165,8 +190,8 @@ impl State {
         if let Some(lost) = &self.lost {
             return Some(lost.clone());
         }
-        let stopping = || Lost::NotHandled(Status::unavailable("the leader is stopping"));
-        self.is_stopping.then(stopping)
+        let gone = || Lost::NotHandled(Status::unavailable("the leader stops or is replaced"));
+        (self.is_stopping || self.is_replaced).then(gone)
     }
 
     /// Whether nothing more will be sent.
@@ -177,13 +202,17 @@ impl State {
 
 impl Shared {
     /// Begins a call, whose answer `sender` gets. Returns its number.
-    fn begin(&self, sender: oneshot::Sender<ToStandby>) -> Result<u64, Lost> {
+    fn begin(
+        &self,
+        sender: oneshot::Sender<ToStandby>,
+        may_be_repeated: bool,
+    ) -> Result<u64, Lost> {
         let mut state = self.state.lock();
         state.refusal().map_or(Ok(()), Err)?;
         state.last += 1;
         state.open += 1;
         let call = state.last;
-        state.answers.insert(call, sender);
+        state.answers.insert(call, (sender, may_be_repeated));
         Ok(call)
     }
 
@@ -251,10 +280,17 @@ impl Shared {
         if is_over {
             self.calls.end();
         }
-        if let Some(waiting) = waiting {
+        if let Some((waiting, _)) = waiting {
             // The caller may have gone just now; then it says so.
             let _ = waiting.send(answer);
         }
+    }
+
+    /// Another server leads: ends the calls that wait and may be repeated.
+    fn replace(&self) {
+        let mut state = self.state.lock();
+        state.is_replaced = true;
+        state.answers.retain(|_, (_, may_be_repeated)| !*may_be_repeated);
     }
 
     /// Ends all calls that wait.
