@@ -26,7 +26,8 @@ pub struct Disk(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     data: Mutex<Data>,
-    held: Mutex<bool>,
+    /// How many flushes are done before others wait; `None` where none waits.
+    held: Mutex<Option<usize>>,
     released: Condvar,
     waiting: AtomicUsize,
     failing: AtomicBool,
@@ -44,11 +45,17 @@ struct Data {
 impl Disk {
     /// Makes flushes wait until [`Disk::release`].
     pub fn hold(&self) {
-        *self.0.held.lock() = true;
+        *self.0.held.lock() = Some(0);
     }
 
     pub fn release(&self) {
-        *self.0.held.lock() = false;
+        *self.0.held.lock() = None;
+        self.0.released.notify_all();
+    }
+
+    /// Lets one flush through. The next one waits.
+    pub fn release_one(&self) {
+        *self.0.held.lock() = Some(1);
         self.0.released.notify_all();
     }
 
@@ -130,9 +137,10 @@ impl StorageBackend for Disk {
         {
             let mut held = self.0.held.lock();
             self.0.waiting.fetch_add(1, Ordering::SeqCst);
-            while *held {
+            while *held == Some(0) {
                 self.0.released.wait(&mut held);
             }
+            *held = held.map(|left| left - 1);
             self.0.waiting.fetch_sub(1, Ordering::SeqCst);
         }
         self.working()?;

@@ -97,11 +97,11 @@ impl TestFleet {
             .await
     }
 
-    /// As [`TestFleet::start`], on a database that no other test uses.
+    /// As [`TestFleet::start`], on a database that no other test uses. The leadership lapses soon.
     async fn start_alone(policy: &str, servers: usize) -> Option<Self> {
         let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap()?;
-        let port = cluster.port;
-        Self::on((Database::Own(Some(cluster)), port), policy, servers, Box::new(|_| {})).await
+        let (port, database) = (cluster.port, Database::Own(Some(cluster)));
+        Self::on((database, port), policy, servers, Box::new(lapses_soon)).await
     }
 
     async fn on(
@@ -136,7 +136,8 @@ impl TestFleet {
         config.listen.set_port(0);
         config.admin_listen.set_port(0);
         config.threads = 2;
-        config.fleet.leader_ttl = Duration::from_secs(2);
+        // So long that no leadership lapses where the machine is busy.
+        config.fleet.leader_ttl = Duration::from_secs(10);
         (self.change)(&mut config);
         config
     }
@@ -182,6 +183,10 @@ impl TestFleet {
     fn standby(&self) -> &Running {
         self.servers.iter().find(|server| !server.store().leads()).expect("a standby")
     }
+}
+
+fn lapses_soon(config: &mut Config) {
+    config.fleet.leader_ttl = Duration::from_secs(2);
 }
 
 fn client(server: &Running) -> Client {
@@ -406,7 +411,7 @@ async fn a_leader_that_stops_does_not_wait_for_servers_that_have_passed_calls_on
 
 #[tokio::test]
 async fn a_borrow_at_a_leader_that_hangs_is_answered_by_the_next_one() {
-    let Some(fleet) = TestFleet::start(ROOMY, 1).await else { return };
+    let Some(fleet) = TestFleet::start_with(ROOMY, 1, lapses_soon).await else { return };
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, schema) = (silent.local_addr().unwrap(), &fleet.schema);
     let sql = format!(

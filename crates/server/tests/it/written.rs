@@ -161,7 +161,7 @@ async fn a_kill_at_any_time_finds_in_the_entry_as_many_ended_leases_as_are_gone(
         while !enforcing.is_finished() {
             let crashed = disk.after_power_loss(|_| false);
             let before = disk.flushes();
-            disk.release();
+            disk.release_one();
             let crashed = recovered(&crashed);
             let gone = LEASES - crashed.leases();
             let said = crashed.resume().unwrap().audit(None, 1);
@@ -171,7 +171,6 @@ async fn a_kill_at_any_time_finds_in_the_entry_as_many_ended_leases_as_are_gone(
                 disk.flushes() > before || enforcing.is_finished()
             })
             .await;
-            disk.hold();
         }
         let enforced = enforcing.await.unwrap().unwrap();
         assert_eq!((enforced.ended, enforced.entry), (LEASES, Some(1)));
