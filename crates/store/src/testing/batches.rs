@@ -32,7 +32,7 @@ impl Batch {
 }
 
 impl Batches {
-    /// Reads the columns of [`Batches::QUERY`].
+    /// The query whose row [`Batches::from_row`] reads.
     pub const QUERY: &str = "SELECT leader, sequence, attempt, store_time, next_serial \
                              FROM tgm_session.journal";
 
