@@ -295,7 +295,8 @@ async fn a_planned_change_of_the_leader_fails_no_call_and_ends_no_stream() {
         attached.push(Attached::over(channel(address), None).await.unwrap());
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let callers: Vec<_> = (0..16)
+    // So few that a machine with two cores changes the leader within the two seconds that calls are held.
+    let callers: Vec<_> = (0..8)
         .map(|number| {
             let (stop, mut client) = (stop.clone(), Client::of([first, second][number % 2]));
             tokio::spawn(async move {
