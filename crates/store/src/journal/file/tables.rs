@@ -55,6 +55,9 @@ pub(crate) fn create_tables(database: &Database, format: u64) -> Result<(), redb
     Ok(transaction.commit()?)
 }
 
+/// So many rows are inserted one by one: a cursor costs more than it saves.
+const FEW_ROWS: usize = 20;
+
 /// Writes the rows, `stamp` and the number of the batch in one transaction, flushed when it
 /// returns.
 pub(crate) fn write(
@@ -89,36 +92,46 @@ fn write_leases(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb:
     insert_rising(&mut leases, rows.granted.iter().map(|(serial, lease)| (*serial, lease)))
 }
 
-/// Inserts rows whose keys rise. Most are behind all others, as serial numbers and times rise. There a
-/// cursor inserts them one after another, which is several times as fast as a search for each place.
+/// Inserts rows whose keys rise.
 fn insert_rising<'r, K: Key + 'static, R: Message + 'r>(
     table: &mut Table<'_, K, &'static [u8]>,
     rows: impl Iterator<Item = (K::SelfType<'r>, &'r R)> + Clone,
 ) -> Result<(), redb::Error> {
-    let mut bytes = Vec::with_capacity(512);
-    let mut are_behind = true;
-    let mut end = table.upper_bound_mut(Bound::<K::SelfType<'r>>::Unbounded)?;
-    for (key, row) in rows.clone() {
-        bytes.clear();
-        row.encode_raw(&mut bytes);
-        match end.insert_before(key, bytes.as_slice()) {
-            Err(CursorError::UnorderedKey) => {
-                are_behind = false;
-                break;
-            }
-            inserted => inserted?,
-        }
-    }
-    end.close()?;
-    if are_behind {
+    let are_many = rows.clone().nth(FEW_ROWS).is_some();
+    if are_many && insert_behind(table, rows.clone())? {
         return Ok(());
     }
+    let mut bytes = Vec::with_capacity(512);
     for (key, row) in rows {
         bytes.clear();
         row.encode_raw(&mut bytes);
         table.insert(key, bytes.as_slice())?;
     }
     Ok(())
+}
+
+/// Inserts rows behind all others, where most belong, as serial numbers and times rise. A cursor inserts
+/// them one after another: for 180 rows in half the time of a search for each place. Returns `false` at a
+/// row that belongs elsewhere.
+fn insert_behind<'r, K: Key + 'static, R: Message + 'r>(
+    table: &mut Table<'_, K, &'static [u8]>,
+    rows: impl Iterator<Item = (K::SelfType<'r>, &'r R)>,
+) -> Result<bool, redb::Error> {
+    let mut bytes = Vec::with_capacity(512);
+    let mut end = table.upper_bound_mut(Bound::<K::SelfType<'r>>::Unbounded)?;
+    for (key, row) in rows {
+        bytes.clear();
+        row.encode_raw(&mut bytes);
+        match end.insert_before(key, bytes.as_slice()) {
+            Err(CursorError::UnorderedKey) => {
+                end.close()?;
+                return Ok(false);
+            }
+            inserted => inserted?,
+        }
+    }
+    end.close()?;
+    Ok(true)
 }
 
 fn write_lingering(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb::Error> {
