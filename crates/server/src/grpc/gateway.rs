@@ -24,7 +24,7 @@ use super::compression::{Encoding, decompress, is_flagged, unsupported};
 use super::control::{AttachedCaller, Via};
 use super::deadline::{WithDeadline, timeout};
 use super::framing::{SMALL, decode, no_memory};
-use super::linked;
+use super::linked::{self, AnswersCalls};
 use super::public::{self, PublicServices, Tonic};
 use super::report::Reports;
 use super::route::{PoolCall, Protocol, is_of, is_report, method_of};
@@ -435,8 +435,9 @@ impl Gateway {
         mut request: Request<B>,
         call: InFlight,
     ) -> Response<Body> {
-        if origin.is_current && request.uri().path() == LINK {
-            return linked::open(self, request.into_body(), call);
+        if let (LINK, true, Some(fleet)) = (request.uri().path(), origin.is_current, &self.fleet) {
+            let (fleet, ends) = (fleet.clone(), (self.most_bytes(), self.stopping.clone()));
+            return linked::open(self, fleet, ends, request.into_body(), call);
         }
         let call = call.on_behalf(
             origin.peer.map(|peer| peer.ip()),
@@ -463,32 +464,6 @@ impl Gateway {
         drop(live);
         request.extensions_mut().insert(IsPassedOn);
         self.answer_unusual(None, None, request, call).await
-    }
-
-    /// Answers a call to the worker pool that came over a link. Its message has no more bytes than any
-    /// other.
-    pub(super) async fn answer_linked(
-        &self,
-        method: PoolCall,
-        headers: &HeaderMap,
-        message: Bytes,
-        call: &mut InFlight,
-    ) -> Result<Answer, Status> {
-        let caller = call.connection().clone();
-        poll_fn(|context| caller.poll_call(context)).await;
-        let share = caller.share();
-        let _place = match method.places(&share) {
-            Some(places) => places.acquire().await.ok(),
-            None => None,
-        };
-        let began = Instant::now();
-        let answer = self.decide_linked(method, headers, message, call, began).await;
-        self.pool.calls().answered(method.into(), began);
-        let answer = answer.and_then(|answer| count_answer(answer, call));
-        answer.map_err(|status| {
-            self.pool.calls().refused(method.into(), &status);
-            if is_not_leading(&status) { answer_not_leading() } else { status }
-        })
     }
 
     async fn decide_linked(
@@ -571,6 +546,32 @@ impl Gateway {
                 Err(NotBorrowed::OldTerms(message)) => message,
             }
         }
+    }
+}
+
+impl AnswersCalls for Gateway {
+    async fn answer_linked(
+        &self,
+        method: PoolCall,
+        headers: &HeaderMap,
+        message: Bytes,
+        call: &mut InFlight,
+    ) -> Result<Answer, Status> {
+        let caller = call.connection().clone();
+        poll_fn(|context| caller.poll_call(context)).await;
+        let share = caller.share();
+        let _place = match method.places(&share) {
+            Some(places) => places.acquire().await.ok(),
+            None => None,
+        };
+        let began = Instant::now();
+        let answer = self.decide_linked(method, headers, message, call, began).await;
+        self.pool.calls().answered(method.into(), began);
+        let answer = answer.and_then(|answer| count_answer(answer, call));
+        answer.map_err(|status| {
+            self.pool.calls().refused(method.into(), &status);
+            if is_not_leading(&status) { answer_not_leading() } else { status }
+        })
     }
 }
 

@@ -14,15 +14,15 @@ use parking_lot::Mutex;
 use store::Delivery;
 use store::fleet::LeaderId;
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::gateway::Gateway;
 use super::route::PoolCall;
 use super::timed_body::RequestBody;
 use super::unary::{self, Answer, Body, ForCall as _};
 use crate::bounds::{Connection, InFlight};
 use crate::fleet::{
-    Outbox, Records, Sent, ToLeader, Unreadable, Word, answer_not_leading, metadata,
+    Fleet, Outbox, Records, Sent, ToLeader, Unreadable, Word, answer_not_leading, metadata,
 };
 
 /// What a record may have beside its message: the metadata of a call, which the standby bounds too.
@@ -31,27 +31,44 @@ const BESIDE_MESSAGE: usize = 128 << 10;
 /// No more calls are read while so many bytes of answers wait.
 const MOST_WAITING: usize = 8 << 20;
 
-/// Opens a link whose records arrive in `body`. `call` is the stream of the link.
-pub(super) fn open<B: RequestBody>(
-    gateway: Arc<Gateway>,
+/// What answers the calls of links.
+pub(super) trait AnswersCalls: Send + Sync + 'static {
+    /// Answers a call to the worker pool. Its message has no more bytes than any other.
+    fn answer_linked(
+        &self,
+        method: PoolCall,
+        headers: &HeaderMap,
+        message: Bytes,
+        call: &mut InFlight,
+    ) -> impl Future<Output = Result<Answer, Status>> + Send;
+}
+
+/// Opens a link whose records arrive in `body`. `call` is the stream of the link. A message has at most
+/// `most_bytes`. Once `stopping` is cancelled, the standby is asked to end the link.
+pub(super) fn open<A: AnswersCalls, B: RequestBody>(
+    answering: Arc<A>,
+    fleet: Arc<Fleet>,
+    (most_bytes, stopping): (usize, CancellationToken),
     body: B,
     call: InFlight,
 ) -> Response<Body> {
-    let Some(term) = gateway.fleet.as_ref().and_then(|fleet| fleet.own_term()) else {
+    let Some(term) = fleet.own_term() else {
         return unary::refuse(answer_not_leading()).for_call(call);
     };
     let (connection, answers) = (call.connection().clone(), Arc::<Outbox>::default());
     let sent = tonic::body::Body::new(Sent(answers.clone()));
-    let link = Linked { gateway, connection, answers, term, calls: Mutex::default() };
-    tokio::spawn(Arc::new(link).read(body));
+    let link = Linked { answering, fleet, connection, answers, term, calls: Mutex::default() };
+    let records = Records::new(most_bytes + BESIDE_MESSAGE);
+    tokio::spawn(Arc::new(link).read(body, records, stopping));
     let mut response = Response::new(Body::stream(sent));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response.for_call(call)
 }
 
 /// One link. The answers end when nobody holds it.
-struct Linked {
-    gateway: Arc<Gateway>,
+struct Linked<A> {
+    answering: Arc<A>,
+    fleet: Arc<Fleet>,
     connection: Arc<Connection>,
     answers: Arc<Outbox>,
     /// The term that the calls are meant for.
@@ -66,12 +83,15 @@ enum Call {
     Granted(Delivery),
 }
 
-impl Linked {
+impl<A: AnswersCalls> Linked<A> {
     /// Reads records until the link ends.
-    async fn read<B: RequestBody>(self: Arc<Self>, mut body: B) {
-        let most = self.gateway.limits.max_message_bytes as usize + BESIDE_MESSAGE;
-        let mut records = Records::new(most);
-        let mut stopping = Some(self.gateway.stopping.clone());
+    async fn read<B: RequestBody>(
+        self: Arc<Self>,
+        mut body: B,
+        mut records: Records,
+        stopping: CancellationToken,
+    ) {
+        let mut stopping = Some(stopping);
         let problem = loop {
             let stop = async {
                 match &stopping {
@@ -106,8 +126,7 @@ impl Linked {
     }
 
     fn take(self: &Arc<Self>, records: &mut Records) -> Result<(), Unreadable> {
-        let is_current =
-            self.gateway.fleet.as_ref().and_then(|fleet| fleet.own_term()) == Some(self.term);
+        let is_current = self.fleet.own_term() == Some(self.term);
         while let Some(record) = records.next::<ToLeader>()? {
             match record.word {
                 0 => self.begin(record, is_current),
@@ -149,7 +168,7 @@ impl Linked {
         let answer = if in_flight.has_too_many_fields() {
             Err(Status::unknown("the call has too many header fields"))
         } else {
-            self.gateway.answer_linked(method, &headers, message, &mut in_flight).await
+            self.answering.answer_linked(method, &headers, message, &mut in_flight).await
         };
         self.answer(number, answer);
     }
@@ -205,7 +224,7 @@ impl Linked {
     }
 }
 
-impl Drop for Linked {
+impl<A> Drop for Linked<A> {
     fn drop(&mut self) {
         self.answers.end();
     }

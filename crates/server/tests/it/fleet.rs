@@ -137,7 +137,7 @@ impl TestFleet {
         config.admin_listen.set_port(0);
         config.threads = 2;
         // So long that no leadership lapses where the machine is busy.
-        config.fleet.leader_ttl = Duration::from_secs(10);
+        config.fleet.leader_ttl = Duration::from_secs(5);
         (self.change)(&mut config);
         config
     }

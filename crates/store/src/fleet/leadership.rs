@@ -19,8 +19,10 @@ use super::rows::{JournalRow, LeaderId, LeadershipRow, MemberId, Rows};
 /// A leader renews this many times in each leader-ttl.
 const RENEWALS_PER_TTL: u32 = 5;
 
-/// A standby reads, and a request that failed is sent again, this many times in each leader-ttl.
+/// A standby reads, and a request that failed is sent again, this many times in each leader-ttl, and at
+/// least so often: calls are held for two seconds while a planned change goes from one server to another.
 const READS_PER_TTL: u32 = 20;
+const LONGEST_READ_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A leader does not renew when its ledger has not answered for this long.
 const LEDGER_WITHIN: Duration = Duration::from_secs(1);
@@ -185,7 +187,7 @@ impl Standby {
     /// Notes what an answer showed. The count of an unchanged row starts anew where it changed, and
     /// where answers were missing. A row that `is_stale` is one of a database that has lost a takeover.
     fn observe(&mut self, rows: Rows, is_stale: bool, now: Duration) {
-        self.next_read = now + rows.leadership.leader_ttl / READS_PER_TTL;
+        self.next_read = now + read_interval(rows.leadership.leader_ttl);
         let since = match &self.seen {
             Some(seen)
                 if seen.rows.leadership == rows.leadership
@@ -263,7 +265,7 @@ impl LeadershipRow {
     }
 
     fn retry_interval(&self) -> Duration {
-        self.leader_ttl / READS_PER_TTL
+        read_interval(self.leader_ttl)
     }
 }
 
@@ -467,7 +469,7 @@ impl Leadership {
                 None
             }
             (_, Answer::Failed | Answer::Blocked) => {
-                let retry = self.config.leader_ttl / READS_PER_TTL;
+                let retry = read_interval(self.config.leader_ttl);
                 let released = standby.released;
                 let next_read = now + retry;
                 *standby = Standby { next_read, released, ..Standby::new(standby.member, now) };
@@ -585,6 +587,10 @@ impl Leadership {
             JournalRow { leader: self.next_id, sequence: seen.journal.sequence, attempt: 0 };
         Rows { leadership, journal }
     }
+}
+
+fn read_interval(leader_ttl: Duration) -> Duration {
+    LONGEST_READ_INTERVAL.min(leader_ttl / READS_PER_TTL)
 }
 
 /// The row after one more renewal.

@@ -127,6 +127,15 @@ fn a_standby_takes_over_after_the_ttl_and_a_tenth_of_an_unchanged_row() {
 }
 
 #[test]
+fn a_standby_reads_four_times_a_second_however_long_the_ttl_is() {
+    let (mut database, _leader) = led();
+    database.rows.leadership.leader_ttl = Duration::from_secs(60);
+    let mut standby = server(2);
+    database.serve(&mut standby, at(1_000));
+    assert_eq!(standby.poll_timeout(), Some(at(1_250)));
+}
+
+#[test]
 fn a_standby_counts_from_the_arrival_of_an_answer() {
     let (mut database, _) = led();
     let mut standby = server(2);
