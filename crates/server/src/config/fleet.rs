@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use connect::NamedFile;
 use rustls::pki_types::ServerName;
 use store::Options;
 
@@ -48,10 +49,12 @@ impl FleetConfig {
     /// The files with which this server connects to the others; `None` without TLS. They are read before
     /// each handshake.
     pub(crate) fn tls(&self) -> Option<connect::TlsFiles> {
-        let verify = connect::Verify::File(self.ca.clone()?.into());
-        let identity = self.cert.clone().zip(self.key.clone()).map(|(certificate, key)| {
-            connect::Identity { certificate: certificate.into(), key: key.into() }
-        });
+        let file = |setting, path: &Option<PathBuf>| {
+            path.clone().map(|path| NamedFile::of_setting(setting, path))
+        };
+        let verify = connect::Verify::File(file("fleet_ca", &self.ca)?);
+        let files = file("fleet_cert", &self.cert).zip(file("fleet_key", &self.key));
+        let identity = files.map(|(certificate, key)| connect::Identity { certificate, key });
         Some(connect::TlsFiles { verify, identity })
     }
 
@@ -134,7 +137,19 @@ impl fmt::Display for Endpoint {
 
 #[cfg(test)]
 mod tests {
+    use connect::{Host, Protocol, Way};
+
     use super::*;
+
+    #[test]
+    fn the_files_of_tls_are_named_by_their_settings() {
+        let file = |name: &str| Some(PathBuf::from(name));
+        let (ca, cert, key) = (file("absent-ca"), file("absent-cert"), file("absent-key"));
+        let fleet = FleetConfig { ca, cert, key, ..FleetConfig::default() };
+        let way = Way::new(Host::new("localhost", 9010), [], Protocol::Http2);
+        let error = way.with_tls(fleet.tls().unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("`fleet_ca=absent-ca`: "), "{error}");
+    }
 
     #[test]
     fn an_endpoint_names_one_host_and_a_port() {
