@@ -45,19 +45,33 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// [`NotConnected`](crate::NotConnected) if nothing was sent.
 pub async fn call<A: Message + Default>(
     connection: &Connection,
-    mut request: Request<()>,
+    request: Request<()>,
     message: &impl Message,
 ) -> Result<Response<A>, Status> {
-    let message = framing::frame(message);
+    let answer = call_with_frame(connection, request, framing::frame(message));
+    let (metadata, message) = answer.await?;
+    let metadata = MetadataMap::from_headers(metadata);
+    Ok(Response::from_parts(metadata, unframed(message)?, Extensions::default()))
+}
+
+/// Makes a unary call, as [`call`] does, with a message in its frame. Returns the metadata of the answer and its
+/// message in its frame.
+///
+/// # Errors
+///
+/// As [`call`].
+pub async fn call_with_frame(
+    connection: &Connection,
+    mut request: Request<()>,
+    message: Bytes,
+) -> Result<(HeaderMap, Bytes), Status> {
     let mut ready = connection.ready().await?;
     ready.direct(&mut request);
     let (answer, mut body) = ready.requests.send_request(request, false).map_err(broken)?;
     body.send_data(message, true).map_err(broken)?;
     let answer = answer.await.map_err(broken)?;
     ready.call.answered();
-    let (metadata, message) = read(answer).await?;
-    let metadata = MetadataMap::from_headers(metadata);
-    Ok(Response::from_parts(metadata, unframed(message)?, Extensions::default()))
+    Ok(read(answer).await?)
 }
 
 /// Why an answer cannot be read to its end.

@@ -15,9 +15,7 @@ mod passing;
 mod routing;
 
 pub(crate) use attaching::{Upstream, may_open_again};
-pub(crate) use link::{
-    HandedOn, LINK, Outbox, Records, Sent, ToLeader, Unreadable, Word, metadata,
-};
+pub(crate) use link::{HandedOn, LINK, Outbox, Record, Records, Sent, Unreadable, Word};
 pub(crate) use origin::Origin;
 pub(crate) use passing::{Outgoing, Over, PassedOn, answer_not_leading, is_not_leading};
 pub(crate) use routing::{Fleet, Patience};

@@ -8,13 +8,11 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use http::uri::PathAndQuery;
 use http::{Method, Request};
-use http_body_util::{BodyExt as _, Full};
 use store::Unavailable;
 use store::fleet::Leader;
 use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
-use tower::Service as _;
 
 use super::headers::{is_passed_on, passed_on};
 use super::link::{ANSWER_AFTER_TERM, Answered, Fields, HandedOn, Lost};
@@ -110,14 +108,14 @@ impl<'c> Outgoing<'c> {
 
     /// Writes the fields of the record for a link.
     fn write(&self, fields: &mut Fields<'_>) {
-        fields.bytes(3, self.path.as_bytes());
+        fields.path(self.path);
         match self.peer.map(|peer| peer.ip()) {
-            Some(IpAddr::V4(address)) => fields.bytes(4, &address.octets()),
-            Some(IpAddr::V6(address)) => fields.bytes(4, &address.octets()),
+            Some(IpAddr::V4(address)) => fields.peer(&address.octets()),
+            Some(IpAddr::V6(address)) => fields.peer(&address.octets()),
             None => {}
         }
         if let Some(indexer) = self.indexer {
-            fields.bytes(5, indexer.as_bytes());
+            fields.indexer(indexer);
         }
         for (name, value) in self.metadata {
             if is_passed_on(name) {
@@ -130,16 +128,12 @@ impl<'c> Outgoing<'c> {
         if let Some(left) = self.timeout() {
             fields.header(&GRPC_TIMEOUT, &left);
         }
-        fields.bytes(8, &self.message);
+        fields.message(&self.message);
     }
 
     /// The request for a stream of its own.
-    fn request(
-        &self,
-        fleet: &Fleet,
-        leader: &Leader,
-    ) -> Result<Request<tonic::body::Body>, Status> {
-        let mut request = Request::new(tonic::body::Body::new(Full::new(self.message.clone())));
+    fn request(&self, fleet: &Fleet, leader: &Leader) -> Result<Request<()>, Status> {
+        let mut request = Request::new(());
         *request.uri_mut() = fleet.uri(leader, PathAndQuery::from_static(self.path))?;
         *request.method_mut() = Method::POST;
         let headers = request.headers_mut();
@@ -273,26 +267,16 @@ impl Fleet {
         call: &Outgoing<'_>,
         leader: &Leader,
     ) -> Result<PassedOn, Failed> {
-        let mut connection = self.connection(leader).map_err(Failed::NotApplied)?;
+        let connection = self.connection(leader).map_err(Failed::NotApplied)?;
         let request = call.request(self, leader).map_err(Failed::NotApplied)?;
-        let answer = connection.call(request).await.map_err(Lost::before_an_answer)?;
-        let (head, body) = answer.into_parts();
-        let unknown = |status: Status| Failed::Unknown(unreachable(status.message()));
-        let body = body.collect().await.map_err(unknown)?;
-        let trailers = body.trailers().cloned().unwrap_or_default();
-        let mut metadata = head.headers;
-        metadata.extend(trailers);
-        match Status::from_header_map(&metadata) {
-            Some(status) if status.code() != tonic::Code::Ok => {
-                return Err(Failed::refused(status));
+        match connect::grpc::call_with_frame(&connection, request, call.message.clone()).await {
+            Ok((metadata, message)) => Ok(PassedOn { metadata, message, handed_on: None }),
+            // Only a status of the leader has no source.
+            Err(status) if std::error::Error::source(&status).is_none() => {
+                Err(Failed::refused(status))
             }
-            Some(_) => {}
-            None => {
-                let problem = format!("an answer without a status, of HTTP status {}", head.status);
-                return Err(Failed::Refused(Status::unknown(problem)));
-            }
+            Err(status) => Err(Lost::before_an_answer(status).into()),
         }
-        Ok(PassedOn { metadata, message: body.to_bytes(), handed_on: None })
     }
 }
 

@@ -204,24 +204,19 @@ impl Fleet {
     ///
     /// `UNAVAILABLE` when that takes too long.
     pub(crate) async fn route(&self, patience: &mut Patience) -> Result<Option<Leader>, Status> {
-        // Mostly the leader is known.
-        if !self.leads()
-            && let Some(leader) = &*self.leader.borrow()
-            && !leader.is_self
-        {
-            return Ok(Some(leader.clone()));
-        }
-        let mut leader = self.leader.clone();
         loop {
             if self.leads() {
                 return Ok(None);
             }
-            let known = leader.borrow_and_update().clone();
+            let known = self.leader.borrow().clone();
             let is_waited_for = match known {
                 Some(leader) if !leader.is_self => return Ok(Some(leader)),
                 // This server leads soon: it reads the journal.
                 Some(_) => patience.wait().await,
-                None => timeout_at(patience.until, leader.changed()).await.is_ok(),
+                None => {
+                    let mut leader = self.leader.clone();
+                    timeout_at(patience.until, leader.wait_for(Option::is_some)).await.is_ok()
+                }
             };
             if !is_waited_for {
                 return Err(no_leader());

@@ -21,14 +21,12 @@ use super::route::PoolCall;
 use super::timed_body::RequestBody;
 use super::unary::{self, Answer, Body, ForCall as _};
 use crate::bounds::{Connection, InFlight};
-use crate::fleet::{
-    Fleet, Outbox, Records, Sent, ToLeader, Unreadable, Word, answer_not_leading, metadata,
-};
+use crate::fleet::{Fleet, Outbox, Record, Records, Sent, Unreadable, Word, answer_not_leading};
 
 /// What a record may have beside its message: the metadata of a call, which the standby bounds too.
 const BESIDE_MESSAGE: usize = 128 << 10;
 
-/// No more calls are read while so many bytes of answers wait.
+/// A link whose standby reads no answers is ended when so many bytes of them wait.
 const MOST_WAITING: usize = 8 << 20;
 
 /// What answers the calls of links.
@@ -109,7 +107,7 @@ impl<A: AnswersCalls> Linked<A> {
                 },
                 () = stop => {
                     stopping = None;
-                    self.answers.push(|fields| fields.number(2, 1));
+                    self.answers.push(|fields| fields.word(Word::Stopping));
                     continue;
                 }
             };
@@ -127,18 +125,20 @@ impl<A: AnswersCalls> Linked<A> {
 
     fn take(self: &Arc<Self>, records: &mut Records) -> Result<(), Unreadable> {
         let is_current = self.fleet.own_term() == Some(self.term);
-        while let Some(record) = records.next::<ToLeader>()? {
-            match record.word {
-                0 => self.begin(record, is_current),
-                word => self.finish(record.call, word == Word::HandedOn as u32),
+        while let Some(record) = records.next()? {
+            if record.is_word() {
+                self.finish(record.call, record.is(Word::HandedOn));
+            } else {
+                self.begin(record, is_current);
             }
         }
         Ok(())
     }
 
     /// Begins a call.
-    fn begin(self: &Arc<Self>, record: ToLeader, is_current: bool) {
-        let ToLeader { call: number, path, peer, indexer, names, values, message, .. } = record;
+    fn begin(self: &Arc<Self>, mut record: Record, is_current: bool) {
+        let mut headers = record.take_metadata();
+        let Record { call: number, path, peer, indexer, message, .. } = record;
         let method = str::from_utf8(&path).ok().and_then(PoolCall::at);
         let Some(method) = method.filter(|_| is_current) else {
             let status = match method {
@@ -147,7 +147,6 @@ impl<A: AnswersCalls> Linked<A> {
             };
             return self.answer(number, Err(status));
         };
-        let mut headers = metadata(&names, values);
         let indexer = indexer.as_deref().and_then(|name| str::from_utf8(name).ok());
         let in_flight = self.connection.begin_on_behalf(address(&peer), indexer, &mut headers);
         let link = self.clone();
@@ -179,10 +178,14 @@ impl<A: AnswersCalls> Linked<A> {
             Ok(answer) => {
                 let (metadata, message, delivery) = answer.into_parts();
                 let mut calls = self.calls.lock();
-                match delivery {
-                    Some(delivery) => calls.insert(number, Call::Granted(delivery)),
-                    None => calls.remove(&number),
-                };
+                if let Some(delivery) = delivery {
+                    // Where the call is not there any more, its caller is gone: the lease is taken back.
+                    if let Some(call) = calls.get_mut(&number) {
+                        *call = Call::Granted(delivery);
+                    }
+                } else {
+                    calls.remove(&number);
+                }
                 (metadata, message)
             }
             Err(status) => {
@@ -191,11 +194,11 @@ impl<A: AnswersCalls> Linked<A> {
             }
         };
         self.answers.push(|fields| {
-            fields.number(1, number);
+            fields.call(number);
             for (name, value) in &metadata {
                 fields.header(name, value);
             }
-            fields.bytes(8, &message);
+            fields.message(&message);
         });
     }
 

@@ -238,3 +238,19 @@ async fn a_call_names_the_server_of_the_list_that_it_is_sent_to() {
         assert_eq!(asked, expected);
     }
 }
+
+#[tokio::test]
+async fn only_a_stream_that_was_refused_was_certainly_not_handled() {
+    let reset_for = |reason| move |mut respond: SendResponse<Bytes>| respond.send_reset(reason);
+    for (reason, expected) in [
+        (Reason::REFUSED_STREAM, true),
+        (Reason::CANCEL, false),
+        (Reason::INTERNAL_ERROR, false),
+        (Reason::NO_ERROR, false),
+    ] {
+        let status = called(reset_for(reason)).await.unwrap_err();
+        assert_eq!(was_not_handled(&status), expected, "{reason:?}: {status:?}");
+    }
+    let refused = called(head(200, &[("grpc-status", "14")])).await.unwrap_err();
+    assert!(!was_not_handled(&refused));
+}

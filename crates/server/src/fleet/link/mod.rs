@@ -24,13 +24,17 @@ use tonic::Status;
 use tower::Service as _;
 
 pub(crate) use outbox::{Outbox, Sent};
-pub(crate) use records::{Fields, Records, ToLeader, ToStandby, Unreadable, Word, metadata};
+pub(crate) use records::{Fields, Record, Records, Unreadable, Word};
 
 /// The path of a link.
 pub(crate) const LINK: &str = "/tgm.session.fleet.v1.Fleet/Link";
 
 /// How long a leader may take to answer a call after its term.
 pub(super) const ANSWER_AFTER_TERM: Duration = Duration::from_secs(1);
+
+/// A link takes no more calls while so many bytes wait, because the leader reads nothing. The record of a call
+/// that was given up waits too.
+const MOST_WAITING: usize = 4 << 20;
 
 /// The most bytes of an answer with its metadata.
 const MOST_BYTES: usize = 5 << 20;
@@ -53,7 +57,7 @@ struct State {
     /// The calls of which the leader does not know yet what became of them.
     open: usize,
     /// The calls that wait for an answer, and whether they count once however often they are sent.
-    answers: HashMap<u64, (oneshot::Sender<ToStandby>, bool)>,
+    answers: HashMap<u64, (oneshot::Sender<Record>, bool)>,
     /// Whether the link takes no more calls, because the leader is stopping.
     is_stopping: bool,
     /// Whether it takes no more calls, because another server leads.
@@ -160,18 +164,18 @@ impl Link {
     ) -> Result<Answered, Lost> {
         let (sender, answer) = oneshot::channel();
         let call = self.0.begin(sender, may_be_repeated)?;
-        let given_up = HandedOn { link: self.clone(), call, word: Some(Word::CallerGone) };
+        let handed_on = HandedOn { link: self.clone(), call, word: Some(Word::CallerGone) };
         self.0.calls.push(|fields| {
-            fields.number(1, call);
+            fields.call(call);
             write(fields);
         });
         match answer.await {
-            Ok(ToStandby { names, values, message, .. }) => {
-                let metadata = metadata(&names, values);
-                Ok(Answered { metadata, message, handed_on: given_up })
+            Ok(mut answer) => {
+                let metadata = answer.take_metadata();
+                Ok(Answered { metadata, message: answer.message, handed_on })
             }
             Err(_) => {
-                given_up.forget();
+                handed_on.forget();
                 Err(self.0.state.lock().lost.clone().unwrap_or(Lost::Replaced))
             }
         }
@@ -202,11 +206,11 @@ impl State {
 
 impl Shared {
     /// Begins a call, whose answer `sender` gets. Returns its number.
-    fn begin(
-        &self,
-        sender: oneshot::Sender<ToStandby>,
-        may_be_repeated: bool,
-    ) -> Result<u64, Lost> {
+    fn begin(&self, sender: oneshot::Sender<Record>, may_be_repeated: bool) -> Result<u64, Lost> {
+        if self.calls.len() > MOST_WAITING {
+            let problem = Status::unavailable("the leader of the fleet does not read its calls");
+            return Err(Lost::NotHandled(problem));
+        }
         let mut state = self.state.lock();
         state.refusal().map_or(Ok(()), Err)?;
         state.last += 1;
@@ -226,8 +230,8 @@ impl Shared {
             && state.lost.is_none()
         {
             self.calls.push(|fields| {
-                fields.number(1, call);
-                fields.number(2, word as u64);
+                fields.call(call);
+                fields.word(word);
             });
         }
         if state.is_over() {
@@ -272,9 +276,9 @@ impl Shared {
         Lost::Unknown(Status::unavailable("the leader has ended the link"))
     }
 
-    fn answer(&self, answer: ToStandby) {
+    fn answer(&self, answer: Record) {
         let mut state = self.state.lock();
-        state.is_stopping |= answer.is_stopping;
+        state.is_stopping |= answer.is(Word::Stopping);
         let (waiting, is_over) = (state.answers.remove(&answer.call), state.is_over());
         drop(state);
         if is_over {
@@ -313,5 +317,27 @@ impl Lost {
         } else {
             Self::NotHandled(status)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use connect::Connector;
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_link_whose_leader_reads_nothing_takes_no_more_calls_in_the_end() {
+        let never = Connector::Own(Arc::new(|| Box::pin(std::future::pending())));
+        let request = Request::post("http://localhost/").body(()).unwrap();
+        let link = Link::open(Connection::new(never), request, std::future::pending());
+        let message = vec![7; 64 << 10];
+        // Each caller gives up at once.
+        let call = || link.call(true, |fields| fields.message(&message)).now_or_never();
+        let taken = (0..1_000).take_while(|_| call().is_none()).count();
+        assert!((50..100).contains(&taken), "{taken}");
+        assert!(matches!(call(), Some(Err(Lost::NotHandled(_)))));
+        assert!(link.0.calls.len() < MOST_WAITING + (1 << 20));
     }
 }

@@ -12,25 +12,26 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 /// The bytes of the length.
 const LENGTH: usize = 4;
 
-/// A record from a standby to the leader: a call, or what became of the answer to one.
+/// A call or its answer, or a word about one.
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct ToLeader {
+pub(crate) struct Record {
     /// The number of the call on this link.
     #[prost(uint64, tag = "1")]
     pub(crate) call: u64,
-    /// A [`Word`], or 0 for a call.
+    /// A [`Word`], or 0 for a call and for an answer.
     #[prost(uint32, tag = "2")]
     pub(crate) word: u32,
-    /// The path of the method.
+    /// Of a call: the path of the method.
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) path: Bytes,
-    /// The octets of the IP address of the caller, if it is known.
+    /// Of a call: the octets of the IP address of the caller, if it is known.
     #[prost(bytes = "bytes", tag = "4")]
     pub(crate) peer: Bytes,
-    /// The name of the indexer whose key the caller has shown.
+    /// Of a call: the name of the indexer whose key the caller has shown.
     #[prost(bytes = "bytes", optional, tag = "5")]
     pub(crate) indexer: Option<Bytes>,
-    /// The names of the metadata, and their values in the same order.
+    /// The names of the metadata, and their values in the same order. In an answer a status other than OK
+    /// is among them.
     #[prost(bytes = "bytes", repeated, tag = "6")]
     pub(crate) names: Vec<Bytes>,
     #[prost(bytes = "bytes", repeated, tag = "7")]
@@ -40,54 +41,84 @@ pub(crate) struct ToLeader {
     pub(crate) message: Bytes,
 }
 
-/// What a standby says of a call that it has passed on.
+/// What one end of a link tells the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
-    /// The caller has the answer.
+    /// The standby: the caller has the answer.
     HandedOn = 1,
-    /// The caller is gone, before or after the answer.
+    /// The standby: the caller is gone, before or after the answer.
     CallerGone = 2,
+    /// The leader: it is stopping. It answers what it has read, and reads until the standby ends the link.
+    Stopping = 3,
 }
 
-/// A record from the leader to a standby: the answer to a call, or that the leader takes no more.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct ToStandby {
-    /// The number of the call on this link.
-    #[prost(uint64, tag = "1")]
-    pub(crate) call: u64,
-    /// Whether the leader is stopping. It answers what it has read, and reads until the standby ends the
-    /// link.
-    #[prost(bool, tag = "2")]
-    pub(crate) is_stopping: bool,
-    /// The names of the metadata, and their values in the same order. A status other than OK is among
-    /// them.
-    #[prost(bytes = "bytes", repeated, tag = "6")]
-    pub(crate) names: Vec<Bytes>,
-    #[prost(bytes = "bytes", repeated, tag = "7")]
-    pub(crate) values: Vec<Bytes>,
-    /// The message with its frame.
-    #[prost(bytes = "bytes", tag = "8")]
-    pub(crate) message: Bytes,
+impl Record {
+    /// Whether the record is this word.
+    pub(crate) const fn is(&self, word: Word) -> bool {
+        self.word == word as u32
+    }
+
+    /// Whether the record is a word about a call, and no call or answer.
+    pub(crate) const fn is_word(&self) -> bool {
+        self.word != 0
+    }
+
+    /// Takes the metadata out. What is no valid header is left out.
+    pub(crate) fn take_metadata(&mut self) -> HeaderMap {
+        let mut metadata = HeaderMap::with_capacity(self.names.len());
+        for (name, value) in self.names.drain(..).zip(self.values.drain(..)) {
+            if let Ok(name) = HeaderName::from_bytes(&name)
+                && let Ok(value) = HeaderValue::from_maybe_shared(value)
+            {
+                metadata.append(name, value);
+            }
+        }
+        metadata
+    }
 }
 
-/// Writes the fields of one record.
+/// Writes the fields of a [`Record`].
 pub(crate) struct Fields<'b>(&'b mut BytesMut);
 
 impl Fields<'_> {
-    pub(crate) fn number(&mut self, tag: u32, value: u64) {
-        encode_key(tag, WireType::Varint, self.0);
-        encode_varint(value, self.0);
+    pub(crate) fn call(&mut self, number: u64) {
+        self.number(1, number);
     }
 
-    pub(crate) fn bytes(&mut self, tag: u32, value: &[u8]) {
-        encode_key(tag, WireType::LengthDelimited, self.0);
-        encode_varint(value.len() as u64, self.0);
-        self.0.put_slice(value);
+    pub(crate) fn word(&mut self, word: Word) {
+        self.number(2, word as u64);
+    }
+
+    pub(crate) fn path(&mut self, path: &str) {
+        self.bytes(3, path.as_bytes());
+    }
+
+    pub(crate) fn peer(&mut self, octets: &[u8]) {
+        self.bytes(4, octets);
+    }
+
+    pub(crate) fn indexer(&mut self, name: &str) {
+        self.bytes(5, name.as_bytes());
     }
 
     pub(crate) fn header(&mut self, name: &HeaderName, value: &HeaderValue) {
         self.bytes(6, name.as_str().as_bytes());
         self.bytes(7, value.as_bytes());
+    }
+
+    pub(crate) fn message(&mut self, message: &[u8]) {
+        self.bytes(8, message);
+    }
+
+    fn number(&mut self, tag: u32, value: u64) {
+        encode_key(tag, WireType::Varint, self.0);
+        encode_varint(value, self.0);
+    }
+
+    fn bytes(&mut self, tag: u32, value: &[u8]) {
+        encode_key(tag, WireType::LengthDelimited, self.0);
+        encode_varint(value.len() as u64, self.0);
+        self.0.put_slice(value);
     }
 }
 
@@ -99,19 +130,6 @@ pub(crate) fn append(buffer: &mut BytesMut, write: impl FnOnce(&mut Fields<'_>))
     // A record has one message, which is bounded far below four gigabytes.
     let length = u32::try_from(buffer.len() - begin - LENGTH).unwrap_or(u32::MAX);
     buffer[begin..begin + LENGTH].copy_from_slice(&length.to_be_bytes());
-}
-
-/// Builds metadata from names and values. What is no valid header is left out.
-pub(crate) fn metadata(names: &[Bytes], values: Vec<Bytes>) -> HeaderMap {
-    let mut metadata = HeaderMap::with_capacity(names.len());
-    for (name, value) in names.iter().zip(values) {
-        if let Ok(name) = HeaderName::from_bytes(name)
-            && let Ok(value) = HeaderValue::from_maybe_shared(value)
-        {
-            metadata.append(name, value);
-        }
-    }
-    metadata
 }
 
 /// Why a link cannot be read on.
@@ -146,7 +164,7 @@ impl Records {
     /// # Errors
     ///
     /// [`Unreadable`] at a record that is too large or invalid. Nothing after it can be read.
-    pub(crate) fn next<R: Message + Default>(&mut self) -> Result<Option<R>, Unreadable> {
+    pub(crate) fn next(&mut self) -> Result<Option<Record>, Unreadable> {
         let Some((length, rest)) = self.arrived.split_first_chunk::<LENGTH>() else {
             return Ok(None);
         };
@@ -155,7 +173,7 @@ impl Records {
             return Err(Unreadable::TooLarge(self.most));
         }
         let Some(record) = rest.get(..length) else { return Ok(None) };
-        let record = R::decode(Bytes::copy_from_slice(record))?;
+        let record = Record::decode(Bytes::copy_from_slice(record))?;
         self.arrived.advance(LENGTH + length);
         Ok(Some(record))
     }
@@ -163,16 +181,21 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
+    use http::header::USER_AGENT;
+
     use super::*;
 
     fn sent() -> BytesMut {
         let mut buffer = BytesMut::new();
         for call in 1..=3 {
             append(&mut buffer, |fields| {
-                fields.number(1, call);
-                fields.bytes(3, b"/path");
-                fields.header(&http::header::USER_AGENT, &HeaderValue::from_static("test"));
-                fields.bytes(8, &[7; 300]);
+                fields.call(call);
+                fields.word(Word::CallerGone);
+                fields.path("/path");
+                fields.peer(&[127, 0, 0, 1]);
+                fields.indexer("west");
+                fields.header(&USER_AGENT, &HeaderValue::from_static("test"));
+                fields.message(&[7; 300]);
             });
         }
         buffer
@@ -186,14 +209,21 @@ mod tests {
             let mut read = Vec::new();
             for piece in sent.chunks(size) {
                 records.arrived(piece);
-                while let Some(record) = records.next::<ToLeader>().unwrap() {
+                while let Some(record) = records.next().unwrap() {
                     read.push(record);
                 }
             }
-            assert_eq!(read.iter().map(|record| record.call).collect::<Vec<_>>(), [1, 2, 3]);
-            let ToLeader { path, names, values, message, word, indexer, .. } = read.remove(0);
-            assert_eq!((&path[..], message.len(), word, indexer), (&b"/path"[..], 300, 0, None));
-            assert_eq!(metadata(&names, values).get("user-agent").unwrap(), "test");
+            let expected = (1..=3).map(|call| Record {
+                call,
+                word: Word::CallerGone as u32,
+                path: "/path".into(),
+                peer: Bytes::from_static(&[127, 0, 0, 1]),
+                indexer: Some("west".into()),
+                names: vec!["user-agent".into()],
+                values: vec!["test".into()],
+                message: vec![7; 300].into(),
+            });
+            assert_eq!(read, expected.collect::<Vec<_>>());
         }
     }
 
@@ -201,16 +231,17 @@ mod tests {
     fn a_record_that_is_too_large_or_invalid_is_refused() {
         let mut records = Records::new(100);
         records.arrived(&sent());
-        assert!(matches!(records.next::<ToLeader>(), Err(Unreadable::TooLarge(100))));
+        assert!(matches!(records.next(), Err(Unreadable::TooLarge(100))));
         let mut records = Records::new(100);
         records.arrived(&[0, 0, 0, 1, 0xff]);
-        assert!(matches!(records.next::<ToLeader>(), Err(Unreadable::Invalid(_))));
+        assert!(matches!(records.next(), Err(Unreadable::Invalid(_))));
     }
 
     #[test]
     fn metadata_that_is_no_header_is_left_out() {
-        let names = ["a", "not a name", "b"].map(Bytes::from);
-        let read = metadata(&names, ["1", "2", "\n"].map(Bytes::from).to_vec());
+        let (names, values) = (["a", "not a name", "b"], ["1", "2", "\n"]);
+        let [names, values] = [names, values].map(|texts| texts.map(Bytes::from).to_vec());
+        let read = Record { names, values, ..Record::default() }.take_metadata();
         assert_eq!(read.len(), 1);
         assert_eq!(read.get("a").unwrap(), "1");
     }
