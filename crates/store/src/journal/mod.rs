@@ -15,6 +15,9 @@ pub(crate) mod rows;
 pub(crate) mod term_journal;
 pub(crate) mod watching;
 
+#[cfg(test)]
+mod engine_tests;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;

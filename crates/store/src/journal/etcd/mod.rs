@@ -149,4 +149,4 @@ fn counters(client: &Client, new: JournalRow, stamp: Stamp) -> Vec<RequestOp> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

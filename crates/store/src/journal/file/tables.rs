@@ -55,9 +55,6 @@ pub(crate) fn create_tables(database: &Database, format: u64) -> Result<(), redb
     Ok(transaction.commit()?)
 }
 
-/// So many rows are inserted one by one: a cursor costs more than it saves.
-const FEW_ROWS: usize = 20;
-
 /// Writes the rows, `stamp` and the number of the batch in one transaction, flushed when it
 /// returns.
 pub(crate) fn write(
@@ -91,6 +88,9 @@ fn write_leases(rows: &Rows, transaction: &WriteTransaction) -> Result<(), redb:
     }
     insert_rising(&mut leases, rows.granted.iter().map(|(serial, lease)| (*serial, lease)))
 }
+
+/// Up to so many rows are inserted one by one: there a cursor costs more than it saves.
+const FEW_ROWS: usize = 20;
 
 /// Inserts rows whose keys rise.
 fn insert_rising<'r, K: Key + 'static, R: Message + 'r>(
