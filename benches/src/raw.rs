@@ -9,11 +9,8 @@ use tokio_postgres::NoTls;
 
 use crate::ids::{SESSIONS, Traces, api_key, organization};
 
-/// The transaction of a leader, around its statement.
-const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = 5000; SET LOCAL statement_timeout = 5000; \
-                     SET LOCAL idle_in_transaction_session_timeout = 5000; \
-                     SELECT set_config('synchronous_commit', 'on', true) \
-                     WHERE current_setting('synchronous_commit') IN ('off', 'local')";
+/// How long one transaction may take.
+const WITHIN: Duration = Duration::from_secs(5);
 
 /// What a run has committed.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +43,14 @@ async fn play(url: &str, batch: usize, span: Duration) -> anyhow::Result<Committ
         trace: &trace,
         ..Request::session(SESSIONS, &organization)
     };
+    let begin = Batches::begin(WITHIN);
     let mut committed = Committed { borrows: 0, took: Duration::ZERO };
     while committed.took < span {
         let statement = batches.grant((0..batch).map(|_| request()), &terms);
         let sent = Instant::now();
         let parameters = statement.parameters();
         let (begun, changed, ended) = tokio::join!(
-            client.batch_execute(BEGIN),
+            client.batch_execute(&begin),
             client.query_typed_one(statement.sql(), &parameters),
             client.batch_execute("COMMIT"),
         );

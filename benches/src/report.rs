@@ -211,6 +211,13 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+/// The least value that so many percent of all values are not above; NaN without values.
+pub fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let rank = (values.len() * percent).div_ceil(100);
+    values.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,6 +233,16 @@ mod tests {
         );
         assert_eq!(grouped(1_234_567.0), "1,234,567");
         assert_eq!(grouped(-123.0), "-123");
+    }
+
+    #[test]
+    fn a_percentile_is_never_below_the_median() {
+        assert!(percentile(vec![], 90).is_nan());
+        for (count, expected) in [(1, 1.0), (2, 2.0), (4, 4.0), (10, 9.0), (30, 27.0)] {
+            let values: Vec<f64> = (1..=count).map(f64::from).rev().collect();
+            assert!((percentile(values.clone(), 90) - expected).abs() < 1e-9, "{count}");
+            assert!(percentile(values.clone(), 90) >= median(values), "{count}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::http;
 use crate::ids::Traces;
 use crate::pairs;
 use crate::process::{children_cpu_of, memory_of};
-use crate::report::{Bound, Cell, Report, Table, median};
+use crate::report::{Bound, Cell, Report, Table, median, percentile};
 use crate::run::bench::{Bench, part};
 use crate::run::unary::{Method, body, borrow};
 
@@ -98,7 +98,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> 
                 Cell::Number(f64::from(kills), 0),
                 Cell::Number(times[0], 2),
                 Cell::Number(median(times.clone()), 2),
-                Cell::Number(times[last * 9 / 10], 2),
+                Cell::Number(percentile(times.clone(), 90), 2),
                 Cell::Number(times[last], 2),
                 Cell::Number(median(all.iter().map(|it| it.load).collect()), 2),
             ]);

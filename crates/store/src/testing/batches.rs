@@ -1,10 +1,13 @@
 //! The statements of a leader on PostgreSQL, for a client that is no server.
 
+use std::time::Duration;
+
 use lease::{Config, Ledger, Request, Terms, Timestamp};
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::fleet::{JournalRow, LeaderId};
 use crate::journal::Stamp;
+use crate::journal::postgres::begin;
 use crate::journal::postgres::commit::{self, statement};
 use crate::journal::rows::Rows;
 
@@ -35,6 +38,11 @@ impl Batches {
     /// The query whose row [`Batches::from_row`] reads.
     pub const QUERY: &str = "SELECT leader, sequence, attempt, store_time, next_serial \
                              FROM tgm_session.journal";
+
+    /// Begins the transaction around a batch, as a leader does whose requests may take `within`.
+    pub fn begin(within: Duration) -> String {
+        begin(within)
+    }
 
     /// Continues the journal that this row describes.
     ///

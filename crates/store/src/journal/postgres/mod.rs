@@ -160,7 +160,7 @@ fn journal_row(row: &tokio_postgres::Row) -> Result<JournalRow, load::LoadError>
 }
 
 /// Begins a transaction whose locks and statements end in time, and whose commit is durable.
-fn begin(within: Duration) -> String {
+pub(crate) fn begin(within: Duration) -> String {
     let milliseconds = within.as_millis().max(1);
     format!(
         "BEGIN; SET LOCAL lock_timeout = {milliseconds}; \
