@@ -86,7 +86,7 @@ impl TestFleet {
     }
 
     /// As [`TestFleet::start`], with changed settings.
-    async fn start_with(
+    pub(crate) async fn start_with(
         policy: &str,
         servers: usize,
         change: impl Fn(&mut Config) + Send + Sync + 'static,

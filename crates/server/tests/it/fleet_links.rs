@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::Request;
 use prost::Message;
+use tgm_session_server::Config;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use wire::worker::BorrowWorkerResponse;
@@ -29,11 +31,13 @@ struct ToLeader {
     message: Bytes,
 }
 
-/// An answer.
+/// An answer, or that the leader is stopping.
 #[derive(Clone, PartialEq, Message)]
 struct ToStandby {
     #[prost(uint64, tag = "1")]
     call: u64,
+    #[prost(uint32, tag = "2")]
+    word: u32,
     #[prost(string, repeated, tag = "6")]
     names: Vec<String>,
     #[prost(string, repeated, tag = "7")]
@@ -43,6 +47,7 @@ struct ToStandby {
 }
 
 const CALLER_GONE: u32 = 2;
+const STOPPING: u32 = 3;
 
 /// A link that a test has opened.
 struct Link {
@@ -172,4 +177,24 @@ async fn a_link_with_an_invalid_record_ends_and_the_server_goes_on() {
     assert!(link.next().await.unwrap().names.iter().any(|name| name == "grpc-status"));
     link.borrow(2);
     assert!(granted(&link.next().await.unwrap()));
+}
+
+#[tokio::test]
+async fn a_leader_that_stops_asks_for_the_end_of_its_links() {
+    let change = |config: &mut Config| config.port.drain_timeout = Duration::from_secs(600);
+    let Some(mut fleet) = TestFleet::start_with(ROOMY, 1, change).await else { return };
+    let (secret, term) = secret_and_term(&fleet);
+    let server = fleet.servers.remove(0);
+    let mut link = Link::open(server.grpc_address(), &secret, &term).await;
+    let stopped = tokio::spawn(server.stop());
+    let asked = async {
+        assert_eq!(link.next().await.unwrap().word, STOPPING);
+        // What was sent before the end is still answered.
+        link.borrow(1);
+        assert_eq!(link.next().await.unwrap().call, 1);
+        link.calls.send_data(Bytes::new(), true).unwrap();
+        assert!(link.next().await.is_none());
+        stopped.await.unwrap().unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(60), asked).await.expect("nothing else is waited for");
 }

@@ -327,11 +327,16 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_link_whose_leader_reads_nothing_takes_no_more_calls_in_the_end() {
+    /// A link over a connection that is never made.
+    fn link() -> Arc<Link> {
         let never = Connector::Own(Arc::new(|| Box::pin(std::future::pending())));
         let request = Request::post("http://localhost/").body(()).unwrap();
-        let link = Link::open(Connection::new(never), request, std::future::pending());
+        Link::open(Connection::new(never), request, std::future::pending())
+    }
+
+    #[tokio::test]
+    async fn a_link_whose_leader_reads_nothing_takes_no_more_calls_in_the_end() {
+        let link = link();
         let message = vec![7; 64 << 10];
         // Each caller gives up at once.
         let call = || link.call(true, |fields| fields.message(&message)).now_or_never();
@@ -339,5 +344,22 @@ mod tests {
         assert!((50..100).contains(&taken), "{taken}");
         assert!(matches!(call(), Some(Err(Lost::NotHandled(_)))));
         assert!(link.0.calls.len() < MOST_WAITING + (1 << 20));
+    }
+
+    #[tokio::test]
+    async fn a_link_to_a_leader_that_stops_ends_after_its_last_call() {
+        let link = link();
+        let mut sent = Sent(link.0.calls.clone());
+        let mut call = Box::pin(link.call(true, |fields| fields.path("/path")));
+        assert!(call.as_mut().now_or_never().is_none());
+        assert!(sent.frame().now_or_never().flatten().is_some(), "the call is sent");
+        let stopping = Record { word: Word::Stopping as u32, ..Record::default() };
+        link.0.answer(stopping);
+        let refused = link.call(true, |_| {}).now_or_never();
+        assert!(matches!(refused, Some(Err(Lost::NotHandled(_)))), "{refused:?}");
+        assert!(sent.frame().now_or_never().is_none(), "the link waits for the call");
+        drop(call);
+        assert!(sent.frame().now_or_never().flatten().is_some(), "its caller is gone");
+        assert!(matches!(sent.frame().now_or_never(), Some(None)), "the link has ended");
     }
 }
